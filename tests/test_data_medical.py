@@ -77,7 +77,7 @@ def problems(source: Any) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def forget_what_was_said(monkeypatch):
-    monkeypatch.setattr(medical, "_told", set())
+    monkeypatch.setattr(medical, "_shown", set())
 
 
 # By hand
@@ -328,7 +328,7 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
                 MISSING: "no image",
                 "lost column": ("no field", "fields", "tabs"),
                 "empty text": "is empty",
-                "repeated id": "comes once more",
+                "repeated id": "is repeated",
                 LANGUAGE: "in Chinese",
             }[listed[where].how]
             assert any(word in reason for word in ([words] if isinstance(words, str) else words)), (where, reason)

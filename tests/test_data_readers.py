@@ -147,7 +147,7 @@ def test_coco_captions(root: Path):
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
     source = open_source(path, image_root=root / "images")
     assert_colors(source, [("a red card", "more red"), *((f"a {color} card",) for color in COLORS[1:])])
-    with pytest.raises(UserError, match=r"\(--data.text-column\) has no meaning for a COCO caption file; leave it out"):
+    with pytest.raises(UserError, match=r"\(--data.text-column\) has no effect on a COCO caption file; leave it out"):
         open_source(path, image_root=root / "images", text_column="caption")
     path.write_text(json.dumps({"images": [{"file_name": "x"}], "annotations": []}))
     with pytest.raises(UserError, match=r"not a COCO caption file .* KeyError 'id'"):
@@ -309,7 +309,7 @@ def test_columns(root: Path, name: str):
 def test_options_without_meaning_are_refused(root: Path):
     (root / "images" / "red.txt").write_text("red")
     for option in ("image_root", "image_column", "text_column"):
-        with pytest.raises(UserError, match=rf"{option} \(--data.{option.replace('_', '-')}\) has no meaning for a folder"):
+        with pytest.raises(UserError, match=rf"{option} \(--data.{option.replace('_', '-')}\) has no effect on a folder"):
             open_source(root / "images", **{option: str(root)})  # pyright: ignore[reportArgumentType]
 
 

@@ -72,7 +72,7 @@ def test_images_of_any_table(root: Path, name: str):
     assert [row.image for row in rows_of(source)] == [ImageFile(path=root / "images" / f"{color}.png") for color in COLORS]
     assert all(isinstance(row, ImageOnly) for row in rows_of(source))
     for option in ("text_column", "label_column"):
-        with pytest.raises(UserError, match=rf"{option} .* has no meaning for images alone; leave it out"):
+        with pytest.raises(UserError, match=rf"{option} .* has no effect on images alone; leave it out"):
             open_source(root / name, kind="images", **{option: "caption"})  # pyright: ignore[reportArgumentType]
 
 
@@ -83,12 +83,12 @@ def test_images_of_tar_shards(root: Path):
     assert [source[index].image.read() for index in range(2)] == [encoded_card("red"), encoded_card("lime")]
     assert isinstance(source[0].image, ImageSpan)
     assert source[1].where == "x.tar:lime"
-    assert reason(source, 2) == "x.tar:blue: no image beside the caption"
+    assert reason(source, 2) == "x.tar:blue: no image for the caption"
     bare = write_tar(root / "bare.tar", root / "images", "red.png")
     assert guess_kind(bare) == "images"
     with pytest.raises(UserError, match=r"bare.tar: looks like images alone \(fields image\), expected captions"):
         open_source(bare)
-    with pytest.raises(UserError, match=r"text_column .* has no meaning for images alone"):
+    with pytest.raises(UserError, match=r"text_column .* has no effect on images alone"):
         open_source(path, kind="images", text_column="caption")
 
 
@@ -168,11 +168,11 @@ def test_files_of_no_texts(tmp_path: Path):
 @pytest.mark.parametrize("option", ["image_root", "image_column", "text_column", "label_column"])
 def test_options_of_no_use_for_texts(tmp_path: Path, option: str):
     (tmp_path / "t.txt").write_text("a text\n")
-    with pytest.raises(UserError, match=rf"{option} .* has no meaning for a text file; leave it out"):
+    with pytest.raises(UserError, match=rf"{option} .* has no effect on a text file; leave it out"):
         open_source(tmp_path / "t.txt", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
     write_jsonl(tmp_path / "t.jsonl", [{"text": "a text"}])
     if option != "text_column":
-        with pytest.raises(UserError, match=rf"{option} .* has no meaning for texts alone; leave it out"):
+        with pytest.raises(UserError, match=rf"{option} .* has no effect on texts alone; leave it out"):
             open_source(tmp_path / "t.jsonl", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
 
 
@@ -251,7 +251,7 @@ def test_a_folder_for_each_class(root: Path):
         (root / "cards" / name).write_bytes(encoded_card("red"))
     (root / "cards" / "stray.png").write_bytes(encoded_card("red"))
     source = open_source(root / "cards", kind="labels")
-    assert reason(source, 0) == "stray.png: lies in no folder that names its class"
+    assert reason(source, 0) == "stray.png: is in no folder that names its class"
     assert [(source[index].where, source[index].labels) for index in range(1, 4)] == [
         ("cold/1.png", ("cold",)),
         ("warm/1.png", ("warm",)),
@@ -296,7 +296,7 @@ def test_label_mistakes(root: Path):
         "t.jsonl:5: image is missing",
         "t.jsonl:6: no field 'image' (fields: label)",
     ]
-    with pytest.raises(UserError, match=r"image_root .* has no meaning for texts with labels; leave it out"):
+    with pytest.raises(UserError, match=r"image_root .* has no effect on texts with labels; leave it out"):
         open_source(write_jsonl(root / "t.jsonl", [{"text": "x", "label": 1}]), kind="labels", image_root=root)
 
 

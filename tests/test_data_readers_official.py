@@ -142,7 +142,7 @@ def test_karpathy_flickr30k(root: Path):
 
 def test_karpathy_wants_a_split(root: Path):
     path = karpathy(root / "dataset_coco.json", SPLITS)
-    listed = r"test 1, restval 1, val 1, train 2 \(train brings restval with it\); name one, as dataset_coco.json#test$"
+    listed = r"test 1, restval 1, val 1, train 2 \(train includes restval\); name one, e\.g\. dataset_coco.json#test$"
     with pytest.raises(UserError, match="dataset_coco.json: has splits " + listed):
         open_source(path)
     for split in ("dev", ""):
@@ -152,7 +152,7 @@ def test_karpathy_wants_a_split(root: Path):
 
 def test_karpathy_mistakes(root: Path):
     path = karpathy(root / "dataset_coco.json", SPLITS)
-    with pytest.raises(UserError, match=r"--data.image-column.* has no meaning for a Karpathy file; leave it out"):
+    with pytest.raises(UserError, match=r"--data.image-column.* has no effect on a Karpathy file; leave it out"):
         open_source(f"{path}#test", image_column="filename")
     with pytest.raises(UserError, match=r"none of the first 1 rows can be used.*no such image: .*images/images/red.png"):
         open_source(f"{path}#test", image_root=root / "images")
@@ -199,7 +199,7 @@ def test_a_file_that_exists_is_taken_as_it_stands(root: Path):
 
 def test_label_column_has_no_use_for_captions(root: Path):
     path = write_json(root / "t.json", [{"image": "images/red.png", "caption": "x", "label": 1}])
-    with pytest.raises(UserError, match=r"label_column \(--data.label-column\) has no meaning for images with cap"):
+    with pytest.raises(UserError, match=r"label_column \(--data.label-column\) has no effect on images with cap"):
         open_source(path, label_column="label")
-    with pytest.raises(UserError, match=r"label_column .* has no meaning for a folder of images"):
+    with pytest.raises(UserError, match=r"label_column .* has no effect on a folder of images"):
         open_source(root / "images", label_column="label")

@@ -314,10 +314,10 @@ def test_vqa2_files_that_do_not_belong_together(tmp_path: Path):
     with pytest.raises(UserError, match=rf"{name}: 4 question ids have no question in {path.name} \(4, 3, 2, …\): the two"):
         questions(path)
     annotations(tmp_path / name, (9000, 9000, 9001, 42000))
-    with pytest.raises(UserError, match=rf"{name}: 1 question ids come more than once, first 9000"):
+    with pytest.raises(UserError, match=rf"{name}: 1 question ids are repeated, e.g. 9000"):
         questions(path)
     path = vqa2(tmp_path, ids=(9000, 42000, 42000, 9000, 9001))
-    with pytest.raises(UserError, match=rf"{path.name}: 2 question ids come more than once, first 9000"):
+    with pytest.raises(UserError, match=rf"{path.name}: 2 question ids are repeated, e.g. 9000"):
         questions(path)
 
 
@@ -346,7 +346,7 @@ def test_vqa2_malformed(tmp_path: Path):
 def test_vqa2_fixed_columns_and_kind(tmp_path: Path):
     vqa_images(tmp_path / "train2014", "train2014")
     path = vqa2(tmp_path)
-    with pytest.raises(UserError, match=r"--data.label-column\) has no meaning for a VQA v2 file of questions; leave it out"):
+    with pytest.raises(UserError, match=r"--data.label-column\) has no effect on a VQA v2 file of questions; leave it out"):
         questions(path, label_column="answers")
     for kind in ("captions", "statements"):
         with pytest.raises(UserError, match=rf"{path.name}: looks like questions about images .*, expected {kind}"):

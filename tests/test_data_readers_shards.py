@@ -150,9 +150,9 @@ def test_tar_dialects(tmp_path: Path, form: int):
     assert image.offset == offsets[f"{folder}/b.PNG"]
     assert source[0].where == f"x.tar:{folder}/b"
     assert source[0].captions == (f"{folder}/b.txt",)
-    assert reason(source, 1).endswith(f"{'long' * 20}: no .txt or .json beside the image")
-    assert reason(source, 2) == "x.tar:./c: no image beside the caption"
-    assert reason(source, 3) == "x.tar:c: no .txt or .json beside the image"
+    assert reason(source, 1).endswith(f"{'long' * 20}: no .txt or .json next to the image")
+    assert reason(source, 2) == "x.tar:./c: no image for the caption"
+    assert reason(source, 3) == "x.tar:c: no .txt or .json next to the image"
     assert len(source) == 4
 
 
@@ -226,5 +226,5 @@ def test_tar_mistakes(tmp_path: Path):
 @pytest.mark.parametrize("option", ["image_root", "image_column"])
 def test_tar_has_no_use_for(tmp_path: Path, option: str):
     path = write_tar(tmp_path / "x.tar", COLORS)
-    with pytest.raises(UserError, match=rf"{option} .* has no meaning for tar shards"):
+    with pytest.raises(UserError, match=rf"{option} .* has no effect on tar shards"):
         open_source(path, **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]

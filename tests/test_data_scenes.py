@@ -441,7 +441,7 @@ def test_written_scenes_are_read_as_those_that_were_drawn(layout, table, rows, t
         ("caption new", "no layout 'caption'; did you mean 'captions'?"),
         ("captions full", "full: is there already; name a new or an empty folder"),
         ("captions new --rows 0", "rows is 0, expected at least 1"),
-        ("captions new --broken 0.1", "--broken is for phantoms"),
+        ("captions new --broken 0.1", "broken (--broken) has no effect on scenes; leave it out"),
     ],
 )
 def test_scenes_that_cannot_be_written(words, complaint, tmp_path, capsys, monkeypatch):

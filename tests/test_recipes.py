@@ -420,7 +420,7 @@ def test_inspect_prints_the_name_of_a_recipe_as_it_is(eve, own):
         ("inspect runs/none", "runs/none: no such run folder"),
         ("inspect run --init run", "--init has no effect: run is a run"),
         ("inspect demo_vqa --init nowhere", "nowhere: no such run folder"),
-        ("data check own_shapes.py --init run", "--init says what a --recipe starts from; name that too"),
+        ("data check own_shapes.py --init run", "--init has no effect without --recipe; name one"),
     ],
 )
 def test_recipes_that_cannot_be_looked_at(eve, own, words, message):

@@ -1,4 +1,4 @@
-"""Verbs about data: data check, data answers, data write, tokenizer train."""
+"""Commands on data: data check, data answers, data write, tokenizer train."""
 
 import sys
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import CONSOLE, pluralize
 from eve_vl.utils.errors import UserError
 
-GENERATED_SIZE = 64  # pixels of generated images: they are as good at any size, and larger ones take longer
+GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class CheckArgs(SourceArgs):
     """Flags of `eve data check`."""
 
     path: Positional[str]
-    """What --data.train would be given."""
+    """A source, as in --data.train."""
     kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "images", "texts"] = "auto"
-    """What its rows are; auto looks at the fields of the first."""
+    """Kind of its rows; auto: guessed from the fields of the first row."""
     recipe: str | None = None
-    """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows; or FILE.py:NAME."""
+    """Also check that the rows have what training with this recipe needs; a recipe or FILE.py:NAME."""
     init: Path | None = None
-    """Run that a --recipe of fine-tuning starts from; default: a recipe, which is said."""
+    """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
     json: Path | None = None
     """Also write the report to this file."""
 
@@ -43,7 +43,7 @@ class AnswersArgs(SourceArgs):
     out: Path = Path("answers.json")
     """File to write, for --task.answers."""
     min_count: int = 1
-    """Leave out answers to fewer questions."""
+    """Leave out answers that fewer questions have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +51,18 @@ class WriteArgs:
     """Flags of `eve data write`."""
 
     generator: Positional[Literal["scenes", "phantoms"]]
-    """scenes: drawings of shapes, those of scenes:test; phantoms: schematic radiographs that say nothing about medicine."""
+    """scenes: images of shapes, from scenes:test; phantoms: schematic radiographs, which say nothing about medicine."""
     layout: Positional[str]
-    """scenes: captions (each beside its image), questions or statements (a table beside the images). phantoms: of which
-    data set the files are to be as, roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert, chexpert-5x200."""
+    """scenes: captions (a text file per image), questions or statements (one table). phantoms: the data set whose files to
+    imitate: roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert, chexpert-5x200."""
     folder: Positional[Path]
     """New folder to write."""
     rows: int = 200
-    """How many; of phantoms those of training, of which validation and test have a fifth, in chexpert-5x200 of each class."""
+    """Number of rows; for phantoms of training rows (validation and test have a fifth), in chexpert-5x200 of each class."""
     broken: float = 0.0
-    """Of phantoms: share of the rows that are broken as such files are, to test what reads them; broken.jsonl lists them."""
+    """Share of phantoms' rows to break as in the published files, to test readers; broken.jsonl lists them."""
     seed: int = 0
-    """Another one gives other rows."""
+    """Random seed of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class TokenizerArgs(SourceArgs):
     """Flags of `eve tokenizer train`."""
 
     data: Positional[tuple[str, ...]]
-    """Sources whose texts to learn from: captions, questions, texts alone or any other rows."""
+    """Sources of texts: captions, questions, texts only or any other rows."""
     out: Path = Path("tokenizer.json")
     """File to write."""
     vocab_size: int = 64_000
@@ -78,7 +78,7 @@ class TokenizerArgs(SourceArgs):
 
 
 def run_data_check(args: CheckArgs) -> None:
-    """Read every row and image once and list what is broken: eve data check PATH [flags]."""
+    """Check every row and image, list broken rows: eve data check PATH [flags]."""
     check_writable(args.json)
     from eve_vl.data.loader import open_sources
     from eve_vl.data.validate import check_source
@@ -88,12 +88,12 @@ def run_data_check(args: CheckArgs) -> None:
         from eve_vl.tasks import task_class
 
         if kind != "auto":
-            raise UserError("--recipe says what --kind its rows are; leave one of them out")
+            raise UserError("--kind has no effect with --recipe, which needs rows of one kind; leave one of them out")
         config = recipe_config(args.recipe, args.init)
         task = task_class(type(config.task))
         kind, require = task.dataset.kind_of(config), partial(task.dataset.require, config=config, training=True)
     elif args.init is not None:
-        raise UserError("--init says what a --recipe starts from; name that too")
+        raise UserError("--init has no effect without --recipe; name one")
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
     CONSOLE.print("\n".join(report.lines()), markup=False)
@@ -103,7 +103,7 @@ def run_data_check(args: CheckArgs) -> None:
 
 
 def run_data_answers(args: AnswersArgs) -> None:
-    """Write the answers that questions of several sources have, the most frequent first: eve data answers PATH … [flags]."""
+    """Write the answers of questions, the most frequent first: eve data answers PATH … [flags]."""
     if not args.data:
         raise UserError("usage: eve data answers PATH … [flags]; given no PATH")
     if args.min_count < 1:
@@ -116,13 +116,15 @@ def run_data_answers(args: AnswersArgs) -> None:
     sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
     answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), args.min_count)
     if not answers:
-        raise UserError(f"{' '.join(args.data)}: no answer is given to {pluralize(args.min_count, 'question')}")
+        raise UserError(
+            f"{' '.join(args.data)}: no answer is given to {pluralize(args.min_count, 'question')}; lower --min-count"
+        )
     write_json(args.out, answers)
     print_line(f"{args.out}: {pluralize(len(answers), 'answer')}")
 
 
 def run_data_write(args: WriteArgs) -> None:
-    """Write built-in images and texts to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
+    """Write built-in data to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
     from eve_vl.synthetic.write import BROKEN_LIST, write
 
     with reporting_write_errors(args.folder):
@@ -137,7 +139,7 @@ def run_data_write(args: WriteArgs) -> None:
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:
-    """Train a byte-level BPE on captions or other texts: eve tokenizer train PATH … [flags]."""
+    """Train a byte-level BPE tokenizer on texts: eve tokenizer train PATH … [flags]."""
     if not args.data:
         raise UserError("usage: eve tokenizer train PATH … [flags]; given no PATH")
     check_writable(args.out)

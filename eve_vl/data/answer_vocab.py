@@ -1,4 +1,4 @@
-"""The list of answers that a VQA model chooses from: read from a file or built from training questions."""
+"""The answer vocabulary of a VQA model: read from a file or built from training questions."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ NUM_SHOWN = 10
 
 
 def read_answers(path: Path) -> list[str]:
-    """Read a JSON list of texts, BEiT-3's answer2label.txt (a JSON object a line) or plain lines. Raises UserError."""
+    """Read a JSON list of texts, BEiT-3's answer2label.txt (one JSON object per line) or plain lines. Raises UserError."""
     text = read_text(path)
     answers: list[Any]
     try:
@@ -39,7 +39,7 @@ def read_answers(path: Path) -> list[str]:
 
 
 def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
-    """Return all answers that can occur, if that is known without looking: generated questions have a closed list."""
+    """Return all possible answers if the sources have a closed list, as generated questions do, else None."""
     closed = [source.ANSWERS if isinstance(source, GeneratedSource) else () for source in sources]
     return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
@@ -47,9 +47,9 @@ def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None
 def drop_unanswerable(
     sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
 ) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
-    """Return the sources without the questions that a list of answers cannot answer, and a sentence on these, if there are any.
+    """Return the sources without questions whose answers the vocabulary lacks, and a sentence about these, if any.
 
-    Rows that cannot be read stay: training counts them. Raises UserError if no question is left.
+    Unusable rows stay, because training counts them. Raises UserError if no question is left.
     """
     known = set(map(normalize, answers))
     closed = closed_answers(sources)

@@ -1,4 +1,4 @@
-"""Prompt files: what is said of each class, for classification without training."""
+"""Prompt files: the texts of each class, for zero-shot classification."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -10,17 +10,17 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import expand_user, read_json
 
 BUILT_IN = ("phantoms",)  # generators with class_prompts
-MAX_PROMPTS = 100_000  # of a class: a product of long lists is soon out of hand
+MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast
 FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
 
 Prompts = Mapping[str, tuple[str, ...]]
 
 
 def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
-    """Return the texts of each class and what to call where they come from: a JSON file, one of BUILT_IN or the value itself.
+    """Return the texts of each class, and the name of their origin: a JSON file, one of BUILT_IN, or a mapping.
 
-    A class has a list of texts or, by name, lists of parts, of which every combination is a text: `{"Edema": {"severity":
-    ["mild", "severe"], "what": ["edema"]}}`; an empty part leaves nothing. Raises UserError.
+    A class has a list of texts, or lists of parts by name, whose combinations are the texts: `{"Edema": {"severity":
+    ["mild", "severe"], "what": ["edema"]}}`. A part may be "". Raises UserError.
     """
     if isinstance(given, Mapping):
         values, where = given, "prompts"

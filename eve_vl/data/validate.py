@@ -1,4 +1,4 @@
-"""Read a source from end to end before a run depends on it: what is broken, what is odd, what is in it."""
+"""Validation of a source before a run depends on it: broken rows, conversions, statistics (`eve data check`)."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ from eve_vl.utils.errors import BadSampleError
 CHUNK = 64  # rows per message from a worker
 CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
 NUM_SHOWN = 10  # frequent answers or labels
-ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
+ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
 
 SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_question")
 TALLIES = ("formats", "conversions", "answer_types", "labels")
@@ -31,7 +31,7 @@ Require = Callable[[Record], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """Smallest, median and largest of some counts."""
+    """Minimum, median and maximum of some counts."""
 
     min: int
     median: float
@@ -43,47 +43,47 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What `check_source` learnt. Spreads are None if there is nothing to count.
+    """The result of `check_source`. Spreads are None if there is nothing to count.
 
-    A text is a caption, a question, a statement or just a text; what another kind of data has is 0, None or empty.
+    A text is a caption, question, statement or plain text. Fields that a kind of rows lacks are 0, None or empty.
     """
 
     kind: str
     rows: int
     usable: int
     broken: tuple[BadSampleError, ...]
-    """Rows that training would skip, and why."""
+    """Rows that training would skip, and the reasons."""
     width: Spread | None
     height: Spread | None
-    """In pixels, after turning upright."""
+    """In pixels, after EXIF rotation."""
     formats: dict[str, int]
     conversions: dict[str, int]
-    """How many images had to be converted, by kind of conversion."""
+    """Number of images by kind of conversion."""
     texts: int
     texts_per_row: Spread | None
     text_words: Spread | None
     duplicate_images: int
-    """Images that are, byte for byte, an earlier one."""
+    """Images equal to an earlier one byte for byte."""
     duplicate_texts: int
     duplicate_ids: int
-    """Rows that share the id of an earlier question or statement."""
+    """Questions or statements with the id of an earlier one."""
     answers_per_question: Spread | None
     answer_types: dict[str, int]
-    """Questions by type; "" is none."""
+    """Number of questions by type; "": none."""
     distinct_answers: int
     top_answers: dict[str, int]
-    """The most frequent, as they were given."""
+    """The most frequent answers as given."""
     labels: dict[str, int]
-    """Statements and pairs of items by label (True, False) or rows by class; those whose label is kept back under that name."""
+    """Number of rows by label (True, False) or class; rows without one count as "kept back"."""
     notes: tuple[str, ...] = ()
-    """What there is beside the rows, such as captions without an image."""
+    """Remarks on content that is in no row, such as captions without an image."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
+        """Return JSON values."""
         return dataclasses.asdict(self) | {"broken": [{"where": row.where, "reason": row.reason} for row in self.broken]}
 
     def lines(self) -> list[str]:
-        """Return lines for people."""
+        """Return the report as lines of text."""
         texts = self.kind if self.kind in (CAPTIONS, QUESTIONS, STATEMENTS) else "texts"
         has_images, has_texts = (found or not self.usable for found in (self.formats, self.texts))
         is_of_questions = self.kind == QUESTIONS
@@ -112,7 +112,7 @@ class Report:
 
 
 class _Facts(Dataset[list[Fact] | BadSampleError]):
-    """What is kept of each row, for loader workers."""
+    """The facts of each row, computed in loader workers."""
 
     def __init__(self, source: Source[Record], require: Require | None):
         self.source, self.require = source, require
@@ -136,7 +136,7 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
 
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     if isinstance(image, Unencoded):
-        drawn = ImagePixels(pixels=image.pixels)  # a drawing is made once
+        drawn = ImagePixels(pixels=image.pixels)  # draw only once
         data, decoded = drawn.pixels.tobytes(), DecodedImage(pixels=decode(drawn, where), format="pixels", conversions=())
     else:
         data = read_image(image, where)
@@ -147,14 +147,14 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
 
 
 def check_source(source: Source, *, require: Require | None = None, num_workers: int | None = None) -> Report:
-    """Read every row once, decode its image, and report. A row for which `require` raises BadSampleError counts as broken.
+    """Read every row, decode its images, and return a report.
 
-    `num_workers` None starts as many processes as pay. A progress bar is shown on a terminal. Rows keep their order in
-    `Report.broken`.
+    require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
+    rows. `Report.broken` keeps the order of rows. A terminal shows a progress bar.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
-    # collate_fn: rows as they are, no tensors
+    # collate_fn=list: rows stay as they are
     chunks = DataLoader(_Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list)
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
@@ -189,6 +189,6 @@ def _spread(counts: Counter[int]) -> Spread | None:
 
 
 def _shown(counts: dict[str, int]) -> str:
-    """Return the first counts in words, and how many there are if not all are shown."""
+    """Return the first counts as text, and their number if not all are shown."""
     shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:NUM_SHOWN]) or "-"
     return f"{shown}, … ({len(counts)} in all)" if len(counts) > NUM_SHOWN else shown

@@ -100,8 +100,10 @@ def write(
     if layout not in LAYOUTS[generator]:
         raise UserError(f"no layout {nearest(layout, LAYOUTS[generator])}")
     least = 2 if generator == "phantoms" else 1
-    if not 0 <= broken <= 1 or num_rows < least:
-        raise UserError(f"broken is {broken:g} and rows {num_rows}, expected a share from 0 to 1 and at least {least} rows")
+    if num_rows < least:
+        raise UserError(f"rows is {num_rows}, expected at least {least}")
+    if not 0 <= broken <= 1:
+        raise UserError(f"broken is {broken:g}, expected a share from 0 to 1")
     if broken and generator == "scenes":
         raise UserError("broken (--broken) has no effect on scenes; leave it out")
     out = _Folder(path=new_folder(folder), num_rows=num_rows, share=broken, seed=seed)

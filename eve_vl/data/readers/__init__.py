@@ -1,4 +1,4 @@
-"""One file per on-disk form, and the kinds of rows; `open_source` finds the form by looking at the path."""
+"""Readers of rows, one per on-disk form. `open_source` recognises the form from the path."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -33,19 +33,17 @@ def open_source(
     label_column: str | None = None,
     must_be_usable: bool = True,
 ) -> Source[Any]:
-    """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labeled),
-    images (Image), texts (Text) or findable (Findable): images and what is said of them, if anything is.
+    """Open the rows of a source as one of the KINDS.
 
-    `path` is a table, a folder of images, a text file or tar shards: a file, a folder of shards, or
-    `name-{0000..0099}.tar`. Of a Karpathy file a split is named as `dataset_coco.json#test`; the annotations of VQA v2
-    are found beside the questions, or named as `QUESTIONS.json+ANNOTATIONS.json`. Of a folder of medical data (see
-    `medical`) a split is named as `FOLDER#train`.
+    path: a table, a folder of images, a text file or tar shards (a file, a folder, or `name-{0000..0099}.tar`). A split
+    of a Karpathy file is `dataset_coco.json#test`, one of a medical folder (see `medical`) `FOLDER#train`. VQA v2's
+    annotations are found next to the questions or named: `QUESTIONS.json+ANNOTATIONS.json`.
+    image_root: folder that image paths in a table are relative to and must stay inside; default: the table's own.
+    text_column: of captions, question, statement or text; label_column: of answers or labels; image_column: for two
+    images a list of both or `LEFT,RIGHT`. Default: their usual names.
+    must_be_usable: refuse data if none of the first rows is usable.
 
-    `image_root` is the folder that image paths in a table are relative to and must stay in; by default the table's own.
-    Columns are found by their usual names unless given: `text_column` holds captions, question, statement or text,
-    `label_column` answers or labels, `image_column` for statements a list of both images or `LEFT,RIGHT`. Options that
-    the format or kind has no use for are refused, and data of which no row among the first can be used, unless it need not be.
-    Raises UserError; rows of the source raise BadSampleError.
+    Raises UserError, also for options without effect. Rows of the source raise BadSampleError.
     """
     if kind not in KINDS:
         raise UserError(f"no kind of data {nearest(kind, KINDS)}")
@@ -56,17 +54,16 @@ def open_source(
         table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
-            raise UserError(f"{spec.path}: image_root (--data.image-root) has no meaning for texts with labels; leave it out")
+            raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
         return TableSource(table, columns, root, must_be_usable=must_be_usable)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
 def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] = ()) -> str:  # noqa: A002 (the option's name)
-    """Return the kind of rows at `path`, by its columns: the first of KINDS that has such, else captions.
+    """Return the kind of rows at `path`: the first of KINDS that its columns fit, else captions.
 
-    A kind that has no use for one of `options`, which name columns such as label_column, is not meant.
-    Raises UserError if there is nothing that can be opened.
+    Kinds without a use for one of `options`, such as label_column, are left out. Raises UserError.
     """
     spec = sources.parse_spec(path)
     try:
@@ -79,7 +76,7 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
 
 
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)
-    """Return the files that a source is made of, and their form."""
+    """Return the files of a source, and their form."""
     files = sources.expand(spec.path)
     named = files[0].suffix[1:].lower() if format == "auto" else format
     if named not in FORMATS and find_kind(Table, "readers", named) is not None:
@@ -116,11 +113,11 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
 
 
 def _read_document(spec: Spec) -> Table:
-    """Read a JSON document and tell which layout it has. Raises UserError."""
+    """Read a JSON document and recognise its layout. Raises UserError."""
     document = load_json(spec.path)
     match document:
         case {"annotations": [{"answers": _}, *_]}:
-            raise UserError(f"{spec.path}: holds VQA v2 annotations; name the file of questions, they are found beside it")
+            raise UserError(f"{spec.path}: holds VQA v2 annotations; name the file of questions next to it")
         case {"questions": list()}:
             _refuse_parts(spec, split=True)
             return vqa_document(spec.path, document, spec.second)
@@ -147,20 +144,20 @@ def _refuse_parts(spec: Spec, *, split: bool = False, second: bool = False) -> N
 
 
 def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
-    """Pick the columns of a table for a kind of row. Raises UserError, also for options that are of no use."""
+    """Pick the columns of a table for a kind of row. Raises UserError, also for options without effect."""
     if table.kind not in ("", kind) and kind not in ("images", "findable"):
         raise _another_kind(table, table.kind, kind)
     for name, value in options.items():
         unused_by = table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION
         if value is not None and (unused_by == table.layout or name.split("_")[0] not in KINDS[kind].USUAL):
             flag = name.replace("_", "-")
-            raise UserError(f"{table.path}: {name} (--data.{flag}) has no meaning for {unused_by}; leave it out")
+            raise UserError(f"{table.path}: {name} (--data.{flag}) has no effect on {unused_by}; leave it out")
     given = {name: options[f"{name}_column"] for name in ("image", "text", "label")}
     try:
         return KINDS[kind].pick(table, given)
     except UserError:
         actual = _looks_like(table)
-        is_sure = table.layout or actual not in ("images", "texts")  # nearly every table has columns of these
+        is_sure = table.layout or actual not in ("images", "texts")  # almost every table has columns of these
         if actual in (None, kind) or not is_sure or any(value is not None for value in given.values()):
             raise
         raise _another_kind(table, actual, kind) from None

@@ -1,4 +1,4 @@
-"""The official files: captions of COCO, Karpathy's splits of COCO and Flickr30k, questions and annotations of VQA v2."""
+"""Published JSON files: COCO captions, Karpathy's splits of COCO and Flickr30k, VQA v2 questions and annotations."""
 
 import re
 from collections import Counter
@@ -12,14 +12,14 @@ from eve_vl.utils.errors import UserError
 
 CAPTIONS = ("image", "caption")  # columns
 QUESTIONS = ("image", "question", "question_id", "answers", "answer_type")
-TRAIN, REST = "train", "restval"  # Karpathy's rest of COCO's validation images is trained on by everyone
-SAME_IMAGES = {"test-dev2015": "test2015"}  # a part of the questions, about the same images
+TRAIN, REST = "train", "restval"  # by convention, Karpathy's rest of COCO's validation images is training data
+SAME_IMAGES = {"test-dev2015": "test2015"}  # a subset of the questions, about the same images
 
 
 def coco_document(path: Path, document: dict[str, Any]) -> JsonTable:
     """Return the images of a COCO caption file that have captions, in its order, each with all of them.
 
-    Those of captions_train2014.json are looked for in the folder train2014 of the image root, then in the root itself.
+    Images of captions_train2014.json lie in the folder train2014 of the image root, or in the root itself.
     """
     subset = re.search(r"(train|val|test)\d{4}", path.stem)
     rows, folders = _coco_rows(path, document), (subset[0], "") if subset else ()
@@ -39,7 +39,7 @@ def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
 
 
 def karpathy_document(path: Path, document: dict[str, Any], split: str | None) -> JsonTable:
-    """Return the images of a split of a Karpathy file; `train` has `restval` with it."""
+    """Return the images of a split of a Karpathy file; `train` includes `restval`."""
     return JsonTable(path, CAPTIONS, _karpathy_rows(path, document, split), layout="a Karpathy file", kind="captions")
 
 
@@ -48,9 +48,9 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
         counts = Counter(image["split"] for image in document["images"])
         if split is None or split not in counts:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-            note = f" ({TRAIN} brings {REST} with it)" if REST in counts else ""
+            note = f" ({TRAIN} includes {REST})" if REST in counts else ""
             problem = "has splits" if split is None else f"has no split '{split}', but"
-            raise UserError(f"{path}: {problem} {shown}{note}; name one, as {path.name}#{next(iter(counts))}")
+            raise UserError(f"{path}: {problem} {shown}{note}; name one, e.g. {path.name}#{next(iter(counts))}")
         wanted = {split, REST} if split == TRAIN else {split}
         for image in document["images"]:
             if image["split"] in wanted:
@@ -60,9 +60,9 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
 
 
 def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None) -> JsonTable:
-    """Return the questions of a file with the answers in `annotations`, by default the file beside it named for that.
+    """Return the questions of a file with the answers in `annotations`, by default the file next to it.
 
-    Images are known by file name; they lie in a folder of their own or in the image root itself.
+    Images are given by file name; they lie in a folder of their own or in the image root itself.
     """
     subtype = document.get("data_subtype")
     if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
@@ -73,7 +73,7 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
 
 
 def annotations_beside(path: Path) -> Path | None:
-    """Return v2_mscoco_train2014_annotations.json beside v2_OpenEnded_mscoco_train2014_questions.json, if it is there."""
+    """Return v2_mscoco_train2014_annotations.json next to v2_OpenEnded_mscoco_train2014_questions.json, if it exists."""
     name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
     beside = path.with_name(name)
     return beside if beside != path and is_file(beside) else None
@@ -117,7 +117,7 @@ def _read_annotations(path: Path) -> dict[object, tuple[list[object], object]]:
 def _refuse_repeated(path: Path, ids: Iterable[object]) -> None:
     repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise UserError(f"{path}: {len(repeated)} question ids come more than once, first {repeated[0]}")
+        raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")
 
 
 def _refuse_lone(path: Path, ids: list[object], problem: str) -> None:

@@ -1,5 +1,7 @@
-"""A folder of images, at any depth: alone, each with its captions in a text file beside it (`cat.jpg`, `cat.txt`), or in a
-folder for each class (`red/1.png`)."""
+"""A folder of images, at any depth.
+
+Captions lie in a text file next to the image (`cat.jpg`, `cat.txt`), classes are names of folders (`red/1.png`).
+"""
 
 import os
 from collections.abc import Iterator
@@ -16,18 +18,19 @@ from eve_vl.utils.safe_io import decode_text, read_bytes
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
 NUM_SHOWN = 5
-OF_ROOT = "lost+found"  # of a file system, in its first folder
 
 
 class FolderTable(Table):
-    """Images of a folder in alphabetical order; each non-empty line of the text file is a caption, and the first folder on
-    the way to an image is its class."""
+    """Images of a folder in alphabetical order.
+
+    Each non-empty line of the text file is a caption. The first folder on the path to an image is its class.
+    """
 
     layout = "a folder of images"
     fixed = ("image_root", *Table.fixed)
 
     def __init__(self, folder: Path):
-        """List `folder`; raises UserError if it has no images."""
+        """List `folder`. Raises UserError if it has no images."""
         self.path = folder
         images, alone = list[tuple[str, bool]](), list[str]()
         for name, has_text in _walk(folder):
@@ -54,10 +57,10 @@ class FolderTable(Table):
         return self._names[index]
 
     def hint(self) -> str:
-        """Say where captions and classes would be."""
+        """Return where captions and classes would be."""
         example = Path(self._names[0])
         caption = example.with_suffix(".txt")
-        return f": captions would be in {caption} beside {example}, classes the names of folders ({_others(self.path)})"
+        return f": captions would be in {caption} next to {example}, classes the names of folders ({_others(self.path)})"
 
     def folder(self, index: int) -> Path:
         """Return the folder itself."""
@@ -68,8 +71,10 @@ class FolderTable(Table):
         return ImageFile(path=self.path / self._names[index])
 
     def fields(self, index: int, where: str) -> cells.Fields:
-        """Return path, captions and class of an image, as far as they are wanted; captions that can be done without and not
-        be read are the BadSampleError that says why. Raises it for all else."""
+        """Return path, captions and class of an image, as far as they are wanted. Raises BadSampleError.
+
+        Optional captions that cannot be read are returned as the BadSampleError.
+        """
         name = self._names[index]
         fields: dict[str, object] = {IMAGE: name}
         if CAPTIONS in self.wanted and (self._has_text[index] or CAPTIONS not in self.optional):
@@ -88,34 +93,36 @@ class FolderTable(Table):
         folder, slash, _ = name.partition("/")
         if CLASS in self.wanted and (slash or CLASS not in self.optional):
             if not slash:
-                raise BadSampleError(where, "lies in no folder that names its class")
+                raise BadSampleError(where, "is in no folder that names its class")
             fields[CLASS] = folder
         return fields
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
-    """Yield each image's path below `folder`, and whether a text file lies beside it; then those of text files beside no
-    image, with None. Hidden names are left out, and what only root may look into. Raises UserError for a folder that cannot
-    be read: its images would count as deleted."""
+    """Yield each image's path below `folder` and whether it has a text file; then text files without an image, with None.
+
+    Hidden names are left out. Raises UserError for a folder that cannot be read, because its images would count as
+    deleted.
+    """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # it was deleted just now
+        if not isinstance(error, FileNotFoundError):  # deleted meanwhile
             raise UserError(
                 f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it out of {folder}"
             )
 
-    seen = set()  # links to folders are followed, so a loop must be noticed
+    seen = set()  # links to folders are followed, so loops must be detected
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and name != OF_ROOT and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
+            if not name.startswith(".") and name != "lost+found" and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
         )
         texts = {name for name in files if name.endswith(".txt") and not name.startswith(".")}
         stems = set[str]()
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
-        for name in sorted(files):  # as plain texts: a path for each of a million takes half a minute
+        for name in sorted(files):  # as strings: a million Path objects take half a minute
             stem, _, suffix = name.rpartition(".")
             if f".{suffix.lower()}" in cells.IMAGE_SUFFIXES and not name.startswith("."):
                 yield below + name, f"{stem}.txt" in texts
@@ -125,7 +132,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
 
 
 def _others(folder: Path) -> str:
-    """Say what else a folder holds that could be opened, as a hint."""
+    """Return a hint at other content of a folder that could be opened."""
     names = sorted(path.name for path in folder.iterdir())
     tables = [name for name in names if name.endswith((".jsonl", ".json", ".csv", ".tsv"))]
     if tables:

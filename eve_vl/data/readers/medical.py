@@ -1,16 +1,16 @@
-"""Medical data in the layouts that its publishers chose, found by looking at a folder: `FOLDER#train`, or a file of it.
+"""Medical data in their published layouts, recognised from the folder: `FOLDER#train`, or one of its files.
 
-| layout | looks like | rows |
+| layout | recognised by | rows |
 |---|---|---|
-| ROCO | {train,val,test}/radiology/captions.txt | captions, with inline references of MedICaT if these are there |
+| ROCO | {train,val,test}/radiology/captions.txt | captions, with inline references of MedICaT if present |
 | MedICaT | release/*.jsonl and figures/ | captions and references of figures marked as radiology; split by paper |
 | VQA-RAD | {train,val,test}set.json | questions |
 | SLAKE | {train,validate,test}.json with q_lang | questions in English, of `train-zh` in Chinese, of `train-all` in both |
-| MedVQA-2019 | {train,val,test}/QA/*.csv without a header | questions; each of the answers that # separates is right |
+| MedVQA-2019 | {train,val,test}/QA/*.csv without a header | questions; # separates alternative answers |
 | MELINDA | {train,dev,test}.csv with figure_file | labels (p_meth_label), captions |
-| CheXpert | CSV files with the 14 columns of its labels | labels (those that are 1), of 5×200 also captions |
+| CheXpert | CSV files with its 14 label columns | labels (those that are 1), in 5×200 also captions |
 
-Nothing is left out without a line that says how much: what is broken is a row that raises BadSampleError.
+A line reports all rows that are left out. Broken rows raise BadSampleError.
 """
 
 import csv
@@ -46,14 +46,16 @@ Splits = Mapping[str, Callable[[], Table]]
 Rows = Iterable[Named] | Callable[[RowColumns], Iterable[Named]]
 QUESTIONS = ("image", "question", "question_id", "answers", "answer_type", "content_type")
 ALIASES = {"validation": "val", "valid": "val", "validate": "val", "dev": "val"}
-MAX_ENTRIES = 1000  # in the folder itself: those of these layouts have few
-NUM_LOOKED_AT = 20  # rows of a file that tell its layout, for the first may be broken
-_told: set[str] = set()
+MAX_ENTRIES = 1000  # in the folder itself; these layouts have few
+NUM_LOOKED_AT = 20  # rows of a file read to recognise its layout, as the first may be broken
+_shown: set[str] = set()
 
 
 class MedicalTable(PackedTable):
-    """Rows of one of the layouts, which are read as a whole. rows: or a function that returns those for the columns that are
-    read. root: what images' folders are relative to."""
+    """Rows of one of the layouts, read as a whole.
+
+    rows: the rows, or a function that returns them for the selected columns. root: parent of the images' folders.
+    """
 
     def __init__(self, path: Path, names: Sequence[str], rows: Rows, *, layout: str, folders: tuple[str, ...], root: Path):
         self.path, self.names, self.layout, self.image_folders, self._root = path, list(names), layout, folders, root
@@ -84,12 +86,12 @@ class MedicalTable(PackedTable):
         return self._names[index]
 
     def folder(self, index: int) -> Path:
-        """Return what images' folders are relative to."""
+        """Return the parent of the images' folders."""
         return self._root
 
 
 def medical_table(spec: Spec) -> Table | None:
-    """Return the table of a medical layout, None if there is none at that path. Raises UserError for a split it lacks."""
+    """Return the table of a medical layout, None if the path has none. Raises UserError for a missing split."""
     if spec.second is not None or not spec.path.exists():
         return None
     if not spec.path.is_dir():
@@ -110,7 +112,7 @@ def medical_table(spec: Spec) -> Table | None:
 
 
 def _of_file(path: Path) -> Table | None:
-    """Return the table of one file of a layout, however its folder is called."""
+    """Return the table of one file of a layout, whatever the name of its folder."""
     match path.suffix.lower():
         case ".txt" if path.name == "captions.txt" and path.parent.name == "radiology":
             return _roco_table(path)
@@ -125,20 +127,20 @@ def _of_file(path: Path) -> Table | None:
 
 
 def medical_list(path: Path, rows: list[object]) -> Table | None:
-    """Return the table of a JSON list of a layout, None if it is something else."""
+    """Return the table of a JSON list in a medical layout, else None."""
     names = _fields(rows)
     return _slake_table(path, "en") if _is_slake(names) else _rad_table(path) if _is_rad(names) else None
 
 
-def say_once(text: str) -> None:
-    """Show a line, but not again: a source may be opened several times."""
-    if text not in _told:
-        _told.add(text)
+def print_once(text: str) -> None:
+    """Print a line once, although a source may be opened several times."""
+    if text not in _shown:
+        _shown.add(text)
         console.print_line(text)
 
 
 def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
-    """Return the splits that are folders with something inside, or the folder itself as the only one."""
+    """Return the splits that are folders with the path `inside`, or the folder itself as the only split."""
     if (folder / inside).exists():
         return {ALIASES.get(folder.name, folder.name): folder}
     return {
@@ -176,7 +178,7 @@ def _header(path: Path) -> set[str]:
 
 
 def _csv_rows(path: Path, required: Sequence[str]) -> Iterator[Named]:
-    """Yield all fields of a CSV file. Raises UserError if a column is lost."""
+    """Yield all fields of a CSV file. Raises UserError if a column is missing."""
     table, lines = CsvTable(path, delimiter=","), array("q")
     for name in required:
         if name not in table.names:
@@ -185,7 +187,7 @@ def _csv_rows(path: Path, required: Sequence[str]) -> Iterator[Named]:
         yield f"{path.name}:{lines[-1]}", row
 
 
-# The layouts: which splits a folder has, none if it is something else.
+# The layouts: each returns the splits of a folder, none if the folder has another layout.
 
 
 def _roco(folder: Path) -> Splits:
@@ -198,7 +200,7 @@ def _roco_table(path: Path) -> Table:
     name = f"roco_{ALIASES.get(split.name, split.name)}_references.jsonl"
     places = (path.parent / name, split / name, split.parent / name, split.parent / "roco_files" / name)
     references = next(filter(cells.is_file, places), None)
-    rows = roco_rows(path, references, say_once)
+    rows = roco_rows(path, references, print_once)
     return MedicalTable(path, ("image", "caption"), rows, layout="ROCO", folders=("images",), root=path.parent)
 
 
@@ -222,7 +224,7 @@ def _medicat(folder: Path) -> Splits:
 
 def _medicat_table(path: Path, split: str) -> Table:
     root = path.parent.parent if path.parent.name == "release" else path.parent
-    rows = medicat_rows(path, split, say_once)
+    rows = medicat_rows(path, split, print_once)
     return MedicalTable(path, ("image", "caption"), rows, layout="MedICaT", folders=("figures",), root=root)
 
 
@@ -245,9 +247,9 @@ def _rad_table(path: Path) -> Table:
             and cells.is_file(beside)
             and load_json(beside) == rows
         ):
-            say_once(
-                f"{path}: is a copy of {other}, as VQA-RAD is often passed on: what is chosen on it is chosen on the test set; "
-                "choose on training rows instead, --data.val held-out"
+            print_once(
+                f"{path}: is a copy of {other}, as in many copies of VQA-RAD: a model chosen on it is chosen on the test set; "
+                "validate on training rows instead, --data.val held-out"
             )
     named = rad_rows(path, rows)
     return MedicalTable(path, QUESTIONS, named, layout="VQA-RAD", folders=("images", ""), root=path.parent)
@@ -268,7 +270,7 @@ def _slake(folder: Path) -> Splits:
 
 
 def _slake_table(path: Path, language: str) -> Table:
-    rows = slake_rows(path, load_json(path), language, say_once)
+    rows = slake_rows(path, load_json(path), language, print_once)
     return MedicalTable(path, QUESTIONS, rows, layout="SLAKE", folders=("imgs", ""), root=path.parent)
 
 
@@ -313,7 +315,7 @@ def _chexpert_table(path: Path) -> Table:
 
     def rows(columns: RowColumns) -> Iterator[Named]:
         table = _csv_rows(path, (image, *CHEXPERT_LABELS))
-        return chexpert_rows(table, path, image, say_once, needs_label=bool(columns.labels))  # captions need none
+        return chexpert_rows(table, path, image, print_once, needs_label=bool(columns.labels))  # captions need no label
 
     names = ("image", "label", "absent_labels", *(("caption",) if "report" in _header(path) else ()))
     root = path.parent.parent if path.parent.name.startswith("CheXpert") else path.parent

@@ -1,4 +1,4 @@
-"""Rows of the medical layouts: the name of each, and its fields or why it has none. The exact files are in `medical`."""
+"""Rows of the medical layouts: name, and fields or the reason why there are none. `medical` finds the files."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import open_ordinary, parse_json
 
 Named = tuple[str, Fields | str]
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 CHEXPERT_LABELS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
@@ -21,28 +21,30 @@ CHEXPERT_LABELS = (
 )
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 LANGUAGES = ("en", "zh")
-MEDICAT_HELD_OUT = 1000  # figures of each of both other splits, but of few at most a tenth
-ANNOTATORS = 4  # so many agree on each of the alternative answers: enough for all of them to be wholly right
-IN_SPLIT = 3  # parts of a path such as train/radiology/captions.txt
+MEDICAT_HELD_OUT = 1000  # figures in each of the other two splits; at most a tenth
+ANNOTATORS = 4  # votes for each alternative answer: enough for full VQA accuracy
+IN_SPLIT = 3  # parts of a path that name a file: train/radiology/captions.txt
 
 
 class _Ids:
-    """The ids that have come, and where."""
+    """The ids so far, and their rows."""
 
     def __init__(self):
         self._first: dict[object, str] = {}
 
     def problem(self, what: str, value: object, where: str) -> str:
-        """Return why an id cannot be used, "" if it can."""
+        """Return why an id is unusable, "" if it is usable."""
         if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
             return f"{what} is {'empty' if value == '' else type(value).__name__}, expected a whole number or text"
         first = self._first.setdefault(value, where)
-        return "" if first == where else f"{what} {value} comes once more, first in {first}"
+        return "" if first == where else f"{what} {value} is repeated, first in {first}"
 
 
 def _lines(path: Path, parts: int = 1) -> Iterator[tuple[str, str | None]]:
-    """Yield the name and the text of each line that is not blank, None if it is not UTF-8. parts: how many of the path's last
-    parts the name has, as files of several splits are called alike."""
+    """Yield name and text of each line that is not blank, None if it is not UTF-8.
+
+    parts: number of path components in the name, since files of several splits share names.
+    """
     name = "/".join(path.parts[-parts:])
     with open_ordinary(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(cells.MAX_TEXT_BYTES), b""), start=1):
@@ -57,7 +59,7 @@ def _lines(path: Path, parts: int = 1) -> Iterator[tuple[str, str | None]]:
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yield the name and the object of each line, or why there is none."""
+    """Yield name and object of each line, or why there is none."""
     for where, line in _lines(path):
         try:
             row = parse_json(line) if line is not None else None
@@ -68,7 +70,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 def _collapsed(texts: Iterable[object]) -> list[object]:
-    """Return texts with single spaces, without blank ones; what is no text stays, for the reader to complain of."""
+    """Return texts with single spaces, without blank ones; other values stay for the reader to refuse."""
     single = [" ".join(text.split()) if isinstance(text, str) else text for text in texts]
     return [text for text in single if text != ""]
 
@@ -78,8 +80,8 @@ def _lacking(row: Fields, required: Sequence[str]) -> str:
     return f"no field '{missing[0]}' (fields: {', '.join(map(str, row)) or 'none'})" if missing else ""
 
 
-def roco_rows(path: Path, references: Path | None, say: Say) -> Iterator[Named]:
-    """Yield caption and, if there are, inline references of each line of captions.txt."""
+def roco_rows(path: Path, references: Path | None, report: Print) -> Iterator[Named]:
+    """Yield caption and inline references, if any, of each line of captions.txt."""
     more = _roco_references(path, references) if references else {}
     ids, num = _Ids(), Counter()
     for where, line in _lines(path, IN_SPLIT):
@@ -93,14 +95,14 @@ def roco_rows(path: Path, references: Path | None, say: Say) -> Iterator[Named]:
             num["texts"] += len(texts)
             yield where, {"image": f"{parts[0]}.jpg", "caption": texts}
     if references:
-        say(f"{path}: {num['texts']:,} captions and inline references (from {references.name})")
+        report(f"{path}: {num['texts']:,} captions and inline references (from {references.name})")
 
 
 def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
-    """Return inline references by ROCO's id; dlinks.txt says which figure an id is."""
+    """Return inline references by ROCO's id; dlinks.txt maps ids to figures."""
     links = path.with_name("dlinks.txt")
     if not cells.is_file(links):
-        raise UserError(f"{references}: needs {links}, which says which figure each id of ROCO is")
+        raise UserError(f"{references}: needs {links}, which maps ROCO's ids to figures")
     figures = {}
     for _, line in _lines(links):
         parts = (line or "").split("\t")
@@ -117,10 +119,10 @@ def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
     return found
 
 
-def medicat_rows(path: Path, split: str, say: Say) -> Iterator[Named]:
-    """Yield caption and references of the figures of a split ("": all) that are marked as radiology.
+def medicat_rows(path: Path, split: str, report: Print) -> Iterator[Named]:
+    """Yield caption and references of the radiology figures of a split ("": all).
 
-    Splits are by paper: figures of one paper tell of each other.
+    Splits are by paper, because figures of one paper describe each other.
     """
     papers, others = Counter(), 0
     for _, row in _objects(path):
@@ -149,11 +151,11 @@ def medicat_rows(path: Path, split: str, say: Say) -> Iterator[Named]:
             )
             yield where, {"image": f"{paper}_{row['fig_uri']}", "caption": texts}
     if others:
-        say(f"{path}{split and ', ' + split}: {others:,} figures are not marked as radiology and are left out")
+        report(f"{path}{split and ', ' + split}: {others:,} figures are not marked as radiology and are left out")
 
 
 def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
-    """Return the split of each paper, in the order of a hash of its name: test and val take papers until they have enough."""
+    """Return the split of each paper: in the order of a hash of their names, papers fill test, then val, then train."""
     wanted = min(MEDICAT_HELD_OUT, papers.total() // 10)
     part_of, held = {}, Counter()
     for paper in sorted(papers, key=lambda name: hashlib.blake2b(name.encode(errors="surrogatepass")).digest()):
@@ -169,26 +171,26 @@ def rad_rows(path: Path, rows: list[Any]) -> Iterator[Named]:
     return _question_rows(path, rows, names)
 
 
-def slake_rows(path: Path, rows: list[Any], language: str, say: Say) -> Iterator[Named]:
-    """Yield the questions of SLAKE in a language, "": in all."""
+def slake_rows(path: Path, rows: list[Any], language: str, report: Print) -> Iterator[Named]:
+    """Yield the questions of SLAKE in a language ("": all)."""
     languages = (row.get("q_lang") for row in rows if isinstance(row, dict))
-    spoken = Counter(language for language in languages if isinstance(language, str))
+    num_in = Counter(language for language in languages if isinstance(language, str))
     for other, ending in zip(LANGUAGES, ("", "-zh"), strict=True):
-        if language not in ("", other) and spoken[other]:
+        if language not in ("", other) and num_in[other]:
             split = f"{path.parent.name}#{'val' if path.stem.startswith('valid') else path.stem}{ending}"
-            say(f"{path}: {spoken[other]:,} questions in {other} are left out; {split} has these")
+            report(f"{path}: {num_in[other]:,} questions in {other} are left out; {split} has these")
     names = {"image": "img_name", "question_id": "qid", "content_type": "content_type"}
     for where, row in _question_rows(path, rows, names, language):
         if isinstance(row, dict) and row["q_lang"] not in LANGUAGES:
             yield where, f"q_lang is {row['q_lang']!r}, expected en or zh"
         elif isinstance(row, dict) and row["q_lang"] == "en" and CHINESE.search(f"{row['question']} {row['answers']}"):
-            yield where, "q_lang is en, but question or answer are in Chinese"
+            yield where, "q_lang is en, but question or answer is in Chinese"
         else:
             yield where, row
 
 
 def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language: str | None = None) -> Iterator[Named]:
-    """Yield rows with the columns that names give; of several languages, unless it is None, those in one, "": in all."""
+    """Yield rows with the columns of `names`, in one language ("": all; None: the file has one only)."""
     ids, more = _Ids(), () if language is None else ("q_lang",)
     for index, row in enumerate(rows):
         where = cells.where_row(path, index)
@@ -209,8 +211,10 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
 
 
 def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
-    """Yield the questions of MedVQA-2019: lines of image, question and answer, in the official test file of four fields with
-    the category second. Of the answers that # separates, each is right."""
+    """Yield the questions of MedVQA-2019: lines of image, question and answer; # separates alternative answers.
+
+    Lines of the official test file have four fields, the second is the category.
+    """
     ids, number = _Ids(), 0
     for file in files:
         for where, line in _lines(file, IN_SPLIT):
@@ -235,7 +239,7 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
 
 
 def _alternatives(answer: str, *, optional: bool) -> list[str]:
-    """Return the answers that # separates. optional: with and without words in parentheses, as in the official test."""
+    """Return the answers between #. optional: with and without words in parentheses, as in the official test."""
     forms = answer.split("#")
     if optional:
         forms = [re.sub(taken, "", form) for form in forms for taken in (r"[()]", r"\(.*?\)")]
@@ -243,7 +247,7 @@ def _alternatives(answer: str, *, optional: bool) -> list[str]:
 
 
 def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
-    """Yield the panels of MELINDA, labelled by p_meth_label unless another column is named."""
+    """Yield the panels of MELINDA; the default label is p_meth_label."""
     ids = _Ids()
     for where, row in rows:
         if isinstance(row, str):
@@ -258,8 +262,8 @@ def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
             yield where, {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
 
 
-def chexpert_rows(rows: Iterable[Named], path: Path, image: str, say: Say, *, needs_label: bool) -> Iterator[Named]:
-    """Yield images with the labels that are 1. Lateral views are left out, and if needs_label those without any that is 1."""
+def chexpert_rows(rows: Iterable[Named], path: Path, image: str, report: Print, *, needs_label: bool) -> Iterator[Named]:
+    """Yield images with the labels that are 1, without lateral views and, if needs_label, without unlabelled ones."""
     ids, num = _Ids(), Counter()
     for where, row in rows:
         if isinstance(row, str):
@@ -281,10 +285,10 @@ def chexpert_rows(rows: Iterable[Named], path: Path, image: str, say: Say, *, ne
             num["unlabelled"] += 1
         else:
             absent = [name for name, state in states.items() if state in ("0", "0.0")]
-            said = {"label": labels, "absent_labels": absent, "caption": row.get("report", "")}
-            yield where, {"image": row[image], **said}
+            fields = {"label": labels, "absent_labels": absent, "caption": row.get("report", "")}
+            yield where, {"image": row[image], **fields}
     if num["lateral"] or num["unlabelled"] or num["uncertain"]:
-        say(
+        report(
             f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "
             f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
         )

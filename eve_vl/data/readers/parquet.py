@@ -1,8 +1,8 @@
 """Parquet files: images as paths, as bytes, or as Hugging Face's struct of both.
 
-A row cannot be read without its row group. Row groups are kept up to a number of bytes, which holds all of a table of
-paths; a table of images read in random order decodes a row group for nearly every row, so write such a table with
-small row groups (about 100 rows) or use tar shards.
+A row cannot be read without its row group. Row groups are cached up to CACHE_BYTES, which fits a whole table of paths.
+A table of embedded images in random order decodes a row group for almost every row: write it with small row groups
+(about 100 rows), or use tar shards.
 """
 
 import itertools
@@ -39,7 +39,7 @@ class ParquetTable(Table):
                 self._schemas.append(footer.schema_arrow)
                 groups = range(footer.metadata.num_row_groups)
                 lengths = [footer.metadata.row_group(group).num_rows for group in groups]
-                # of a damaged footer not more can be asked: pyarrow ends the process over some fields of columns
+                # no further checks of the footer: pyarrow ends the process over some damaged fields
                 if min(lengths, default=0) < 0 or sum(lengths) != footer.metadata.num_rows:
                     raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")
                 blocks += [(file, group) for group in groups]
@@ -52,7 +52,7 @@ class ParquetTable(Table):
         self.names = self._schemas[0].names
 
     def select(self, columns: RowColumns) -> None:
-        """Raise UserError if a column is missing from a file, there twice or of a type that cannot be right."""
+        """Select columns. Raises UserError if one is missing from a file, repeated or of a wrong type."""
         self._columns = list(dict.fromkeys(name for name in self.names if name in columns.used))
         for path, schema in zip(self._paths, self._schemas, strict=True):
             if missing := [name for name in self._columns if name not in schema.names]:
@@ -103,7 +103,7 @@ class ParquetTable(Table):
             self._cache.move_to_end(block)
             return self._cache[block]
         file = _open(self._paths[self._files[block]])
-        # no threads: they do not survive the fork of loader workers, which are parallel already
+        # no threads: they do not survive the fork of loader workers, which run in parallel anyway
         table = file.read_row_group(self._groups[block], columns=self._columns, use_threads=False)
         self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
@@ -112,18 +112,18 @@ class ParquetTable(Table):
 
 
 def _open(path: Path) -> Any:
-    """Return `pyarrow.parquet.ParquetFile`, of which only the footer is read so far; what it raises is for `_reading`."""
+    """Return a `pyarrow.parquet.ParquetFile` after reading its footer. Its errors are for `_reading`."""
     try:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
-    open_ordinary(path).close()  # which must come first: pyarrow would wait for a pipe
+    open_ordinary(path).close()  # pyarrow would wait for a pipe
     return parquet.ParquetFile(path, pre_buffer=False)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises on damaged files and on values that Python has no type for, nearly anything, to a UserError."""
+    """Turn pyarrow's errors of many types, about damaged files and unsupported values, into a UserError."""
     try:
         yield
     except UserError:
@@ -134,7 +134,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _item_type(column: Any) -> str:
-    """Return the name of a type, of lists and dictionaries that of their items: string, binary, struct<bytes: …>."""
+    """Return the name of a type, for lists and dictionaries of their items: string, binary, struct<bytes: …>."""
     while hasattr(column, "value_type"):
         column = column.value_type
     return str(column).removeprefix("large_")

@@ -1,4 +1,4 @@
-"""What a source's name stands for: files that exist, the folder of their images, and the on-disk form they have."""
+"""Names of sources: the files that they mean, the folder of images, and the on-disk form."""
 
 import os
 import re
@@ -21,7 +21,7 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """The parts of a source's name: `path`, `QUESTIONS.json+ANNOTATIONS.json` `KARPATHY.json#split` or `FOLDER#split`."""
+    """The parts of a source's name: `PATH`, `QUESTIONS.json+ANNOTATIONS.json`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`."""
 
     path: Path
     second: Path | None = None
@@ -29,14 +29,14 @@ class Spec:
 
 
 def parse_spec(spec: AnyPath) -> Spec:
-    """Return the parts of a source's name, paths made absolute. A path that exists as it stands is one path."""
+    """Return the parts of a source's name, paths made absolute. An existing path is never split."""
     text = os.fspath(spec)
     path = absolute(Path(text))
     parts = re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text)
     folder, _, split = text.rpartition("#")
     if parts is None and folder and split and not os.path.exists(path) and os.path.isdir(absolute(Path(folder))):  # noqa: PTH110, PTH112
         return Spec(path=absolute(Path(folder)), split=split)
-    if parts is None or os.path.exists(path):  # noqa: PTH110 (of a name too long or a folder not to be entered opening speaks)
+    if parts is None or os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
         return Spec(path=path)
     return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])) if parts[2] else None, split=parts[3])
 
@@ -50,9 +50,9 @@ def absolute_spec(spec: str) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """Return a path in a form that other paths can be compared with; links are only followed to get rid of `..`.
+    """Return a path in a form that is comparable with others; links are only followed to remove `..`.
 
-    Raises UserError for what is no path.
+    Raises UserError if it is no path.
     """
     try:
         if b"\0" in os.fsencode(path):
@@ -66,7 +66,7 @@ def absolute(path: Path) -> Path:
 
 
 def image_root(folder: AnyPath) -> Path:
-    """Return the absolute form of a folder. Raises UserError if there is none."""
+    """Return the absolute path of a folder. Raises UserError if it does not exist."""
     path = absolute(Path(folder))
     if not path.is_dir():
         raise UserError(explain_missing(path) if not path.exists() else f"{path}: is a file, expected a folder")
@@ -74,7 +74,7 @@ def image_root(folder: AnyPath) -> Path:
 
 
 def expand(path: Path) -> list[Path]:
-    """Return the existing paths that `path`, perhaps a pattern such as `name-{0000..0099}.tar`, stands for."""
+    """Return the existing paths that `path`, perhaps a pattern such as `name-{0000..0099}.tar`, means."""
     if path.exists():
         return [path]
     if "{" not in str(path):
@@ -101,7 +101,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def explain_missing(path: Path) -> str:
-    """Say that `path` does not exist, how much of it does, and which name there is close."""
+    """Return a message that `path` does not exist, with its existing part and the nearest name."""
     folder = next(parent for parent in path.parents if parent.exists())
     child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
@@ -111,11 +111,13 @@ def explain_missing(path: Path) -> str:
 
 
 def sniff(path: Path) -> str:
-    """Return the form of what is at `path`, by its name and, for JSON, its first line. Raises UserError."""
+    """Return the on-disk form of `path`, from its name and, for JSON, its first line. Raises UserError."""
     suffix = path.suffix.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
-        form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset lays .parquet by .tar
+        form = next(
+            (form for form, own in SHARDED.items() if own in suffixes), "folder"
+        )  # img2dataset writes both
         if form in SHARDED and suffixes & cells.IMAGE_SUFFIXES:
             raise UserError(f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format")
         return form
@@ -133,7 +135,7 @@ def sniff(path: Path) -> str:
 
 
 def _sniff_json(path: Path) -> str:
-    """Tell one JSON document from JSON lines under the same suffix: there the first line is a whole object."""
+    """Distinguish a JSON document from JSON lines with this suffix, whose first line is a whole object."""
     with open_ordinary(path) as file:
         start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
     first_line, _, rest = start.partition(b"\n")
@@ -147,7 +149,7 @@ def _sniff_json(path: Path) -> str:
 
 
 def shards(paths: list[Path], form: str) -> list[Path]:
-    """Return the files of a sharded format: those given, or all in the folder given, by name. Raises UserError."""
+    """Return the files of a sharded format: the given ones, or all in a given folder, by name. Raises UserError."""
     files = []
     for path in paths:
         inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form]) if path.is_dir() else [path]

@@ -1,5 +1,6 @@
-"""Panels of figures with captions, after MELINDA: bars, curves, blots or dots, and what was done. The label needs both, the
-kind of panel, which only the picture shows, and the verb, which only the caption tells.
+"""Panels of figures with captions, after MELINDA: bars, curves, blots or dots, and the method used.
+
+A label consists of the kind of panel, visible only in the image, and of the verb, named only in the caption.
 
 Letters: S side of the image.
 """
@@ -23,7 +24,7 @@ _WHERE = ("treated cells", "control cells", "young mice", "old mice", "cultured 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """A panel: uint8 (64, 64, 3), its caption, and its labels, the fine one of LABELS and the coarse one of KINDS."""
+    """A panel: uint8 (64, 64, 3), its caption, and its fine label (of LABELS) and coarse label (of KINDS)."""
 
     pixels: np.ndarray
     caption: str
@@ -32,7 +33,7 @@ class Panel:
 
 
 def sample_panel(split: str, seed: int, index: int) -> Panel:
-    """Draw panel `index` of a split; it depends on the arguments alone."""
+    """Sample panel `index` of a split, a pure function of the arguments."""
     rng = world.stream("panel", split, seed, index)
     kind, verb = pick(rng, KINDS), pick(rng, VERBS)
     caption = f"{pick(rng, _WHAT)} in {pick(rng, _WHERE)} was {verb} {1 + int(rng.random() * 9)} times"

@@ -1,9 +1,9 @@
-"""Questions about phantoms, in minimal pairs: one question about two images that differ in one finding, or two questions
-that differ in one word about one image. The answers of a pair differ.
+"""Questions about phantoms, in minimal pairs with different answers.
 
-Hence half of the closed questions of every wording are answered with yes; the answers of open ones are drawn evenly for every
-wording, "none" among them. Where a side, zone or grade is asked for, the finding goes by either of its names; where they are
-named, by the name that belongs to them (see `reports`): these are the questions of `test_novel`.
+A pair is one question about two images that differ in one finding, or two questions about one image that differ in one
+word. So half of the closed questions of every wording have the answer yes. Answers of open questions, "none" among them,
+are equally likely for every wording. Questions for a side, zone or grade use either name of the finding. Questions that
+name them, as in `test_novel`, use the name that belongs to them (see `reports`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _GRADES = tuple(dict.fromkeys(grade for grades in GRADES.values() for grade in g
 ANSWERS = (*YES_NO, *SIDES, *ZONES, *_GRADES, *NUMBERS, *VIEWS, *FINDINGS, NONE)
 CONTENT_TYPES = ("presence", "side", "zone", "severity", "finding", "count", "view", "device")
 
-_FIRST_PATIENT = 10**9  # of questions: none has a report
+_FIRST_PATIENT = 10**9  # patients of questions have no reports
 _MAX_OTHERS = 2
 
 
@@ -38,7 +38,7 @@ class Question:
 
 
 Pair = tuple[str, Sequence[tuple[str, str, Phantom]]]
-"""A content type and, twice, a question, its answer and the phantom."""
+"""A content type and two examples: question, answer and phantom."""
 
 
 class _Draw:
@@ -57,16 +57,18 @@ class _Draw:
         return self.pick(NAMES[kind])
 
     def phantom(self, findings: Sequence[Finding]) -> Phantom:
-        """Return somebody with these findings, taken in either view."""
+        """Sample a patient with these findings, in either view."""
         return world.take_view(self.rng, world.draw_patient(self.rng, self.split, findings, self.number), self.pick(VIEWS))
 
     def two(self, one: Finding | None, other: Finding | None, num_others: int | None = None) -> tuple[Phantom, Phantom]:
-        """Return two phantoms of one patient that differ in one finding, of which one may lack it; besides both have up to two
-        others of another kind."""
+        """Return two phantoms of one patient that differ in one finding, which one of them may lack.
+
+        Both also have up to two findings of other kinds.
+        """
         asked = [finding for finding in (one, other) if finding is not None]
         kinds = [kind for kind in FINDINGS if kind not in {finding.kind for finding in asked}]
         count = int(self.rng.random() * (_MAX_OTHERS + 1)) if num_others is None else num_others
-        while True:  # some others would hide what is asked for, or be hidden
+        while True:  # others may hide the finding in question, or be hidden
             others = [Finding(kind) for kind in pick_distinct(self.rng, kinds, count)]
             drawn = world.try_findings(self.rng, [*others, *asked[:1]])
             if drawn is None:
@@ -84,7 +86,7 @@ class _Draw:
 
 
 def sample_question(split: str, seed: int, index: int) -> Question:
-    """Draw question `index` of a split; rows 2k and 2k + 1 are a minimal pair. It depends on the arguments alone.
+    """Sample question `index` of a split, a pure function of the arguments; rows 2k and 2k + 1 are a minimal pair.
 
     Raises UserError for an unknown split.
     """
@@ -98,7 +100,7 @@ def sample_question(split: str, seed: int, index: int) -> Question:
 
 
 def _filled(wanted: Finding, first: Finding) -> Finding:
-    """Return a wanted finding of the same kind that leaves what it does not ask for as it is in the first."""
+    """Return a wanted finding of the same kind, with its open attributes taken from `first`."""
     return wanted._replace(side=wanted.side or first.side, zone=wanted.zone or first.zone, grade=wanted.grade or first.grade)
 
 
@@ -141,7 +143,7 @@ def _severity(draw: _Draw) -> Pair:
 
 
 def _detail(draw: _Draw) -> Pair:
-    """All of a finding is named; the other image shows it on the other side, in another zone or of another grade."""
+    """Ask about all attributes of a finding; the other image has another side, zone or grade."""
     kind = draw.pick(FINDINGS)
     asked = pick(draw.rng, world.variants(kind))
     question = f"is there {describe(asked, name_of(asked, draw.split))}"
@@ -155,7 +157,7 @@ def _detail(draw: _Draw) -> Pair:
 
 
 def _device(draw: _Draw) -> Pair:
-    device = draw.pick(("pacemaker", "wires"))  # not the tube, which goes with a pneumothorax
+    device = draw.pick(("pacemaker", "wires"))  # not the tube, which is correlated with pneumothorax
     phantom, _ = draw.two(None, None)
     devices = phantom.patient.devices
     patients = [replace(phantom.patient, devices=each) for each in (devices | {device}, devices - {device})]
@@ -169,7 +171,7 @@ def _device(draw: _Draw) -> Pair:
 
 
 def _open(draw: _Draw, content_type: str, question: str, options: dict[str, Finding | None]) -> Pair:
-    """Two of the answers, each as likely, beside a phantom that has the finding of each."""
+    """Return two equally likely answers, each with a phantom that has its finding."""
     answers = pick_distinct(draw.rng, tuple(options), 2)
     phantoms = draw.two(options[answers[0]], options[answers[1]])
     return content_type, [(question, answer, each) for answer, each in zip(answers, phantoms, strict=True)]
@@ -194,7 +196,7 @@ def _how_severe(draw: _Draw) -> Pair:
 
 
 def _what_in_zone(draw: _Draw) -> Pair:
-    """No other finding is there, which might lie in that zone."""
+    """Ask for the finding in a zone, in images without other findings."""
     side, zone = draw.pick(SIDES), draw.pick(ZONES)
     options = {kind: Finding(kind, side=side, zone=zone) for kind in ZONED} | {NONE: None}
     return _only(draw, f"what is in the {side} {zone} zone", options)

@@ -1,4 +1,4 @@
-"""Phantoms to pixels: soft masks of signed depth, added as tissue adds up on film; noise comes last.
+"""Phantoms to pixels: soft masks of signed depth, added up like tissue on film; then noise.
 
 Letters: S side of the image. Depths are positive inside, in fractions of the canvas.
 """
@@ -12,9 +12,9 @@ from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.world import Finding, Phantom
 
 MIN_IMAGE_SIZE = 16
-"""Below 64, small findings change fewer than the twelve pixels that each is to change."""
+"""Below 64, small findings change fewer than twelve pixels, the required minimum."""
 SIGMA = 6.0
-"""Standard deviation of the film's noise, in levels; all that is to be seen is measured in it."""
+"""Standard deviation of the film's noise, in levels; the unit of all contrasts."""
 
 AIR, TISSUE, LUNG, MIDLINE, HEART, BELLY = 10, 120, 48, 178, 166, 172  # levels
 FLUID, BARE = 158, 14
@@ -24,7 +24,7 @@ _NUM_RIBS = 6
 
 
 def render(phantom: Phantom, image_size: int) -> np.ndarray:
-    """Return the image: uint8, shape (image_size, image_size, 3), grey. Raises UserError if it is too small."""
+    """Render a phantom: uint8, shape (image_size, image_size, 3), grey. Raises UserError if it is too small."""
     return to_pixels(draw(phantom, image_size) + noise(phantom, image_size))
 
 
@@ -35,7 +35,7 @@ def to_pixels(drawing_SS: np.ndarray) -> np.ndarray:
 
 
 def noise(phantom: Phantom, image_size: int) -> np.ndarray:
-    """Return the film's noise (S, S) in levels: nearly normal, and of a generator whose sequence NumPy guarantees."""
+    """Return the film's noise (S, S) in levels: almost normal, from a generator with a sequence that NumPy guarantees."""
     uniform_4SS = np.random.Generator(np.random.PCG64(phantom.seed)).random((4, image_size, image_size))
     return SIGMA * math.sqrt(3) * (uniform_4SS.sum(axis=0) - 2)
 
@@ -47,7 +47,7 @@ def draw(phantom: Phantom, image_size: int) -> np.ndarray:
 
 
 class _Film:
-    """Coordinates of the body, and what is drawn on them."""
+    """A film: coordinates of the body, and the shapes drawn on them."""
 
     def __init__(self, phantom: Phantom, image_size: int):
         self.phantom, self.patient, self.size = phantom, phantom.patient, image_size
@@ -55,10 +55,10 @@ class _Film:
         down_S1, right_1S = centers_S[:, None], centers_S[None, :]
         cos, sin = math.cos(phantom.tilt), math.sin(phantom.tilt)
         self.y = 0.5 + cos * down_S1 - sin * right_1S
-        self.x = sin * down_S1 + cos * right_1S  # 0 in the middle of the body
+        self.x = sin * down_S1 + cos * right_1S  # 0 at the middle of the body
         self.canvas_y, self.canvas_x = 0.5 + down_S1 + 0 * right_1S, 0.5 + right_1S + 0 * down_S1
         self.base = self.patient.base + phantom.breath
-        self.aside = {side: self._sign(side) * self.x for side in world.SIDES}  # how far out on that side
+        self.aside = {side: self._sign(side) * self.x for side in world.SIDES}  # distance from the middle on that side
         self.lung = {side: self.soft(self._lung_depth(side)) for side in world.SIDES}
 
     def levels(self) -> np.ndarray:
@@ -85,11 +85,11 @@ class _Film:
         return np.maximum(film, self._marker())
 
     def soft(self, depth_SS: np.ndarray, pixels: float = 1.0) -> np.ndarray:
-        """Return the share of each pixel that is inside: a ramp some pixels wide."""
+        """Return the covered share of each pixel: a ramp some pixels wide."""
         return np.clip(depth_SS * self.size / pixels + 0.5, 0, 1)
 
     def line(self, y: float, x: float, to_y: float, to_x: float, radius: float) -> np.ndarray:
-        """Return how much of each pixel a line with round ends covers; x from the body's middle."""
+        """Return the share of each pixel covered by a line with round ends; x from the body's middle."""
         half_y, half_x = (to_y - y) / 2, (to_x - x) / 2
         from_y, from_x = self.y - y - half_y, self.x - x - half_x
         along = np.clip((from_y * half_y + from_x * half_x) / (half_y**2 + half_x**2), -1, 1)
@@ -104,12 +104,12 @@ class _Film:
         return self.soft(np.minimum(0.47 - np.abs(self.x), self.y - shoulder), 2)
 
     def dome(self, side: str) -> np.ndarray:
-        """Return where the diaphragm stands under each point of a side."""
+        """Return the height of the diaphragm under each point of a side."""
         width, lift = self.patient.half_width, 0.022 if side == "right" else 0.0
         return self.base - lift + 0.1 * np.abs((self.aside[side] - 0.42 * width) / (0.58 * width)) ** 2.2
 
     def wall_depth(self, side: str) -> np.ndarray:
-        """Return how far inside the chest wall each point lies."""
+        """Return the depth of each point inside the chest wall."""
         width, apex = self.patient.half_width, self.patient.apex
         across = np.maximum(self.aside[side], 0) / width
         up = np.maximum(0.62 - self.y, 0) / (0.62 - apex)
@@ -131,7 +131,7 @@ class _Film:
         width = (large.amount if large else self.patient.heart) * 2 * self.patient.half_width
         middle = self.phantom.turn + 0.11 * width
         down, across = (self.y - self.base + 0.1) / (0.12 + 0.12 * width), (self.x - middle) / (width / 2)
-        leaning = np.hypot(down - 0.35 * across, across)  # its tip points down and to the patient's left
+        leaning = np.hypot(down - 0.35 * across, across)  # the tip points down and to the patient's left
         return np.minimum((1 - leaning) * width / 2, self.base + 0.05 - self.y)
 
     def _bones(self) -> np.ndarray:
@@ -174,15 +174,15 @@ class _Film:
                 total = np.maximum(total, 15 * lung * self.line(0.43, 0.085 * sign, to_y, to_x, 0.008))
         return total
 
-    # Findings: the film with them.
+    # Findings: each returns the film with it.
 
     def place(self, finding: Finding) -> tuple[float, float]:
-        """Return where a finding in a zone has its middle (y, x from the body's middle)."""
+        """Return the centre of a finding in a zone (y, x from the body's middle)."""
         out = CELL_X * self.patient.half_width + finding.shift[1]
         return CELL_Y[finding.zone] + finding.shift[0], self._sign(finding.side) * out
 
     def effusion(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """Fluid with a meniscus that rises along the wall."""
+        """Draw fluid with a meniscus that rises along the wall."""
         side, floor = finding.side, self.base + 0.05
         level = floor - finding.amount * (floor - self.patient.apex) - 0.05
         out = np.clip(self.aside[side] / self.patient.half_width, 0, 1)
@@ -190,14 +190,14 @@ class _Film:
         return film + fluid * self.soft(self.aside[side] - 0.03) * np.maximum(FLUID - film, 0)
 
     def pneumothorax(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """A rim without vessels, darker than the lung, whose edge is a fine line."""
+        """Draw a rim without vessels, darker than the lung, with a fine line as its edge."""
         side, depth = finding.side, self.wall_depth(finding.side) - finding.amount
         upper = self.lung[side] * self.soft(0.46 - self.y, 3)
         film = film + upper * self.soft(-depth) * (BARE - film)
         return film + 46 * upper * self.soft(0.009 - np.abs(depth))
 
     def consolidation(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """A fluffy patch."""
+        """Draw a fluffy patch."""
         y, x = self.place(finding)
         down, across = self.y - y, self.x - x
         ragged = 0.16 * np.sin(5 * np.arctan2(down, across) + 40 * finding.amount)
@@ -205,43 +205,43 @@ class _Film:
         return film + 66 / (1 + np.exp(7 * (distance - 0.9)))
 
     def nodule(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """A round spot with a sharp edge."""
+        """Draw a round spot with a sharp edge."""
         y, x = self.place(finding)
         return film + 72 * self.soft(finding.amount - np.hypot(self.y - y, self.x - x))
 
     def atelectasis(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """A thin band above the diaphragm."""
+        """Draw a thin band above the diaphragm."""
         sign, shift = self._sign(finding.side), finding.shift
         y, x = self.base - 0.1 + shift[0], sign * (CELL_X * self.patient.half_width + 0.02 + shift[1] / 2)
         down, out = 0.3 * finding.amount, sign * finding.amount
         return film + 66 * self.line(y + down, x - out, y - down, x + out, 0.012)
 
     def edema(self, film: np.ndarray, finding: Finding) -> np.ndarray:
-        """Haze about both hila, as the wings of a bat."""
+        """Draw haze around both hila, shaped like the wings of a bat."""
         spread = np.hypot((self.y - 0.44) / 0.16, (np.abs(self.x) - 0.13) / 0.13)
         return film + finding.amount * 1.25 * np.exp(-(spread**2.5)) * (self.lung["right"] + self.lung["left"])
 
-    # Devices: levels that nothing lies over.
+    # Devices: each returns levels drawn over everything else.
 
     def pacemaker(self) -> np.ndarray:
-        """A box below the collarbone, with a lead to the heart."""
+        """Draw a box below the collarbone, with a lead to the heart."""
         box = 0.042 - np.maximum(np.abs(self.y - 0.2), np.abs(self.x - 0.33) * 0.85)
         lead = np.maximum(self.line(0.21, 0.3, 0.22, 0.05, 0.005), self.line(0.22, 0.05, 0.58, 0.03, 0.005))
         return np.maximum(250 * self.soft(box), 225 * lead)
 
     def wires(self) -> np.ndarray:
-        """Stitches of the breastbone."""
+        """Draw the stitches of the breastbone."""
         rings = [np.abs(np.hypot(self.y - y, self.x - self.phantom.turn) - 0.017) for y in (0.3, 0.39, 0.48, 0.57)]
         return 240 * self.soft(0.006 - np.minimum.reduce(rings))
 
     def tube(self) -> np.ndarray:
-        """A drain that comes in between the ribs and leads up."""
+        """Draw a drain that enters between the ribs and leads up."""
         sign, width = self._sign(self.patient.tube_side), self.patient.half_width
         inside = self.line(0.52, sign * (width + 0.03), 0.42, sign * 0.8 * width, 0.008)
         return 215 * np.maximum(inside, self.line(0.42, sign * 0.8 * width, 0.24, sign * 0.62 * width, 0.008))
 
     def _marker(self) -> np.ndarray:
-        """The letter R beside the patient's right shoulder."""
+        """Draw the letter R next to the patient's right shoulder."""
         if not self.phantom.has_marker:
             return np.zeros_like(self.y)
         y, x = self.canvas_y - 0.09, self.canvas_x - 0.09

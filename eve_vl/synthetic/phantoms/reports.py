@@ -1,4 +1,4 @@
-"""Reports: what is said of a phantom, what a table of labels makes of it, and false reports that differ in one place.
+"""Reports of phantoms, their labels, and false reports with one change.
 
 A report mentions findings as present, as absent (40 % of all mentions) or as possible; what it does not mention has no label.
 Each finding has two names. Training always uses the same one beside a side, zone and grade, `test_novel` the other one: all
@@ -24,7 +24,7 @@ NAMES = {
     world.ATELECTASIS: ("atelectasis", "band of collapse"),
     world.EDEMA: ("edema", "vascular congestion"),
 }
-COLUMNS = {  # of CheXpert's tables, in their order, and what there is in ours
+COLUMNS = {  # columns of CheXpert's tables, in their order, and our findings
     "No Finding": "",
     "Enlarged Cardiomediastinum": "",
     "Cardiomegaly": world.CARDIOMEGALY,
@@ -42,15 +42,15 @@ COLUMNS = {  # of CheXpert's tables, in their order, and what there is in ours
 }
 NUM_DISTRACTORS = 3
 
-_SHORT = 0.4  # of those without findings, hence 10 % of all, have the shortest report
-_POSSIBLE = 0.1  # of what is there is told as possible only
-_POSSIBLE_BUT_ABSENT = 0.12  # of the reports name something that is not there as possible
+_SHORT = 0.4  # share of reports without findings (10 % of all) that are the shortest one
+_POSSIBLE = 0.1  # share of present findings reported as possible
+_POSSIBLE_BUT_ABSENT = 0.12  # share of reports that name an absent finding as possible
 _NUM_ABSENT_WEIGHTS = (0.28, 0.45, 0.27)
 _OPENING = 0.5
 
 
 class Mention(NamedTuple):
-    """One finding as a report tells it; state is PRESENT, ABSENT or UNCERTAIN, name is one of NAMES."""
+    """One finding in a report; state is PRESENT, ABSENT or UNCERTAIN, name is one of NAMES."""
 
     finding: Finding
     state: int
@@ -58,19 +58,19 @@ class Mention(NamedTuple):
 
     @property
     def words(self) -> str:
-        """As "small left pleural effusion", "nodule in the right upper zone"; what is absent has its name alone."""
+        """Words such as "small left pleural effusion" or "nodule in the right upper zone"; only the name if absent."""
         return describe(self.finding, self.name) if self.state != ABSENT else self.name
 
 
 class Report(NamedTuple):
-    """What is said of a phantom, in order; opening: a remark on view or devices, or ""."""
+    """A report: an opening remark on view or devices, or "", and findings in order."""
 
     opening: str
     mentions: tuple[Mention, ...]
 
     @property
     def text(self) -> str:
-        """The report: of nothing to mention NORMAL, else two to five sentences, the last of which is the impression."""
+        """The report's text: NORMAL if there is nothing to mention, else two to five sentences, ending with the impression."""
         if not self.mentions:
             return NORMAL
         present = [mention.name for mention in self.mentions if mention.state == PRESENT]
@@ -78,7 +78,7 @@ class Report(NamedTuple):
 
     @property
     def labels(self) -> dict[str, int]:
-        """CheXpert's labels by column, as its labeller would read them; what is not mentioned is not there."""
+        """CheXpert's labels by column, as its labeller would read them; findings not mentioned are left out."""
         state_of = {mention.finding.kind: mention.state for mention in self.mentions}
         labels = {column: state_of[kind] for column, kind in COLUMNS.items() if kind in state_of}
         return labels if {PRESENT, UNCERTAIN} & set(labels.values()) else {"No Finding": PRESENT, **labels}
@@ -106,7 +106,7 @@ def describe(finding: Finding, name: str) -> str:
 
 
 def name_of(finding: Finding, split: str) -> str:
-    """Return the name that a split uses beside the side, zone and grade of a finding."""
+    """Return the name that a split uses with the side, zone and grade of a finding."""
     grades = tuple(GRADES.get(finding.kind, ("",)))
     places = ((finding.side, SIDES), (finding.zone, ZONES), (finding.grade, grades))
     parity = sum(options.index(value) for value, options in places if value)
@@ -114,18 +114,18 @@ def name_of(finding: Finding, split: str) -> str:
 
 
 def unseen_names(kind: str) -> list[str]:
-    """Return a finding in all the words that training never puts together."""
+    """Return all descriptions of a finding in combinations of words that training never has."""
     return [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
 
 
 def class_prompts() -> dict[str, tuple[str, ...]]:
-    """Return what may be said of each finding, and of NORMAL, as a prompt: sentences that occur in no report of training."""
+    """Return prompts for each finding and for NORMAL: sentences that occur in no training report."""
     unseen = {kind: tuple(f"there is {words}" for words in unseen_names(kind)) for kind in FINDINGS}
     return {NORMAL: (f"there is {NORMAL}", "there is nothing acute"), **unseen}
 
 
 def sample_report(split: str, phantom: Phantom) -> Report:
-    """Draw what is said of a phantom."""
+    """Sample a report of a phantom."""
     rng = Random(f"report/{phantom.seed}")
     if not phantom.findings and rng.random() < _SHORT:
         return Report("", ())
@@ -144,9 +144,10 @@ def sample_report(split: str, phantom: Phantom) -> Report:
 
 
 def distractors(split: str, phantom: Phantom) -> list[str]:
-    """Return NUM_DISTRACTORS false reports of findings that an image could have, each with one finding told otherwise: one
-    denies what is there, the others tell a side, zone or grade of it wrongly. Where there is too little of this, they tell what
-    the true one denies, then what it does not mention.
+    """Return NUM_DISTRACTORS false but possible reports, each with one finding changed.
+
+    One denies a present finding; the others have a wrong side, zone or grade. If there are too few of these, they state
+    a finding that the true report denies, then one that it does not mention.
 
     That balances words: a report of no finding has longer ones beside it, every other one a shorter one and some of its length.
     """
@@ -165,7 +166,7 @@ def _not_in(phantom: Phantom) -> list[str]:
 
 
 def _openings(phantom: Phantom) -> list[str]:
-    """True remarks beside the findings."""
+    """Return true remarks besides the findings."""
     seen = {"pacemaker": "pacemaker in place", "wires": "wires over the sternum", "tube": "tube in place"}
     return [f"{phantom.view} view", *(words for device, words in seen.items() if device in phantom.patient.devices)]
 
@@ -175,8 +176,10 @@ def _listed(words: Sequence[str], last: str = "and") -> str:
 
 
 def _other_findings(rng: Random, report: Report) -> list[Finding]:
-    """Draw up to NUM_DISTRACTORS findings of each kind, in random order, that could be there besides what the report tells of
-    other kinds; of what it tells, such as differ in one place."""
+    """Sample up to NUM_DISTRACTORS findings of each kind, in random order, that are compatible with the report's others.
+
+    Of kinds in the report, they differ from it in one attribute.
+    """
     present = {mention.finding.kind: mention.finding for mention in report.mentions if mention.state == PRESENT}
     drawn: list[Finding] = []
     for kind in FINDINGS:
@@ -192,7 +195,7 @@ def _other_findings(rng: Random, report: Report) -> list[Finding]:
 
 
 def _changed(rng: Random, report: Report, new: Mention) -> Report:
-    """Return a report that tells one finding otherwise; what it has not mentioned it mentions anywhere."""
+    """Return a report with one finding changed, or added at a random place."""
     mentions = [new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions]
     if new not in mentions:
         mentions.insert(pick(rng, range(len(mentions) + 1)), new)

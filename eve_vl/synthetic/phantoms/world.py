@@ -1,8 +1,8 @@
-"""The world of the phantoms: what a schematic chest radiograph shows, and how one is drawn at random.
+"""The world of phantoms: what a schematic chest radiograph shows, and how one is sampled.
 
-A patient comes first: anatomy, findings and devices; then one or two views of the patient. All is a pure function of (split,
-seed, number), and patients of two splits have no number in common. Lengths are fractions of the canvas, y grows downwards;
-sides are the patient's, who faces us: the patient's right is on the left of the image.
+A patient is sampled first: anatomy, findings and devices; then one or two views. Everything is a pure function of (split,
+seed, number), and no two splits share the number of a patient. Lengths are fractions of the canvas, y grows downwards;
+sides are the patient's, who faces the viewer: the patient's right is on the left of the image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,31 +25,31 @@ MAX_FINDINGS = 3
 SIDED = (EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS)
 ZONED = (CONSOLIDATION, NODULE)
 GRADES: dict[str, dict[str, tuple[float, float]]] = {
-    CARDIOMEGALY: {"mild": (0.54, 0.57), "marked": (0.62, 0.65)},  # width of the heart by that of the chest; above 0.5
-    EFFUSION: {"small": (0.13, 0.17), "moderate": (0.27, 0.31), "large": (0.44, 0.49)},  # height by that of the lung
+    CARDIOMEGALY: {"mild": (0.54, 0.57), "marked": (0.62, 0.65)},  # width of the heart over that of the chest; above 0.5
+    EFFUSION: {"small": (0.13, 0.17), "moderate": (0.27, 0.31), "large": (0.44, 0.49)},  # height over that of the lung
     PNEUMOTHORAX: {"small": (0.05, 0.058), "large": (0.095, 0.11)},  # width of the bare rim
     NODULE: {"small": (0.036, 0.042), "large": (0.062, 0.07)},  # radius
     EDEMA: {"mild": (30, 35), "severe": (62, 70)},  # levels of haze
 }
-"""What grades are called, and the range of the drawn number behind each: gaps lie between, so that the truth is exact."""
+"""Names of grades and the range of the number behind each; gaps between ranges make the truth exact."""
 AMOUNTS = {CONSOLIDATION: (0.085, 0.1), ATELECTASIS: (0.085, 0.1)}  # radius, half of the length
-HEART = (0.4, 0.46)  # a normal heart's width by that of the chest
+HEART = (0.4, 0.46)  # width of a normal heart over that of the chest
 
 NUM_FINDINGS_WEIGHTS = (0.25, 0.35, 0.25, 0.15)
 TUBE_WITH_PNEUMOTHORAX = {split: 0.2 if split == "test_shift" else 0.8 for split in SPLITS}
-"""In what share of the images a tube is there if a pneumothorax is, and not there if none is."""
-_MAX_TRIES = 1000  # only asserts that there is a way
+"""Share of images with a tube among those with a pneumothorax, and of images without one among the others."""
+_MAX_TRIES = 1000  # only asserts that a solution exists
 PATIENTS_PER_BLOCK, VIEWS_PER_BLOCK = 2, 3  # one of two patients has a second view
 
 Cell = tuple[str, str]
 _BEHIND_HEART: frozenset[Cell] = frozenset({("left", "heart")})
-"""A large heart hides small things at the patient's left base, not fluid."""
+"""A large heart hides small findings at the patient's left base, but no fluid."""
 
 
 class Finding(NamedTuple):
-    """One finding; side, zone and grade are "" where it has none.
+    """One finding; side, zone and grade are "" if it has none.
 
-    amount: the number behind the grade. shift: where it lies about the middle of its cell (y, x).
+    amount: the number behind the grade. shift: its offset from the middle of its cell (y, x).
     """
 
     kind: str
@@ -61,12 +61,12 @@ class Finding(NamedTuple):
 
     @property
     def variant(self) -> tuple[str, str, str]:
-        """What words may tell of it beside its kind."""
+        """Side, zone and grade, which captions may name besides the kind."""
         return self.side, self.zone, self.grade
 
     @property
     def cells(self) -> frozenset[Cell]:
-        """The parts of the lungs that it takes, in which no other finding may lie, lest one hides the other."""
+        """The parts of the lungs that it occupies; no other finding may lie there, since one would hide the other."""
         if self.kind == CARDIOMEGALY:
             return _BEHIND_HEART
         if self.kind == EDEMA:
@@ -79,8 +79,10 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patient:
-    """Who is shown. number: no patient of any split has the same. half_width: of the chest. heart: its width by the chest's.
-    tube_side: on which side a tube lies if there is one. findings are in the order of FINDINGS."""
+    """A patient. number: unique over all splits. half_width: of the chest. heart: its width over the chest's.
+
+    tube_side: the side of a tube, if there is one. findings: in the order of FINDINGS.
+    """
 
     number: int
     age: int
@@ -97,9 +99,9 @@ class Patient:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phantom:
-    """One image of a patient before it is rendered.
+    """One image of a patient before rendering.
 
-    tilt: of the body, in radians. turn: how far the midline lies beside the middle. breath: how much lower the diaphragm is.
+    tilt: of the body, in radians. turn: offset of the midline from the middle. breath: how much lower the diaphragm is.
     gain: contrast of the film. slope: levels from the middle to the edge (down, right). seed: of noise and words.
     """
 
@@ -115,11 +117,11 @@ class Phantom:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What there is to find."""
+        """The patient's findings."""
         return self.patient.findings
 
     def finding(self, kind: str) -> Finding | None:
-        """Return its finding of a kind, if there is one."""
+        """Return its finding of a kind, or None."""
         return next((each for each in self.findings if each.kind == kind), None)
 
 
@@ -130,14 +132,14 @@ def stream(purpose: str, split: str, seed: int, index: int) -> Random:
 
 
 def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
-    """Return patient and view (0 or 1) that row `index` shows: of each two patients one has a second view."""
+    """Return patient and view (0 or 1) of row `index`; one of every two patients has a second view."""
     block, row = divmod(index, VIEWS_PER_BLOCK)
-    first = 2 if stream("block", split, seed, block).random() < 0.5 else 1  # views of the first of both
+    first = 2 if stream("block", split, seed, block).random() < 0.5 else 1  # views of the first of the two patients
     return PATIENTS_PER_BLOCK * block + (row >= first), row - first * (row >= first)
 
 
 def sample_phantom(split: str, seed: int, index: int) -> Phantom:
-    """Draw row `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    """Sample row `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
     number, view = place_of(seed, split, index)
     patient = sample_patient(split, seed, number)
     first = pick(stream("view", split, seed, number), VIEWS)
@@ -146,7 +148,7 @@ def sample_phantom(split: str, seed: int, index: int) -> Phantom:
 
 
 def sample_patient(split: str, seed: int, number: int) -> Patient:
-    """Draw a patient with findings; in `test_novel` there is at least one."""
+    """Sample a patient with findings; at least one in `test_novel`."""
     rng = stream("patient", split, seed, number)
     count = pick_weighted(rng, NUM_FINDINGS_WEIGHTS) or int(split == "test_novel")
     findings = draw_findings(rng, [Finding(kind) for kind in pick_distinct(rng, FINDINGS, count)])
@@ -154,7 +156,7 @@ def sample_patient(split: str, seed: int, number: int) -> Patient:
 
 
 def draw_patient(rng: Random, split: str, findings: Iterable[Finding], number: int) -> Patient:
-    """Draw who has these findings."""
+    """Sample a patient with these findings."""
     findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
     devices = {device for device in ("pacemaker", "wires") if rng.random() < 0.2}
     patient = Patient(
@@ -174,7 +176,7 @@ def draw_patient(rng: Random, split: str, findings: Iterable[Finding], number: i
 
 
 def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[Finding]) -> Patient:
-    """Return the same patient with other findings, and with a tube as often as the split has one beside them."""
+    """Return the same patient with other findings, and with a tube as often as the split has one with these."""
     findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
     air = next((each for each in findings if each.kind == PNEUMOTHORAX), None)
     has_tube = (rng.random() < TUBE_WITH_PNEUMOTHORAX[split]) == (air is not None)
@@ -184,7 +186,7 @@ def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[
 
 
 def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
-    """Draw how a patient is taken."""
+    """Sample a view of a patient."""
     return Phantom(
         patient=patient,
         view=view,
@@ -199,7 +201,7 @@ def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
 
 
 def draw_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
-    """Draw what is left open in the wanted findings ("" and 0) so that none hides another, of findings that allow it."""
+    """Sample the open attributes ("" and 0) of the wanted findings so that none hides another; a solution must exist."""
     for _ in range(_MAX_TRIES):
         if (drawn := try_findings(rng, wanted)) is not None:
             return drawn
@@ -207,19 +209,19 @@ def draw_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
 
 
 def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
-    """Draw once what is left open in the wanted findings; None if one of them would hide another."""
+    """Sample the open attributes of the wanted findings once; None if one finding would hide another."""
     drawn = [_draw_finding(rng, finding) for finding in wanted]
     return drawn if is_possible(drawn) else None
 
 
 def is_possible(findings: Sequence[Finding]) -> bool:
-    """Whether an image can have these findings: not too many, and none hides another."""
+    """Return whether an image can have these findings: not too many, and none hides another."""
     cells = [cell for finding in findings for cell in finding.cells]
     return len(findings) <= MAX_FINDINGS and len(cells) == len(set(cells))
 
 
 def variants(kind: str) -> list[Finding]:
-    """Return every finding of a kind that words can tell apart, with the middle of its range as amount."""
+    """Return every finding of a kind that words can distinguish, with the middle of its range as amount."""
     grades = GRADES.get(kind, {"": AMOUNTS.get(kind, (0, 0))})
     return [
         Finding(kind, side, zone, grade, sum(grades[grade]) / 2)

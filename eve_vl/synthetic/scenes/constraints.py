@@ -1,4 +1,4 @@
-"""Scenes on demand: what a question or statement needs to be there, needs not to be there, and where.
+"""Scenes under constraints: what must be in a scene for a question or statement, what must not, and where.
 
 The answer is drawn first and the scene after it, so that no wording makes one answer likelier than another.
 """
@@ -11,18 +11,18 @@ from typing import NamedTuple
 from eve_vl.synthetic.scenes import world
 from eve_vl.synthetic.scenes.text import PLURALS, article
 
-_MAX_TRIES = 1000  # only asserts that a draft can be met; one to six tries are usual
+_MAX_TRIES = 1000  # only asserts that a draft is satisfiable; one to six tries are usual
 
 
 class Trait(NamedTuple):
-    """What shapes may have in common; None is anything."""
+    """A common trait of shapes; None: any value."""
 
     kind: str | None = None
     color: str | None = None
     size: str | None = None
 
     def fits(self, look: world.Appearance | world.Shape) -> bool:
-        """Whether a shape has this trait."""
+        """Return whether a shape has this trait."""
         return self.kind in (None, look.kind) and self.color in (None, look.color) and self.size in (None, look.size)
 
     @property
@@ -45,7 +45,7 @@ class Trait(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What a scene must show: one shape for each wanted trait, the first in `cells`; no further shape of `avoid`."""
+    """Constraints on a scene: one shape per wanted trait, the first ones in `cells`; no other shape with a trait to avoid."""
 
     wanted: Sequence[Trait] = ()
     avoid: Sequence[Trait] = ()
@@ -55,7 +55,7 @@ class Draft(NamedTuple):
 
 
 def compose_draft(rng: Random, split: str, draft: Draft) -> world.Scene:
-    """Draw a scene that meets the draft and shows what its split must show, random in all other respects."""
+    """Sample a scene that satisfies the draft and the rules of its split, random otherwise."""
     looks = _draw_appearances(rng, split, draft)
     free = [cell for cell in range(world.NUM_CELLS) if cell not in draft.cells]
     cells = [*draft.cells, *world.pick_distinct(rng, free, len(looks) - len(draft.cells))]
@@ -63,7 +63,7 @@ def compose_draft(rng: Random, split: str, draft: Draft) -> world.Scene:
 
 
 def draw_pair(rng: Random, split: str) -> Trait:
-    """Draw a kind and colour to ask about: in `test_novel` one of the held-out pairs."""
+    """Sample a kind and colour to ask about; in `test_novel` a held-out pair."""
     return Trait(*world.pick(rng, world.HELD_OUT if split == "test_novel" else world.pairs_of(split)))
 
 
@@ -76,7 +76,7 @@ def matching_pairs(split: str, trait: Trait) -> tuple[tuple[str, str], ...]:
 def _draw_appearances(rng: Random, split: str, draft: Draft) -> list[world.Appearance]:
     fewest = max(1, len(draft.wanted))
     for _ in range(_MAX_TRIES):
-        others = world.sample_num_shapes(rng) - 1  # as many as beside a shape of a caption: mostly none
+        others = world.sample_num_shapes(rng) - 1  # as in captions: mostly none
         num_shapes = draft.num_shapes or min(fewest + others, world.MAX_SHAPES)
         looks = [_draw_appearance(rng, split, trait) for trait in draft.wanted]
         looks += [_draw_other(rng, split, draft.avoid) for _ in range(num_shapes - len(looks))]

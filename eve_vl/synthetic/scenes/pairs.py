@@ -1,8 +1,13 @@
-"""Statements about two scenes, true or false, after NLVR2 (Suhr et al. 2019).
+"""Rows of two scenes: statements, true or false, and pairs of items, the same or not.
 
-For every wording both labels are equally likely. Some statements are about one of the two scenes, as many of NLVR2's are.
-For most others the left scene alone or the right scene alone is drawn from the same distribution under both labels, so
-that neither decides it. Exceptions: "both …" and "more …", where one scene alone says something by their nature.
+Statements follow NLVR2 (Suhr et al. 2019). For every wording both labels are equally likely. Some statements are about one
+scene, as in NLVR2. For most others, each scene has the same distribution under both labels, so that neither decides the
+label. Exceptions are "both …" and "more …", where one scene is informative by nature.
+
+Items follow the pairs of goods in MLIM. The image of an item shows one or two shapes; its text describes one more shape, so
+each carries half of the evidence. The same item is sampled with other light and other words. A different item differs in
+one attribute of one shape, half of the time of a visible one and half of the time of the described one. Among pairs
+with equal images, and among pairs with equal texts, fewer than half are the same item.
 """
 
 from collections.abc import Callable
@@ -16,7 +21,7 @@ from eve_vl.synthetic.scenes.text import NUMBERS, PLACES, article
 _MAX_COUNT = 3  # of one trait in one scene
 SIDES = ("left", "right")
 
-StatementDraft = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
+StatementDraft = tuple[str, Draft, Draft]  # statement, constraints on the left and on the right scene
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +36,7 @@ class Statement:
 
 
 def sample_statement(split: str, seed: int, index: int) -> Statement:
-    """Draw statement `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    """Sample statement `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
     rng = world.stream("statement", split, seed, index)
     kind = world.pick(rng, _DRAWN)
     label = rng.random() < 0.5
@@ -46,7 +51,7 @@ def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementD
 
 
 def _one_of(rng: Random, split: str) -> Trait:
-    """Something that an image may or may not contain."""
+    """Sample a trait that an image may or may not have."""
     return world.pick(rng, (draw_pair(rng, split), *_simple(rng)))
 
 
@@ -59,7 +64,7 @@ def _simple(rng: Random) -> tuple[Trait, Trait]:
 
 
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
-    """A whole caption is true of one image; which one does not matter. Otherwise all three are drawn independently."""
+    """State that a whole caption is true of either image; if false, all three are independent."""
     said, other, another = (_single(rng, split) for _ in range(3))
     in_words = f"one {said.wanted[0].singular} at {PLACES[said.cells[0]]} on {said.background}"
     images = world.pick_distinct(rng, (said if label else another, other), 2)
@@ -155,10 +160,10 @@ _TEMPLATES: dict[str, Callable[[Random, str, bool], StatementDraft]] = {
     template.__name__.removeprefix("_"): template for template in (_shows, *_ABOUT_NUMBERS, *_ABOUT_LOOKS)
 }
 STATEMENT_KINDS = tuple(_TEMPLATES)
-_DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # captions come most often: a third of all
+_DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # whole captions are a third of all
 
 
-# Pairs of items:
+# Pairs of items
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
 _WORDINGS: tuple[Callable[[world.Appearance], str], ...] = (
@@ -171,7 +176,7 @@ _WORDINGS: tuple[Callable[[world.Appearance], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemPairDraft:
-    """Two items, and whether they are the same."""
+    """Two items, and whether they are the same item."""
 
     scenes: tuple[world.Scene, world.Scene]
     texts: tuple[str, str]
@@ -179,7 +184,7 @@ class ItemPairDraft:
 
 
 def sample_items(split: str, seed: int, index: int) -> ItemPairDraft:
-    """Draw pair `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    """Sample pair `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
     rng = world.stream("items", split, seed, index)
     shown = world.sample_appearances(rng, split, 1 + (rng.random() < SHARE_TWO_SHAPES))
     (told,) = world.sample_appearances(rng, split, 1)
@@ -202,7 +207,7 @@ def sample_items(split: str, seed: int, index: int) -> ItemPairDraft:
 
 
 def _another(rng: Random, split: str, look: world.Appearance) -> world.Appearance:
-    """Return a look that differs in its kind, its colour or its size."""
+    """Return an appearance that differs in kind, colour or size."""
     pairs = world.pairs_of(split)
     changed = {
         "kind": [kind for kind in world.KINDS if kind != look.kind and (kind, look.color) in pairs],

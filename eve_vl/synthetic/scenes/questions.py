@@ -16,7 +16,7 @@ YES_NO = ("yes", "no")
 ANSWERS = (*YES_NO, *NUMBERS, *world.COLORS, *world.KINDS, *world.SIZES, "left", "right", "above", "below")
 QUESTION_KINDS = ("attribute", "count", "existence", "relation", "comparison")
 
-QuestionDraft = tuple[str, str, Draft]  # question, answer, what the scene must show
+QuestionDraft = tuple[str, str, Draft]  # question, answer, constraints on the scene
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Question:
 
 
 def sample_question(split: str, seed: int, index: int) -> Question:
-    """Draw question `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    """Sample question `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
     rng = world.stream("question", split, seed, index)
     kind = world.pick(rng, QUESTION_KINDS)
     question, answer, draft = world.pick(rng, _TEMPLATES[kind])(rng, split)
@@ -104,7 +104,7 @@ def _exists(rng: Random, split: str, trait: Trait) -> QuestionDraft:
 
 
 def _resembling(rng: Random, split: str, trait: Trait) -> Trait:
-    """Something that shares one feature with the trait, so that seeing one feature does not answer the question."""
+    """Return a trait that shares one feature, so that one feature does not decide the answer."""
     if trait.kind and trait.color:
         pairs = [pair for pair in world.pairs_of(split) if (pair[0] == trait.kind) != (pair[1] == trait.color)]
         return Trait(*world.pick(rng, pairs))
@@ -153,14 +153,14 @@ _DIRECTIONS = tuple(_OPPOSITE)
 
 
 def _two_pairs(rng: Random, split: str) -> list[Trait]:
-    """Two different pairs in random order; in `test_novel` at least one is a held-out pair."""
+    """Sample two different pairs; in `test_novel` at least one is a held-out pair."""
     pair = draw_pair(rng, split)
     other = Trait(*world.pick(rng, [other for other in world.pairs_of(split) if other != (pair.kind, pair.color)]))
     return world.pick_distinct(rng, (pair, other), 2)
 
 
 def _related_cells(rng: Random, direction: str) -> list[int]:
-    """Cells of two shapes, the first of which lies in that direction of the second."""
+    """Sample the cells of two shapes, the first of which lies in that direction from the second."""
     near, far = sorted(world.pick_distinct(rng, range(world.NUM_ROWS), 2))
     aside = [int(rng.random() * world.NUM_ROWS) for _ in range(2)]
     if direction in ("left", "right"):

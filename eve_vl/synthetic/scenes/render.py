@@ -12,14 +12,14 @@ from eve_vl.synthetic import check_image_size
 from eve_vl.synthetic.scenes.world import Mark, Scene, Shape
 
 MIN_IMAGE_SIZE = 16
-MARK_TONE = 30  # levels that clutter takes from every channel of the background
+MARK_TONE = 30  # levels by which clutter darkens every channel of the background
 
 _STAR_INNER = 0.46  # radius of the notches relative to the tips; a true pentagram (0.38) is too thin at 10 pixels
 _COS_36, _SIN_36 = math.cos(math.pi / 5), math.sin(math.pi / 5)
 
 
 def render(scene: Scene, image_size: int) -> np.ndarray:
-    """Return the image: uint8, shape (image_size, image_size, 3), RGB. Raises UserError below 16 pixels."""
+    """Render a scene: uint8, shape (image_size, image_size, 3), RGB. Raises UserError below 16 pixels."""
     check_image_size(image_size, MIN_IMAGE_SIZE)
     canvas_3SS = np.empty((3, image_size, image_size), np.float32)  # channels first: long rows are faster to blend
     canvas_3SS[:] = np.asarray(scene.background_rgb, np.float32)[:, None, None]
@@ -34,12 +34,12 @@ def render(scene: Scene, image_size: int) -> np.ndarray:
 
 @cache
 def _centers(image_size: int) -> np.ndarray:
-    """Pixel centres as fractions of the canvas, shape (S,)."""
+    """Return pixel centres as fractions of the canvas, shape (S,)."""
     return ((np.arange(image_size) + 0.5) / image_size).astype(np.float32)
 
 
 def _span(center: float, reach: float, image_size: int) -> slice:
-    """Pixels that something reaching `reach` to both sides may touch, with one more for the soft edge."""
+    """Return the pixels within `reach` of a centre, plus one for the soft edge."""
     first = int((center - reach) * image_size) - 1
     last = int((center + reach) * image_size) + 2
     return slice(max(0, first), max(0, min(image_size, last)))
@@ -69,7 +69,7 @@ def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
 
 
 def _coverage(depth_HW: np.ndarray, pixels_per_unit: float) -> np.ndarray:
-    """Share of each pixel inside, from the depth of its centre below the outline: a ramp one pixel wide."""
+    """Return the covered share of each pixel, a ramp one pixel wide over the depth of its centre below the outline."""
     return np.clip(depth_HW * pixels_per_unit + 0.5, 0, 1)
 
 

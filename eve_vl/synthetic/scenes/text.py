@@ -24,7 +24,7 @@ PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Return CAPTIONS_PER_SCENE true captions of the scene, each of another template, chosen by its seed."""
+    """Return CAPTIONS_PER_SCENE true captions of the scene, from different templates chosen by its seed."""
     rng = Random(scene.seed)
     return tuple(pick(rng, wordings) for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE))
 
@@ -41,12 +41,12 @@ def _by_template(scene: Scene) -> list[list[str]]:
 
 
 def article(word: str) -> str:
-    """Return "a" or "an", whichever stands before a word of these captions."""
+    """Return the article, "a" or "an", of a word of these captions."""
     return "an" if word == "orange" else "a"
 
 
 def place_words(shape: Shape) -> str:
-    """Return where a shape stands: "top left", "top", …, "middle", …, "bottom right"."""
+    """Return the place of a shape: "top left", "top", …, "middle", …, "bottom right"."""
     return PLACES[shape.row * NUM_COLUMNS + shape.column]
 
 
@@ -58,7 +58,7 @@ def _short(shape: Shape) -> str:
     return f"{shape.color} {shape.kind}"
 
 
-# Templates: they yield nothing where they do not apply.
+# Templates. They yield nothing for scenes that they do not fit.
 
 
 def _that_list_shapes(scene: Scene) -> Iterator[str]:
@@ -99,23 +99,23 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
 
 
 def _in_line(scene: Scene, side: str) -> list[Shape]:
-    """The shapes in order of their column or row if there are two or three, each in one of its own; otherwise none."""
+    """Return two or three shapes by column or row if each has its own; otherwise none."""
     shapes = sorted(scene.shapes, key=attrgetter(side))
     distinct = len({getattr(shape, side) for shape in shapes}) == len(shapes)
     return shapes if distinct and len(shapes) > 1 else []
 
 
 def _outermost(scene: Scene, side: str) -> tuple[Shape, Shape] | None:
-    """The first and the last shape by column or row, unless one shares its column or row with the next."""
+    """Return the first and last shape by column or row, unless one shares it with the next."""
     shapes = sorted(scene.shapes, key=attrgetter(side))
     places = [getattr(shape, side) for shape in shapes]
     return None if len(shapes) == 1 or places[0] == places[1] or places[-1] == places[-2] else (shapes[0], shapes[-1])
 
 
 def _there_or_not(scene: Scene) -> list[str]:
-    """What is not there is named as well, so that hidden words ask to check visible ones against the image.
+    """Name missing values, too, so that a masked word requires checking the visible ones against the image.
 
-    One or two values that are missing, from any start: neither number nor place tells what is there.
+    One or two missing values, from any start, so that neither number nor position reveals which are present.
     """
     kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
     return [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]

@@ -1,4 +1,4 @@
-"""The world of the built-in data: what a scene is, and how one is drawn at random.
+"""The world of scenes: what a scene is, and how one is sampled.
 
 Everything here is a pure function of (split, seed, index). Positions and sizes are fractions of the canvas, y grows
 downwards. Shapes stand in distinct cells of a 3 × 3 grid with some jitter, so that "left of", "above" and the nine
@@ -26,7 +26,7 @@ COLORS = {
     "purple": (138, 48, 190),
     "pink": (250, 128, 192),
 }
-BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that seeing one is easy
+BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that all are easy to see
     "white": (246, 246, 244),
     "gray": (196, 198, 202),
     "beige": (236, 214, 176),
@@ -37,7 +37,7 @@ NUM_ROWS = NUM_COLUMNS = 3
 NUM_CELLS = NUM_ROWS * NUM_COLUMNS
 MAX_SHAPES = 4
 
-# One kind is withheld per colour, every kind once or twice: all words are met in training, these pairs never.
+# One kind is held out per colour, every kind once or twice: training has all words, but never these pairs.
 HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS))
 SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
 
@@ -48,12 +48,17 @@ _PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps neighbours apart and eve
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
-_NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming comes before telling apart
+_NUM_SHAPES_WEIGHTS = (
+    0.6,
+    0.25,
+    0.1,
+    0.05,
+)  # mostly easy ones: naming shapes is learnt before telling them apart
 _MAX_MARKS = 4
 
 
 class Appearance(NamedTuple):
-    """What a shape is, apart from where it stands."""
+    """Kind, colour and size of a shape, without its position."""
 
     kind: str
     color: str
@@ -95,7 +100,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One image before it is rendered. `slope` is how much lighter (levels) the bottom edge is than the middle."""
+    """One image before rendering. slope: by how many levels the bottom edge is lighter than the middle."""
 
     shapes: tuple[Shape, ...]
     background: str
@@ -117,18 +122,18 @@ def pairs_of(split: str) -> tuple[tuple[str, str], ...]:
 
 
 def sample_scene(split: str, seed: int, index: int) -> Scene:
-    """Draw scene `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    """Sample scene `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
     rng = stream("scene", split, seed, index)
     return compose(rng, sample_appearances(rng, split, sample_num_shapes(rng)))
 
 
 def sample_num_shapes(rng: Random) -> int:
-    """Draw how many shapes a scene has, 1 to MAX_SHAPES."""
+    """Sample the number of shapes of a scene, 1 to MAX_SHAPES."""
     return 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)
 
 
 def sample_appearances(rng: Random, split: str, num_shapes: int) -> list[Appearance]:
-    """Draw looks from the pairs of a split; in `test_novel` at least one is a held-out pair."""
+    """Sample appearances from the pairs of a split; in `test_novel` at least one is a held-out pair."""
     pairs = pairs_of(split)
     looks = [Appearance(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
     if split == "test_novel":
@@ -139,7 +144,7 @@ def sample_appearances(rng: Random, split: str, num_shapes: int) -> list[Appeara
 def compose(
     rng: Random, looks: Sequence[Appearance], cells: Sequence[int] | None = None, background: str | None = None
 ) -> Scene:
-    """Place looks in distinct cells (0 to 8, row by row) and draw everything else; what is None is drawn too."""
+    """Place appearances in distinct cells (0 to 8, row by row) and sample everything else, cells and background if None."""
     if cells is None:
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
     if background is None:
