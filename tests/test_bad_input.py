@@ -190,7 +190,7 @@ def test_a_complaint_from_a_loader_worker_is_one_line_too(eve, tmp_path: Path):
         (("--train.lr-multipliers", "nosuch*", 0.1), "'nosuch*' matches no parameter"),
         (("--train.freeze", "nosuch*"), "'nosuch*' matches no parameter"),
         (("--train.compile",), "there is no no-such-compiler"),
-        (("--data.val", "alike.jsonl"), "there is none with another caption"),
+        (("--data.val", "alike.jsonl"), "usable and has another caption"),
     ],
 )
 def test_a_start_that_came_to_nothing_leaves_nothing(eve, tmp_path: Path, monkeypatch, flags, said):

@@ -62,7 +62,6 @@ def test_jsonl_broken_rows(root: Path):
         good | {"image": 7},
         good | {"image": ""},
         good | {"image": "http://a.b/c.jpg"},
-        good | {"image": "a\0b"},
         good | {"caption": "half \ud83d pair"},
         "[" * 100_000,
     ]
@@ -78,13 +77,12 @@ def test_jsonl_broken_rows(root: Path):
         "image is int, expected a path",
         "image path is empty",
         "image is a web address (http://a.b/c.jpg); download the images first",
-        "image path has a NUL character",
         "caption is not valid Unicode (it has half of a surrogate pair)",
     ]
-    assert [reason(source, index) for index in range(1, 13)] == [
+    assert [reason(source, index) for index in range(1, 12)] == [
         f"t.jsonl:{index + 1}: {text}" for index, text in enumerate(expected, start=1)
     ]
-    assert reason(source, 13).startswith("t.jsonl:14: not valid JSON")
+    assert reason(source, 12).startswith("t.jsonl:13: not valid JSON")
     assert source[0].captions == ("a red card",)
 
 

@@ -288,7 +288,7 @@ def _is_true(scene: Scene, caption: str) -> bool:
     if words[:1] == ["on"]:
         parts = _split_at([word for word in words[2:] if word not in ("the", "is")], "and")
         return words[1] == scene.background and _lists_all(scene, parts, _by_reading)
-    if words[:3] == ["the", "image", "contains"]:
+    if words[:3] == ["the", "picture", "contains"]:
         return _lists_all(scene, _split_at([word for word in words[3:] if word not in ("a", "an")], "and"), _by_reading)
     if words[:3] == ["left", "to", "right"]:
         return _lists_all(scene, _split_at(words[3:], "then"), lambda s: s.center_x, gap=0.2)

@@ -227,6 +227,9 @@ def test_missing_file(tmp_path: Path):
         decode(ImageFile(path=tmp_path / "gone.png"), "row")
     with pytest.raises(BadSampleError, match="is not an ordinary file"):
         decode(ImageFile(path=tmp_path), "row")
+    for name in ("a\0b", "\ud800.png"):
+        with pytest.raises(BadSampleError, match="is not the name of a file"):
+            decode(ImageFile(path=tmp_path / name), "row")
 
 
 def test_pixels_pass_unchanged():

@@ -102,8 +102,12 @@ def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[I
 
 def is_source(value: object) -> bool:
     """Tell whether a path is not an image's but a folder's, a table's or that of another source of rows."""
+    if not isinstance(value, str | Path):
+        return False
+    if generated(str(value)) is not None:
+        return True
     try:
-        return isinstance(value, str | Path) and (generated(str(value)) is not None or bool(sniff(parse_spec(value).path)))
+        return bool(sniff(parse_spec(value).path))
     except (OSError, ValueError):
         return False
 

@@ -195,7 +195,9 @@ def with_absolute_paths(config: Config) -> Config:
     """Return the config with paths that still hold when the run is used from another folder."""
 
     def absolute(source: str) -> str:
-        return source if source == HELD_OUT or generated(source) else absolute_spec(source)
+        if named := generated(source):
+            return ":".join(named)
+        return source if source == HELD_OUT else absolute_spec(source)
 
     def with_absolute_fields(section: Any) -> Any:
         parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}

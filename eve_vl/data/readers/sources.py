@@ -115,9 +115,7 @@ def sniff(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
-        form = next(
-            (form for form, own in SHARDED.items() if own in suffixes), "folder"
-        )  # img2dataset writes both
+        form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset writes both
         if form in SHARDED and suffixes & cells.IMAGE_SUFFIXES:
             raise UserError(f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format")
         return form

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from eve_vl.data import fields as cells
-from eve_vl.data.fields import MAX_TEXT_BYTES, Fields
+from eve_vl.data.fields import Fields
 from eve_vl.data.table import PackedTable, RowColumns, Table
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -36,7 +36,7 @@ class CsvTable(PackedTable):
         """Read the header line. `delimiter` None takes the most frequent one in it. Raises UserError."""
         self.path = path
         with _open_csv(path) as file:
-            self._delimiter = delimiter or max(DELIMITERS, key=file.readline(MAX_TEXT_BYTES).count)
+            self._delimiter = delimiter or max(DELIMITERS, key=file.readline(cells.MAX_TEXT_BYTES).count)
             file.seek(0)
             try:
                 self.names = next(self._reader(file), [])
@@ -46,7 +46,7 @@ class CsvTable(PackedTable):
             raise UserError(f"{path}: the file has no header line")
 
     def _reader(self, file: TextIO) -> Any:
-        lines = iter(partial(file.readline, MAX_TEXT_BYTES), "")  # a file without line ends would fill the memory
+        lines = iter(partial(file.readline, cells.MAX_TEXT_BYTES), "")  # a file without line ends would fill the memory
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
@@ -121,9 +121,9 @@ class LineTable(Table):
         """Return the line of a row. Raises BadSampleError."""
         with cells.one_row(where), self._open() as file:
             file.seek(int(self._starts[index]))
-            line = file.readline(MAX_TEXT_BYTES + 1)
-        if len(line) > MAX_TEXT_BYTES:
-            raise BadSampleError(where, f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
+            line = file.readline(cells.MAX_TEXT_BYTES + 1)
+        if len(line) > cells.MAX_TEXT_BYTES:
+            raise BadSampleError(where, f"line is longer than {cells.MAX_TEXT_BYTES >> 20} MB")
         return line
 
     def _open(self) -> BinaryIO:
@@ -133,7 +133,7 @@ class LineTable(Table):
         """Return where each non-blank line starts, and how many rows precede each blank line (both int64)."""
         starts, rows_before_blank, position, is_start = array("q"), array("q"), 0, True
         with self._open() as file:
-            lines = iter(partial(file.readline, MAX_TEXT_BYTES), b"")  # a file without line ends would fill the memory
+            lines = iter(partial(file.readline, cells.MAX_TEXT_BYTES), b"")  # a file without line ends would fill the memory
             for line in progress(lines, f"indexing {self.path.name}"):
                 if is_start and line.isspace():
                     rows_before_blank.append(len(starts))
