@@ -22,7 +22,7 @@ from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.table import TableSource
 from eve_vl.predict.inputs import is_source
-from  import absolute
+from eve_vl.search.database import source_name
 from eve_vl.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
@@ -445,7 +445,7 @@ def test_a_folder_named_like_a_generator_is_not_replaced_by_it(tmp_path, monkeyp
     (own,) = open_sources(["./scenes"], config_of().data, 16)
     (built_in,) = open_sources(["scenes:train"], config_of().data, 16)
     assert (len(own), len(built_in)) == (3, 100_000)
-    for read in (absolute, is_source):  # what eve index and eve encode ask
+    for read in (source_name, is_source):  # what eve index and eve encode ask
         with pytest.raises(UserError, match=r"^scenes: is both a path and built-in data"):
             read("scenes")
         assert read("./scenes")

@@ -316,7 +316,7 @@ def _sha256(run: LoadedRun, name: str) -> str:
 
 def source_name(spec: str | Path) -> str:
     """Return a source's name that holds in any working folder. Raises UserError for generated data."""
-    if ":" in str(spec) and generated(str(spec)) is not None and not os.path.exists(spec):  # noqa: PTH110 (any text)
+    if generated(str(spec)) is not None and ":" in str(spec) and not os.path.exists(spec):  # noqa: PTH110 (any text)
         fix = "name folders of images, tables or shards (eve data write scenes captions FOLDER writes some)"
         raise UserError(f"{spec}: is generated data, which has no files to index; {fix}")
     return absolute_spec(str(spec))
