@@ -187,7 +187,7 @@ def _open(data: bytes) -> Image.Image:
 
     A process-wide filter, because `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
     """
-    if not any(module == _PILLOW_MODULES for _, _, _, module, _ in warnings.filters):
+    if not (warnings.filters and warnings.filters[0][3] == _PILLOW_MODULES):  # else another filter may come first
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
