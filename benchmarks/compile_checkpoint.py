@@ -25,8 +25,11 @@ from eve_vl.config import TrainConfig  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.loading import build_untrained  # noqa: E402
 from eve_vl.tasks.task import Sizes  # noqa: E402
-from eve_vl.train.compile_checkpoint import wrap_blocks  # noqa: E402
-from eve_vl.train.device import autocast, pick_dtype  # noqa: E402
+from eve_vl.train.device import (  # noqa: E402
+    autocast,
+    pick_dtype,
+    wrap_blocks,
+)
 
 VARIANTS = {"plain": {}, "compile": {"compile": True}, "checkpoint_activations": {"checkpoint_activations": True}}
 

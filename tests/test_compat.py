@@ -53,7 +53,7 @@ def test_a_run_of_then_goes_on(eve, tmp_path):
     torch.set_num_threads(1)
     done = eve("pretrain", "tiny", *SHAPES.split(), "--out", run)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 3 of 6" in done.stdout
+    assert "resuming from step 3 of 6" in done.stdout
     now, then = read_log(run), read_log(COMPAT / "pretrain")
     now = [row for row in now if row["kind"] != "note"]  # the verdict, which earlier versions did not give
     assert [(row["kind"], row["step"]) for row in now] == [(row["kind"], row["step"]) for row in then]

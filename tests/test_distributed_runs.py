@@ -5,14 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 from two_process_runs import SAVED, STEPS
 
+from eve_vl.train.collectives import without_sharing
 from eve_vl.train.log import TIMING
+from eve_vl.utils.console import is_main
 
 HERE = Path(__file__).parent
 
@@ -81,3 +86,24 @@ def test_an_error_of_one_process_alone_is_one_line_in_all_and_what_was_learnt_is
     assert one == two
     assert one.startswith("list:17: among the 18 validation pairs there is none with another caption")
     assert (folder / "partner/checkpoints/step_00000001/state.json").is_file()
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("may_be_unused", [True, False])
+def test_gradients_wait_for_the_last_micro_batch_unless_parameters_may_be_unused(group, may_be_unused):
+    """DDP averages none of a parameter that the last pass leaves out: after earlier passes, processes would drift apart."""
+    model = DistributedDataParallel(torch.nn.Linear(2, 1), find_unused_parameters=may_be_unused)
+    with without_sharing(model):
+        assert model.require_backward_grad_sync == may_be_unused
+
+
+def test_the_first_process_of_a_group_is_the_main_one(group, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert is_main()

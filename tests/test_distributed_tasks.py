@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_tasks_pair import items
 from tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,8 +29,9 @@ from two_processes import (
     running_mean_at_validation,
 )
 
-from eve_vl.config import MaskedSignalConfig
+from eve_vl.config import MaskedSignalConfig, PairConfig
 from eve_vl.data.masking import MaskedPairs
+from eve_vl.tasks import task_class
 
 HERE = Path(__file__).parent
 
@@ -92,13 +94,16 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
 
 
 @pytest.mark.parametrize("policy", ["modality", "shared", "moe"])
-@pytest.mark.parametrize("name", ["words", "pixels", *SECTIONS])
+@pytest.mark.parametrize("name", ["words", "pixels", "pair", *SECTIONS])
 def test_parameters_without_a_gradient_are_announced(name, policy):
     """DistributedDataParallel waits for them otherwise, and fails at the second step."""
     model = {"deep_ffn": policy, "balance_weight": 0.0}
     if name in SECTIONS:
         config = config_of(name, model=model)
         dataset = train_set(config, NUM_ROWS)
+    elif name == "pair":
+        config = tiny_config(task=PairConfig(modality_dropout=False), model=model)
+        dataset = task_class(PairConfig).dataset([items(NUM_ROWS)], config, TOKENIZER, training=True)
     else:
         weights = {"mim_weight": float(name == "pixels"), "mlm_weight": float(name == "words")}
         settings = replace(MaskedSignalConfig(decoder_depth=1), **weights)

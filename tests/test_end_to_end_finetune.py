@@ -133,7 +133,7 @@ def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrain
         shutil.rmtree(folder)
     done = eve(*command)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 2" in done.stdout + done.stderr
+    assert "resuming from step 2" in done.stdout + done.stderr
     assert all(map(torch.equal, load_file(end / "model.safetensors").values(), expected.values()))
 
 

@@ -137,7 +137,7 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     true = [len(row.labels) for row in rows]
     assert numbers["count_error"] == pytest.approx(sum(abs(f - t) for f, t in zip(counted, true, strict=True)) / 24, abs=0.05)
     assert "count_acc" in (folder / "page.html").read_text()
-    assert "going on from step 6 of 6; nothing left to train" in done[2][1]
+    assert "resuming from step 6 of 6; nothing left to train" in done[2][1]
     assert done[4][1] == "('encode_image', 'encode_text', 'count')\n"
     was, now = (json.loads((folder / path).read_text()) for path in (f"{run}/config.json", "again/config.json"))
     assert now | {"out": was["out"], "data": was["data"]} == was

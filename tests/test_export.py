@@ -21,8 +21,7 @@ from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, PairConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import onnx
-from eve_vl.interop.onnx import export_run
-from eve_vl.model.moe_onnx import TraceableMoE
+from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.model.moe_reference import OfficialMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task

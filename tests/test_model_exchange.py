@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from twins import randomize
 
-from eve_vl.model.submodules import exchanged
+from eve_vl.model.probes import replace_submodules
 
 
 class Double(nn.Module):
@@ -57,7 +57,7 @@ def test_a_twin_computes_what_a_deep_copy_with_another_part_does(name):
     holder = changed.get_submodule(parent)
     setattr(holder, last, Double(changed.get_submodule(name)))
     parts, before = dict(module.named_modules()), module(X)
-    twin = exchanged(module, {name: Double(module.get_submodule(name))})
+    twin = replace_submodules(module, {name: Double(module.get_submodule(name))})
     assert torch.equal(twin(X), changed(X))
     assert not torch.equal(twin(X), before)
     assert torch.equal(module(X), before)
@@ -67,7 +67,7 @@ def test_a_twin_computes_what_a_deep_copy_with_another_part_does(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_twin_shares_all_weights(name):
     module = tree()
-    twin = exchanged(module, {name: Double(module.get_submodule(name))})
+    twin = replace_submodules(module, {name: Double(module.get_submodule(name))})
     own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     assert {id(tensor) for tensor in (*twin.parameters(), *twin.buffers())} == own
     twin(X).sum().backward()
@@ -75,16 +75,16 @@ def test_a_twin_shares_all_weights(name):
     module.zero_grad()
     with torch.no_grad():
         module.rest[1][0].bias.add_(1)  # pyright: ignore
-    assert torch.equal(exchanged(module, {})(X), module(X))
+    assert torch.equal(replace_submodules(module, {})(X), module(X))
 
 
 def test_several_parts_at_once_also_of_one_branch():
     module = tree()
     names = ["first", "rest.0.0", "rest.1.0", "rest.1.1"]
-    twin = exchanged(module, {name: Double(module.get_submodule(name)) for name in names})
+    twin = replace_submodules(module, {name: Double(module.get_submodule(name)) for name in names})
     one_by_one = module
     for name in names:
-        one_by_one = exchanged(one_by_one, {name: Double(one_by_one.get_submodule(name))})
+        one_by_one = replace_submodules(one_by_one, {name: Double(one_by_one.get_submodule(name))})
     assert torch.equal(twin(X), one_by_one(X))
     assert twin.norm is module.norm
     assert twin.rest is not module.rest
@@ -92,7 +92,7 @@ def test_several_parts_at_once_also_of_one_branch():
 
 def test_attributes_and_the_mode_of_a_twin_are_its_own():
     module = tree()
-    twin = exchanged(module, {"first": Double(module.first)})
+    twin = replace_submodules(module, {"first": Double(module.first)})
     assert not twin.training
     twin.sign = -1
     twin.added = nn.Linear(2, 2)
@@ -103,7 +103,7 @@ def test_attributes_and_the_mode_of_a_twin_are_its_own():
 
 def test_a_name_that_is_not_there_is_an_error():
     with pytest.raises(AttributeError):
-        exchanged(tree(), {"rest.2.0": nn.Identity()})
+        replace_submodules(tree(), {"rest.2.0": nn.Identity()})
 
 
 def test_eight_threads_make_and_use_twins_of_one_module():
@@ -112,7 +112,7 @@ def test_eight_threads_make_and_use_twins_of_one_module():
 
     def both(job: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
         name, x = job
-        return exchanged(module, {name: Double(module.get_submodule(name))})(x).detach(), module(x).detach()
+        return replace_submodules(module, {name: Double(module.get_submodule(name))})(x).detach(), module(x).detach()
 
     one_by_one = [both(job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:

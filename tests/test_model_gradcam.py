@@ -16,10 +16,9 @@ from eve_vl.config import EveModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.encoder_reference import OfficialEncoder
-from eve_vl.model.gradcam import gradcam
 from eve_vl.model.layers import Attention, attention_weights
 from eve_vl.model.packing import PackedTokens
-from eve_vl.model.submodules import exchanged
+from eve_vl.model.probes import gradcam, replace_submodules
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches
@@ -103,11 +102,11 @@ def test_weight_times_gradient_equals_moving_each_weight(block):
 
     @torch.no_grad()
     def moved_score(moved: tuple[int, int, int], step: float) -> float:
-        return score_of(states(exchanged(encoder, {name: SlowAttention(attention, moved, step)}))).item()
+        return score_of(states(replace_submodules(encoder, {name: SlowAttention(attention, moved, step)}))).item()
 
     watching = SlowAttention(attention)
     with torch.no_grad():
-        before = score_of(states(exchanged(encoder, {name: watching}))).item()
+        before = score_of(states(replace_submodules(encoder, {name: watching}))).item()
     keys = range(0, NUM_IMAGE + 5, 2)
     for query, key in itertools.product((0, NUM_IMAGE, NUM_IMAGE + 3), keys):
         expected = 0.0

@@ -3,7 +3,6 @@
 Letters: B batch, P tokens of an image, T text tokens, N tokens of either, D width.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +13,6 @@ from test_model_attention import torch_twin
 from tiny_runs import ANSWERS, TEXT, noise, write_run
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from twins import CAPTIONS, randomize, tiny_config
 
 from eve_vl.config import (
@@ -168,36 +165,6 @@ def test_words_reach_pixels_through_co_attention_below_the_tap_alone(tap):
         reached = [gradient is not None and bool(gradient.any()) for gradient in of_layer]
         assert all(reached) if number < tap else not any(reached)
     assert (named["text.embed.words.weight"].grad is not None) == (tap > 0)
-
-
-@pytest.fixture
-def counted() -> Callable[[Callable[[], object]], int]:
-    def count(call: Callable[[], object]) -> int:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops()
-
-    return count
-
-
-@pytest.mark.parametrize("blocks", ["eve", "clip_roberta"])
-@torch.no_grad()
-def test_flops_are_those_that_torch_counts(counted, blocks):
-    encoder = towers(pixel_layer=1, towers=blocks)
-    pixels, ids, keep = torch.randn(1, 3, 16, 16), torch.randint(1, VOCAB, (1, 6)), torch.arange(5)[None]
-    image, text = encoder.image(pixels), encoder.text(ids, None)
-    once = counted(lambda: (encoder.image(pixels), encoder.text(ids, None)))
-    assert once == encoder.tower_flops(17, 6)
-    assert counted(lambda: encoder.image(pixels, keep)) == encoder.flops(6, 0)
-    calls: dict[str, Callable[[], object]] = {
-        "all": lambda: encoder.encode(image, text),
-        "cls": lambda: encoder.cls(image, text),
-        "pixels": lambda: encoder.for_pixels(image, text),
-    }
-    for reads, call in calls.items():
-        assert once + counted(call) == encoder.flops(17, 6, reads), reads  # pyright: ignore[reportArgumentType]
-    some = counted(lambda: encoder.some(image, text, torch.tensor([2])))
-    assert once + some == encoder.flops(17, 6, 1)
 
 
 def test_the_recipe_has_the_published_sizes():

@@ -14,11 +14,19 @@ from rich.progress import Progress
 from eve_vl.utils import console
 
 
-def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
+def test_the_first_of_several_processes_prints(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         console.print_line(f"[bold]rank {rank}")
     assert capsys.readouterr().out == "[bold]rank 0\n"
+
+
+def test_a_rank_without_torchrun_silences_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    console.print_line("alone")
+    assert capsys.readouterr().out == "alone\n"
 
 
 def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):

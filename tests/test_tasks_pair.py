@@ -16,7 +16,7 @@ from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.metrics import pair as metrics
+from eve_vl.metrics import pairs as metrics
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.classifiers import PairPredictor
 from eve_vl.predict.inputs import Inputs
@@ -182,7 +182,7 @@ def test_the_area_of_a_hand_made_table():
     """Ranked: same, not, {same, not} at one probability, not: 1/2 · 1 + 1/2 · 2/4."""
     labels = [True, False, True, False, None, False]
     scores = {"pr_auc": [0.9, 0.8, 0.4, 0.4, 1.0, 0.1], "pr_auc_texts": [0.5] * 6}
-    numbers = metrics.summary(scores, labels)
+    numbers = metrics.same_item_summary(scores, labels)
     assert numbers == {
         "pair_acc": 3 / 5,
         "pr_auc": 0.75,
@@ -194,4 +194,4 @@ def test_the_area_of_a_hand_made_table():
     area = numbers["pr_auc"]
     assert isinstance(area, MeasuredValue) and area.low < 0.75 < area.high
     assert area.versus["pr_auc_chance"] == area.versus["pr_auc_texts"]
-    assert metrics.summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}
+    assert metrics.same_item_summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}

@@ -269,8 +269,8 @@ def test_a_run_stops_early(tmp_path: Path, scores, last, capsys):
         capsys.readouterr()
         train(run, task, replace(config, steps=24), notes=[rates])
         assert capsys.readouterr().out == (
-            f"going on from step {last} of 24; nothing left to train: train.patience 2 has ended it, and a larger one, or 0, "
-            "goes on\n"
+            f"resuming from step {last} of 24; nothing left to train: train.patience 2 has ended it; a larger one, or 0, "
+            "continues\n"
         )
         assert [row["text"] for row in read_log(run) if row["kind"] == "note"] == notes
         train(run, Guess(scored(*[0.05] * 6)), replace(config, patience=9))

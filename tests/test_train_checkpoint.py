@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path,
     message = str(caught.value)
     assert words in message and "\n" not in message
     assert message.startswith(f"{step_folder(run, 4)}: damaged (")
-    assert message.endswith(f"; delete this folder to go on from step 2 ({step_folder(run, 2)})")
+    assert message.endswith(f"; delete this folder to resume from step 2 ({step_folder(run, 2)})")
     for path in step_folder(run, 4).iterdir():
         path.unlink()
     step_folder(run, 4).rmdir()
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_with_none_before_it_says_so(tmp_path: Path):
     run = tmp_path / "run"
     train(run, Guess(scored(0.5)), replace(SHORT, save_every=4))
     flip_a_bit("model.safetensors")(step_folder(run, 4))
-    with pytest.raises(UserError, match=r"; delete this folder to go on from the start: there is no older one$"):
+    with pytest.raises(UserError, match=r"; delete this folder to start over: there is no older one$"):
         train(run, Guess([]), replace(SHORT, save_every=4))
 
 
@@ -220,7 +220,7 @@ def test_damaged_best_weights_are_named(tmp_path: Path):
     run = tmp_path / "run"
     train(run, Guess(scored(0.5)), SHORT)
     flip_a_bit("model.safetensors")(run / "best")
-    with pytest.raises(UserError, match=r"best: damaged .* delete this folder to go on without it"):
+    with pytest.raises(UserError, match=r"best: damaged .* delete this folder to continue without it"):
         train(run, Guess(scored(0.5)), SHORT)
     edit_state(sha256={}, numbers=3)(run / "best")
     with pytest.raises(UserError, match=r"best: damaged \(state.json holds no numbers\)"):

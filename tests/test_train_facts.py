@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from eve_vl.train import environment
+from eve_vl.train import log
 from eve_vl.utils.runtime import core_seconds
 
 CPU = torch.device("cpu")
@@ -20,25 +20,25 @@ TICKS = 0.02  # the system counts user and system time of processes that have en
 
 def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/eve_vl/__main__.py", "pretrain", "tiny", "--out", "with space"])
-    environment.record(tmp_path, CPU)
-    environment.record(tmp_path, CPU)
-    first, second = environment.read_environment(tmp_path)
+    log.record(tmp_path, CPU)
+    log.record(tmp_path, CPU)
+    first, second = log.read_environment(tmp_path)
     assert first["command"] == "eve pretrain tiny --out 'with space'"
     assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
     assert first["started"] <= second["started"]
     assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
     for damaged in ("[", "{}", "[1, null]"):
-        (tmp_path / environment.ENVIRONMENT).write_text(damaged)
-        assert environment.read_environment(tmp_path) == []
-        environment.record(tmp_path, CPU)
-        assert len(json.loads((tmp_path / environment.ENVIRONMENT).read_text())) == 1
+        (tmp_path / log.ENVIRONMENT).write_text(damaged)
+        assert log.read_environment(tmp_path) == []
+        log.record(tmp_path, CPU)
+        assert len(json.loads((tmp_path / log.ENVIRONMENT).read_text())) == 1
 
 
 def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeypatch):
     package = tmp_path / "eve_vl"
     package.mkdir()
-    monkeypatch.setattr(environment, "PACKAGE", package)
-    assert environment.facts(CPU)["commit"] == ""
+    monkeypatch.setattr(log, "PACKAGE", package)
+    assert log.facts(CPU)["commit"] == ""
 
     def git(*words: str) -> str:
         name = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -51,9 +51,9 @@ def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeyp
     git("commit", "--quiet", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag is no commit")
     commit = git("rev-parse", "HEAD")
-    assert environment.facts(CPU)["commit"] == commit
+    assert log.facts(CPU)["commit"] == commit
     (package / "file").write_text("2")
-    assert environment.facts(CPU)["commit"] == f"{commit}-dirty"
+    assert log.facts(CPU)["commit"] == f"{commit}-dirty"
 
 
 def work(link) -> None:

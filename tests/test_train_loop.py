@@ -105,7 +105,7 @@ def test_a_signal_that_was_ignored_before_the_run_stays_so(tmp_path: Path, numbe
 
 def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
     """Ctrl-C again; made to count as later here."""
-    monkeypatch.setattr("eve_vl.train.trainer.AGAIN", 1e-9)
+    monkeypatch.setattr("eve_vl.utils.runtime.AGAIN", 1e-9)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", Noisy(), stopping(3, INT, TERM, INT), CONFIG)
     assert signal.getsignal(INT) is signal.default_int_handler
@@ -113,7 +113,7 @@ def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
 
 def test_a_pool_that_says_it_again_means_the_same_stop(tmp_path: Path, monkeypatch):
     """It sends SIGTERM to all of its processes whenever one has ended."""
-    monkeypatch.setattr("eve_vl.train.trainer.AGAIN", 1e-9)
+    monkeypatch.setattr("eve_vl.utils.runtime.AGAIN", 1e-9)
     monkeypatch.setattr("eve_vl.train.trainer.multiprocessing.parent_process", object)
     with pytest.raises(StoppedError):
         fit(tmp_path / "run", Noisy(), stopping(3, TERM, TERM), replace(CONFIG, save_every=8, val_every=8))

@@ -19,8 +19,7 @@ from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples
-from eve_vl.train.optim import build_optimizer
-from eve_vl.train.param_groups import freeze
+from eve_vl.train.optim import build_optimizer, freeze
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 

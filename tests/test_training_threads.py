@@ -11,6 +11,7 @@ import torch
 from eve_vl.recipes import get_recipe
 from eve_vl.run import training
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils import runtime
 
 TINY = get_recipe("tiny")
 
@@ -73,3 +74,13 @@ def test_a_rehearsal_leaves_no_trace(cores, tmp_path: Path, monkeypatch):
         (tmp_path / f"{name}/checkpoints/step_00000002/model.safetensors").read_bytes() for name in ("measured", "told")
     )
     assert one == other
+
+
+@pytest.mark.parametrize(("given", "expected"), [("2", 2), ("2,1", 2), (" 3 , 1", 3), ("", 4), ("many", 4)])
+def test_threads_of_openmp_may_be_a_list(monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 4)
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    runtime.set_threads(0)
+    assert seen == [expected]

@@ -22,9 +22,10 @@ from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks import task_class
 from eve_vl.train import collectives
-from eve_vl.train.ddp import parallelize, share_running_averages
+from eve_vl.train.collectives import parallelize, share_running_averages
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 
 NUM_ROWS, BATCH, STEPS, SAVED, KILLED = 24, 8, 20, 10, 13
@@ -60,7 +61,7 @@ def train(run: Path, *, dies: bool) -> None:
             step += 1
 
     val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
-    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=collectives.is_main())
+    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=is_main())
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     with trainer.averages.in_place():
         save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
@@ -128,7 +129,7 @@ def alone_of_its_caption(run: Path) -> str:
     trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
     loaders = train_loader(dataset, consumed=0, rank=rank, world=world), eval_loader(val, batch_size=1, rank=rank, world=world)
     try:
-        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=collectives.is_main()))
+        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=is_main()))
     except SharedError as error:
         return str(error)
     return "nothing"

@@ -31,6 +31,7 @@ from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import collectives
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.console import is_main
 
 NUM_ROWS, WORLD = 8, 2
 IMAGES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one image in both processes
@@ -140,7 +141,7 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     trainer = Trainer(config.train, folder, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
     val_loader = eval_loader(eval_set(config), batch_size=4, rank=collectives.rank(), world=collectives.world_size())
-    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=collectives.is_main())
+    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=is_main())
     trainer.fit(iter([batch]), val_loader, bad_samples)
     return task.get_buffer("compare_head.norm.running_mean")
 

@@ -10,7 +10,7 @@ from eve_vl.config import NLVR2Config
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.evaluation.evaluator import ClassifierEvaluator
 from eve_vl.evaluation.significance import Baseline
-from eve_vl.metrics import nlvr2 as metrics
+from eve_vl.metrics import pairs as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.tasks.nlvr2 import NLVR2
 
@@ -52,8 +52,8 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         return prediction.identifier, prediction.where
 
     def metrics(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return the metrics of `metrics.nlvr2`."""
-        return metrics.summary(
+        """Return the metrics of `metrics.pairs`."""
+        return metrics.nlvr2_summary(
             [each.verdict for each in predictions], [each.label for each in predictions], [each.group for each in predictions]
         )
 

@@ -8,7 +8,7 @@ from eve_vl.config import PairConfig
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.evaluation.evaluator import ClassifierEvaluator, json_lines
 from eve_vl.evaluation.significance import Baseline
-from eve_vl.metrics import pair as metrics
+from eve_vl.metrics import pairs as metrics
 from eve_vl.tasks.pair import ItemPairs
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
@@ -59,9 +59,9 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
         return [PairExample(probabilities=dict(zip(found, values, strict=True)), **row) for row, *values in rows]
 
     def metrics(self, predictions: Sequence[PairExample]) -> dict[str, float]:
-        """Return the metrics of `metrics.pair`."""
+        """Return the metrics of `metrics.pairs`."""
         probabilities = {name: [each.probabilities[name] for each in predictions] for name in SHOWN}
-        return metrics.summary(probabilities, [each.label for each in predictions])
+        return metrics.same_item_summary(probabilities, [each.label for each in predictions])
 
     def per_row_scores(self, predictions: Sequence[PairExample]) -> dict[str, float]:
         """Return whether the verdict on each labelled pair is right."""

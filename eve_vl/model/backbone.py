@@ -14,9 +14,6 @@ from eve_vl.config import InputConfig, ModelConfig
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
 
-Reads = Literal["all", "cls", "pixels"] | int
-"""How many states of a sequence are read: all, that of the [CLS], what pixels are rebuilt from, or so many of the text."""
-
 
 @dataclass(kw_only=True, slots=True)
 class Encoded(Tokens):
@@ -127,15 +124,3 @@ class Backbone(nn.Module):
         """Return the names of the attention modules in which texts look at images, first to last, and the row of a text's
         [CLS]; without at_pair those of images alone, and the row of their own."""
         return self.attention_names, 1 + self.sizes.num_patches if at_pair else 0
-
-    @abstractmethod
-    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
-        """Return forward FLOPs of a training pass over so many tokens, matrix products only; a multiply-add counts as two."""
-
-    def flops_alone(self, num_image: int, num_text: int) -> float:
-        """Return those of `alone`."""
-        return self.flops(num_image, num_text, "cls")
-
-    def tower_flops(self, num_image: int, num_text: int) -> float:
-        """Return how many of these `image` and `text` do once for all pairs, and for the modalities alone; 0: next to none."""
-        return 0.0

@@ -29,13 +29,3 @@ class ConvDecoder(nn.Sequential):
         """States of the patches, row by row, (B, P, D), to pixels in [0, 1], (B, 3, H, W)."""
         side = round(input.shape[1] ** 0.5)
         return super().forward(input.mT.unflatten(2, (side, side)))
-
-    def flops(self, num_patches: int) -> float:
-        """Return forward FLOPs for an image."""
-        total, places = 0.0, num_patches
-        for layer in self:
-            if isinstance(layer, nn.ConvTranspose2d):
-                total, places = total + 2.0 * places * layer.weight.numel(), 4 * places
-            elif isinstance(layer, nn.Conv2d):
-                total += 2.0 * places * layer.weight.numel()
-        return total

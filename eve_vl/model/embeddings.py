@@ -6,7 +6,6 @@ X values in a patch or channels.
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import torch
@@ -110,12 +109,6 @@ class ConvStem(nn.Module):
             x_BXHW = norm(conv(x_BXHW), is_hidden=is_hidden).relu_()
         return self.proj(x_BXHW).flatten(2).mT
 
-    def flops(self, image_size: int) -> float:
-        """Return forward FLOPs for an image."""
-        sides = [image_size >> number for number in range(1, len(self.convs) + 1)]
-        convs = zip([*sides, sides[-1]], [*self.convs, self.proj], strict=True)
-        return sum(2.0 * side**2 * cast(Tensor, conv.weight).numel() for side, conv in convs)
-
 
 class BlockStem(nn.Sequential):
     """Convolutions 2 × 2 of stride 2, no two places of which share a pixel, until a patch is one place; GELU between (MLIM)."""
@@ -129,11 +122,6 @@ class BlockStem(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """(B, 3, H, W) to (B, P, D)."""
         return super().forward(input).flatten(2).mT
-
-    def flops(self, num_patches: int) -> float:
-        """Return forward FLOPs for an image."""
-        convs = [layer for layer in self if isinstance(layer, nn.Conv2d)]
-        return sum(2.0 * num_patches * 4**after * conv.weight.numel() for after, conv in enumerate(reversed(convs)))
 
 
 STEMS: dict[str, Callable[[int, InputConfig], nn.Linear | ConvStem | BlockStem]] = {
@@ -184,13 +172,6 @@ class ImageEmbed(nn.Module):
         is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
         is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
         return gather_patches(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
-
-    def flops(self, num_patches: int) -> float:
-        """Return forward FLOPs for an image of which so many patches are kept; convolutions read all of it."""
-        if isinstance(self.proj, nn.Linear):
-            return 2.0 * num_patches * self.proj.weight.numel()
-        whole = self.proj.flops(self.sizes.num_patches if isinstance(self.proj, BlockStem) else self.sizes.image_size)
-        return whole if num_patches else 0.0
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:

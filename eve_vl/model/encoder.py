@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
-from eve_vl.model.backbone import Backbone, Encoded, Reads
+from eve_vl.model.backbone import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.ffn import POLICIES
 from eve_vl.model.layers import Attention, drop_path, layer_norm
@@ -196,35 +196,6 @@ class Encoder(Backbone):
     def attention_names(self) -> list[str]:
         """Names of the attention modules, first block to last."""
         return [f"blocks.{number}.attn" for number in range(len(self.blocks))]
-
-    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
-        """Return forward FLOPs of a training pass over so many tokens of an image, [CLS] included, and of a text."""
-        N = num_image + num_text
-        *policies, last = self.config.ffn_policies
-        num_read = N if reads in ("all", "pixels") else 1 if reads == "cls" else reads
-        blocks = sum(block_flops(N, self.config, policy) for policy in policies)
-        blocks += block_flops(N, self.config, last, num_read, 1 if reads == "cls" else N)
-        return self.image.flops(max(num_image - 1, 0)) + blocks
-
-    def flops_alone(self, num_image: int, num_text: int) -> float:
-        """Return those of `alone`: of two contrasts, the top blocks compute twice."""
-        N, again = num_image + num_text, self.config.ffn_policies[self.first_with_pairs :]
-        top = sum(block_flops(N, self.config, policy) for policy in again[:-1])
-        top += sum(block_flops(N, self.config, policy, 1, 1) for policy in again[-1:])
-        return self.flops(num_image, num_text, "cls") + top
-
-
-def block_flops(
-    num_tokens: int, config: EveModelConfig, policy: FFNPolicy, num_read: int | None = None, num_queries: int | None = None
-) -> float:
-    """Return forward FLOPs of one block on one sequence in training, of which so many states are read; as many tokens attend,
-    or num_queries, where no router is to see all."""
-    N, D, kind = num_tokens, config.embed_dim, POLICIES[policy]
-    M = N if num_read is None else num_read
-    num_out, num_queries = (N, N) if kind.has_router else (M, M if num_queries is None else num_queries)
-    router = 2 * config.num_experts * kind.has_router
-    attention = 2 * N * D * 3 * D + 2 * 2 * num_queries * N * D + 2 * num_out * D**2
-    return attention + N * D * router + M * D * (kind.flops(config) - router)
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:

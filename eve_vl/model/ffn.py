@@ -71,8 +71,6 @@ class Policy:
     has_router: bool = False
     has_pairs: bool = False
     """Whether pairs have a network of their own, so that any pass leaves some out."""
-    flops: Callable[[EveModelConfig], int] = lambda config: 4 * config.ffn_dim
-    """Forward FLOPs per token, divided by the width."""
     published: Callable[[EveModelConfig], Keys | None] = lambda _: None
     """None: the published models have no such block."""
 
@@ -146,7 +144,6 @@ POLICIES: dict[str, Policy] = {
         build=_build_experts,
         run=lambda block, x_SD, rows, read: block.ffn(block.norm2(x_SD), rows, read),
         has_router=True,
-        flops=lambda config: 4 * config.top_k * config.ffn_dim + 2 * config.num_experts,
         published=_published_experts,
         copied=_copied_experts,
     ),

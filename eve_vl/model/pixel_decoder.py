@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig
 from eve_vl.model.embeddings import join
-from eve_vl.model.encoder import Block, block_flops
+from eve_vl.model.encoder import Block
 from eve_vl.model.layers import layer_norm
 from eve_vl.model.packing import PackedTokens, Tokens
 
@@ -54,13 +54,6 @@ class PixelDecoder(nn.Module):
         for block in self.blocks:
             x_Sd, _ = block(x_Sd, rows, hidden if block is self.blocks[-1] else None)
         return self.pixels(self.norm(x_Sd)).unflatten(0, (-1, M))
-
-    def flops(self, num_seen: int, num_hidden: int) -> float:
-        """Return forward FLOPs for so many tokens that the encoder saw and hidden patches."""
-        N = num_seen + num_hidden
-        blocks = (len(self.blocks) - 1) * block_flops(N, self.block, "shared")
-        blocks += block_flops(N, self.block, "shared", num_hidden)
-        return 2 * num_seen * self.embed.weight.numel() + blocks + 2 * num_hidden * self.pixels.weight.numel()
 
 
 def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:

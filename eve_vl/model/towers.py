@@ -5,15 +5,15 @@ Letters: B batch, P tokens of the image, T text tokens, N tokens of a modality, 
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.config import DualEncoderConfig, InputConfig
-from eve_vl.model.backbone import Backbone, Encoded, Reads
+from eve_vl.model.backbone import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
-from eve_vl.model.encoder import Block, block_flops
+from eve_vl.model.encoder import Block
 from eve_vl.model.layers import Attention, FeedForward, layer_norm
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import PackedTokens, Tokens
@@ -220,39 +220,6 @@ class DualEncoder(Backbone):
         """Return the attention of texts to images, whose first row is a text's [CLS], or that within images."""
         alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
         return (self.attention_names if at_pair else alone), 0
-
-    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
-        """Return forward FLOPs of both towers, of those that there are tokens for, and of co-attention."""
-        config, D = self.config, self.config.embed_dim
-        flops = self.tower_flops(num_image, num_text)
-        if not (num_image and num_text and config.fusion_depth):
-            return flops
-        num_layers = config.pixel_layer if reads == "pixels" else config.fusion_depth
-        flops += 2 * (num_image + num_text) * D**2 + num_layers * self._layer_flops(num_image, num_text)
-        if reads in ("all", "pixels"):
-            return flops
-        read = (1, 1) if reads == "cls" else (0, num_text)
-        last = self._layer_flops(num_image, num_text, *read) - self._layer_flops(num_image, num_text)
-        return flops + last + 2 * 2 * D**2 * (reads == "cls")
-
-    def tower_flops(self, num_image: int, num_text: int) -> float:
-        """Return forward FLOPs of the towers."""
-        config, block = self.config, self.config.block
-        embed = cast(ImageEmbed, self.image.embed).flops(max(num_image - 1, 0))
-        blocks = config.image_depth * block_flops(num_image, block, "shared")
-        return embed + blocks + config.text_depth * block_flops(num_text, block, "shared")
-
-    def _layer_flops(self, num_image: int, num_text: int, *num_read: int) -> float:
-        """Return forward FLOPs of a layer of co-attention; num_read: of images and of texts, by default all."""
-        D, F = self.config.embed_dim, self.config.block.ffn_dim
-        total = 0.0
-        for own, other, read in zip(
-            (num_image, num_text), (num_text, num_image), num_read or (num_image, num_text), strict=True
-        ):
-            if read:
-                keys, queries = 2 * 2 * (own + other) * D**2, 2 * 2 * 2 * read * D**2
-                total += keys + queries + 2 * 2 * read * (own + other) * D + 4 * read * D * F
-        return total
 
 
 def _with_states(tokens: Tokens, x_BND: Tensor) -> Tokens:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from eve_vl.config import TaskConfig, define, subclasses
-from eve_vl.model.router_trace import mixtures
+from eve_vl.model.probes import mixtures
 from eve_vl.predict.expert_map import ExpertMap, routes_of
 from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap, word_positions
 from eve_vl.predict.inputs import GivenImage, ImageLike, Inputs, chunked, given_image, given_images, given_text, listed

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eve_vl.data.batch import normalize
-from eve_vl.model.router_trace import choices_of
+from eve_vl.model.probes import choices_of
 from eve_vl.predict.inputs import GivenImage, Inputs
 
 SIDE = 336  # pixels of the image of a block

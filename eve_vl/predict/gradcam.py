@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.model.gradcam import gradcam
+from eve_vl.model.probes import gradcam
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError
 

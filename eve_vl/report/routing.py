@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.model.submodules import exchanged
+from eve_vl.model.probes import replace_submodules
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Curves
 from eve_vl.report.templating import Section, draw, percent
@@ -34,7 +34,7 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
     """Return what the routers do with all tokens of some batches, those of the last block that no head reads among them."""
     encoder = copy.copy(task.encoder)
     encoder.computes_all = True
-    twin = exchanged(task, {"encoder": encoder})
+    twin = replace_submodules(task, {"encoder": encoder})
     chosen: list[Tensor] = []
     num_rows = 0
     for batch in batches:

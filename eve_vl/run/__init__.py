@@ -1,1 +1,1 @@
-"""."""
+"""Runs: training, loading, inspection, benchmark, lock."""

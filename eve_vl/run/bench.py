@@ -1,4 +1,4 @@
-"""What a training step of a recipe costs on this machine, and how much of what the machine can multiply that uses."""
+"""Measure a training step of a recipe on this machine: time, memory, FLOP/s, and their share of a matrix product's (MFU)."""
 
 import dataclasses
 import itertools
@@ -28,60 +28,46 @@ from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import core_seconds, seed_everything, set_threads
 
-WARM = 3  # first steps, which get memory and compile kernels, do not count
-NUM_TEXTS = 2000  # rows whose texts a tokenizer is trained on
-# (GPU, dense FLOP/s of bfloat16 and of float32 without TF32), by words of its name, as their makers say; the first that fits
-GPUS = (
-    ("B200", 2250e12, 75e12),
-    ("H200", 989e12, 67e12),
-    ("H100 PCIe", 756e12, 51e12),
-    ("H100 NVL", 835e12, 60e12),
-    ("H100", 989e12, 67e12),
-    ("A100", 312e12, 19.5e12),
-    ("L40S", 362e12, 91.6e12),
-    ("L4", 121e12, 30.3e12),
-    ("A10", 125e12, 31.2e12),
-    ("RTX 4090", 165e12, 82.6e12),
-    ("RTX 3090", 71e12, 35.6e12),
-)
-GEMM = {"cpu": 2048}  # side of the matrices whose product says what else can be reached
+WARM = 3  # first steps, which allocate memory and compile kernels, do not count
+NUM_TEXTS = 2000  # rows of each source to train a tokenizer on
+GEMM = {"cpu": 2048}  # side of the matrices, by device
 GEMM_SIDE, GEMM_ROUNDS = 8192, 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What was measured: medians over steps."""
+    """Measurements of a recipe's training step, medians over steps."""
 
     recipe: str
     machine: str
     clock: str
-    """What the seconds of steps are of: the processor's time or the wall's."""
+    """Clock of the steps' seconds: processor time or wall time."""
     steps: int
     rows: int
-    """Rows of a step."""
+    """Rows per step."""
     text_length: float
-    """Mean tokens of a text without padding; 0 without texts."""
+    """Mean tokens per text without padding; 0 without texts."""
     seconds: dict[str, float]
-    """Of a step and of its parts."""
+    """Seconds of a step and of its parts."""
     rows_per_second: float
-    """By the wall."""
+    """In wall time."""
     rows_per_core_second: float
     tokens_per_second: float
-    """Of images and texts, without padding, each counted once however many passes read it; by the wall."""
+    """Tokens of images and texts in wall time, without padding, each counted once per step."""
     flops_per_row: float
-    """Forward and backward of texts of the mean length, matrix products only; what is computed twice or padded counts once."""
+    """Forward and backward FLOPs at the mean text length; padding and recomputed activations do not count."""
     peak: float
-    """FLOP/s that the machine reaches."""
+    """FLOP/s of a large matrix product on this machine."""
     peak_of: str
     memory: int
-    """Most bytes of the process, on a GPU of its own."""
+    """Peak bytes of the process, of the GPU if there is one."""
     loader_rows_per_core_second: float
     loader_share: float
-    """What loading a step's rows takes of one core, over what the step takes: core-seconds, on a GPU seconds."""
+    """Core-seconds of loading a step's rows, divided by the step's core-seconds (on a GPU, its seconds)."""
 
     @property
     def flops_per_second(self) -> float:
-        """What the step reaches."""
+        """FLOP/s of the step."""
         return self.flops_per_row * self.rows / self.seconds["step"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +78,7 @@ class Bench:
         }
 
     def lines(self) -> list[str]:
-        """Return sentences for people."""
+        """Return lines to print."""
         step, *parts = self.seconds.items()
         shown = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
         return [
@@ -108,7 +94,7 @@ class Bench:
 
 
 def bench(config: Config, num_steps: int) -> Bench:
-    """Run steps of a recipe as in training, on batches that were loaded before, from random weights. Raises UserError."""
+    """Run training steps of a recipe from random weights, on batches loaded before. Raises UserError."""
     config = with_init_tokenizer(config)
     config = dataclasses.replace(
         config,
@@ -170,7 +156,7 @@ def bench(config: Config, num_steps: int) -> Bench:
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
-    """Return medians over steps: seconds of the step and of each of its parts, of the wall, and of cores."""
+    """Return medians over steps: seconds of the step and of its parts, wall seconds, CPU core-seconds."""
     device, num, found, wall, cores = trainer.device, trainer.config.accumulation, [], [], []
     for first in progress(range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num):
         parts: dict[str, float] = defaultdict(float)
@@ -193,7 +179,7 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
 
 
 def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
-    """Return the mean tokens of a row, and of a text."""
+    """Return the mean tokens per row and per text."""
     parts = [part for batch in batches for part in batch.parts]
     num_images = sum(len(part.where) * hasattr(part, name) for part in parts for name in ("images_BCHW", "right_BCHW"))
     masks = (getattr(part, name, None) for part in parts for name in ("is_padding_BT", "right_is_padding_BT"))
@@ -203,12 +189,7 @@ def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
 
 
 def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the FLOP/s that a device reaches in a type, and how that is known: of GPUs from a table, else by a large product
-    of matrices."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    for words, *peaks in GPUS:
-        if {*words.split()} <= {*name.replace("-", " ").split()}:
-            return peaks[dtype == torch.float32], f"what the {words} has"
+    """Return the FLOP/s that a device reaches in a large matrix product of a type, and a description of it."""
     side = GEMM.get(device.type, GEMM_SIDE)
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []

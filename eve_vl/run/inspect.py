@@ -1,7 +1,13 @@
-"""Shapes, parameters and arithmetic of a run, without building its weights."""
+"""Parameters and FLOPs of a run, by part of its task, without building its weights.
 
+Letters: B rows of a micro-batch, T text tokens, K kept patches, M hidden patches.
+"""
+
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +15,28 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from torch import nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.config import Config, to_dict
+from eve_vl.config import Config, DataConfig, TrainConfig, to_dict
+from eve_vl.data.batch import RowBatch
+from eve_vl.data.kinds.pairs import ItemBatch
+from eve_vl.data.masking import MASKED, BatchByMask, num_masked_patches
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.moe import MoE
+from eve_vl.model.moe import Experts, MoE
 from eve_vl.run.loading import build_untrained, read_config, read_labels
-from eve_vl.tasks.task import Sizes
+from eve_vl.tasks import task_class
+from eve_vl.tasks.headless import Headless
+from eve_vl.tasks.task import Classifier, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
 
 NUM_LABELS = 3129  # VQA v2's usual answer list
+# Routing that drops tokens and negatives from other processes need values. The replacements differ
+# in no more than the tokens that find no room.
+COUNTED_AS = {"routing": {"reference": "dropless", "reference-dropless": "dropless"}, "itm_negatives": {"global": "local"}}
+WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +47,13 @@ class Inspection:
     parameters: dict[str, int]
     """By part of the task."""
     active_parameters: int
-    """Parameters that one pair uses: of the experts of a block only the K chosen per token."""
+    """Parameters that one pair uses: in blocks with experts, only the K chosen per token."""
     flops: dict[str, float]
-    """Per sample with texts of full length, forward, by part of the step; a multiply-add counts as two."""
+    """Forward FLOPs per row with texts of full length, by part of the task; a multiply-add counts as two."""
 
     @property
     def flops_per_step(self) -> float:
-        """Forward and backward FLOPs per pair; backward costs twice the forward."""
+        """Forward and backward FLOPs per row; the backward pass costs twice the forward pass."""
         return 3 * sum(self.flops.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +66,7 @@ class Inspection:
         }
 
     def render(self, console: Console) -> None:
-        """Print tables."""
+        """Print a table."""
         sizes = self.config.input
         console.print(
             f"[bold]{escape(self.config.recipe)}[/bold]: {self.config.model}; {sizes.image_size}² pixels in "
@@ -75,21 +93,125 @@ def inspect_run(path: Path) -> Inspection:
 
 
 def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequence[str] = ()) -> Inspection:
-    """Count a config; without a tokenizer at hand the vocabulary is taken to be tokenizer.vocab_size, without a list of labels
-    NUM_LABELS of them."""
+    """Count a config. Defaults: a vocabulary of tokenizer.vocab_size and NUM_LABELS labels."""
     sizes = Sizes(vocab_size=vocab_size or config.tokenizer.vocab_size, labels=tuple(labels) or ("",) * NUM_LABELS)
     with torch.device("meta"):
         task = build_untrained(config, sizes)
+    parameters = Counter[str]()
+    for name, parameter in task.named_parameters():
+        parameters[_part(task, name)] += parameter.numel()
     idle = sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
-    encoder = task.encoder
-    parts = {encoder.parts[name]: _count(part) for name, part in encoder.named_children() if name in encoder.parts}
-    parts |= {"blocks": rest} if (rest := _count(encoder) - sum(parts.values())) else {}
-    heads = {name.replace("_", " "): _count(head) for name, head in task.named_children() if head is not encoder}
-    heads |= {name.replace("_", " "): own.numel() for name, own in task.named_parameters(recurse=False)}
-    parts |= dict(sorted(heads.items()))
-    assert sum(parts.values()) == _count(task)
-    return Inspection(config=config, parameters=parts, active_parameters=_count(task) - idle, flops=task.flops())
+    return Inspection(
+        config=config,
+        parameters={part: parameters[part] for part in sorted(parameters, key=partial(_order, task))},
+        active_parameters=sum(parameters.values()) - idle,
+        flops=forward_flops(config, sizes),
+    )
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _part(task: Task[Any], name: str) -> str:
+    """Return the part of a task that one of its parameters or modules belongs to."""
+    top, *below = name.split(".")
+    return task.encoder.parts.get(below[0], "blocks") if top == "encoder" else top.replace("_", " ")
+
+
+def _order(task: Task[Any], part: str) -> tuple[int, str]:
+    """Return the place of a part in tables: the encoder's, then the heads by name."""
+    of_encoder = [*task.encoder.parts.values(), "blocks"]
+    return (of_encoder.index(part) if part in of_encoder else len(of_encoder), part)
+
+
+def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
+    """Return the forward FLOPs of a training step by part of the task, per row with texts of full length.
+
+    torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not train, or is the
+    user's own: only its author knows the batches that it reads.
+    """
+    task = task_class(type(config.task))
+    if issubclass(task, Headless) or not task.__module__.startswith("eve_vl."):
+        return {}
+    data, train = DataConfig(modality=config.data.modality), config.train
+    rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation))
+    same = dataclasses.replace(config, recipe="", code=(), out=Path(), data=data, train=rows, init=None, init_allow_missing=())
+    labels = ("",) * len(sizes.labels)
+    return _forward_flops(dataclasses.replace(same, scratch=False), dataclasses.replace(sizes, labels=labels))
+
+
+@lru_cache
+def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
+    """Run a forward pass on fake tensors: they have shapes and no values."""
+    config = dataclasses.replace(config, model=_counted_as(config.model), task=_counted_as(config.task))
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            task = build_untrained(config, sizes).train()
+        if isinstance(task, Classifier):
+            task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
+        for module in task.modules():
+            if isinstance(module, Experts):
+                module.forward = partial(_through_one, module)
+        # torch does not count the fused attention of CPUs
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            batch = _example_batch(task)
+            task.to_empty(device="cpu")(batch)
+    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    found = Counter[str]()
+    for name in counts.keys() - WRAPPERS:
+        if not any(name.startswith(f"{other}.") for other in counts.keys() - WRAPPERS):
+            found[_part(task, name)] += counts[name]
+    found["losses"] = counter.get_total_flops() - found.total()
+    return {name: found[name] / len(batch.where) for name in sorted(found, key=partial(_order, task)) if found[name]}
+
+
+def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
+    """Return the shape of `Experts.forward` at its cost: without values, no row knows its expert."""
+    return experts.activation(x_RD @ experts.fc1_weight[0].t()) @ experts.fc2_weight[0].t()
+
+
+def _counted_as(section: Any) -> Any:
+    """Return a section of the config whose pass needs shapes only."""
+    changed = {name: values[now] for name, values in COUNTED_AS.items() if (now := getattr(section, name, "")) in values}
+    return dataclasses.replace(section, **changed)
+
+
+def _example_batch(task: Task[Any]) -> RowBatch:
+    """Return a micro-batch as a task reads it in training."""
+    config, settings = task.config, task.settings
+    B, T = config.train.batch_size, config.input.text_length
+    shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
+    if isinstance(task, Classifier):
+        return _filled(ItemBatch, config, B * len(shown), shown=shown * B)
+
+    def masked(of_image: float, of_text: float) -> Any:
+        num_patches, num_tokens = num_masked_patches(config.input.num_patches, of_image), round((T - 1) * of_text)
+        return _filled(MASKED[config.data.modality], config, B, num_patches, num_tokens)
+
+    if hasattr(settings, "hidden_shares"):  # MLIM masks rows in several ways
+        parts = {name: masked(*shares) for name, shares in settings.hidden_shares().items()}
+        return BatchByMask(where=("",) * B * len(parts), **parts)
+    return masked(getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))
+
+
+def _filled(kind: type[RowBatch], config: Config, B: int, num_patches: int = 0, num_tokens: int = 0, **more: Any) -> RowBatch:
+    """Return a batch of a kind with B rows; num_patches per row and num_tokens per row are masked."""
+    side, T = config.input.image_size, config.input.text_length
+    integers, pixels = partial(torch.empty, dtype=torch.long), torch.empty(B, 3, side, side, dtype=torch.uint8)
+    values: dict[str, Any] = {
+        **dict.fromkeys(("images_BCHW", "right_BCHW"), pixels),
+        **dict.fromkeys(("ids_BT", "right_ids_BT"), integers(B, T)),
+        **dict.fromkeys(("is_padding_BT", "right_is_padding_BT")),
+        **dict.fromkeys(("image_id_B", "caption_B"), integers(B)),
+        **dict.fromkeys(("captions", "labels"), ()),
+        "keep_BK": integers(B, config.input.num_patches - num_patches),
+        "hidden_BM": integers(B, num_patches),
+        "is_masked_BT": torch.empty(B, T, dtype=torch.bool),
+        "masked_M": integers(B * num_tokens),
+    }
+    return kind(
+        where=("",) * B,
+        **{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values},
+        **more,
+    )

@@ -1,4 +1,4 @@
-"""From a run folder back to a model, and from a config to an untrained one."""
+"""Load a run folder as a model, and build the untrained model of a config."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from eve_vl.utils.safe_io import expand_user, read_json
 
 @dataclass(kw_only=True)
 class LoadedRun:
-    """A run read back from its folder."""
+    """A run loaded from its folder."""
 
     config: Config
     tokenizer: Tokenizer
@@ -34,7 +34,7 @@ class LoadedRun:
 
     @property
     def name(self) -> str:
-        """What to call it: the last name of its run folder, whichever of its checkpoints it is."""
+        """Name of its run folder, for any of its checkpoints."""
         folder = self.folder.absolute()
         folder = folder.parent if folder.name == checkpoint.BEST else folder
         folder = folder.parents[1] if folder.parent.name == checkpoint.CHECKPOINTS else folder
@@ -42,13 +42,13 @@ class LoadedRun:
 
     @property
     def shown(self) -> str:
-        """How to name it on this machine: by its folder or, if the package brings it, as builtin:NAME."""
+        """Its folder, or builtin:NAME for a run shipped with the package."""
         named = builtin.name_of(self.folder)
         return named if builtin.is_named(named) else str(self.folder)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of its weights."""
         return next(self.task.parameters()).device
 
     @property
@@ -65,13 +65,13 @@ class LoadedRun:
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
 
-    The weights are compared with their checksum; the config may be edited, such as for data that has moved. Raises UserError.
+    Checks the weights against their checksum. The config may be edited, e.g. for data that has moved. Raises UserError.
     """
     folder = checkpoint.chosen_checkpoint(expand_user(path))
     step = checkpoint.verify(folder, "model.safetensors")["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    with torch.device("meta"):  # initial values would take longer than reading the file
+    with torch.device("meta"):  # random initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
@@ -90,7 +90,7 @@ def as_task(run: LoadedRun, name: str) -> LoadedRun:
 
 
 def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:
-    """Return the untrained task of a config, sized for a tokenizer and, for classifiers, labels."""
+    """Return the untrained task of a config, sized for a tokenizer and labels."""
     return build_untrained(config, Sizes(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, labels=tuple(labels)))
 
 
@@ -100,7 +100,7 @@ def build_untrained(config: Config, sizes: Sizes) -> Task[Any]:
 
 
 def read_labels(folder: Path, config: Config) -> list[str]:
-    """Return the labels that a run or checkpoint folder keeps for its task; empty if it has none."""
+    """Return the labels in a run or checkpoint folder; empty without any."""
     name = task_class(type(config.task)).labels_file
     return read_answers(folder / name) if name is not None and (folder / name).is_file() else []
 
@@ -111,15 +111,16 @@ def read_config(folder: Path) -> Config:
     try:
         return config_from_dict(read_json(path, dict), str(path))
     except UserError as error:
-        if copies := checkpoint.checkpoint_folders(folder):  # of a run, each holds one
+        if copies := checkpoint.checkpoint_folders(folder):  # each checkpoint holds a copy
             raise UserError(f"{error}; if it is damaged, put {copies[-1] / path.name} in its place") from None
         raise
 
 
 def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
-    """Return where config and tokenizer of an --init run lie: its chosen checkpoint, or, if its weights are not wanted, the
-    run folder itself, which has them from its first minute; or `out`, which needs nothing of it once it can go on itself.
-    Raises UserError."""
+    """Return the folder with config and tokenizer of an --init run. Raises UserError.
+
+    That is `out` if it can resume; the run folder itself if only its shape is wanted (scratch); else its chosen checkpoint.
+    """
     if checkpoint.checkpoint_folders(out):
         return out
     if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from eve_vl.train import collectives
+from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
 
 LOCK = ".lock"
@@ -15,13 +16,13 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder; every process must call this, the main one holds the lock.
+    """Lock a run folder against other trainings; every process must call this, and the main one holds the lock.
 
-    Folders that do not exist yet are made, and deleted again if nothing was written into them. Raises UserError, in every
-    process, if another training holds the lock or nothing can be written.
+    Makes missing folders, and deletes them if they stay empty. Raises UserError in every process if another training holds the
+    lock or the folder cannot be written.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    file, problem = _acquire(run) if collectives.is_main() else (None, None)
+    file, problem = _acquire(run) if is_main() else (None, None)
     problem = collectives.gather_objects(problem)[0]
     try:
         if problem is not None:
@@ -29,16 +30,16 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            (run / LOCK).unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
+            (run / LOCK).unlink(missing_ok=True)  # while held: a process that opened it meanwhile sees that it is gone
             file.close()
-        if collectives.is_main():
-            with contextlib.suppress(OSError):  # not empty, nor are those around it
+        if is_main():
+            with contextlib.suppress(OSError):  # not empty
                 for folder in made:
                     folder.rmdir()
 
 
 def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
-    """Return the locked file and no problem, or no file and why there is none."""
+    """Return the locked file, or the problem that prevents a lock."""
     path = run / LOCK
     while True:
         try:
@@ -50,14 +51,14 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader workers of a killed run
         except (BlockingIOError, PermissionError):
             file.close()
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
+            with contextlib.suppress(FileNotFoundError):  # the other process has just ended
                 holder = path.read_text(errors="replace").strip() or "unknown"
                 return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
             continue
         except OSError:  # a file system without locks
             return file, None
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its holder has deleted it since
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its holder has deleted it
                 try:
                     file.truncate(0)
                     os.write(file.fileno(), str(os.getpid()).encode())

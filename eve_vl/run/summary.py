@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines, and what may change when it goes on."""
+"""The lines that a run prints before it starts, and the fields that a resumed run may change."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.records import Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.run.inspect import forward_flops
 from eve_vl.tasks.task import Task
 from eve_vl.train import collectives
 from eve_vl.train.optim import learning_rate
@@ -16,11 +17,11 @@ from eve_vl.utils.console import pluralize
 
 LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
 FEW_ROWS = 100
-ROWS_MEASURED = 200  # of each source, for how long its texts are
-MANY_CUT = 0.02  # of the texts, or nothing is said
-MANY_EPOCHS = 100  # above those that recipes have on data of the size they are for
+ROWS_MEASURED = 200  # of each source, to measure text lengths
+MANY_CUT = 0.02  # share of cut texts below which nothing is printed
+MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
-# fields that may change when a run goes on: they do not change what is learnt, or only what is to come
+# fields that a resumed run may change: they do not affect the steps so far
 OPERATIONAL = {
     *(
         "out",
@@ -44,7 +45,7 @@ OPERATIONAL = {
 
 
 def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any]) -> list[str]:
-    """Say how many rows each source has."""
+    """Return lines on the number of rows per source."""
     train, val = (
         ", ".join(f"{len(source):,} rows of {spec}" for spec, source in zip(specs, given, strict=False))
         for specs, given in ((config.data.train, sources), (config.data.val, val_sources))
@@ -61,7 +62,7 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
 
 
 def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
-    """Say which share of the texts is longer than what the model reads of them, by some rows of each source."""
+    """Return a note on the share of texts that the model cuts, measured on some rows of each source."""
     evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
     rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
     lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for row in rows for text in row.texts)
@@ -75,20 +76,22 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
 
 
 def machine_line(device: torch.device, dtype: torch.dtype) -> str:
-    """Say where it computes."""
+    """Return a line on processes, device, type and threads."""
     world, threads = collectives.world_size(), torch.get_num_threads()
     processes = f"{world} processes, each with " * (world > 1)
     return f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
 
 
 def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
-    """Say what is trained and for how long, and if rows come very often in it. num_rows: of the training data."""
+    """Return lines on model and training, and a note on many epochs. num_rows: of the training data."""
     train, bytes_needed = config.train, expected_memory(config, task)
     memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
     total, trained = (
         sum(each.numel() for each in task.parameters() if each.requires_grad or is_all) for is_all in (True, False)
     )
-    flops = 3 * sum(task.flops().values()) * train.batch_size  # the backward pass costs twice the forward one
+    flops = (
+        3 * sum(forward_flops(config, task.sizes).values()) * train.batch_size
+    )  # the backward pass costs twice the forward one
     cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
     epochs = train.steps * train.batch_size / num_rows
     shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
@@ -102,23 +105,27 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
 
 
 def expected_memory(config: Config, task: Task[Any]) -> float:
-    """Return about how many bytes the training process needs on a CPU: for nine runs from 0.3M to 437M parameters it was from
-    15 % too low to 12 % too high (benchmarks/RESULTS.md); on a GPU nothing was measured.
+    """Return the estimated bytes of the training process on a CPU.
 
-    Weights, gradients and two moments are float32, and so are averages. Of each matrix product with its 2·D FLOPs a number,
-    half as much again as its input is taken to be kept for the backward pass; saving, later, copies the moments.
+    For nine runs from 0.3M to 437M parameters it was from 15 % too low to 12 % too high (benchmarks/RESULTS.md); on a GPU
+    nothing was measured. Weights, gradients, two moments and averages are float32. A matrix product takes 2·D FLOPs per number
+    of its input, and 1.5 times its input is assumed to be kept for the backward pass. Saving copies the moments later.
     """
     train = config.train
     per_weight = 16 + 4 * (train.ema_decay > 0)
     weights = sum(each.numel() * (per_weight if each.requires_grad else 4) for each in task.parameters())
-    inputs = sum(task.flops().values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
+    inputs = (
+        sum(forward_flops(config, task.sizes).values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
+    )
     kept = 4 * inputs / collectives.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
     return LIBRARIES + weights + max(kept, weights / 2)
 
 
 def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str]]:
-    """Return what differs between a run that has come to `step` and what it is to go on as: fields that must not, `old → new`
-    each, and sentences on those that may."""
+    """Compare the configs of a run at `step` and of its continuation.
+
+    Returns the changed fields that must not change, `old → new` each, and sentences on those that may.
+    """
     old, new = flat(to_dict(before)), flat(to_dict(now))
     changed = {
         name: f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"

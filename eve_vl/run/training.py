@@ -22,6 +22,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.model.init_from import parts, transfer
+from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.run.lock import locked
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
@@ -29,56 +30,48 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint, collectives
 from eve_vl.train.device import pick_device, pick_dtype
-from eve_vl.train.environment import record
-from eve_vl.train.log import BAD_SAMPLES, BadSamples
+from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.atomic_io import write_file
-from eve_vl.utils.console import pluralize, print_line
+from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import seed_everything, set_threads
 from eve_vl.utils.safe_io import expand_user
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100
-ROWS_REHEARSED, ROUNDS_REHEARSED = 64, 3  # to choose how many threads compute
-PAYS = 1.15  # times as fast, or further threads only burn cores
-SMALL = 3e11  # FLOP of a forward pass
-MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
+ROWS_TIMED, ROUNDS_TIMED = 64, 3  # to choose the number of threads
+PAYS = 1.15  # speed-up below which further threads only burn cores
+SMALL = 3e11  # FLOPs of a forward pass
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer reads texts only
 
 
 def train(config: Config, *, must_resume: bool = False) -> bool:
-    """Train a run, or go on with the one in config.out, and write metrics.json; return whether this is the main process.
+    """Train a run, or resume the one in config.out, and write metrics.json; return whether this is the main process.
 
-    must_resume: refuse to start anew. Raises UserError.
+    must_resume: refuse to start a new run. Raises UserError.
     """
     builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
     collectives.setup(device)
     set_threads(config.train.threads)
+    is_first = is_main()
     with locked(config.out):
-        numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+        numbers = _fit(config, device, must_resume)  # its own call: the model must be gone before the group is
     gc.collect()
     collectives.barrier()
-    is_main = collectives.is_main()
     collectives.shutdown()
-    if is_main:
+    if is_first:
         write_file(config.out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
-    return is_main
+    return is_first
 
 
 def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
     changed = check_out_folder(config, must_resume)
     rank, world = collectives.rank(), collectives.world_size()
-    if config.train.batch_size % (config.train.accumulation * world):
-        raise UserError(
-            f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
-            f"{config.train.accumulation} × {world} processes"
-        )
-    if problems := config.task.problems_with_pairs(config.train.batch_size // (config.train.accumulation * world)):
-        more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
-        raise UserError(f"task.{'; task.'.join(problems)} {more}")
+    check_batch_size(config, world)
     kind = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
     sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))
@@ -91,7 +84,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     folders = checkpoint.checkpoint_folders(config.out)
     prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
     seed_everything(config.train.seed)
-    with device:  # where it trains, so that initial values cost no second copy
+    with device:  # on the training device, so that initial values need no second copy
         task = build_task(config, tokenizer, prepared.labels)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
     notes = changed if folders else list(prepared.notes)
@@ -102,7 +95,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         new, note = start_from(config, task)
         notes.append(note)
     elif config.train.freeze and not folders:
-        notes.append("train.freeze keeps weights as they are, which is random here; --init RUN gives some to start from")
+        notes.append("train.freeze keeps random weights here; give weights to start from with --init RUN")
     skip = config.data.skips_invalid_val
     evaluator, options = evaluator_of(task, tokenizer), {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip}
     trainer = Trainer(config.train, config.out, task, evaluator, device=device, **options)
@@ -121,9 +114,9 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     collectives.barrier()
-    if collectives.is_main():  # a start that came to nothing leaves nothing
+    if is_main():  # only now: a failed start leaves nothing
         if not has_resumed:
-            (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of one that a signal ended
+            (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of an earlier run that a signal ended
         for name, text in texts.items():
             write_file(config.out / name, text)
         record(config.out, device)
@@ -132,20 +125,33 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     return trainer.fit(loader, val_loader, bad_samples)
 
 
+def check_batch_size(config: Config, world: int) -> None:
+    """Raise UserError for a batch that does not divide into micro-batches of all processes, or that are too small."""
+    train, count = config.train, config.train.accumulation * world
+    if train.batch_size % count:
+        where = f"train.batch_size {train.batch_size} is not divisible by train.accumulation"
+        raise UserError(f"{where} {train.accumulation} × {world} processes")
+    if problems := config.task.problems_with_pairs(train.batch_size // count):
+        more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
+        raise UserError(f"task.{'; task.'.join(problems)} {more}")
+
+
 def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> None:
-    """Where nobody says how many threads a process has, compute with all of its share of the cores only if that pays, by passes
-    with one thread and with all. kept: what a run that goes on has had."""
-    most, train = torch.get_num_threads(), trainer.config
-    is_said = train.threads or "OMP_NUM_THREADS" in os.environ
-    if is_said or most == 1 or trainer.device.type != "cpu" or collectives.world_size() > 1:
+    """Set one thread or all of the process's cores, whichever is faster in timed passes, unless the user gave a number.
+
+    kept: the number of threads of a resumed run.
+    """
+    most, train, task = torch.get_num_threads(), trainer.config, trainer.task
+    is_given = train.threads or "OMP_NUM_THREADS" in os.environ
+    if is_given or most == 1 or trainer.device.type != "cpu" or collectives.world_size() > 1:
         return
-    rows = min(train.batch_size // train.accumulation, ROWS_REHEARSED)
+    rows = min(train.batch_size // train.accumulation, ROWS_TIMED)
     if isinstance(kept, int) and kept:
         torch.set_num_threads(min(kept, most))
-    elif sum(trainer.task.flops().values()) * rows < SMALL:  # large products always share well
+    elif sum(forward_flops(task.config, task.sizes).values()) * rows < SMALL:  # large products always gain from threads
         batch = dataset.collate([dataset[0, 0, row % len(dataset.sources[0])] for row in range(rows)])
         seconds: dict[int, list[float]] = {1: [], most: []}
-        for threads in (1, most) * (1 + ROUNDS_REHEARSED):
+        for threads in (1, most) * (1 + ROUNDS_TIMED):
             torch.set_num_threads(threads)
             seconds[threads].append(trainer.time_one_pass(batch))
         one, all_ = (statistics.median(found[1:]) for found in seconds.values())
@@ -154,7 +160,7 @@ def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> Non
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
-    """Raise UserError if the best weights could not be chosen: no row among the first of validation says what is right."""
+    """Raise UserError if no best weights can be chosen: the first validation rows have no labels or answers."""
     dataset = task_class(type(config.task)).dataset
     if not (truth := dataset.truth.removesuffix("s")):
         return
@@ -173,12 +179,12 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
 
 
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
-    """Copy the weights of config.init unless config.scratch; return the parameters that are new, and a note about it.
+    """Copy the weights of config.init unless config.scratch; return the new parameters, and a note.
 
-    Raises UserError if the encoders differ otherwise than config.init_allow_missing allows.
+    Raises UserError if the encoders differ in more than config.init_allow_missing allows.
     """
     assert config.init is not None
-    if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
+    if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
         heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
         return heads, f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
@@ -192,7 +198,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the config with paths that still hold when the run is used from another folder."""
+    """Return the config with absolute paths, for use from another folder."""
 
     def absolute(source: str) -> str:
         if named := generated(source):
@@ -234,21 +240,20 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
 
 
 def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:
-    """Return the run's tokenizer: that in its folder, else the --init run's, else the given file, else one trained on the
-    captions."""
+    """Return the run's tokenizer: from its folder, the --init run, tokenizer.path, or trained on the captions."""
     if checkpoint.checkpoint_folders(config.out):
         return Tokenizer.load(config.out / "tokenizer.json")
     if config.init is not None:
         return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
-    # one process trains it for all, so that all have the same
-    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if collectives.is_main() else None
+    # one process trains it for all
+    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if is_main() else None
     return Tokenizer.from_json(collectives.gather_objects(text)[0])
 
 
 def with_init_tokenizer(config: Config) -> Config:
-    """Return the config with the vocabulary that comes along from an --init run. Raises UserError."""
+    """Return the config with the vocabulary size of an --init run. Raises UserError."""
     if config.init is None:
         return config
     vocab_size = read_config(settings_folder(config.init, config.scratch, config.out)).tokenizer.vocab_size
@@ -256,9 +261,9 @@ def with_init_tokenizer(config: Config) -> Config:
 
 
 def check_out_folder(config: Config, must_resume: bool) -> list[str]:
-    """Refuse to go on in a folder that holds another run; return sentences on what is changed otherwise.
+    """Refuse to resume a folder that holds another run; return sentences on fields that may change and did.
 
-    Raises UserError that says what differs.
+    Raises UserError with the fields that differ.
     """
     folders = checkpoint.checkpoint_folders(config.out)
     if not folders:
@@ -274,6 +279,6 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     if refused:
         raise UserError(
             f"{config.out}: holds a run with other values: {'; '.join(refused)}. "
-            "Give the same flags to go on, or choose another folder with --out"
+            "Give the same flags to resume, or choose another folder with --out"
         )
     return allowed

@@ -17,7 +17,7 @@ from eve_vl.data.kinds.labels import LabelBatch, LabeledRows
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Prepared, Sizes
 from eve_vl.utils.errors import UserError, nearest
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
@@ -88,9 +88,3 @@ class Classification(Classifier[ClassificationConfig]):
                     raise UserError(f"{batch.where[row]}: the label {nearest(label, self.class_ids)}")
                 target_BC[row, self.class_ids[label]] = 1
         return target_BC
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of a step."""
-        num_image, num_text = pair_tokens(self.config)
-        reads = self.settings.inputs
-        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "image" else 0, "cls")}

@@ -50,7 +50,3 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
         masks = self.settings.mim_weight or self.settings.mlm_weight
         return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of each part of a step."""
-        return MaskedSignalTask.flops(self) | ContrastTask.flops(self)

@@ -18,13 +18,13 @@ from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import Batch, normalize
 from eve_vl.data.kinds.captions import CaptionBatch
-from eve_vl.data.masking import MaskedImages, PairBatch, num_masked_patches
+from eve_vl.data.masking import MaskedImages, PairBatch
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks import hard_negatives
-from eve_vl.tasks.task import Routers, Task, pair_tokens
+from eve_vl.tasks.task import Routers, Task
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.collectives import gather_rows
 
@@ -356,22 +356,3 @@ class ContrastTask(Task[Settings]):
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
         return routers
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of contrast and matching in a step."""
-        (num_image, num_text), flops = pair_tokens(self.config), {}
-        masks, kind = self.contrast.settings.itc_masked_image, self.contrast.settings.itm_negatives
-        if self.contrast.num_contrasts:
-            num_seen = num_image - num_masked_patches(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
-            for name, sizes in (("image", (num_seen, 0)), ("text", (0, num_text))):
-                one = self.encoder.flops(*sizes, "all" if self.contrast.takes_mean else "cls")
-                flops[f"contrast, {name} alone"] = self.encoder.flops_alone(*sizes) if self.contrast.num_contrasts > 1 else one
-        if self.contrast.match_head is not None:
-            once = self.encoder.tower_flops(num_image, num_text)
-            has_been = self.contrast.num_contrasts and not masks and kind != "global"  # once, for contrast
-            num, passes = (1, "one fusion pass") if kind == "random_half" else (3, "three fusion passes")
-            if self.contrast.num_ranked:
-                num, passes = self.contrast.num_ranked, f"{self.contrast.num_ranked} fusion passes"
-            fusion = self.encoder.flops(num_image, num_text, "cls") - once
-            flops[f"matching, {passes}"] = num * fusion + (0.0 if has_been else once)
-        return flops

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch, num_masked_patches
+from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.packing import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.tasks.task import Routers, Sizes, Task, pair_tokens
+from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train.collectives import sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
@@ -167,24 +167,6 @@ class MaskedSignalTask(Task[Settings]):
         passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of each part of a step."""
-        task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.modality
-        num_image, T = pair_tokens(self.config)
-        num_dropped = num_masked_patches(num_image - 1, task.image_mask_ratio)
-        num_masked = max(1, round((T - 1) * task.text_mask_ratio))
-        num_seen, num_read = num_image - num_dropped, T * (rows != "image")
-        flops: dict[str, float] = {}
-        if task.mim_weight:
-            flops["image pass"] = self.encoder.flops(num_seen, num_read, "pixels")
-            num_decoded = num_seen + num_read * (self.encoder.pixel_tokens == "pair")
-            flops["pixel decoder"] = self.pixel_decoder.flops(num_decoded, num_dropped)
-        if task.mlm_weight:
-            if not task.joint_masking:
-                flops["text pass"] = self.encoder.flops(num_image * (rows != "text"), T, num_masked)
-            flops["token head"] = 2 * num_masked * D * (D + self.sizes.vocab_size)
-        return flops
 
 
 class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):

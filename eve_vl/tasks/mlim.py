@@ -22,7 +22,7 @@ from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
-from eve_vl.tasks.task import Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import Routers, Sizes
 from eve_vl.train.trainer import StepOutput
 
 
@@ -99,14 +99,3 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do where little of both is hidden."""
         return self.encode(batch, keep=True, mask=True).routers
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of each part of a step."""
-        D, (num_image, T) = self.config.model.embed_dim, pair_tokens(self.config)
-        shares = [of_text for _, of_text in self.settings.hidden_shares().values()]
-        num_masked = sum(max(1, round((T - 1) * share)) for share in shares if share) / len(shares)
-        return {
-            "one pass": self.encoder.flops(num_image, T),
-            "pixel decoder": self.pixel_decoder.flops(num_image - 1),
-            "token head": 2 * num_masked * D * (D + self.sizes.vocab_size),
-        }

@@ -14,7 +14,7 @@ from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
-from eve_vl.tasks.task import Classifier, Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Routers, Sizes
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
 
@@ -65,8 +65,3 @@ class NLVR2(Classifier[NLVR2Config]):
     def targets(self, batch: StatementBatch) -> Tensor:
         """Return the class of each row, bool (B,) on the CPU."""
         return torch.tensor(batch.labels)
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of a step."""
-        reads = "all" if self.settings.head == "paired" else "cls"
-        return {"two fusion passes": 2 * self.encoder.flops(*pair_tokens(self.config), reads)}

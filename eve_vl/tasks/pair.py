@@ -18,7 +18,7 @@ from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import SiameseHead
-from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes
 
 
 class ItemPairs(Classifier[PairConfig]):
@@ -31,7 +31,7 @@ class ItemPairs(Classifier[PairConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.find_unused_parameters = self.settings.modality_dropout  # a batch may show no images, or no texts
+        self.find_unused_parameters |= self.settings.modality_dropout  # a batch may show no images, or no texts
         self.compare_head = SiameseHead(config.model.embed_dim)
         initialize(self, config.model)
 
@@ -40,7 +40,7 @@ class ItemPairs(Classifier[PairConfig]):
         (left_BD, right_BD), routers = self.states(tensors, "image_text")
         return self.compare_head(left_BD, right_BD), routers
 
-    def states(self, tensors: Sequence[Tensor], shown: str) -> tuple[Tensor, Routers]:
+    def states(self, tensors: Sequence[Any], shown: str) -> tuple[Tensor, Routers]:
         """Return the [CLS] states of both items, (2, B, D), and the routers' statistics of each pass. tensors: what `reads`
         names. shown: pairs of images and texts, images alone or texts alone."""
         left_BCHW, right_BCHW, *texts = tensors
@@ -60,7 +60,9 @@ class ItemPairs(Classifier[PairConfig]):
         for kind in dict.fromkeys(batch.shown):
             rows = [row for row, shown in enumerate(batch.shown) if shown == kind]
             row_R = torch.tensor(rows, device=batch.ids_BT.device)
-            states_2RD, of_passes = self.states([tensor.index_select(0, row_R) for tensor in tensors], kind)
+            states_2RD, of_passes = self.states(
+                [each if each is None else each.index_select(0, row_R) for each in tensors], kind
+            )
             states.append(states_2RD)
             order.append(row_R)
             routers += of_passes
@@ -70,9 +72,3 @@ class ItemPairs(Classifier[PairConfig]):
     def targets(self, batch: ItemBatch) -> Tensor:
         """Return the class of each pair, bool (B,) on the CPU."""
         return torch.tensor(batch.labels)
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of a step, of modality dropout on average."""
-        num_image, num_text = pair_tokens(self.config)
-        sizes = [(num_image, num_text), *[(num_image, 0), (0, num_text)] * self.settings.modality_dropout]
-        return {"two items": 2 * sum(self.encoder.flops(*size, "cls") for size in sizes) / len(sizes)}

@@ -129,10 +129,6 @@ class Task(nn.Module, Generic[Settings]):
         """Width of the features."""
         return self.config.model.embed_dim
 
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of each part of a training step, per row with a text of full length, matrix products only."""
-        return {}
-
 
 class Classifier(Task[Settings]):
     """A task whose head gives each row logits over labels, or over the truth of a statement."""
@@ -191,8 +187,3 @@ class Classifier(Task[Settings]):
 def label_files(task: Task[Any]) -> dict[str, str]:
     """Return the text of a task's `labels_file` by its name; empty for a task without labels."""
     return {} if task.labels_file is None else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
-
-
-def pair_tokens(config: Config) -> tuple[int, int]:
-    """Return the tokens of an image, [CLS] included, and of a text of full length."""
-    return 1 + config.input.num_patches, config.input.text_length

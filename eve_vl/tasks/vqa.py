@@ -17,7 +17,7 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Prepared, Sizes
 from eve_vl.utils.errors import UserError
 
 
@@ -68,10 +68,6 @@ class VQA(Classifier[VQAConfig]):
         if labels.shape != logits_BC.shape:
             raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BC.shape)}")
         return objectives.answer_bce(logits_BC, labels.float())
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of a step."""
-        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config), "cls")}
 
 
 def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:

@@ -1,17 +1,17 @@
-"""The one checkpoint format: a folder that holds everything a run needs to go on or to be used.
+"""The one checkpoint format: a folder with everything that a run needs to resume or to be used.
 
     checkpoints/step_00001000/
         model.safetensors       weights
-        live.safetensors        with train.ema_decay: the weights that training goes on from; model.safetensors has averages
+        live.safetensors        with train.ema_decay: the weights to continue from; model.safetensors has averages
         optimizer.safetensors   moments by parameter name
-        rng_0.safetensors …     random generators and the open log window, one file per process
+        rng_0.safetensors …     random generators and the open log window, per process
         state.json              step, samples consumed, versions, checksums of the other files
-        config.json, tokenizer.json, and answers.json or classes.json of a task with a list of labels
+        config.json, tokenizer.json, and answers.json or classes.json for a task with a list of labels
 
-    best/                       the weights that were best on validation, for tasks that choose by a number
+    best/                       the best weights on validation, for tasks with a main metric
         model.safetensors, state.json (step, numbers, checksums), config.json and the like, as above
 
-A crash or a full disk leaves the previous checkpoint and the previous best weights whole. No pickle is written or read.
+A crash or a full disk leaves the previous checkpoint and the previous best weights intact. No pickle is written or read.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 STEP = re.compile(r"step_([0-9]{8,18})")
 LIVE = "live"
-METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
-COUNTS = "/counts"  # steps, seconds, seconds of loading and of cores, among a meter's terms
+METER = "meter."  # prefix in rng_*.safetensors of sums of the open log window
+COUNTS = "/counts"  # name in a meter's state of: steps, seconds, loading seconds, CPU core-seconds
 PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
@@ -62,7 +62,7 @@ def _step_folders(folder: Path) -> list[Path]:
 def chosen_checkpoint(path: Path) -> Path:
     """Return the best or else the newest checkpoint of a run folder, or `path` itself if it is one.
 
-    path: also builtin:NAME, a run that the package brings. Raises UserError.
+    path: or builtin:NAME, a run shipped with the package. Raises UserError.
     """
     path = builtin.located(path)
     recover(path / BEST)
@@ -87,18 +87,18 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
-    tensors: those of each safetensors file, by its name. texts: further files by name. state: JSON values, the `step` among
-    them. Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
+    tensors: by name of their safetensors file. texts: further files by name. state: JSON values with the `step`. Raises
+    UserError when the disk is full or the folder cannot be written; older checkpoints then stay untouched.
     """
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
-        with contextlib.suppress(OSError):  # first out of sight, so that a crash leaves no half of one that counts as whole
+        with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
             old.rename(old.with_name(f".{old.name}.tmp"))
     clear(run)
 
 
 def clear(run: Path) -> None:
-    """Delete what a crash while saving or deleting has left."""
+    """Delete the leftovers of a crash while saving or deleting."""
     for rest in (run / CHECKPOINTS).glob(".step_*.tmp"):
         shutil.rmtree(rest, ignore_errors=True)
 
@@ -106,12 +106,12 @@ def clear(run: Path) -> None:
 def save_best(
     run: Path, *, step: int, model: Mapping[str, Tensor], texts: Mapping[str, str], numbers: Mapping[str, float]
 ) -> Path:
-    """Write the weights that are best so far, with the numbers that say so. Raises UserError as `save_checkpoint` does."""
+    """Write the best weights so far with their numbers. Raises UserError as `save_checkpoint` does."""
     return _write_folder(run / BEST, {"model": model}, texts, {"step": step, "numbers": to_json(numbers)})
 
 
 def read_best(run: Path) -> dict[str, Any] | None:
-    """Return step and numbers of the best weights so far, None if there are none. Raises UserError."""
+    """Return step and numbers of the best weights so far; None without any. Raises UserError."""
     recover(run / BEST)
     if not (run / BEST / "state.json").is_file():
         return None
@@ -126,11 +126,11 @@ def read_best(run: Path) -> dict[str, Any] | None:
 def _write_folder(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any]
 ) -> Path:
-    """Write a folder of safetensors files, texts, and state.json with their checksums, as a whole or not at all; return it.
+    """Write a folder of safetensors files, texts, and state.json with their checksums atomically; return the folder.
 
     Raises UserError.
     """
-    advice = "; earlier checkpoints are whole, make room and run the same command again"
+    advice = "; earlier checkpoints are intact, make room and run the same command again"
     with reporting_write_errors(folder, safetensors.SafetensorError, advice=advice), atomic_folder(folder) as temporary:
         for name, content in tensors.items():
             write_tensors(temporary / f"{name}.safetensors", content)
@@ -147,16 +147,16 @@ def _checksum(path: Path) -> str:
 
 
 def _damaged(folder: Path, reason: object) -> UserError:
-    """Return the error of a checkpoint or best folder that is not what was written: what to delete, and what is there then."""
-    then = "without it"
+    """Return the error of a damaged checkpoint or best folder; it names the folder to delete and the one that remains."""
+    then = "continue without it"
     if STEP.fullmatch(folder.name):
         older = [each for each in _step_folders(folder.parent) if each < folder]
-        then = f"from step {int(older[-1].name[5:])} ({older[-1]})" if older else "from the start: there is no older one"
-    return UserError(f"{folder}: damaged ({reason}); delete this folder to go on {then}")
+        then = f"resume from step {int(older[-1].name[5:])} ({older[-1]})" if older else "start over: there is no older one"
+    return UserError(f"{folder}: damaged ({reason}); delete this folder to {then}")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the content of state.json, whose `step` is sound. Raises UserError."""
+    """Return the content of state.json with a valid `step`. Raises UserError."""
     try:
         state = parse_json(read_bytes(folder / "state.json"))
     except (OSError, ValueError) as error:
@@ -169,7 +169,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_new(folder: Path) -> list[str] | None:
-    """Return the parameters that were new when a run began; None in checkpoints of older versions. Raises UserError."""
+    """Return the parameters that were new when a run began; None if state.json has none. Raises UserError."""
     new = read_state(folder).get("new")
     if new is not None and not (isinstance(new, list) and all(isinstance(name, str) for name in new)):
         raise _damaged(folder, "state.json holds no names of new parameters")
@@ -177,9 +177,9 @@ def read_new(folder: Path) -> list[str] | None:
 
 
 def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
-    """Compare the files of a checkpoint whose names match with their checksums; return the content of state.json.
+    """Compare files of a checkpoint with their checksums; return the content of state.json.
 
-    Folders of older versions have no checksums. Raises UserError.
+    pattern: of the files' names. Raises UserError.
     """
     state = read_state(folder)
     sums = state.get("sha256", {})
@@ -204,23 +204,23 @@ def read_model(folder: Path) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a .safetensors or else a torch file as a whole or not at all. Raises UserError."""
+    """Write a .safetensors file, or else a torch file, atomically. Raises UserError."""
     with reporting_write_errors(path, RuntimeError, safetensors.SafetensorError), atomic_file(path) as temporary:
         if path.suffix == ".safetensors":
             write_tensors(temporary, tensors)
-        else:  # copies: of a view, torch would write all that it is a view of
+        else:  # copies: torch would write a view's whole storage
             torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name, as they are. Raises UserError."""
+    """Return the tensors of a safetensors file by name, unchecked. Raises UserError."""
     with reading(path, safetensors.SafetensorError):
         open_ordinary(path).close()  # a pipe would wait for a writer
         return load_file(path)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
-    """Raise UserError for a tensor of a file that is no dense array of finite numbers of a usual type."""
+    """Raise UserError for a tensor that is no dense array of finite numbers of a usual type."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.dtype not in PLAIN or tensor.is_meta:
             kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
@@ -232,14 +232,14 @@ def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
 
 
 def form(tensor: Tensor) -> str:
-    """Return a tensor's shape, and whether it holds whole numbers: what must be alike so that one can take another's place."""
+    """Return a tensor's shape, and " of whole numbers" for integers; tensors with equal results are interchangeable."""
     return f"{tuple(tensor.shape)}" + " of whole numbers" * (not tensor.is_floating_point())
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Load weights strictly, also into a model on the meta device, whose tensors those of the file then become.
+    """Load weights strictly; a model on the meta device takes over the file's tensors.
 
-    Raises UserError naming keys that are missing, unknown or of another shape.
+    Raises UserError with the keys that are missing, unknown or of another shape.
     """
     path, tensors = folder / "model.safetensors", read_model(folder)
     expected = model.state_dict()
@@ -250,7 +250,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
         for name, tensor in tensors.items()
         if name in expected and form(tensor) != form(expected[name])
     ]
-    first: dict[nn.Parameter, str] = {}  # the first name of each parameter; tied ones have several
+    first: dict[nn.Parameter, str] = {}  # first name of each parameter; tied parameters have several
     for name, parameter in model.named_parameters(remove_duplicate=False):
         twin = first.setdefault(parameter, name)
         if twin != name and not problems and not torch.equal(tensors[name], tensors[twin]):
@@ -260,7 +260,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
         raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
     is_meta = any(tensor.is_meta for tensor in expected.values())
     if is_meta:
-        # a copy, in aligned memory: products of matrices that lie anywhere in a mapped file differ in the last bit
+        # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
         tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             twin = first[parameter]
@@ -269,10 +269,9 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
-    """Load weights, optimiser and this process's generators; return the content of state.json.
+    """Load weights, optimiser and this process's random generators; return the content of state.json.
 
-    `meter` in it holds this process's sums of the open log window. Raises UserError for a folder that is not as it was
-    written or does not fit.
+    Its `meter` holds this process's sums of the open log window. Raises UserError for a damaged or unfitting folder.
     """
     state = verify(folder)
     if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
@@ -293,11 +292,11 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     if tensors:
         raise _damaged(folder, f"{path.name} holds {min(tensors)}, which does not train")
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
-    if rng:  # a run that goes on with more processes starts their generators anew
+    if rng:  # additional processes of a resumed run seed their own generators
         try:
             for name, value in state["meter"].items():
-                low, shapes = (0, ((4,), (3,))) if name == COUNTS else (-math.inf, ((),))  # older runs did not count cores
-                if value.shape not in shapes or not (low <= value.min() <= value.max() < math.inf):
+                low, shape = (0, (4,)) if name == COUNTS else (-math.inf, ())
+                if value.shape != shape or not (low <= value.min() <= value.max() < math.inf):
                     raise ValueError(f"{name} is no sum over the open log window")
             set_rng_state(rng)
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -310,7 +309,7 @@ def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state by parameter name; parameters that never had a gradient have what they would start with."""
+    """Return the optimiser's state by parameter name; parameters without a gradient so far have their initial state."""
     return {
         f"{name}.{key}": value
         for name, (parameter, parts) in _trained(model, optimizer).items()
@@ -319,13 +318,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, int]]:
-    """Return the parameters that the optimiser has, by name, each with the `parts` of its group."""
+    """Return the optimiser's parameters by name, each with the `parts` of its group."""
     parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
     return {name: (parameter, parts[parameter]) for name, parameter in model.named_parameters() if parameter in parts}
 
 
 def get_rng_state() -> dict[str, Tensor]:
-    """Return the state of every generator of this process as tensors: torch, CUDA, NumPy and Python."""
+    """Return the states of the random generators of torch, CUDA, NumPy and Python as tensors."""
     _, keys, position, *_ = np.random.get_state()
     version, internal, gauss = random.getstate()
     assert version == 3
@@ -341,7 +340,7 @@ def get_rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Undo `get_rng_state`. Raises ValueError, as torch, NumPy and Python do, for what is no such state."""
+    """Set the states that `get_rng_state` returned. Raises ValueError, as torch, NumPy and Python do, for invalid states."""
     own = {name: tensor for name, tensor in get_rng_state().items() if name != "cuda"}
     if _forms(own) != _forms({name: states[name] for name in own}) or not 0 <= states["numpy"][-1] <= own["numpy"].numel() - 1:
         raise ValueError("no states of random generators")
@@ -355,7 +354,7 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, with the permissions of any other; tensors that share memory are each written."""
+    """Write a safetensors file with usual permissions; tensors that share memory are written separately."""
     whole, seen = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()

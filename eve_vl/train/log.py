@@ -1,10 +1,17 @@
-"""What a run tells: JSON lines and TensorBoard for programs, a console for people, a list of bad samples for both."""
+"""Records of a run: log.jsonl, TensorBoard, console lines, bad_samples.jsonl, and environment.json (machine, versions)."""
 
 import contextlib
 import json
 import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+import eve_vl
 from eve_vl.config import TrainConfig
 from eve_vl.metrics.intervals import CERTAINTY, from_json, to_json
 from eve_vl.train import collectives
@@ -22,31 +30,31 @@ from eve_vl.train.device import peak_memory
 from eve_vl.train.optim import learning_rate
 from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import CONSOLE, PATIENCE, print_line
-from eve_vl.utils.errors import BadSampleError, SharedError
-from eve_vl.utils.runtime import core_seconds
+from eve_vl.utils.errors import BadSampleError, SharedError, UserError
+from eve_vl.utils.runtime import core_seconds, usable_cores
 from eve_vl.utils.safe_io import has_fields, parse_json, read_bytes, read_json, reading
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
-STOPPED_EARLY = "stopped early"  # how the note of a run that its patience has ended begins
+STOPPED_EARLY = "stopped early"  # start of the note of a run that train.patience ended
 TIMING = ("samples_per_second", "loader_share", "core_seconds")
-"""Numbers of training that differ from one time to the next."""
-NUM_TOLD = 5  # rows that cannot be used are shown so often, afterwards only listed
-STEPS_TIMED = 4  # of a start, before the duration of the rest is told
+"""Numbers of training that differ between equal runs."""
+NUM_SHOWN = 5  # unusable rows on the console; the file lists all
+STEPS_TIMED = 4  # first steps, before the first estimate of the remaining time
 
 
 def read_log(run: Path) -> list[dict]:
-    """Return the rows of a run's log, oldest first: all have a `kind` and a `step`, notes a `text`, and all else in those of
-    training and validation are numbers, Estimates where they know how sure they are. Other rows are damaged and left out.
+    """Return the valid rows of a run's log, oldest first. Raises UserError.
 
-    Raises UserError.
+    All have a `kind` and a `step`, notes a `text`. The other values of training and validation rows are numbers, MeasuredValue
+    where they have an interval.
     """
     rows = _read_rows(run / LOG, kind=str, step=int)
     return [from_json(row) for row in rows if row["step"] >= 0 and _is_sound(**row)]
 
 
 def read_numbers(path: Path) -> dict[str, float]:
-    """Return the numbers of a file such as metrics.json by name; what else it holds is left out. Raises UserError."""
+    """Return the numbers of a file such as metrics.json by name, without other values. Raises UserError."""
     values = read_json(path, dict)
     return from_json(
         {name: value for name, value in values.items() if name == CERTAINTY or has_fields(values, **{name: float})}
@@ -54,8 +62,7 @@ def read_numbers(path: Path) -> dict[str, float]:
 
 
 def read_bad_samples(run: Path) -> dict[str, dict[str, str]]:
-    """Return the rows that could not be used, each with `where` and `reason`, and `row` but of earlier versions; by what no
-    other row is called. Raises UserError."""
+    """Return the unusable rows, each with `where`, `reason` and `row`, by unique name. Raises UserError."""
     return {_name(**row): row for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
 
 
@@ -64,14 +71,14 @@ def _name(*, where: str, row: object = "", **_: object) -> str:
 
 
 def _is_sound(*, kind: str, text: object = None, certainty: object = None, **values: Any) -> bool:
-    """Whether a row of the log has values of the types that were written; certainty looks after itself."""
+    """Return whether a row of the log has values of the right types; `from_json` checks `certainty`."""
     if kind not in ("train", "val"):
         return kind != "note" or isinstance(text, str)
     return has_fields(values, **dict.fromkeys(values, float))
 
 
 def _read_rows(path: Path, **kinds: type) -> list[dict]:
-    """Return the rows of a JSON-lines file that have values of these kinds; one that a crash cut short is left out."""
+    """Return the rows of a JSON-lines file with values of these types, without rows that a crash cut short."""
     rows = []
     with reading(path):
         lines = read_bytes(path).split(b"\n") if path.exists() else ()
@@ -86,7 +93,7 @@ def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class RunLog:
-    """The log of one run; a resumed run drops rows later than the step it resumes from, one that starts anew all."""
+    """Log of one run; a resumed run drops rows after its first step, a new run drops all."""
 
     def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
         self.enabled, self.first_step, self.num_steps = enabled, first_step, num_steps
@@ -107,15 +114,15 @@ class RunLog:
         self.bar.start()
 
     def has_row(self, kind: str, step: int) -> bool:
-        """Whether there was such a row when the run went on; only the process that writes the log knows."""
+        """Return whether the log had this row when the run resumed; valid in the process that writes the log."""
         return any((row["kind"], row["step"]) == (kind, step) for row in self.old)
 
     def values(self, name: str | None) -> list[float]:
-        """Return a number of all validations so far; only the process that writes the log knows."""
+        """Return a number of all validations so far; valid in the process that writes the log."""
         return [row[name] for row in self.old if row["kind"] == "val" and name in row]
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Write one row of `kind` train or val everywhere."""
+        """Write one row of `kind` train or val to the file, TensorBoard and the console."""
         if not self.enabled:
             return
         self.file.write(_json_lines([{"kind": kind, "step": step, **to_json(values)}]))
@@ -125,12 +132,12 @@ class RunLog:
         shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
         text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if not self.bar.disable and kind == "train":
-            self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no bar
+            self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no room for the bar
         else:
             self.print_line(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
 
     def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
-        """Show images, uint8 (H, W, 3), and texts in TensorBoard."""
+        """Write images, uint8 (H, W, 3), and texts to TensorBoard."""
         for name, value in shown.items():
             if isinstance(value, str):
                 self.board.add_text(name, value, step)
@@ -138,13 +145,13 @@ class RunLog:
                 self.board.add_image(name, value, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """Keep the config's numbers, texts and switches beside the numbers of the end in TensorBoard."""
+        """Write the config's plain values and the final numbers to TensorBoard."""
         if self.enabled:
             plain = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
             self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
 
     def tick(self, step: int) -> None:
-        """Show that a step is done: on the bar; as a line when the first few are timed, or if none was shown for long."""
+        """Show that a step is done: on the bar; else as a line after STEPS_TIMED steps or PATIENCE seconds without one."""
         if not self.enabled:
             return
         self.bar.update(self.steps.id, completed=step)
@@ -168,9 +175,9 @@ class RunLog:
             print_line(text)
 
     def note(self, step: int, text: str) -> None:
-        """Show one line and keep it in the log, once."""
+        """Print one line and add it to the log, once."""
         if self.enabled:
-            if all(row.get("text") != text for row in self.old):  # a crash before the row of validation has this said again
+            if all(row.get("text") != text for row in self.old):  # after a crash before the validation row it comes again
                 self.file.write(_json_lines([{"kind": "note", "step": step, "text": text}]))
             self.print_line(text)
 
@@ -186,18 +193,17 @@ class RunLog:
 
 
 class BadSamples:
-    """Rows that could not be used: each is logged once; too many of them stop the run."""
+    """Unusable rows: each is listed once, and too many stop the run."""
 
     def __init__(self, run: Path, *, num_rows: int, max_share: float, writes: bool):
         self.path = run / BAD_SAMPLES
         self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
         self.known = {*(before := read_bad_samples(run))}
-        if writes and before:  # without the half of a row that a crash may have left
+        if writes and before:  # without a row that a crash cut short
             write_file(self.path, _json_lines(before.values()))
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
-        """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
-        1,000, or of all there are)."""
+        """List unusable rows. Raises SharedError above max_share of the rows seen so far, counted as at least 1,000."""
         new = {
             name: error for error in errors if not self.known & {error.where, name := _name(where=error.where, row=error.row)}
         }
@@ -207,7 +213,7 @@ class BadSamples:
         if self.writes:
             with self.path.open("a") as file:
                 file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
-            if len(self.known) <= NUM_TOLD:
+            if len(self.known) <= NUM_SHOWN:
                 print_line("\n".join(f"row left out: {error}" for error in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
@@ -221,8 +227,10 @@ class BadSamples:
 
 
 class Meter:
-    """Averages terms and measures speed from one log line to the next; time spent on validation and saving does not count, but
-    as work of the cores."""
+    """Averages of terms, and speed, between two log lines.
+
+    Validation and saving count as CPU core-seconds, not as seconds.
+    """
 
     def __init__(self) -> None:
         self.terms: dict[str, Tensor] = {}
@@ -233,12 +241,12 @@ class Meter:
         self.start = time.perf_counter()
 
     def resume(self) -> None:
-        """Let both clocks go on from now, after the time that this window has had: what was done before is no training."""
+        """Restart both clocks after the time that this window has used; the set-up before is no training."""
         self.start = time.perf_counter() - self.seconds
         self.cores_start = core_seconds() - self.cores
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sums of this window, for `restore`; empty if it has no steps yet."""
+        """Return the sums of this window for `restore`; empty without steps."""
         if not self.num_steps:
             return {}
         seconds = time.perf_counter() - self.start
@@ -246,22 +254,22 @@ class Meter:
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Undo `state`."""
+        """Set the sums that `state` returned."""
         if COUNTS in state:
-            steps, self.seconds, self.loading_seconds, *cores = state[COUNTS].tolist()
-            self.num_steps, self.cores = int(steps), sum(cores)  # older states have none
+            steps, self.seconds, self.loading_seconds, self.cores = state[COUNTS].tolist()
+            self.num_steps = int(steps)
             self.terms = {name: value.to(device) for name, value in state.items() if name != COUNTS}
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Time spent waiting for data."""
+        """Count the time of the context as waiting for data."""
         start = time.perf_counter()
         yield
         self.loading_seconds += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training."""
+        """Leave the time of the context out."""
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start
@@ -273,7 +281,7 @@ class Meter:
         self.num_steps += 1
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
-        """Return the averages of this window over all processes, and how long all of their cores worked for it."""
+        """Return the averages of this window and the CPU core-seconds, over all processes."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         names = sorted(self.terms)
         means = collectives.sum_over_processes(torch.stack([self.terms[name] for name in names]))
@@ -285,3 +293,49 @@ class Meter:
             "loader_share": self.loading_seconds / seconds,
             "core_seconds": collectives.sum_over_processes(cores).item(),
         }
+
+
+ENVIRONMENT = "environment.json"
+PACKAGE = Path(eve_vl.__file__).parent
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return machine, versions and command of this process.
+
+    commit: "" unless the package lies in its own git working tree; it ends in -dirty if that has changes.
+    """
+    program, memory = Path(sys.argv[0]).name, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    command = shlex.join(["eve" if program == "__main__.py" else program, *sys.argv[1:]])
+    start = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    machine = {"processor": _processor(), "cores": usable_cores(), "memory_gib": round(memory / 2**30, 1), "device": name}
+    versions = {"os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"eve_vl": eve_vl.__version__, "commit": _commit()}
+    return start | machine | {"processes": collectives.world_size()} | versions
+
+
+def record(run: Path, device: torch.device) -> None:
+    """Add the facts of this start to a run folder."""
+    write_file(run / ENVIRONMENT, json.dumps([*read_environment(run), facts(device)], indent=1) + "\n")
+
+
+def read_environment(run: Path) -> list[dict[str, Any]]:
+    """Return the facts of each start of a run, oldest first; empty if the file is missing or damaged."""
+    with suppress(UserError):
+        return [start for start in read_json(run / ENVIRONMENT, list) if isinstance(start, dict)]
+    return []
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (PACKAGE.parent / ".git").exists():  # not the repository of a folder that the package is installed in
+            return subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return ""

@@ -1,6 +1,7 @@
-"""Whether losses and gradient norms are finite, kept where they are computed: to ask is to wait for the device, so the host
-asks every few steps only. Until then the device withholds every update from the first value that is not finite on, so that what
-is found is what was there before that step.
+"""Stop a run at a loss or gradient norm that is not finite, with the weights from before that step.
+
+Reading a value waits for the device, so the host asks every few steps. From the first bad value on, the device itself skips all
+updates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,24 +15,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.train import checkpoint, collectives
 from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 
-ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; elsewhere, where asking costs little, each
+ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; 1 elsewhere, where asking costs little
+MAX_BYTES = 2**28  # of batches kept until the host asks; steps that large take so long that asking costs nothing
 
 
 @dataclass(kw_only=True, slots=True)
 class PendingStep:
-    """A step whose values the host has not seen."""
+    """A step whose values the host has not read."""
 
     step: int
     micro_batches: Sequence[Any]
     terms: Mapping[str, Tensor]
     num_bad_V: Tensor
-    """In how many processes the loss of each micro-batch and, last, the gradient norm is not finite."""
+    """Number of processes with a bad loss, per micro-batch, and last with a bad gradient norm."""
+
+
+def _num_bytes(step: PendingStep) -> int:
+    parts = (part for batch in step.micro_batches for part in getattr(batch, "parts", (batch,)))
+    tensors = (getattr(part, field.name) for part in parts for field in fields(part))
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 class NanGuard:
-    """What is known of the steps so far."""
+    """Check of all steps so far."""
 
     def __init__(self, task: nn.Module, run: Path, device: torch.device):
         self.task, self.run = task, run
@@ -43,33 +52,33 @@ class NanGuard:
 
     @property
     def allowed(self) -> Tensor | None:
-        """Whether updates may be made, bool on the device; None: they may, the host knows."""
+        """Whether updates may be made, bool on the device; None if the host has already checked."""
         return None if self.every == 1 else self.is_finite
 
     def begin(self) -> None:
-        """Note what the forward pass of a step changes."""
+        """Save the buffers that the forward pass of a step changes."""
         self.before = [buffer.clone() for buffer in self.buffers]
 
     def add(self, step: int, micro_batches: Sequence[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
-        """Take in the losses of a step's micro-batches and its gradient norm. Raises as `ask`, if it is time to ask."""
+        """Add the losses of a step's micro-batches and its gradient norm. Raises as `ask`, when that is due."""
         num_bad_V = collectives.sum_over_processes((~torch.stack([*values]).isfinite()).float())
         self.is_finite = self.is_finite & (num_bad_V == 0).all()
         self.unasked.append(PendingStep(step=step, micro_batches=micro_batches, terms=terms, num_bad_V=num_bad_V))
-        if len(self.unasked) >= self.every:
+        if len(self.unasked) >= self.every or sum(map(_num_bytes, self.unasked)) > MAX_BYTES:
             self.ask()
 
     def end(self) -> None:
-        """Undo what the forward passes changed, if the step may not count."""
-        if self.every > 1:  # else the host knows that it counts
+        """Undo the forward passes' changes if the step must not count."""
+        if self.every > 1:  # else the host has already checked
             self.undo()
 
     def undo(self) -> None:
-        """Take back what the forward passes changed, unless all has been finite."""
+        """Restore the buffers from before the step, unless all values were finite."""
         for buffer, before in zip(self.buffers, self.before, strict=False):
             buffer.copy_(buffer.where(self.is_finite, before))
 
     def ask(self) -> None:
-        """Raise SharedError, in all processes, if a value was not finite, and save what is needed to look into it."""
+        """Raise SharedError in all processes for a value that is not finite; save batch, rows and weights."""
         unasked, self.unasked = self.unasked, []
         if not unasked or bool(self.is_finite):
             return
@@ -83,9 +92,9 @@ class NanGuard:
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
-        if collectives.is_main():
+        if is_main():
             checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
-        collectives.barrier()  # the first process to end would end the others
+        collectives.barrier()  # the first process that ends would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in bad.terms.items())
         what = "loss" if is_loss else "gradient norm"
         raise SharedError(

@@ -1,29 +1,31 @@
-"""Optimisers and learning-rate schedule."""
+"""Optimisers, learning-rate schedule, parameter groups (frozen layers, layer-wise rates) and averages of the weights."""
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig
-from eve_vl.train.param_groups import lr_scales
+from eve_vl.utils.errors import UserError, matching
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to 1-D parameters, nor to the stacked biases of experts, which are 1-D each."""
+    """Return whether weight decay applies: not to 1-D parameters, nor to stacked biases of experts."""
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def muon_parts(name: str, parameter: nn.Parameter) -> int:
-    """Return how many maps from states to states the rows of a parameter hold, each of which Muon makes orthogonal.
+    """Return the number of matrices in a parameter's rows that Muon makes orthogonal; 0 leaves it to AdamW.
 
-    0: none, the parameter is AdamW's. In the blocks, 3 for a qkv projection, 1 for any other matrix or stack of matrices.
+    In the blocks: 3 for a qkv projection, 1 for any other matrix or stack of matrices.
     """
     if ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
         return 0
@@ -36,10 +38,10 @@ def build_optimizer(
     new: Collection[str] = (),
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Return fused AdamW or, as train.optimizer says, Muon beside it; `products` is the type of Muon's matrix products.
+    """Return fused AdamW or Muon (train.optimizer); `products` is the type of Muon's matrix products.
 
-    Groups differ by weight decay, by `lr_scale`, as `lr_scales` says, and by `parts`, as `muon_parts` says. Raises UserError
-    if a pattern of train.lr_multipliers matches nothing.
+    Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see `muon_parts`). Raises UserError if a
+    pattern of train.lr_multipliers matches nothing.
     """
     named = dict(named_parameters)
     scales = lr_scales(named, config, new)
@@ -56,12 +58,12 @@ def build_optimizer(
 
 
 def set_found_inf(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
-    """Let an optimiser make its next update only if that is allowed, bool on the device; None: it is."""
+    """Let an optimiser skip its next update unless `allowed`, a bool on the device; None allows it."""
     optimizer.found_inf = None if allowed is None else (~allowed).float()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Return what the optimiser keeps of a parameter of a group with `parts`, as before its first step."""
+    """Return the optimiser state of a parameter before its first step; parts: of its group."""
     zeros = torch.zeros_like(parameter, device=device)
     if parts:
         return {"momentum": zeros}
@@ -70,11 +72,11 @@ def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | st
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal (Jordan et al. 2024), scaled so that their entries move as far as AdamW's
-    (Liu et al. 2025, arXiv 2502.16982), for groups with `parts`; fused AdamW for the others.
+    """Orthogonalised momentum (Jordan et al. 2024) for groups with `parts`, fused AdamW for the others.
 
-    As torch.optim.Muon with adjust_lr_fn="match_rms_adamw", which takes single matrices only: here each expert of a stack is
-    a matrix, and so is each part of a qkv projection.
+    Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does with
+    adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each expert of a stack and each part of a qkv
+    projection is a matrix.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
@@ -84,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         self.rest.state = self.state
         self.found_inf: Tensor | None = None
-        """1 if the next step must not change anything, float32 scalar on the device; as fused AdamW has it."""
+        """1 if the next step must change nothing, float32 scalar on the device; as in fused AdamW."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -107,12 +109,12 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state.update(initial_state(parameter, group["parts"]))
             momentum, gradient = state["momentum"], parameter.grad
-            if self.found_inf is not None:  # momentum that moves to itself stays
+            if self.found_inf is not None:  # momentum that moves towards itself stays
                 gradient = gradient.where(self.found_inf == 0, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
             updates[shape].append((parameter, gradient.lerp(momentum, MOMENTUM).view(-1, *shape)))
-        for shape, found in updates.items():  # all matrices of a shape in one batch
+        for shape, found in updates.items():  # one batch per shape
             together = orthogonalize(torch.cat([update for _, update in found]).to(self.products))
             if self.found_inf is not None:
                 together *= 1 - self.found_inf
@@ -123,7 +125,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x_MOI: Tensor) -> Tensor:
-    """Bring the singular values of each matrix near 1, by five quintic Newton–Schulz iterations; same shape and dtype."""
+    """Return matrices with singular values near 1, by five quintic Newton–Schulz iterations; same shape and dtype."""
     is_tall = x_MOI.shape[-2] > x_MOI.shape[-1]
     x = x_MOI.mT if is_tall else x_MOI
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -135,9 +137,88 @@ def orthogonalize(x_MOI: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of optimiser step `step` (0-based): linear warm-up from 0, then cosine or linear decay to 0."""
+    """Return the learning rate of step `step` (0-based): linear warm-up from 0, then cosine or linear decay to 0."""
     num_warmup = int(config.warmup * config.steps)
     if step < num_warmup:
         return config.lr * step / num_warmup
     progress = (step - num_warmup) / max(config.steps - num_warmup, 1)
     return config.lr * (0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress)
+
+
+def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
+    """Freeze parameters whose names match a pattern; return the normalisations whose running averages freeze too.
+
+    Those belong to heads without any parameter that trains. Raises UserError if a pattern matches nothing, or all match.
+    """
+    named = dict(task.named_parameters())
+    for pattern in patterns:
+        for name in matching(pattern, named, "train.freeze"):
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UserError(f"train.freeze {' '.join(patterns)} leaves no parameter to train; take a pattern out")
+    return [module for name, module in task.named_modules() if isinstance(module, _BatchNorm) and not _trains(task, name)]
+
+
+def _trains(task: nn.Module, name: str) -> bool:
+    """Return whether a parameter trains in a module or, if it has none, in the nearest enclosing module with one."""
+    while not (parameters := list(task.get_submodule(name).parameters())):
+        name = name.rpartition(".")[0]
+    return any(parameter.requires_grad for parameter in parameters)
+
+
+def lr_scales(names: Collection[str], config: TrainConfig, new: Collection[str]) -> dict[str, float]:
+    """Return each parameter's learning rate as a multiple of train.lr.
+
+    It is the product of all factors with a matching pattern and, for names in `new`, head_lr_multiplier. Raises UserError if a
+    pattern matches nothing.
+    """
+    scales = {name: config.head_lr_multiplier if name in new else 1.0 for name in names}
+    for pattern, factor in config.lr_multipliers:
+        for name in matching(pattern, names, "train.lr_multipliers"):
+            scales[name] *= factor
+    # one optimiser group for scales that differ by rounding only
+    return {name: float(f"{scale:.12g}") for name, scale in scales.items()} if config.lr_multipliers else scales
+
+
+class Averages:
+    """Exponential moving averages of the parameters that train; empty with decay 0."""
+
+    def __init__(self, task: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = {name: each for name, each in task.named_parameters() if decay and each.requires_grad}
+        self.values = {name: each.detach().clone() for name, each in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int, *, allowed: Tensor | None = None) -> None:
+        """Add the weights after optimiser step `step` (0-based) unless `allowed`, a bool on the device, is false.
+
+        The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the random first weights.
+        """
+        if self.values:
+            weight = 1 - min(self.decay, (2 + step) / (11 + step))
+            for name, value in self.values.items():
+                value.lerp_(self.parameters[name], weight if allowed is None else weight * allowed)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the task the averages as its weights until the end of the context."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.values[name] = self.values[name], parameter.data
+
+    def live(self) -> dict[str, Tensor]:
+        """Return the weights that training continues from, by name."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, live: Mapping[str, Tensor]) -> None:
+        """Make the task's weights, loaded from a checkpoint, the averages, and give the task the `live` ones."""
+        for name, parameter in self.parameters.items():
+            self.values[name].copy_(parameter)
+            parameter.copy_(live[name])

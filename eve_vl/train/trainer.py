@@ -1,20 +1,14 @@
-"""The only training loop. It knows the Task protocol and nothing else about what is trained.
+"""The only training loop. It knows `StepOutput` and `Evaluator`, and nothing else about the task that it trains.
 
-What the loop needs of a task, an nn.Module:
-- `forward(batch) → StepOutput`;
-- optional: `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
-  them; `find_unused_parameters`, passed to DDP.
-
-Validation needs an `Evaluator` besides.
-
-Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
+A task is an nn.Module with `forward(batch) → StepOutput`. Optional members: `before_step(micro_batches) → micro_batches`, with
+counts over all micro-batches of a step, and `find_unused_parameters`, passed to DDP. A batch has `to(device)`, `where` (the
+names of its rows) and `skipped` (the errors of unusable rows).
 """
 
 import contextlib
 import itertools
 import json
 import math
-import multiprocessing
 import operator
 import signal
 import time
@@ -29,28 +23,24 @@ from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig, flat
 from eve_vl.train import checkpoint, collectives
-from eve_vl.train.compile_checkpoint import wrap_blocks
-from eve_vl.train.ddp import parallelize, share_running_averages, without_sharing
-from eve_vl.train.device import autocast, pick_dtype
-from eve_vl.train.ema import Averages
+from eve_vl.train.collectives import parallelize, share_running_averages, without_sharing
+from eve_vl.train.device import autocast, pick_dtype, wrap_blocks
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.nan_guard import NanGuard
-from eve_vl.train.optim import build_optimizer, learning_rate, set_found_inf
-from eve_vl.train.param_groups import freeze
-from eve_vl.utils.console import progress
+from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, set_found_inf
+from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
-
-AGAIN = 1.0  # seconds between a signal to stop and the same one that means it at once
+from eve_vl.utils.runtime import stop_signals
 
 
 @dataclass(kw_only=True, slots=True)
 class StepOutput:
-    """What one forward pass of a task returns."""
+    """Result of one forward pass of a task."""
 
     loss: Tensor
     """Scalar to minimise."""
     terms: dict[str, Tensor]
-    """Scalars to log; they train nothing."""
+    """Scalars to log, without a gradient."""
 
 
 class Evaluator(Protocol):
@@ -79,14 +69,14 @@ class Evaluator(Protocol):
 
 
 class StoppedError(SharedError):
-    """A signal asked the run to stop; it did, with a checkpoint."""
+    """A signal stopped the run after a checkpoint."""
 
     code: int
-    """The shell's exit status."""
+    """Exit status of the shell."""
 
 
 class Trainer:
-    """Optimises one task and keeps its run folder."""
+    """Optimise one task and write its run folder."""
 
     def __init__(
         self,
@@ -103,8 +93,8 @@ class Trainer:
     ):
         """Set up optimiser, precision and process group.
 
-        evaluator: for validation; None: only `train_step` is used. texts: files that go into every checkpoint. new: parameters
-        to train with head_lr_multiplier. notes: for the log. skip_invalid: validate without the rows that cannot be used.
+        evaluator: for validation; None: only `train_step` is used. texts: files of every checkpoint. new: parameters that train
+        with head_lr_multiplier. notes: lines for the log. skip_invalid: leave unusable rows out of validation.
         """
         self.skip_invalid = skip_invalid
         self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
@@ -125,19 +115,19 @@ class Trainer:
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, float] | None = None
-        self.mark: Callable[[str], None] = lambda _: None  # told which part of a step has just been done, for who times them
-        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # what best/ has otherwise, by its numbers
+        self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
+        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # files that differ in best/
 
     @property
     def samples_consumed(self) -> int:
-        """Samples that all processes together have trained on."""
+        """Samples that all processes have trained on."""
         return self.step * self.config.batch_size
 
     def resume(self) -> bool:
-        """Go back to the newest checkpoint of the run folder, if there is one."""
+        """Load the newest checkpoint of the run folder; return whether there is one."""
         folders = checkpoint.checkpoint_folders(self.run)
         if folders:
-            if collectives.is_main():
+            if is_main():
                 checkpoint.clear(self.run)
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, collectives.rank())
             if self.averages.values:
@@ -154,7 +144,7 @@ class Trainer:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
         rng_states = collectives.gather_objects(checkpoint.get_rng_state() | meter)
-        if collectives.is_main():
+        if is_main():
             tensors = {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
             tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
             if live := self.averages.live():
@@ -178,8 +168,8 @@ class Trainer:
         train_loader: endless micro-batches, starting after `samples_consumed` samples.
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
-        log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=collectives.is_main())
-        with contextlib.closing(log), _stop_signals() as stop:
+        log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
+        with contextlib.closing(log), stop_signals() as stop:
             numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             log.hparams(flat(json.loads(self.texts.get("config.json", "{}"))), numbers)
             return numbers
@@ -191,14 +181,14 @@ class Trainer:
         self.meter.resume()
         self.scores, was_validated = collectives.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
         is_stalled = self.step < config.steps and self._has_stalled()
-        for text in () if is_stalled else self.notes:  # what they say would come from here on
+        for text in () if is_stalled else self.notes:  # they describe the training that follows
             log.note(self.step, text)
         if self.step:
             left = "; nothing left to train" * (is_stalled or self.step >= config.steps)
-            left += f": train.patience {config.patience} has ended it, and a larger one, or 0, goes on" * is_stalled
-            log.print_line(f"going on from step {self.step} of {config.steps}{left}")
+            left += f": train.patience {config.patience} has ended it; a larger one, or 0, continues" * is_stalled
+            log.print_line(f"resuming from step {self.step} of {config.steps}{left}")
         numbers: dict[str, float] | None = None
-        if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
+        if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped between saving and validation
             numbers = self._validate(val_loader, log)
         while self.step < config.steps and not self._has_stalled():
             with self.meter.loading():
@@ -225,27 +215,27 @@ class Trainer:
             if is_stopped:
                 stopped = StoppedError(
                     f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "
-                    "run the same command again to go on"
+                    "run the same command again to resume"
                 )
                 stopped.code = 128 + next(iter(stop), signal.SIGTERM)
                 raise stopped
         return self.best or numbers or self.evaluate(val_loader)
 
     def _has_stalled(self) -> bool:
-        """Whether the last train.patience validations were no better than the best before them."""
+        """Return whether the last train.patience validations were no better than the best before them."""
         sign = 1 if self.main_metric else -1
         scores = [-math.inf if math.isnan(score) else sign * score for score in self.scores]
         return 0 < self.config.patience < len(scores) - (scores.index(max(scores)) if scores else 0)
 
     def _is_due(self, every: int) -> bool:
-        """Whether something that comes every so many steps, and at the end, comes now."""
+        """Return whether an action of every `every` steps and of the last step is due."""
         return self.step % every == 0 or self.step == self.config.steps
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         try:
             numbers = self.evaluate(val_loader, log)
         except UserError as error:
-            if collectives.world_size() == 1 or isinstance(error, SharedError):  # else the others are not here, to save as well
+            if collectives.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
                 self.save()
             raise
         self._keep_best(numbers)
@@ -259,11 +249,11 @@ class Trainer:
             found = self.best or numbers
             for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found)]):
                 log.note(self.step, text)
-        log.row("val", self.step, numbers)  # last: what is in the log is not done again
+        log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
-        """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
+        """Save the weights if the main metric is higher than ever; every process must call this."""
         name = self.main_metric
         if name is not None and name not in numbers:
             lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
@@ -271,7 +261,7 @@ class Trainer:
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
         self.best = numbers
-        if collectives.is_main():
+        if is_main():
             with self.averages.in_place():
                 model = self.task.state_dict()
                 texts = {**self.texts, **self.best_texts(numbers)}
@@ -279,7 +269,7 @@ class Trainer:
         collectives.barrier()
 
     def time_one_pass(self, batch: Any) -> float:
-        """Return the seconds of a forward and backward pass, which leaves no trace but in the random generators."""
+        """Return the seconds of a forward and backward pass; only random generators keep a trace of it."""
         buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
         with autocast(self.device, self.dtype):
             loss = self.task(batch).loss
@@ -291,7 +281,7 @@ class Trainer:
         return seconds
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
-        """Take one optimiser step and return its terms, averaged over micro-batches."""
+        """Run one optimiser step; return its terms, averaged over micro-batches."""
         self.model.train()
         for module in self.frozen_averages:
             module.eval()
@@ -327,12 +317,12 @@ class Trainer:
         return terms
 
     def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
-        """Return the task's numbers on a loader, and show its first batch in a log.
+        """Return the task's numbers on a loader, and log samples of its first batch.
 
-        Raises UserError, in all processes, if a row could not be used, unless they may be skipped.
+        Raises UserError in all processes for an unusable row, unless skip_invalid.
         """
         assert self.evaluator is not None
-        # what one process alone raised would leave the others waiting
+        # an error in one process only would leave the others waiting
         skipped: list[Any] | None = [] if self.skip_invalid or collectives.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
@@ -352,7 +342,7 @@ class Trainer:
 
 
 def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any]:
-    """Yield batches; a UserError of one process among several ends them and is listed, for the others wait in sums over all."""
+    """Yield batches; list a UserError instead of raising it if other processes wait in sums over all."""
     try:
         yield from loader
     except UserError as error:
@@ -362,7 +352,7 @@ def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
-    """Return how many rows all processes have skipped in evaluation, if they did, as a number beside the others."""
+    """Return the number of rows that all processes skipped in evaluation; empty without any."""
     num = sum(map(len, collectives.gather_objects(skipped))) if skipped is not None else 0
     return {"num_skipped": num} if num else {}
 
@@ -371,10 +361,10 @@ def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
 def evaluation_batches(
     task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, skipped: list[Any] | None = None
 ) -> Iterator[Iterator[Any]]:
-    """Put a task in evaluation mode and give it the batches of a loader, moved to the device; at the end undo the former.
+    """Yield the batches of a loader on the device, with the task in evaluation mode until the end.
 
-    skipped: where to list the rows that cannot be used. None: UserError is raised for the first, for numbers of a set that is
-    not the whole set compare with nothing.
+    skipped: list that takes the errors of unusable rows. None: the first raises UserError, because numbers of part of a set
+    compare with nothing.
     """
     was_training = task.training
     task.eval()
@@ -404,30 +394,3 @@ def _unusable(error: UserError) -> UserError:
         f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
         "go on without them: --skip-invalid in eve evaluate, --data.skip-invalid-val in training"
     )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Collection[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying, but leave alone what this process began with ignored.
-
-    The same SIGINT or SIGTERM again acts as usual once AGAIN seconds have passed: a key that is hit twice, a terminal and a
-    parent that both say so, and a closed terminal and its shell, which both send SIGHUP, ask for one stop. So does a pool of
-    processes, which sends SIGTERM to all whenever one has ended.
-    """
-    received: dict[int, float] = {}
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
-
-    def handle(number: int, _frame: object) -> None:
-        is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
-        if is_again and (number == signal.SIGINT or (number == signal.SIGTERM and multiprocessing.parent_process() is None)):
-            signal.signal(number, previous[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -18,8 +19,13 @@ SOON = 1  # seconds that a loop takes before a terminal shows a bar
 
 
 def is_main() -> bool:
-    """Whether this process speaks: under torchrun the first one does, for all."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints and writes files for the run: under torchrun, only the first process does."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    # before the processes meet; other launchers and old shells set RANK alone
+    is_torchrun = os.environ.keys() >= {"LOCAL_RANK", "WORLD_SIZE"}
+    return not is_torchrun or os.environ.get("RANK", "0") == "0"
 
 
 def print_line(text: str) -> None:

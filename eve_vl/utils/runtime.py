@@ -1,33 +1,41 @@
-"""Threads, memory and random seeds of this process.
+"""Threads, memory, random seeds and signals of this process.
 
 Imports torch and numpy inside functions only: `yield_cores` has an effect only before torch is imported.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import random
+import signal
 import time
+from collections.abc import Collection, Iterator
 from contextlib import suppress
+
+AGAIN = 1.0  # seconds after which a second signal to stop ends the process at once
 
 
 def usable_cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def core_seconds() -> float:
-    """Return how long cores have worked for this process and for those that it has started, as the loader's workers."""
-    total = time.process_time() + sum(os.times()[2:4])  # of this one in fine steps, and of those that have ended
+    """Return the CPU core-seconds of this process and of the processes that it started, such as loader workers."""
+    total = time.process_time() + sum(os.times()[2:4])  # this one, and children that have ended
     for child in multiprocessing.active_children():
-        with suppress(OSError):  # only Linux makes the clock of a process out of its number, as clock_getcpuclockid does
+        with suppress(OSError):  # as clock_getcpuclockid does, on Linux only
             total += time.clock_gettime((~(child.pid or 0) << 3) | 2)
     return total
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory: giving big tensors back to the system and getting them again costs more than the
-    arithmetic on them (activations of a small model are 2–3 times slower without this). Each process must ask for itself."""
+    """Tell glibc to keep freed memory; each process must do so for itself.
+
+    Returning large tensors to the system costs more than the arithmetic on them: without this, activations of a small model
+    are 2–3 times slower.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD
@@ -36,10 +44,10 @@ def keep_memory() -> None:
 
 
 def yield_cores() -> None:
-    """Let idle threads spin for microseconds, then sleep: on shared cores, two threads that spin as long as they like can be
-    20 times slower than one, and threads that never spin gain nothing (LOG.md).
+    """Let idle threads spin for microseconds, then sleep.
 
-    Works only before torch is imported; a value that the user has set stays. Child processes inherit it.
+    On shared cores, two threads that spin without limit can be 20 times slower than one; threads that never spin gain nothing
+    (LOG.md). It has an effect only before torch is imported, and child processes inherit it. A value set by the user stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -56,8 +64,36 @@ def seed_everything(seed: int) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Give this process so many threads; 0: those of OMP_NUM_THREADS, else its share of the cores."""
+    """Set the number of threads of this process; 0: OMP_NUM_THREADS, else this process's share of the cores."""
     import torch
 
     cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, cores))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list, one number per nesting level
+    torch.set_num_threads(threads or (int(given) if given.isdigit() else 0) or max(1, cores))
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Collection[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying; signals that the process ignored from its start stay ignored.
+
+    The same SIGINT or SIGTERM acts as usual once AGAIN seconds have passed. Within that time repeated signals count as one: a
+    key hit twice, a terminal and a parent process, a closed terminal and its shell. A pool of processes sends SIGTERM to all
+    whenever one has ended; that never ends a loader worker's parent early.
+    """
+    received: dict[int, float] = {}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+
+    def handle(number: int, _frame: object) -> None:
+        is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
+        if is_again and (number == signal.SIGINT or (number == signal.SIGTERM and multiprocessing.parent_process() is None)):
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

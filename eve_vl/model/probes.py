@@ -1,0 +1,118 @@
+"""Look inside a model: twins with other submodules, Grad-CAM on attention, and the experts that routers choose.
+
+Letters: B batch, S rows of a batch, N all tokens of a sequence, H heads, K chosen experts.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl.model.backbone import Backbone
+from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.moe import MoE, RouterStats
+from eve_vl.model.moe_reference import Assignment, OfficialMoE
+from eve_vl.model.packing import PackedTokens, Tokens
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module:
+    """Return a twin of a module with other submodules under the given names, such as `encoder.blocks.0.attn`.
+
+    Only what leads to these is copied, without its tensors, and the original stays as it is: others may use it meanwhile,
+    which they could not while a hook or a patched attribute was in it.
+    """
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    for name, part in parts.items():
+        first, _, rest = name.partition(".")
+        twin._modules[first] = replace_submodules(twin.get_submodule(first), {rest: part}) if rest else part
+    return twin
+
+
+def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (B, N, N), the mean over heads of relu(weight · ∂score/∂weight) in one attention; and whether each row's
+    weights have any effect on the score at all, bool (B, N).
+
+    attention: its name in the module. score: goes once through the module that it is given, a twin, with the whole batch or
+    with part after part of it, and returns a scalar. Rows are queries, columns keys; padding, as a key, has none. A weight is
+    moved alone: the others of its row do not make room for it.
+    """
+    original = module.get_submodule(attention)
+    assert isinstance(original, Attention)
+    passes: list[Tensor] = []  # the weights of each, (B, H, N, N)
+
+    def watched(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None) -> Tensor:
+        assert q_BHNd.shape[2] > 1, "all rows are wanted"
+        passes.append(attention_weights(q_BHNd, k_BHNd, mask).detach().requires_grad_())
+        return passes[-1] @ v_BHNd
+
+    twin = copy.copy(original)
+    twin.attend = watched
+    with torch.enable_grad():
+        value = score(replace_submodules(module, {attention: twin}))
+    assert passes, "the score goes through the encoder"
+    gradient_BHNN = torch.cat(torch.autograd.grad(value, passes))
+    return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the router of one block with experts chooses."""
+
+    block: int
+    """0 is the first of the blocks, with experts or without."""
+    num_experts: int
+    experts_BNK: Tensor
+    """int64, the best first; what padding has means nothing."""
+    gates_BNK: Tensor
+    """float32, the weights of what these experts return, which add up to 1; 0 of one that has no room (`official` routing)."""
+
+
+def mixtures(encoder: nn.Module) -> dict[str, MoE]:
+    """Return the mixtures of experts of an encoder by their names, first to last."""
+    return {name: part for name, part in encoder.named_modules() if isinstance(part, MoE)}
+
+
+def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> list[Choices]:
+    """Return what each router of an encoder chooses in one pass over whole images, texts or pairs."""
+    known = mixtures(encoder)
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    replace_submodules(encoder, {name: _watched(moe, name, seen) for name, moe in known.items()}).encode(image, text)
+    N = sum(each.x_BND.shape[1] for each in (image, text) if each is not None)
+    return [
+        Choices(
+            block=next(int(part) for part in name.split(".") if part.isdigit()),
+            num_experts=len(moe.router.weight),
+            experts_BNK=seen[name][0].view(-1, N, moe.router.top_k),
+            gates_BNK=seen[name][1].view(-1, N, moe.router.top_k),
+        )
+        for name, moe in known.items()
+    ]
+
+
+def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
+    """Return a twin that notes, under its name, experts and gates (B·N, K) of all tokens in their sequences."""
+    if isinstance(moe, OfficialMoE):
+
+        def route(x_SD: Tensor) -> Assignment:
+            chosen = moe.route(x_SD)
+            seen[name] = chosen.experts_S2, chosen.gates_S2
+            return chosen
+
+        twin = copy.copy(moe)
+        twin.route = route
+        return twin
+
+    def forward(x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, RouterStats]:
+        gates_SK, experts_SK, stats = moe.router(x_SD, rows)
+        seen[name] = rows.tokens(experts_SK), rows.tokens(gates_SK)
+        return gates_SK, experts_SK, stats
+
+    router = copy.copy(moe.router)
+    router.forward = forward
+    return replace_submodules(moe, {"router": router})
