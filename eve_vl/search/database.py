@@ -224,7 +224,7 @@ class Database:
 
     def write_fact(self, name: str, value: Any) -> None:
         """Store a fact, in the open transaction."""
-        self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [name, json.dumps(value, ensure_ascii=False)])
+        self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [name, json.dumps(value)])
 
     def is_of(self, run: LoadedRun) -> bool:
         """Whether the index was made by these weights and with this tokenizer."""

@@ -301,9 +301,8 @@ class Update:
         slot = self._slot(row.digest)
         if slot is None:
             assert row.pixels is not None
-            slot, thumbprint = self.images.add(row.pixels), near_duplicates.thumbprint(row.pixels)
-            query = "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
-            self.db.execute(query, [slot, row.digest, thumbprint])
+            slot, query = self.images.add(row.pixels), "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
+            self.db.execute(query, [slot, row.digest, near_duplicates.thumbprint(row.pixels)])
         return slot
 
     def _put(self, source: int, row: PendingImage, slot: int | None, known: tuple[Any, ...] | None = None) -> int:
