@@ -55,6 +55,7 @@ class Eve:
     def __init__(self, run: LoadedRun):
         self.run, self.task, self.tokenizer = run, run.task, run.tokenizer
         self._predictor = run.predictor
+        self.inputs = self._predictor.inputs
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":

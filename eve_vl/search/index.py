@@ -83,6 +83,7 @@ class Index:
     def __init__(self, database: Database, encoder: Any):
         """encoder: an `Eve` of the run that made the index."""
         self.database, self.encoder = database, encoder
+        self._has_match = "match" in encoder.calls
         self._masks = FilterMasks(database)
         self._cells = ann.Cells(database)
         self._opened: tuple[int, dict[str, OpenSource]] = (0, {})
@@ -298,7 +299,7 @@ class Index:
     def num_reranked(self, rerank: int | None, query: str, image: Any, without: str, captions: bool) -> int:
         """Return the number of candidates that `search` re-ranks. Raises UserError if `rerank` has no effect."""
         is_pair = not without and (bool(query) != (image is not None)) and captions == (image is not None)
-        if not is_pair or "match" not in self.encoder.calls:
+        if not (is_pair and self._has_match):
             if rerank:
                 why = (
                     "the run has no matching head"

@@ -114,7 +114,7 @@ def encode_queries(
 @torch.no_grad()
 def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
     """Return the features of texts, float32 (n, d). Raises UserError for a text that the tokenizer does not know."""
-    inputs = encoder.run.predictor.inputs
+    inputs = encoder.inputs
     names = ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
     ids = [
         _known_ids(given_text(text, name), encoder.tokenizer.backend, inputs.config.max_text_tokens)
@@ -162,7 +162,7 @@ def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -
 
     encoder: an `Eve` of a run with a matching head.
     """
-    task, inputs = encoder.task, encoder.run.predictor.inputs
+    task, inputs = encoder.task, encoder.inputs
     parts = [np.zeros(0, np.float32)]
     for some in chunked(pairs, AT_ONCE):
         images, texts, cosines = zip(*some, strict=True)
