@@ -30,8 +30,7 @@ from eve_vl.model.moe_reference import Assignment, OfficialMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.router_losses import routing_terms
-from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.task import Sizes, routing_terms
 
 ABSOLUTE = 2e-5  # tolerance of recorded outputs
 RELATIVE = 2e-5  # additional tolerance of gradients and their norms

@@ -89,8 +89,8 @@ def test_hidden_tokens_show_mask_their_own_or_another_word_in_training_alone():
     task = build(tiny_config(task={"mask_replace_prob": 0.6}))
     batch = batch_of(samples([200] * 40))  # one token in 27 is shown another that is the same
     is_masked = batch.is_masked_BT
-    assert torch.equal(task.with_hidden_tokens(batch), batch.ids_BT.masked_fill(is_masked, MASK))
-    shown = task.train().with_hidden_tokens(batch)
+    assert torch.equal(task.with_masked_tokens(batch), batch.ids_BT.masked_fill(is_masked, MASK))
+    shown = task.train().with_masked_tokens(batch)
     assert torch.equal(shown[~is_masked], batch.ids_BT[~is_masked])
     shares = Counter(
         "mask" if token == MASK else "own" if token == own else "other"

@@ -453,7 +453,7 @@ def test_wrong_words_may_come_from_the_whole_vocabulary():
     (batch,) = batches_of(config)
     is_masked_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     torch.manual_seed(0)
-    shown = task.with_hidden_tokens(replace(batch, ids_BT=ids_BT, is_masked_BT=is_masked_BT, masked_M=None)).flatten()
+    shown = task.with_masked_tokens(replace(batch, ids_BT=ids_BT, is_masked_BT=is_masked_BT, masked_M=None)).flatten()
     other = shown[(shown != tiny.SIZES.mask_id) & (shown != 7)]
     margin = 5 * math.sqrt(0.1 * 0.9 / 10_000)
     assert (shown == 7).float().mean().item() == pytest.approx(0.1, abs=margin)

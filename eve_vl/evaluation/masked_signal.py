@@ -83,7 +83,7 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
         shown: dict[str, np.ndarray | str] = {}
         task = self.task
         if task.settings.mim_weight and isinstance(batch, MaskedImages):
-            columns = task.rebuilding(batch)
+            columns = task.reconstructions(batch)
             shown[", ".join(columns)] = np.hstack([np.vstack(column[:NUM_SAMPLES_LOGGED]) for column in columns.values()])
         if task.settings.mlm_weight and isinstance(batch, MaskedTexts):
             assert self.tokenizer is not None

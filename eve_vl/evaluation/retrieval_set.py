@@ -1,4 +1,4 @@
-"""What a search is evaluated on: images and captions of all processes, and pairs of them scored by the matching head.
+"""Images and captions of all processes to search among, and pairs of them scored by the matching head.
 
 Letters: B batch, I images, T captions, N distinct texts, P pairs, K best candidates of a query, d width of features, L text
 tokens.
@@ -22,42 +22,42 @@ from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import SharedError
 
 PAIRS_AT_ONCE = 256
-ONE_SIDE_AT_ONCE = 16  # images, and texts, of which each is matched with each
-MANY_PAIRS = 100_000  # so many take minutes on a small machine
+ONE_SIDE_AT_ONCE = 16  # images, and texts, matched with each other in one pass
+MANY_PAIRS = 100_000  # takes minutes on a small machine
 AnyTask = ContrastTask[Any]
 
 
 @dataclass(kw_only=True, slots=True)
 class RetrievalSet:
-    """Everything to search among, in order of index, of all processes.
+    """The images and captions of all processes, in order of index.
 
-    Searches compare by the products of image_Id and text_Nd: of features that compare, and without contrast of each image's
-    match logits with all texts (d = N) and unit vectors, so that these are the products.
+    A search compares the products of image_Id and text_Nd. These are features or, without contrast, each image's match logits
+    with all texts (d = N) and unit vectors, whose products are the logits.
     """
 
     image_Id: Tensor
     text_Nd: Tensor
     text_T: Tensor
-    """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
+    """int64: the distinct text of each caption; equal captions share features and scores."""
     ids: list[Tensor]
     """Token ids of each distinct text, int64 (L,), on the CPU; with model.padded_text_length its padding too."""
     lengths: list[int]
-    """Tokens of each distinct text without padding."""
+    """Length of each distinct text in tokens, without padding."""
     owner_I: Tensor
-    """Process that holds the pixels of each image."""
+    """The process that holds the pixels of each image."""
     pixels: dict[int, Tensor]
-    """uint8 images that this process holds."""
+    """uint8 images of this process, by index."""
     relevance: Relevance
     names: list[str] = field(default_factory=list)
-    """Of the row of each image."""
+    """Name of each image's row."""
     labels: list[tuple[str, ...]] = field(default_factory=list)
     """Classes of each image."""
     hard: list[tuple[int, ...]] = field(default_factory=list)
-    """Of each image that comes with false captions: its own text and theirs."""
+    """For each image with false captions: its own text and the false ones."""
     kept: list[int] = field(default_factory=list)
-    """Number of each caption in the set: those that are true of no image that could be used are left out."""
+    """Number of each caption in the set; captions without a usable image are left out."""
     num_left_out: int = 0
-    """How many these are."""
+    """The number of captions left out."""
 
     @property
     def caption_Td(self) -> Tensor:
@@ -77,9 +77,10 @@ class RetrievalSet:
 
 
 def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> RetrievalSet:
-    """Compute each image's and each text's features once, without contrast the match logit of each pair instead, and
-    gather them from all processes. Captions that are true of no image that could be used are left out. Raises UserError
-    if nothing is left."""
+    """Compute the features of each image and text once, or without contrast all match logits, and gather them.
+
+    Captions without a usable image are left out. Raises UserError if nothing is left.
+    """
     images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
     texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
     pixels: dict[int, Tensor] = {}
@@ -87,7 +88,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
         if isinstance(batch, SearchImages):
             features = _features(task, batch, task.image_features, batch.images_BCHW)
             for row, index in enumerate(batch.index_B.tolist()):
-                # a view brings its batch
+                # a view would keep its batch in memory
                 said = batch.names[row], batch.labels[row], batch.hard[row]
                 images[index] = features[row].clone(), batch.captions[row], rank(), *said
                 pixels[index] = batch.images_BCHW[row]
@@ -99,7 +100,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
                 kept = ids[row, : task.config.input.padded_text_length or length].clone()
                 texts[index] = features[row].clone(), batch.captions[row], kept, length
     images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
-    order = sorted(images)  # one that cannot be used may be missing
+    order = sorted(images)  # unusable images are missing
     all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
     text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
     matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
@@ -131,13 +132,15 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
 
 
 def _features(task: AnyTask, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
-    """Return features on the CPU, of no width if they are of no use."""
+    """Return features on the CPU, of width 0 without contrast."""
     return compute(*given).cpu() if task.is_comparable else torch.empty(len(batch.index_B), 0)
 
 
 def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
-    """Return the match logit of each image with each distinct text that is searched among, float32 (I, N) on the CPU, of
-    others 0. Each process computes those of its own images; an image goes through its tower once."""
+    """Return the match logit of each image with each distinct text of the search, float32 (I, N) on the CPU, 0 for others.
+
+    Each process computes those of its own images. An image passes its tower once.
+    """
     own_I, searched_N = (gallery.owner_I == rank()).nonzero()[:, 0], gallery.text_T.unique()
     num_texts, device = len(searched_N), next(task.parameters()).device
     num_pairs = len(gallery.owner_I) * num_texts
@@ -158,7 +161,7 @@ def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
 
 
 def _padded(gallery: RetrievalSet, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the ids of some texts (N, L), and which are padding, None if none are."""
+    """Return the ids of texts (N, L), and which are padding; None if none are."""
     ids_NL = pad_sequence([gallery.ids[text] for text in texts.tolist()], batch_first=True)
     is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(gallery.lengths)[texts, None]
     return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
@@ -173,11 +176,9 @@ def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, ima
 
 
 def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Tensor]:
-    """Return the scores of pairs, each the number of an image times the number of texts plus that of a text, in the same
-    shapes.
+    """Return the scores of pairs in the same shapes. A pair is its image's index times the number of texts plus its text's.
 
-    A pair of image and text is scored once, however often it is among them; each process scores the pairs of its own
-    images.
+    A pair is scored once, however often it occurs. Each process scores the pairs of its own images.
     """
     num_texts = len(gallery.ids)
     pair_P = torch.cat([each.flatten() for each in pairs]).unique()
@@ -189,8 +190,10 @@ def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Te
 
 
 def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: Tensor) -> Tensor:
-    """Return what each pair of image and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
-    equally long texts go together."""
+    """Return the scores that pairs are ordered by (task.rerank_by), float32 (P,) on the CPU.
+
+    Pairs with texts of similar length are scored together.
+    """
     device = gallery.image_Id.device
     length_P = torch.tensor(gallery.lengths)[text_P]
     score_P = torch.empty(len(image_P))

@@ -160,7 +160,7 @@ class MaskedSignalPredictor(Predictor):
         ids_T, is_special_T = self.inputs.tokens(given_text(text))
         masks = [mask_tokens(is_special_T, settings.text_mask_ratio, rng)] if settings.joint_masking else None
         batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
-        return Reconstruction(**{name: images[0] for name, images in self.task.rebuilding(batch).items()})
+        return Reconstruction(**{name: images[0] for name, images in self.task.reconstructions(batch).items()})
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         if positions is None:

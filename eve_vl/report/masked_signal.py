@@ -93,10 +93,10 @@ class MaskedSignalReport(TaskReport):
         wrong = batch.wrong if isinstance(batch, PairBatch) else None
         rebuilding, guessing = {}, {}
         if isinstance(batch, MaskedImages) and task.settings.mim_weight:
-            rebuilding = task.rebuilding(batch)
+            rebuilding = task.reconstructions(batch)
         if isinstance(batch, PairBatch) and wrong is not None:
             if rebuilding:
-                rebuilding["wrong caption"] = task.rebuilding(batch.with_text_of(wrong))["rebuilt"]
+                rebuilding["wrong caption"] = task.reconstructions(batch.with_text_of(wrong))["rebuilt"]
             seen = {"image": task.patches(batch), "wrong image": task.patches(wrong)}
             if task.settings.joint_masking:
                 seen = {name: gray_out(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}

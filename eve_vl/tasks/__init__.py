@@ -1,4 +1,4 @@
-"""Tasks: each joins a batch type, the model and its objectives. The task of the section `name` is in `eve_vl.tasks.<name>`."""
+"""Tasks: each joins a batch type, the model and its objectives. The task `name` is in `eve_vl.tasks.<name>`."""
 
 from typing import Any
 
@@ -13,4 +13,4 @@ def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
     for task in subclasses(Task):
         if vars(task).get("section") is section:
             return task
-    raise UserError(f"no task is there for the section {section.__name__}")
+    raise UserError(f"{section.__name__}: no task has this section; define one in the same file")

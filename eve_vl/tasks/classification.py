@@ -1,4 +1,4 @@
-"""Classification: an image, a text or both to one label, or each label to yes or no; read off the [CLS].
+"""Classification of an image, a text or both: one label, or a yes or no per label; read off the [CLS].
 
 Letters: B batch, C classes, D width.
 """
@@ -20,12 +20,12 @@ from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.task import Classifier, Prepared, Sizes
 from eve_vl.utils.errors import UserError, nearest
 
-MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
+MAX_CLASSES = 10_000  # a column with more distinct values hardly holds labels
 READS = {"image": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
 
 
 class Classification(Classifier[ClassificationConfig]):
-    """The task: encoder and a head over the classes."""
+    """Encoder and a head over the classes."""
 
     section = ClassificationConfig
     dataset = LabeledRows
@@ -63,24 +63,24 @@ class Classification(Classifier[ClassificationConfig]):
         if most > 1 and not config.task.multilabel:
             raise UserError(f"{where}: a row has {most} labels; give --task.multilabel for more than one")
         note = (
-            "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-multilabel learns one of them"
+            "no row has several labels, but each is learnt as its own yes or no; --task.no-multilabel learns one label per row"
         )
         notes = (note,) if most < 2 and config.task.multilabel else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows.
+        """Return the cross-entropy of one label, or the sum of binary ones over all labels; mean over rows.
 
         labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
         """
         return objectives.answer_bce(logits_BC, labels.float()) if self.settings.multilabel else super().loss(logits_BC, labels)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """Return the probability of each label, float32 (B, C): those of one label add up to 1."""
+        """Return the probability of each label, float32 (B, C); they add up to 1 unless several labels are possible."""
         return logits_BC.float().sigmoid() if self.settings.multilabel else logits_BC.float().softmax(1)
 
     def targets(self, batch: LabelBatch) -> Tensor:
-        """Return 1 for each label of a row, 0 elsewhere: float32 (B, C) on the CPU. Raises UserError for an unknown one."""
+        """Return 1 for each label of a row, 0 elsewhere, float32 (B, C) on the CPU. Raises UserError for unknown labels."""
         target_BC = torch.zeros(len(batch.labels), len(self.sizes.labels))
         for row, labels in enumerate(batch.labels):
             for label in labels:

@@ -1,4 +1,4 @@
-"""Pre-training by contrast (ITC) and matching (ITM) beside masked signals: what EVE is compared with (paper Tables 1 and 6).
+"""Pre-training by contrast (ITC) and matching (ITM) with masked signals: EVE's baselines (paper Tables 1 and 6).
 
 Letters: B batch, D width.
 """
@@ -40,13 +40,13 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         if name != Retrieval.section.name or not (self.is_comparable or self.contrast.match_head is not None):
             return None
         weights = {weight: getattr(self.settings, weight) for weight in ("itc_weight", "itm_weight", "projection_dim")}
-        settings = RetrievalConfig(**weights, rerank=0)  # no validation has shown that re-ranking helps; --rerank tries it
+        settings = RetrievalConfig(**weights, rerank=0)  # no validation has shown that re-ranking helps; --rerank sets it
         with torch.device("meta"):
             task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
         task.encoder, task.contrast, task.is_validated = self.encoder, self.contrast, False
         return task.eval()
 
     def routers(self, batch: Any) -> Routers:
-        """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
+        """Return the routers' statistics of all passes of a step; matching without wrong pairs."""
         masks = self.settings.mim_weight or self.settings.mlm_weight
         return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)

@@ -1,4 +1,4 @@
-"""Image–text contrast (ITC) and matching (ITM): how retrieval is fine-tuned and EVE's rivals and neighbours pre-train.
+"""Image–text contrast (ITC) and matching (ITM): the losses of retrieval, of EVE's baselines and of related systems.
 
 Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features,
 X contrasts, C candidates over all processes, R singular values.
@@ -29,13 +29,13 @@ from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.collectives import gather_rows
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
-PAIRS_AT_ONCE = 256  # joined in one pass, however many images are matched with each text
+PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
 
 @contextlib.contextmanager
 def replayed(state: dict[str, Tensor]) -> Iterator[None]:
-    """Draw the same random numbers once more, and afterwards go on as if nothing had been drawn."""
+    """Replay random numbers from a state, and restore the present state afterwards."""
     now = get_rng_state()
     set_rng_state(state)
     try:
@@ -46,7 +46,7 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_averages_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what passes in this context do to the running averages of batch normalisation."""
+    """Restore the running averages of batch normalisation after the passes in this context."""
     buffers = [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -57,8 +57,10 @@ def running_averages_kept(model: nn.Module) -> Iterator[None]:
 
 
 def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return label vectors, 1 there, -1 not there, 0 unknown, over all labels that rows of the second have (see
-    `PairBatch.label_BL`); those of the first are among them."""
+    """Return label vectors (1 present, -1 absent, 0 unknown) over all labels of the second rows (see `PairBatch.label_BL`).
+
+    The first rows are among the second.
+    """
     known, column_CL = label_CL.abs().unique(return_inverse=True)
     column_BL = torch.searchsorted(known, label_BL.abs())
     zeros = [torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)]
@@ -68,19 +70,21 @@ def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedContrast:
-    """What contrast over all micro-batches of a step says of one of them: the losses, and their gradients by the features."""
+    """The losses of contrast over all micro-batches of a step, and their gradients by the features of one micro-batch."""
 
     rng_state: dict[str, Tensor]
-    """Before the features were computed."""
+    """The random state before the features were computed."""
     losses: dict[str, Tensor]
     gradients: dict[str, tuple[Tensor, ...]]
-    """Of each loss by the features of images and of texts, (B, X, d), and by the temperatures."""
+    """By loss: its gradients by the features of images and of texts, (B, X, d), and by the temperatures."""
     terms: dict[str, Tensor]
     wrong: hard_negatives.HardNegatives | None
 
     def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
-        """Return the losses over all micro-batches, each with this one's share of its gradient by the features and the
-        temperatures."""
+        """Return the losses over all micro-batches with the gradients of this one.
+
+        values: the features and the temperatures.
+        """
         losses = {}
         for name, loss in self.losses.items():
             products = ((value * by).sum() for value, by in zip(values, self.gradients[name], strict=True))
@@ -90,10 +94,10 @@ class CachedContrast:
 
 
 class Contrast(nn.Module):
-    """The heads, and the losses that join them with an encoder; contrast or matching may be missing."""
+    """The heads of contrast and matching with their losses; either may be missing."""
 
     features: ContrastHead
-    """The first contrast's, by which people search; missing where there is no contrast."""
+    """The head of the first contrast, used in search; missing without contrast."""
 
     def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
@@ -113,11 +117,11 @@ class Contrast(nn.Module):
 
     @property
     def heads(self) -> list[Any]:
-        """Those of the contrasts, first to last."""
+        """The heads of all contrasts, first to last."""
         return [self.features, *self.more_features] if self.num_contrasts else []
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `itc`, `svd` and `itm` of true pairs, as far as there are any; scalars for the log; the routers."""
+        """Return the losses `itc`, `svd` and `itm` that are switched on, scalars for the log, and the routers' statistics."""
         whole: CachedContrast | None = batch.contrast
         losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
         if self.num_contrasts:
@@ -152,7 +156,7 @@ class Contrast(nn.Module):
         return losses, terms, routers
 
     def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
-        """Return the loss of matched pairs and how many of them, or with ranking of the images, are told right."""
+        """Return the matching loss, and the share of pairs (with ranking: of images) that are right."""
         if not self.num_ranked:
             return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
         score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
@@ -160,7 +164,7 @@ class Contrast(nn.Module):
         return objectives.listwise_ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
-        """Return images and texts embedded, their features (B, X, d), and the routers of all passes."""
+        """Return the embedded images and texts, their features (B, X, d), and the routers' statistics."""
         keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedImages) else None
         image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
         text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
@@ -173,8 +177,7 @@ class Contrast(nn.Module):
     def states(
         self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
     ) -> tuple[list[Tensor], Routers]:
-        """Return the states (B, D) of an image or of a text alone that its features are made of, one per contrast, and the
-        routers."""
+        """Return the states (B, D) of an image or a text, one per contrast, and the routers' statistics."""
         if self.num_contrasts > 1:
             return encoder.alone(image, text, final_norm)
         state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
@@ -183,7 +186,7 @@ class Contrast(nn.Module):
     def pooled(
         self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
     ) -> tuple[Tensor, Routers]:
-        """Return the first of them."""
+        """Return the state of the first contrast, and the routers' statistics."""
         if not self.takes_mean:
             return encoder.cls(image, text, final_norm=final_norm)
         encoded = encoder.encode(image, text)
@@ -198,11 +201,14 @@ class Contrast(nn.Module):
         return [head.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE) for head in self.heads]
 
     def _keys(self, batch: CaptionBatch) -> Tensor:
-        """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the image, and the words."""
+        """Return the image and, if captions are merged, the caption of each pair, int64 (B, 1 or 2).
+
+        Pairs that share one of them are no negatives of each other.
+        """
         return torch.stack([batch.image_id_B, batch.caption_B] if self.merges_captions else [batch.image_id_B], dim=1)
 
     def _targets(self, batches: Sequence[CaptionBatch]) -> Tensor:
-        """Return the targets of the contrast of pairs among those of all processes, (B, C)."""
+        """Return the contrast targets of pairs among the pairs of all processes, (B, C)."""
         labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
         if labels:
             label_BL = torch.cat(labels)
@@ -216,8 +222,10 @@ class Contrast(nn.Module):
     def _losses(
         self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the losses of the features of pairs among those of all processes: `itc`, the mean of all contrasts, and
-        `svd`, of the first; scalars for the log."""
+        """Return the losses among the pairs of all processes, and scalars for the log.
+
+        `itc` is the mean over all contrasts, `svd` is of the first.
+        """
         image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
         itc = [
             objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], target_BC, temperature)
@@ -232,9 +240,11 @@ class Contrast(nn.Module):
         return losses, terms
 
     def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
-        """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
-        every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
-        then the losses and their gradients by the features, and in `forward` the features once more, with the same dropout."""
+        """Return the micro-batches of a step with their share of a contrast over all of them (GradCache, Gao et al. 2021).
+
+        Every pair keeps all the others as negatives, whatever the accumulation. Features are first computed without a gradient,
+        then the losses and their gradients by the features. `forward` repeats the features, with the same dropout.
+        """
         rng_states, parts = [], []
         with torch.no_grad(), running_averages_kept(encoder):  # `forward` updates them, once as without accumulation
             for batch in micro_batches:
@@ -248,7 +258,9 @@ class Contrast(nn.Module):
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
         for name, loss in losses.items():
             by_all = torch.autograd.grad(loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True)
-            by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # for the loop divides by the number
+            by_image, by_text = (
+                (num * by).split(sizes) for by in by_all[:2]
+            )  # because the training loop divides by the number
             for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
                 mine[name] = *by_both, *by_all[2:]
         losses = {name: loss.detach() for name, loss in losses.items()}
@@ -262,7 +274,7 @@ class Contrast(nn.Module):
     def _fetched(
         self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
     ) -> Sequence[hard_negatives.HardNegatives | None]:
-        """Return the wrong partners of each micro-batch that come from all of them and from all processes; None: none do."""
+        """Return each micro-batch's negative partners from all micro-batches and processes; None if it uses its own."""
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
         pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
@@ -272,7 +284,7 @@ class Contrast(nn.Module):
             return hard_negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
-        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers of each pass.
+        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics.
 
         num_passes: equal parts of the batch that the published code takes one after the other.
         """
@@ -282,13 +294,13 @@ class Contrast(nn.Module):
 
 
 class ContrastTask(Task[Settings]):
-    """What tasks with these heads share: features that compare, and the probability of a match."""
+    """A task with these heads: features that compare, and the probability of a match."""
 
     contrast: Contrast
     is_comparable = True
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Let contrast see all micro-batches of a step."""
+        """Compute contrast over all micro-batches of a step."""
         micro_batches = super().before_step(micro_batches)
         sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
         return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
@@ -299,7 +311,7 @@ class ContrastTask(Task[Settings]):
         return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
 
     def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected state of an image or of a text alone, float32 (B, d); without contrast the state."""
+        """Return the projected state of an image or a text, float32 (B, d); without contrast the state."""
         state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
         if not self.is_comparable:
             return state_BD
@@ -312,7 +324,7 @@ class ContrastTask(Task[Settings]):
         is_padding_BT: Tensor | None,
         pairs: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Routers]:
-        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers.
+        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers' statistics.
 
         pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
         """
@@ -322,7 +334,7 @@ class ContrastTask(Task[Settings]):
         return self.contrast.match(self.encoder, image, text)
 
     def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
-        """Return the matching head's logits of each of some images, embedded, with each of some texts, (I, N, 2)."""
+        """Return the matching head's logits of each embedded image with each text, (I, N, 2)."""
         num_images, num_texts = len(image.x_BND), len(ids_NT)
         rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
         text = self.encoder.text(ids_NT, is_padding_NT)
@@ -343,7 +355,7 @@ class ContrastTask(Task[Settings]):
         similarity_B: Tensor,
         pairs: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Return what re-ranking orders pairs by (task.rerank_by), float32 (B,).
+        """Return the scores that re-ranking orders pairs by (task.rerank_by), float32 (B,).
 
         similarity_B: products of their features. pairs: as in `match`.
         """
@@ -351,7 +363,7 @@ class ContrastTask(Task[Settings]):
         return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
 
     def routers(self, batch: Any) -> Routers:
-        """Return what the routers do with the images alone, the texts alone and, with a matching head, the pairs."""
+        """Return the routers' statistics of images, of texts and, with a matching head, of pairs."""
         routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]

@@ -1,4 +1,4 @@
-"""Wrong pairs for matching: which they are, and for those that come from other processes or micro-batches, how they get here.
+"""Negative pairs for matching: their choice, and their exchange between processes and micro-batches.
 
 Letters: B batch, C pairs of all processes and micro-batches of a step, T text tokens, L most tokens of a text, K kinds of keys,
 X contrasts, d width of features, N texts that an image is matched with.
@@ -20,26 +20,26 @@ from eve_vl.model.packing import Tokens
 from eve_vl.train.collectives import gather_rows, rank
 
 Pairs = tuple[Tokens, Tokens, Tensor]
-"""Images, texts, and whether they match, bool."""
+"""Images, texts, and bool: whether they match."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegatives:
-    """Wrong partners of the pairs of a micro-batch."""
+    """Negative partners of the pairs of a micro-batch."""
 
     partners: Batch
-    """An image for each text, and a text for each image; these two are no pair."""
+    """An image for each text, and a text for each image; image and text of one row are no pair."""
     is_match_2B: Tensor
-    """Bool, whether that image or that text is true after all, for want of others."""
+    """Bool: whether that image or that text matches after all, because there was no other."""
 
 
 def shares_key(keys_BK: Tensor, keys_CK: Tensor) -> Tensor:
-    """Return which rows share one of their keys, bool (B, C)."""
+    """Return a bool matrix (B, C): the two rows share a key."""
     return (keys_BK[:, None] == keys_CK).any(2)
 
 
 def global_row_index(x: Tensor) -> Tensor:
-    """Return the places of this process's rows among those of all, int64 (B,)."""
+    """Return the positions of this process's rows among the rows of all processes, int64 (B,)."""
     return rank() * len(x) + torch.arange(len(x), device=x.device)
 
 
@@ -54,7 +54,7 @@ def hard(image: Tokens, text: Tokens, is_match_BB: Tensor, similarity_BB: Tensor
 
 
 def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
-    """Return the texts, half of them (rounded down) with their image, the others with any that is not theirs (M3AE)."""
+    """Return the texts, half of them (rounded down) with their image, the others with a random wrong one (M3AE)."""
     B, device = len(is_match_BB), is_match_BB.device
     any_B = objectives.hard_negatives(torch.zeros(B, B, device=device), is_match_BB)
     changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
@@ -63,8 +63,10 @@ def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
 
 
 def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> Pairs:
-    """Return each image with its own text and num - 1 others, drawn without one twice, those that are true of it last (M3AE):
-    all images with their own texts, then all with the second of their texts, and so on."""
+    """Return each image with its own text and num - 1 different random ones (M3AE), texts that are true of it last.
+
+    The order is all images with their own texts, then all images with their second text, and so on.
+    """
     own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
     order_BB = torch.rand(is_match_BB.shape, device=own_B.device).masked_fill(is_match_BB, 2)
     text_NB = order_BB.fill_diagonal_(-1).argsort(1)[:, :num].T
@@ -76,11 +78,11 @@ def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> 
 def gather_hard_negatives(
     batches: Sequence[PairBatch], image_Bd: Tensor, text_Bd: Tensor, keys_BK: Tensor, temperature: Tensor, L: int
 ) -> list[HardNegatives]:
-    """Draw hard wrong partners for the pairs of micro-batches, which image_Bd, text_Bd and keys_BK hold one after the other,
-    among those of all micro-batches and processes, and fetch them. L: most tokens of a text.
+    """Draw hard negative partners among the pairs of all micro-batches and processes, and fetch them.
 
-    All pairs are put in the order of a random number that each brings, and draw by two others of theirs, so that partners are
-    the same on any number of processes and micro-batches, but for rounding.
+    image_Bd, text_Bd, keys_BK: of the micro-batches, concatenated. L: longest text in tokens. Each pair brings three random
+    numbers: the first orders all pairs, the others draw the partners. Partners are therefore the same on any number of
+    processes and micro-batches, except for rounding.
     """
     draws = [batch.draw_B3 for batch in batches if batch.draw_B3 is not None]
     order_B, for_text_B, for_image_B = torch.cat(draws).unbind(1)
@@ -89,7 +91,7 @@ def gather_hard_negatives(
     is_match_BC = shares_key(keys_BK, gather_rows(keys_BK)[order_C])
 
     def drawn(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the other modality: which of all pairs, and whether they match after all."""
+        """Return the drawn pairs of the other modality, and whether they match after all."""
         similarity_BC = objectives.similarities(own_Bd, gather_rows(other_Bd)[order_C], temperature)
         wrong_B = objectives.hard_negatives(similarity_BC, is_match_BC, draw_B, place_B)
         return order_C[wrong_B], is_match_BC.gather(1, wrong_B[:, None])[:, 0]
@@ -112,7 +114,7 @@ def gather_hard_negatives(
 
 
 def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> Pairs:
-    """Return what `hard` does, with wrong partners that were fetched."""
+    """Return the same as `hard`, given the negative partners."""
     B, both = len(batch.ids_BT), (batch, wrong.partners)
     T = max(each.ids_BT.shape[1] for each in both)
     ids, is_padding = (

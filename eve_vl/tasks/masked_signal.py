@@ -1,9 +1,9 @@
-"""Pre-training by masked signal modelling: rebuild hidden pixels or hidden tokens from what is left and the other modality.
+"""Pre-training by masked signal modelling: reconstruct masked pixels or tokens from the rest and the other modality.
 
-Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows of
-images alone or of texts alone (`data.modality`) train one of the two, for pre-training in stages.
+Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows
+of images only or of texts only (`data.modality`) train one of the two, for pre-training in stages.
 
-Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,
+Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all tokens, D width,
 X values in a patch, V vocabulary.
 """
 
@@ -33,7 +33,7 @@ Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
 
 class MaskedSignalTask(Task[Settings]):
-    """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
+    """Encoder, token head and pixel decoder with their losses; subclasses add losses of their own."""
 
     dataset = MaskedPairs
 
@@ -47,21 +47,23 @@ class MaskedSignalTask(Task[Settings]):
             self.pixel_decoder = self.build_decoder()
 
     def build_decoder(self) -> Any:
-        """Return what makes pixels of states, untrained."""
+        """Return the untrained decoder from states to pixels."""
         config, task = self.config, self.settings
         shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
         return PixelDecoder(config.model.embed_dim, config.input.patch_dim, config.model.block, **shape)
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Tell each micro-batch how many tokens those of this step mask on average."""
+        """Give each micro-batch the mean number of masked tokens per micro-batch of this step."""
         if isinstance(micro_batches[0], MaskedTexts):
             mean = mean_masked(micro_batches)
             micro_batches = [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
         return super().before_step(micro_batches)
 
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `mim` and `mlm`, as far as they have a weight and rows for it, scalars for the log and the
-        routers."""
+        """Return the losses `mim` and `mlm`, scalars for the log, and the routers' statistics.
+
+        A loss without a weight, or without rows for it, is left out.
+        """
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
         if task.mim_weight and isinstance(batch, MaskedImages):
@@ -87,31 +89,34 @@ class MaskedSignalTask(Task[Settings]):
         return patchify(batch.pixels(), self.config.input.patch_size)
 
     def embed(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> tuple[Tokens | None, Any]:
-        """Embed what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
+        """Embed a batch: with `keep` only the kept patches, with `mask` [MASK] for masked tokens."""
         image = text = None
         if isinstance(batch, MaskedImages):
             image = self.embed_images(batch) if keep else self.encoder.image(batch.pixels())
         if isinstance(batch, MaskedTexts):
-            ids_BT = self.with_hidden_tokens(batch) if mask else batch.ids_BT
+            ids_BT = self.with_masked_tokens(batch) if mask else batch.ids_BT
             text = self.encoder.text(ids_BT, batch.is_padding_BT, batch.num_real)
         return image, text
 
     def embed_images(self, batch: MaskedImages) -> Tokens:
-        """Embed images of which nothing but the kept patches is to be seen."""
+        """Embed the kept patches of images."""
         return self.encoder.image(batch.pixels(), batch.keep_BK)
 
     def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
-        """Return the states of what `embed` returns."""
+        """Embed and encode a batch; see `embed`."""
         return self.encoder.encode(*self.embed(batch, keep=keep, mask=mask))
 
     def encode_for_pixels(self, batch: MaskedBatch) -> Encoded:
-        """Return the states that hidden patches are predicted from."""
+        """Return the states that masked patches are predicted from."""
         image, text = self.embed(batch, keep=True, mask=self.settings.joint_masking)
         assert image is not None
         return self.encoder.for_pixels(image, text)
 
-    def with_hidden_tokens(self, batch: MaskedTexts) -> Tensor:
-        """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.mask_replace_prob of them."""
+    def with_masked_tokens(self, batch: MaskedTexts) -> Tensor:
+        """Return the ids (B, T) with [MASK] for masked tokens.
+
+        In training a share of task.mask_replace_prob keeps its token or gets a wrong one, half of the share each.
+        """
         share = self.settings.mask_replace_prob if self.training else 0.0
         if not share:
             return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
@@ -125,18 +130,18 @@ class MaskedSignalTask(Task[Settings]):
         return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
 
     def predict_pixels(self, encoded: Encoded, batch: MaskedImages) -> Tensor:
-        """Return the hidden patches (B, M, X) in the space of the targets."""
+        """Return the masked patches (B, M, X) in the space of the targets."""
         return self.pixel_decoder(encoded, batch.keep_BK, batch.hidden_BM)
 
     def predict_tokens(self, encoded: Encoded, batch: MaskedTexts) -> Tensor:
-        """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
+        """Return logits (M, V) of the masked tokens, in the order of batch.is_masked_BT."""
         return self.token_head(encoded.text_BTD.flatten(0, 1).index_select(0, batch.places()))
 
-    def rebuild(self, batch: MaskedImages) -> Tensor:
-        """Return the patches (B, P, X) with the hidden ones predicted, the others as they were.
+    def reconstruct(self, batch: MaskedImages) -> Tensor:
+        """Return the patches (B, P, X) with the masked ones predicted.
 
-        Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
-        deviation, as in the images of MAE.
+        If targets are normalised per patch, predictions are scaled back with the masked patches' true mean and standard
+        deviation, as in the figures of MAE.
         """
         patches_BPX = self.patches(batch)
         encoded = self.encode_for_pixels(batch)
@@ -146,21 +151,21 @@ class MaskedSignalTask(Task[Settings]):
             predicted_BMX = predicted_BMX * std + mean
         return scatter_patches(patches_BPX, batch.hidden_BM, predicted_BMX)
 
-    def rebuilding(self, batch: MaskedImages) -> dict[str, list[np.ndarray]]:
-        """Return the images as they are, with hidden patches in grey, and with these rebuilt, by name; uint8 (H, W, 3)."""
+    def reconstructions(self, batch: MaskedImages) -> dict[str, list[np.ndarray]]:
+        """Return the images as they are, with masked patches in grey, and reconstructed, by name; uint8 (H, W, 3)."""
         patches_BPX = self.patches(batch)
-        shown = {"original": patches_BPX, "masked": gray_out(patches_BPX, batch.hidden_BM), "rebuilt": self.rebuild(batch)}
+        shown = {"original": patches_BPX, "masked": gray_out(patches_BPX, batch.hidden_BM), "rebuilt": self.reconstruct(batch)}
         return {name: to_images(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
 
     def targets(self, patches_BPX: Tensor) -> Tensor:
-        """Return what is to be predicted for each patch: its pixels, raw or normalised per patch."""
+        """Return the target of each patch: its pixels, raw or normalised per patch."""
         if not self.settings.normalize_targets:
             return patches_BPX
         mean, std = objectives.patch_statistics(patches_BPX)
         return (patches_BPX - mean) / std
 
     def routers(self, batch: MaskedBatch) -> Routers:
-        """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
+        """Return the routers' statistics of each pass that masks, or of one over the whole rows if training masks nothing."""
         task = self.settings
         has_images, has_texts = isinstance(batch, MaskedImages), isinstance(batch, MaskedTexts)
         passes = [(True, False)] if task.mim_weight and has_images else []
@@ -185,15 +190,14 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:
-    """Return how many tokens a micro-batch of a step masks on average, over all processes, at least 1 in all: float32 scalar.
+    """Return the mean number of masked tokens per micro-batch over all processes (total at least 1), float32 scalar.
 
-    Losses are divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch.
+    Losses are divided by it. Gradients averaged over micro-batches and processes are then those of the whole batch.
     """
     count = torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum()
     return mean_count(count, len(micro_batches))
 
 
 def mean_count(count: Tensor, num_micro_batches: int) -> Tensor:
-    """Return how many of what this process has `count` of in a step, float32, a micro-batch has on average, over all
-    processes, at least 1 in all."""
+    """Return the mean per micro-batch of counts over all processes (total at least 1). count: of this process, float32."""
     return sum_over_processes(count).clamp(min=1) / (world_size() * num_micro_batches)

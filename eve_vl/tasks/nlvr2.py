@@ -1,4 +1,4 @@
-"""NLVR2: is a statement true of two images? Each image is paired with the statement; a head reads both pairs.
+"""NLVR2: is a statement true of two images? The encoder reads each image with the statement; a head reads both results.
 
 Letters: B batch, N all tokens, D width.
 """
@@ -16,11 +16,11 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
 from eve_vl.tasks.task import Classifier, Routers, Sizes
 
-PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
+PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, if the backbone has no number of heads
 
 
 class NLVR2(Classifier[NLVR2Config]):
-    """The task: encoder and one of three heads."""
+    """Encoder and one of three heads."""
 
     section = NLVR2Config
     dataset = StatementRows
@@ -39,7 +39,7 @@ class NLVR2(Classifier[NLVR2Config]):
                 num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
                 self.paired_head = PairedAttentionHead(width, num_heads)
         if self.settings.second_image_type_embedding:
-            self.right_bias = nn.Parameter(torch.empty(width))  # what its type has beyond the left one's
+            self.right_bias = nn.Parameter(torch.empty(width))  # type embedding of the right image minus that of the left
         initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:

@@ -1,8 +1,9 @@
-"""The base class of all tasks: training and raw outputs.
+"""The base classes of all tasks: training and raw outputs.
 
-Trainer, evaluation, predictors and interop reach a task through this class and never ask which one it is.
+Trainer, evaluation, predictors and interop reach a task through these classes and never ask which one it is.
 
-Letters: B batch, T text tokens, D width, d width of features, H height, W width.
+Letters: B batch, C classes, T text tokens, D width, d width of features, H height, W width, L blocks with experts, P passes,
+E experts; 2 modalities, 4 kinds of sums.
 """
 
 import json
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import Config, TaskConfig
+from eve_vl import objectives
+from eve_vl.config import Config, HeadlessConfig, TaskConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.records import Source
 from eve_vl.model.build import build_backbone
+from eve_vl.model.encoder import initialize
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks.router_losses import routing_terms
+from eve_vl.train.collectives import sum_over_processes
 from eve_vl.train.device import send
 from eve_vl.train.trainer import StepOutput
+from eve_vl.utils.errors import UserError
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
@@ -187,3 +191,46 @@ class Classifier(Task[Settings]):
 def label_files(task: Task[Any]) -> dict[str, str]:
     """Return the text of a task's `labels_file` by its name; empty for a task without labels."""
     return {} if task.labels_file is None else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
+
+
+def routing_terms(routers: Routers) -> dict[str, Tensor]:
+    """Return the balance loss, and per block the load of the busiest expert and the entropy of the gate, as log terms.
+
+    The loss is the mean over blocks and passes; all terms are over the tokens of all processes. Empty without `moe` blocks.
+    routers: per pass through the encoder, the statistics of each `moe` block.
+    """
+    if not routers or not routers[0]:
+        return {}
+    sums_LP24E = torch.stack([torch.stack([stats.sums_2X for stats in block]) for block in zip(*routers, strict=True)])
+    sums_LP4E = sum_over_processes(sums_LP24E).sum(2).unflatten(2, (4, -1))  # one exchange for all
+    gate_LPE = sums_LP4E[:, :, 1]
+    first_LPE, _, entropy_LPE, _ = sums_LP4E.detach().unbind(2)
+    balance_LP = objectives.balance(first_LPE, gate_LPE, first_LPE.sum(2))
+    total_L, first_LE = first_LPE.sum((1, 2)), first_LPE.sum(1)
+    values = {"max_load": first_LE.amax(1) / total_L, "entropy": entropy_LPE.sum((1, 2)) / total_L}
+    logged = {f"{name}/{number}": value_L[number] for number in range(len(total_L)) for name, value_L in values.items()}
+    return {"balance": balance_LP.mean(), **logged}
+
+
+class NoRows(RowDataset):
+    """The dataset of a task without losses and metrics."""
+
+    @classmethod
+    def kind_of(cls, config: Config) -> str:
+        """Raise UserError: there is nothing to train or to measure."""
+        raise UserError("the task headless has no losses and no numbers: start another run from this one with --init")
+
+
+class Headless(Task[HeadlessConfig]):
+    """An encoder from elsewhere: a start for other runs, and a source of features."""
+
+    section = HeadlessConfig
+    dataset = NoRows
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        initialize(self, config.model)
+
+    def forward(self, batch: Any) -> StepOutput:
+        """Raise UserError."""
+        raise UserError("the task headless has no losses: nothing to learn")

@@ -22,7 +22,7 @@ from eve_vl.utils.errors import UserError
 
 
 class VQA(Classifier[VQAConfig]):
-    """The task: encoder and answer head."""
+    """Encoder and answer head."""
 
     section = VQAConfig
     dataset = QuestionRows
@@ -33,7 +33,7 @@ class VQA(Classifier[VQAConfig]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         self.answers = sizes.labels
-        self.answer_ids: dict[str, list[int]] = {}  # of a normal form; a list may hold "2" and "two"
+        self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
         self.answer_head = MLPHead(self.encoder.pair_dim, 2 * config.model.embed_dim, len(self.answers))
@@ -42,7 +42,7 @@ class VQA(Classifier[VQAConfig]):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
-        """Read the answer list or build it from the questions, and leave out questions that it cannot answer."""
+        """Read the answer list or build it from the questions, and leave out the questions without an answer in it."""
         answers = labels or _answer_list(config, sources)
         kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
         if not labels and cast(VQAConfig, config.task).answers is None:
@@ -58,7 +58,7 @@ class VQA(Classifier[VQAConfig]):
             for answer, score in metrics.soft_targets(answers).items()
             for index in self.answer_ids.get(answer, ())
         ]
-        if given:  # all at once, for single values cost more than what they are made of
+        if given:  # in one assignment: one per value took longer than computing the values
             rows, indices, scores = zip(*given, strict=True)
             target_BA[rows, indices] = torch.tensor(scores)
         return target_BA
@@ -71,7 +71,7 @@ class VQA(Classifier[VQAConfig]):
 
 
 def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
-    """Return the given answer list, else the frequent answers of the questions. Raises UserError if none is frequent enough."""
+    """Return the given answer list, else the frequent answers of the questions. Raises UserError if there are none."""
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
