@@ -507,8 +507,8 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
 @pytest.mark.parametrize(
     ("sees", "says"),
     [
-        (2, "tr1_hard 1.000 is better than the best of 2 blind baselines, looking at a wrong image (0.750"),
-        (0, "tr1_hard 0.750, the best of 2 blind baselines, looking at a wrong image 0.750: cannot be told apart"),
+        (2, "tr1_hard 1.000 is better than the best of 2 baselines, looking at a wrong image (0.750"),
+        (0, "tr1_hard 0.750, the best of 2 baselines, looking at a wrong image 0.750: cannot be told apart"),
     ],
 )
 def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):

@@ -270,7 +270,7 @@ def test_the_best_of_several_blind_baselines_counts():
     numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
     judged = rule.compare(numbers)
     assert judged is not None
-    assert judged == ("sees: acc 0.800, the best of 2 blind baselines, noise 0.500, intervals apart", True)
+    assert judged == ("sees: acc 0.800, the best of 2 baselines, noise 0.500, intervals apart", True)
     judged = rule.compare(numbers | {"wrong": share(78, 100)})
     assert judged is not None
-    assert not judged[1] and "the best of 3 blind baselines, a wrong image 0.780" in judged[0]
+    assert not judged[1] and "the best of 3 baselines, a wrong image 0.780" in judged[0]

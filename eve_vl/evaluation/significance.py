@@ -42,7 +42,7 @@ class Baseline:
             words = {self.baseline: self.than, **self.others}
             known[self.baseline] = numbers[self.baseline]
             best = (min if self.lower else max)(known, key=lambda name: known[name])
-            than = f"the best of {len(known)} blind baselines, {words[best]}"
+            than = f"the best of {len(known)} baselines, {words[best]}"
             return replace(self, baseline=best, than=than, others={}).compare(numbers)
         ours = numbers.get(self.number, math.nan)
         base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline

@@ -258,9 +258,7 @@ class Contrast(nn.Module):
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
         for name, loss in losses.items():
             by_all = torch.autograd.grad(loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True)
-            by_image, by_text = (
-                (num * by).split(sizes) for by in by_all[:2]
-            )  # because the training loop divides by the number
+            by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # the training loop divides by num
             for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
                 mine[name] = *by_both, *by_all[2:]
         losses = {name: loss.detach() for name, loss in losses.items()}
