@@ -43,7 +43,7 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     section = PairConfig
     main_metric, score_name = metrics.MAIN, "pair_acc"
     baselines = (
-        Baseline("pr_auc", "pair", "pr_auc_chance", "random order"),
+        Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
         Baseline("pr_auc", "pair", "pr_auc_images", "of the images alone", "uses the texts"),
         Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the images"),
     )
