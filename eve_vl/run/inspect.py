@@ -28,8 +28,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import Experts, MoE
 from eve_vl.run.loading import build_untrained, read_config, read_labels
 from eve_vl.tasks import task_class
-from eve_vl.tasks.headless import Headless
-from eve_vl.tasks.task import Classifier, Sizes, Task
+from eve_vl.tasks.task import Classifier, Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
 
 NUM_LABELS = 3129  # VQA v2's usual answer list
