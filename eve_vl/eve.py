@@ -1,7 +1,7 @@
-"""A run in the hands of a person: `Eve.load(RUN)`, then one call for each thing that its heads can do.
+"""`Eve`, the Python interface to a run: `Eve.load(RUN)`, then a method for each call that its heads allow.
 
-Everything is computed in float32 and in evaluation mode, so that the numbers are those of `eve evaluate` and an image's
-or a text's neighbours in a batch never change its result (except with model.routing reference, whose experts drop tokens).
+All calls run in float32 and in evaluation mode, so the numbers equal those of `eve evaluate`. Other rows of a batch never
+change a result, except with model.routing reference, whose experts drop tokens.
 
 Letters: n inputs, d width of features.
 """
@@ -17,8 +17,9 @@ from torch import Tensor
 from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.plugins import load_file
-from eve_vl.config.tasks import ANY
+from eve_vl.predict.base import predictor_class
 from eve_vl.predict.inputs import Images, Texts, chunked
+from eve_vl.predict.requests import Request
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
 from eve_vl.train.device import pick_device
@@ -28,28 +29,29 @@ ALWAYS = ("encode_image", "encode_text")
 
 
 class NoSuchCallError(UserError, AttributeError):
-    """A call that needs other heads; for `hasattr` it is not there."""
+    """A call that the run's heads do not allow; `hasattr` is False."""
 
 
 class Features(np.ndarray):
-    """Features, float32 (n, d), that know what they are of; anything computed from them is a plain array."""
+    """Features, float32 (n, d), with the names of their rows; results of arithmetic are plain arrays."""
 
     names: tuple[str, ...] = ()
-    """Of each row: the path of the image, or the row of a source that holds it; the text itself. A part of it has none."""
+    """Name of each row: the image's path, its row in a source, or the text itself; slices have no names."""
     skipped: tuple[BadSampleError, ...] = ()
-    """Rows of sources that could not be used: `where` and `reason`."""
+    """Rows of sources that could not be used, with `where` and `reason`."""
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
 
 class Eve:
-    """One run. `calls` names what it can do, as `answer` or `match`, which are methods then (`help(eve.answer)` tells more);
-    any other call raises UserError, which says how to get a run that can.
+    """A loaded run. `calls` lists its methods, such as `answer` and `match` (see `help(eve.answer)`).
 
-    Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W), of uint8
-    or of float in [0, 1]. They are squeezed to the run's square, as in evaluation. Texts of more than input.text_length
-    tokens are cut, as in training. UserError names what cannot be used, a list's items by their place from 0.
+    Any other call raises UserError, which says how to get a run that allows it. `predict.requests` documents all calls.
+
+    Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W). Values are uint8
+    or floats in [0, 1]. Images are squeezed to the run's square, as in evaluation. Texts are cut after input.text_length
+    tokens, as in training. UserError names the unusable input, a list's item by its index.
     """
 
     def __init__(self, run: LoadedRun):
@@ -59,10 +61,10 @@ class Eve:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":
-        """Load a run folder (its best weights, else its newest) or one of its checkpoints.
+        """Load a run folder (its best checkpoint, else its newest) or one checkpoint.
 
-        device: as torch spells it, such as cpu, cuda, cuda:1 or mps; auto: cuda where there is one. code: the file of the run's
-        own task, which is then run; a run that needs one says so. Raises UserError.
+        device: cpu, cuda, cuda:1, mps, …; auto: cuda if available. code: Python file that defines the run's task; the file is
+        executed. Raises UserError.
         """
         if code is not None:
             load_file(code)
@@ -70,41 +72,43 @@ class Eve:
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """Return the names of the calls that this run's heads allow."""
-        return (*ALWAYS, *self._predictor.everything())
+        """Return the names of the calls that the run's heads allow."""
+        return (*ALWAYS, *self._predictor.calls())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a call of the run's task. Raises UserError for one that needs other heads."""
-        known = {call for kind in kinds_of(TaskConfig).values() for call in kind.calls} | {*ANY}
-        if name not in known:
+        """Return a call of the run. Raises UserError if the run's heads do not allow it."""
+        if name not in kinds_of(Request):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.need(name)
-        return getattr(self._predictor, name)
+        return self._predictor.call(name)
 
     def __repr__(self) -> str:
         config = self.run.config
         return f"Eve({self.run.shown}: {config.task.name}, step {self.run.step}; calls {', '.join(self.calls)})"
 
     def __dir__(self) -> Iterable[str]:
-        """List the calls too."""
+        """List attributes and calls."""
         return [*super().__dir__(), *self.calls]
 
     def encode_image(self, images: Images, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
-        """Return features of one image or several, (n, d), each of length 1, in order.
+        """Return features of one or several images, (n, d), each of length 1, in order.
 
-        Several are a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or what --data.train takes: a folder of
-        images, a table, shards. Rows of these that cannot be used are skipped, and listed. At most `batch_size` images are
-        in memory. reading: how to read a source, as image_column="photo" (see `readers.open_source`). progress: show a bar.
+        images: one image, a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or a source that --data.train
+        accepts: a folder of images, a table, shards. Unusable rows of a source are skipped and listed in `skipped`. At most
+        `batch_size` images are in memory. progress: show a bar. reading: options for sources, such as image_column="photo"
+        (see `readers.open_source`).
 
-        Of a run with contrast (retrieval, or pre-trained with it) they compare with texts by dot product. Of any other they are
-        the normalised [CLS] state of the image alone: compare images with images only.
+        Features of a run with contrast (retrieval, or pre-trained with it) compare with those of texts by dot product. Features
+        of other runs are the normalised [CLS] state of the image without a text: compare them with images only.
         """
         compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(self.run.device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
     def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
-        """Return features of one text or several, (n, d), each of length 1, in order; of a Path, which is a file of texts, a
-        table or another source, those of all its texts. See `encode_image`."""
+        """Return features of one or several texts, (n, d), each of length 1, in order.
+
+        texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See `encode_image`.
+        """
         compute = lambda ids: self.task.text_features(*self._predictor.inputs.padded(ids))  # noqa: E731
         return self._features("text", texts, compute, batch_size, progress, DataConfig(**reading))
 
@@ -131,38 +135,41 @@ class Eve:
         batch_size: int = 64,
         **reading: Any,
     ) -> Index:
-        """Make an index of images and of their captions, or bring it up to date, and return it, to `search` in.
+        """Build or update an index of images and their captions, and return it.
 
-        sources: folders of images, tables or shards; none: those that the index has. What is new or has changed in them is
-        read, what is gone is forgotten; `changes` of the index says what that was, and which images are broken. What was
-        interrupted goes on where it was. reading: how to read sources, as in `encode_image`; drop: sources to forget.
-        To search in it later: `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also if it is another run's.
+        sources: folders of images, tables or shards; default: the index's own. New and changed images are read, deleted ones
+        are removed; `changes` of the index counts them and lists unreadable images. An interrupted update resumes. reading:
+        options for sources, as in `encode_image`, and `drop`: sources to remove. To open an index again:
+        `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also for the index of another run.
         """
         return Index.update(out, self, sources, batch_size=batch_size, **reading)
 
     def need(self, call: str) -> None:
-        """Raise UserError, which says how to get a run that does, if the run's heads do not allow a call."""
+        """Raise UserError if the run's heads do not allow a call; the error says how to get a run that does."""
         if call in self.calls:
             return
         config, shown = self.run.config, self.run.shown
-        init = config.init  # which may be gone, and which the package does not bring
-        if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
-            init = None
         if call == "experts":
-            problem = f"experts: {shown} is a run without experts, so its tokens have nothing to choose from"
-            raise NoSuchCallError(f"{problem}; to get one with them: eve pretrain RECIPE --model.deep-ffn moe")
-        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "explain")]  # all can look
-        finetuned = [kind for kind in tasks if not kind.is_pretraining]
-        if (how := self._predictor.how_to_get(call)) is None and finetuned:
-            unfit = config.model.problems_with(finetuned[0](), "image_text")
-            # the search of the demo has no matching head
-            small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""
-            start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
-            how = f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"
-            how = f"eve pretrain of another model, for {unfit[0]}" if unfit else how
-        elif how is None:
-            how = "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
+            raise NoSuchCallError(
+                f"experts: {shown} is a run without experts; to get one with experts: eve pretrain RECIPE --model.deep-ffn moe"
+            )
         raise NoSuchCallError(
             f"{call}: {shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
-            f"to get one that allows {call}: {how}"
+            f"to get one that allows {call}: {self._predictor.how_to_get(call) or self._how_to_train(call)}"
         )
+
+    def _how_to_train(self, call: str) -> str:
+        """Return the command that trains a run of another task, which allows a call."""
+        config, shown, init = self.run.config, self.run.shown, self.run.config.init
+        if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
+            init = None  # deleted, or not part of the package
+        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in predictor_class(kind).requests()]
+        finetuned = [kind for kind in tasks if not kind.is_pretraining]
+        if not finetuned:
+            return "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
+        if unfit := config.model.problems_with(finetuned[0](), "image_text"):
+            return f"eve pretrain of another model, for {unfit[0]}"
+        # demo_retrieval has no matching head
+        small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""
+        start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
+        return f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"

@@ -12,7 +12,7 @@ from tiny_runs import tiny_run, write_run
 from eve_vl.eve import Eve
 from eve_vl.serve import server
 from eve_vl.serve.app import application
-from eve_vl.serve.static import page_files
+from eve_vl.serve.server import page_files
 
 FILES = page_files()
 TEXTS = {path: file.read_text() for path, file in FILES.items() if path != "/report.css"}

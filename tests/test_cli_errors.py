@@ -10,10 +10,10 @@ import pytest
 from test_bad_input import complaint, write_pairs
 
 from eve_vl.cli import VERBS
-from eve_vl.cli.common import DeviceArgs, flags_of, with_own
+from eve_vl.cli.common import flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
-from eve_vl.cli.predict import EncodeArgs
+from eve_vl.cli.predict import EncodeArgs, call_flags
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
@@ -163,8 +163,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     own = f'PYTHONPATH={Path(__file__).parents[1]} {sys.executable} -m eve_vl "$@"'
     assert complete("eve inspect tiny --j", own) == ["--json"]
     known = {
-        f"{call.replace('_', '-')} run": with_own(DeviceArgs, verb.flags)
-        for call, verb in predictor_class(VQAConfig).verbs.items()
+        f"{call.replace('_', '-')} run": call_flags(request) for call, request in predictor_class(VQAConfig).requests().items()
     }
     known |= {
         "encode run": EncodeArgs,

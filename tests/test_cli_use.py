@@ -57,12 +57,12 @@ def test_match(eve, folder):
     assert json.loads((folder / "match.json").read_text())["probability"] == pytest.approx(expected)
 
 
-def test_judge(eve, folder):
-    done = eve("verify", "nlvr2", "0.png", "1.png", TEXT, "--json", "judge.json")
-    expected = Eve.load(folder / "nlvr2").judge(folder / "0.png", folder / "1.png", TEXT)
+def test_verify(eve, folder):
+    done = eve("verify", "nlvr2", "0.png", "1.png", TEXT, "--json", "verify.json")
+    expected = Eve.load(folder / "nlvr2").verify(folder / "0.png", folder / "1.png", TEXT)
     assert done.stdout.startswith(f"{'true' if expected.verdict else 'false'} "), done.stderr
     assert f"{expected.probability:.4f}" in done.stdout
-    assert json.loads((folder / "judge.json").read_text())["verdict"] == expected.verdict
+    assert json.loads((folder / "verify.json").read_text())["verdict"] == expected.verdict
 
 
 def test_fill_mask(eve, folder):
@@ -91,23 +91,23 @@ def test_reconstruct(eve, folder):
     assert (sheet[:, side : side + 8] == 255).all()
 
 
-def test_look(eve, folder):
+def test_explain(eve, folder):
     done = eve("explain", "vqa", "0.png", TEXT, "--word", "blue", "--block", 0, "--out", "heat.png", "--json", "heat.json")
     assert done.returncode == 0, done.stderr
     expected = Eve.load(folder / "vqa").explain(folder / "0.png", TEXT, word="blue", block=0)
     sheet = np.asarray(Image.open(folder / "heat.png"))
     np.testing.assert_array_equal(sheet[::5, ::5], expected.overlays()[0])
-    assert f'where "blue" looks in block 0 for {expected.score} (probability {expected.probability:.4f})' in done.stdout
+    assert f"heat.png: {expected}" in done.stdout
     found = json.loads((folder / "heat.json").read_text())
     np.testing.assert_allclose(found["grids"], expected.grids, rtol=1e-5)
     assert (found["word"], found["block"], found["score"]) == ("blue", 0, expected.score)
 
 
-def test_look_at_two_images(eve, folder):
+def test_explain_two_images(eve, folder):
     done = eve("explain", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
     assert done.returncode == 0, done.stderr
     assert size(folder / "both.jpg") == (2 * 5 * 30 + 8, 5 * 40)
-    assert "both.jpg: where block 1 looks for the verdict " in done.stdout
+    assert "both.jpg: Grad-CAM of the verdict " in done.stdout
 
 
 def test_encode(eve, folder):
@@ -164,7 +164,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         path.write_bytes(b"")
     done = eve("encode", "retrieval", "photos", "--out", "none.npz")
     assert (done.returncode, done.stdout.count("skipped: ")) == (1, 4)
-    assert done.stderr == "eve: none.npz: not written, for no row could be used\n"
+    assert done.stderr == "eve: none.npz: not written, because no row could be used\n"
     assert not (folder / "none.npz").exists()
 
 
@@ -177,11 +177,11 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not an image in a known format"),
         (("answer", "vqa", "0.png", " "), "text is empty"),
         (("answer", "masked", "0.png", "x"), "to get one that allows answer: eve finetune demo_vqa --init masked"),
-        (("match", "vqa", "0.png", "x"), "vqa is a run of task vqa, which allows encode_image, encode_text, answer, look"),
+        (("match", "vqa", "0.png", "x"), "vqa is a run of task vqa, which allows encode_image, encode_text, answer, explain"),
         (("fill-mask", "masked", "0.png", "a circle"), "write [MASK] in the text"),
         (("reconstruct", "masked", "0.png", "a", "--out", "a.xyz"), "a.xyz: cannot write images with the ending '.xyz'"),
         (("reconstruct", "masked", "0.png", "a", "--share", "2"), "share 2.0 is not in (0, 1)"),
-        (("explain", "nlvr2", "0.png", "x"), "looks at 2 images, 1 given"),
+        (("explain", "nlvr2", "0.png", "x"), "takes 2 images (1 given); give 2"),
         (("explain", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
         (("explain", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
@@ -192,7 +192,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
             )
             for name, ending in (("f.csv", ".csv"), ("features", ""))
         ),
-        (("encode", "vqa", "0.png", "--format", "csv"), "say how to read folders and tables; name one"),
+        (("encode", "vqa", "0.png", "--format", "csv"), "have no effect without a folder or table; name one"),
         (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
         (("evaluate", "headless", "masked"), "no task 'headless'; choose from classification, contrast_match, masked_signal, "),
@@ -204,7 +204,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--json", "vqa"), "vqa: is a folder; name a file to write"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--predictions", "0.png/a"), "0.png/a: cannot be written"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "holds all 1000 rows"),
-        (("evaluate", "retrieval", "retrieval", "--predictions", "a"), "no prediction file, those that answer, judge, "),
+        (("evaluate", "retrieval", "retrieval", "--predictions", "a"), "no prediction file, those that answer, verify, "),
         (("encode", "vqa", "--texts", "a", "--batch-size", 0), "batch_size 0 is not positive"),
     ],
 )
@@ -280,4 +280,4 @@ def test_from_training_to_an_answer(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert eve("explain", "vqa", "0.png", "what color is the circle").returncode == 0
-    assert size(tmp_path / "look.png") == (224, 224)
+    assert size(tmp_path / "heatmap.png") == (224, 224)

@@ -3,10 +3,10 @@
 import pytest
 
 from eve_vl.cli import VERBS, main
-from eve_vl.cli.common import DeviceArgs, flags_of, with_own
+from eve_vl.cli.common import flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
-from eve_vl.cli.predict import EncodeArgs, call_verbs
+from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
@@ -95,16 +95,16 @@ EVALUATION = {
     "classification": EVALUATE,
 }
 CALLS = {
-    "fill-mask": "--device --json --top",
-    "reconstruct": "--device --share --seed --out",
-    "match": "--device --json",
-    "zero-shot": "--device --json --by --top",
-    "answer": "--device --json --top",
+    "answer": "--device --top --json",
     "verify": "--device --json",
     "same": "--device --json",
-    "classify": "--device --json --text --top",
-    "explain": "--device --json --right --word --answer --block --out",
-    "experts": "--device --json --out",
+    "classify": "--device --text --top --json",
+    "match": "--device --json",
+    "zero-shot": "--device --by --top --json",
+    "fill-mask": "--device --top --json",
+    "reconstruct": "--device --share --keep --seed --out",
+    "explain": "--device --right --word --answer --block --out --json",
+    "experts": "--device --out --json",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_mlm_itc_itm", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
@@ -115,7 +115,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "verify", "same", "classify", "explain", "experts"),
+        *("answer", "verify", "same", "classify", "match", "zero-shot", "fill-mask", "reconstruct", "explain", "experts"),
         "encode",
         *("index", "search", "serve", "app"),
         *(
@@ -150,11 +150,12 @@ def test_flags_of_evaluation_are_those_of_its_task():
 
 def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
+    offered: set[str] = set()
     for kind in kinds_of(TaskConfig).values():
-        verbs = predictor_class(kind).verbs
-        assert set(kind.calls) | {"explain", "experts"} == set(verbs)
-        for call, verb in verbs.items():
-            assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call
+        for call, request in predictor_class(kind).requests().items():
+            offered.add(call.replace("_", "-"))
+            assert list(flags_of(call_flags(request))) == CALLS[call.replace("_", "-")].split(), call
+    assert offered == set(CALLS)
 
 
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)

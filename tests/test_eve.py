@@ -144,7 +144,7 @@ def test_answer():
         eve.answer(noise(0), " ")
 
 
-def test_judge():
+def test_verify():
     eve = Eve(tiny_run("nlvr2"))
     assert isinstance(eve.task, NLVR2)
     both = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
@@ -247,18 +247,18 @@ def test_joint_masking_runs_work_too():
 # What a run can do
 
 RUNS = {
-    "masked": (None, "fill_mask look reconstruct"),
+    "masked": (None, "fill_mask explain reconstruct"),
     "pixels": (replace(MASKED, mlm_weight=0.0), "reconstruct"),
-    "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask look"),
-    "rival": (RIVAL, "match zero_shot look fill_mask reconstruct"),
-    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match zero_shot look fill_mask"),
-    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "zero_shot fill_mask look reconstruct"),
+    "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask explain"),
+    "rival": (RIVAL, "match zero_shot explain fill_mask reconstruct"),
+    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match zero_shot explain fill_mask"),
+    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "zero_shot fill_mask explain reconstruct"),
     "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
     "encoder": (HeadlessConfig(), ""),
-    "retrieval": (None, "match zero_shot look"),
+    "retrieval": (None, "match zero_shot explain"),
     "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), "zero_shot"),
-    "vqa": (None, "answer look"),
-    "nlvr2": (None, "judge look"),
+    "vqa": (None, "answer explain"),
+    "nlvr2": (None, "verify explain"),
 }
 ARGUMENTS = {
     "match": (noise(0), TEXT),
@@ -328,8 +328,8 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
     run, start = tiny_run("vqa"), tmp_path / "start"
     eve = Eve(replace(run, config=replace(run.config, init=start)))
     for init, named in (("tiny", ""), (start, f", {start}")):
-        with pytest.raises(UserError, match=rf"to get one that allows judge: eve finetune demo_nlvr2 --init {init}$"):
-            _ = eve.judge
+        with pytest.raises(UserError, match=rf"to get one that allows verify: eve finetune demo_nlvr2 --init {init}$"):
+            _ = eve.verify
         with pytest.raises(UserError, match=rf"eve pretrain, or the run that this one started from{named}$"):
             _ = eve.fill_mask
         start.mkdir(exist_ok=True)
@@ -355,14 +355,16 @@ def test_heads_that_a_model_or_its_rows_cannot_feed_are_not_said_to_be_a_flag_aw
             getattr(eve, call)(*ARGUMENTS[call])
     run = run_of("pixels")
     run.task.config = replace(run.config, data=replace(run.config.data, modality="image"))
-    with pytest.raises(UserError, match=r"with --task\.mlm-weight 1 \(here it is 0\), --data\.rows pairs and another --out$"):
+    with pytest.raises(
+        UserError, match=r"with --task\.mlm-weight 1 \(here it is 0\), --data\.modality image_text and another --out$"
+    ):
         _ = Eve(run).fill_mask
 
 
 def test_help_tells_about_a_call():
     text = pydoc.plain(pydoc.render_doc(Eve(tiny_run("vqa")).answer))
     assert "answer(image: " in text and "top: int = 5, batch_size: int = 64" in text
-    assert "best answers to a question about an image" in text
+    assert "Answer a question about an image" in text and "top: Number of answers to show" in text
 
 
 def test_a_name_that_is_no_call_is_an_attribute_error():
@@ -414,7 +416,7 @@ def test_load_from_a_folder(tmp_path: Path):
     assert not eve.task.training
     with pytest.raises(UserError, match="no such run folder"):
         Eve.load(tmp_path / "nowhere")
-    assert repr(eve) == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, look, route)"
+    assert repr(eve) == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, explain, experts)"
 
 
 def test_devices_are_those_of_torch():

@@ -130,7 +130,7 @@ def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
     for word in (None, "[CLS]", "blue"):
         found = eve.explain(noise(0), TEXT, word=word)
         if word == "blue" and "mlm_weight" not in weights:
-            assert (found.score, found.block) == ('the hidden "blue"', 2)
+            assert (found.score, found.block) == ('the masked "blue"', 2)
             assert found.probability != probability
         else:
             assert (found.score, found.probability, found.block, found.word) == ("the match", probability, 1, word)
@@ -138,14 +138,14 @@ def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
 
 def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
     eve = Eve(tiny_run("masked", task=replace(RIVAL, itm_weight=0.0)))
-    assert eve.explain(noise(0), TEXT, word="blue").score == 'the hidden "blue"'
+    assert eve.explain(noise(0), TEXT, word="blue").score == 'the masked "blue"'
     with pytest.raises(UserError, match="name a word of the text"):
         eve.explain(noise(0), TEXT)
 
 
 def test_a_map_is_printed_and_kept_as_what_it_says():
     found = Eve(tiny_run("nlvr2")).explain(noise(0), TEXT, right=noise(1), word="blue")
-    assert str(found) == f'where "blue" looks in block 1 for the verdict true (probability {found.probability:.4f})'
+    assert str(found) == f'Grad-CAM of the verdict true (probability {found.probability:.4f}), attention of "blue" in block 1'
     values = json.loads(json.dumps(found.values()))
     np.testing.assert_allclose(values.pop("grids"), found.grids)
     assert values == {"score": "the verdict true", "probability": found.probability, "word": "blue", "block": 1}
@@ -157,7 +157,7 @@ def test_a_hidden_word_is_hidden():
     ids = ids_of(eve, TEXT)[0].tolist()
     place = [eve.tokenizer.word(token) for token in ids].index("blue")
     blue, ids[place] = ids[place], eve.tokenizer.mask_id
-    assert found.score == 'the hidden "blue"'
+    assert found.score == 'the masked "blue"'
     assert found.probability == pytest.approx(token_probabilities(eve, noise(0), ids, [place])[0, blue].item(), rel=1e-4)
 
 
@@ -174,13 +174,13 @@ def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
         ("vqa", {"word": "squa"}, '"squa" is not a word of'),
         ("vqa", {"word": ""}, '"" is not a word of'),
         ("vqa", {"word": "last", "text": "red " * 20 + "last"}, '"last" lies beyond the 12 tokens'),
-        ("vqa", {"block": 3}, "no block 3: this run has blocks 0 to 2"),
-        ("vqa", {"block": -4}, "no block -4"),
-        ("vqa", {"word": "gray", "block": 2}, 'nothing of what "gray" attends to in block 2 reaches the answer'),
+        ("vqa", {"block": 3}, "block 3: this run has blocks 0 to 2"),
+        ("vqa", {"block": -4}, "block -4: this run has blocks"),
+        ("vqa", {"word": "gray", "block": 2}, 'block 2: the attention of "gray" has no effect on the answer'),
         ("vqa", {"answer": "rad"}, "no answer 'rad'"),
-        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 image, 2 given"),
-        ("nlvr2", {}, "a run of task nlvr2 looks at 2 images, 1 given"),
-        ("retrieval", {"answer": "red"}, "an answer to look for can be given to a run with answers or classes only"),
+        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa takes 1 image (2 given)"),
+        ("nlvr2", {}, "a run of task nlvr2 takes 2 images (1 given)"),
+        ("retrieval", {"answer": "red"}, "answer has no effect with a run that has no answers or labels"),
         ("masked", {}, "name a word of the text"),
         ("masked", {"word": "[CLS]"}, "name a word of the text"),
     ],

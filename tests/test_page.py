@@ -22,8 +22,7 @@ from eve_vl.config import ClassificationConfig, PairConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
-from eve_vl.serve.server import serve
-from eve_vl.serve.static import page_files
+from eve_vl.serve.server import page_files, serve
 from eve_vl.synthetic.phantoms import NO_MEDICINE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
@@ -422,12 +421,12 @@ def test_forms_of_one_image(site, runs, open_page):
 def test_rebuild(site, runs, open_page):
     page = open_page(f"{site}/#reconstruct")
     page.locator("#panel-reconstruct input[type=file]").set_input_files(file(0))
-    page.get_by_text("Say in words what the picture shows").wait_for()
+    page.get_by_text("Write a caption").wait_for()
     hidden = page.locator("#panel-reconstruct .patches [aria-pressed=true]")
     assert hidden.count() == 12, "three quarters of 16"
     page.get_by_role("button", name="Show all").click()
     page.locator("#panel-reconstruct [name=text]").fill(TEXT)
-    page.get_by_text("Nothing is hidden").wait_for()
+    page.get_by_text("No patch is masked").wait_for()
 
     def rebuilt(*places: int) -> None:
         assert [patch.get_attribute("aria-pressed") == "true" for patch in patches.all()] == [n in places for n in range(16)]
@@ -436,18 +435,18 @@ def test_rebuild(site, runs, open_page):
 
     patches = page.locator("#panel-reconstruct .patches button")
     patches.nth(5).click()
-    page.get_by_text("1 of 16 patches rebuilt").wait_for()
+    page.get_by_text("1 of 16 patches reconstructed").wait_for()
     rebuilt(5)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
-    page.get_by_text("2 of 16 patches rebuilt").wait_for()
+    page.get_by_text("2 of 16 patches reconstructed").wait_for()
     rebuilt(5, 9)
     start, end = (patches.nth(number).bounding_box() for number in (12, 15))
     page.mouse.move(start["x"] + 9, start["y"] + 9)
     page.mouse.down()
     page.mouse.move(end["x"] + 9, end["y"] + 9, steps=20)
     page.mouse.up()
-    page.get_by_text("6 of 16 patches rebuilt").wait_for()
+    page.get_by_text("6 of 16 patches reconstructed").wait_for()
     rebuilt(5, 9, 12, 13, 14, 15)
 
 

@@ -5,8 +5,8 @@ import io
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +30,15 @@ from serving import (  # noqa: F401
     text_of,
 )
 from tiny_runs import TEXTS, tiny_run
+from tyro.conf import Positional
 
 from eve_vl.config import HELD_OUT
 from eve_vl.eve import Eve
-from eve_vl.predict.inputs import ImageLike, Images, Strings
+from eve_vl.predict.requests import Images, Prompts, Request, ShownImage, Texts
 from eve_vl.serve.app import Service
 from eve_vl.serve.batching import Compute, Job
+from eve_vl.serve.endpoints import Endpoint, parsed
 from eve_vl.serve.limits import Limits, RequestRefusedError
-from eve_vl.serve.schema import arguments, body_model, parsed
 from eve_vl.synthetic.phantoms import NO_MEDICINE
 from eve_vl.utils.errors import UserError
 
@@ -150,44 +151,65 @@ def test_a_request_is_computed_so_many_at_a_time_as_the_server_was_told(runs, mo
     assert sizes == [2, 2, 1]
 
 
-def test_arguments_follow_from_the_signature_of_any_call():
-    class Above:
-        def call(self, image: ImageLike, *, rate: float | None = None, **options: Any) -> None: ...
+def test_the_body_follows_from_the_fields_of_any_request():
+    @dataclass(frozen=True, kw_only=True)
+    class Anything(Request):
+        """Do something."""
 
-    class Own(Above):  # the arguments of the call that it overrides, too
-        def call(  # pyright: ignore[reportIncompatibleMethodOverride]
-            self,
-            images: Images,
-            names: Strings,
-            size: int = 3,
-            how: Literal["a", "b"] = "a",
-            file: str | Path = "x",
-            table: Mapping[str, str] | None = None,
-            places: Sequence[int] = (),
-            flag: bool = False,
-            raw: np.ndarray | None = None,
-            batch_size: int = 64,
-            **options: Any,
-        ) -> None: ...
+        images: Positional[Images]
+        """Pictures, in a list."""
+        names: Texts
+        image: ShownImage | None = None
+        table: Prompts = ""
+        size: int = 3
+        how: Literal["a", "b"] = "a"
+        places: tuple[int, ...] | None = None
+        pairs: Mapping[str, str] | None = None
+        flag: bool = False
+        rate: float | None = None
 
-    def lost(model: str | Path) -> None: ...
-
-    given = arguments(Own().call, Limits(items=2), {})
-    assert given is not None
-    assert {name: (each.kind, each.several) for name, each in given.items()} == {
-        "images": ("square", True),
-        "names": ("text", True),
-        "image": ("whole", False),
-        **dict.fromkeys(("size", "how", "table", "places", "flag", "rate"), ("value", False)),
+    endpoint = Endpoint("any", Anything, lambda **_: None, Limits(items=2), image_size=16, by_rows=False)
+    body = {
+        "images": ["x", "y"],
+        "names": "z",
+        "image": "w",
+        "table": {"a": ["b"]},
+        "pairs": {"a": "b"},
+        "places": [1],
+        "rate": 1,
     }
-    assert arguments(lost, Limits(), {}) is None  # nothing but a path would do
-    model = body_model("own", given)
-    body = {"images": ["x", "y"], "names": "z", "image": "w", "table": {"a": "b"}, "places": [1], "rate": 1}
-    assert parsed(model, given, json.dumps(body).encode())["rate"] == 1.0
+    given = parsed(endpoint.model, endpoint.expected, json.dumps(body).encode())
+    assert given == body | {"rate": 1.0, "size": 3, "how": "a", "flag": False}
     for name, wrong in (("images", ["x"] * 3), ("names", [1]), ("size", 1.5), ("size", True), ("size", 2**63), ("how", "c"),
-                        ("table", {"a": 1}), ("flag", 1), ("file", "/etc/passwd"), ("places", "x")):  # fmt: skip
+                        ("table", {"a": 1}), ("table", "/etc/passwd"), ("pairs", {"a": 1}), ("flag", 1), ("places", "x"),
+                        ("batch_size", 3)):  # fmt: skip
         with pytest.raises(RequestRefusedError, match=name):
-            parsed(model, given, json.dumps(body | {name: wrong}).encode())
+            parsed(endpoint.model, endpoint.expected, json.dumps(body | {name: wrong}).encode())
+    schema = endpoint.model.model_json_schema()
+    assert schema["required"] == ["images", "names"]
+    assert (
+        schema["properties"]["images"]["description"]
+        == "Pictures, in a list. (an image as base64 text, or a list of at most 2)"
+    )
+
+
+def test_the_page_gets_the_form_of_each_call(client):
+    forms = {name: form for about in client.get("/v1/runs").json()["runs"] for name, form in about["forms"].items()}
+    assert {*forms} == {"answer", "verify", "same", "classify", "match", "zero_shot", "fill_mask"}
+    assert forms["verify"] == {
+        "title": "Verify",
+        "fields": [
+            {"name": "left", "label": "Left image", "kind": "image", "required": True, "example": ""},
+            {"name": "right", "label": "Right image", "kind": "image", "required": True, "example": ""},
+            {
+                "name": "statement",
+                "label": "Statement about the two images",
+                "kind": "text",
+                "required": True,
+                "example": "both pictures contain a red circle",
+            },
+        ],
+    }
 
 
 # Together

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import json
 import sqlite3
 import tarfile
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
+from fastapi import Request
 from fastapi.testclient import TestClient
 from serving import (  # noqa: F401
     BOMB,
@@ -28,21 +27,16 @@ from serving import (  # noqa: F401
     served_runs,
     service_of,
     serving,
-    silent,
     text_of,
 )
-from uvicorn.server import ServerState
 
 from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
-from eve_vl.serve import admission as gate_module
-from eve_vl.serve import app as app_module
-from eve_vl.serve.admission import RequestTracker, Reservation, in_pieces
+from eve_vl.serve.admission import Room
 from eve_vl.serve.app import application
 from eve_vl.serve.batching import Job
 from eve_vl.serve.limits import DECODERS, MB, Limits, RequestRefusedError
 from eve_vl.serve.public_paths import distinct, without_paths
-from eve_vl.serve.server import MOST_AROUND, Protocol
 from eve_vl.utils.errors import BadSampleError
 
 HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/verify"  # one of them would be accepted
@@ -84,7 +78,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "not its call": ("/v1/runs/vqa/verify", {}, 404, "the run vqa has no call 'verify'; choose from answer"),
     "unknown column": ("/v1/search", {"query": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
     "unknown folder": ("/v1/search", {"query": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
-    "dots": ("/v1/search", {"query": "red", "folder": "photos/../.."}, 400, "without . and .."),
+    "dots": ("/v1/search", {"query": "red", "folder": "photos/../.."}, 400, "'photos/../..' has . or .. in it"),
     "too many hits": ("/v1/search", {"query": "red", "top": 1001}, 400, "from 1 to 1000"),
     "too many hits of all": ("/v1/search", {"query": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
     "too many to rank again": ("/v1/search", {"query": ["red"] * 64, "rerank": 100}, 400, "rerank: 64 × 100 results are asked"),
@@ -154,62 +148,34 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
         yield b"{"
         await asyncio.Event().wait()
 
-    hold = Reservation(RequestTracker(Limits(body_seconds=0.01)))
-    with pytest.raises(RequestRefusedError, match=r"not there after 0.01 s") as refused:
-        asyncio.run(hold.body(never(), None))
-    assert (refused.value.status, hold.size) == (408, 1)
-    hold.release()
-    assert hold.traffic.held == 0
+    room = Room(Limits(body_seconds=0.01))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": await anext(chunks), "more_body": True}
+
+    async def read() -> None:
+        with room.reserve() as place:
+            try:
+                await place.body(Request({"type": "http", "headers": []}, receive))
+            finally:
+                assert (room.requests, room.held) == (1, 1)
+
+    chunks = never()
+    with pytest.raises(RequestRefusedError, match=r"incomplete after 0.01 s") as refused:
+        asyncio.run(read())
+    assert (refused.value.status, room.requests, room.held) == (408, 0, 0)
 
 
-HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
-
-
-@pytest.mark.parametrize("start", [b"GET /", HEAD, HEAD + b"X: ", HEAD + b"\r\n0\r\n", HEAD + b"\r\n1\r\nx\r\n0\r\nX: "])
-def test_what_is_around_a_body_has_an_end(start):
-    """An address, headers or trailers, many or one, of which no end comes; a body of any length is none of these."""
-
-    class Transport(asyncio.Transport):
-        written = b""
-        ends = False
-
-        def is_closing(self) -> bool:
-            return self.ends
-
-        def write(self, data: Any) -> None:
-            self.written += data
-
-        def close(self) -> None:
-            self.ends = True
-
-        def pause_reading(self) -> None: ...
-
-    async def talk(start: bytes, part: bytes) -> bytes:
-        config = uvicorn.Config(silent, ws="none", interface="asgi3", log_config=None)
-        protocol, transport = Protocol(config, ServerState(), {}), Transport()
-        protocol.connection_made(transport)
-        protocol.data_received(start)
-        for _ in range(MOST_AROUND // len(part) + 1):
-            if not transport.is_closing():
-                protocol.data_received(part)
-        return transport.written
-
-    part = b"y" * 4000 if start.endswith((b"/", b" ")) else b"y: " + b"y" * 4000 + b"\r\n"
-    assert asyncio.run(talk(start, part)).startswith(b"HTTP/1.1 400")
-    assert asyncio.run(talk(HEAD + b"\r\n", b"fa0\r\n" + b"y" * 4000 + b"\r\n")) == b""
-
-
-def test_there_is_only_so_much_room(runs, index):
+def test_there_is_only_so_much_room(runs):
     body = {"image": text_of(ONE), "question": "what"}
-    with serving(runs["vqa"], index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
+    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
         service, go = service_of(client), threading.Event()
-        traffic = service.traffic
-        traffic.accepted = 2
+        room = service.room
+        room.requests = 2
         answers = [client.post(VQA, json=body)]
-        assert client.get("/v1/images/1").status_code == 200  # these have a queue of their own
-        traffic.accepted, traffic.held = 0, MB
+        room.requests, room.held = 0, MB
         answers.append(client.post(VQA, json=body))
-        traffic.held = 0
+        room.held = 0
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answers.append(client.post(VQA, json=body))
         assert len(service.compute) == 0  # nor are its images kept for a turn that does not come
@@ -217,21 +183,49 @@ def test_there_is_only_so_much_room(runs, index):
         full = "requests wait already"
         for answer, why in zip(answers, (full, "too many large requests", "has waited for 0.05 s"), strict=True):
             assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
-        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+        assert (room.requests, room.held) == (0, 0)
 
 
-def test_a_thread_that_decodes_is_waited_for_as_one_that_computes(runs, monkeypatch):
-    go, decoded = threading.Event(), []
-    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05)) as client:
+def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch):
+    go, body = threading.Event(), {"image": [text_of(ONE)], "question": "what"}  # a list: decoded on a thread
+    with serving(runs["vqa"], limits=Limits(wait_seconds=0.5)) as client:
         service = service_of(client)
-        monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare", decoded.append)
-        for _ in range(DECODERS):
-            service.decoders.submit(Job(compute=lambda given: [go.wait(60)], given=None))
-        answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
+        prepare = service.calls["vqa"]["answer"].prepare
+        monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare", lambda body: go.wait(60) and prepare(body))
+        answers: list[Any] = []
+        threads = [threading.Thread(target=lambda: answers.append(client.post(VQA, json=body))) for _ in range(DECODERS + 1)]
+        for thread in threads:
+            thread.start()
+        while not answers:
+            time.sleep(0.01)
+        assert client.get("/healthz").status_code == 200
         go.set()
-        service.decoders.submit(Job(compute=lambda given: [None], given=None)).result(60)  # after all that waits
-        assert (service.traffic.accepted, service.traffic.held, decoded) == (0, 0, [])
-    assert (answer.status_code, "the request has waited for 0.05 s" in answer.text) == (503, True)
+        for thread in threads:
+            thread.join()
+        assert (service.room.requests, service.room.held) == (0, 0)
+    assert sorted(answer.status_code for answer in answers) == [200] * DECODERS + [503]
+    assert "the request has waited for 0.5 s" in answers[0].text
+
+
+def test_images_of_a_disk_that_hangs_stop_nothing_else(index, monkeypatch):
+    go, hangs, answers = threading.Event(), threading.Event(), []
+
+    def image(_: int) -> None:
+        hangs.set()
+        go.wait(60)
+        raise BadSampleError("image", "hung")
+
+    monkeypatch.setattr(index, "image", image)
+    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.3)) as client:
+        first = threading.Thread(target=lambda: answers.append(client.get("/v1/images/1")))
+        first.start()
+        assert hangs.wait(60)
+        assert client.post("/v1/search", json={"query": "red", "rerank": 0}).status_code == 200
+        second = client.get("/v1/images/1")  # waits behind it
+        assert (second.status_code, "has waited for 0.3 s" in second.json()["error"]) == (503, True)
+        go.set()
+        first.join()
+    assert answers[0].status_code == 404
 
 
 def test_as_many_pixels_as_are_accepted_are_taken(runs):
@@ -240,92 +234,6 @@ def test_as_many_pixels_as_are_accepted_are_taken(runs):
         answers = [client.post(JUDGE, json={"left": left, **body}) for left in (one, [one, one])]
     assert [answer.status_code for answer in answers] == [200, 400]
     assert answers[1].json()["error"].startswith("3 images have 1,800 pixels together, at most 1,200")
-
-
-def test_answers_count_until_they_are_taken(runs, monkeypatch):
-    """And are written on threads of their own, while others are answered."""
-    sizes, threads = [100_000, MB + 1], []
-
-    def written(*_: Any) -> bytes:
-        threads.append(threading.current_thread().name)
-        return bytes(sizes[len(threads) - 1])
-
-    monkeypatch.setattr(app_module, "_written", written)
-    seen = []
-    with serving(runs["vqa"], limits=Limits(memory_mb=1)) as client:
-        traffic = service_of(client).traffic
-        monkeypatch.setattr(gate_module, "in_pieces", lambda message: seen.append(traffic.held) or in_pieces(message))
-        answers = [client.post("/v1/runs/vqa/encode_text", json={"texts": "what"}) for _ in sizes]
-        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
-    assert (answers[0].status_code, len(answers[0].content)) == (200, 100_000)
-    assert (answers[1].status_code, "too many large requests" in answers[1].text) == (503, True)
-    assert seen[:2] == [100_000, 100_000]
-    assert all(name.startswith("write") for name in threads)
-
-
-def test_long_answers_go_out_in_pieces():
-    whole: dict[str, Any] = {"type": "http.response.body", "body": bytes(range(256)) * 1000}
-    found = [*in_pieces(whole)]
-    assert b"".join(each["body"] for each in found) == whole["body"]
-    assert [each.get("more_body", False) for each in found] == [True] * 4 + [False]
-    assert [*in_pieces({"type": "http.response.start"}), *in_pieces({"body": b"x"})] == [
-        {"type": "http.response.start"},
-        {"body": b"x"},
-    ]
-
-
-def test_who_never_reads_a_refusal_is_given_up(monkeypatch):
-    """Or a stop would wait for it; its head may be all that the network takes."""
-    monkeypatch.setattr(gate_module, "LINGER", 0.01)
-    traffic, sent = RequestTracker(Limits(body_seconds=0.01)), []
-    traffic.is_stopping = True
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-        if len(sent) > 1:
-            await asyncio.Event().wait()
-
-    async def receive() -> Any:
-        return {"type": "http.request"}
-
-    async def ask() -> None:
-        async with asyncio.timeout(60):
-            await gate_module.AdmissionMiddleware(silent, traffic, None, ())(
-                {"type": "http", "path": "/", "headers": []}, receive, send
-            )
-
-    asyncio.run(ask())
-    assert (sent[0], traffic.active) == ("http.response.start", 0)
-
-
-def test_images_that_hang_stop_nothing_else(index, monkeypatch):
-    go, hangs = threading.Event(), threading.Event()
-
-    def image(_: int) -> None:
-        hangs.set()
-        go.wait(60)
-        raise BadSampleError("image", "hung")
-
-    monkeypatch.setattr(index, "image", image)
-    monkeypatch.setattr(app_module, "MOST_IMAGES", 2)
-    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.5, queue=1)) as client:
-        painter = service_of(client).painter
-        answers = [client.get("/v1/images/1")]  # hangs, and goes on to
-        assert hangs.wait(60)
-        assert client.post("/v1/search", json={"query": "red", "rerank": 0}).status_code == 200
-        answers.append(client.get("/v1/images/1"))  # waits behind it
-        assert len(painter) == 0
-        for _ in range(2):
-            painter.submit(Job(compute=lambda given: [None], given=None))
-        answers.append(client.get("/v1/images/1"))
-        go.set()
-        painter.submit(Job(compute=lambda given: [None], given=None)).result(60)
-        client.get("/healthz")  # after what the painter has told the event loop
-    waited = "has waited for 0.5 s"
-    for answer, why in zip(answers, (waited, waited, "2 images are waited for"), strict=True):
-        assert (answer.status_code, why in answer.json()["error"]) == (503, True)
-    futures = [each for each in gc.get_objects() if type(each) is asyncio.Future]
-    assert not [each for each in futures if each._log_traceback]  # the image's late failure, which is told to nobody
 
 
 def test_a_thread_that_computes_no_more_is_no_health(runs):
@@ -404,22 +312,6 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
         assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
 
 
-def test_an_index_is_looked_through_once_for_all_who_load_the_page(folder, runs, monkeypatch):
-    index, go, looks, answers = Index.open(folder / "index", runs["retrieval"]), threading.Event(), [], []
-    monkeypatch.setattr(index, "columns", lambda: looks.append(go.wait(60)) or [])
-    with serving(index.encoder, index=index) as client:
-        ask = lambda: answers.append(client.get("/v1/runs").json()["index"]["images"])  # noqa: E731
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        while service_of(client).traffic.active < 4:
-            time.sleep(0.01)
-        go.set()
-        for thread in threads:
-            thread.join()
-    assert (answers, looks) == ([7] * 4, [True])
-
-
 def test_folders_are_those_that_images_lie_in(runs, tmp_path):
     """Wherever the table of them lies, and however several shards are named."""
     for name, seeds in (("pics/a", (1,)), ("pics/b", (2, 3))):
@@ -443,18 +335,6 @@ def test_folders_are_those_that_images_lie_in(runs, tmp_path):
             assert client.get("/v1/runs").json()["index"]["folders"] == [label]
             hits = client.post("/v1/search", json={"query": "red", "folder": label}).json()["hits"]
             assert {hit["name"] for hit in hits} == names
-
-
-def test_the_event_loop_asks_no_index_and_no_disk(folder, runs, monkeypatch):
-    """Which may be locked or hang, while others wait for the loop."""
-    index, threads = Index.open(folder / "index", runs["retrieval"]), []
-    version = Index.version.fget
-    assert version is not None
-    monkeypatch.setattr(Index, "version", property(lambda own: threads.append(threading.current_thread().name) or version(own)))
-    with serving(index.encoder, index=index) as client:
-        for body in ({}, {"query": "red", "folder": "photos/none"}, {"query": "red"}):
-            client.post("/v1/search", json=body)
-    assert {*threads} == {"compute"}
 
 
 def test_a_token_opens_the_rest(runs, tmp_path):

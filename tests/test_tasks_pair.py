@@ -172,7 +172,7 @@ def test_numbers_of_a_run_and_its_call(task):
     calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
     asked = [items(3)[row] for row in range(3)]
     left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
-    found = calls.same([each.left for each in asked], left_texts, [each.right for each in asked], right_texts)
+    found = calls.call("same")([each.left for each in asked], left_texts, [each.right for each in asked], right_texts)
     assert isinstance(found, list)
     by_row = {example.where: example.probability for example in examples}
     assert [each.probability for each in found] == pytest.approx([by_row[a.where] for a in asked], abs=1e-5)

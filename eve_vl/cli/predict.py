@@ -1,5 +1,6 @@
-"""Verbs that use a run on images and texts at hand: encode, and one for each call that tasks offer."""
+"""Verbs that apply a run to images and texts: encode, and one for each call."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,18 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, print_line, with_own, write_json
-from eve_vl.config import DataConfig, TaskConfig, kinds_of
-from eve_vl.config.tasks import ANY
+from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
+from eve_vl.config import DataConfig, kinds_of
+from eve_vl.predict.requests import Request
 from eve_vl.utils.atomic_io import atomic_file, write_file
 from eve_vl.utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-SHOWN_SIDE = 224  # pixels; smaller images are written enlarged by a whole number, so that people see something
+SHOWN_SIDE = 224  # pixels; smaller images are enlarged by a whole number before they are written
 GAP = 8
 FEATURE_FILES = (".npz", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonArgs:
+    """Flag of calls whose result is numbers or text."""
+
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArgs:
+    """Flag of calls whose result is an image."""
+
+    out: Path = Path("image.png")
+    """Image to write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +51,44 @@ class EncodeArgs(SourceArgs, DeviceArgs):
     texts_of: tuple[Path, ...] = ()
     """Files of texts or tables whose texts to encode."""
     out: Path = Path("features.npz")
-    """File to write, .npz or .safetensors: image_features and text_features, and as JSON lists, of as many rows their names,
-    images and texts, and skipped rows (in a .npz file each an array of one JSON text, in a .safetensors file its metadata)."""
+    """File to write, .npz or .safetensors: image_features and text_features, and the names of their rows, `images` and `texts`,
+    and `skipped` rows as JSON lists (an array of one JSON text each in .npz, metadata in .safetensors)."""
     batch_size: int = 64
-    """How many to compute at a time."""
+    """Images or texts to compute at a time."""
 
 
 def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
-    """Return a verb for each call that tasks offer, by what is typed."""
-    calls = {call: words for kind in kinds_of(TaskConfig).values() for call, words in kind.calls.items()} | {**ANY}
-    return {call.replace("_", "-"): _verb(call, words) for call, words in calls.items()}
+    """Return a verb for each request, by its typed name."""
+    return {name.replace("_", "-"): _verb(request) for name, request in kinds_of(Request).items()}
 
 
-def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
+def call_flags(request: type[Request]) -> type[Any]:
+    """Return the flags of a call's verb: its request's fields, the run, and the files to write."""
+    out: list[Any] = [("out", Path, dataclasses.field(default=Path(request.image_file)))] * bool(request.image_file)
+    bases = (*[JsonArgs] * request.has_json, *[ImageArgs] * bool(request.image_file), request, DeviceArgs)
+    return dataclasses.make_dataclass("CallArgs", out, bases=bases, frozen=True, kw_only=True)
+
+
+def _verb(request: type[Request]) -> Callable[[Sequence[str]], None]:
     def run(argv: Sequence[str]) -> None:
-        from eve_vl.eve import Eve
-        from eve_vl.predict.base import predictor_class
-
-        kinds = [predictor_class(kind) for kind in kinds_of(TaskConfig).values()]
-        verb = next(kind.verbs[call] for kind in kinds if call in kind.verbs)
-        args = parse(with_own(DeviceArgs, verb.flags), argv, f"eve {call.replace('_', '-')}", words)
+        args = parse(call_flags(request), argv, f"eve {request.name.replace('_', '-')}", request.about())
         values = dict(vars(args))
         files = {name: values.pop(name) for name in ("out", "json") if name in values}
         check_writable(*files.values())
         if "out" in files:
             _image_format(files["out"])
-        result = getattr(Eve.load(values.pop("run"), values.pop("device")), call)(**values)
-        shown = verb.show(result)
-        if verb.images is not None:
-            _write_images(files["out"], verb.images(result))
+        from eve_vl.eve import Eve
+
+        result = getattr(Eve.load(values.pop("run"), values.pop("device")), request.name)(**values)
+        shown = request.lines(result)
+        if "out" in files:
+            _write_images(files["out"], request.shown_images(result))
             shown = f"{files['out']}: {shown}"
         print_line(shown)
-        write_json(files.get("json"), verb.values(result))
+        if "json" in files:
+            write_json(files["json"], request.values(result))
 
-    run.__doc__ = words
+    run.__doc__ = request.about().split("\n")[0]
     return run
 
 
@@ -83,7 +104,7 @@ def run_encode(args: EncodeArgs) -> None:
     from eve_vl.predict.inputs import is_source
 
     if DataConfig(**args.reading()) != DataConfig() and not (args.texts_of or any(map(is_source, args.images))):
-        raise UserError("--format, --image-root and the columns say how to read folders and tables; name one")
+        raise UserError("--format, --image-root and the columns have no effect without a folder or table; name one")
     eve = Eve.load(args.run, args.device)
     options = args.reading() | {"batch_size": args.batch_size, "progress": True}
     found = {what: getattr(eve, f"encode_{what}")(items, **options) for what, items in given.items() if items}
@@ -92,18 +113,20 @@ def run_encode(args: EncodeArgs) -> None:
         names["skipped"] = skipped
         print_line("\n".join(f"skipped: {line}" for line in skipped))
     if not any(map(len, found.values())):
-        fail(f"{args.out}: not written, for no row could be used", 1)
+        fail(f"{args.out}: not written, because no row could be used", 1)
     _write_features(args.out, {f"{what}_features": features for what, features in found.items()}, names)
     print_line(f"{args.out}: " + ", ".join(f"{what}_features {features.shape}" for what, features in found.items()))
     if len(found) == 2 and not eve.task.is_comparable:
-        print_line("note: features of images and of texts of this run do not compare with each other")
+        print_line("note: this run's features of images and of texts do not compare with each other")
     if skipped:
         print_line(f"note: {len(skipped)} row{'s'[: len(skipped) - 1]} could not be used; the file lists what was `skipped`")
 
 
 def _write_features(path: Path, arrays: Mapping[str, "np.ndarray"], names: Mapping[str, Sequence[str]]) -> None:
-    """Write features and what they are of, in the format of the file's name. Names are JSON, as in an array each would take
-    the room of the longest."""
+    """Write features and the names of their rows, in the format of the file's ending.
+
+    Names are JSON, because an array of texts gives each the space of the longest.
+    """
     import numpy as np
     import torch
 
@@ -115,12 +138,12 @@ def _write_features(path: Path, arrays: Mapping[str, "np.ndarray"], names: Mappi
             write_tensors(temporary, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}, texts)
             return
         everything: dict[str, Any] = {**arrays, **{name: np.array(text.encode()) for name, text in texts.items()}}
-        with temporary.open("wb") as file:  # to a name, savez would add its ending
+        with temporary.open("wb") as file:  # savez adds an ending to a path
             np.savez(file, **everything)
 
 
 def _write_images(path: Path, images: Sequence["np.ndarray"]) -> None:
-    """Write uint8 images side by side, in the format of the file's name."""
+    """Write uint8 images side by side, in the format of the file's ending."""
     import numpy as np
     from PIL import Image
 
@@ -134,7 +157,7 @@ def _write_images(path: Path, images: Sequence["np.ndarray"]) -> None:
 
 
 def _image_format(path: Path) -> str:
-    """Return the format of an image file to write. Raises UserError for an unknown one."""
+    """Return the format of an image file by its ending. Raises UserError for an unknown one."""
     from PIL import Image
 
     name = Image.registered_extensions().get(path.suffix.lower())

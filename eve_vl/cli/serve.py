@@ -1,4 +1,4 @@
-"""Verbs that serve runs and an index: serve, to other programs; app, to people too."""
+"""Verbs that serve runs and an index: serve (JSON over HTTP) and app (with the web page)."""
 
 import os
 import sys
@@ -20,17 +20,17 @@ class ServeArgs(Limits):
     """Flags of `eve serve`."""
 
     runs: Positional[tuple[Path, ...]] = ()
-    """Run folders, or checkpoints of runs; none: the one that the index was made by."""
+    """Run folders or checkpoints; default: the run that built the index."""
     index: Path | None = None
     """Index to search in."""
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines can reach needs a token."""
+    """Address to listen on; an address that other machines can reach needs a token."""
     port: int = 8000
-    """Port to listen on; 0: any that is free."""
+    """Port to listen on; 0: a free port."""
     token: str | None = None
-    """Sent by clients as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment does not show in lists of processes."""
+    """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
     device: str = "auto"
-    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+    """Device: cpu, cuda, cuda:1, mps, …; auto: cuda if available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +52,20 @@ def run_app(args: AppArgs) -> None:
 
 
 def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> None:
-    """Serve until a signal comes. has_page: the page for people too. opens: it, in the browser. Raises UserError."""
+    """Serve until a signal comes. has_page: serve the page too. opens: open it in a browser. Raises UserError."""
     token = check_server(args)
     from eve_vl.serve.app import application
-    from eve_vl.serve.server import serve
-    from eve_vl.serve.static import page_files
+    from eve_vl.serve.server import page_files, serve
 
     runs, index = load_served(args.runs, args.index, args.device)
     app = application(runs, index, args, token=token, page=page_files() if has_page else None)
-    serve(app, args.host, args.port, tell=open_browser if opens else lambda _: None)
+    serve(app, args.host, args.port, opened=open_browser if opens else lambda _: None)
 
 
 def check_server(args: ServeArgs) -> str | None:
-    """Return the token. Raises UserError if what a server needs is not there, such as its port: before long work, not after
-    it."""
+    """Return the token. Raises UserError, before long work, if a library, the token or the port is missing."""
     try:
         import fastapi  # noqa: F401
-        import httptools  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
@@ -79,23 +76,23 @@ def check_server(args: ServeArgs) -> str | None:
     token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
     if token == "":
         name = "EVE_TOKEN" if args.token is None else "--token"
-        raise UserError(f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine alone")
+        raise UserError(f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine only")
     if token is None and not is_loopback(args.host):
         raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
     if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
-        raise UserError("--token: a header cannot carry it; use letters of ASCII, no space at either end")
+        raise UserError("--token: a header cannot carry it; use ASCII letters without spaces at the ends")
     listening(args.host, args.port).close()
     return token
 
 
 def open_browser(address: str) -> None:
-    """Open a page where there is a screen to open it on, without waiting for the browser."""
-    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+    """Open a page in the browser if there is a screen, without waiting for it."""
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
 
 def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tuple[list[Any], Any]:
-    """Return runs and the index, if there is one, which belongs to one of them. Raises UserError."""
+    """Return the runs, and the index if one is named, which belongs to one of them. Raises UserError."""
     from eve_vl.eve import Eve
     from eve_vl.search.database import DATABASE, Database
     from eve_vl.search.index import Index
@@ -108,7 +105,7 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
         if not paths:
             raise UserError("name run folders to serve, or an --index")
         return [Eve.load(path, device) for path in paths], None
-    store = Database.open(expand_user(folder))  # before runs are loaded, which takes long
+    store = Database.open(expand_user(folder))  # before runs are loaded, which is slow
     fix = f"name it: eve serve RUN --index {folder}"
     runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device, fix=fix)]
     own = [eve for eve in runs if store.is_of(eve.run)]

@@ -29,8 +29,6 @@ class TaskConfig(Section):
     """Whether `eve evaluate` can measure it."""
     recipe: ClassVar[str] = ""
     """The recipe that fine-tunes it, where none has its name."""
-    calls: ClassVar[Mapping[str, str]] = {}
-    """Calls of `Eve`, and verbs of the command line, that a run of it may answer, with what each does."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Flags of its own that `eve evaluate` takes."""
     alone: ClassVar[Mapping[str, str]] = {}
@@ -56,17 +54,6 @@ class TaskConfig(Section):
         return []
 
 
-ANY: Mapping[str, str] = {
-    "explain": 'Show what in an image supports the answer (Grad-CAM): eve explain RUN IMAGE "TEXT" --word star --out heat.png.',
-    "experts": 'Show which experts patches and words go to: eve experts RUN IMAGE "TEXT" --out experts.png.',
-}
-"""Calls that runs of all tasks may answer."""
-MATCH: Mapping[str, str] = {
-    "match": 'Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".',
-    "zero_shot": "Give an image a class by what is said of each, without training: eve zero-shot RUN IMAGE PROMPTS.json.",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeadlessConfig(TaskConfig):
     """An encoder from elsewhere, without a head or a loss: a start for other runs."""
@@ -84,10 +71,6 @@ class MaskedSignalConfig(TaskConfig):
     name: ClassVar[str] = "masked_signal"
     title: ClassVar[str] = "masked signal modelling"
     is_pretraining: ClassVar[bool] = True
-    calls: ClassVar[Mapping[str, str]] = {
-        "fill_mask": 'Guess the words behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".',
-        "reconstruct": 'Hide patches of an image and rebuild them: eve reconstruct RUN IMAGE "CAPTION".',
-    }
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     image_mask_ratio: float = 0.75
     """Share of patches hidden in the image pass (paper Fig. 4)."""
@@ -156,7 +139,6 @@ class ContrastMatchConfig(MaskedSignalConfig):
 
     name: ClassVar[str] = "contrast_match"
     title: ClassVar[str] = "contrast and matching beside masked signals"
-    calls: ClassVar[Mapping[str, str]] = {**MaskedSignalConfig.calls, **MATCH}
     alone: ClassVar[Mapping[str, str]] = {}
     mim_weight: float = 0.0
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
@@ -288,7 +270,6 @@ class RetrievalConfig(TaskConfig):
 
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "image–text retrieval"
-    calls: ClassVar[Mapping[str, str]] = MATCH
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     itc_weight: float = 1.0
     """Weight of the contrastive loss; 0 leaves it out: there are no features that compare, wrong pairs of matching are random,
@@ -371,7 +352,6 @@ class VQAConfig(TaskConfig):
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "visual question answering"
-    calls: ClassVar[Mapping[str, str]] = {"answer": 'Answer a question about an image: eve answer RUN IMAGE "QUESTION".'}
     answers: Path | None = None
     """Answer list: a JSON list of texts, one answer a line, or BEiT-3's answer2label.txt; default: built from training data."""
     min_answer_count: int = 9
@@ -395,9 +375,6 @@ class NLVR2Config(TaskConfig):
 
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "statements about two images (NLVR2)"
-    calls: ClassVar[Mapping[str, str]] = {
-        "verify": 'Tell whether a statement is true of two images: eve verify RUN LEFT RIGHT "STATEMENT".'
-    }
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
@@ -416,9 +393,6 @@ class PairConfig(TaskConfig):
     name: ClassVar[str] = "pair"
     title: ClassVar[str] = "pairs of items"
     recipe: ClassVar[str] = "mlim_pairs"
-    calls: ClassVar[Mapping[str, str]] = {
-        "same": 'Tell whether two items are the same: eve same RUN LEFT "LEFT TEXT" RIGHT "RIGHT TEXT".'
-    }
     modality_dropout: bool = True
     """In training show of each pair the images alone, the texts alone or both, each of these in a third (MLIM)."""
 
@@ -429,7 +403,6 @@ class ClassificationConfig(TaskConfig):
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "classification"
-    calls: ClassVar[Mapping[str, str]] = {"classify": "Give an image, a text or both a label: eve classify RUN IMAGE."}
     inputs: Literal["image", "text", "both"] = "image"
     """What the label is read off; rows may hold more."""
     multilabel: bool = False

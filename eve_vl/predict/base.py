@@ -1,169 +1,115 @@
-"""What people can ask of a run: each task has a subclass of `Calls`, with a method for each call of `Eve`."""
+"""What predictors share: a method for each call, found by the section of the task.
 
+Letters: C classes.
+"""
+
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from tyro.conf import Positional
 
-from eve_vl.config import TaskConfig, define, subclasses
+from eve_vl.config import TaskConfig, define, kinds_of, subclasses
 from eve_vl.model.probes import mixtures
-from eve_vl.predict.expert_map import ExpertMap, routes_of
+from eve_vl.predict.expert_map import ExpertMap, expert_map
 from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap, word_positions
-from eve_vl.predict.inputs import GivenImage, ImageLike, Inputs, chunked, given_image, given_images, given_text, listed
+from eve_vl.predict.inputs import (
+    GivenImage,
+    ImageLike,
+    Images,
+    Inputs,
+    Strings,
+    chunked,
+    given_image,
+    given_images,
+    given_text,
+    listed,
+)
+from eve_vl.predict.requests import Experts, Explain, Field, Request, fields_of
 from eve_vl.utils.errors import UserError
 
 MODULES = ("contrastive", "masked_signal", "classifiers")  # files of this package that define predictors
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A call as a verb of the command line."""
-
-    flags: type
-    """A dataclass whose fields are the call's arguments; `out` and `json` are files to write."""
-    show: Callable[[Any], str] = str
-    """Lines for people, of the result."""
-    values: Callable[[Any], dict[str, Any]] = lambda _: {}
-    """The result as JSON values."""
-    images: Callable[[Any], Sequence[np.ndarray]] | None = None
-    """The result as images to write side by side."""
-    rows: bool = False
-    """Whether lists are answered row by row (`in_batches`), so that rows of several people can be computed together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JsonFlags:
-    """What calls take whose result can be numbers."""
-
-    json: Path | None = None
-    """Also write the result to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFlags:
-    """What calls take that are about one image."""
-
-    image: Positional[Path]
-    """Image file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExplainFlags(JsonFlags):
-    """Flags of `eve explain`."""
-
-    image: Positional[Path]
-    """Image file; of a statement, the left one."""
-    text: Positional[str] = ""
-    """Question, statement or caption; none for a run that reads images alone."""
-    right: Path | None = None
-    """Of a statement: the image on the right."""
-    word: str | None = None
-    """Word or phrase of the text whose attention is shown; default: the whole text. A pre-trained run needs one, to hide."""
-    answer: str | None = None
-    """An answer or class to look for; default: the run's own."""
-    block: int | None = None
-    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best."""
-    out: Path = Path("look.png")
-    """Image to write: the image under its heat map, blue to red."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertsFlags(JsonFlags):
-    """Flags of `eve experts`."""
-
-    image: Positional[Path | None] = None
-    """Image file."""
-    text: Positional[str] = ""
-    """Text; of an image without one, the image's own tokens alone."""
-    out: Path = Path("route.png")
-    """Image to write: for each block with experts the patches, and the words below, in the colours of their experts."""
-
-
 class Predictor:
-    """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
-    `offered` names are calls of `Eve`."""
+    """Calls of the runs of one task, in float32 and in evaluation mode. A method answers the request of its name."""
 
     section: ClassVar[type[TaskConfig]] = TaskConfig
-    """Section of the task whose runs it serves, and of tasks below it that have no predictor of their own."""
-    verbs: ClassVar[dict[str, Command]] = {
-        "explain": Command(flags=ExplainFlags, values=Heatmap.values, images=Heatmap.overlays),
-        "experts": Command(flags=ExpertsFlags, values=ExpertMap.values, images=ExpertMap.overlays),
-    }
+    """Section of the task, and of tasks below it that have no predictor of their own."""
     num_images: ClassVar[int] = 1
-    """Images that a text is about."""
+    """Images per text."""
 
     def __init__(self, task: Any, inputs: Inputs):
         self.task, self.inputs = task, inputs
 
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`; default: all of a task that
-        has some of its own."""
-        return tuple(call for call in self.verbs if call != "experts") if self.task.section.calls else ()
+    @classmethod
+    def requests(cls) -> dict[str, type[Request]]:
+        """Return the requests that it can answer for some run, by name."""
+        return {name: request for name, request in kinds_of(Request).items() if hasattr(cls, name)}
 
-    def everything(self) -> tuple[str, ...]:
-        """Return what is `offered` and, of a run with experts, `route`."""
-        return (*self.offered(), "experts") if "experts" in self.verbs and mixtures(self.task.encoder) else self.offered()
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow; default: all, if the task has one of its own."""
+        found = tuple(name for name in self.requests() if name != "experts")
+        return () if found == ("explain",) else found
+
+    def calls(self) -> tuple[str, ...]:
+        """Return the calls that the run allows: `offered`, and `experts` if it has experts."""
+        return (*self.offered(), *["experts"] * bool(mixtures(self.task.encoder)))
 
     def how_to_get(self, call: str) -> str | None:
-        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
+        """Return how to train a run of this task that allows a call; None if no run of it does."""
         return None
 
-    def explain(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        text: str = "",
-        *,
-        right: ImageLike | None = None,
-        word: str | None = None,
-        answer: str | None = None,
-        block: int | None = None,
-    ) -> Heatmap:
-        """Return where in the image a run finds what speaks for its answer or class, for a statement being true (give both
-        images), for the match or, pre-trained, for a word of the text that is hidden from it.
+    def call(self, name: str) -> Callable[..., Any]:
+        """Return a call as a Python function, whose arguments are the fields of its request."""
+        request, method = self.requests()[name], getattr(self, name)
+        parameters = [python_parameter(field) for field in fields_of(request).values()]
+        size = inspect.signature(method).parameters.get("batch_size")
+        signature = inspect.Signature([*parameters, size] if size else parameters)
 
-        word: a word or phrase of the text, the first time it occurs, whose tokens' attention to the patches is shown; None:
-        that of all tokens together; "[CLS]": the text [CLS]'s alone. answer: another answer or class than the one that the run
-        gives. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but one, which point best at
-        what is asked about (LOG.md). In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so no
-        other token's attention matters there. Raises UserError.
-        """
-        images, text = given_images(image), given_text(text)
-        images += [] if right is None else given_images(right)
+        def function(*args: Any, **options: Any) -> Any:
+            given = signature.bind(*args, **options).arguments
+            own = {"batch_size": given.pop("batch_size")} if "batch_size" in given else {}
+            return method(request(**given), **own)
+
+        arguments = "\n".join(f"{field.name}: {field.text}" for field in fields_of(request).values())
+        function.__name__, function.__doc__ = name, f"{request.about()}\n\n{arguments}"
+        function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    def explain(self, asked: Explain) -> Heatmap:
+        """Return where in the image the run finds evidence. Raises UserError."""
+        images, text = given_images(asked.image), given_text(asked.text)
+        images += [] if asked.right is None else given_images(asked.right)
         wanted = self.num_images
         if len(images) != wanted:
+            name = self.task.section.name
             raise UserError(
-                f"a run of task {self.task.section.name} looks at {wanted} image{'s'[: wanted - 1]}, {len(images)} given"
+                f"explain: a run of task {name} takes {wanted} image{'s'[: wanted - 1]} ({len(images)} given); give {wanted}"
             )
-        positions = word_positions(self.inputs, text, word)
-        if answer is not None and self.task.labels_file is None:
-            raise UserError("an answer to look for can be given to a run with answers or classes only")
-        evidence = self._evidence(images, text, None if word in (None, CLS) else positions, answer)
-        return heatmap(self.task, evidence, images, positions, word=word, block=block)
+        positions = word_positions(self.inputs, text, asked.word)
+        if asked.answer is not None and self.task.labels_file is None:
+            raise UserError("explain: answer has no effect with a run that has no answers or labels; leave it out")
+        evidence = self._evidence(images, text, None if asked.word in (None, CLS) else positions, asked.answer)
+        return heatmap(self.task, evidence, images, positions, word=asked.word, block=asked.block)
 
     @torch.no_grad()
-    def experts(self, image: ImageLike | None = None, text: str = "") -> ExpertMap:
-        """Return which experts each patch of an image and each token of a text go to, in every block that has experts.
-
-        What tokens see decides where they go: give the image, the text or, for the pair's pass, both. Nothing is hidden. Of a
-        run of model.routing reference, second choices are drawn at random. Raises UserError.
-        """
-        if image is None and not text:
+    def experts(self, asked: Experts) -> ExpertMap:
+        """Return which experts each patch and token goes to. Raises UserError."""
+        if asked.image is None and not asked.text:
             raise UserError("experts: give an image, a text or both")
-        return routes_of(self.task, self.inputs, None if image is None else given_image(image), text and given_text(text))
+        image = None if asked.image is None else given_image(asked.image)
+        return expert_map(self.task, self.inputs, image, asked.text and given_text(asked.text))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        """Return what `look` shows the evidence for. positions: tokens of the word, if there is one."""
+        """Return the score that `explain` differentiates. positions: tokens of the word, if one is given."""
         raise NotImplementedError
 
     def _label_evidence(
         self, logits: Callable[[Any], Tensor], chosen: int | None, what: str, *, is_one_of_many: bool
     ) -> Evidence:
-        """Return the evidence for a label, what people call it in `what`; None: the one with the highest logit."""
+        """Return the evidence for a label, which messages call `what`; None: the label with the highest logit."""
         if chosen is None:
             with torch.no_grad():
                 chosen = int(logits(self.task).argmax())
@@ -179,6 +125,23 @@ def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
     return next(known[above] for above in section.__mro__ if above in known)
 
 
+def python_parameter(field: Field) -> inspect.Parameter:
+    """Return a field of a request as a parameter of its Python function."""
+    hint = field.hint
+    match field.given:
+        case None:
+            pass
+        case given if given.kind == "image":
+            hint = Images if given.several else ImageLike
+        case given if given.kind == "text":
+            hint = Strings
+        case _:
+            hint = Any
+    hint = hint | None if field.given and field.default is None else hint
+    default = inspect.Parameter.empty if field.is_required else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint)
+
+
 def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
     """Return the classes of the highest probabilities, best first. Raises UserError if `top` is not positive."""
     if top < 1:
@@ -188,10 +151,10 @@ def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
 
 
 def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]) -> Any:
-    """Return what `compute` makes of lists of inputs, called with at most `batch_size` rows at a time, as one list; what was
-    given alone goes with every row, and if all was, its one result is returned.
+    """Compute results row by row, with at most `batch_size` rows at a time.
 
-    given: each input and how to read one or several of it. Raises UserError for lists of different lengths.
+    A value that is no list goes with every row. Without any list, the single result is returned instead of a list of results.
+    given: each input and the function that reads one or several of it. Raises UserError for lists of different lengths.
     """
     columns = [(read(value), listed(value) is not None) for read, value in given]
     lengths = {len(items) for items, are_several in columns if are_several}

@@ -1,4 +1,4 @@
-"""Where a run's tokens go: which experts serve each patch of an image and each word, in every block that has experts.
+"""Expert maps: which experts each patch of an image and each token of a text goes to, in every block that has experts.
 
 Letters: P patches, N all tokens, K chosen experts, E experts, H height, W width.
 """
@@ -16,10 +16,10 @@ from eve_vl.data.batch import normalize
 from eve_vl.model.probes import choices_of
 from eve_vl.predict.inputs import GivenImage, Inputs
 
-SIDE = 336  # pixels of the image of a block
-SHARE = 0.55  # of an expert's colour over the image
+SIDE = 336  # pixels, of the image of a block
+OPACITY = 0.55  # of an expert's colour over the image
 PAD = 6
-GOLDEN = 0.618  # of the circle of colours lies between one expert and the next, so that neighbours differ
+GOLDEN = 0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,24 +27,24 @@ class Block:
     """One block with experts."""
 
     number: int
-    """0 is the first of the blocks, with experts or without."""
+    """Number among all blocks, 0 for the first."""
     num_experts: int
     experts: np.ndarray
-    """int64 (N, K): of the image's [CLS], its patches row by row, and the text's tokens, the experts, the best first."""
+    """int64 (N, K), best first, of the image's [CLS], its patches row by row, and the text's tokens."""
     gates: np.ndarray
-    """float32 (N, K), their weights."""
+    """float32 (N, K), weights of these experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertMap:
-    """Which experts the tokens of an image, of a text or of both go to."""
+    """Experts of the tokens of an image, a text or a pair."""
 
     image: np.ndarray | None
     """uint8 (image_size, image_size, 3), as the run sees it."""
     grid: tuple[int, int]
     """Rows and columns of patches; 0, 0 without an image."""
     words: tuple[str, ...]
-    """The text's tokens, as people would read them."""
+    """Tokens of the text, readable."""
     blocks: tuple[Block, ...]
 
     @property
@@ -63,7 +63,7 @@ class ExpertMap:
         return "; ".join(filter(None, (shares and f"patches: {shares}", words and f"words: {words}")))
 
     def values(self) -> dict[str, Any]:
-        """Return what is not an image, as JSON values."""
+        """Return all that is no image, as JSON values."""
         arrays = [{"experts": each.experts.tolist(), "gates": each.gates.tolist()} for each in self.blocks]
         colors = [[f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)] for each in self.blocks]
         facts = [{"block": each.number, "colors": color_E} for each, color_E in zip(self.blocks, colors, strict=True)]
@@ -71,7 +71,7 @@ class ExpertMap:
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
-        """Return an image of each block, uint8 (H, SIDE, 3): patches, and words below, in the colour of their first expert."""
+        """Return an image of each block, uint8 (H, SIDE, 3): patches, and tokens below, in the colour of their best expert."""
         return tuple(self._drawn(block) for block in self.blocks)
 
     def _drawn(self, block: Block) -> np.ndarray:
@@ -99,7 +99,7 @@ class ExpertMap:
         tints = Image.fromarray(np.array([colors[expert] for expert in experts], np.uint8).reshape(rows, columns, 3))
         size = SIDE, SIDE
         whole = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
-        blended = Image.blend(whole, tints.resize(size, Image.Resampling.NEAREST), SHARE)
+        blended = Image.blend(whole, tints.resize(size, Image.Resampling.NEAREST), OPACITY)
         draw = ImageDraw.Draw(blended)
         for patch, expert in enumerate(experts):
             center = ((patch % columns + 0.5) * SIDE / columns, (patch // columns + 0.5) * SIDE / rows)
@@ -107,7 +107,7 @@ class ExpertMap:
         return blended
 
     def _lines(self, font: Any, experts: Sequence[int]) -> list[list[tuple[int, int, str, int]]]:
-        """Return the words in lines that fit: of each where it begins, its width, its text and its expert."""
+        """Return tokens in lines that fit: x position, width, text and expert of each."""
         lines: list[list[tuple[int, int, str, int]]] = [[]]
         x = PAD
         for word, expert in zip(self.words, experts, strict=True):
@@ -127,12 +127,12 @@ def expert_colors(num_experts: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue % 1, 0.7, 0.75)) for hue in hues]  # pyright: ignore
 
 
-def routes_of(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -> ExpertMap:
-    """Return which experts the tokens of an image, of a text or, if both are given, of the pair go to, nothing hidden."""
+def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -> ExpertMap:
+    """Return which experts the tokens of an image, a text or the pair go to, with nothing masked."""
     pixels = None if image is None else inputs.images([image])
     image_tokens = None if pixels is None else task.encoder.image(normalize(pixels))
     ids = inputs.tokens(text)[0] if text else np.zeros(0, dtype=np.int64)
-    words = task.encoder.text(*inputs.texts([text])) if text else None
+    text_tokens = task.encoder.text(*inputs.texts([text])) if text else None
     side = round(task.config.input.num_patches**0.5) if image is not None else 0
     N = (0 if image is None else 1 + side * side) + len(ids)  # without padding
     blocks = tuple(
@@ -142,7 +142,7 @@ def routes_of(task: Any, inputs: Inputs, image: GivenImage | None, text: str) ->
             experts=each.experts_BNK[0, :N].cpu().numpy(),
             gates=each.gates_BNK[0, :N].float().cpu().numpy(),
         )
-        for each in choices_of(task.encoder, image_tokens, words)
+        for each in choices_of(task.encoder, image_tokens, text_tokens)
     )
     return ExpertMap(
         image=None if pixels is None else pixels[0].permute(1, 2, 0).cpu().numpy(),

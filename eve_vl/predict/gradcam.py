@@ -1,4 +1,4 @@
-"""Where a run looks: the Grad-CAM of an answer, a verdict, a match or a hidden word over the image (EVE's visualisations).
+"""Grad-CAM heatmaps of an answer, a verdict, a match or a masked word over the image.
 
 Letters: B batch, P patches, N all tokens, T text tokens, R rows of logits, C classes, H height, W width.
 """
@@ -19,44 +19,44 @@ from eve_vl.utils.errors import UserError
 
 CLS = "[CLS]"
 _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
-_OVERLAY = (0.3, 0.4)  # share of the heat's colour where it is 0, and how much more where it is 1: cold parts stay visible
+_OVERLAY = (0.3, 0.4)  # opacity at heat 0, and what heat 1 adds: cold parts stay visible
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """Where a run looks in one image, or in both pictures of a statement."""
+    """Heatmap of one image, or of both images of a statement."""
 
     images: tuple[np.ndarray, ...]
-    """uint8 (H, W, 3), in the size in which they were given."""
+    """uint8 (H, W, 3), in their original size."""
     heat: tuple[np.ndarray, ...]
-    """float32 (H, W) in [0, 1], one per image; 1 is the hottest spot of all of them; all 0 if nothing speaks for it."""
+    """float32 (H, W) in [0, 1], one per image; 1 is the maximum over all images; all 0 without evidence."""
     grids: tuple[np.ndarray, ...]
-    """The same per patch, float32 (rows, columns), as Grad-CAM gives it: not scaled, not below 0."""
+    """Grad-CAM per patch, float32 (rows, columns), not negative, not scaled."""
     score: str
-    """What the heat speaks for, in words, such as `the answer "red"`."""
+    """The explained score in words, such as `the answer "red"`."""
     probability: float
-    """What the run gives it."""
+    """Probability of that answer, label, verdict, match or word."""
     word: str | None
-    """Whose tokens ask; None: those of the whole text."""
+    """Word whose tokens attend; None: all tokens of the text."""
     block: int
-    """Whose attention it is, 0 for the first."""
+    """Block whose attention is shown, 0 for the first."""
 
     def __str__(self) -> str:
-        who = f"block {self.block} looks" if self.word is None else f'"{self.word}" looks in block {self.block}'
-        return f"where {who} for {self.score} (probability {self.probability:.4f})"
+        who = "all tokens" if self.word is None else f'"{self.word}"'
+        return f"Grad-CAM of {self.score} (probability {self.probability:.4f}), attention of {who} in block {self.block}"
 
     def values(self) -> dict[str, Any]:
-        """Return what is not an image, as JSON values."""
+        """Return all that is no image, as JSON values."""
         grids = [grid.tolist() for grid in self.grids]
         return {"score": self.score, "probability": self.probability, "word": self.word, "block": self.block, "grids": grids}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
-        """Return the images under their heat, blue to red, uint8 (H, W, 3)."""
+        """Return the images under their heatmaps, blue to red, uint8 (H, W, 3)."""
         return tuple(overlay(image, heat) for image, heat in zip(self.images, self.heat, strict=True))
 
 
 def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Return a uint8 image (H, W, 3) under a heat map in [0, 1], from blue through green and yellow to red."""
+    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1], from blue through green and yellow to red."""
     steps = np.linspace(0, 1, len(_COLORS))
     colors = np.stack([np.interp(heat_HW, steps, channel) for channel in _COLORS.T], axis=-1)
     share = (_OVERLAY[0] + _OVERLAY[1] * heat_HW)[:, :, None]
@@ -65,18 +65,18 @@ def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a task is asked to give evidence for: logits (R, C), computed anew at every call from the task or a twin of it, and
-    the class of each row."""
+    """Score that Grad-CAM differentiates: logits (R, C) and the class of each row."""
 
     logits: Callable[[Any], Tensor]
+    """Computes them from the task or a twin of it."""
     classes: Tensor | Sequence[int]
     words: str
-    hides_word: bool = False
+    masks_word: bool = False
     is_one_of_many: bool = True
-    """Whether the classes exclude each other; the answers of VQA do not."""
+    """Whether the classes exclude each other; VQA's answers do not."""
 
     def score(self, twin: Any) -> Tensor:
-        """Return the sum of the classes' logits, computed with all of the last block."""
+        """Return the sum of the classes' logits, with all rows of the last block computed."""
         twin.encoder.computes_all = True
         return self._chosen(self.logits(twin)).sum()
 
@@ -100,25 +100,22 @@ def heatmap(
     word: str | None,
     block: int | None,
 ) -> Heatmap:
-    """Return where in the images the tokens of the text at `positions`, None: the [CLS] of images alone, find what speaks
-    for something. Raises UserError.
+    """Return where in the images the text tokens at `positions` find the evidence. Raises UserError.
 
-    word: what these tokens are called. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but
-    one, which point best at what is asked about (LOG.md).
+    positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the first, -1 the last;
+    None: the last for a masked word, else the last but one, which point best at the object (LOG.md).
     """
     names, start = task.encoder.looking(at_pair=positions is not None)
     rows, P = [start + position for position in positions or [0]], task.config.input.num_patches
     depth = len(names)
     if block is None:
-        block = depth - 1 if evidence.hides_word else max(0, depth - 2)
+        block = depth - 1 if evidence.masks_word else max(0, depth - 2)
     if not -depth <= block < depth:
-        raise UserError(f"no block {block}: this run has blocks 0 to {depth - 1}")
+        raise UserError(f"block {block}: this run has blocks 0 to {depth - 1}; choose one of them")
     block %= depth
     cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", evidence.score)
     if not matters_BN[:, rows].any():
-        raise UserError(
-            f'nothing of what "{word}" attends to in block {block} reaches {evidence.words}; choose an earlier block'
-        )
+        raise UserError(f'block {block}: the attention of "{word}" has no effect on {evidence.words}; choose an earlier block')
     grids_B1rc = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu().view(len(images), 1, round(P**0.5), -1)
     source_images = tuple(one.whole() for one in images)
     heat = [
@@ -138,9 +135,9 @@ def heatmap(
 
 
 def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
-    """Return the token positions of a word or phrase of a text, where it first occurs, of "[CLS]", or of all tokens (None).
+    """Return the token positions of the first occurrence of a word or phrase; "[CLS]": [CLS]'s; None: all positions.
 
-    Raises UserError if the text does not have the word.
+    Raises UserError if the text lacks the word.
     """
     spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
     if word is None or word == CLS:

@@ -1,32 +1,30 @@
-"""What people can ask of a run of masked signals: fill masks, rebuild images, show what a hidden word looks at.
+"""Predictor of pre-trained runs: fill masks, reconstruct images, explain a masked word.
 
 Letters: P patches, K kept patches, M masked tokens, T text tokens, V vocabulary.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from tyro.conf import Positional
 
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.dataset import generator
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
-from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
+from eve_vl.predict.base import Predictor, best_classes, in_batches
 from eve_vl.predict.gradcam import Evidence
-from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_text, given_texts
+from eve_vl.predict.inputs import GivenImage, given_image, given_images, given_text, given_texts
+from eve_vl.predict.requests import FillMask, Reconstruct
 from eve_vl.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """A token as people would read it, and its probability; those of the whole vocabulary add up to 1."""
+    """A token as text, and its probability over the whole vocabulary."""
 
     text: str
     probability: float
@@ -34,7 +32,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class FilledText:
-    """A text whose masks are filled with the best guesses, and the guesses for each mask, best first."""
+    """A caption with its masks filled by the best guesses, and the guesses for each mask, best first."""
 
     text: str
     guesses: tuple[tuple[Guess, ...], ...]
@@ -49,7 +47,7 @@ class FilledText:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """An image as the run sees it, with patches in grey, and with these rebuilt; uint8 (image_size, image_size, 3)."""
+    """An image as the run reads it, with masked patches in grey, and reconstructed; uint8 (image_size, image_size, 3)."""
 
     original: np.ndarray
     masked: np.ndarray
@@ -59,38 +57,10 @@ class Reconstruction:
         return "original, masked, rebuilt"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FillMaskFlags(JsonFlags, ImageFlags):
-    """Flags of `eve fill-mask`."""
-
-    text: Positional[str]
-    """Text with one or more [MASK]."""
-    top: int = 5
-    """How many guesses to show for each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructFlags(ImageFlags):
-    """Flags of `eve reconstruct`."""
-
-    text: Positional[str]
-    """Its caption."""
-    share: float | None = None
-    """Share of patches to hide; default: as in pre-training."""
-    seed: int = 0
-    """Which patches are hidden."""
-    out: Path = Path("reconstruct.png")
-    """Image to write: original, masked, rebuilt."""
-
-
 class MaskedSignalPredictor(Predictor):
-    """What a pre-trained run does for people."""
+    """Calls of a pre-trained run."""
 
     section = MaskedSignalConfig
-    verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
-        "fill_mask": Command(flags=FillMaskFlags, rows=True, values=asdict),
-        "reconstruct": Command(flags=ReconstructFlags, images=lambda shown: [shown.original, shown.masked, shown.rebuilt]),
-    }
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
@@ -98,7 +68,7 @@ class MaskedSignalPredictor(Predictor):
         return ("fill_mask", "explain") * bool(task.mlm_weight) + ("reconstruct",) * bool(task.mim_weight)
 
     def how_to_get(self, call: str) -> str | None:
-        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
+        """Return how to train a run of this task that allows a call; None if no run of it does."""
         weight = {"fill_mask": "mlm_weight", "explain": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
         if weight is None:
             return None
@@ -112,20 +82,22 @@ class MaskedSignalPredictor(Predictor):
         return f"eve pretrain with {flag} 1 (here it is {given:g}){of_pairs} and another --out"
 
     @torch.no_grad()
-    def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:
-        """Return the `top` best tokens for each "[MASK]" of a text, all guessed at once; of lists, row by row."""
+    def fill_mask(self, asked: FillMask, batch_size: int = 64) -> FilledText | list[FilledText]:
+        """Return the best tokens for each "[MASK]" of each row."""
 
         def guessed(images: Sequence[GivenImage], texts: Sequence[str]) -> list[FilledText]:
             ids, masks = zip(*map(self._with_masks, texts), strict=True)
             batch, word = self.inputs.masked_pairs(images, ids, masks=masks), self.inputs.tokenizer.word
             probability_MV = self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
-            rows = (tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, top)) for row_V in probability_MV)
+            rows = (
+                tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, asked.top)) for row_V in probability_MV
+            )
             guesses = [tuple(islice(rows, text.count(MASK_TEXT))) for text in texts]
-            best = (guess.text for of_text in guesses for guess, *_ in of_text)
-            filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(best), text) for text in texts)
+            first = (guess.text for of_text in guesses for guess, *_ in of_text)
+            filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(first), text) for text in texts)
             return [FilledText(text=text, guesses=of_text) for text, of_text in zip(filled, guesses, strict=True)]
 
-        return in_batches(guessed, batch_size, (given_images, image), (given_texts, text))
+        return in_batches(guessed, batch_size, (given_images, asked.image), (given_texts, asked.text))
 
     def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a text and which are masks. Raises UserError if there are none, or too many tokens before one."""
@@ -138,39 +110,33 @@ class MaskedSignalPredictor(Predictor):
         return ids_T, is_masked_T
 
     @torch.no_grad()
-    def reconstruct(
-        self, image: ImageLike, text: str, *, share: float | None = None, keep: Sequence[int] | None = None, seed: int = 0
-    ) -> Reconstruction:
-        """Hide patches of an image and return it rebuilt from the others and the text.
-
-        share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
-        from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
-        """
+    def reconstruct(self, asked: Reconstruct) -> Reconstruction:
+        """Return an image with patches masked, and these reconstructed from the others and the caption."""
         sizes, settings = self.inputs.config, self.task.settings
         P = sizes.num_patches
-        ratio = settings.image_mask_ratio if share is None else share
+        ratio = settings.image_mask_ratio if asked.share is None else asked.share
         if not 0 < ratio < 1:
-            raise UserError(f"share {share} is not in (0, 1)")
-        if seed < 0:
-            raise UserError(f"seed {seed} is negative")
-        rng = generator(seed)
-        keep_K = mask_patches(P, ratio, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
+            raise UserError(f"share {asked.share} is not in (0, 1)")
+        if asked.seed < 0:
+            raise UserError(f"seed {asked.seed} is negative")
+        rng = generator(asked.seed)
+        keep_K = mask_patches(P, ratio, rng)[0] if asked.keep is None else np.unique(np.array(asked.keep, dtype=np.int64))
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
-            raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
-        ids_T, is_special_T = self.inputs.tokens(given_text(text))
+            raise UserError(f"keep {asked.keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
+        ids_T, is_special_T = self.inputs.tokens(given_text(asked.text))
         masks = [mask_tokens(is_special_T, settings.text_mask_ratio, rng)] if settings.joint_masking else None
-        batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
+        batch = self.inputs.masked_pairs([given_image(asked.image)], [ids_T], masks=masks, keep_K=keep_K)
         return Reconstruction(**{name: images[0] for name, images in self.task.reconstructions(batch).items()})
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         if positions is None:
-            raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
+            raise UserError("explain: a pre-trained run explains a masked word; name a word of the text with --word (word=)")
         tokenizer, ids_T = self.inputs.tokenizer, self.inputs.tokens(text)[0]
         is_masked_T = np.isin(np.arange(len(ids_T)), positions)
         batch = self.inputs.masked_pairs(images, [ids_T], masks=[is_masked_T])
         return Evidence(
             logits=lambda task: task.predict_tokens(task.encode(batch, mask=True), batch),
             classes=batch.ids_BT[batch.is_masked_BT],
-            hides_word=True,
-            words=f'the hidden "{tokenizer.decode(ids_T[is_masked_T])}"',
+            masks_word=True,
+            words=f'the masked "{tokenizer.decode(ids_T[is_masked_T])}"',
         )

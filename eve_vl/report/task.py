@@ -135,7 +135,7 @@ class TaskReport:
         """Return where in images the run looks, or the tokens of a word do, if that can be told."""
         calls = self.run.predictor
         try:
-            return calls.explain(list(images), text, word=word) if images and "explain" in calls.offered() else None
+            return calls.call("explain")(list(images), text, word=word) if images and "explain" in calls.offered() else None
         except UserError:  # such as a single block
             return None
 

@@ -1,4 +1,4 @@
-"""An index as clients see it: names without the server's folders, images by number."""
+"""Names that clients see: no folders of the server, images of the index by number."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from eve_vl.serve.limits import RequestRefusedError
 from eve_vl.utils.errors import nearest
 
 WORD = r"[^\s/:;,'\"()]+"
-PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # all of a path but its last name
+PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Return names of which none occurs twice: photos, photos-2."""
+    """Return names with repeated ones numbered: photos, photos-2."""
     found: list[str] = []
     for name in names:
         number, other = 1, name
@@ -27,9 +27,9 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def without_paths(text: str, known: Mapping[str, str]) -> str:
-    """Return a message in which known paths have their names, and of others the last part alone is left.
+    """Replace known paths in a message by their names, and other paths by their last part.
 
-    known: absolute paths, or such as a person gave them; those of a single part, such as a or ., say nothing of a server.
+    known: names by path, as absolute paths or as a person typed them. Paths of a single part are kept.
     """
     for path in sorted(known, key=len, reverse=True):
         if os.sep in path.strip(os.sep) or os.path.isabs(path):  # noqa: PTH117
@@ -38,7 +38,7 @@ def without_paths(text: str, known: Mapping[str, str]) -> str:
 
 
 class PublicIndex:
-    """An index whose images are called by the name of their source's folder and what comes after it."""
+    """An index whose images are named by their source's folder and the path below it."""
 
     def __init__(self, index: Index):
         self.index = index
@@ -46,7 +46,7 @@ class PublicIndex:
 
     @property
     def roots(self) -> dict[str, str]:
-        """The folders of sources by their names; sources may come and go while a server runs."""
+        """Folders of the sources by name; sources may change while the server runs."""
         version = self.index.version
         if self._roots[0] != version:
             roots = self.index.folders()
@@ -56,27 +56,27 @@ class PublicIndex:
 
     @property
     def known(self) -> dict[str, str]:
-        """The folders that were there when somebody asked last, which may be had where nothing may wait for a disk."""
+        """Folders as of the last use of `roots`, without a read from disk."""
         return self._roots[1]
 
     def name(self, name: str, roots: Mapping[str, str]) -> str:
-        """Return what to call an image."""
+        """Return the public name of an image."""
         for label, root in roots.items():
             if name.startswith(os.path.join(root, "")):  # noqa: PTH118
                 return f"{label}/{name[len(root) :].lstrip(os.sep)}"
         return name.rpartition(os.sep)[2]
 
     def folder(self, given: str) -> str:
-        """Return the path of a folder that a client names, as `name` does. Raises RefusedError."""
+        """Return the path of a folder by its public name. Raises RequestRefusedError."""
         roots, (label, *parts) = self.roots, given.strip("/").split("/")
         if label not in roots:
             raise RequestRefusedError(400, f"folder: no folder {nearest(label, roots)}")
         if {"..", "."} & {*parts}:
-            raise RequestRefusedError(400, "folder: name one of the index, without . and ..")
+            raise RequestRefusedError(400, f"folder: {given!r} has . or .. in it; name a folder of the index")
         return os.path.join(roots[label], *parts)  # noqa: PTH118
 
     def hits(self, hits: list[Hit], captions: bool) -> list[dict[str, Any]]:
-        """Return what was found as JSON values."""
+        """Return hits as JSON values."""
         roots, digests = self.roots, self.index.digests([hit.id for hit in hits])
         return [
             {
@@ -87,7 +87,7 @@ class PublicIndex:
                 "captions": list(hit.captions),
                 "images": [self.name(name, roots) for name in hit.images],
                 "near": None if hit.near is None else self.name(hit.near, roots),
-                # with its content, for numbers of images that are gone are given to others
+                # with its content, because numbers of deleted images are used again
                 "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}",
             }
             for hit in hits

@@ -1,10 +1,10 @@
 """Count the different things in an image: a task in one file. B batch, C channels, H height, W width."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import BatchNormNoAffine, MLPHead
-from eve_vl.predict.base import Command, Predictor
-from eve_vl.predict.inputs import ImageLike, given_image
+from eve_vl.predict.base import Predictor
+from eve_vl.predict.inputs import given_image
+from eve_vl.predict.requests import Request, ShownImage
 from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train.collectives import gather_objects
 from eve_vl.train.trainer import StepOutput
@@ -30,30 +31,33 @@ class CountConfig(TaskConfig):
     """Config section: the number of labels of an image, as a regression."""
 
     name, title, reads = "count", "counting", "image"  # `reads`: what LabeledRows takes of a row
-    calls: ClassVar[Mapping[str, str]] = {"count": "Count the different things in an image: eve count RUN IMAGE."}
     beta: float = 1.0
     """Smooth L1: errors below beta are squared, larger ones linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountFlags:
-    """Flags of `eve count`: an image file."""
+class CountRequest(Request):
+    """Count the different things in an image: eve count RUN IMAGE."""
 
-    image: Positional[Path]
+    name = "count"
+    image: Positional[ShownImage]
+    """Image."""
+
+    @classmethod
+    def lines(cls, result: float) -> str:
+        """Return the count as text for the terminal."""
+        return f"{result:.1f}"
 
 
 class CountPredictor(Predictor):
-    """Methods of `Eve` and their command."""
+    """Answers the request in Python, on the command line and over HTTP."""
 
     section = CountConfig
-    verbs: ClassVar[dict[str, Command]] = {
-        "count": Command(flags=CountFlags, show="{:.1f}".format, values=lambda n: {"count": n})
-    }
 
     @torch.no_grad()
-    def count(self, image: ImageLike) -> float:
+    def count(self, asked: CountRequest) -> float:
         """Return the number of different things in an image."""
-        return self.task.counts(self.inputs.images([given_image(image)]))[0].item()
+        return self.task.counts(self.inputs.images([given_image(asked.image)]))[0].item()
 
 
 class Count(Task[CountConfig]):

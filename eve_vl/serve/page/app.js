@@ -104,7 +104,7 @@ async function start() {
     const into = () => panels.filter((each) => each.name !== "search" && each.image);
     add(searchPanel(index, { open, into }));
   }
-  for (const form of forms(of, chosen)) add(form);
+  for (const form of forms(runs, chosen)) add(form);
   if (of("reconstruct").length) add(reconstructPanel(of("reconstruct"), chosen));
   if (of("experts").length) add(expertsPanel(of("experts"), chosen));
   const facts = [

@@ -1,4 +1,4 @@
-// The panel in which patches of an image are hidden and watched being rebuilt from the others and the text.
+// The panel in which a person masks patches of an image, and the run reconstructs them.
 
 import { call } from "./api.js";
 import { png } from "./forms.js";
@@ -17,15 +17,15 @@ export function reconstructPanel(runs, chosen) {
   const grid = el("div", {
     class: "patches",
     role: "group",
-    "aria-label": "Patches: Space hides or shows one, arrows move",
+    "aria-label": "Patches: Space masks or shows one, arrows move",
     onkeydown: onKey,
   });
   const back = el("img", { alt: "" });
   const board = el("div", { class: "board", hidden: true }, back, grid);
-  const rebuilt = el("img", { alt: "The image, rebuilt from what is left and the text", hidden: true });
+  const rebuilt = el("img", { alt: "The image, reconstructed from the other patches and the caption", hidden: true });
   const buttons = [
-    ["Hide 75 % at random", () => draw(SHARE)],
-    ["Hide the others", invert],
+    ["Mask 75 % at random", () => draw(SHARE)],
+    ["Mask the others", invert],
     ["Show all", () => set(() => false)],
   ];
   const controls = el(
@@ -37,14 +37,14 @@ export function reconstructPanel(runs, chosen) {
     "form",
     { onsubmit: (event) => (event.preventDefault(), reconstruct()) },
     image.node,
-    field("What it shows, in words", text, "Change the words and watch the hidden patches follow."),
+    field("Caption", text, "Change the caption, and the masked patches follow."),
     run.node,
   );
   const views = el(
     "div",
     { class: "views" },
-    el("figure", {}, el("figcaption", {}, "Click or drag to hide patches"), board),
-    el("figure", {}, el("figcaption", {}, "Rebuilt"), el("div", { class: "board" }, rebuilt)),
+    el("figure", {}, el("figcaption", {}, "Click or drag to mask patches"), board),
+    el("figure", {}, el("figcaption", {}, "Reconstructed"), el("div", { class: "board" }, rebuilt)),
   );
   const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, controls, views, status.node));
   let side = 0;
@@ -104,7 +104,7 @@ export function reconstructPanel(runs, chosen) {
     controls.hidden = views.hidden = board.hidden = !has;
     rebuilt.hidden = true;
     if (!has) {
-      status.say("Give an image; then hide parts of it.");
+      status.say("Give an image, then mask parts of it.");
       return;
     }
     back.src = image.value;
@@ -143,10 +143,10 @@ export function reconstructPanel(runs, chosen) {
       rebuilt.hidden = true;
       status.say(
         !text.value.trim()
-          ? "Say in words what the picture shows: the run reads them, too."
+          ? "Write a caption: the run reads it, too."
           : hidden
-            ? "All patches are hidden: leave at least one."
-            : "Nothing is hidden: click or drag over patches.",
+            ? "All patches are masked: keep at least one."
+            : "No patch is masked: click or drag over patches.",
       );
       return;
     }
@@ -156,7 +156,7 @@ export function reconstructPanel(runs, chosen) {
       (found) => {
         rebuilt.src = png(found.rebuilt);
         rebuilt.hidden = false;
-        status.say(`${hidden} of ${side * side} patches rebuilt from the others and the words.`);
+        status.say(`${hidden} of ${side * side} patches reconstructed from the others and the caption.`);
       },
       (error) => status.fail(error),
     );

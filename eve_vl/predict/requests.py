@@ -1,0 +1,362 @@
+"""One dataclass per call of a run; each defines the verb, HTTP body, Python signature, docs and page form of its call.
+
+To add a call, define a request here and a method of its `name` in a predictor. Imports no torch, because the command line
+lists all calls.
+"""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from tyro.conf import Positional
+
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A field that Python and HTTP take in other forms than the command line."""
+
+    kind: Literal["image", "text", "prompts"]
+    several: bool = False
+    """Whether a list is accepted."""
+    is_shown: bool = False
+    """Whether the result shows the image, so that the server keeps more than the run's square of it."""
+
+
+Images = Annotated[Path, Given(kind="image", several=True)]
+Texts = Annotated[str, Given(kind="text", several=True)]
+ShownImage = Annotated[Path, Given(kind="image", is_shown=True)]
+Prompts = Annotated[str, Given(kind="prompts")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Arguments of a call. The docstring's first line is its help, fields are its flags."""
+
+    name: ClassVar[str]
+    """Name of the call in Python and over HTTP; the verb has dashes."""
+    title: ClassVar[str] = ""
+    """Name of its tab on the page; "": the page has no form."""
+    examples: ClassVar[Mapping[str, str]] = {}
+    """Example values of text fields."""
+    by_rows: ClassVar[bool] = False
+    """Whether lists are answered row by row, so that requests of several clients can share a batch."""
+    has_json: ClassVar[bool] = True
+    """Whether `--json` can write the result."""
+    image_file: ClassVar[str] = ""
+    """Default file of `--out`, for results that are images."""
+
+    @classmethod
+    def about(cls) -> str:
+        """Return the docstring; its first line is the help in lists."""
+        return inspect.cleandoc(cls.__doc__ or "")
+
+    @classmethod
+    def lines(cls, result: Any) -> str:
+        """Return a result as lines for the terminal."""
+        return str(result)
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return a result as values for the file of `--json`."""
+        return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else {cls.name: result}  # pyright: ignore
+
+    @classmethod
+    def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
+        """Return the images of a result, uint8 (H, W, 3)."""
+        return result.overlays()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Request):
+    """Answer a question about an image: eve answer RUN IMAGE "QUESTION".
+
+    Returns the best answers of the run's list, best first, each with its probability of being right. Several answers may be
+    right. Lists of images and questions are answered row by row.
+    """
+
+    name, title, by_rows = "answer", "Ask", True
+    examples: ClassVar[Mapping[str, str]] = {"question": "what color is the circle"}
+    image: Positional[Images]
+    """Image."""
+    question: Positional[Texts]
+    """Question."""
+    top: int = 5
+    """Number of answers to show."""
+
+    @classmethod
+    def lines(cls, result: Any) -> str:
+        """Return a line for each answer."""
+        return "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in result)
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return the answers."""
+        return {"answers": [dataclasses.asdict(each) for each in result]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Request):
+    """Tell whether a statement about two images is true: eve verify RUN LEFT RIGHT "STATEMENT".
+
+    Lists are answered row by row.
+    """
+
+    name, title, by_rows = "verify", "Verify", True
+    examples: ClassVar[Mapping[str, str]] = {"statement": "both pictures contain a red circle"}
+    left: Positional[Images]
+    """Left image."""
+    right: Positional[Images]
+    """Right image."""
+    statement: Positional[Texts]
+    """Statement about the two images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same(Request):
+    """Tell whether two items, each an image with a text, are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
+
+    Lists are answered row by row.
+    """
+
+    name, title, by_rows = "same", "Same item", True
+    left: Positional[Images]
+    """Left image."""
+    left_text: Positional[Texts]
+    """Text of the left item."""
+    right: Positional[Images]
+    """Right image."""
+    right_text: Positional[Texts]
+    """Text of the right item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Request):
+    """Label an image, a text or both: eve classify RUN IMAGE --text "TEXT".
+
+    Returns the most probable labels, best first. Lists are answered row by row.
+    """
+
+    name, title, by_rows = "classify", "Classify", True
+    image: Positional[Images | None] = None
+    """Image, for a run that reads images."""
+    text: Texts | None = None
+    """Text, for a run that reads texts."""
+    top: int = 5
+    """Number of labels to show."""
+
+    @classmethod
+    def lines(cls, result: Any) -> str:
+        """Return a line for each label."""
+        return "\n".join(f"{each.probability:7.4f}  {each.label}" for each in result)
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return the labels."""
+        return {"labels": [dataclasses.asdict(each) for each in result]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(Request):
+    """Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".
+
+    Lists of n images and m texts give float32 (n, m). The value compares pairs; it is no calibrated probability. Two of three
+    training pairs were wrong and hard to tell from true ones, and a run with task.itm_loss learned to rank only.
+    """
+
+    name, title = "match", "Match"
+    examples: ClassVar[Mapping[str, str]] = {"text": "a red circle"}
+    image: Positional[Images]
+    """Image."""
+    text: Positional[Texts]
+    """Text that may describe it."""
+
+    @classmethod
+    def lines(cls, result: Any) -> str:
+        """Return the probability."""
+        return f"{result:.4f}"
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return the probability."""
+        return {"probability": result}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Request):
+    """Classify an image by captions of each class, without training: eve zero-shot RUN IMAGE PROMPTS.json.
+
+    Returns the best classes, best first. Scores are cosines of features, or log-odds of a match where the run has a matching
+    head only. Several images are answered row by row.
+    """
+
+    name, title, by_rows = "zero_shot", "Zero-shot", True
+    examples: ClassVar[Mapping[str, str]] = {
+        "prompts": "circle: a red circle; a blue circle\nsquare: a red square; a blue square"
+    }
+    image: Positional[Images]
+    """Image."""
+    prompts: Positional[Prompts]
+    """Prompts of each class: {"class": ["text", …], …}, or a JSON file of them, or `phantoms` (built in)."""
+    by: Literal["mean", "max"] = "mean"
+    """Whether a class scores the mean or the maximum of its prompts."""
+    top: int = 5
+    """Number of classes to show."""
+
+    @classmethod
+    def lines(cls, result: Any) -> str:
+        """Return a line for each class."""
+        return "\n".join(f"{each.score:8.4f}  {each.label}" for each in result)
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return the classes."""
+        return {"classes": [dataclasses.asdict(each) for each in result]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMask(Request):
+    """Guess the tokens behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".
+
+    All masks of a caption are guessed at once. Lists are answered row by row.
+    """
+
+    name, title, by_rows = "fill_mask", "Fill in", True
+    examples: ClassVar[Mapping[str, str]] = {"text": "a [MASK] circle"}
+    image: Positional[Images]
+    """Image."""
+    text: Positional[Texts]
+    """Caption with one or more [MASK]."""
+    top: int = 5
+    """Number of guesses to show for each [MASK]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Request):
+    """Mask patches of an image and reconstruct them: eve reconstruct RUN IMAGE "CAPTION".
+
+    Where targets were normalised per patch, each masked patch gets its true mean and contrast.
+    """
+
+    name, has_json, image_file = "reconstruct", False, "reconstruct.png"
+    image: Positional[ShownImage]
+    """Image."""
+    text: Positional[str]
+    """Its caption."""
+    share: float | None = None
+    """Share of patches to mask; default: task.image_mask_ratio."""
+    keep: tuple[int, ...] | None = None
+    """Patches to keep instead, counted from 0 row by row."""
+    seed: int = 0
+    """Seed for the choice of masked patches."""
+
+    @classmethod
+    def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
+        """Return the three images side by side."""
+        return [result.original, result.masked, result.rebuilt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(Request):
+    """Show what in an image supports the answer (Grad-CAM): eve explain RUN IMAGE "TEXT" --word star --out heat.png.
+
+    A fine-tuned run explains its answer, label, verdict "true" or match; a pre-trained run explains a word that is masked. In
+    the last block the heads read [CLS] only (except NLVR2's paired head), so no other token's attention matters there.
+    """
+
+    name, image_file = "explain", "heatmap.png"
+    image: Positional[Annotated[Path, Given(kind="image", several=True, is_shown=True)]]
+    """Image; the left one for a statement."""
+    text: Positional[str] = ""
+    """Question, statement or caption; none for a run that reads images only."""
+    right: ShownImage | None = None
+    """Right image of a statement."""
+    word: str | None = None
+    """Word or phrase of the text whose attention is shown; default: all tokens; "[CLS]": the text's [CLS]. A pre-trained run
+    needs a word, which it masks."""
+    answer: str | None = None
+    """Answer or label to explain; default: the run's own."""
+    block: int | None = None
+    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best (LOG.md)."""
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return all that is no image."""
+        return result.values()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts(Request):
+    """Show which experts patches and tokens go to: eve experts RUN IMAGE "TEXT" --out experts.png.
+
+    Routing depends on what tokens attend to: give the image, the text, or both for the pass over the pair. Nothing is masked.
+    With model.routing reference, second choices are sampled.
+    """
+
+    name, image_file = "experts", "experts.png"
+    image: Positional[ShownImage | None] = None
+    """Image."""
+    text: Positional[str] = ""
+    """Text."""
+
+    @classmethod
+    def values(cls, result: Any) -> dict[str, Any]:
+        """Return all that is no image."""
+        return result.values()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A field of a request, for any interface."""
+
+    name: str
+    hint: Any
+    """Its type, without the marks of the command line."""
+    given: Given | None
+    default: Any
+    """dataclasses.MISSING: it is required."""
+    text: str
+    """Its docstring."""
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is dataclasses.MISSING
+
+
+def fields_of(request: type[Request]) -> dict[str, Field]:
+    """Return the fields of a request by name."""
+    hints, texts, found = typing.get_type_hints(request, include_extras=True), _docstrings(request), {}
+    for each in dataclasses.fields(request):
+        hint, given = hints[each.name], None
+        parts = [hint]
+        while parts:  # Annotated may lie in a union that is annotated itself
+            part = parts.pop()
+            given = next((mark for mark in getattr(part, "__metadata__", ()) if isinstance(mark, Given)), given)
+            parts += [] if typing.get_origin(part) is tuple else typing.get_args(part)
+        plain = typing.get_type_hints(request)[each.name]
+        found[each.name] = Field(name=each.name, hint=plain, given=given, default=each.default, text=texts.get(each.name, ""))
+    return found
+
+
+def _docstrings(request: type) -> dict[str, str]:
+    """Return the docstrings of the fields of a class, without line breaks, by name."""
+    found: dict[str, str] = {}
+    for cls in reversed(request.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        for field, text in itertools.pairwise(getattr(tree, "body", ())):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[name] = " ".join(words.split())
+    return found
