@@ -1,6 +1,6 @@
-"""Objectives: tensors in, scalar out. They know neither the model nor the process group.
+"""Losses: tensors in, scalar out. They know neither the model nor the process group.
 
-Letters: B batch, P patches, M masked or hidden, X values in a patch, E experts, V vocabulary,
+Letters: B batch, P patches, M masked patches or tokens, X values in a patch, E experts, V vocabulary,
 A answers, L labels, D width of features, C candidates over all processes, R singular values.
 """
 
@@ -10,18 +10,20 @@ from torch.nn import functional as F
 
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
-    """Cross-entropy of the masked tokens in nats, summed and divided by num_targets."""
+    """Return the cross-entropy of masked tokens in nats, summed and divided by num_targets."""
     return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum") / num_targets
 
 
 def masked_pixels(predicted_BMX: Tensor, target_BMX: Tensor) -> Tensor:
-    """Mean squared error of the hidden patches."""
+    """Return the mean squared error of masked patches."""
     return F.mse_loss(predicted_BMX.float(), target_BMX.float())
 
 
 def balance(first_E: Tensor, gate_E: Tensor, num_tokens: Tensor) -> Tensor:
-    """Load balance N · Σ f_i · p_i, 1 when even: first choices and summed gates over num_tokens tokens; of each if there are
-    several, (…, E) and (…)."""
+    """Return the load-balancing loss N · Σ f_i · p_i, 1 when even, from first choices and summed gates over num_tokens tokens.
+
+    Leading axes are kept: (…, E) and (…) give (…).
+    """
     return first_E.shape[-1] * (first_E * gate_E).sum(-1) / num_tokens.square()
 
 
@@ -32,28 +34,30 @@ def patch_statistics(patches_BPX: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def even_targets(is_match_BC: Tensor) -> Tensor:
-    """Return targets of contrast that a row's matches (bool, at least one each) share evenly, float32 (B, C)."""
+    """Return contrastive targets, shared evenly by a row's matches (bool, at least one each), float32 (B, C)."""
     return is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
 
 
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
-    """Return targets of contrast by what labels say, the softmax over all candidates of the products of label vectors: 1 there,
-    -1 not there, 0 unknown (MedCLIP); float32 (B, C). Image and text of a row have the same, so both directions do."""
-    return (state_BL.float() @ state_CL.float().T).softmax(1, dtype=torch.float32)  # whole numbers survive autocast, shares not
+    """Return contrastive targets by labels (MedCLIP), float32 (B, C), equal in both directions.
+
+    They are the softmax over all candidates of products of label vectors: 1 present, -1 absent, 0 unknown.
+    """
+    return (state_BL.float() @ state_CL.float().T).softmax(1, dtype=torch.float32)  # autocast rounds shares, not whole numbers
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
-    """Products of features over the temperature, float32 (B, C); of texts and images likewise."""
-    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
+    """Return the products of features over the temperature, float32 (B, C)."""
+    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies bfloat16's rounding
         return image_BD.float() @ text_CD.float().T / temperature
 
 
 def contrastive(
     image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, target_BC: Tensor, temperature: Tensor
 ) -> Tensor:
-    """Image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
+    """Return the image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
 
-    Features have length 1; target_BC: what share of a row's target each candidate has, of an image as of its text.
+    Features have length 1. target_BC: share of each candidate in a row's target, equal for an image and its text.
     """
     loss_image = F.cross_entropy(similarities(image_BD, text_CD, temperature), target_BC)
     loss_text = F.cross_entropy(similarities(text_BD, image_CD, temperature), target_BC)
@@ -61,10 +65,10 @@ def contrastive(
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
-    """Singular values of the similarities I Tᵀ of all images and texts, float32 (min(C, D),), largest first.
+    """Return the singular values of the similarities I Tᵀ of all images and texts, float32 (min(C, D),), largest first.
 
-    The gradient of each is u vᵀ of its singular vectors, which are found without one, in the smaller of the spaces of rows and
-    of features; it is not unique where two values are equal.
+    The gradient of each is u vᵀ of its singular vectors. These are computed without a gradient, in the smaller space of rows or
+    features. It is not unique for equal values.
     """
     with torch.autocast(image_CD.device.type, enabled=False):
         image_CD, text_CD = image_CD.float(), text_CD.float()
@@ -76,7 +80,7 @@ def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
 
 
 def effective_rank(value_R: Tensor) -> Tensor:
-    """exp of the entropy of singular values over their sum: how many there would be if all were equal."""
+    """Return exp of the entropy of normalised singular values: their number if all were equal."""
     share_R = value_R.clamp(min=0) / value_R.sum()
     return torch.special.entr(share_R).sum().exp()
 
@@ -84,10 +88,10 @@ def effective_rank(value_R: Tensor) -> Tensor:
 def hard_negatives(
     similarity_BC: Tensor, is_match_BC: Tensor, draw_B: Tensor | None = None, own_B: Tensor | None = None
 ) -> Tensor:
-    """Draw one column for each row that does not match it, the likelier the higher its softmax (ALBEF): int64 (B,).
+    """Sample one column without a match for each row, by its softmax (ALBEF): int64 (B,).
 
-    draw_B: in [0, 1), where to draw in the sum of a row's weights; None: anywhere. own_B: int64, the column that a row
-    gets where all match it; None: that of its number.
+    draw_B: random numbers in [0, 1) that choose the column; None: torch's generator does. own_B: int64, the column of a row
+    without a negative; None: the row's number.
     """
     weights_BC = negative_weights(similarity_BC, is_match_BC)
     B, C = weights_BC.shape
@@ -97,27 +101,27 @@ def hard_negatives(
     if draw_B is None:
         return weights_BC.multinomial(1).squeeze(1)
     sum_BC = weights_BC.double().cumsum(1)
-    at_B1 = sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]  # no rounding may lead beyond the last weight
+    at_B1 = sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]  # rounding must not lead beyond the last weight
     return torch.searchsorted(sum_BC, at_B1, right=True).squeeze(1)
 
 
 def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
-    """Return how likely each column is to be drawn for each row, not normalised: 0 where they match."""
+    """Return the sampling weight of each column for each row, not normalised; 0 for matches."""
     return (similarity_BC.float().softmax(1) + 1e-5).masked_fill(is_match_BC, 0)
 
 
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
-    """Cross-entropy of "does this text belong to this image?"; class 1 is yes."""
+    """Return the matching loss (ITM): cross-entropy of whether text and image belong together; class 1 is yes."""
     return F.cross_entropy(logits_B2.float(), is_match_B.long())
 
 
 def listwise_ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
-    """Cross-entropy of which candidate is the own one, the first; others that are true as well (bool) do not count."""
+    """Return the cross-entropy of the first candidate, the row's own; other true ones (bool) do not count."""
     is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
     own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
     return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
 
 
 def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
-    """Binary cross-entropy with soft targets, summed over answers, mean over questions."""
+    """Return the binary cross-entropy with soft targets, summed over answers, mean over questions."""
     return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)

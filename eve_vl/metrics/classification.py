@@ -1,4 +1,4 @@
-"""Classification: how often labels are right, over all rows, class by class, and as a ranking.
+"""Metrics of classification: accuracy over all rows and by class, and average precision.
 
 Letters: R rows, C classes, P prompts.
 """
@@ -13,27 +13,26 @@ from eve_vl.metrics import intervals
 
 
 def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Return how often rows of each class (first axis) were given each label (second axis), int64 (C, C).
-
-    A true label that is not among the classes has no row here, a label given that is not has no column.
-    """
+    """Return the confusion matrix, true class by predicted class, int64 (C, C), without labels outside the classes."""
     counts = Counter(zip(true, predicted, strict=True))
     return np.array([[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64)
 
 
 def guess_shares(score_RC: np.ndarray) -> np.ndarray:
-    """Return how much of a row's one guess goes to each class, float64 (R, C): all of it to the class of the highest score, to
-    each of several that tie an equal part, so that a constant score is worth what chance is."""
+    """Return the share of a row's guess that each class gets, float64 (R, C).
+
+    Classes that tie for the highest score get equal shares, so that a constant score equals chance.
+    """
     is_best_RC = score_RC == score_RC.max(axis=1, keepdims=True)
     return is_best_RC / is_best_RC.sum(axis=1, keepdims=True)
 
 
 def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of rows that have one label each. right_R: whether it was guessed, of guesses that tie how likely.
+    """Return the metrics of rows with one label each. right_R: whether the guess is right; the probability, for ties.
 
-    acc: share of rows that are labelled right. balanced_acc: the mean of that share over the true classes, so that rare classes
-    count as much as frequent ones (chance: one over the number of classes). acc_majority: always giving the most frequent label
-    of these rows. num_rows, num_classes: of these rows. A mean over nothing is left out.
+    acc: share of rows that are labelled right. balanced_acc: mean of that share over the true classes, so that rare classes
+    count as much as frequent ones (chance: one over the number of classes). acc_majority: accuracy of the most frequent label
+    of these rows. num_rows, num_classes: of these rows. Without rows, means are left out.
     """
     right = _by_class(right_R, true)
     numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
@@ -51,17 +50,21 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
 
 
 def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarray:
-    """Return the score of each class, the mean or the max (`by`) of its prompts': (R, C). class_P: int, the class of each
-    prompt, 0 to C - 1, none without any. A row's scores depend on no other row; equal ones tie, however many prompts
-    there are."""
+    """Return the score of each class, the mean or the max (`by`) over its prompts: (R, C).
+
+    class_P: int, class of each prompt, 0 to C - 1; each class has a prompt. A row's scores depend on no other row, and equal
+    scores tie for any number of prompts.
+    """
     score_RP = score_RP.astype(np.float64)  # in which the mean of equal float32 is exact
     scores = [getattr(score_RP[:, class_P == c], by)(axis=1) for c in range(class_P.max() + 1)]
     return np.stack(scores, axis=1).astype(np.float32)
 
 
 def by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
-    """Return of each true class, by name: recall/NAME, the share of its rows that are labelled so; prior/NAME, its share of all
-    rows, what a guesser gets who always names it. right_R: as of `summary`."""
+    """Return recall/NAME and prior/NAME of each true class: its share of right rows, and its share of all rows.
+
+    right_R: as in `summary`.
+    """
     right = _by_class(right_R, true)
     recall: dict[str, float] = {f"recall/{name}": intervals.share(sum(right[name]), len(right[name])) for name in sorted(right)}
     return recall | {f"prior/{name}": intervals.share(len(right[name]), len(true)) for name in sorted(right)}
@@ -75,10 +78,10 @@ def _by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, list[f
 
 
 def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the area under precision over recall of one class's ranking, as scikit-learn defines it: Σ (Rₙ − Rₙ₋₁) Pₙ, and its
-    derivative by the weight of each row, (R,).
+    """Return average precision, Σ (Rₙ − Rₙ₋₁) Pₙ as in scikit-learn, and its derivative by the weight of each row, (R,).
 
-    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if none is true.
+    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError without a true
+    row.
     """
     if not is_true_R.any():
         raise ValueError("average precision needs a row that has the label")
@@ -88,8 +91,8 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float
     hits = np.cumsum(is_true_R)[ends]
     precision, recall = hits / (ends + 1), hits / hits[-1]
     gain = np.diff(recall, prepend=0.0)
-    value = min(1.0, float(np.sum(gain * precision)))  # a sum of thirds may come out above
-    # a row weighs in its own step's recall, if it is true, and by (true − precision) / rows in that and each later precision
+    value = min(1.0, float(np.sum(gain * precision)))  # rounding may exceed 1
+    # a row counts in its own step's recall, if true, and by (true − precision) / rows in this and each later precision
     later, worth = (np.cumsum(each[::-1])[::-1] for each in (gain / (ends + 1), gain * precision / (ends + 1)))
     step_R, influence_R = np.searchsorted(ends, np.arange(len(order_R))), np.empty(len(order_R))
     influence_R[order_R] = is_true_R * ((precision - value) / hits[-1] + later)[step_R] - worth[step_R]
@@ -97,10 +100,10 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float
 
 
 def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, float]:
-    """Return the numbers of rows that have several labels each.
+    """Return the metrics of rows with several labels each.
 
-    mean_ap: mean average precision over the classes that a row has. mean_ap_chance: the same of a constant score, the mean
-    share of rows that have a class. num_rows, num_classes: of these rows.
+    mean_ap: mean average precision over the classes that occur. mean_ap_chance: the same for a constant score, which is the
+    mean share of rows with a class. num_rows, num_classes: of these rows.
     """
     there = np.flatnonzero(is_true_RC.any(0))
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}

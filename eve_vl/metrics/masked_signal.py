@@ -1,4 +1,4 @@
-"""Numbers of masked signal modelling: does the model use the other modality, and does it beat obvious guesses?
+"""Metrics of masked signal modelling, beside those of a wrong partner and of simple guesses.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, X values in a patch, V vocabulary.
 """
@@ -14,37 +14,39 @@ from eve_vl.metrics import intervals
 
 
 class Sums:
-    """Running sums, so that batch size, order and number of processes do not change a number; those of each row are kept too,
-    for its interval: what is masked in one row does not count as independent."""
+    """Running sums per row, so that batch size, order and number of processes do not change a metric.
+
+    Rows are the groups of the intervals: masked tokens of one row are not independent.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[Sequence[str], np.ndarray]]] = {}
-        """By number: of each batch the names of its rows, and sum and count of each, float64 (B, 2)."""
+        """By metric, per batch: names of the rows, and sum and count of each, float64 (B, 2)."""
         self.targets: list[tuple[Sequence[str], Tensor, Tensor]] = []
-        """Of each batch the names of its rows, and of each masked token row and token, int64 (M,)."""
+        """Per batch: names of the rows, and row and id of each masked token, int64 (M,)."""
 
     def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor, row_M: Tensor, where: Sequence[str]) -> None:
-        """Count right first guesses and, beside those of `mlm_acc`, add up the cross-entropy. row_M: the row of each token."""
+        """Add right first guesses and, with `mlm_acc`, the cross-entropy. row_M: row of each token."""
         self.add(name, where, row_M, logits_MV.argmax(-1) == targets_M)
         if name == "mlm_acc":
             self.targets.append((where, row_M.cpu(), targets_M.cpu()))
             self.add("mlm_loss", where, row_M, F.cross_entropy(logits_MV.float(), targets_M, reduction="none"))
 
     def add_pixels(self, name: str, predicted_BMX: Tensor, target_BMX: Tensor, where: Sequence[str]) -> None:
-        """Add up the squared error, of each row over its patches."""
+        """Add the squared error of each row over its patches."""
         error_BMX = (predicted_BMX.double() - target_BMX.double()).square()
         row_BM = torch.arange(len(where))[:, None].expand(error_BMX.shape[:2])
         self.add(name, where, row_BM.flatten(), error_BMX.mean(2).flatten())
 
     def add(self, name: str, where: Sequence[str], row_X: Tensor, value_X: Tensor) -> None:
-        """Add values of a batch. row_X: the row of each."""
+        """Add values of a batch. row_X: row of each value."""
         rows, values = row_X.cpu().numpy(), value_X.double().cpu().numpy()
         row_B2 = np.stack([np.bincount(rows, each, len(where)) for each in (values, np.ones(len(rows)))], 1)
         self.rows.setdefault(name, []).append((where, row_B2))
 
     @classmethod
     def whole(cls, parts: Iterable["Sums"]) -> "Sums":
-        """Return the sums of all processes, with those of always guessing the most frequent masked token."""
+        """Return the sums of all processes, with those of guessing the most frequent masked token."""
         whole = cls()
         for part in parts:
             whole.targets += part.targets
@@ -57,7 +59,7 @@ class Sums:
         return whole
 
     def by_row(self, name: str) -> dict[str, np.ndarray]:
-        """Return sum and count of each row that has any, in order of its name; empty if there is no such number."""
+        """Return sum and count of each row with values, sorted by name; empty for an unknown metric."""
         found: dict[str, np.ndarray] = {}
         for where, row_B2 in self.rows.get(name, ()):
             for row, sum_and_count in zip(where, row_B2, strict=True):
@@ -66,15 +68,14 @@ class Sums:
         return dict(sorted(found.items()))
 
     def result(self) -> dict[str, float]:
-        """Return the numbers.
+        """Return the metrics.
 
-        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right and, of pairs, with another
-        image.
-        mlm_acc_unigram: the same for always guessing the most frequent of these tokens. mlm_loss: cross-entropy in nats.
-        mim_mse, mim_mse_wrong_caption: mean squared error of hidden patches, with the right and with another caption.
+        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right image and, for pairs, with another.
+        mlm_acc_unigram: the same for the most frequent of these tokens. mlm_loss: cross-entropy in nats.
+        mim_mse, mim_mse_wrong_caption: mean squared error of masked patches, with the right and with another caption.
         mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible neighbours, and of all
-        visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or normalised per patch, where
-        the two guesses are the patch's own mean, since any other colour would be blown up where a patch is nearly flat.
+        visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or normalised per patch. There the
+        two guesses are the patch's own mean, because nearly flat patches would blow up the error of any other colour.
         """
         numbers: dict[str, float] = {}
         by_row = {name: found for name in self.rows if (found := self.by_row(name))}
@@ -89,10 +90,10 @@ class Sums:
 
 
 def visible_means(patches_BPX: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Guess hidden patches without a model: (B, M, X) from the visible patches nearby, and from all visible patches.
+    """Return two guesses of masked patches without a model, (B, M, X): from visible neighbours, and from all visible patches.
 
-    Each hidden patch is given one RGB colour: the mean over the visible patches among its eight neighbours, or, if there
-    is none, over all visible patches.
+    The first gives each masked patch one RGB colour: the mean over the visible patches among its eight neighbours, or, without
+    any, over all visible patches.
     """
     B, P, X = patches_BPX.shape
     side = round(P**0.5)

@@ -12,13 +12,11 @@ from eve_vl.metrics.classification import average_precision
 
 
 def nlvr2_summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back, and
-    groups are "" where they are not known.
+    """Return the metrics of NLVR2's pairs; all sequences run over the pairs. Labels may be None, groups "" if unknown.
 
-    nlvr2_acc: share of labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs
-    are all judged right; a group without a labelled pair does not count. num_pairs: all of them. num_unlabelled: those
-    without a label, which are not scored. Without any label, both shares are left out, without groups the second. The pairs of
-    a group are resampled together.
+    nlvr2_acc: share of labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs are
+    all judged right; groups without a labelled pair do not count. num_pairs: all pairs. num_unlabelled: pairs without a label,
+    which are not scored. Without labels both shares are left out, without groups the second. Groups also group the intervals.
     """
     known = [
         (group, bool(guess) == label)
@@ -39,13 +37,12 @@ MAIN = "pr_auc"
 
 
 def same_item_summary(probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool | None]) -> dict[str, float]:
-    """Return the numbers of pairs. probabilities: of being the same, by the number that they make, pr_auc among these, and of
-    the same pairs seen otherwise under longer names; labels: None is one that was kept back.
+    """Return the metrics of pairs of items. probabilities: of being the same, by the name of the metric. Labels may be None.
 
-    pr_auc: average precision, Σ (Rₙ − Rₙ₋₁) Pₙ without interpolation, pairs of equal probability as one step. pr_auc_chance:
-    that of a blind guess, the share of pairs that are the same. pair_acc: share of pairs told right at a probability of 0.5.
-    num_pairs: all of them. num_unlabelled: those without a label, which are not scored. Without two kinds of labels, the areas
-    are left out.
+    pr_auc: average precision, Σ (Rₙ − Rₙ₋₁) Pₙ without interpolation, pairs of equal probability as one step; the same for
+    further names in `probabilities`. pr_auc_chance: that of a constant guess, the share of equal pairs. pair_acc: share of pairs
+    judged right at a probability of 0.5. num_pairs: all pairs. num_unlabelled: pairs without a label, which are not scored.
+    Without both labels, areas are left out.
     """
     known = np.array([label is not None for label in labels], dtype=bool)
     is_same_R = np.array([bool(label) for label in labels])[known]

@@ -1,10 +1,10 @@
-"""Image–text retrieval: recalls both ways from the rank of each query's best match, for any number of matches.
+"""Image–text retrieval: recalls in both directions from the rank of each query's best match.
 
 Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width,
 L labels.
-Lower case: q the queries at hand, m their matches, o those whose last places are open.
-Ranks start at 0. In an order, of equal scores the candidate with the lower index comes first, always, so that neither the order
-of queries nor the size of a batch changes it; numbers count those that tie as in random order.
+Lower case: q queries of one chunk, m their matches, o queries whose last places tie.
+Ranks start at 0. Among equal scores the candidate with the lower index comes first, whatever the batch. Metrics count ties as in
+random order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import MeasuredValue
 
-MISSED = 2**62  # rank of a query none of whose matches was ranked
-NO_MATCH = -1  # rank of a query that has no match at all; recalls leave it out
+MISSED = 2**62  # rank of a query without a match among the ranked candidates
+NO_MATCH = -1  # rank of a query without any match; recalls leave it out
 RECALLS = (1, 5, 10)
 PRECISIONS = (1, 2, 5, 10)
 QUERIES_AT_ONCE = 256  # 26 MB of scores for 25,000 candidates
@@ -27,7 +27,7 @@ QUERIES_AT_ONCE = 256  # 26 MB of scores for 25,000 candidates
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matches:
-    """The candidates that match each query, as compressed rows: query q has candidate_M[start_Q1[q] : start_Q1[q + 1]].
+    """Matching candidates of each query, as compressed rows: query q has candidate_M[start_Q1[q] : start_Q1[q + 1]].
 
     start_Q1: int64 (Q + 1,). candidate_M: int64 (M,), ascending within a query, none twice. Both on the CPU.
     """
@@ -38,14 +38,14 @@ class Matches:
 
     @classmethod
     def from_pairs(cls, query_P: Tensor, candidate_P: Tensor, num_queries: int, num_candidates: int) -> "Matches":
-        """Build it from int64 pairs in any order; a pair may be given twice."""
+        """Build it from int64 pairs in any order; duplicates are allowed."""
         pair_M, num = (query_P * num_candidates + candidate_P).unique(), max(num_candidates, 1)
         start_Q1 = F.pad((pair_M // num).bincount(minlength=num_queries).cumsum(0), (1, 0))
         return cls(start_Q1=start_Q1, candidate_M=pair_M % num, num_candidates=num_candidates)
 
     @property
     def num_queries(self) -> int:
-        """Queries, with or without a match."""
+        """Number of queries, with or without a match."""
         return len(self.start_Q1) - 1
 
     @property
@@ -54,7 +54,7 @@ class Matches:
         return self.start_Q1.diff() > 0
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the matches of queries start to stop (exclusive): query, counted from start, and candidate of each."""
+        """Return the matches of queries start to stop (exclusive): query index from start, and candidate."""
         starts_q1 = self.start_Q1[start : stop + 1]
         query_m = torch.arange(stop - start).repeat_interleave(starts_q1.diff())
         return query_m, self.candidate_M[starts_q1[0] : starts_q1[-1]]
@@ -62,14 +62,14 @@ class Matches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Relevance:
-    """Which texts and images belong together, seen from either side."""
+    """Matching images and texts, in both directions."""
 
     texts_of_image: Matches
     images_of_text: Matches
 
     @property
     def image_T(self) -> Tensor:
-        """The first image of each text, int64 (T,); -1 of a text that has none."""
+        """First image of each text, int64 (T,); -1 without any."""
         starts_T = self.images_of_text.start_Q1[:-1].clamp(max=max(len(self.images_of_text.candidate_M) - 1, 0))
         return self.images_of_text.candidate_M[starts_T].where(self.images_of_text.has_any_Q, -1)
 
@@ -77,10 +77,9 @@ class Relevance:
     def from_pairs(
         cls, image_of_pairs: Tensor | Sequence[int], text_of_pairs: Tensor | Sequence[int], num_images: int, num_texts: int
     ) -> "Relevance":
-        """Build it from the image and the text of each matching pair, in any order; a pair may be given twice.
+        """Build it from the image and the text of each matching pair, in any order; duplicates are allowed.
 
-        An image or a text may be in many pairs or in none. Raises ValueError if the lengths differ or an index is out of
-        range.
+        An image or a text may be in any number of pairs. Raises ValueError for different lengths or an index out of range.
         """
         image_P = torch.as_tensor(image_of_pairs, dtype=torch.int64).cpu()
         text_P = torch.as_tensor(text_of_pairs, dtype=torch.int64).cpu()
@@ -102,7 +101,7 @@ def _refuse_nan(scores_QC: Tensor) -> None:
 
 
 def _count(is_true_QC: Tensor) -> Tensor:
-    """Return how many of each row are true, int32 (Q,): several times faster than the sum in int64."""
+    """Return the number of true values per row, int32 (Q,): several times faster than in int64."""
     return is_true_QC.sum(1, dtype=torch.int32)
 
 
@@ -115,7 +114,7 @@ def rank_by_score(scores_QC: Tensor, k: int) -> Tensor:
     k, num = min(k, scores_QC.shape[1]), scores_QC.shape[1]
     best = scores_QC.topk(min(k + 1, num), dim=1)
     chosen_QK = best.indices[:, :k].sort(dim=1).values
-    if k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any():  # topk took any of those that tie
+    if k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any():  # topk picks any of the ties
         scores_oC, kth_o1 = scores_QC[is_open_Q], best.values[is_open_Q, k - 1, None]
         is_above_oC, is_tied_oC = scores_oC > kth_o1, scores_oC == kth_o1
         num_places_o1 = k - _count(is_above_oC)[:, None]
@@ -126,10 +125,10 @@ def rank_by_score(scores_QC: Tensor, k: int) -> Tensor:
 
 
 def _scores(query_QD: Tensor, candidate_CD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of the first query and the products with all candidates, float32, of a few queries at a time.
+    """Yield chunks of queries: the index of the first, and the products with all candidates, float32.
 
-    Each product has the same number of rows, padded with zeros: for few rows, matrix libraries add up in another order, and
-    the last digits would depend on who shares the batch.
+    Zero rows pad each chunk to one size: matrix libraries sum in another order for few rows, and the last digits would depend
+    on the batch.
     """
     candidate_DC = candidate_CD.detach().float().T
     for start in range(0, len(query_QD), QUERIES_AT_ONCE):
@@ -140,8 +139,7 @@ def _scores(query_QD: Tensor, candidate_CD: Tensor) -> Iterator[tuple[int, Tenso
 
 
 def top_candidates(query_QD: Tensor, candidate_CD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k candidates with the greatest inner product for each query, best first, int64 (Q, min(k, C)), and these
-    products, float32.
+    """Return the top-k candidates by inner product, best first, int64 (Q, min(k, C)), and the products, float32.
 
     Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a number.
     """
@@ -159,10 +157,10 @@ def rank_from_features(query_QD: Tensor, candidate_CD: Tensor, k: int) -> Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Where the best match of each query stands, as far as scores tell: behind those ahead, somewhere among those that tie.
+    """Ranks of each query's best match, with ties.
 
-    ahead_Q: int64 (Q,), candidates with better scores; MISSED if no match was ranked, NO_MATCH if there is none. tied_Q: how
-    many have the score of the best match, it included. true_Q: how many of these are matches. All on the CPU.
+    ahead_Q: int64 (Q,), candidates with better scores; MISSED if no match was ranked, NO_MATCH if there is none. tied_Q: number
+    of candidates with the score of the best match, which counts too. true_Q: number of matches among them. All on the CPU.
     """
 
     ahead_Q: Tensor
@@ -180,10 +178,12 @@ class Ranks:
         return self.ahead_Q != NO_MATCH
 
     def hits(self, k: int) -> Tensor:
-        """Return the probability that a match is among the first k candidates if those that tie stand in random order, float64
-        (Q,): without ties 0 or 1; of a constant score exactly chance, so that nobody gains from the order of the files."""
+        """Return the probability of a match among the first k candidates with ties in random order, float64 (Q,).
+
+        Without ties it is 0 or 1, for a constant score exactly chance, so that the order of files does not matter.
+        """
         missed_Q = torch.ones(len(self.ahead_Q), dtype=torch.float64)
-        for place in range(k):  # of those that tie; the first k - ahead of them count
+        for place in range(k):  # among ties, the first k - ahead count
             wrong_Q, left_Q = (self.tied_Q - self.true_Q - place).clamp(min=0), (self.tied_Q - place).clamp(min=1)
             missed_Q *= torch.where(self.ahead_Q + place < k, wrong_Q / left_Q.double(), 1.0)
         return 1 - missed_Q
@@ -209,7 +209,7 @@ def best_ranks(query_QD: Tensor, candidate_CD: Tensor, matches: Matches) -> Rank
 
 
 def _is_match(order_QK: Tensor, matches: Matches) -> Tensor:
-    """Return which of some candidates of each query match it, bool (Q, K), on the CPU."""
+    """Return whether each candidate matches its query, bool (Q, K), on the CPU."""
     assert len(order_QK) == matches.num_queries
     query_M, candidate_M = matches.rows(0, matches.num_queries)
     pair_QK = torch.arange(len(order_QK))[:, None] * matches.num_candidates + order_QK.cpu()
@@ -217,20 +217,20 @@ def _is_match(order_QK: Tensor, matches: Matches) -> Tensor:
 
 
 def ranks(order_QK: Tensor, matches: Matches) -> Ranks:
-    """Return the rank of each query's best match in an order of candidates, best first, in which none tie.
+    """Return the rank of each query's best match in an order of candidates without ties, best first.
 
-    The order may stop early: MISSED if it holds no match of the query, NO_MATCH if there is none to hold.
+    The order may stop early: MISSED if it holds no match of the query, NO_MATCH if the query has none.
     """
     place_QK = torch.arange(order_QK.shape[1]).where(_is_match(order_QK, matches), MISSED)
     return Ranks.certain(place_QK.amin(1).where(matches.has_any_Q, NO_MATCH))
 
 
 def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches: Matches, before: Ranks) -> Ranks:
-    """Return the rank of each query's best match once its K first candidates are ordered by a second score.
+    """Return the rank of each query's best match after re-ranking its top K by a second score.
 
-    topk_QK: candidates by the first score, best first, which is first_QK; it orders those with equal second scores. before:
-    ranks by the first score, which those behind keep (officially these score -100, which no recall at K or below can tell from
-    that); those that tie with the last of the K stand behind them. Raises ValueError if a score is not a number.
+    topk_QK: candidates by the first score, first_QK, best first; that score breaks ties of the second. before: ranks by the
+    first score, which candidates behind the top K keep. (Officially these score -100, with equal recalls at K or below.)
+    Candidates that tie with the last of the top K stand behind them. Raises ValueError if a score is not a number.
     """
     _refuse_nan(second_QK)
     first_QK, second_QK, is_match_QK = first_QK.cpu(), second_QK.cpu(), _is_match(topk_QK, matches)
@@ -249,10 +249,10 @@ def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches
 
 
 def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candidate_CL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which share of the first candidates of each query has one of its labels, at each of PRECISIONS, float64 (Q, P),
-    and the share of all candidates that have, which is chance, (Q,).
+    """Return precision at each of PRECISIONS by shared labels, float64 (Q, P), and its chance level, (Q,).
 
-    query_QL, candidate_CL: bool, which labels each has. Of candidates that tie for the last places their mean counts.
+    query_QL, candidate_CL: bool, labels of each. Ties for the last places count by their mean. Chance is the share of all
+    candidates with a label of the query.
     """
     found, chance = [], []
     num = len(candidate_CD)
@@ -277,12 +277,12 @@ def summary(
     image_T: Tensor | None = None,
     alone: tuple[Ranks, Ranks] | None = None,
 ) -> dict[str, float]:
-    """Return the numbers of both directions.
+    """Return the metrics of both directions.
 
-    tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: the mean of the six. rsum: their sum
-    in per cent, at most 600. num_queries_without_match: images and texts that match nothing; recalls leave them out.
-    image_T: an image of each text; the texts of one image, and for r_mean the image itself, are resampled together.
-    alone: ranks both ways by contrast alone; r_mean then knows its difference from theirs as that from `r_mean_itc_only`.
+    tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: mean of the six. rsum: their sum in per
+    cent, at most 600. num_queries_without_match: images and texts without a match; recalls leave them out. image_T: an image of
+    each text; it groups texts and, for r_mean, the image itself. alone: ranks by contrast only; r_mean then has the interval of
+    its difference from `r_mean_itc_only`.
     Raises ValueError if no image or no text has a match.
     """
     found: dict[str, float] = {}
@@ -318,11 +318,10 @@ def summary(
 def folds_1k(
     relevance: Relevance, numbers: Callable[[Tensor, Tensor, Relevance], dict[str, float]], fold_size: int = 1000
 ) -> dict[str, float]:
-    """Return the mean of some numbers over five folds (COCO 1K): the first 5 × fold_size images in their order.
+    """Return the means of metrics over five folds (COCO 1K): the first 5 × fold_size images in their order.
 
-    Each fold has fold_size images and the texts of these, ranked among themselves. numbers: what a fold's images and texts
-    (int64, indices into all) come to, given which of them belong together (renumbered from 0).
-    Raises ValueError if there are fewer images.
+    Each fold ranks fold_size images and their texts among themselves. numbers: metrics of a fold, from its images and texts
+    (int64, indices into all) and their relevance (renumbered from 0). Raises ValueError if there are fewer images.
     """
     num_images = relevance.texts_of_image.num_queries
     if num_images < 5 * fold_size:

@@ -20,8 +20,8 @@ ARTICLES = ("a", "an", "the")
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
-# What has lost one of its apostrophes gets it back. The official table's entries for "I" are left out, they cannot match:
-# words are lower case by then; so are the two that map to themselves.
+# Words without one of their apostrophes get it back. The official entries for "I" are missing here, because words are lower case
+# by then and cannot match. The two entries that map to themselves are missing too.
 CONTRACTED = """
     ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
     how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -41,9 +41,9 @@ def _strip(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(1 << 16)  # annotators give the same few answers again and again
+@lru_cache(1 << 16)  # annotators repeat few answers
 def normalize(answer: str) -> str:
-    """Return the answer as the official evaluation compares it where annotators disagree.
+    """Return the normal form in which the official evaluation compares answers if annotators disagree.
 
     Punctuation goes (or becomes a space, if it touches no space and no number has a comma), periods go unless a digit
     follows, then lower case, number words up to ten as digits, no articles, apostrophes put back, single spaces.
@@ -61,11 +61,11 @@ def normalize(answer: str) -> str:
 
 
 def soft_targets(answers: Sequence[str]) -> dict[str, float]:
-    """Return the training target of each normalised answer of a question, in (0, 1]; {} if there is none.
+    """Return the training target of each normalised answer of a question, in (0, 1]; {} without answers.
 
     1, 2, 3 and more annotators in agreement give 0.3, 0.6, 0.9 and 1.0; the answer of a single annotator gives 1.0.
-    For ten annotators this is what `accuracy_of` gives, except where all ten agree on an answer that is not in normal
-    form; for other numbers of annotators the two differ.
+    For ten annotators this equals `accuracy_of`, unless all ten agree on an answer that is not in normal form. For other
+    numbers of annotators the two differ.
     """
     if len(answers) == 1:
         return {normalize(answers[0]): 1.0}
@@ -74,10 +74,10 @@ def soft_targets(answers: Sequence[str]) -> dict[str, float]:
 
 
 def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[str]:
-    """Return the answers to choose from, the most frequent first, equally frequent ones in alphabetical order.
+    """Return the answer vocabulary, most frequent first, ties in alphabetical order.
 
-    all_answers: the annotators' answers of each training question. A question counts for its most frequent normalised
-    answer (the one given first, if several are); answers that fewer than min_count questions count for are left out.
+    all_answers: the annotators' answers of each training question. A question counts for its most frequent normalised answer,
+    the first among ties. Answers with fewer than min_count questions are left out.
     """
     votes = [Counter(normalize(answer) for answer in answers).most_common(1) for answers in all_answers]
     counts = Counter(answer for vote in votes for answer, _ in vote)
@@ -88,11 +88,10 @@ def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[
 def accuracy_of(prediction: str, answers: Sequence[str]) -> float:
     """Return the official accuracy of one question, in [0, 1].
 
-    Each annotator in turn is left out, and the prediction earns a third, at most 1, for each of the others who agrees with
-    it; the accuracy is the mean. So with ten annotators 1, 2, 3 and 4 in agreement give 0.3, 0.6, 0.9 and 1. The rule is
-    the same for other numbers from 2 up; below four annotators the best reachable is therefore 1/3 (two) or 2/3 (three).
-    Both sides are normalised, unless the annotators are unanimous: then they are compared as they stand, as officially.
-    A single answer (data with one truth each) has no others: 1 if both are equal once normalised, otherwise 0.
+    Each annotator in turn is left out, and the prediction earns a third, at most 1, for each of the others who agrees with it.
+    The accuracy is the mean. With ten annotators, 1, 2, 3 and 4 in agreement give 0.3, 0.6, 0.9 and 1. The rule holds for any
+    number from 2, so that two annotators allow at most 1/3, and three 2/3. Both sides are normalised, unless the annotators are
+    unanimous, as officially. A single answer has no others: 1 if both are equal once normalised, otherwise 0.
     Raises ValueError if there is no answer.
     """
     if not answers:
@@ -115,12 +114,12 @@ def summary(
     content_types: Sequence[str] = (),
     groups: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Return the numbers of a set of questions; the sequences run over the questions.
+    """Return the metrics of a set of questions; all sequences run over the questions.
 
     vqa_acc: mean accuracy in [0, 1]; vqa_acc/<type> for each answer type that is not "", as open and closed;
-    vqa_acc_about/<type> for each content type. vqa_acc_pair: share of the groups of two questions, minimal pairs, of which both
-    are answered right. num_questions: all of them. num_unanswered: those without answers (kept back), which are not scored. A
-    mean over no question is left out. images: what each is about; the questions about one image are resampled together.
+    vqa_acc_about/<type> for each content type. vqa_acc_pair: share of minimal pairs (groups of two questions) with both right.
+    num_questions: all questions. num_unanswered: questions without answers, which are not scored. Means over no question are
+    left out. images: image of each question; it groups questions for the intervals.
     """
     scores: dict[str, list[tuple[float, Hashable]]] = {}
     pairs: dict[str, list[float]] = {}
@@ -142,10 +141,10 @@ def summary(
 
 
 def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
-    """Return, without the images, the most frequent training answer to the same question for each question.
+    """Return, without the images, the most frequent training answer to each question.
 
-    train: question and answers of each training row. A question that training does not have gets the most frequent answer of
-    all. Raises ValueError if training has no answers.
+    train: question and answers of each training row. New questions get the most frequent answer of all. Raises ValueError
+    if training has no answers.
     """
     given: dict[str, list[Sequence[str]]] = {}
     for question, row in train:
@@ -158,10 +157,10 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
 
 
 def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
-    """Return, without the images, the likeliest answer to each question by its words, also to wordings that training lacks:
-    naive Bayes over the words that a question has, with one added to each count, of which each answer's prior counts in full.
+    """Return, without the images, the likeliest answer to each question by its words.
 
-    train: question and answers of each training row; a row counts for its most frequent answer. Raises ValueError if training
+    Naive Bayes over the words of a question, with one added to each count and the full prior of each answer; it answers new
+    wordings too. train: question and answers of each training row; a row counts for its most frequent answer. Raises ValueError if training
     has no answers.
     """
     rows = [(set(question.lower().split()), build_answers([given], 1)) for question, given in train]

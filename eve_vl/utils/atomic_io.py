@@ -1,7 +1,6 @@
-"""The one way to write files and folders: who looks sees the old content or the new, never half of either.
+"""Atomic file and folder writes: readers see the old or the new content, never half of either.
 
-While a folder is replaced its old content lies beside it for a moment, as `.NAME.old`; after a crash in that moment
-`take_back` puts it back.
+While a folder is replaced, its old content lies next to it as `.NAME.old`. After a crash at that moment, `recover` restores it.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from eve_vl.utils.errors import UserError
 
 @contextlib.contextmanager
 def reporting_write_errors(path: Path, *others: type[Exception], advice: str = "") -> Iterator[None]:
-    """Say which file it is that cannot be written: what goes wrong meanwhile becomes a UserError, with advice on what to do."""
+    """Turn write errors into a UserError that names the path and ends with advice."""
     try:
         yield
     except (OSError, *others) as error:
@@ -23,15 +22,14 @@ def reporting_write_errors(path: Path, *others: type[Exception], advice: str = "
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a temporary file to write; once it is on the disk it takes the place of `path`, after an error it
-    is deleted."""
+    """Yield the path of a temporary file; at the end it replaces `path`, after an error it is deleted."""
     temporary = _beside(path, "tmp")
     try:
         yield temporary
@@ -39,17 +37,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before says more
+        with contextlib.suppress(OSError):  # keep the first error
             temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder to fill; once it is on the disk it takes the place of `folder`, after an error it is
-    deleted.
-
-    The old folder, if there is one, is deleted when the new one is in its place.
-    """
+    """Yield an empty temporary folder; at the end it replaces `folder`, after an error it is deleted."""
     temporary = _beside(folder, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -76,16 +70,16 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             if not folder.exists():
                 recover(folder)
                 raise
-            # else another process took it back in that moment: once more
+            # else another process recovered the old folder: try again
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
-    """Give a folder its old content back if a crash left it without any."""
+    """Restore the old content of a folder that a crash removed while it was replaced."""
     old = _beside(folder, "old")
     if old.exists() and not folder.exists():
-        with contextlib.suppress(OSError):  # another process was faster, or the disk can only be read
+        with contextlib.suppress(OSError):  # another process was faster, or the disk is read-only
             old.rename(folder)
 
 
@@ -94,12 +88,12 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # not every file system can sync names
+        if not path.is_dir():  # not every file system can sync folders
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a program says while it works: single lines, and how far a long loop is. Imports no torch, which takes seconds."""
+"""Console lines and progress bars. Imports no torch, which takes seconds."""
 
 import contextlib
 import itertools
@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.progress import track
 
 T = TypeVar("T")
-CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # one for all: only so can progress bars and lines be together
-PATIENCE = 10  # seconds without a line after which people wonder
-SOON = 1  # seconds that a loop takes before a terminal shows a bar
+CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # shared: progress bars and lines need one console
+PATIENCE = 10  # seconds between lines on progress
+SOON = 1  # seconds of a loop before a terminal shows a bar
 
 
 def is_main() -> bool:
@@ -29,26 +29,25 @@ def is_main() -> bool:
 
 
 def print_line(text: str) -> None:
-    """Show one line."""
-    with contextlib.suppress(OSError):  # the terminal may be gone, and the run is to be saved
+    """Print one line, in the main process only."""
+    with contextlib.suppress(OSError):  # a closed terminal must not keep a run from saving
         if is_main():
             CONSOLE.print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """Show one line on stderr, where it does not get into what is piped on."""
+    """Print one line on stderr, so that a pipe does not get it."""
     Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {text}", markup=False)
 
 
 def pluralize(count: float, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s, or es."""
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: the plural, by default with s or es."""
     text = f"{count:,.0f}" if count == int(count) or count >= 1000 else f"{count:.3g}"
     return f"{text} {one if count == 1 else many or one + ('es' if one.endswith('ch') else 's')}"
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many are done, once it has taken a while: on a terminal as a bar, elsewhere as a line every
-    PATIENCE seconds."""
+    """Yield the items and show progress: a bar on a terminal after SOON seconds, else a line every PATIENCE seconds."""
     told_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
     for done, item in enumerate(items):
         if is_bar and time.monotonic() - told_at > SOON:

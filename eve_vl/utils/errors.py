@@ -1,4 +1,4 @@
-"""The errors that are meant for people. Everything else that is raised is a bug and keeps its traceback."""
+"""Errors for people. Any other exception is a bug and keeps its traceback."""
 
 import difflib
 import re
@@ -6,15 +6,14 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
-LONGEST = 4000  # letters of a message, which may quote a name or a value of any length
-WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # what torch puts before the error of a loader's worker
+LONGEST = 4000  # characters of a message, which may quote a very long name or value
+WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # torch's prefix of an error in a loader worker
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
-BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows around
+BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with what a terminal, a log or a file cannot take written as an escape: names and values that
-    somebody else chose may hold anything."""
+    """Return a text on one line, with escapes for characters that a terminal, a log or a file cannot take."""
     if text.isascii() and text.isprintable():
         return text
 
@@ -25,12 +24,12 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text without its middle if it is very long: a name or a value in it may have millions of letters."""
+    """Return a text without its middle if it is very long."""
     return text if len(text) <= 600 else f"{text[:400]} … {text[-200:]}"
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
+    """A mistake in user input, in one line: where, problem, fix. The command line prints it and exits."""
 
     def __init__(self, message: object):
         text = printable(WRAPPED.sub("", str(message), count=1).rstrip("\n"))
@@ -38,47 +37,47 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """A UserError that every process of a run raises; the command line of the first one alone tells it."""
+    """A UserError that every process of a run raises; only the first prints it."""
 
 
 class DamagedError(UserError):
-    """Files that the program itself has written are at fault, whatever was asked of it."""
+    """Damage of files that the program itself has written."""
 
     def __init__(self, message: object, *, is_locked: bool = False):
-        """is_locked: whether they are only being written by another process."""
+        """is_locked: another process is writing the files."""
         super().__init__(message)
         self.is_locked = is_locked
 
 
 class BadSampleError(UserError):
-    """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
+    """An unusable row. Training skips and counts it, `eve data check` lists it."""
 
     row: str = ""
-    """What no other row of a run's sources is called, where several files may have one name."""
+    """Unique name among all sources of a run, whose files may share a name."""
 
     def __init__(self, where: str, reason: str):
         self.where, self.reason = (printable(shortened(text)) for text in (where, reason))
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
-        return (BadSampleError, (self.where, self.reason), self.__dict__)  # survives the trip from a loader worker
+        return (BadSampleError, (self.where, self.reason), self.__dict__)  # for pickling from a loader worker
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `name` quoted, with the nearest known name or else all of them: the tail of an error message."""
+    """Return `name` quoted, with the nearest known name or else all: the end of an error message."""
     known = sorted(known)
     hint = did_you_mean(name, known)
     return f"{name!r}; {hint or 'choose from ' + ', '.join(known)}"
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `did you mean 'x'?` for the closest of the known names, or nothing if none is close."""
+    """Return `did you mean 'x'?` for the closest known name; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
 def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
-    """Return the parameters' names that a flag's pattern matches. Raises UserError if there are none."""
+    """Return the parameter names that a flag's pattern matches. Raises UserError without a match."""
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}

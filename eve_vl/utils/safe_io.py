@@ -1,7 +1,4 @@
-"""What comes from outside: files of any kind, bytes that should be text, JSON that may be cut, nested or of another type.
-
-Everything that the package has not written in this process is read through here, so that one faulty byte is one clear error.
-"""
+"""Safe reading of outside files, text and JSON: a faulty byte becomes one clear error."""
 
 import contextlib
 import json
@@ -15,21 +12,20 @@ from typing import Any, TypeVar
 from eve_vl.utils.errors import UserError
 
 Value = TypeVar("Value")
-TOO_LARGE = 2**63  # no float, tensor or file offset takes every whole number that JSON may hold
+TOO_LARGE = 2**63  # JSON has larger integers than floats, tensors or file offsets take
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with `~` as the home folder; one of an unknown user stays as it is, for opening to speak of."""
+    """Return a path with `~` expanded; an unknown `~user` stays, and opening the file reports it."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
 
 
 def open_ordinary(path: Path) -> BufferedReader:
-    """Open a file for reading. Raises OSError, also for what is no ordinary file: a pipe waits for a writer and a device has
-    no end."""
+    """Open a file for reading. Raises OSError, also for a pipe, which would wait, or a device, which has no end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except ValueError as error:  # a NUL character; half of a surrogate pair
+    except ValueError as error:  # a NUL character or half of a surrogate pair
         raise OSError(0, f"is not the name of a file ({error})", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -54,8 +50,7 @@ def decode_text(data: bytes) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8: names of files and words of a command line may hold any bytes, JSON half of a
-    surrogate pair."""
+    """Return whether a text is valid UTF-8; file names, arguments and JSON may hold halves of surrogate pairs."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
@@ -77,9 +72,9 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def require_type(value: object, kind: type[Value]) -> Value:
-    """Return a JSON value that is of a kind. Raises ValueError whose message is the reason."""
+    """Return a JSON value of a required type. Raises ValueError whose message is the reason."""
     kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # a bool is an int to Python, not to us
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # in Python, a bool is an int
         raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
     if isinstance(value, int) and abs(value) >= TOO_LARGE:
         raise ValueError("a whole number of too many digits")
@@ -87,7 +82,7 @@ def require_type(value: object, kind: type[Value]) -> Value:
 
 
 def has_fields(value: object, /, **kinds: type) -> bool:
-    """Whether a JSON value is an object that has these keys with values of these kinds."""
+    """Return whether a JSON value is an object with these keys and types of values."""
     try:
         return isinstance(value, dict) and all(require_type(value[name], kind) is not None for name, kind in kinds.items())
     except (KeyError, ValueError):
@@ -96,7 +91,7 @@ def has_fields(value: object, /, **kinds: type) -> bool:
 
 @contextlib.contextmanager
 def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Say which file it is that cannot be read: what goes wrong meanwhile, as those who read say it, becomes a UserError."""
+    """Turn read errors into a UserError that names the path; others: further exception types."""
     try:
         yield
     except (OSError, ValueError, *others) as error:
@@ -110,6 +105,6 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type[Value]) -> Value:
-    """Return the value of a JSON file, of a kind such as dict. Raises UserError."""
+    """Return the value of a JSON file, of a type such as dict. Raises UserError."""
     with reading(path):
         return require_type(parse_json(read_bytes(path)), kind)
