@@ -40,8 +40,8 @@ def same_item_summary(probabilities: Mapping[str, Sequence[float]], labels: Sequ
     """Return the metrics of pairs of items. probabilities: of being the same, by the name of the metric. Labels may be None.
 
     pr_auc: average precision, Σ (Rₙ − Rₙ₋₁) Pₙ without interpolation, pairs of equal probability as one step; the same for
-    further names in `probabilities`. pr_auc_chance: that of a constant guess, the share of equal pairs. pair_acc: share of pairs
-    judged right at a probability of 0.5. num_pairs: all pairs. num_unlabelled: pairs without a label, which are not scored.
+    further names in `probabilities`. pr_auc_chance: that of a constant guess, the share of equal pairs. pair_acc: share of
+    pairs judged right at a probability of 0.5. num_pairs: all pairs. num_unlabelled: pairs without a label, not scored.
     Without both labels, areas are left out.
     """
     known = np.array([label is not None for label in labels], dtype=bool)

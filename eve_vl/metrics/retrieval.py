@@ -3,8 +3,8 @@
 Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width,
 L labels.
 Lower case: q queries of one chunk, m their matches, o queries whose last places tie.
-Ranks start at 0. Among equal scores the candidate with the lower index comes first, whatever the batch. Metrics count ties as in
-random order.
+Ranks start at 0. Among equal scores the candidate with the lower index comes first, whatever the batch. Metrics count ties as
+in random order.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -20,8 +20,8 @@ ARTICLES = ("a", "an", "the")
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
-# Words without one of their apostrophes get it back. The official entries for "I" are missing here, because words are lower case
-# by then and cannot match. The two entries that map to themselves are missing too.
+# Words without one of their apostrophes get it back. The official entries for "I" are missing here, because words are lower
+# case by then and cannot match. The two entries that map to themselves are missing too.
 CONTRACTED = """
     ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
     how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -160,8 +160,8 @@ def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequ
     """Return, without the images, the likeliest answer to each question by its words.
 
     Naive Bayes over the words of a question, with one added to each count and the full prior of each answer; it answers new
-    wordings too. train: question and answers of each training row; a row counts for its most frequent answer. Raises ValueError if training
-    has no answers.
+    wordings too. train: question and answers of each training row, which counts for its most frequent answer. Raises
+    ValueError if training has no answers.
     """
     rows = [(set(question.lower().split()), build_answers([given], 1)) for question, given in train]
     names = build_answers(([name] for _, (name, *_) in filter(lambda row: row[1], rows)), 1)

@@ -1,6 +1,6 @@
 """EVE's encoder: blocks, the one path for training and evaluation, and all initialisation.
 
-Letters: B batch, S rows of the batch, M of these that are read, N all tokens, D width.
+Letters: B batch, S rows of the batch, M rows that are read, N all tokens, D width.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 from eve_vl.model.relative import RelativePositions
 
-TEMPERATURE = 0.07  # of the contrastive loss, at first
+TEMPERATURE = 0.07  # initial temperature of the contrastive loss
 
 
 class Block(nn.Module):
@@ -48,9 +48,11 @@ class Block(nn.Module):
     def forward(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Return the rows after this block, (S, D), or those that are read alone, (M, D), and, from a `moe` block, the router's
-        statistics, of all rows but where a [CLS] is read in evaluation. bias_BHNN: of attention."""
-        # what a router is to see has to attend: all tokens that count in the balance loss, which comes with masked ones
+        """Return the rows after this block, (S, D), or only those that are read, (M, D), and a `moe` block's statistics.
+
+        The statistics cover all rows, unless a [CLS] is read in evaluation. bias_BHNN: of attention.
+        """
+        # a router needs all rows that count in the balance loss, so these must attend
         sees_all = self.policy.has_router and read is not None and (self.training or read.positions is None)
         now, then = (None, read) if sees_all else (read, None)
         branch = self.attn.among(self.norm1(x_SD), rows, now, bias_BHNN)
@@ -93,11 +95,11 @@ class Encoder(Backbone):
         with_pairs = [number for number, policy in enumerate(config.ffn_policies) if POLICIES[policy].has_pairs]
         self.first_with_pairs = with_pairs[0] if with_pairs else config.depth
         self.num_contrasts = 1 + bool(with_pairs)
-        # The last block computes what is read alone, often of one modality: the other's network gets no gradient then.
+        # The last block computes only rows that are read. If they have one modality, the other's network gets no gradient.
         self.find_unused_parameters = bool(with_pairs) or config.pooler or config.ffn_policies[-1] == "modality"
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of images, of texts or of pairs; all parts of the batch go in one pass."""
+        """Return the states of images, texts or pairs, in one pass."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         x_SD, routers = self.run_blocks(tokens, rows)
@@ -112,8 +114,7 @@ class Encoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of the text's [CLS], else of the image's, (B, D), of a pair as the pooler has it, if there is one,
-        and the routers."""
+        """Return the state of the text's [CLS], else of the image's, (B, D), pooled for pairs, and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         position = tokens.num_image if text is not None else 0
@@ -126,8 +127,10 @@ class Encoder(Backbone):
     def alone(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
-        """Return the [CLS] state (B, D) of an image or of a text alone and, where pairs have networks of their own, that which
-        these make of it in the top blocks (VLMo's two contrasts), and the routers."""
+        """Return the [CLS] states (B, D) of an image or a text, and the routers.
+
+        With networks for pairs there are two, for VLMo's two contrasts: by the modality's own networks, and by those of pairs.
+        """
         if self.num_contrasts == 1:
             return super().alone(image, text, final_norm)
         tokens = join(image, text)
@@ -139,7 +142,7 @@ class Encoder(Backbone):
         return states, [below + routers for _, routers in both]
 
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the states (M, D) of some tokens of the texts and the routers."""
+        """Return the states (M, D) of some text tokens, and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         x_MD, routers = self.run_blocks(tokens, rows, rows.of_texts(token_M))
@@ -148,14 +151,14 @@ class Encoder(Backbone):
     def run_blocks(
         self, tokens: Tokens, rows: PackedTokens, read: ReadPositions | None = None
     ) -> tuple[Tensor, list[RouterStats]]:
-        """Return the states before the final norm of all rows, or of those that are read, and the statistics of `moe` blocks.
+        """Return the states before the final norm of all rows, or of those that are read, and statistics of `moe` blocks.
 
-        The last block computes no more than what is read, but its router sees all that counts in the balance loss.
+        The last block computes only rows that are read, but its router sees all that count in the balance loss.
         """
         return self._run(self._with_biases(tokens), self.norm_pre(rows.collect(tokens.x_BND)), rows, read)
 
     def _with_biases(self, tokens: Tokens) -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
-        """Return the blocks, each with the bias of its attention, if there is one."""
+        """Return the blocks, each with its attention bias, if any."""
         biases: Any = [()] * len(self.blocks) if self.relative is None else zip(self.relative(tokens))
         return list(zip(self.blocks, biases, strict=True))
 
@@ -166,7 +169,7 @@ class Encoder(Backbone):
         rows: PackedTokens,
         read: ReadPositions | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
-        """Return what some blocks make of rows, and the statistics of `moe` blocks among them."""
+        """Run blocks on rows; return the states, and the statistics of `moe` blocks."""
         routers = []
         for block, bias in blocks:
             reads_now = block is self.blocks[-1] and not self.computes_all
@@ -176,12 +179,11 @@ class Encoder(Backbone):
         return x_SD if read is None or not self.computes_all else x_SD.index_select(0, read.row_M), routers
 
     def rows(self, tokens: Tokens) -> PackedTokens:
-        """Return which tokens are computed."""
+        """Return the tokens to compute."""
         return PackedTokens.of(tokens, self.config.num_heads)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of another encoder with the positions of images resized to this one's patches; of relative ones
-        those of texts too, if they are longer there."""
+        """Resize another encoder's image positions to this one's patches, and longer relative text positions."""
         if self.relative is not None:
             names = "relative.image_bias", "relative.text_bias"
             if not all(name in tensors for name in names):
@@ -199,14 +201,14 @@ class Encoder(Backbone):
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:
-    """Give every weight its first value.
+    """Set the initial value of every weight.
 
     | what | value |
     |---|---|
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
     | positions | normal, std `pos_embed_init_std`, cut at 2 std |
     | convolutions | normal, std √(2 / fan-in), as ReLU wants (He et al. 2015) |
-    | biases (q and v too) | 0; VQA and classification set that of the last layer of their heads afterwards |
+    | biases (q and v too) | 0; VQA and classification then set the last bias of their heads |
     | normalisations | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
     | temperature | 0.07 |
@@ -219,7 +221,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
                 nn.init.ones_(parameter)
             elif isinstance(submodule, nn.Conv2d) and name == "weight":
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-            elif isinstance(submodule, nn.ConvTranspose2d) and name == "weight":  # here not overlapping: fan-in is its channels
+            elif isinstance(submodule, nn.ConvTranspose2d) and name == "weight":  # without overlap the fan-in is its channels
                 nn.init.normal_(parameter, std=(2 / len(parameter)) ** 0.5)
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
                 nn.init.constant_(parameter, config.layer_scale_init)

@@ -1,5 +1,6 @@
-"""EVE's encoder as the published code runs it, for weights that were trained with it (docs/fidelity.md): what a token gets
-depends on all that is in its pass, so parts of a batch go one by one, and no state of a pass may be left out.
+"""EVE's encoder as the published code runs it, for weights trained with that code (docs/fidelity.md).
+
+A token's result depends on all tokens of its pass: parts of a batch run one by one, and no state may be left out.
 
 Letters: B batch, N all tokens, D width.
 """
@@ -17,20 +18,20 @@ from eve_vl.model.packing import PackedTokens, Tokens
 
 
 class OfficialEncoder(Encoder):
-    """`Encoder` with `model.routing` official or reference-dropless."""
+    """`Encoder` with `model.routing` reference or reference-dropless."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        # without drops, a token's result is its own
+        # without drops, a token's result depends on no other token
         self.results_depend_on_batch = self.config.routing == "reference" and "moe" in self.config.ffn_policies
         self.computes_all = self.results_depend_on_batch
 
     def rows(self, tokens: Tokens) -> PackedTokens:
-        """Return all tokens: padding is routed like any other."""
+        """Return all tokens: padding is routed too."""
         return PackedTokens.of(tokens, self.config.num_heads, packs=False)
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of images, of texts or of pairs, of each part of the batch by a pass of its own."""
+        """Return the states of images, texts or pairs, one pass per part of the batch."""
         if num_passes == 1:
             return super().encode(image, text)
         parts = [super(OfficialEncoder, self).encode(*part) for part in _parts(image, text, num_passes)]
@@ -50,7 +51,7 @@ class OfficialEncoder(Encoder):
 
 
 def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[list[Tokens | None]]:
-    """Cut a batch into equal parts, in a way that ONNX can say."""
+    """Cut a batch into equal parts, in operations that ONNX has."""
     tokens = image or text
     assert tokens is not None
     rows_CB = torch.arange(tokens.x_BND.shape[0], device=tokens.x_BND.device).unflatten(0, (count, -1))

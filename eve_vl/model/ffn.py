@@ -1,4 +1,4 @@
-"""The feed-forward part of a block: one table says of each policy how it is built, run, counted and called elsewhere.
+"""The feed-forward part of a block: a table of policies, and how each is built, run and named in other checkpoints.
 
 Letters: S rows of a batch, D width.
 """
@@ -19,7 +19,7 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 
 Copies = Literal["all", "text", "none"]
 Keys = dict[str, tuple[str, ...]]
-"""Published names of each of our tensors, several for a stack, both without the block's own name."""
+"""Published names of each of our tensors, several for a stack, without the block's prefix."""
 PARTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 NORM = ("weight", "bias")
 
@@ -43,8 +43,7 @@ class ModalityFeedForward(nn.Module):
 
 
 class PassFeedForward(ModalityFeedForward):
-    """The hard router by the pass, as in VLMo's top blocks: one norm and network for all tokens of a pair, while those of a
-    image or of a text alone have their modality's."""
+    """VLMo's top blocks: one norm and network for all tokens of a pair; an image or a text alone has its modality's."""
 
     def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__(embed_dim, ffn_dim, activation)
@@ -57,22 +56,21 @@ class PassFeedForward(ModalityFeedForward):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """One way to give tokens feed-forward networks."""
+    """A rule that assigns feed-forward networks to tokens."""
 
     build: Callable[[EveModelConfig, InputConfig | None], nn.Module]
-    """Return the block's `ffn`; only the published routing asks for the sizes of inputs."""
+    """Returns the block's `ffn`; only the published routing needs input sizes."""
     run: Callable[[Any, Tensor, PackedTokens, ReadPositions | None], tuple[Tensor, RouterStats | None]]
-    """Return what a block's feed-forward part makes of rows (S, D), with a router of those that are read, and the router's
-    statistics of all."""
+    """Runs a block's feed-forward part on rows (S, D), a router's on those that are read; returns its statistics too."""
     copied: Callable[[Copies], Mapping[str, str]]
-    """Which tensors of an image encoder's block (`norm2`, `mlp`) each of ours starts as; experts are all alike."""
+    """Source in an image encoder's block (`norm2`, `mlp`) of each of our tensors; all experts get the same."""
     has_norm: bool = True
-    """Whether one norm, the block's `norm2`, is for all tokens."""
+    """Whether all tokens share the block's `norm2`."""
     has_router: bool = False
     has_pairs: bool = False
-    """Whether pairs have a network of their own, so that any pass leaves some out."""
+    """Whether pairs have their own network, so that no pass uses all networks."""
     published: Callable[[EveModelConfig], Keys | None] = lambda _: None
-    """None: the published models have no such block."""
+    """Published names; None: published models have no such block."""
 
 
 def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
