@@ -472,7 +472,7 @@ def test_the_token_is_asked_for_once_and_a_busy_server_again(runs, index, open_p
     guarded = Site([runs["retrieval"]], index, token="open sesame")
     try:
         page = open_page(guarded.address, wait_for="#token[open]")
-        for given, answer in (("sesame", "That was not it"), ("open sesame", None)):
+        for given, answer in (("sesame", "Wrong token"), ("open sesame", None)):
             page.get_by_role("textbox", name="Token").fill(given)
             page.keyboard.press("Enter")
             if answer is not None:

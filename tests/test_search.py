@@ -355,7 +355,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "🚗"), "no sign of this is known"),
         (("search", "index", "красная " * 9 + "red"), "tokens are read, and no letter of these is known"),
         (("search", "index", "red", "--without", "red"), "nothing is left to search for"),
-        (("search", "index", "\udcff\udcfe"), r"query: '\udcff\udcfe' is not valid UTF-8; write it anew"),
+        (("search", "index", "\udcff\udcfe"), r"query: '\udcff\udcfe' is not valid UTF-8; correct it"),
         (("search", "index", "red", "--without", "\udcff"), "without: "),
         (("search", "index", "red", "--where", "\udcff=1"), "where: "),
         (("search", "index", "red", "--where", "a=\udcff"), "where: "),

@@ -24,10 +24,10 @@ def test_a_source_is_not_an_image_to_search_for(eve, model, photos, tmp_path):
     for name in ("one", "many"):
         write_table(tmp_path / f"{name}.jsonl", ["one/1.png"] * (1 + (name == "many")))
     for given, message in (
-        ("one", "image: is a folder, name the images in it: one"),
-        ("photos", "image: is a folder, name the images in it: photos"),
-        (".", "image: is a folder, name the images in it: ."),
-        ("", "image: is a folder, name the images in it: ."),
+        ("one", "image: is a folder; name the images in it: one"),
+        ("photos", "image: is a folder; name the images in it: photos"),
+        (".", "image: is a folder; name the images in it: ."),
+        ("", "image: is a folder; name the images in it: ."),
         ("one.jsonl", "one.jsonl: holds rows and is no image"),
         ("many.jsonl", "many.jsonl: holds rows and is no image"),
         ("scenes:test", "image: no such file: scenes:test"),

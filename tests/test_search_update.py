@@ -216,7 +216,7 @@ def test_names_of_any_bytes(model, photos, tmp_path):
     write_image(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
     with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):
         model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
-    with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; write it anew"):
+    with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; correct it"):
         model.encode_text(os.fsdecode(b"\xff"))
 
 

@@ -144,8 +144,8 @@ def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
         return [0] if word else list(range(len(spans)))
     place = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
     if place is None:
-        raise UserError(f'"{word}" is not a word of "{text}"')
+        raise UserError(f'"{word}" is not a word of "{text}"; name one of its words')
     positions = [t for t, (start, end) in enumerate(spans) if start < place.end() and place.start() < end]
     if not positions:
-        raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads of a text')
+        raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads; shorten the text')
     return positions

@@ -1,6 +1,6 @@
-"""Images and texts that a person hands over, in any usual form, and the batches that tasks take.
+"""User input: images and texts in any usual form, and the batches that tasks take.
 
-Letters: H height, W width, P patches, K kept patches, M hidden patches, T text tokens.
+Letters: H height, W width, P patches, K kept patches, M masked patches, T text tokens.
 """
 
 import io
@@ -31,37 +31,37 @@ from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.safe_io import expand_user, is_text
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
-"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
-float in [0, 1]."""
+"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (H, W), of uint8 or of floats
+in [0, 1]."""
 
 Images = ImageLike | Iterable[ImageLike]
 """One image, or several: a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W)."""
 Strings = str | Iterable[str]
 """One text, or several."""
 Texts = str | Path | Iterable[str | Path]
-"""The same, or files of texts, tables and other sources, each a Path."""
+"""Texts, or sources of texts (files of texts, tables, …), each a Path."""
 Item = TypeVar("Item")
 
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
-_ROUNDING = 1e-3  # a resized float image may leave [0, 1] by as much
+_ROUNDING = 1e-3  # a resized float image may exceed [0, 1] by this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GivenImage:
-    """An image not yet decoded, and what to call it in messages."""
+    """An image that is not decoded yet, and its name in messages."""
 
     ref: ImageRef
     where: str
 
     def whole(self) -> np.ndarray:
-        """Return all of the image in its own size, uint8 (H, W, 3). Raises UserError."""
+        """Return the whole image in its own size, uint8 (H, W, 3). Raises UserError."""
         return self._decoded()
 
     def _decoded(self, longest: int | None = None) -> np.ndarray:
         return decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
 
     def at_most(self, side: int) -> np.ndarray:
-        """Return all of the image, made smaller if its longer side has more than `side` pixels. Raises UserError."""
+        """Return the whole image, its longer side reduced to at most `side` pixels. Raises UserError."""
         pixels_HWC = self._decoded(longest=side)
         if max(pixels_HWC.shape[:2]) <= side:
             return pixels_HWC
@@ -70,27 +70,27 @@ class GivenImage:
         return np.asarray(image)
 
     def pixels(self, image_size: int) -> Tensor:
-        """Return what evaluation sees of it: uint8 (3, image_size, image_size). Raises UserError."""
+        """Return the square that evaluation uses, uint8 (3, image_size, image_size). Raises UserError."""
         return decode(self.ref, self.where, crop=Crop(size=image_size))
 
 
 def listed(value: object) -> Iterable[Any] | None:
-    """Return what holds several images or texts, None for anything else."""
+    """Return a value that holds several images or texts, None for any other value."""
     if isinstance(value, np.ndarray | Tensor):
         return value if value.ndim == 4 else None
     return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
 
 
 def given_images(images: Images, where: str = "image") -> list[GivenImage]:
-    """Return one or several images, in order; only those without a file behind them are looked at yet.
+    """Return one or several images, in order; files are not opened yet.
 
-    where: what to call one that is no file. Raises UserError that names the image by its path or by its place, from 0.
+    where: name of an image that is no file. Raises UserError, which names the image by its path or its index.
     """
     return _each(given_image, images, where)
 
 
 def given_texts(texts: Strings) -> list[str]:
-    """Return one or several texts without the space around them. Raises UserError for what is no text or empty."""
+    """Return one or several texts, stripped. Raises UserError for an empty text or another type."""
     return _each(given_text, texts, "text")
 
 
@@ -101,7 +101,7 @@ def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[I
 
 
 def is_source(value: object) -> bool:
-    """Tell whether a path is not an image's but a folder's, a table's or that of another source of rows."""
+    """Return whether a path is a folder, a table or another source of rows, not an image."""
     if not isinstance(value, str | Path):
         return False
     if generated(str(value)) is not None:
@@ -113,7 +113,7 @@ def is_source(value: object) -> bool:
 
 
 def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Return lists of `size` items, the last perhaps shorter; no item is asked for earlier than needed. Raises UserError."""
+    """Return lists of `size` items, lazily; the last may be shorter. Raises UserError if `size` is not positive."""
     if size < 1:
         raise UserError(f"batch_size {size} is not positive")
     iterator = iter(items)
@@ -121,7 +121,7 @@ def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class Inputs:
-    """Makes batches, as evaluation sees them, of what people give: images squeezed to a square, texts cut."""
+    """Batches from user input, as in evaluation: images squeezed to a square, texts cut."""
 
     def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
         self.config, self.tokenizer, self.device = config, tokenizer, device
@@ -129,11 +129,10 @@ class Inputs:
     def stream(
         self, given: Any, what: str, data: DataConfig, *, skipped: list[BadSampleError], progress: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        """Yield name and pixels, uint8 (3, H, W), of images one by one, or texts and their token ids, int64 (T,); of a source
-        among them those of all its rows.
+        """Yield (name, uint8 pixels (3, H, W)) of each image, or (text, int64 token ids (T,)) of each text.
 
-        what: image or text. data: how to read sources. skipped: gets the errors of their rows that cannot be used; any other
-        error is raised. progress: show a bar on a terminal.
+        A source yields all its rows. what: image or text. data: options for sources. skipped: receives the errors of unusable
+        rows of sources; other errors are raised. progress: show a bar on a terminal.
         """
         is_text, console, items = what == "text", Console(stderr=True), listed(given)
         read = self._named_text if is_text else self._named_image
@@ -161,20 +160,20 @@ class Inputs:
         return (text := given_text(text, where)), self.tokens(text)[0]
 
     def images(self, images: Sequence[GivenImage]) -> Tensor:
-        """Return images alone, uint8 (B, 3, H, W)."""
+        """Return images without texts, uint8 (B, 3, H, W)."""
         return torch.stack([self._pixels(image) for image in images]).to(self.device)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
+        """Return texts without images: token ids (B, T), int64, and the padding mask, bool."""
         return self.padded([self.tokens(text)[0] for text in texts])
 
     def padded(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Return token ids of texts as a batch: (B, T), int64, and which are padding, bool."""
+        """Return token ids of texts as a batch (B, T), int64, and the padding mask, bool."""
         ids_BT, is_padding_BT = padded(ids, self.tokenizer.pad_id, self.config.padded_text_length)
         return ids_BT.to(self.device), is_padding_BT.to(self.device)
 
     def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
-        """Return pairs of an image and a text."""
+        """Return image–text pairs."""
         return self._batch(Batch, images, [self.tokens(text)[0] for text in texts])
 
     def statements(self, left: Sequence[GivenImage], right: Sequence[GivenImage], texts: Sequence[str]) -> StatementBatch:
@@ -186,8 +185,11 @@ class Inputs:
     def masked_pairs(
         self, images: Sequence[GivenImage], ids: Sequence[np.ndarray], masks: Any = None, keep_K: np.ndarray | None = None
     ) -> PairBatch:
-        """Return pairs with their masks: of each text, bool (T,), tokens to hide (None: none); sorted positions of patches to
-        keep in all images (None: all)."""
+        """Return image–text pairs with masks.
+
+        masks: bool (T,) for each text, True for a masked token; None: no token. keep_K: sorted positions of the patches to keep
+        in all images; None: all.
+        """
         all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
         keep_K = all_P if keep_K is None else keep_K
         same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "image_id": 0, "caption": 0}
@@ -195,7 +197,7 @@ class Inputs:
         return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,)."""
+        """Return token ids, int64 (T,), [CLS] first, and the mask of special tokens, bool (T,)."""
         return self.tokenizer.encode(text, self.config.max_text_tokens)
 
     def _pixels(self, image: GivenImage) -> Tensor:
@@ -204,7 +206,7 @@ class Inputs:
     def _batch(
         self, kind: type[RowBatch], images: Sequence[GivenImage], ids: Iterable[np.ndarray], **columns: Iterable[Any]
     ) -> Any:
-        """Return a batch of images with texts; columns: what else its samples have."""
+        """Return a batch of images with texts; columns: further fields of its samples."""
         names = ("image", "ids_T", "where", *columns)
         rows = zip(map(self._pixels, images), ids, (image.where for image in images), *columns.values(), strict=True)
         samples = [Sample(batch=kind, **dict(zip(names, row, strict=True))) for row in rows]
@@ -212,12 +214,12 @@ class Inputs:
 
 
 def given_image(image: ImageLike, where: str = "image") -> GivenImage:
-    """Return one image; `where` is what to call one that is no file. Raises UserError."""
+    """Return one image; `where` names an image that is no file. Raises UserError."""
     match image:
         case str() | Path():
             path = expand_user(image)
-            if not os.path.isfile(path):  # noqa: PTH113 (of what cannot be a name it says no)
-                problem = "is a folder, name the images in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+            if not os.path.isfile(path):  # noqa: PTH113 (it returns False for an impossible name)
+                problem = "is a folder; name the images in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
                 raise UserError(f"{where}: {problem}: {path}")
             return GivenImage(ref=ImageFile(path=path), where=str(path))
         case bytes():
@@ -238,28 +240,30 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
 
 
 def given_text(text: str, where: str = "text") -> str:
-    """Return one text without the space around it. Raises UserError for what is no text or empty."""
+    """Return one text, stripped. Raises UserError for an empty text or another type."""
     if not isinstance(text, str):
         raise UserError(f"{where}: got {type(text).__name__}, expected one text")
     if not text.strip():
         raise UserError(f"{where} is empty")
     if not is_text(text):
-        raise UserError(f"{where}: {text!r} is not valid UTF-8; write it anew")
+        raise UserError(f"{where}: {text!r} is not valid UTF-8; correct it")
     return text.strip()
 
 
 def _from_pillow(image: Image.Image, where: str) -> ImageRef:
-    """Return a Pillow image as pixels if it is plain, else as the bytes of a PNG, so that transparency, palettes and 16 bits
-    are treated as in a file; upright, if the file that it comes from says how it is turned."""
+    """Return a Pillow image as pixels, or as a PNG where transparency, a palette or 16 bits need the treatment of a file.
+
+    The EXIF orientation is applied.
+    """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; give it with 8 or 16 bits")
+        raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; convert them to 8 or 16 bits")
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
             return ImagePixels(pixels=np.asarray(image))
         file = io.BytesIO()
         (image if image.mode in _KEPT_BY_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
-    except Exception as error:  # Pillow's plugins raise nearly anything on broken files, which they read only now
+    except Exception as error:  # Pillow reads the file now, and its plugins raise nearly any error for a broken one
         raise UserError(f"{where}: cannot decode image: {error}") from None
     return ImageBytes(data=file.getvalue())
 
@@ -273,7 +277,7 @@ def _from_tensor(image: Tensor, where: str) -> ImageRef:
     try:
         image = image.detach().cpu()
         array = (image.float() if image.is_floating_point() else image).numpy()
-    except (RuntimeError, TypeError) as error:  # sparse, quantised, without values
+    except (RuntimeError, TypeError) as error:  # sparse, quantised or meta tensors
         raise UserError(f"{where}: tensor of {image.dtype} cannot be read ({str(error).splitlines()[0]})") from None
     return _from_array(array, where, "tensor")
 

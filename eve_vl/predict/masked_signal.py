@@ -100,13 +100,13 @@ class MaskedSignalPredictor(Predictor):
         return in_batches(guessed, batch_size, (given_images, asked.image), (given_texts, asked.text))
 
     def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of a text and which are masks. Raises UserError if there are none, or too many tokens before one."""
+        """Return the token ids of a text and its mask. Raises UserError without a [MASK], or for one beyond the limit."""
         limit = self.inputs.config.max_text_tokens
         if MASK_TEXT not in text:
             raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
         ids_T, _, is_masked_T = self.inputs.tokenizer.encode_with_masks(text, limit)
         if is_masked_T.sum() < text.count(MASK_TEXT):
-            raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads of a text")
+            raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads; shorten the text")
         return ids_T, is_masked_T
 
     @torch.no_grad()

@@ -1,13 +1,13 @@
-// Requests to the server: JSON in, JSON out, with the token that it may want.
+// Requests to the server: JSON in, JSON out, with the token if the server needs one.
 
 const KEY = "eve-token";
 const TRIES = 3;
 let asked = null;
 
-/** Whether images cannot be named in `src`, which sends no token. */
+/** Whether images need a request with the token, which `src` does not send. */
 export const hasToken = () => sessionStorage.getItem(KEY) !== null;
 
-/** Return what the server says to a request, parsed, or as a Blob; throw an Error whose message is for people. */
+/** Return the answer to a request, parsed or as a Blob; throw an Error with a message for people. */
 export async function request(path, { body, signal, blob = false } = {}) {
   for (let tries = 1; ; tries++) {
     const token = sessionStorage.getItem(KEY);
@@ -57,7 +57,7 @@ function answer(wasWrong) {
   const input = dialog.querySelector("input");
   if (wasWrong)
     document.getElementById("token-note").textContent =
-      "That was not it. The server was started with its token, as --token or EVE_TOKEN.";
+      "Wrong token. The server got its token at the start, as --token or EVE_TOKEN.";
   input.value = "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -67,14 +67,14 @@ function answer(wasWrong) {
       () =>
         input.value
           ? resolve(input.value.trim())
-          : reject(new Error("Without its token the server says nothing. Load the page again to give it.")),
+          : reject(new Error("The server answers only with its token. Reload the page to enter it.")),
       { once: true },
     );
     dialog.addEventListener("cancel", () => (input.value = ""), { once: true });
   });
 }
 
-/** Return the server's own words on what went wrong. */
+/** Return the server's error message. */
 async function reason(response) {
   try {
     return (await response.json()).error || `The server answered ${response.status}.`;

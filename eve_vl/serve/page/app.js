@@ -1,4 +1,4 @@
-// The page: asks the server what its runs can do, and shows a tab for each thing that one of them can.
+// The page: asks the server for its runs, and shows a tab for each call that one of them allows.
 
 import { request } from "./api.js";
 import { forms } from "./forms.js";
@@ -11,7 +11,7 @@ const tabs = document.getElementById("tabs");
 const main = document.getElementById("panels");
 const panels = [];
 let active = null;
-let image = null; // the last one that was chosen anywhere: panels of one image begin with it
+let image = null; // the last chosen image, with which other panels start
 
 function show(panel, { focus = false } = {}) {
   active = panel;
@@ -118,7 +118,7 @@ async function start() {
   if (noted.length) document.getElementById("note").textContent = whose + noted[0].note;
   document.getElementById("starting").remove();
   if (!panels.length)
-    throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
+    throw new Error("These runs have no calls for this page. Start the server with an index to search: --index INDEX.");
   show(panels.find((panel) => `#${panel.name}` === location.hash) ?? panels[0]);
   addEventListener("hashchange", () => {
     const panel = panels.find((each) => `#${each.name}` === location.hash);

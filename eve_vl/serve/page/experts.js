@@ -1,4 +1,4 @@
-// The panel that shows which expert each patch and each word goes to, block by block.
+// The panel that shows which expert each patch and each token goes to, block by block.
 
 import { call } from "./api.js";
 import { debounced, el, field, Latest, percent, ImageField, runChoice, Status } from "./parts.js";
@@ -17,7 +17,7 @@ export function expertsPanel(runs, chosen) {
     "form",
     { onsubmit: (event) => (event.preventDefault(), ask()) },
     image.node,
-    field("Text", text, "An image, a text or both: what tokens see decides where they go."),
+    field("Text", text, "An image, a text or both: routing depends on what tokens attend to."),
     run.node,
   );
   const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, status.node, blocks));
