@@ -260,7 +260,7 @@ def data_readers(base: Path) -> dict[str, Reader]:
     tokenizer = {"load": use_tokenizer("tokenizer.json")}
     return {
         "folder": Reader(files=folder, actions={"check": check("."), "train": train_on(".", None)}, may_rename=True),
-        "images alone": Reader(files=good, actions=as_images, may_rename=True),
+        "images only": Reader(files=good, actions=as_images, may_rename=True),
         "images": Reader(files=source_images(), choose=one_image, actions=image_actions, weight=4),
         "big images": Reader(
             files=files_in(base / "big"),

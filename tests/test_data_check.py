@@ -204,7 +204,7 @@ def test_texts_without_a_image_are_named(eve, tmp_path: Path):
     assert (code, text.splitlines()[-1]) == (0, "1 text file without an image of the same name: more/a.txt")
     for name in texts[:2]:
         (tmp_path / name).unlink()
-    assert "text file" not in check(eve, tmp_path)[1]  # a folder of images alone, and a note of some kind
+    assert "text file" not in check(eve, tmp_path)[1]  # a folder of images only, and a note of some kind
 
 
 def test_a_recipe_says_what_rows_need(eve, table: Path, monkeypatch):

@@ -232,7 +232,7 @@ def test_folder(root: Path):
 
 
 def test_folder_mistakes(root: Path):
-    with pytest.raises(UserError, match=r"looks like images alone .* expected captions: captions would be in blue.txt"):
+    with pytest.raises(UserError, match=r"looks like images only .* expected captions: captions would be in blue.txt"):
         open_source(root / "images")
     (root / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in this folder \(it is empty\)"):

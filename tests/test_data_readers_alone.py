@@ -1,4 +1,4 @@
-"""Images alone, texts alone, and rows with labels: every form they come in, and the mistakes made with them."""
+"""Images only, texts only, and rows with labels: every form they come in, and the mistakes made with them."""
 
 import gzip
 import json
@@ -72,7 +72,7 @@ def test_images_of_any_table(root: Path, name: str):
     assert [row.image for row in rows_of(source)] == [ImageFile(path=root / "images" / f"{color}.png") for color in COLORS]
     assert all(isinstance(row, ImageOnly) for row in rows_of(source))
     for option in ("text_column", "label_column"):
-        with pytest.raises(UserError, match=rf"{option} .* has no effect on images alone; leave it out"):
+        with pytest.raises(UserError, match=rf"{option} .* has no effect on images only; leave it out"):
             open_source(root / name, kind="images", **{option: "caption"})  # pyright: ignore[reportArgumentType]
 
 
@@ -86,9 +86,9 @@ def test_images_of_tar_shards(root: Path):
     assert reason(source, 2) == "x.tar:blue: no image for the caption"
     bare = write_tar(root / "bare.tar", root / "images", "red.png")
     assert guess_kind(bare) == "images"
-    with pytest.raises(UserError, match=r"bare.tar: looks like images alone \(fields image\), expected captions"):
+    with pytest.raises(UserError, match=r"bare.tar: looks like images only \(fields image\), expected captions"):
         open_source(bare)
-    with pytest.raises(UserError, match=r"text_column .* has no effect on images alone"):
+    with pytest.raises(UserError, match=r"text_column .* has no effect on images only"):
         open_source(path, kind="images", text_column="caption")
 
 
@@ -135,7 +135,7 @@ def test_a_text_a_line(tmp_path: Path, name: str):
     ]
     assert source[-1].text == "the third, without an end"
     assert guess_kind(tmp_path / name) == "texts"
-    with pytest.raises(UserError, match=rf"{name}: looks like texts alone \(fields text\), expected captions"):
+    with pytest.raises(UserError, match=rf"{name}: looks like texts only \(fields text\), expected captions"):
         open_source(tmp_path / name)
 
 
@@ -170,7 +170,7 @@ def test_options_of_no_use_for_texts(tmp_path: Path, option: str):
         open_source(tmp_path / "t.txt", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
     write_jsonl(tmp_path / "t.jsonl", [{"text": "a text"}])
     if option != "text_column":
-        with pytest.raises(UserError, match=rf"{option} .* has no effect on texts alone; leave it out"):
+        with pytest.raises(UserError, match=rf"{option} .* has no effect on texts only; leave it out"):
             open_source(tmp_path / "t.jsonl", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
 
 
@@ -258,7 +258,7 @@ def test_a_folder_for_each_class(root: Path):
     assert source[1].image == ImageFile(path=root / "cards" / "cold" / "1.png")
     assert guess_kind(root / "cards") == "labels"
     assert guess_kind(root / "images") == "images"
-    with pytest.raises(UserError, match=r"images: looks like images alone .*, expected labels: .* classes the names of fold"):
+    with pytest.raises(UserError, match=r"images: looks like images only .*, expected labels: .* classes the names of fold"):
         open_source(root / "images", kind="labels")
 
 

@@ -31,7 +31,7 @@ class ImageOnly(Record):
 class ImageColumns(RowColumns):
     """One image; other columns are ignored."""
 
-    DESCRIPTION = "images alone"
+    DESCRIPTION = "images only"
     USUAL: ClassVar = {"image": cells.IMAGE_COLUMNS}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageOnly:
@@ -50,7 +50,7 @@ class TextOnly(Record):
 class TextColumns(RowColumns):
     """One text, perhaps as a list of one item; other columns are ignored."""
 
-    DESCRIPTION = "texts alone"
+    DESCRIPTION = "texts only"
     USUAL: ClassVar = {"text": ("text", *cells.TEXT_COLUMNS, "sentence")}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> TextOnly:

@@ -165,7 +165,7 @@ class TextTable(LineTable):
     def hint(self) -> str:
         """Return the uses of texts without images."""
         options = "with --data.modality text --task.mim-weight 0 for EVE, and for VLMo in its stage of texts (vlmo_tiny_texts)"
-        return f"; texts alone are for pre-training, {options}"
+        return f"; rows of texts only are for pre-training, {options}"
 
     def fields(self, index: int, where: str) -> Fields:
         """Return the text of a line. Raises BadSampleError."""
