@@ -206,9 +206,9 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
 
 
 class TraceableMoE(nn.Module):
-    """The twin of a mixture of experts without drops, in operations that ONNX has: each expert looks for its own rows.
+    """Twin of a mixture of experts without drops, in operations that ONNX has; it shares the weights.
 
-    Only chosen experts compute, as in `MoE`. Shares the weights.
+    Each expert selects its own rows, so that only chosen experts compute, as in `MoE`.
     """
 
     def __init__(self, moe: MoE):

@@ -1,7 +1,7 @@
-"""From pixels and token ids to the vectors that enter the blocks.
+"""Embeddings: from pixels and token ids to the vectors that enter the blocks.
 
-Letters: B batch, H height, W width, P patches of the image, K kept patches, T text tokens, N all tokens, D width,
-X values in a patch or channels.
+Letters: B batch, H height, W width, P patches of the image, K kept patches, M masked patches, T text tokens, N all tokens,
+D width, X values in a patch or channels.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from eve_vl.model.layers import layer_norm
 from eve_vl.model.packing import Tokens
 from eve_vl.utils.errors import UserError
 
-BLOCK_WIDTHS = (16, 32, 64, 64, 96, 32)  # of the layers of a BlockStem before the last: 196,080 parameters at seven layers
+BLOCK_WIDTHS = (16, 32, 64, 64, 96, 32)  # of a BlockStem's layers before the last: 196,080 parameters at seven layers
 
 
 def join(image: Tokens | None, text: Tokens | None) -> Tokens:
-    """Return images, texts or, row by row, pairs of them as one sequence, [image; text]."""
+    """Return images, texts, or pairs row by row, as one sequence, [image; text]."""
     if image is None or text is None:
         tokens = image or text
         assert tokens is not None, "an image, a text or both"
@@ -36,7 +36,7 @@ def join(image: Tokens | None, text: Tokens | None) -> Tokens:
 
 
 def index_tokens(tokens: Tokens, rows: Tensor) -> Tokens:
-    """Return some rows of a batch, int64 indices, perhaps more than once."""
+    """Return rows of a batch by int64 indices, which may repeat."""
     is_padding_BN, patch_BK = (None if each is None else each[rows] for each in (tokens.is_padding_BN, tokens.patch_BK))
     return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding_BN, patch_BK=patch_BK)
 
@@ -47,7 +47,7 @@ def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
-    """Undo `patchify` for square images: (B, P, 3·patch²) to (B, 3, H, W)."""
+    """Invert `patchify` for square images: (B, P, 3·patch²) to (B, 3, H, W)."""
     side = round(patches_BPX.shape[1] ** 0.5)
     return F.pixel_shuffle(patches_BPX.mT.unflatten(2, (side, side)), patch_size)
 
@@ -58,24 +58,26 @@ def gather_patches(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def scatter_patches(patches_BPX: Tensor, index_BM: Tensor, new_BMX: Tensor) -> Tensor:
-    """Return the patches with those at the positions index_BM (int64) exchanged; the inverse of `take`."""
+    """Replace the patches at positions index_BM (int64); the inverse of `gather_patches`."""
     return patches_BPX.scatter(1, index_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
 
 
 def gray_out(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
-    """Return normalised patches with the hidden ones in middle grey, for people to look at."""
+    """Return normalised patches with the masked ones in middle grey, for display."""
     return scatter_patches(patches_BPX, hidden_BM, torch.zeros_like(gather_patches(patches_BPX, hidden_BM)))
 
 
 def to_images(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
-    """Return patches of pixels in [-1, 1] as uint8 images (H, W, 3); values outside are cut off."""
+    """Return patches of pixels in [-1, 1] as uint8 images (H, W, 3); values outside are clamped."""
     pixels_BCHW = (unpatchify(patches_BPX.float(), patch_size) + 1) * 127.5
     return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 class ViewNorm(nn.Module):
-    """Batch normalisation (B, X, H, W) with running averages of their own for images of which patches are hidden: these are
-    mostly grey, and averages over both would fit neither."""
+    """Batch normalisation (B, X, H, W) with separate running averages for masked images.
+
+    These are mostly grey, and averages over both would fit neither.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -84,7 +86,7 @@ class ViewNorm(nn.Module):
         self.whole, self.hidden = (nn.BatchNorm2d(width, affine=False) for _ in range(2))
 
     def forward(self, x_BXHW: Tensor, *, is_hidden: bool) -> Tensor:
-        """Normalise by the batch, in evaluation by the running averages."""
+        """Normalise by the batch, or by the running averages in evaluation."""
         norm = self.hidden if is_hidden else self.whole
         averages = norm.running_mean, norm.running_var
         return F.batch_norm(x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps)
@@ -103,15 +105,15 @@ class ConvStem(nn.Module):
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
 
     def forward(self, pixels_BCHW: Tensor, *, is_hidden: bool = False) -> Tensor:
-        """(B, 3, H, W) to (B, P, D). is_hidden: patches are hidden, in grey."""
-        x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # the faster one on a CPU
+        """Embed (B, 3, H, W) to (B, P, D). is_hidden: patches are masked in grey."""
+        x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x_BXHW = norm(conv(x_BXHW), is_hidden=is_hidden).relu_()
         return self.proj(x_BXHW).flatten(2).mT
 
 
 class BlockStem(nn.Sequential):
-    """Convolutions 2 × 2 of stride 2, no two places of which share a pixel, until a patch is one place; GELU between (MLIM)."""
+    """Convolutions 2 × 2 of stride 2 with GELU between, without overlap, until a patch is one place (MLIM)."""
 
     def __init__(self, embed_dim: int, patch_size: int):
         halvings = patch_size.bit_length() - 1
@@ -120,7 +122,7 @@ class BlockStem(nn.Sequential):
         super().__init__(*[layer for conv in convs for layer in (conv, nn.GELU())][:-1])
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """(B, 3, H, W) to (B, P, D)."""
+        """Embed (B, 3, H, W) to (B, P, D)."""
         return super().forward(input).flatten(2).mT
 
 
@@ -132,7 +134,7 @@ STEMS: dict[str, Callable[[int, InputConfig], nn.Linear | ConvStem | BlockStem]]
 
 
 class ImageEmbed(nn.Module):
-    """Patches by a linear projection or by convolutions, image [CLS], learned positions if any, image type embedding."""
+    """Patch embedding (linear or convolutions), image [CLS], learned positions if any, image type embedding."""
 
     def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True):
         super().__init__()
@@ -147,7 +149,7 @@ class ImageEmbed(nn.Module):
     ) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position.
 
-        instead: positions (int64, (B, M)) of patches, and what stands there instead of their embeddings, (B, M, D).
+        instead: positions (int64, (B, M)) of patches, and the embeddings that replace theirs, (B, M, D).
         """
         side = pixels_BCHW.shape[2] // self.sizes.patch_size
         x_BPD, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
@@ -160,7 +162,7 @@ class ImageEmbed(nn.Module):
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1], patch_BK=keep_BK)
 
     def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
-        """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
+        """Return the patches (B, P, D), or the kept ones (B, K, D), which depend on no masked pixel."""
         if isinstance(self.proj, BlockStem):
             x_BPD = self.proj(pixels_BCHW)
             return x_BPD if keep_BK is None else gather_patches(x_BPD, keep_BK)
@@ -175,7 +177,7 @@ class ImageEmbed(nn.Module):
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
-    """Return (1 + num_patches, D): a learned square grid, [CLS] first, bicubically resized to another square one if need be."""
+    """Return (1 + num_patches, D): a learned square grid, [CLS] first, resized bicubically if necessary."""
     if num_patches == len(positions) - 1:
         return positions
     old, new = round((len(positions) - 1) ** 0.5), round(num_patches**0.5)
@@ -185,7 +187,7 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
 
 
 def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -> tuple[dict[str, Tensor], str | None]:
-    """Return another backbone's weights with the positions of images resized, and a sentence on it if they were."""
+    """Resize the image positions in another backbone's weights; return the weights, and a sentence if resized."""
     there = tensors.get(name)
     if there is None or len(there) == num_patches + 1:
         return tensors, None
@@ -194,8 +196,10 @@ def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -
 
 
 class TextEmbed(nn.Module):
-    """Word embedding, LayerNorm, dropout; text type embedding is added after both, and so are learned positions, if any, unless
-    they come first, as in BERT."""
+    """Token embedding, LayerNorm, dropout, then text type embedding and learned positions, if any.
+
+    positions_first adds the positions before the LayerNorm, as in BERT.
+    """
 
     def __init__(
         self,
@@ -218,8 +222,10 @@ class TextEmbed(nn.Module):
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
-        """Embed int64 token ids, the text [CLS] first; num_real: how many are no padding, if known. Raises UserError for more
-        tokens than there are positions."""
+        """Embed int64 token ids, the text [CLS] first. Raises UserError for more tokens than positions.
+
+        num_real: number of tokens without padding, if known.
+        """
         T = ids_BT.shape[1]
         if self.longest < T:
             raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")

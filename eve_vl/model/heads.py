@@ -1,4 +1,4 @@
-"""Heads: from states of the encoder to predictions.
+"""Heads: from encoder states to predictions.
 
 Letters: B batch, M masked tokens, N all tokens, D width, V vocabulary.
 """
@@ -23,28 +23,28 @@ class TokenHead(nn.Module):
         self.fc2 = nn.Linear(embed_dim, vocab_size)
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        """(M, D) to logits (M, V). Give it the masked tokens alone."""
+        """Return logits (M, V) of states (M, D); pass masked tokens only."""
         return self.fc2(self.norm(F.gelu(self.fc1(x_MD))))
 
 
 class MLPHead(nn.Sequential):
-    """Two-layer classifier on a state; (B, in_dim) to logits (B, out_dim)."""
+    """Two-layer classifier; (B, in_dim) to logits (B, out_dim)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
     def start_as_one_of_many(self) -> None:
-        """Make each class as likely as it is on average: from one half, the first hundred steps go into unlearning it."""
+        """Set the prior of each class to its average; a prior of one half costs the first hundred steps."""
         bias = self[-1].bias
         assert isinstance(bias, nn.Parameter)
         nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
 
 class BatchNormNoAffine(nn.BatchNorm1d):
-    """(B, D) to float32 (B, D) of mean 0 and variance 1: batch normalisation without weights, as in MAE's linear probes; each
-    process by its own rows, in evaluation by running averages.
+    """Batch normalisation without weights, as in MAE's linear probes; (B, D) to float32 (B, D).
 
-    Most of a [CLS] state is the same for all inputs, and an encoder whose head is still ignorant makes it more so (LOG.md).
+    Each process normalises by its own rows, evaluation by running averages. Most of a [CLS] state is equal for all inputs, and
+    an untrained head makes the encoder increase that share (LOG.md).
     """
 
     def __init__(self, embed_dim: int):
@@ -56,9 +56,9 @@ class BatchNormNoAffine(nn.BatchNorm1d):
 
 
 class ITMHead(nn.Linear):
-    """A state of an image–text pair to logits (B, 2), class 1 = match; with `standardize`, of standardised states.
+    """Logits (B, 2) of an image–text pair, class 1 = match; `standardize` normalises states by BatchNormNoAffine first.
 
-    ranks: only a match has a logit, a score that tells one text of an image from another; that of no match is 0.
+    ranks: only a match has a logit, a score to rank the texts of an image; that of no match is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
@@ -66,13 +66,13 @@ class ITMHead(nn.Linear):
         self.norm = BatchNormNoAffine(embed_dim) if standardize else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """(B, D) to (B, 2)."""
+        """Return logits (B, 2) of states (B, D)."""
         logits = super().forward(self.norm(input))
         return logits if self.out_features == 2 else F.pad(logits, (1, 0))
 
 
 class PairedAttentionHead(nn.Module):
-    """Two pairs, each attending to the other, fused, pooled by attention, then two classes (UNITER, "pair with attention")."""
+    """Two classes from two pairs that attend to each other, fused and pooled by attention (UNITER, "pair with attention")."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
@@ -99,10 +99,9 @@ class PairedAttentionHead(nn.Module):
 
 
 class SiameseHead(nn.Module):
-    """Two states, their distance and their product to two classes (InferSent, Conneau et al. 2017): whether the two say the
-    same is there from the start, where a classifier of the states alone must first learn to compare.
+    """Two classes from two standardised states, their distance and their product (InferSent, Conneau et al. 2017).
 
-    The states come standardised.
+    Distance and product show equality from the start; a classifier of the states alone must first learn to compare.
     """
 
     def __init__(self, embed_dim: int):
@@ -111,13 +110,13 @@ class SiameseHead(nn.Module):
         self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
-        """Two times (B, D) to logits (B, 2)."""
+        """Return logits (B, 2) of two states (B, D)."""
         left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD])).unflatten(0, (2, -1))
         return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
 
 
 class ContrastHead(nn.Module):
-    """Projections of the two [CLS] states to features of length 1, and the temperature they are compared with."""
+    """Projections of the two [CLS] states to features of length 1, and their temperature."""
 
     def __init__(self, embed_dim: int, projection_dim: int):
         super().__init__()
@@ -126,9 +125,9 @@ class ContrastHead(nn.Module):
         self.temperature = nn.Parameter(torch.empty(()))
 
     def image_features(self, cls_BD: Tensor) -> Tensor:
-        """(B, D) to float32 (B, d)."""
+        """Return image features, float32 (B, d), of states (B, D)."""
         return F.normalize(self.image(cls_BD).float(), dim=1)
 
     def text_features(self, cls_BD: Tensor) -> Tensor:
-        """(B, D) to float32 (B, d)."""
+        """Return text features, float32 (B, d), of states (B, D)."""
         return F.normalize(self.text(cls_BD).float(), dim=1)

@@ -1,4 +1,4 @@
-"""Weights from one run into another task's model."""
+"""Copy the weights of one run into the model of another task."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ ENCODER = "encoder."
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What a start from another run's weights came to."""
+    """Result of a start from another run's weights."""
 
     new: frozenset[str]
-    """Parameters that it did not have, or had in another shape: they start at random."""
+    """Parameters missing there or of another shape; they start at random."""
     unused: frozenset[str]
-    """What it had and this model has no place for."""
+    """Parameters that this model does not have."""
     resized: str | None
-    """What of the encoder was resized, in words; None if nothing was."""
+    """Sentence on resized encoder weights; None without any."""
 
 
 def transfer(
     tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = (), text_length: int | None = None
 ) -> Transfer:
-    """Copy what fits; the encoder must fit as a whole, resized if need be, apart from names that match a pattern of may_lack.
+    """Copy fitting weights; the encoder must fit as a whole, after resizing, except for names that match may_lack.
 
-    `where` names the source of `tensors` in messages. text_length: that of the source, which no flag need have changed: recipes
-    have their own. Raises UserError, also for a pattern that matches nothing.
+    where: the source of `tensors` in messages. text_length: of the source run. Raises UserError, also for a pattern without a
+    match.
     """
     own = task.state_dict()
     for name in own.keys() & tensors.keys():
@@ -41,7 +41,7 @@ def transfer(
     encoder, resized = task.encoder.resized(encoder)
     tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
-    of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may always differ
+    of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may differ
     may_differ = {name for pattern in may_lack for name in matching(pattern, of_encoder, "init_allow_missing")}
     if wrong := of_encoder - fitting.keys() - may_differ:
         name = min(wrong)
@@ -63,7 +63,7 @@ def transfer(
 
 
 def _way_with_texts(config: Config, there: int | None) -> list[str]:
-    """Return what to do about texts of another length, if the encoder cannot."""
+    """Return the fix for another text length, if the encoder cannot resize to it."""
     here = config.input.text_length
     if there in (None, here) or (config.model.fits_other_sizes and here < there):
         return []
@@ -71,6 +71,6 @@ def _way_with_texts(config: Config, there: int | None) -> list[str]:
 
 
 def parts(names: Iterable[str]) -> str:
-    """Return the parts of a model that parameters belong to, for messages: `answer_head, contrast.match_head`."""
+    """Return the model parts of parameters, for messages: `answer_head, contrast.match_head`."""
     depth = {"contrast": 2, "encoder": 2}
     return ", ".join(sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}))

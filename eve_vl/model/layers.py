@@ -1,4 +1,4 @@
-"""The one attention, the one feed-forward network and their small parts.
+"""The one attention, the one feed-forward network, and their parts.
 
 Letters: B batch, N tokens, M keys, S rows of a batch, D width, H heads, F feed-forward width.
 """
@@ -15,12 +15,12 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 
 
 def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
-    """Return a LayerNorm with the eps of the encoder, if no other is given."""
+    """Return a LayerNorm, by default with the encoder's eps."""
     return nn.LayerNorm(dim, eps=eps)
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, saving one tensor instead of two."""
+    """x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, which saves one tensor for backward instead of two."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -34,12 +34,12 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Activation of every feed-forward network and expert; any shape, any float dtype."""
+    """Return QuickGELU, the activation of feed-forward networks and experts; any shape and float dtype."""
     return _QuickGELU.apply(x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to itself unless keys are given; q and v have biases, k has none."""
+    """Multi-head attention, self-attention unless keys are given; q and v have biases, k has none."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -58,19 +58,19 @@ class Attention(nn.Module):
         keys_BMD: Tensor | None = None,
         bias_HNM: Tensor | None = None,
     ) -> Tensor:
-        """Attend from each of N tokens to M, never to padding; (B, N, D) to (B, N, D).
+        """Attend from each of N tokens to M, without padding; (B, N, D) to (B, N, D).
 
-        keys_BMD: what keys and values are made of (co-attention); default: the tokens themselves. is_padding_BM: which of
-        these are none. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
+        keys_BMD: source of keys and values (co-attention), by default the tokens themselves. is_padding_BM: padding among
+        them. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
         """
         return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, bias_HNM)))
 
     def among(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> Tensor:
-        """Attend from each row, or from those that are read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D).
+        """Attend from each row, or each that is read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D).
 
-        bias_BHNN: added to the scores; one for all samples is (1, H, N, N).
+        bias_BHNN: added to the scores; (1, H, N, N) if equal for all samples.
         """
         qkv_SX = F.linear(x_SD, self.qkv.weight, self._bias())
         at_once = read is None or read.positions is None
@@ -104,12 +104,12 @@ class Attention(nn.Module):
         return x_BNX.view(B, N, count, self.num_heads, X // count // self.num_heads).permute(2, 0, 3, 1, 4)
 
     def join(self, out_BHNd: Tensor) -> Tensor:
-        """Put the heads side by side and project them: (B, H, N, d) to (B, N, D)."""
+        """Concatenate and project the heads: (B, H, N, d) to (B, N, D)."""
         return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
 
 def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Tensor | None:
-    """Return what `attend` takes: bool, where keys may be attended to, or with a bias floats to add; None if all is open."""
+    """Return the mask of `attend`: bool, True for allowed keys, or floats to add; None if all keys are allowed."""
     if bias_HNM is None:
         return None if is_padding_BM is None else ~is_padding_BM[:, None, None, :]
     if is_padding_BM is None:
@@ -118,9 +118,10 @@ def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Ten
 
 
 def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention, (B, H, N, d); torch's fused kernel except where its backward is slow: bfloat16 on CPU.
+    """Return softmax attention, (B, H, N, d): torch's fused kernel, but explicit for bfloat16 on CPU.
 
-    There the explicit form is 1.2 to 2.7 times faster, forward and backward together, most on short sequences (LOG.md).
+    There the fused backward is slow: the explicit form is 1.2 to 2.7 times faster, forward and backward together, most on short
+    sequences (LOG.md).
     """
     if q_BHNd.device.type != "cpu" or q_BHNd.dtype != torch.bfloat16 or not q_BHNd.requires_grad:
         if mask is not None and mask.dtype != torch.bool:
@@ -130,15 +131,14 @@ def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) 
 
 
 def takes_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> bool:
-    """Whether `attend_by_lengths` can and should: there is padding, and a GPU with a kernel for it."""
+    """Return whether to use `attend_by_lengths`: there is padding, and a GPU with a kernel."""
     if rows.is_padding_BN is None or qkv_SX.device.type != "cuda" or qkv_SX.dtype not in (torch.bfloat16, torch.float16):
         return False
     return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(qkv_SX.device) >= (8, 0)
 
 
 def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Tensor:
-    """Softmax attention of the rows of each sequence to each other, (S, D), by flash attention, which takes no mask but is told
-    where sequences begin."""
+    """Return softmax attention within each sequence of rows, (S, D), by flash attention with sequence starts, not a mask."""
     from torch.nn.attention.varlen import varlen_attn
 
     of, (S, X) = rows.sequences, qkv_SX.shape
@@ -149,20 +149,20 @@ def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Ten
 
 
 def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what each query (row) takes of each key, (B, H, N, M), rows adding up to 1; 0 where it may not attend."""
+    """Return attention weights, (B, H, N, M), with row sums of 1; 0 for masked keys."""
     scores_BHNM = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
-    if mask is not None and mask.dtype == torch.bool:  # adding −∞, unlike filling it in, costs nothing in the backward pass
+    if mask is not None and mask.dtype == torch.bool:  # adding −∞ costs nothing in the backward pass, filling does
         mask = torch.zeros_like(mask, dtype=scores_BHNM.dtype).masked_fill_(~mask, float("-inf"))
     if mask is not None:
         scores_BHNM = scores_BHNM + mask
-    return scores_BHNM.softmax(-1, dtype=torch.float32).to(q_BHNd.dtype)  # in bfloat16 it is slower on a CPU
+    return scores_BHNM.softmax(-1, dtype=torch.float32).to(q_BHNd.dtype)  # softmax in bfloat16 is slower on a CPU
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between; (…, D) to (…, D)."""
+    """Two linear layers with an activation in between; (…, D) to (…, D)."""
 
     def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__()
@@ -171,12 +171,12 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to every token alike."""
+        """Apply to each token."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
 def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:
-    """Drop the whole branch for a random share `rate` of the samples, scaling the rest (stochastic depth)."""
+    """Drop the branch for a random share `rate` of the samples, and scale the rest (stochastic depth)."""
     if rate == 0 or not training:
         return x_SD
     keep_B = torch.empty(rows.shape[0], device=x_SD.device).bernoulli_(1 - rate).div_(1 - rate)

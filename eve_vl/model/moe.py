@@ -1,7 +1,7 @@
 """The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper, "Modality-Aware MoE").
 
-`dropless` routing: every token reaches its top-k experts, none is dropped, padding is not counted, and what a token gets never
-depends on its neighbours in the batch. Statistics are returned, never stored.
+`dropless` routing: every token reaches its top-k experts, padding is not counted, and no result depends on other tokens of the
+batch. Statistics are returned, never stored.
 
 Letters: S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen experts, R = S·K routed
 rows, M = 2 modalities (image, text).
@@ -20,34 +20,34 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 
 @dataclass(kw_only=True, slots=True)
 class RouterStats:
-    """What one `moe` block did in one pass, as sums over the real tokens, so that passes and processes can be added."""
+    """Sums over the real tokens of one `moe` block in one pass; passes and processes can be added."""
 
     sums_2X: Tensor
-    """float32 (2, 4·E): by modality (image, text) what the properties return, of all experts, in one tensor."""
+    """float32 (2, 4·E): by modality (image, text), the values of the properties for all experts."""
 
     @property
     def first_E(self) -> Tensor:
-        """Tokens whose first choice is each expert."""
+        """Number of tokens with each expert as first choice."""
         return self._sums(0).detach().sum(0)
 
     @property
     def gate_E(self) -> Tensor:
-        """Gate probability of each expert, summed (carries gradient)."""
+        """Summed gate probability of each expert (with gradient)."""
         return self._sums(1).sum(0)
 
     @property
     def entropy(self) -> Tensor:
-        """Entropy of the gate in nats, summed."""
+        """Summed entropy of the gate in nats."""
         return self._sums(2).detach().sum()
 
     @property
     def chosen_ME(self) -> Tensor:
-        """Times each expert was among the K choices, per modality."""
+        """Number of times each expert was among the K choices, per modality."""
         return self._sums(3).detach()
 
     @property
     def num_tokens(self) -> Tensor:
-        """Real tokens."""
+        """Number of real tokens."""
         return self.first_E.sum()
 
     def _sums(self, number: int) -> Tensor:
@@ -55,7 +55,7 @@ class RouterStats:
 
 
 class Router(nn.Module):
-    """g(x) = softmax(W (x + b_m)); b_m is a learned modality embedding (paper Eq. 6), seen by the router alone."""
+    """g(x) = softmax(W (x + b_m)); b_m is a learned modality embedding (paper Eq. 6), which only the router sees."""
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int, modality_routing: bool):
         super().__init__()
@@ -80,9 +80,9 @@ class Router(nn.Module):
 def router_stats(
     gates_SE: Tensor, log_gates_SE: Tensor, experts_SK: Tensor, is_of_2S: Tensor, has_room_SK: Tensor | None = None
 ) -> RouterStats:
-    """Return the sums over tokens; first choices count whether they found room with their expert or not.
+    """Return the sums over tokens; first choices count even if their expert has no room.
 
-    is_of_2S: as `Rows.is_of_2S`. By a product, which waits for no device.
+    is_of_2S: as `PackedTokens.is_of_2S`. A matrix product needs no GPU sync.
     """
     zeros_SE = torch.zeros_like(gates_SE.detach())
     first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)
@@ -92,7 +92,7 @@ def router_stats(
 
 
 class Experts(nn.Module):
-    """E feed-forward networks as stacked weights, applied to rows that are sorted by expert."""
+    """E feed-forward networks as stacked weights, for rows sorted by expert."""
 
     def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int, activation: Activation = "quick_gelu"):
         super().__init__()
@@ -122,7 +122,7 @@ class Experts(nn.Module):
 
 
 def _rows_of(bias_EO: Tensor, dtype: torch.dtype, expert_R: Tensor) -> Tensor:
-    return bias_EO.to(dtype).index_select(0, expert_R)  # whose backward pass is much faster than that of bias_EO[expert_R]
+    return bias_EO.to(dtype).index_select(0, expert_R)  # its backward pass is much faster than that of bias_EO[expert_R]
 
 
 class MoE(nn.Module):
@@ -143,12 +143,12 @@ class MoE(nn.Module):
 
     @property
     def num_idle_parameters(self) -> int:
-        """Parameters of the experts that a token is not sent to."""
+        """Number of parameters in the experts that a token does not use."""
         experts = sum(parameter.numel() for parameter in self.experts.parameters())
         return experts - experts * self.router.top_k // len(self.router.weight)
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
-        """Return what the experts make of rows (S, D), or of those that are read, and the statistics of all."""
+        """Return the experts' output for rows (S, D), or for those that are read, and the statistics of all rows."""
         gates_SK, experts_SK, stats = self.router(x_SD, rows)
         if read is not None:
             x_SD, gates_SK, experts_SK = (each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK))
@@ -158,7 +158,7 @@ class MoE(nn.Module):
         expert_R, order_R = experts_SK.flatten().sort(stable=True)
         counts_E = torch.zeros(stats.sums_2X.shape[1] // 4, dtype=torch.long, device=x_SD.device)
         counts_E = counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
-        # a module of its own: where experts lie on several processes, one that exchanges rows can stand in its place
+        # a separate module, so that one that exchanges rows between processes can replace it
         y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, counts_E)
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
         y_SKD = y_RD.index_select(0, inverse_R).view(S, K, y_RD.shape[1])
@@ -166,10 +166,10 @@ class MoE(nn.Module):
 
 
 def row_tile(x_RD: Tensor, num_experts: int) -> int:
-    """Rows that each expert's share is padded to a multiple of.
+    """Return the multiple that each expert's rows are padded to.
 
-    oneDNN, which multiplies bfloat16 on CPU, compiles a kernel for every new shape, which costs more than the product;
-    whole tiles make shapes recur. Where experts get few rows, there are few shapes, and large tiles would be mostly padding.
+    oneDNN, which multiplies bfloat16 on CPU, compiles a kernel for every new shape. That costs more than the product, and tiles
+    make shapes recur. Experts with few rows have few shapes, and large tiles would be mostly padding.
     """
     if x_RD.device.type != "cpu" or x_RD.dtype != torch.bfloat16:
         return 1
@@ -187,7 +187,7 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor
 
 
 def grouped_mm_works(x_RI: Tensor, weight_EOI: Tensor) -> bool:
-    """Whether torch's grouped_mm takes these: float32 or half types on CPU, bfloat16 on CUDA, rows of whole 16 bytes."""
+    """Return whether torch's grouped_mm takes these: float32 or half types on CPU, bfloat16 on CUDA, 16-byte rows."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16) if x_RI.device.type == "cpu" else (torch.bfloat16,)
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     if x_RI.device.type == "cuda" and torch.cuda.get_device_capability(x_RI.device) < (8, 0):

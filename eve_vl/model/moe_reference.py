@@ -1,8 +1,8 @@
-"""The mixture of experts as the published code computes it, for weights that were trained with it (docs/fidelity.md).
+"""The mixture of experts as the published code computes it, for weights trained with that code (docs/fidelity.md).
 
-What differs from `moe`: the modality embedding reaches the experts too; padding is routed and counted; image and text part at
-a fixed place; and with `official` routing the second expert is drawn at random, and experts take no more tokens than they
-have room for, so that what a token gets depends on its batch, in evaluation too.
+Differences from `moe`: experts also see the modality embedding; padding is routed and counted; the boundary of image and text
+is fixed. With `reference` routing the second expert is sampled, and experts have a capacity. A token's result then depends on its
+batch, in evaluation too.
 
 Letters: N tokens of a sequence, S tokens of the whole batch, D width, E experts, R rows that reach an expert.
 """
@@ -24,16 +24,16 @@ MIN_CAPACITY = 4
 
 @dataclass(kw_only=True, slots=True)
 class Assignment:
-    """Where each token goes: its first and its second expert."""
+    """First and second expert of each token."""
 
     logits_SE: Tensor
-    """Of the gate, float32, without noise."""
+    """Logits of the gate, float32, without noise."""
     experts_S2: Tensor
     """int64."""
     slots_S2: Tensor
-    """int64 places in the experts' queues; -1 where there was no room."""
+    """int64 places in the experts' queues; -1 without room."""
     gates_S2: Tensor
-    """Weights of what the experts return: they add up to 1 over the choices that found room, and are 0 for the others."""
+    """Weights of the experts, which sum to 1 over the choices with room, and are 0 for the others."""
 
 
 def gumbel_noise(like_SE: Tensor) -> Tensor:
@@ -47,15 +47,18 @@ class OfficialMoE(MoE):
     """`MoE` by the published arithmetic, with the same weights."""
 
     def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):
-        """sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole image, [CLS] included. drops: `official`
-        rather than `reference-dropless`."""
+        """Set up weights and noise.
+
+        sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole image, [CLS] included. drops: `reference` instead
+        of `reference-dropless`.
+        """
         super().__init__(*sizes, top_k=2, modality_routing=modality_routing, activation=activation)
         self.num_image, self.drops = num_image, drops
         self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
-        """What is added to the logits (S, E) before the second choice; torch.manual_seed seeds the usual one."""
+        """Noise added to the logits (S, E) before the second choice; torch.manual_seed seeds the default."""
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
-        """Return what the experts make of rows (S, D), all tokens of a batch, or of those that are read, and the statistics."""
+        """Return the experts' output for rows (S, D), all tokens of a batch, or for those that are read, and statistics."""
         x_SD = rows.tokens(x_SD)  # they queue in this order
         is_text_S = self.fixed_boundary(rows)
         if self.router.modality_embed is not None:
@@ -76,15 +79,17 @@ class OfficialMoE(MoE):
         return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(chosen, is_text_S)
 
     def fixed_boundary(self, rows: PackedTokens) -> Tensor:
-        """Return the modality that the published code sees of each token, int64 (S,), 1 for text: in a pair, the first
-        num_image tokens are image, whatever was dropped."""
+        """Return each token's modality in the published code, int64 (S,), 1 for text.
+
+        In a pair, the first num_image tokens count as image, even if patches were dropped.
+        """
         S = len(rows.token_S)
         if rows.num_image in (0, S):
             return rows.is_text_S
         return (torch.arange(S, device=rows.token_S.device) % rows.shape[1] >= self.num_image).long()
 
     def route(self, x_SD: Tensor) -> Assignment:
-        """Choose two experts for each token, and hand out places: first choices before second ones, each in order of token."""
+        """Choose two experts per token and assign places: first choices, then second ones, each in token order."""
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight)
             gates_SE = logits_SE.softmax(1)
@@ -100,19 +105,19 @@ class OfficialMoE(MoE):
         return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
 
     def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
-        """Return the sums over all tokens, padding too."""
+        """Return the sums over all tokens, padding included."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
         is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()
         return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:
-    """Return how many tokens an expert takes: as many as if all were spread evenly, at least four."""
+    """Return the capacity of an expert: its share of an even spread, at least MIN_CAPACITY."""
     return max(math.ceil(2 * num_tokens / num_experts), MIN_CAPACITY)
 
 
 def queue(experts_S2: Tensor, num_experts: int) -> Tensor:
-    """Return each choice's place in its expert's queue, int64 (S, 2): all first choices, then all second ones."""
+    """Return each choice's place in its expert's queue, int64 (S, 2); first choices come before second ones."""
     expert_R = experts_S2.T.flatten()  # the first choices of all tokens, then the second ones
     sorted_R, order_R = expert_R.sort(stable=True)
     counts_E = expert_R.bincount(minlength=num_experts)

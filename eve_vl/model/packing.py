@@ -1,5 +1,6 @@
-"""The tokens of a batch as the rows that blocks compute: those of images lie together, then those of texts, without padding,
-so that what is done to each token alone is done to real ones only. Attention alone puts them back in their sequences.
+"""Packed tokens: the rows that blocks compute, first all image tokens, then all text tokens without padding.
+
+Only attention puts them back in their sequences.
 
 Letters: B batch, N all tokens of a sequence, A = B·N, S rows, M rows that are read, H heads, d width of a head, D or X a width.
 """
@@ -12,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TILE = 32
-"""Texts take a multiple of so many rows, padding the last: oneDNN prepares every matrix product of a new shape anew."""
+"""Text rows are padded to a multiple of this, because oneDNN prepares each matrix product of a new shape."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Tokens:
-    """A batch of sequences. The modality of every token travels with it, whatever was dropped on the way."""
+    """A batch of sequences with the modality of every token."""
 
     x_BND: Tensor
     num_image: int
@@ -25,21 +26,21 @@ class Tokens:
     is_padding_BN: Tensor | None = None
     """Bool, True where there is no token; None when there is no padding at all."""
     num_real: int | None = None
-    """Tokens of texts that are no padding, in the whole batch, where that is known without asking the device."""
+    """Text tokens without padding in the whole batch, if known without a GPU sync."""
     patch_BK: Tensor | None = None
-    """int64, the places of the image's patches in its grid; None: all of them in order, or no image."""
+    """int64, positions of the image's patches in its grid; None: all in order, or no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation:
-    """Rows to the places of a grid that has room for padding, and back."""
+    """Mapping of rows to the places of a padded grid, and back."""
 
     row_P: Tensor
-    """int64, which row comes to each place; any where there is none."""
+    """int64, row of each place; any value at empty places."""
     place_R: Tensor
-    """int64, the place of each row."""
+    """int64, place of each row."""
     is_empty_P: Tensor | None
-    """Bool, places without a row; None: there are none, or what they hold means nothing."""
+    """Bool, places without a row; None: there are none, or their content is irrelevant."""
 
     def __call__(self, x_RX: Tensor) -> Tensor:
         """Return the grid (P, X), 0 where it is empty."""
@@ -56,50 +57,50 @@ class Sequences:
     """Rows in the order of their sequences."""
 
     rows: Permutation
-    """Of S rows to S places."""
+    """From S rows to S places."""
     starts: Tensor
-    """int32 (2·B + 1,), the place at which each sequence begins, of each sample its tokens and then its padding, and S."""
+    """int32 (2·B + 1,), start of each sequence, per sample its tokens and then its padding, and last S."""
     longest: int
-    """At most so many rows make a sequence."""
+    """Upper bound of a sequence's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPositions:
-    """The states that are read in the end, all of one modality: of other rows the last block computes only what these need."""
+    """The states to read, all of one modality; the last block computes only what they need."""
 
     row_M: Tensor
     """int64."""
     is_image: bool
     positions: slice | None = None
-    """Where they are in their sequences, if that is the same in all."""
+    """Their positions in the sequences, if equal in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
-    """Where the rows of a batch lie in its sequences."""
+    """Layout of a batch's rows in its sequences."""
 
     shape: tuple[int, int]
     """B, N."""
     num_image: int
-    """Rows of images; the others are of texts."""
+    """Number of image rows; the others are text."""
     is_pair: bool
-    """Whether the pass is of pairs: then `modality_vl` blocks have one network for all tokens."""
+    """Whether the pass has pairs: then `modality_vl` blocks use one network for all tokens."""
     is_padding_BN: Tensor | None
     """As in `Tokens`."""
     token_S: Tensor
-    """int64, which of the A tokens each row is."""
+    """int64, token of each row, among A."""
     is_real_S: Tensor | None
-    """Bool, False for padding that fills a tile; None: all are real."""
+    """Bool, False for padding that fills a tile; None: all rows are real."""
     tokens: Permutation
-    """Of S rows to A tokens."""
+    """From S rows to A tokens."""
     qkv_P: Tensor
-    """int64 (3·B·H·N,), which of the S·3·H queries, keys and values of rows comes to each place; any where there is padding."""
+    """int64 (3·B·H·N,), index of each place among the S·3·H queries, keys and values of rows; any value at padding."""
     head_R: Tensor
-    """int64 (S·H,), which of the B·H·N heads each of a row's is."""
+    """int64 (S·H,), index of each row's heads among the B·H·N heads."""
 
     @classmethod
     def of(cls, tokens: Tokens, num_heads: int, *, packs: bool = True) -> "PackedTokens":
-        """Lay out a batch. packs: leave out padding, where its size is known without asking a device."""
+        """Lay out a batch. packs: leave out padding if its size is known without a GPU sync."""
         (B, N, _), n, H, is_padding_BN = tokens.x_BND.shape, tokens.num_image, num_heads, tokens.is_padding_BN
         device, num_texts, is_real_S = tokens.x_BND.device, _num_texts(tokens, packs), None
         token_BN = torch.arange(B * N, device=device).view(B, N)
@@ -131,10 +132,10 @@ class PackedTokens:
 
     @cached_property
     def sequences(self) -> "Sequences":
-        """Where rows lie if each sequence's come together, as attention by lengths takes them."""
+        """Order of rows by sequence, for attention by lengths."""
         (B, N), S, device = self.shape, self.token_S.shape[0], self.token_S.device
         is_padding_S = 0 if self.is_real_S is None else (~self.is_real_S).long()
-        part_S = 2 * (self.token_S // N) + is_padding_S  # padding makes sequences of its own, to which no word attends
+        part_S = 2 * (self.token_S // N) + is_padding_S  # padding forms its own sequences, to which no token attends
         order_S = (part_S * (B * N) + self.token_S).argsort()
         rows = Permutation(row_P=order_S, place_R=torch.empty_like(order_S), is_empty_P=None)
         rows.place_R.scatter_(0, order_S, torch.arange(S, device=device))
@@ -143,12 +144,12 @@ class PackedTokens:
 
     @property
     def is_text_S(self) -> Tensor:
-        """int64, 1 for texts."""
+        """int64, 1 for text rows."""
         return (torch.arange(self.token_S.shape[0], device=self.token_S.device) >= self.num_image).long()
 
     @property
     def is_of_2S(self) -> Tensor:
-        """float32, 1 for the real tokens of images and for those of texts."""
+        """float32, 1 for real image tokens (first row) and for real text tokens (second row)."""
         is_text_S = self.is_text_S.float()
         is_of_2S = torch.stack([1 - is_text_S, is_text_S])
         return is_of_2S if self.is_real_S is None else is_of_2S * self.is_real_S
@@ -158,7 +159,7 @@ class PackedTokens:
         return self.tokens.back(x_BND.flatten(0, 1))
 
     def grid(self, x_SD: Tensor) -> Tensor:
-        """Return rows in their sequences, (B, N, D), 0 where there is none."""
+        """Return rows in their sequences, (B, N, D), 0 at empty places."""
         return self.tokens(x_SD).unflatten(0, self.shape)
 
     def split_heads(self, qkv_SX: Tensor) -> Tensor:
@@ -167,24 +168,24 @@ class PackedTokens:
         return qkv_SX.view(R, -1).index_select(0, self.qkv_P).view(3, B, -1, N, qkv_SX.numel() // R)
 
     def join_heads(self, out_BHNd: Tensor) -> Tensor:
-        """Return the heads of each row side by side, (S, H·d), of those in their sequences."""
+        """Return the concatenated heads of each row, (S, H·d)."""
         return out_BHNd.flatten(0, 2).index_select(0, self.head_R).view(self.token_S.shape[0], -1)
 
     def between(self, start: int, stop: int) -> ReadPositions:
-        """Read tokens of each sequence, none of which is padding, sequence after sequence."""
+        """Read tokens start to stop of each sequence, without padding, sequence by sequence."""
         row_BM = self.tokens.row_P.view(self.shape)[:, start:stop]
         is_image = start * self.shape[0] < self.num_image
         return ReadPositions(row_M=row_BM.flatten(), is_image=is_image, positions=slice(start, stop))
 
     def of_texts(self, token_M: Tensor) -> ReadPositions:
-        """Read tokens of texts, int64 among the flattened (B, T), none of padding."""
+        """Read text tokens, int64 among the flattened (B, T), without padding."""
         B, N = self.shape
         n = self.num_image // B
         row_M = self.tokens.row_P.index_select(0, token_M // (N - n) * N + n + token_M % (N - n))
         return ReadPositions(row_M=row_M, is_image=False)
 
     def narrowed(self, x_SD: Tensor, read: ReadPositions | None) -> tuple[Tensor, "PackedTokens"]:
-        """Return the rows that are read, (M, D), and what is known of these but for attention; None: of all."""
+        """Return the rows that are read, (M, D), and their layout without attention; None reads all."""
         if read is None:
             return x_SD, self
         each_M = torch.arange(read.row_M.shape[0], device=read.row_M.device)
@@ -195,8 +196,7 @@ class PackedTokens:
 
 
 def _num_texts(tokens: Tokens, packs: bool) -> int:
-    """Return how many rows texts take: whole tiles that hold all real tokens, if their number is known or can be asked for
-    without waiting for a device; else all."""
+    """Return the number of text rows: tiles with all real tokens if known without a GPU sync, else all tokens."""
     (B, N, _), is_padding_BN, num_real = tokens.x_BND.shape, tokens.is_padding_BN, tokens.num_real
     num_texts = B * (N - tokens.num_image)
     if is_padding_BN is None or not packs:

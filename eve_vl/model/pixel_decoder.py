@@ -1,6 +1,6 @@
-"""The light decoder that rebuilds hidden patches from what the encoder saw (MAE §3).
+"""The light decoder that reconstructs masked patches from the encoder's states (MAE §3).
 
-Letters: B batch, P patches of the image, K kept patches, M hidden patches, T text tokens, D encoder width,
+Letters: B batch, P patches of the image, K kept patches, M masked patches, T text tokens, D encoder width,
 d decoder width, X values in a patch.
 """
 
@@ -17,14 +17,14 @@ from eve_vl.model.packing import PackedTokens, Tokens
 
 
 class PixelDecoder(nn.Module):
-    """A few narrow blocks over [image; one mask token per hidden patch; text], then the pixels of the hidden ones.
+    """A few narrow blocks over [image; one mask token per masked patch; text], then the pixels of the masked patches.
 
-    Attention does not care about order, so hidden patches come after all kept ones and nothing has to be put back in place;
-    fixed sine-cosine positions tell where each kept and each hidden patch lies.
+    Attention ignores order, so masked patches come after all kept ones, without reordering. Fixed sine-cosine positions locate
+    all patches.
     """
 
     def __init__(self, embed_dim: int, patch_dim: int, block: EveModelConfig, *, depth: int, dim: int, num_heads: int):
-        """embed_dim: of the encoder. block: whose shape the blocks have, apart from their width and heads."""
+        """embed_dim: of the encoder. block: shape of the blocks, except for width and heads."""
         super().__init__()
         block = dataclasses.replace(block, embed_dim=dim, num_heads=num_heads)
         self.embed = nn.Linear(embed_dim, dim)
@@ -35,7 +35,7 @@ class PixelDecoder(nn.Module):
         self.block = block
 
     def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
-        """Predict the hidden patches.
+        """Predict the masked patches.
 
         encoded: states of [image CLS, K kept patches, T text tokens]. keep_BK, hidden_BM: int64 positions in the grid.
         Returns (B, M, X), in the order of hidden_BM.

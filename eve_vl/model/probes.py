@@ -23,8 +23,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module:
     """Return a twin of a module with other submodules under the given names, such as `encoder.blocks.0.attn`.
 
-    Only what leads to these is copied, without its tensors, and the original stays as it is: others may use it meanwhile,
-    which they could not while a hook or a patched attribute was in it.
+    It copies only the modules above these, without tensors. The original stays unchanged and usable, unlike with a hook or a
+    patched attribute.
     """
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
@@ -35,12 +35,11 @@ def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (B, N, N), the mean over heads of relu(weight · ∂score/∂weight) in one attention; and whether each row's
-    weights have any effect on the score at all, bool (B, N).
+    """Return Grad-CAM of one attention, (B, N, N), and whether each row's weights affect the score, bool (B, N).
 
-    attention: its name in the module. score: goes once through the module that it is given, a twin, with the whole batch or
-    with part after part of it, and returns a scalar. Rows are queries, columns keys; padding, as a key, has none. A weight is
-    moved alone: the others of its row do not make room for it.
+    It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
+    are queries, columns keys; padding keys have 0. attention: its name in the module. score: runs the twin that it gets once over
+    the batch, whole or in parts, and returns a scalar. The derivative moves one weight, without the others of its row.
     """
     original = module.get_submodule(attention)
     assert isinstance(original, Attention)
@@ -62,24 +61,24 @@ def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the router of one block with experts chooses."""
+    """Choices of the router of one block with experts."""
 
     block: int
-    """0 is the first of the blocks, with experts or without."""
+    """Number of the block; 0 is the first, with experts or without."""
     num_experts: int
     experts_BNK: Tensor
-    """int64, the best first; what padding has means nothing."""
+    """int64, best first; any value at padding."""
     gates_BNK: Tensor
-    """float32, the weights of what these experts return, which add up to 1; 0 of one that has no room (`official` routing)."""
+    """float32, weights of these experts, which sum to 1; 0 for an expert without room (`reference` routing)."""
 
 
 def mixtures(encoder: nn.Module) -> dict[str, MoE]:
-    """Return the mixtures of experts of an encoder by their names, first to last."""
+    """Return the mixtures of experts of an encoder by name, first to last."""
     return {name: part for name, part in encoder.named_modules() if isinstance(part, MoE)}
 
 
 def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> list[Choices]:
-    """Return what each router of an encoder chooses in one pass over whole images, texts or pairs."""
+    """Return the choices of each router in one pass over whole images, texts or pairs."""
     known = mixtures(encoder)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     replace_submodules(encoder, {name: _watched(moe, name, seen) for name, moe in known.items()}).encode(image, text)
@@ -96,7 +95,7 @@ def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> 
 
 
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
-    """Return a twin that notes, under its name, experts and gates (B·N, K) of all tokens in their sequences."""
+    """Return a twin that records experts and gates (B·N, K) of all tokens in their sequences, under its name."""
     if isinstance(moe, OfficialMoE):
 
         def route(x_SD: Tensor) -> Assignment:
