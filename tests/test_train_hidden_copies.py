@@ -35,12 +35,12 @@ INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
 DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
 # Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become shorter.
 WAITING = {
-    "model/rows.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
+    "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
     "train/checkpoint.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/negatives.py:fetched": "waits for how long texts are that came from other micro-batches or processes",
+    "tasks/hard_negatives.py:gather_hard_negatives": "waits for how long texts are that came from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
-    "model/moe_official.py:queue": "sizes buffers by how full experts are, as the published code does",
-    "model/moe_official.py:forward": "counts the rows of each expert on the host, as the published code does",
+    "model/moe_reference.py:queue": "sizes buffers by how full experts are, as the published code does",
+    "model/moe_reference.py:forward": "counts the rows of each expert on the host, as the published code does",
 }
 WAITING_IN_FLOAT32 = (
     "model/moe.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone

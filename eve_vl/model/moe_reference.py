@@ -1,8 +1,8 @@
 """The mixture of experts as the published code computes it, for weights trained with that code (docs/fidelity.md).
 
 Differences from `moe`: experts also see the modality embedding; padding is routed and counted; the boundary of image and text
-is fixed. With `reference` routing the second expert is sampled, and experts have a capacity. A token's result then depends on its
-batch, in evaluation too.
+is fixed. With `reference` routing the second expert is sampled, and experts have a capacity. A token's result then depends on
+its batch, in evaluation too.
 
 Letters: N tokens of a sequence, S tokens of the whole batch, D width, E experts, R rows that reach an expert.
 """
