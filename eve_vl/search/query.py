@@ -77,7 +77,7 @@ def refuse_invalid_utf8(**given: Sequence[str]) -> None:
     """Raise UserError for a text with half of a surrogate pair: no tokenizer, database or file takes it."""
     for name, texts in given.items():
         if bad := [text for text in texts if not is_text(text)]:
-            raise UserError(f"{name}: {bad[0]!r} is not valid UTF-8; write it anew")
+            raise UserError(f"{name}: {bad[0]!r} is not valid UTF-8; correct it")
 
 
 def encode_queries(

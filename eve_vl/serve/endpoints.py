@@ -7,6 +7,7 @@ import base64
 import binascii
 import dataclasses
 import functools
+import inspect
 import io
 import json
 import math
@@ -212,7 +213,7 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
     for name in eve.calls:
         request = REQUESTS[name] if name in ALWAYS else eve.run.predictor.requests()[name]
         call = getattr(eve, name)
-        if name in ALWAYS or request.by_rows or name == requests.Match.name:
+        if "batch_size" in inspect.signature(call).parameters:
             call = functools.partial(call, batch_size=limits.batch)
         size, by_rows = eve.run.config.input.image_size, is_exact and request.by_rows
         found[name] = Endpoint(name, request, call, limits, image_size=size, by_rows=by_rows)
