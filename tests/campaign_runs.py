@@ -20,7 +20,7 @@ from twins import CAPTIONS, tiny_config
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.eve import Eve
-from eve_vl.interop.convert import export_published
+from eve_vl.interop.published import export_published
 from eve_vl.report.page import write_report
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import load_run, read_config

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.data.kinds.captions import CaptionBatch
-from eve_vl.interop.convert import published
-from eve_vl.interop.convert.keys import key_table, to_ours, to_published
+from eve_vl.interop import published
+from eve_vl.interop.convert import Plan, by_table, config_for
+from eve_vl.interop.published import flatten_patches, key_table, to_published
 from eve_vl.model.moe_reference import Assignment, OfficialMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
@@ -88,10 +89,11 @@ class Fixture:
         sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
         model = replace(model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"])
         table = key_table(model, section)
-        ours = to_ours(tensors, table)
+        ours = flatten_patches(by_table(tensors, table))
         for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
-        config: Config = published.config_for(sizes, model, section, Path("golden"), "golden")
+        plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, finish=lambda ours, _: ours)
+        config: Config = config_for(plan, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(ours.get("answer_head.3.bias", ()))))
         task = build_untrained(config, Sizes(vocab_size=len(ours["encoder.text.words.weight"]), labels=labels))
         task.load_state_dict(ours)

@@ -16,10 +16,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
-from eve_vl.config import ClassificationConfig, PairConfig
+from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import Service, application
+from eve_vl.systems.mlim.config import PairConfig
 
 JSON = {"content-type": "application/json"}
 

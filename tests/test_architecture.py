@@ -51,6 +51,10 @@ MAY_IMPORT = {
         "run",
         "search",
     },
+    "systems": {
+        *("utils", "config", "recipes", "data", "model", "objectives", "metrics", "train", "tasks", "evaluation", "predict"),
+        *("interop", "report"),
+    },
     "demo": {"utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "report"},
     "cli": {
         "utils",
@@ -168,6 +172,16 @@ def test_files_do_not_import_each_other_in_a_circle():
         finished |= ready
 
 
+def test_a_system_is_imported_from_its_own_folder_only():
+    """EVE can be read without the related systems, and each of them without the others."""
+    for module, path in MODULES.items():
+        own = ".".join(module.split(".")[:3])
+        foreign = [
+            name for name, _ in own_imports(path) if name.startswith("eve_vl.systems") and not name.startswith(f"{own}.")
+        ]
+        assert not foreign, f"{module} imports {foreign}"
+
+
 @pytest.mark.parametrize(
     ("library", "only"),
     [
@@ -207,7 +221,7 @@ def test_the_training_loop_knows_no_tasks_name():
 def test_no_room_compares_a_name_with_a_tasks():
     """But the tasks, the forms of earlier versions and each task's own page."""
     for module, path in MODULES.items():
-        if room_of(module) in ("tasks", "config") or (room_of(module) == "report" and path.stem in TASKS):
+        if room_of(module) in ("tasks", "config", "systems") or (room_of(module) == "report" and path.stem in TASKS):
             continue
         compared = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Compare | ast.MatchValue)]
         words = {word.value for node in compared for word in ast.walk(node) if isinstance(word, ast.Constant)}
@@ -219,7 +233,7 @@ def test_rooms_ask_a_task_what_it_has_and_never_which_it_is():
     assert {"MaskedSignal", "Retrieval", "VQA", "NLVR2", "Classification"} <= {*classes}
     asks = re.compile(rf"isinstance\([^)]*({'|'.join(classes)})")
     for module, path in MODULES.items():
-        if room_of(module) in ("tasks", "config", "recipes", "predict"):
+        if room_of(module) in ("tasks", "config", "recipes", "predict", "systems"):
             continue
         assert not asks.search(path.read_text()), f"{module} asks a task which it is"
         own = path.stem if room_of(module) in ("report", "evaluation") else None

@@ -11,14 +11,14 @@ from test_bad_input import complaint, write_pairs
 
 from eve_vl.cli import VERBS
 from eve_vl.cli.common import flags_of, with_own
-from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
+from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 
 MISTAKES = [
     ("completion fish", "given: fish; SHELL: one of bash, zsh"),
@@ -153,8 +153,8 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert complete("eve re") == ["reconstruct", "report"]
     assert complete("eve data ") == ["check", "answers", "write", "help"]
     assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
-    assert complete("eve pretrain ") == [*PRETRAIN]
-    assert complete("eve finetune demo_") == [name for name in FINETUNE if name.startswith("demo_")]
+    assert complete("eve pretrain ") == [*recipes("pretrain")]
+    assert complete("eve finetune demo_") == [name for name in recipes("finetune") if name.startswith("demo_")]
     measured = [name for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers]
     assert complete("eve evaluate ") == [*measured, "zero_shot"]
     assert complete("eve pretrain tiny --train.l") == ["--train.lr", "--train.lr-multipliers", "--train.log-every"]

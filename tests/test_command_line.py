@@ -4,7 +4,6 @@ import pytest
 
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import flags_of, with_own
-from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
@@ -12,8 +11,9 @@ from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
-from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 
 START = "--out --init --init-allow-missing --scratch"
 INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
@@ -39,7 +39,11 @@ TASK = {
         {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image --task.itc-targets
         --task.itm-negatives --task.svd-form --task.svd-weight
     """,
-    "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-target",
+    "mlim": """
+        --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob
+        --task.mask-replace-source --task.mim-weight --task.mlm-weight --task.masking --task.heavy-mask-ratio
+        --task.recon-target
+    """,
     "retrieval": """
         --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
         --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank --task.rerank-by
@@ -108,7 +112,7 @@ CALLS = {
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_mlm_itc_itm", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
-    **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
+    **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in recipes("finetune")},
 }
 
 

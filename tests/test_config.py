@@ -16,9 +16,7 @@ from eve_vl.config import (
     HeadlessConfig,
     InputConfig,
     MaskedSignalConfig,
-    MlimConfig,
     NLVR2Config,
-    PairConfig,
     RetrievalConfig,
     TokenizerConfig,
     TrainConfig,
@@ -29,7 +27,8 @@ from eve_vl.config import (
     layer_decay,
     to_dict,
 )
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.utils.errors import UserError, nearest
 
 MISTAKES = [
@@ -65,7 +64,7 @@ MISTAKES = [
     (ContrastMatchConfig(itc_weight=-1.0), "itc_weight must be finite and not negative, got -1.0"),
     (
         ContrastMatchConfig(itc_weight=0.0),
-        "itm_negatives local are drawn by the similarity of contrast, but itc_weight is 0: set it to random_half",
+        "itm_negatives local are sampled by contrastive similarity, but itc_weight is 0: set it to random_half",
     ),
     (
         ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),
@@ -80,9 +79,9 @@ MISTAKES = [
     (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too"),
     (
         RetrievalConfig(itm_weight=0.0, rerank=0, itm_batchnorm=True),
-        "itm_batchnorm has no use while itm_weight is 0: there is no matching head",
+        "itm_batchnorm has no effect while itm_weight is 0: there is no matching head",
     ),
-    (RetrievalConfig(rerank=1), "rerank 1 changes nothing, for one candidate has no order: give 0, or more than 1"),
+    (RetrievalConfig(rerank=1), "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1"),
     (RetrievalConfig(captions_per_image=-1), "captions_per_image must be finite and not negative, got -1"),
     (VQAConfig(min_answer_count=0), "min_answer_count must be above 0, got 0"),
     (DataConfig(train=()), "train and val must each name a source"),
@@ -181,18 +180,18 @@ def test_lists_come_back_with_their_items_checked():
             from_dict(TrainConfig, wrong, "config.json")
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", recipes("pretrain"))
 def test_recipes_come_back_from_their_file(name):
     config = get_recipe(name)
     assert config.recipe == name
     again = config_from_dict(json.loads(config_to_json(config)), "config.json")
     assert again == config
     assert to_dict(again) == to_dict(config)
-    assert PRETRAIN[name].__doc__
+    assert recipes("pretrain")[name].__doc__
 
 
 @pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", recipes("finetune"))
 def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     """With the section of their own task, and the encoder of the run that they start from."""
     start = get_recipe(init)
@@ -206,18 +205,18 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     again = config_from_dict(json.loads(config_to_json(config)), "config.json")
     assert again == config
     assert type(again.task) is type(config.task)
-    assert FINETUNE[name].__doc__
+    assert recipes("finetune")[name].__doc__
 
 
 def test_what_has_no_use_with_or_without_a_start_is_refused():
-    with pytest.raises(UserError, match=r"^scratch says what not to take from --init; name that run$"):
+    with pytest.raises(UserError, match=r"^scratch limits what --init gives, but there is no --init; name a run$"):
         Config(recipe="x", out=Path("x"), scratch=True)
-    with pytest.raises(UserError, match=r"^train\.head_lr_multiplier has no use without --init: all parameters are new$"):
+    with pytest.raises(UserError, match=r"^train\.head_lr_multiplier has no effect without --init: all parameters are new$"):
         Config(recipe="x", out=Path("x"), train=TrainConfig(head_lr_multiplier=2.0))
-    with pytest.raises(UserError, match=r"^tokenizer\.path has no use with --init: that run's tokenizer comes along$"):
+    with pytest.raises(UserError, match=r"^tokenizer\.path has no effect with --init, which brings its run's tokenizer$"):
         Config(recipe="x", out=Path("x"), init=Path("y"), tokenizer=TokenizerConfig(path=Path("tokenizer.json")))
     for start in ({}, {"init": Path("y"), "scratch": True}):
-        with pytest.raises(UserError, match=r"init_allow_missing has no use where no weights are taken from an --init run$"):
+        with pytest.raises(UserError, match=r"init_allow_missing has no effect without weights from an --init run$"):
             Config(recipe="x", out=Path("x"), init_allow_missing=("encoder.norm.*",), **start)
     Config(recipe="x", out=Path("x"), init=Path("y"), init_allow_missing=("encoder.norm.*",))
     Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(head_lr_multiplier=2.0))

@@ -10,7 +10,6 @@ from eve_vl.config import (
     HeadlessConfig,
     InputConfig,
     MaskedSignalConfig,
-    MlimConfig,
     ModelConfig,
     NLVR2Config,
     RetrievalConfig,
@@ -25,6 +24,7 @@ from eve_vl.config import (
 )
 from eve_vl.config.serialization import FORMAT
 from eve_vl.recipes import get_recipe
+from eve_vl.systems.mlim.config import MlimConfig
 from eve_vl.utils.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_another_format_is_one_error(form):
 
 
 def test_what_is_no_object_is_refused():
-    with pytest.raises(UserError, match=r"^run/config\.json: is not a run's config, which is a JSON object$"):
+    with pytest.raises(UserError, match=r"^run/config\.json: not a run's config: expected a JSON object$"):
         config_from_dict(["recipe"], "run/config.json")  # pyright: ignore[reportArgumentType]
 
 

@@ -16,8 +16,8 @@ from twins import tiny_config, tiny_tokenizer
 
 from eve_vl.config import NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop.convert import published
-from eve_vl.interop.convert.keys import buffers, key_table, to_ours, to_published
+from eve_vl.interop import convert, published
+from eve_vl.interop.published import buffers, flatten_patches, key_table, to_published
 from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
@@ -64,7 +64,7 @@ def test_there_and_back_is_exact(eve, tmp_path, words, answers, head, suffix):
     assert (vars(run.config.model)["routing"], run.config.input.padded_text_length) == ("reference-dropless", 40)
     done = eve("convert", "run", f"back{suffix}")
     assert done.returncode == 0, done.stderr
-    back = published.read_tensors(tmp_path / f"back{suffix}")
+    back = convert.read_tensors(tmp_path / f"back{suffix}")
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
@@ -232,14 +232,14 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
 )
 def test_heads_that_were_not_published_are_named(eve, tmp_path, task, message):
     config = tiny_config(task=task)
-    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    convert.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
     done = eve("convert", "run", "eve.pth")
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
     config = tiny_config()
-    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    convert.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
     done = eve("convert", "run", "eve.pth")
     assert done.returncode == 0 and "that the published models do not have: pixel_decoder, token_head" in done.stdout
     assert (tmp_path / "run" / "config.json").read_text() == config_to_json(load_run(tmp_path / "run").config)
@@ -251,14 +251,14 @@ def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
     eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4)
     for arguments, message in (
         ((tmp_path, "back.pth", "--image-size", 96), "holds no checkpoint"),
-        (("run", "back.pth", "--image-size", 96), "is a run folder, for which --image-size has no use"),
+        (("run", "back.pth", "--image-size", 96), "--image-size has no effect on a run folder"),
         (
             ("eve.safetensors", "other", "--tokenizer", words, "--copy", "none"),
-            "is an EVE checkpoint, for which --copy has",
+            "eve.safetensors: --copy has no effect on an EVE checkpoint",
         ),
         (
             ("image.pth", "other", "--tokenizer", words, "--text-tokens", 7),
-            "is an image encoder, for which --text-tokens",
+            "image.pth: --text-tokens has no effect on an image encoder",
         ),
         (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "has 3 blocks; --num-deep-blocks 5 is more"),
         (
@@ -326,8 +326,9 @@ def test_the_key_table_covers_every_key(name, size):
     table = key_table(model, section)
     theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
     assert sorted(theirs) == sorted(tensors)  # each once
-    ours = to_ours(tensors, table)
-    config = published.config_for(sizes, model, section, Path("run"), name)
+    ours = flatten_patches(convert.by_table(tensors, table))
+    plan = convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section, finish=lambda ours, _: ours)
+    config = convert.config_for(plan, Path("run"), name)
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128))))
     assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}
@@ -380,7 +381,7 @@ def test_pretraining_starts_from_an_image_encoder(eve, tmp_path, words):
     flags = ["--num-deep-blocks", 1, "--num-experts", 4, "--num-heads", 2]
     done = eve("convert", "image.pth", "run", "--tokenizer", words, *flags)
     assert done.returncode == 0, done.stderr
-    assert "go on with eve pretrain RECIPE --init run" in done.stdout
+    assert "next: eve pretrain RECIPE --init run" in done.stdout
     short = ["--train.steps", 2, "--train.batch-size", 4, "--data.val-samples", 4]
     done = eve("pretrain", "tiny", "--init", "run", "--out", "more", *short)
     assert done.returncode == 0, done.stderr
@@ -439,9 +440,9 @@ def test_what_vlmo_does_not_take_is_refused(eve, tmp_path, words):
     torch.save(vision("beit").state_dict(), tmp_path / "absolute.pth")
     torch.save(vision("beit with relative positions").state_dict(), tmp_path / "relative.pth")
     for arguments, message in (
-        (("absolute.pth",), "takes relative positions alone"),
+        (("absolute.pth",), "takes relative positions only"),
         (("relative.pth", "--image-size", 48), "leave out --image-size"),
-        (("relative.pth", "--num-experts", 4), "--num-experts has no use with --architecture vlmo"),
+        (("relative.pth", "--num-experts", 4), "--num-experts has no effect with --architecture vlmo"),
     ):
         source, *more = arguments
         flags = ["--tokenizer", words, "--num-heads", 2, "--architecture", "vlmo"]

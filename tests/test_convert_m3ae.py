@@ -19,9 +19,10 @@ from twins import Shapes
 
 from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.interop.convert import m3ae
-from eve_vl.interop.convert.published import config_for
+from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert import by_table, config_for, to_tuples
 from eve_vl.run.loading import build_untrained, load_run
+from eve_vl.systems.m3ae import convert as m3ae
 from eve_vl.tasks.task import Sizes
 
 D, DEPTHS, HEADS, PATCH, SIDE, NUM_WORDS, PLACES = 32, (3, 2, 2), 2, 4, 3, 270, 20
@@ -348,11 +349,12 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     unused = {name for name in tensors if name.startswith(found.unused)}
     assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
     assert all(tensors[name].shape == shape for name, shape in special.items())
-    config = config_for(replace(sizes, text_length=64), model, found.section, Path("run"), "file", "m3ae_base", "m3ae_")
+    args = ConvertArgs(source=Path("file"), target=Path("run"), text_tokens=64)
+    config = config_for(m3ae.plan(tensors, "file", args), Path("run"), "file")
     assert config.task.name == HEADS_OF[head]
     with torch.device("meta"):
         built = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS))
-        ours = m3ae.to_ours(tensors, table, model, 64)
+        ours = m3ae.to_ours(by_table(tensors, to_tuples(table)), tensors, model, 64)
     assert {name: tensor.shape for name, tensor in ours.items()} == {
         name: tensor.shape for name, tensor in built.state_dict().items()
     }

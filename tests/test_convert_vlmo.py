@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import Shapes
 
-from eve_vl.interop.convert import vlmo
-from eve_vl.interop.convert.published import config_for
+from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert import by_table, config_for, to_tuples
 from eve_vl.run.loading import build_untrained, load_run
+from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
 
 D, DEPTH, HEADS, PATCH, SIDE, NUM_WORDS = 32, 3, 2, 4, 2, 61
@@ -315,13 +316,14 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
     assert (model.num_heads, model.num_deep_blocks, sizes.image_size) == (shapes["heads"], shapes["top"], 16 * shapes["side"])
     assert sizes.text_length == (40 if size == "base_plus" else 196)
     table, special = vlmo.key_table(model, found, tensors), vlmo.special_shapes(sizes, model, found, tensors)
-    unused = vlmo.UNUSED | ({"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set())
+    unused = {*vlmo.UNUSED} | ({"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set())
     assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
     assert all(tensors[name].shape == shape for name, shape in special.items())
-    config = config_for(sizes, model, found.section, Path("run"), "file", start, "vlmo_")
+    args = ConvertArgs(source=Path("file"), target=Path("run"), text_tokens=0)
+    config = config_for(vlmo.plan(tensors, "file", args), Path("run"), "file")
     with torch.device("meta"):
         built = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS))
-        ours = vlmo.to_ours(tensors, table, model, found)
+        ours = vlmo.to_ours(by_table(tensors, to_tuples(table)), tensors, model, found)
     expected = {name: tensor.shape for name, tensor in built.state_dict().items()}
     if head == "texts":
         expected = {name: shape for name, shape in expected.items() if ".vl." not in name and "norm_vl" not in name}

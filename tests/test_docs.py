@@ -33,8 +33,8 @@ from eve_vl import cli
 from eve_vl.cli import main, predict, runs, train
 from eve_vl.config import Config
 from eve_vl.eve import Eve
-from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_recipe
-from eve_vl.recipes.finetune import CONTRAST_ALONE
+from eve_vl.recipes import EITHER, get_recipe, recipes
+from eve_vl.recipes.finetune import CONTRAST_ONLY
 
 ROOT = Path(__file__).parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
@@ -48,12 +48,12 @@ LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
 # titles of the recipe tables by file
 TITLES = {
-    "pretrain": "Pre-training",
-    "finetune": "Fine-tuning",
-    "vlmo": "VLMo",
-    "mlim": "MLIM",
-    "m3ae": "M3AE",
-    "medflip": "MedFLIP",
+    "eve_vl.recipes.pretrain": "Pre-training",
+    "eve_vl.recipes.finetune": "Fine-tuning",
+    "eve_vl.systems.vlmo.recipes": "VLMo",
+    "eve_vl.systems.mlim.recipes": "MLIM",
+    "eve_vl.systems.m3ae.recipes": "M3AE",
+    "eve_vl.systems.medflip.recipes": "MedFLIP",
 }
 MAX_LETTERS = 88  # per line of code
 MAX_PROSE = 100  # per line of prose, without the targets of links
@@ -120,7 +120,7 @@ def world(tmp_path_factory) -> Path:
         _write_data()
         pretrain = "pretrain tiny --data.train photos --data.val held-out --out runs/demo/pretrain"
         run_command(shlex.split(f"eve {pretrain}"))
-    contrast = replace(CONTRAST_ALONE, projection_dim=8)
+    contrast = replace(CONTRAST_ONLY, projection_dim=8)
     for name, task in {"retrieval": contrast, "vqa": TASKS["vqa"], "nlvr2": TASKS["nlvr2"]}.items():
         write_run(tiny_run(name, task=task), folder / "runs/demo" / name)
     for name, like in {"tiny": "pretrain", "mine": "pretrain", "mine_search": "retrieval"}.items():
@@ -218,7 +218,7 @@ def test_other_blocks_parse(page: Path, monkeypatch):
 
     def start(_verb: str, argv: list[str], _out: Path) -> Config | None:
         init = train._named(argv).init
-        return init and get_recipe(init.name if init.name in PRETRAIN else "base")
+        return init and get_recipe(init.name if init.name in recipes("pretrain") else "base")
 
     for module in (cli, predict, runs, train):
         monkeypatch.setattr(module, "parse", stopping(module.parse))
@@ -307,10 +307,10 @@ def test_numbers_in_the_text_were_measured():
 def recipe_table() -> str:
     """Return the tables of recipes.md: the first paragraphs of the recipes' docstrings."""
     parts = []
-    for file, title in TITLES.items():
+    for module, title in TITLES.items():
         rows = [f"## {title}", "", "| recipe | what, how long, how good |", "|---|---|"]
-        for name, recipe in (PRETRAIN | FINETUNE).items():
-            if recipe.__module__ == f"eve_vl.recipes.{file}":
+        for name, recipe in recipes(EITHER).items():
+            if recipe.__module__ == module:
                 text = " ".join((inspect.getdoc(recipe) or "").split("\n\n")[0].split())
                 rows.append(f"| [`{name}`](api/recipes.md#{recipe.__module__}.{name}) | {text} |")
         parts.append("\n".join(rows))
@@ -318,7 +318,7 @@ def recipe_table() -> str:
 
 
 def test_the_tables_of_recipes_are_what_the_recipes_say():
-    assert list(TITLES) == [module.__name__.rpartition(".")[2] for module in MODULES]
+    assert {*TITLES} == {recipe.__module__ for recipe in recipes(EITHER).values()}
     found = TABLE.search(RECIPES.read_text())
     assert found is not None and found[0] == recipe_table()
 

@@ -119,12 +119,12 @@ def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
 
 def test_help_names_every_verb_and_recipe(eve):
     from eve_vl.cli import VERBS
-    from eve_vl.recipes import FINETUNE, PRETRAIN
+    from eve_vl.recipes import recipes
 
     text = eve("--help").stdout
     assert all(verb in text for verb in VERBS)
     text = eve("pretrain", "--help").stdout
-    assert all(recipe in text for recipe in PRETRAIN)
+    assert all(recipe in text for recipe in recipes("pretrain"))
     text = eve("finetune", "--help").stdout
-    assert all(recipe in text for recipe in FINETUNE)
+    assert all(recipe in text for recipe in recipes("finetune"))
     assert "--train.lr" in eve("pretrain", "tiny", "--help").stdout

@@ -21,7 +21,6 @@ from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import vqa
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
-from eve_vl.evaluation.mlim import MlimEvaluator
 from eve_vl.evaluation.nlvr2 import NLVR2Evaluator
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.runner import evaluate_rows, warnings
@@ -31,6 +30,7 @@ from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.run.loading import load_run
+from eve_vl.systems.mlim.evaluation import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train.log import RunLog, read_log
 from eve_vl.train.trainer import evaluation_batches, num_skipped

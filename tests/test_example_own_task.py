@@ -125,7 +125,7 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     assert len(lines) == len(refused) and all(err.startswith("eve: ") and err.count("\n") == 1 for err in lines)
     assert "one of your own needs --code FILE.py" in lines[0] and "--code FILE.py" in lines[2]
     for line in (lines[1], *lines[3:]):
-        assert f"the task 'count' is made with {folder}/count_things.py (sha256 " in line and "EVE_CODE" in line, line
+        assert f"the task 'count' needs {folder}/count_things.py (sha256 " in line and "EVE_CODE" in line, line
     assert not (folder / "runs/demo_vqa").exists()
 
     done = done[len(refused) :]

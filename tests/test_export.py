@@ -18,13 +18,14 @@ from tiny_runs import ANSWERS, TEXTS, assert_close, noise, tiny_run, write_run
 from twins import in_rows, random_moe, randomize, slow_moe
 
 from eve_vl.cli import main
-from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, PairConfig
+from eve_vl.config import ContrastMatchConfig, DualEncoderConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import onnx
 from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.model.moe_reference import OfficialMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task
+from eve_vl.systems.mlim.config import PairConfig
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
 VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}

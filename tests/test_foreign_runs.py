@@ -26,7 +26,10 @@ from tiny_runs import tiny_run, write_run
 import eve_vl
 from eve_vl.cli import VERBS
 from eve_vl.eve import Eve
-from eve_vl.interop.convert import import_published, read_tensors
+from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert import import_weights, read_tensors
+from eve_vl.interop.published import EVE
+from eve_vl.interop.vision import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.report.curves import Curves
 from eve_vl.run.inspect import inspect_run
@@ -229,6 +232,11 @@ def test_loading_a_damaged_run_is_one_line(answering: Path, name):
     damage(answering, name, use)
 
 
+def import_any(path: Path, run: Path, words: Path) -> None:
+    args = ConvertArgs(source=path, target=run, tokenizer=words, num_heads=4)
+    import_weights([IMAGE_ENCODERS, EVE], read_tensors(path), args)
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is asked to read here
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):
@@ -239,7 +247,7 @@ def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):
     @given(odd_file(path))
     def try_out(content: bytes) -> None:
         path.write_bytes(content)
-        only_user_errors(lambda: import_published(read_tensors(path), "x", run, tokenizer=words, num_heads=4), path)
+        only_user_errors(lambda: import_any(path, run, words), path)
         shutil.rmtree(run, ignore_errors=True)
 
     try_out()

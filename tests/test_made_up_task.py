@@ -19,10 +19,10 @@ from eve_vl.config import Config, TaskConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.dataset import RowDataset
 from eve_vl.interop import hf
-from eve_vl.interop.convert import export_published
-from eve_vl.interop.convert.published import write_run
+from eve_vl.interop.convert import write_run
 from eve_vl.interop.heads import Graph, Heads
 from eve_vl.interop.onnx import export_run
+from eve_vl.interop.published import export_published
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.tasks.task import Sizes, Task
 

@@ -22,7 +22,6 @@ from eve_vl.config import (
     DualEncoderConfig,
     MaskedSignalConfig,
     NLVR2Config,
-    PairConfig,
     RetrievalConfig,
     TaskConfig,
     VQAConfig,
@@ -31,11 +30,12 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop.heads import heads_of
 from eve_vl.interop.onnx import export_run
+from eve_vl.model.dual_encoder import CoAttention, DualEncoder, Tower
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import PackedTokens, Tokens
-from eve_vl.model.towers import CoAttention, DualEncoder, Tower
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
@@ -192,7 +192,7 @@ def test_the_recipe_has_the_published_sizes():
         (RetrievalConfig(), "image_text", r"task\.itm_weight 1\.0 needs"),
         (VQAConfig(), "image_text", r"task\.name vqa needs"),
         (NLVR2Config(), "image_text", r"task\.name nlvr2 needs"),
-        (PairConfig(), "image_text", r"task\.name pair compares items whole and by one modality"),
+        (PairConfig(), "image_text", r"task\.name pair compares whole items and single modalities"),
         (ClassificationConfig(inputs="both"), "image_text", r"task\.inputs both needs"),
         (MaskedSignalConfig(mim_weight=0.0), "text", None),
         (MaskedSignalConfig(mlm_weight=0.0), "image_text", None),
@@ -220,9 +220,9 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         section = replace(DualEncoderConfig(), **values)
         with pytest.raises(UserError, match=rf"^model\.{message}$"):
             replace(tiny_config(), model=section)
-    with pytest.raises(UserError, match="pair compares items whole and by one modality alone, which towers"):
+    with pytest.raises(UserError, match="pair compares whole items and single modalities"):
         small(PairConfig())
-    with pytest.raises(UserError, match="joint_masking hides both modalities"):
+    with pytest.raises(UserError, match="joint_masking masks both modalities"):
         small(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
     encoder, (pixels, ids, is_padding) = towers(fusion_depth=0, pixel_layer=0), batch()
     with pytest.raises(UserError, match="give one of the two"):

@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 from tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
-from eve_vl.config import ClassificationConfig, PairConfig
+from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import page_files, serve
 from eve_vl.synthetic.phantoms import NO_MEDICINE
+from eve_vl.systems.mlim.config import PairConfig
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,7 +1,11 @@
 """Every recipe builds on the meta device with the number of parameters that its shapes give on paper."""
 
 import ast
+import importlib
 import json
+import os
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -12,18 +16,7 @@ import pytest
 import torch
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, config_to_json
-from eve_vl.recipes import (
-    EITHER,
-    FINETUNE,
-    MODULES,
-    PRETRAIN,
-    RECIPES,
-    finetune,
-    get_finetune_recipe,
-    get_recipe,
-    m3ae,
-    pretrain,
-)
+from eve_vl.recipes import EITHER, OWN, find_recipe, finetune, get_finetune_recipe, get_recipe, pretrain, recipes, start_of
 from eve_vl.run.inspect import NUM_LABELS, inspect_config
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
@@ -103,9 +96,9 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 """depths: of the tower for images, of that for texts, and of co-attention."""
 WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
+VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
-    [name for name, recipe in recipes.items() if recipe.__module__ == module.__name__]
-    for recipes, module in ((PRETRAIN, pretrain), (FINETUNE, finetune))
+    [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__] for module in (pretrain, finetune)
 )
 WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_search_long", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
@@ -198,19 +191,56 @@ def head_on_paper(recipe: str, D: int) -> int:
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_function_is_a_recipe_of_its_name(module):
-    """In the order in which they are written, with a docstring that shows the command."""
+SYSTEMS = ["vlmo", "mlim", "m3ae", "medflip"]
+MODULES = [pretrain, finetune, *(importlib.import_module(f"eve_vl.systems.{name}.recipes") for name in SYSTEMS)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_recipe_of_a_module_is_registered(module):
+    """Each function of no argument, or of `init`, in the order of the file, with a docstring that shows the command."""
     defined = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
-    public = [node.name for node in defined if not node.name.startswith("_")]
-    known = [(verb, *item) for verb in RECIPES for item in RECIPES[verb].items() if verb != EITHER]
-    recipes = [each for each in known if each[2].__module__ == module.__name__]
-    assert [name for _, name, _ in recipes] == public
-    for verb, name, recipe in recipes:
-        assert recipe is getattr(module, name)
-        said = recipe.__doc__ or ""
-        assert f"{verb} {name}" in said
-        assert said.splitlines()[0].endswith(".")  # what the list of recipes shows
+    arguments = {node.name: [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)] for node in defined}
+    written = [name for name, names in arguments.items() if names in ([], ["init"])]
+    known = {
+        verb: [(name, each) for name, each in recipes(verb).items() if each.__module__ == module.__name__] for verb in VERBS
+    }
+    assert sorted(written) == sorted(name for found in known.values() for name, _ in found)
+    for verb, found in known.items():
+        assert [name for name, _ in found] == [name for name in written if (verb == "finetune") == bool(arguments[name])]
+        for name, recipe in found:
+            assert recipe is getattr(module, name)
+            text = recipe.__doc__ or ""
+            assert f"{verb} {name}" in text
+            assert text.splitlines()[0].endswith(".")  # the list of recipes shows the first line
+
+
+def test_a_recipe_without_its_docstring_starts_from_the_same_run(monkeypatch):
+    """As under python -OO."""
+    found = recipes("finetune")
+    starts = {name: start_of(name, recipe) for name, recipe in found.items()}
+    for recipe in found.values():
+        monkeypatch.setattr(recipe, "__doc__", None)
+    assert {name: start_of(name, find_recipe("finetune", name)) for name in found} == starts
+    assert {starts[name] for name in ("demo_vqa", "vqa", "m3ae_tiny_vqa")} == {"demo", "base", "m3ae_tiny"}
+    assert {start for start in starts.values() if start} <= {*recipes("pretrain")}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_can_be_left_out(name, tmp_path):
+    """EVE and each other system work without its folder."""
+    package = Path(pretrain.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "eve_vl", ignore=lambda folder, _: [name] * (Path(folder).name == "systems"))
+    code = "from eve_vl.recipes import EITHER, recipes; from eve_vl.cli import main; print(*recipes(EITHER)); main(['help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()[0].split()
+    assert found == [each for each in recipes(EITHER) if not each.startswith(f"{name}_")]
 
 
 def count(config: Config) -> int:
@@ -287,7 +317,7 @@ def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init
     assert count(config) == encoder_on_paper(**shapes) + head_on_paper(name, shapes["D"])
 
 
-M3AES = [name for name, recipe in FINETUNE.items() if recipe.__module__ == m3ae.__name__]
+M3AES = [name for name in recipes("finetune") if name.startswith("m3ae_")]
 
 
 @pytest.mark.parametrize("init", ["m3ae_tiny", "m3ae_base"])
@@ -337,24 +367,24 @@ def test_the_parts_of_m3ae_learn_at_rates_of_their_own(name, of_heads):
     assert found == {part: {scale} for part, scale in (M3AE_RATES | of_heads).items()}
 
 
-OWN = '''
+FILE = """
 from dataclasses import replace
-from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe, starts_from
 def small():
     return replace(get_recipe("tiny"), tokenizer=replace(get_recipe("tiny").tokenizer, vocab_size=300))
+@starts_from("tiny")
 def ask(init):
-    """eve finetune own_shapes.py:ask --init runs/tiny"""
     return get_finetune_recipe("demo_vqa", init)
 def judge(init):
     return get_finetune_recipe("demo_nlvr2", init)
 def three(a, b, c): ...
-'''
+"""
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch) -> Path:
     """A file of recipes beside a run of tiny shape, whose image is smaller."""
-    (tmp_path / "own_shapes.py").write_text(OWN)
+    (tmp_path / "own_shapes.py").write_text(FILE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "own_shapes", raising=False)
     (tmp_path / "run").mkdir()
@@ -367,7 +397,7 @@ def own(tmp_path: Path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "start", "head", "changes"),
     [
-        *((name, "demo", name, {}) for name in FINETUNE if name.startswith("demo_")),
+        *((name, "demo", name, {}) for name in OWN if name.startswith("demo_")),
         *((name, "base", name, {"image": LARGER.get(name, 224)}) for name in ("vqa", "nlvr2", "retrieval", "classification")),
         ("easy_vqa", "scenes", "vqa", {}),
         ("emoji_retrieval", "emoji", "emoji_retrieval", {}),

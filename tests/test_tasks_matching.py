@@ -54,7 +54,7 @@ def logits_of(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weight, monkeypatch):
     """Rows 0 and 2 show one image, so that neither text is wrong for it: with five texts of six a row may draw it, but not
     count it."""
-    task = build(alone(itm_loss="ranking", num_texts=4, itc_weight=itc_weight))
+    task = build(alone(itm_loss="ranking", ranking_candidates=4, itc_weight=itc_weight))
     batch, draws = caption_batch(task), torch.rand(6, 6)
     draws[0, [1, 3, 4, 5]] = torch.tensor([0.9, 0.1, 0.8, 0.2])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.clone())
@@ -202,7 +202,7 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
     assert apart in said("index", image.parent, "--run", run, "--out", tmp_path / "index")
     assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
     for words, problem in (
-        ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 is of the best by contrast, but itc_weight is 0"),
+        ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 needs contrast's candidates, but itc_weight is 0"),
         ((headless, "--data", "scenes:val", "--rerank", "5"), "--rerank 5 needs a matching head, which this run lacks; leave"),
         ((masked,), "is a masked_signal run, which has no head for retrieval"),
     ):
@@ -213,14 +213,14 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
 
 def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     for task, problem in (
-        (RetrievalConfig(itc_weight=0.0), "rerank 128 is of the best by contrast, but itc_weight is 0"),
+        (RetrievalConfig(itc_weight=0.0), "rerank 128 needs contrast's candidates, but itc_weight is 0"),
         (alone(itm_weight=0.0), "itc_weight and itm_weight are both 0"),
-        (alone(itm_loss="ranking", num_texts=1), "num_texts 1 leaves no other text"),
-        (alone(itm_loss="ranking", num_texts=5), "num_texts 5 is more than the 4 pairs of a micro-batch"),
+        (alone(itm_loss="ranking", ranking_candidates=1), "ranking_candidates 1 must be at least 2"),
+        (alone(itm_loss="ranking", ranking_candidates=5), "ranking_candidates 5 is more than the 4 pairs of a micro-batch"),
     ):
         with pytest.raises(UserError, match=f"task.{problem}"):
             tiny_config(task=task)
-    config = replace(tiny_config(task=alone(itm_loss="ranking", num_texts=4)), out=tmp_path)
+    config = replace(tiny_config(task=alone(itm_loss="ranking", ranking_candidates=4)), out=tmp_path)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)  # of which each has two pairs
     with pytest.raises(
         UserError, match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "

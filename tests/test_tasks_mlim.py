@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
-from eve_vl.config import Config, MlimConfig
+from eve_vl.config import Config, from_dict
 from eve_vl.data.batch import Sample
-from eve_vl.data.masking import AwareMasks, BatchByMask, PairBatch
+from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.model.conv_decoder import ConvDecoder
 from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.packing import Tokens
 from eve_vl.run import bench
-from eve_vl.tasks.mlim import Mlim
+from eve_vl.systems.mlim.config import MlimConfig
+from eve_vl.systems.mlim.tasks import AwareMasks, BatchByMask, ConvDecoder, Mlim
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 
@@ -221,9 +221,11 @@ def test_bench_counts_the_tokens_that_a_step_shows():
 def test_configs_that_cannot_be():
     with pytest.raises(UserError, match=r"model\.stem patch_conv"):
         Mlim(config_of(stem="linear"), SIZES)
-    with pytest.raises(UserError, match=r"wants an input\.patch_size that is a power of 2, not 12"):
+    with pytest.raises(UserError, match=r"needs an input\.patch_size that is a power of 2 \(value given: 12\)"):
         replace(config_of(), input=replace(config_of().input, patch_size=12))
-    with pytest.raises(UserError, match=r"from 2 to 128, not 256"):
+    with pytest.raises(UserError, match=r"from 2 to 128 \(value given: 256\)"):
         replace(config_of(), input=replace(config_of().input, image_size=512, patch_size=256))
-    with pytest.raises(UserError, match=r"task\.normalize_targets is always False in MLIM; task\.heavy_mask_ratio 1"):
-        config_of(MlimConfig(normalize_targets=True, heavy_mask_ratio=1.0))
+    with pytest.raises(UserError, match=r"task\.heavy_mask_ratio 1\.0 is not in \(0, 1\)"):
+        config_of(MlimConfig(heavy_mask_ratio=1.0))
+    with pytest.raises(UserError, match=r"no key|unknown key"):
+        from_dict(MlimConfig, {"normalize_targets": True}, "config.json")  # fixed in MLIM

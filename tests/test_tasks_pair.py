@@ -10,7 +10,6 @@ import torch
 from cards import reason, write_images
 from twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
-from eve_vl.config import PairConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers import guess_kind, open_source
@@ -18,10 +17,11 @@ from eve_vl.data.records import ImageFile
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import pairs as metrics
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.predict.classifiers import PairPredictor
 from eve_vl.predict.inputs import Inputs
 from eve_vl.synthetic.scenes.pairs import SHARE_SAME, sample_items
-from eve_vl.tasks.pair import ItemPairs
+from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.predict import PairPredictor
+from eve_vl.systems.mlim.tasks import ItemPairs
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 

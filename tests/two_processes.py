@@ -21,12 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, PairConfig
+from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import collectives
 from eve_vl.train.log import BadSamples

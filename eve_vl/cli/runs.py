@@ -25,7 +25,7 @@ from eve_vl.cli.common import (
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.plugins import find_kind
-from eve_vl.recipes import PRETRAIN
+from eve_vl.recipes import recipes
 from eve_vl.utils.errors import UserError, nearest
 
 ZERO_SHOT = "zero_shot"  # what `eve evaluate` takes besides tasks
@@ -198,7 +198,7 @@ def run_inspect(args: InspectArgs) -> None:
 
     path = builtin.located(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
-    is_run = args.what not in PRETRAIN and not is_file and (path.exists() or "/" in args.what)
+    is_run = args.what not in recipes("pretrain") and not is_file and (path.exists() or "/" in args.what)
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from eve_vl.cli.common import HELP, check_writable, parse, print_line, say_list, write_json
 from eve_vl.config import Config, flat, generated, to_dict
-from eve_vl.config.plugins import installed, package_of
-from eve_vl.recipes import EITHER, RECIPES, find_recipe, get_recipe, installed_recipes, start_of
+from eve_vl.config.plugins import installed, origins, package_of
+from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import expand_user
 
@@ -272,12 +272,12 @@ def _confirm_data(config: Config, start: Config) -> None:
 def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
     """Return the recipe that is named; None after listing them, if that is what is asked for. Raises UserError."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
-        raise UserError(f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(RECIPES[verb])}")
+        raise UserError(f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(recipes(verb))}")
     if argv[0] not in HELP:
         return find_recipe(verb, argv[0])
-    recipes = RECIPES[verb] | (own := installed_recipes(verb))
-    texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in recipes.items()}
-    texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in own}
+    known = recipes(verb)
+    texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in known.items()}
+    texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in known if origins(known[name])}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
     say_list(f"{usage}\n\nrecipes: {FIRST[verb]}", texts, "or your own, FILE.py:NAME, or the config.json of a run")
     return None

@@ -1,6 +1,6 @@
-"""A run is a value: one frozen `Config` that says everything about it and checks itself.
+"""A run as one frozen `Config` that validates itself.
 
-Each section lists its own problems; `Config` reports all of them at once, named as they are typed on the command line.
+Each section lists its own problems. `Config` reports all of them at once, by their names on the command line.
 """
 
 import json
@@ -10,18 +10,17 @@ from typing import Any
 
 import tyro
 
-from eve_vl.config.base import define, kinds_of, subclasses
+from eve_vl.config.base import kinds_of, subclasses
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
 from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.plugins import define, load_installed, of_systems
 from eve_vl.config.serialization import FORMAT, UnknownKindError, check_format, flat, from_dict, read_value, to_dict
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,
     HeadlessConfig,
     MaskedSignalConfig,
-    MlimConfig,
     NLVR2Config,
-    PairConfig,
     RetrievalConfig,
     TaskConfig,
     VQAConfig,
@@ -32,21 +31,21 @@ from eve_vl.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run: recipe, folder, where it starts from, and sections."""
+    """One run: recipe, folder, the run to start from, and sections."""
 
     recipe: tyro.conf.Suppress[str]
-    """Name of the recipe that it started from."""
+    """Name of its recipe."""
     code: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
-    """Code from outside the package that it is made with: files with their checksums, packages with their versions."""
+    """External code of its sections: files with checksums, packages with versions."""
     out: Path
     """Run folder."""
     init: Path | None = None
-    """Run whose weights to start from; its tokenizer comes along, its heads where the task has the same."""
+    """Run to start from: its encoder, its tokenizer, and the heads that the task shares with it."""
     init_allow_missing: tuple[str, ...] = ()
-    """Parts of the encoder that the --init run need not have and that start at random, as patterns of parameter names such as
-    `encoder.blocks.*.ffn.*`; new heads need no mention."""
+    """Encoder parameters that the --init run may lack and that start at random, as name patterns, e.g.
+    `encoder.blocks.*.ffn.*`. New heads need no mention."""
     scratch: bool = False
-    """Take only the shape and the tokenizer of --init and start from random weights, for comparison."""
+    """Take only the shape and the tokenizer of --init; start from random weights, for comparison."""
     input: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=EveModelConfig)
     task: TaskConfig = field(default_factory=MaskedSignalConfig)
@@ -62,25 +61,25 @@ class Config:
         problems += [f"task.{problem}" for problem in by_rows]
         task, stem, patch = self.task, getattr(self.model, "stem", "linear"), self.input.patch_size
         if stem != "linear" and patch.bit_count() != 1:
-            problems.append(f"model.stem {stem} wants an input.patch_size that is a power of 2, not {patch}")
+            problems.append(f"model.stem {stem} needs an input.patch_size that is a power of 2 (value given: {patch})")
         elif stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK:
-            problems.append(f"model.stem patch_conv wants an input.patch_size from 2 to {LARGEST_BLOCK}, not {patch}")
+            problems.append(f"model.stem patch_conv needs an input.patch_size from 2 to {LARGEST_BLOCK} (value given: {patch})")
         is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masked_image and not (task.mlm_weight or task.itm_weight)
         if is_masked and stem == "conv":
             problems.append(
-                "task.itc_masked_image with model.stem conv, which must see whole images in training too: set "
+                "task.itc_masked_image with model.stem conv, which must see whole images during training too: set "
                 "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
         by_pairs = task.problems_with_pairs(self.train.batch_size // self.train.accumulation)
         problems += [f"task.{problem}" for problem in by_pairs]
         if self.scratch and self.init is None:
-            problems.append("scratch says what not to take from --init; name that run")
+            problems.append("scratch limits what --init gives, but there is no --init; name a run")
         if self.init is not None and self.tokenizer.path is not None:
-            problems.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
+            problems.append("tokenizer.path has no effect with --init, which brings its run's tokenizer")
         if self.train.head_lr_multiplier != 1 and self.init is None:
-            problems.append("train.head_lr_multiplier has no use without --init: all parameters are new")
+            problems.append("train.head_lr_multiplier has no effect without --init: all parameters are new")
         if self.init_allow_missing and (self.init is None or self.scratch):
-            problems.append("init_allow_missing has no use where no weights are taken from an --init run")
+            problems.append("init_allow_missing has no effect without weights from an --init run")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -91,9 +90,9 @@ def config_to_json(config: Config) -> str:
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
-    """Return the config stored in a config.json. Raises UserError; `where` names the file."""
+    """Return the config in a config.json. Raises UserError; `where` names the file."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: is not a run's config, which is a JSON object")
+        raise UserError(f"{where}: not a run's config: expected a JSON object")
     code = read_value(tuple[tuple[str, str], ...], values.get("code", []), where, "code")
     try:
         return from_dict(Config, check_format(values, where), where)
@@ -101,5 +100,9 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
         if not code:
             raise
         made_with = ", ".join(f"{name} ({version})" for name, version in code)
-        how = "install the package; a file is run only if you name it, with --code FILE.py or in the variable EVE_CODE"
-        raise UserError(f"{where}: the {error.kind} is made with {made_with}, which is not loaded: {how}") from None
+        how = "install the package; a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
+        raise UserError(f"{where}: the {error.kind} needs {made_with}, which is not loaded: {how}") from None
+
+
+for _name in of_systems("tasks"):
+    load_installed("tasks", _name)

@@ -1,8 +1,5 @@
-"""What sections share: a run's model and task are each one of several kinds, told apart by their `name`; and what all check
-themselves with."""
+"""Kinds of sections, told apart by their `name`, and checks of values that all sections share."""
 
-import importlib
-import importlib.util
 import math
 import typing
 from collections.abc import Iterator
@@ -10,53 +7,47 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 WIDEST, DEEPEST = 65_536, 1_000
-"""Sizes beyond all that anybody trains: a larger one in a file is damage, and to build it would take for ever."""
+"""Larger sizes in a file are damage; building them would take for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of one of several kinds. A kind is a subclass with a `name`; defining it is all that makes it known."""
+    """A section of one of several kinds; a subclass with a `name` is a kind, known once it is defined."""
 
     name: ClassVar[str]
-    """What config.json calls this kind."""
+    """Name of this kind in config.json."""
 
     def validate(self) -> list[str]:
-        """What is wrong with these values, one sentence each."""
-        return []
+        """Return the problems of these values, one sentence each."""
+        return wrong_choices(self)
 
     def unused_fields(self) -> dict[str, str]:
-        """Return the fields that have no effect beside the other values, by the reason why."""
+        """Return the fields without effect next to the other values, by the reason."""
         return {}
 
 
 Kind = TypeVar("Kind")
 
 
-def define(package: str, name: str) -> None:
-    """Import the file of a package that defines what belongs to a kind; of the user's own kinds there is none."""
-    if importlib.util.find_spec(module := f"{package}.{name}") is not None:
-        importlib.import_module(module)
-
-
 def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
-    """Yield all subclasses, theirs too, in the order in which they were defined."""
+    """Yield all subclasses and theirs, in the order of definition."""
     for kind in base.__subclasses__():
         yield kind
         yield from subclasses(kind)
 
 
 def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return all kinds of a section, or of another class, by name."""
+    """Return all kinds of a section or of another class, by name."""
     return {vars(kind)["name"]: kind for kind in subclasses(base) if "name" in vars(kind)}
 
 
 def negative(config: Any, names: str, most: float = math.inf) -> list[str]:
-    """Return a sentence for each of the named values that is below 0, not finite or absurd."""
+    """Return a sentence for each named value that is below 0, above `most` or not finite."""
     return not_positive(config, names, most, or_zero=True)
 
 
 def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bool = False) -> list[str]:
-    """Return a sentence for each of the named values that is not above 0 (or_zero: nor 0), not finite or absurd."""
+    """Return a sentence for each named value that is not above 0 (or_zero: at least 0), above `most` or not finite."""
     must, both = ("be finite and not negative", ", ") if or_zero else ("be above 0", " and ")
     return [
         f"{name} must {must}{f'{both}at most {most:,}' * (value > most)}, got {value}"
@@ -65,11 +56,12 @@ def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bo
     ]
 
 
-def not_one_of(config: Any, *names: str) -> list[str]:
-    """Return a sentence for each of the named values that is none of those that its field declares as a Literal."""
-    hints = typing.get_type_hints(type(config))
+def wrong_choices(section: Any) -> list[str]:
+    """Return a sentence for each value of a dataclass that its field's Literal does not list."""
+    hints = typing.get_type_hints(type(section))
+    choices = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
     return [
-        f"{name} {value!r} is not one of {', '.join(choices)}"
-        for name, value, choices in ((name, getattr(config, name), typing.get_args(hints[name])) for name in names)
-        if value not in choices
+        f"{name} {getattr(section, name)!r} is not one of {', '.join(allowed)}"
+        for name, allowed in choices.items()
+        if getattr(section, name) not in allowed
     ]

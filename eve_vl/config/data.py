@@ -1,10 +1,10 @@
-"""Where rows and words come from, and the sizes that images and texts are brought to."""
+"""Sources of rows, the tokenizer, and the sizes of model inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eve_vl.config.base import WIDEST, not_positive
+from eve_vl.config.base import WIDEST, not_positive, wrong_choices
 from eve_vl.utils.errors import UserError
 
 HELD_OUT = "held-out"
@@ -13,9 +13,9 @@ GENERATORS = {"scenes": "eve_vl.synthetic.scenes", "phantoms": "eve_vl.synthetic
 
 
 def generated(source: str) -> tuple[str, str] | None:
-    """Return the generator and the split that a source names, e.g. `scenes:val`; None if it is a path.
+    """Return the generator and split that a source names, e.g. `scenes:val`; None for a path.
 
-    A generator without a split means its training rows. Raises UserError if that is also the name of a path.
+    The default split is train. Raises UserError if the name is also that of a path.
     """
     name, colon, split = source.partition(":")
     if name not in GENERATORS:
@@ -26,26 +26,26 @@ def generated(source: str) -> tuple[str, str] | None:
 
 
 def _generators(sources: tuple[str, ...]) -> list[str]:
-    """Return the generators that sources name, each once."""
+    """Return the distinct generators of sources."""
     return list(dict.fromkeys(named[0] for named in map(generated, sources) if named))
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """Sizes of images and texts before a model sees them; the data room needs to know no more of the model."""
+    """Sizes of model inputs."""
 
     image_size: int = 224
     """Side of the square input image, in pixels."""
     patch_size: int = 16
-    """Side of a patch, in pixels: images are embedded and hidden by whole patches."""
+    """Side of a patch, in pixels; images are embedded and masked by whole patches."""
     text_length: int = 40
-    """Longest caption in tokens, the text [CLS] included; longer ones are cut."""
+    """Tokens of the longest text with its [CLS]; longer ones are cut."""
     padded_text_length: int = 0
-    """Tokens that every text is cut and padded to; 0: cut at text_length, padded to the longest of its batch."""
+    """Tokens to cut and pad every text to; 0: cut at text_length, pad to the longest of the batch."""
 
     @property
     def max_text_tokens(self) -> int:
-        """Tokens that longer texts are cut to."""
+        """Tokens to cut longer texts to."""
         return self.padded_text_length or self.text_length
 
     @property
@@ -59,7 +59,7 @@ class InputConfig:
         return 3 * self.patch_size**2
 
     def validate(self) -> list[str]:
-        """What is wrong with these values, one sentence each."""
+        """Return the problems of these values, one sentence each."""
         problems = not_positive(self, "image_size patch_size text_length", WIDEST)
         if problems:
             return problems
@@ -81,56 +81,55 @@ class InputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where rows come from and how they are read."""
+    """Sources of rows and how to read them."""
 
     modality: Literal["image_text", "image", "text"] = "image_text"
-    """What rows of pre-training hold: pairs, or images alone or texts alone."""
+    """Content of pre-training rows: image–text pairs, images or texts."""
     train: tuple[str, ...] = ("scenes:train",)
     """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt, .txt.gz) or
     scenes:SPLIT, phantoms:SPLIT."""
     train_weights: tuple[float, ...] = ()
-    """Share of each training source in an epoch, any scale; empty: by size."""
+    """Share of each training source in an epoch, on any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: some training images (of rows without images: some texts), with all their
-    rows in all sources, and in statements what shares an image with them, then left out of training."""
+    """Validation sources; or held-out: some training images (without images: texts) with all their rows in all sources, left
+    out of training. A statement counts to both of its images."""
     val_fraction: float = 0.02
-    """Share of the images or texts of each training source that held-out keeps for validation."""
+    """Share of the images or texts of each training source that held-out validates on."""
     val_samples: int = 1000
-    """Validate on this many rows at most, spread evenly over the sources."""
+    """Most rows to validate on, spread evenly over the sources."""
     skip_invalid_val: bool = False
-    """Validate without the rows that cannot be used, and say how many; by default such a row stops the run, but not one that is
-    held out: then it is one of training's, which max_invalid_fraction allows."""
+    """Leave invalid rows out of validation and report their number. By default an invalid row stops the run, except in a
+    held-out split, where max_invalid_fraction allows it."""
     format: str = "auto"
-    """On-disk form of the sources; auto looks at each path."""
+    """On-disk form of the sources; auto: by each path."""
     image_root: Path | None = None
-    """Folder that image paths are relative to and must stay inside; default: the folder of the file that names them."""
+    """Folder of relative image paths, which must stay inside it; default: the folder of the file with the paths."""
     image_column: str | None = None
-    """Column of the image in tables, for statements of both images or LEFT,RIGHT; default: a usual name."""
+    """Image column of tables; for statements the column of both images or LEFT,RIGHT; default: a usual name."""
     text_column: str | None = None
-    """Column of the caption or captions, question, statement or text in tables; default: a usual name."""
+    """Column of captions, questions, statements or texts in tables; default: a usual name."""
     label_column: str | None = None
-    """Column of the answer or answers to a question, of whether a statement is true, or of a row's class or classes; default: a
-    usual name."""
+    """Column of answers, of truth values of statements, or of classes in tables; default: a usual name."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Area of the random resized crop, as shares of the image; 1 1 resizes without cropping."""
+    """Area of the random resized crop as shares of the image; 1 1: resize without cropping."""
     flip: bool = True
-    """Mirror half of the training images, unless a text that goes with them names left, right or a sense of rotation."""
+    """Mirror half of the training images, except those with a text that names left, right or a sense of rotation."""
     augment: Literal["none", "color", "rand", "random_ink"] = "none"
-    """Further augmentation of training images: color jitter (0.4), RandAugment (2 operations, magnitude 7), or, for drawings,
-    half of them in grey or in one random colour."""
+    """Further augmentation of training images. color: color jitter (0.4). rand: RandAugment (2 operations, magnitude 7).
+    random_ink, for drawings: half of them in grey or in one random colour."""
     num_workers: int = 1
-    """Loader processes; 0 loads in the training process."""
+    """Loader processes; 0: load in the training process."""
     max_invalid_fraction: float = 0.01
-    """Stop when a larger share of the training rows than this cannot be read."""
+    """Stop when a larger share of the training rows is invalid."""
 
     @property
     def skips_invalid_val(self) -> bool:
-        """Whether validation leaves out rows that cannot be used."""
+        """Whether validation leaves out invalid rows."""
         return self.skip_invalid_val or HELD_OUT in self.val
 
     def validate(self) -> list[str]:
-        """What is wrong with these values, one sentence each."""
-        problems = not_positive(self, "val_samples")
+        """Return the problems of these values, one sentence each."""
+        problems = wrong_choices(self) + not_positive(self, "val_samples")
         if not self.train or not self.val:
             problems.append("train and val must each name a source")
         elif HELD_OUT in self.val and len(self.val) > 1:
@@ -145,7 +144,7 @@ class DataConfig:
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction {self.val_fraction:g} is not in (0, 0.5]")
         elif self.val_fraction != DataConfig.val_fraction and HELD_OUT not in self.val:
-            problems.append(f"val_fraction {self.val_fraction:g} has a meaning for val {HELD_OUT} only; leave it out")
+            problems.append(f"val_fraction {self.val_fraction:g} has no effect without val {HELD_OUT}; leave it out")
         if self.train_weights and len(self.train_weights) != len(self.train):
             problems.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):
@@ -159,24 +158,27 @@ class DataConfig:
         return problems
 
     def unused_fields(self) -> dict[str, str]:
-        """Return the fields that have no effect beside the other values, by the reason why."""
+        """Return the fields without effect next to the other values, by the reason."""
         is_generated = all(map(generated, (*self.train, *self.val)))
         reading = "format image_root image_column text_column label_column" if is_generated else ""
-        return {"on generated data": reading, "on texts alone": "crop_scale flip augment" if self.modality == "text" else ""}
+        return {
+            "on generated data": reading,
+            "on texts without images": "crop_scale flip augment" if self.modality == "text" else "",
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """The text tokenizer; it travels with every checkpoint."""
+    """The text tokenizer, part of every checkpoint."""
 
     path: Path | None = None
-    """A tokenizer.json, a BERT vocab.txt or a folder of one, as transformers saves it; default: train one on the training
+    """A tokenizer.json, a BERT vocab.txt or a folder with one, as transformers saves it; default: train one on the training
     texts."""
     vocab_size: int = 64_000
-    """Upper bound of the vocabulary when one is trained; a file brings its own size."""
+    """Largest vocabulary to train; a file has its own size."""
 
     def validate(self) -> list[str]:
-        """What is wrong with these values, one sentence each."""
+        """Return the problems of these values, one sentence each."""
         if not 261 <= self.vocab_size <= 64_000:
             return [f"vocab_size {self.vocab_size} is not between 261 (bytes and special tokens) and 64000"]
         return []

@@ -1,7 +1,7 @@
-"""Code from outside the package: files that the user names, and entry points of installed packages.
+"""Registered code: files that the user names, entry points of installed packages and of related systems.
 
-A file is run only if the user names it, as FILE.py:RECIPE, with --code or in the environment variable EVE_CODE. What a run's
-config.json says it was made with is shown, and never run.
+A file runs only if the user names it, as FILE.py:RECIPE, with --code or in the environment variable EVE_CODE. Code that a run's
+config.json mentions is shown and never run. A related system registers itself by an entry_points.txt in its folder.
 """
 
 import hashlib
@@ -15,20 +15,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from eve_vl.config.base import Kind, kinds_of
+from eve_vl.config.base import Kind, Section, kinds_of, subclasses
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.safe_io import expand_user
 
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]
+SYSTEMS = Path(__file__).parents[1] / "systems"
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """Import a file of the user's under its own name and from its own folder, as `python FILE.py` would: its neighbours can be
-    imported too, and loader workers find it again however they are started.
+    """Import a user's file under its own name from its own folder, as `python FILE.py` does.
 
-    Raises UserError; errors of the code itself keep their traceback, for its author.
+    It can import files next to it, and loader workers find it by any start method. Raises UserError; errors of the code itself
+    keep their traceback for its author.
     """
     path = expand_user(path).resolve()
     if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
@@ -44,24 +45,35 @@ def load_file(path: str | Path) -> ModuleType:
 
 @cache
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
-    """Return the entry points `eve_vl.GROUP` of all installed packages, by name."""
-    return {entry.name: entry for entry in metadata.entry_points(group=f"{OURS}.{group}")}
+    """Return the entry points `eve_vl.GROUP` of all installed packages and of the related systems, by name."""
+    return {entry.name: entry for entry in metadata.entry_points(group=f"{OURS}.{group}")} | of_systems(group)
+
+
+@cache
+def of_systems(group: str) -> dict[str, metadata.EntryPoint]:
+    """Return the entry points `eve_vl.GROUP` in the entry_points.txt of each folder of `eve_vl/systems/`, by name."""
+    found = (
+        entry
+        for file in sorted(SYSTEMS.glob("*/entry_points.txt"))
+        for entry in metadata.Distribution.at(file.parent).entry_points
+    )
+    return {entry.name: entry for entry in found if entry.group == f"{OURS}.{group}"}
 
 
 @cache
 def load_installed(group: str, name: str) -> Any:
-    """Return what an entry point stands for; None if there is none or, after a warning, if it is broken."""
+    """Return the object of an entry point; None without one or, after a warning, if it cannot be loaded."""
     if (entry := installed(group).get(name)) is None:
         return None
     try:
         return entry.load()
-    except (Exception, SystemExit) as error:  # whatever a package does when imported, the others still work
+    except (Exception, SystemExit) as error:  # a broken package must not break the others
         warn(printable(f"warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})"))
         return None
 
 
 def package_of(entry: metadata.EntryPoint) -> str:
-    """Return name and version of the package that an entry point is from."""
+    """Return the name and version of an entry point's package."""
     return f"package {entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
 
 
@@ -71,9 +83,24 @@ def load_named() -> None:
         load_file(path)
 
 
+def define(room: str, name: str) -> None:
+    """Import the module that defines a room's part for a kind, if there is one.
+
+    It is ROOM.NAME, or for a kind of a related system or a package the module with the room's name next to the kind's section.
+    """
+    packages = [kind.__module__.rpartition(".")[0] for kind in subclasses(Section) if vars(kind).get("name") == name]
+    own = [f"{package}.{room.rpartition('.')[2]}" for package in packages if package]
+    for module in (f"{room}.{name}", *own):
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+            return
+
+
 def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
-    """Return the kind of a section, or of another class, by its name: of this package, of files that were named, or of an
-    installed package, whose entry point it is. Raises UserError if a file of EVE_CODE cannot be found."""
+    """Return a kind of a section or of another class by its name; None if nothing defines it.
+
+    Looks in this package, then in the files of EVE_CODE, then in entry points. Raises UserError for a missing file.
+    """
     if name not in kinds_of(base):
         load_named()
     if name not in kinds_of(base):
@@ -82,7 +109,7 @@ def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
 
 
 def origins(*codes: Any) -> dict[str, str]:
-    """Return where classes and functions from outside come from: packages with their versions, files with their checksums."""
+    """Return the origins of external classes and functions: packages with versions, files with checksums."""
     found = {}
     for module in (sys.modules[code.__module__] for code in codes):
         name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from eve_vl.config.base import Section, kinds_of
 from eve_vl.config.plugins import find_kind
@@ -16,11 +16,11 @@ from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.safe_io import require_type
 
 FORMAT = 3
-"""Version of config.json; other versions are refused."""
+"""Version of config.json."""
 
 
 class UnknownKindError(UserError):
-    """A section of a kind that nobody has defined."""
+    """A section of an unknown kind."""
 
     def __init__(self, where: str, kind: str, problem: str):
         self.kind = kind
@@ -28,17 +28,17 @@ class UnknownKindError(UserError):
 
 
 def to_dict(config: Any) -> Any:
-    """Return the config, or a value in it, as JSON-ready values."""
+    """Return a config or a value in it as JSON values."""
     if dataclasses.is_dataclass(config):
         tag = {"name": config.name} if isinstance(config, Section) else {}
-        return tag | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return tag | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
     if isinstance(config, tuple):
         return [to_dict(item) for item in config]
     return str(config) if isinstance(config, Path) else config
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of `to_dict` by names such as `train.steps`."""
+    """Return the values of `to_dict` by dotted names, e.g. `train.steps`."""
     named: dict[str, Any] = {}
     for key, value in values.items():
         named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -46,26 +46,27 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """Rebuild a config from `to_dict`; a key that an older version did not write takes its default.
+    """Rebuild a config from `to_dict`; a missing key takes its default.
 
-    Raises UserError for keys that are unknown, or missing and without a default, and for values of another type; `where` names
-    the file, `prefix` the section.
+    Raises UserError for unknown keys, missing keys without a default and values of another type. `where` names the file,
+    `prefix` the section.
     """
-    hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
+    all_hints = typing.get_type_hints(cls)
+    hints = {field.name: all_hints[field.name] for field in dataclasses.fields(cls) if field.init}
     if unknown := [key for key in values if key not in hints]:
         raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
     for field in dataclasses.fields(cls):
-        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+        if field.name in hints and field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: key {field.name!r} is missing from section {cls.__name__}")
     typed = {key: read_value(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()}
     try:
         return cls(**typed)
-    except UserError as error:  # values that do not fit
+    except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
 def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
-    """Return a JSON value in the type that the field `key` declares. Raises UserError if it cannot be one."""
+    """Return a JSON value in the declared type of the field `key`. Raises UserError."""
     origin = typing.get_origin(hint) or hint
     if isinstance(hint, types.UnionType):
         return None if value is None else read_value(typing.get_args(hint)[0], value, where, key)
@@ -87,16 +88,16 @@ def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _check(value: Any, kind: type) -> None:
-    """Raise ValueError, whose message is the reason, for a JSON value that is not of a kind or cannot be used."""
+    """Raise ValueError with the reason if a JSON value is not of a type or cannot be used."""
     require_type(value, kind)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("not a finite number")
     if isinstance(value, str):
-        os.fsencode(value.replace("\0", "\ud800"))  # what no file could be called
+        os.fsencode(value.replace("\0", "\ud800"))  # no file name can hold these
 
 
 def _items(hints: tuple[Any, ...], values: list[Any], where: str, key: str) -> tuple[Any, ...]:
-    """Return the items of a JSON list in the types that a tuple declares."""
+    """Return the items of a JSON list in a tuple's declared types."""
     if hints[1:] == (...,):
         hints = hints[:1] * len(values)
     if len(hints) != len(values):
@@ -107,7 +108,7 @@ def _items(hints: tuple[Any, ...], values: list[Any], where: str, key: str) -> t
 
 
 def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str) -> Section:
-    """Return the section of the kind whose `name` the value has."""
+    """Return the section of the kind that the value's `name` names."""
     name, what = value.get("name"), base.__name__.removesuffix("Config").lower()
     if not isinstance(name, str) or (kind := find_kind(base, f"{what}s", name)) is None:
         raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), kinds_of(base))}")
@@ -115,7 +116,7 @@ def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str
 
 
 def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values of a config.json without its format. Raises UserError for another format than FORMAT."""
+    """Return the values of a config.json without its format. Raises UserError unless the format is FORMAT."""
     form = values.get("format", 1)
     if form != FORMAT:
         fix = "update the package" if type(form) is int and form > FORMAT else "train the run again"

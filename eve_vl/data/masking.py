@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from eve_vl.config import Config, MaskedSignalConfig, MlimConfig
+from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import ImageBatch, RowBatch, Sample, TextBatch, each, padded, stack, stack_if_any
 from eve_vl.data.dataset import RowDataset, eval_positions, eval_rows, generator, hash_of, image_key
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText
@@ -227,32 +227,6 @@ class MaskedPairs(RowDataset):
         where, total = self.sources[source][row].where, sum(map(len, self.sources))
         problem = f"none of the {total} validation pairs is usable and has another caption"
         raise UserError(f"{where}: {problem}; give more pairs, or name other ones with --data.val")
-
-
-class AwareMasks(MaskedPairs):
-    """Pairs with MLIM's masks: training masks most of the image, most of the text, or little of both, a third each.
-
-    Evaluation always masks little of both.
-    """
-
-    def sample(self, row: Record, rng: np.random.Generator) -> Sample:
-        """Return one pair with its masks. Raises BadSampleError."""
-        task = cast(MlimConfig, self.config.task)
-        ratios = task.hidden_shares()
-        hides = list(ratios)[int(rng.integers(len(ratios)))] if self.training else "both"
-        sample = self.masked(row, "image_text", *ratios[hides], rng)
-        sample.hides = hides
-        return sample
-
-    def collate(self, samples: Sequence[Sample]) -> RowBatch:
-        """Return the batch of some samples; in training, split by which side is masked."""
-        if not self.training:
-            return super().collate(samples)
-        parts: dict[str, Any] = {}
-        for hides in dict.fromkeys(sample.hides for sample in samples):
-            parts[hides] = super().collate([sample for sample in samples if sample.hides == hides])
-        skipped = sum((sample.skipped for sample in samples), ())
-        return BatchByMask(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
 
 
 def label_hashes(row: ImageText) -> np.ndarray:

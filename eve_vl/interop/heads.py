@@ -16,10 +16,10 @@ from eve_vl.config import (
     HeadlessConfig,
     MaskedSignalConfig,
     NLVR2Config,
-    PairConfig,
     RetrievalConfig,
     TaskConfig,
     VQAConfig,
+    define,
     subclasses,
 )
 from eve_vl.data.kinds.captions import CaptionBatch
@@ -332,14 +332,9 @@ class NLVR2Heads(ClassifierHeads):
     )
 
 
-class PairHeads(ClassifierHeads):
-    """The head that compares two items."""
-
-    section, name = PairConfig, "comparer"
-
-
 def heads_class(section: type[TaskConfig]) -> type[Heads]:
     """Return the heads of a section, else those of the section that it refines, else those of its kind of task."""
+    define("eve_vl.interop", section.name)
     own = {vars(each)["section"]: each for each in subclasses(Heads) if "section" in vars(each)}
     kinds = (kind for kind in section.__mro__ if kind in own)
     task = task_class(section)

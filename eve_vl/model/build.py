@@ -2,9 +2,9 @@
 
 from eve_vl.config import DualEncoderConfig, EveModelConfig, InputConfig, ModelConfig
 from eve_vl.model.backbone import Backbone
+from eve_vl.model.dual_encoder import DualEncoder
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.encoder_reference import OfficialEncoder
-from eve_vl.model.towers import DualEncoder
 
 
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:

@@ -1,4 +1,4 @@
-"""Relative positions: what attention adds to a score for where a key lies from a query, as in VLMo; between patches as in BEiT.
+"""Relative positions: attention biases by the distance of key and query, between patches as in BEiT, with texts as in VLMo.
 
 Letters: B batch, K kept patches, T longest text, N all tokens, L blocks, H heads, X values per token pair, R rows of images,
 S source places, M places to fill.
@@ -15,11 +15,11 @@ from eve_vl.config import EveModelConfig, InputConfig
 from eve_vl.model.packing import Tokens
 
 SLOWEST, FASTEST = 1.01, 1.5
-"""How much wider each step of the grid that a smaller one is laid out on may be than the one before (BEiT)."""
+"""Limits of the factor between successive steps of the resized grid (BEiT)."""
 
 
 class RelativePositions(nn.Module):
-    """One table of biases, (rows, L·H): each block has H columns, each pair of a query and a key a row, g patches per side.
+    """A table of biases, (rows, L·H), with H columns per block and a row per kind of query–key pair; g patches per side.
 
     | row | from query to key |
     |---|---|
@@ -29,7 +29,7 @@ class RelativePositions(nn.Module):
     | R + 2 … R + 2T - 2 | word to word: key - query + T - 2 |
     | R + 2T - 1, R + 2T, R + 2T + 1 | text's [CLS] to word, word to [CLS], [CLS] to itself |
 
-    Shorter texts use the rows in the middle. The table's parts are kept one by one, so that each tells its size.
+    Shorter texts use the rows in the middle. The table's parts are separate parameters, whose shapes tell the sizes.
     """
 
     def __init__(self, config: EveModelConfig, sizes: InputConfig):
@@ -42,13 +42,13 @@ class RelativePositions(nn.Module):
         self.text_bias = nn.Parameter(torch.empty(2 * sizes.text_length, width))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Return the biases of each block, float32 (L, B, H, N, N), B being 1 where all samples have the same."""
+        """Return the biases of each block, float32 (L, B, H, N, N), with B = 1 if all samples have the same."""
         table = torch.cat([self.image_bias, self.cross_bias, self.text_bias])
-        bias_BNNX = F.embedding(self.rows_of(tokens), table)  # unlike indexing, it adds up gradients in a fixed order
+        bias_BNNX = F.embedding(self.rows_of(tokens), table)  # unlike indexing, it sums gradients in a fixed order
         return bias_BNNX.unflatten(3, self.shape).permute(3, 0, 4, 1, 2).contiguous()
 
     def rows_of(self, tokens: Tokens) -> Tensor:
-        """Return the row of the table for each pair of tokens, int64 (B, N, N), B being 1 where all samples have the same."""
+        """Return the table row of each pair of tokens, int64 (B, N, N), with B = 1 if all samples have the same."""
         n, device, R, T = tokens.num_image, tokens.x_BND.device, len(self.image_bias), self.text_length
         image_BNN = text_BNN = None
         if n:
@@ -70,7 +70,7 @@ class RelativePositions(nn.Module):
         return torch.cat([to_text, to_image.expand(len(to_text), -1, -1)], dim=1)
 
     def resized(self, image_bias: Tensor, text_bias: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-        """Return the two parts of another table at this one's sizes, texts cut if they were longer, and what was done."""
+        """Return another table's two parts at this one's sizes, longer texts cut, and notes on the changes."""
         g, T, done = self.side, len(text_bias) // 2, []
         there = round((len(image_bias) - 3) ** 0.5 + 1) // 2
         if there != g:
@@ -83,22 +83,22 @@ class RelativePositions(nn.Module):
 
 
 def _between(x_BK: Tensor) -> Tensor:
-    """Return query less key, (B, K, K)."""
+    """Return query minus key, (B, K, K)."""
     return x_BK[:, :, None] - x_BK[:, None]
 
 
 def _with_cls(row_BKK: Tensor, first: int) -> Tensor:
-    """Return rows of the table with those of a [CLS] in front: `first` as query, the next as key, the one after as both."""
+    """Prepend a [CLS] to table rows: `first` as query, first + 1 as key, first + 2 as both."""
     row_BNN = F.pad(F.pad(row_BKK, (1, 0), value=first + 1), (0, 0, 1, 0), value=first)
     row_BNN[:, 0, 0] = first + 2
     return row_BNN
 
 
 def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
-    """Return ((2·side - 1)², X): biases by distances on a square grid, for another grid of `side` patches (BEiT).
+    """Return ((2·side - 1)², X): biases by distance on a square grid, resized for `side` patches per side (BEiT).
 
-    The old distances are laid out over the new range so that each step is wider than the one before by one factor: near ones
-    stay what they are. Between them run cubic splines, first along rows, then along columns.
+    The old distances spread over the new range in steps that grow by one factor, so near ones stay in place. Cubic splines
+    interpolate along rows, then along columns.
     """
     old, new = round(len(bias_SX) ** 0.5), 2 * side - 1
     spline_MS = torch.from_numpy(spline(geometric_places(old // 2, new // 2), np.arange(new) - new // 2))
@@ -108,7 +108,7 @@ def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
 
 
 def geometric_places(count: int, reach: float) -> np.ndarray:
-    """Return 2 · count + 1 places around 0, in steps 1, q, q² … on both sides that come to `reach`, as far as q may go."""
+    """Return 2 · count + 1 places around 0 in steps 1, q, q² … that reach `reach`, within the limits of q."""
     low, high = SLOWEST, FASTEST
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -118,12 +118,14 @@ def geometric_places(count: int, reach: float) -> np.ndarray:
 
 
 def spline(known_S: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
-    """Return (M, S): what each wanted place takes of the values at the known ones, by the cubic spline through these whose
-    third derivative jumps neither at the second nor at the last but one; beyond the last ones, the value there."""
+    """Return (M, S): the weights of the known places' values at each wanted place, by a not-a-knot cubic spline.
+
+    Beyond the last known places the spline keeps their values.
+    """
     scale = np.abs(known_S).max()
     known_S, wanted_M = known_S / scale, np.clip(wanted_M / scale, known_S.min() / scale, known_S.max() / scale)
 
-    def basis(x: np.ndarray) -> np.ndarray:  # all such splines: cubics, and what each inner knot adds to the right of it
+    def basis(x: np.ndarray) -> np.ndarray:  # cubics, plus each inner knot's term to its right
         powers = x[:, None] ** np.arange(min(4, len(known_S)))
         return np.hstack([powers, np.maximum(x[:, None] - known_S[2:-2], 0) ** 3])
 

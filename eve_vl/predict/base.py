@@ -119,7 +119,7 @@ class Predictor:
 
 def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
     """Return the predictor of a task's section, or of the nearest section above it."""
-    for name in MODULES:
+    for name in (*MODULES, section.name):
         define(__package__ or "", name)
     known = {vars(kind)["section"]: kind for kind in (Predictor, *subclasses(Predictor)) if "section" in vars(kind)}
     return next(known[above] for above in section.__mro__ if above in known)

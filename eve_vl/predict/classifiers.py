@@ -1,4 +1,4 @@
-"""Predictors of fine-tuned runs with a head over labels: answer, verify, same, classify.
+"""Predictors of fine-tuned runs with a head over labels: answer, verify, classify.
 
 Letters: B batch, A answers, C classes.
 """
@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import ClassificationConfig, NLVR2Config, PairConfig, VQAConfig
+from eve_vl.config import ClassificationConfig, NLVR2Config, VQAConfig
 from eve_vl.metrics.vqa import normalize
 from eve_vl.predict.base import Predictor, best_classes, in_batches
 from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap
 from eve_vl.predict.inputs import GivenImage, given_image, given_images, given_texts
-from eve_vl.predict.requests import Answer, Classify, Explain, Same, Verify
+from eve_vl.predict.requests import Answer, Classify, Explain, Verify
 from eve_vl.tasks.classification import Classification
 from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.pair import ItemPairs
 from eve_vl.tasks.vqa import VQA
 from eve_vl.utils.errors import UserError, nearest
 
@@ -40,17 +39,6 @@ class Judgement:
 
     def __str__(self) -> str:
         return f"{str(self.verdict).lower()} (probability of being true {self.probability:.4f})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Whether two items are the same, and the probability that they are."""
-
-    same: bool
-    probability: float
-
-    def __str__(self) -> str:
-        return f"{'the same' if self.same else 'not the same'} (probability of being the same {self.probability:.4f})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,32 +94,6 @@ class NLVR2Predictor(Predictor):
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.statements(images[:1], images[1:], [text])
         return Evidence(logits=lambda task: task.predict(batch)[0], classes=[1], words="the verdict true")
-
-
-class PairPredictor(Predictor):
-    """Calls of a run that compares two items."""
-
-    section = PairConfig
-    task: ItemPairs
-    num_images = 2
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("same",)
-
-    @torch.no_grad()
-    def same(self, asked: Same, batch_size: int = 64) -> Comparison | list[Comparison]:
-        """Return whether the two items of each row are the same."""
-
-        def compared(*columns: Sequence[Any]) -> list[Comparison]:
-            tensors = [self.inputs.images(columns[0]), self.inputs.images(columns[2])]
-            tensors += [*self.inputs.texts(columns[1]), *self.inputs.texts(columns[3])]
-            probability_B = self.task.logits(*tensors)[0].softmax(1)[:, 1]
-            return [Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()]
-
-        left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
-        given = (left, asked.left), (given_texts, asked.left_text), (right, asked.right), (given_texts, asked.right_text)
-        return in_batches(compared, batch_size, *given)
 
 
 class ClassificationPredictor(Predictor):

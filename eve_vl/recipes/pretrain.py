@@ -1,4 +1,4 @@
-"""Pre-training by masked signal modelling, and by the tasks that EVE is compared with (paper Table 1)."""
+"""Pre-training by masked signal modelling and by the baselines of [paper] Table 1."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,11 @@ from eve_vl.config import (
 )
 
 SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale_init": 1.0, "init_std": 0.05}
-"""Of a model that learns in minutes."""
+"""Values of models that train in minutes."""
 
 
 def tiny() -> Config:
-    """For tests and first steps: built-in scenes, seconds on a CPU, learns next to nothing.
+    """Tests and first steps on built-in scenes: seconds on a CPU; learns next to nothing.
 
     eve pretrain tiny
     """
@@ -37,10 +37,10 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """Built-in scenes in five minutes on one core, words alone; token accuracy 0.938, 0.470 with a wrong image.
+    """Built-in scenes in five minutes on one core, masked tokens only; token accuracy 0.938, 0.470 with a wrong image.
 
-    Small enough for images and captions of your own. It rebuilds no pixels (nor do scenes, emoji and icons, which are made of
-    it); --task.mim-weight 1 has it learn that too.
+    It suits small image–caption data of your own. Like scenes, emoji and icons, which derive from it, it reconstructs no
+    pixels; --task.mim-weight 1 adds that.
 
     make demo  (eve pretrain demo)
     """
@@ -72,7 +72,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length, 2.5 times its steps: about 13 minutes on one core; half of them reach token accuracy 0.949.
+    """The demo with 2.5 times its steps: about 13 minutes on one core; half of the steps reach token accuracy 0.949.
 
     eve pretrain scenes
     """
@@ -80,33 +80,33 @@ def scenes() -> Config:
 
 
 def demo_mlm_itc_itm() -> Config:
-    """The demo's pairs and steps, learnt by EVE's rival MLM + ITC + ITM instead: 4.3 times the arithmetic.
+    """The demo's pairs and steps with the baseline MLM + ITC + ITM: 4.3 times the arithmetic.
 
     eve pretrain demo_mlm_itc_itm
     """
-    return _rival(demo(), "demo_mlm_itc_itm", mim_weight=0.0)
+    return _baseline(demo(), "demo_mlm_itc_itm", mim_weight=0.0)
 
 
 def scenes_mlm_itc_itm() -> Config:
-    """The scenes' pairs and steps, learnt by EVE's rival MLM + ITC + ITM instead.
+    """The pairs and steps of `scenes` with the baseline MLM + ITC + ITM.
 
     eve pretrain scenes_mlm_itc_itm
     """
-    return _rival(scenes(), "scenes_mlm_itc_itm", mim_weight=0.0)
+    return _baseline(scenes(), "scenes_mlm_itc_itm", mim_weight=0.0)
 
 
 def scenes_all_losses() -> Config:
-    """The scenes' pairs and steps, learnt by all four tasks MLM + ITC + ITM + MIM.
+    """The pairs and steps of `scenes` with all four losses MLM + ITC + ITM + MIM.
 
     eve pretrain scenes_all_losses
     """
-    return _rival(scenes(), "scenes_all_losses", mim_weight=1.0)
+    return _baseline(scenes(), "scenes_all_losses", mim_weight=1.0)
 
 
 def emoji() -> Config:
-    """Emoji drawings and their names: minutes on one core; then R@1 0.22 and 0.24 by `emoji_retrieval`, 0.22 and 0.25 alone.
+    """Emoji and their names: minutes on one core; then `emoji_retrieval` reaches R@1 0.22 and 0.24, without this 0.22 and 0.25.
 
-    examples/emoji builds the data, 3,800 images. Alone is from random weights, both in 735 to 757 core-seconds.
+    examples/emoji builds the data, 3,800 images. Both ways take 735 to 757 CPU core-seconds.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -122,9 +122,9 @@ def emoji() -> Config:
 
 
 def icons() -> Config:
-    """Icons and their names: minutes on one core; then R@1 0.41 and 0.42 by `icons_search`, 0.43 and 0.44 alone.
+    """Icons and their names: minutes on one core; then `icons_search` reaches R@1 0.41 and 0.42, without this 0.43 and 0.44.
 
-    examples/icons builds the data, 84,000 pairs. Alone is from random weights, both in 1,334 to 1,384 core-seconds.
+    examples/icons builds the data, 84,000 pairs. Both ways take 1,334 to 1,384 CPU core-seconds.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
@@ -153,14 +153,14 @@ def base() -> Config:
 
 
 def base_mlm_itc_itm() -> Config:
-    """EVE-Base's encoder, pre-trained by EVE's rival MLM + ITC + ITM instead (paper Table 1: 3.2 times the time).
+    """EVE-Base's encoder with the baseline MLM + ITC + ITM ([paper] Table 1: 3.2 times the time).
 
-    Contrast sees all 2,048 pairs of a step; hard negatives of matching are drawn within a micro-batch of a process.
+    Contrast sees all 2,048 pairs of a step. Hard negatives of matching come from the micro-batch of a process.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    rival = _rival(base(), "base_mlm_itc_itm", mim_weight=0.0)
-    return _changed(rival, "base_mlm_itc_itm", train={"accumulation": 16})  # its four passes hold four times the activations
+    baseline = _baseline(base(), "base_mlm_itc_itm", mim_weight=0.0)
+    return _changed(baseline, "base_mlm_itc_itm", train={"accumulation": 16})  # four passes hold four times the activations
 
 
 def large() -> Config:
@@ -178,12 +178,12 @@ def large() -> Config:
 
 
 def _changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
-    """Return the same run under another name, with some values of its sections changed."""
+    """Return a run under another name with other values in its sections."""
     changed = {section: replace(getattr(config, section), **values) for section, values in sections.items()}
     return replace(config, recipe=name, out=Path("runs") / name, **changed)
 
 
-def _rival(config: Config, name: str, *, mim_weight: float) -> Config:
-    """Return the same run with contrast and matching beside masked tokens."""
+def _baseline(config: Config, name: str, *, mim_weight: float) -> Config:
+    """Return a run with contrast and matching next to masked tokens."""
     values: dict[str, Any] = vars(config.task) | {"mim_weight": mim_weight}
     return _changed(replace(config, task=ContrastMatchConfig(**values)), name)

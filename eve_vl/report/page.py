@@ -11,7 +11,7 @@ from typing import Any
 from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
-from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 from eve_vl.report.curves import Curves, clock
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
@@ -121,7 +121,7 @@ def config_section(config: Config) -> Section:
 def recipe_of(config: Config) -> tuple[Config, bool]:
     """Return the config of a run's recipe, and whether it is the whole truth: that of a fine-tuned run depends on the run
     that it started from, in whose place stands this one if it is gone. Raises UserError for an unknown recipe."""
-    if config.recipe not in FINETUNE or config.init is None:
+    if config.recipe not in recipes("finetune") or config.init is None:
         return get_recipe(config.recipe), True
     try:
         return get_finetune_recipe(config.recipe, read_config(chosen_checkpoint(config.init))), True
@@ -136,7 +136,7 @@ def command_line(config: Config, recipe: Config | None = None) -> str:
     """
     recipe = dataclasses.replace(recipe or recipe_of(config)[0], code=config.code)
     words = ["eve", "pretrain", config.recipe]
-    if config.recipe in FINETUNE:
+    if config.recipe in recipes("finetune"):
         words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
         recipe = dataclasses.replace(recipe, init=config.init)
     defaults = flat(to_dict(recipe))

@@ -247,8 +247,13 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
         return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
-    # one process trains it for all
-    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if is_main() else None
+    text = None
+    if is_main():  # one process trains it for all
+        vocab_size, data = config.tokenizer.vocab_size, config.data
+        if data.modality == "image" and all(map(generated, data.train)):  # rows without the captions that the data has
+            text = train_tokenizer(data.train, data, vocab_size).to_json()
+        else:
+            text = _train_tokenizer(sources, vocab_size).to_json()
     return Tokenizer.from_json(collectives.gather_objects(text)[0])
 
 

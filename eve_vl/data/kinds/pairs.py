@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from eve_vl.config import Config, PairConfig
+from eve_vl.config import Config
 from eve_vl.data import fields as cells
 from eve_vl.data.batch import Batch, Sample, each, pad_ids, pad_mask, stack
 from eve_vl.data.dataset import RowDataset
@@ -216,7 +216,7 @@ class ItemRows(RowDataset):
 
     def sample(self, row: ItemPair, rng: np.random.Generator) -> Sample:
         """Return one pair of items. Raises BadSampleError."""
-        drops = self.training and cast(PairConfig, self.config.task).modality_dropout
+        drops = self.training and getattr(self.config.task, "modality_dropout", False)
         shown = SHOWN[int(rng.integers(len(SHOWN)))] if drops else "image_text"
         left, right = (self.load_image(image, row.where, rng, row.captions) for image in row.images)
         left_T, right_T = map(self.tokens, row.captions)

@@ -14,20 +14,17 @@ What is put together, apart or left behind on the way:
 | texts in CLIP, pooler of RoBERTa, matching head beside one that ranks | nothing: they are never used |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from eve_vl.config import DualEncoderConfig, HeadlessConfig, InputConfig, TaskConfig
-from eve_vl.interop.convert import published
-from eve_vl.interop.convert.keys import classifier, token_head
+from eve_vl.interop import ConvertArgs, convert
+from eve_vl.interop.convert import Family, Plan, classifier, to_tuples, token_head
 from eve_vl.model.ffn import NORM
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.run.loading import build_task
-from eve_vl.tasks import task_class
 from eve_vl.utils.errors import UserError
 
 BASE = get_recipe("m3ae_base")
@@ -93,53 +90,34 @@ HEADS = {
 """By what the names of its tensors start with; the first that is there counts."""
 
 
-def is_m3ae(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the weights of a published M3AE, the medical one."""
-    return any(name.startswith(f"{FUSION}language_layers.") for name in tensors)
-
-
-def import_m3ae(
-    tensors: Mapping[str, Tensor],
-    where: str,
-    run: Path,
-    *,
-    tokenizer: Path,
-    answers: Path | None = None,
-    num_heads: int = 0,
-    text_tokens: int = 40,
-    image_size: int = 0,
-    drop: Sequence[str] = (),
-) -> str:
-    """Write the run folder of a published M3AE (tensors by name, from the file `where`), and return a summary.
-
-    tokenizer: RoBERTa's tokenizer.json. answers: for VQA, its answer list, for classification its labels, in their order.
-    num_heads: 0: width / 64. text_tokens: longest text; 0: as long as there are positions for. image_size: resize the positions
-    to this size; 0: leave them. drop: parts of names to leave out. Raises UserError.
-    """
-    published.check_new(run)
-    tensors = published.without(tensors, drop, where)
-    sizes, model, head = infer(tensors, where, num_heads)
-    length = min(text_tokens or sizes.text_length, sizes.text_length)
-    here = replace(sizes, text_length=length)
-    config = published.config_for(here, model, head.section, run, where, BASE.recipe, "m3ae_")
-    table, shapes = key_table(model, head), special_shapes(sizes, model, tensors)
-    found = {name for name in tensors if not name.startswith(head.unused)}
-    published.check_keys({*table.values(), *shapes}, found, where, "")
-    words = published.matching_tokenizer(tokenizer, len(tensors[WORDS]))
-    bias = tensors.get(table.get(f"{task_class(type(head.section)).label_layer}.bias", ""))
-    labels = published.matching_answers(answers, bias, where)
-    with torch.device("meta"):
-        task = build_task(config, words, labels)
-    num_tensors = published.check_all(tensors, task, table, shapes, where)
-    task.load_state_dict(to_ours(tensors, table, model, length), assign=True)
-    config = published.resized(config, task, image_size, "image.embed.positions")
-    published.write_run(run, config, words, task)
-    left_out = "; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors)
-    goes_on = ", a start for other runs (--init)" * head.section.is_pretraining
-    return (
-        f"{num_tensors} tensors of an M3AE: {model}, {config.input.image_size} pixels, texts of {length} of "
-        f"{sizes.text_length} tokens; {head.section.title}{goes_on}{left_out}"
+def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return what a published M3AE becomes. Raises UserError."""
+    tensors = convert.without(tensors, args.drop, where)
+    sizes, model, head = infer(tensors, where, args.num_heads)
+    length = min(args.text_tokens or sizes.text_length, sizes.text_length)
+    return Plan(
+        tensors={name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        sizes=replace(sizes, text_length=length),
+        model=model,
+        section=head.section,
+        recipe="m3ae_base",
+        prefix="m3ae_",
+        table=to_tuples(key_table(model, head)),
+        shapes=special_shapes(sizes, model, tensors),
+        unused=head.unused,
+        words=WORDS,
+        positions="image.embed.positions",
+        finish=lambda ours, _: to_ours(ours, tensors, model, length),
+        notes="; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors),
     )
+
+
+FAMILY = Family(
+    title="an M3AE checkpoint",
+    flags=("text_tokens",),
+    matches=lambda tensors: any(name.startswith(f"{FUSION}language_layers.") for name in tensors),
+    plan=plan,
+)
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, Head]:
@@ -149,21 +127,21 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
         ffn_dim = len(tensors[f"{BLOCKS}0.mlp.c_fc.bias"])
         positions = len(tensors[f"{VISUAL}positional_embedding"])
         text_length = len(tensors[PLACES]) - FIRST_PLACE
-        blocks = [published.numbers_after(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.")]
-    except published.ODD as error:
+        blocks = [convert.numbers_after(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.")]
+    except convert.ODD as error:
         raise UserError(f"{where}: not a published M3AE of CLIP and RoBERTa ({error} is missing or unusual)") from None
-    depths = [published.numbered(numbers, "blocks", where) for numbers in blocks]
+    depths = [convert.count_numbered(numbers, "blocks", where) for numbers in blocks]
     assert isinstance(BASE.model, DualEncoderConfig)
     model = replace(
         BASE.model,
         embed_dim=width,
-        num_heads=published.heads_of(width, num_heads, where),
+        num_heads=convert.heads_of(width, num_heads, where),
         mlp_ratio=ffn_dim / width,
         towers="clip_roberta",
         **dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)),
         pixel_layer=min(BASE.model.pixel_layer, depths[2]),
     )
-    image_size = published.side_of(positions, where) * patch_size
+    image_size = convert.side_of(positions, where) * patch_size
     sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
     heads = (head for prefix, head in HEADS.items() if any(name.startswith(prefix) for name in tensors))
     return sizes, model, next(heads, Head(section=HeadlessConfig()))
@@ -213,11 +191,10 @@ def special_shapes(sizes: InputConfig, model: DualEncoderConfig, tensors: Mappin
 
 
 def to_ours(
-    tensors: Mapping[str, Tensor], table: Mapping[str, str], model: DualEncoderConfig, text_length: int
+    ours: dict[str, Tensor], tensors: Mapping[str, Tensor], model: DualEncoderConfig, text_length: int
 ) -> dict[str, Tensor]:
-    """Return our tensors by name, float32, with positions for texts of so many tokens."""
+    """Return our tensors from those of the key table, float32, with positions for texts of text_length tokens."""
     given = {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    ours = {name: given[theirs].clone() for name, theirs in table.items()}  # a file may tie some
     mean_3, std_3 = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     projection = given[PATCHES] / (2 * std_3[:, None, None])  # theirs are (p / 2 + 1 / 2 - mean) / std of our pixels p
     ours["encoder.image.embed.proj.weight"] = projection.flatten(1)

@@ -1,5 +1,4 @@
-"""Two towers, one for images and one for texts, and layers of co-attention that join them: M3AE (Chen et al. 2022, MICCAI);
-without any such layer the two towers of MedFLIP.
+"""Dual encoder: an image tower, a text tower and, optionally, layers of co-attention (Chen et al. 2022, MICCAI).
 
 Letters: B batch, P tokens of the image, T text tokens, N tokens of a modality, M those of the other, D width.
 """
@@ -21,7 +20,7 @@ from eve_vl.utils.errors import UserError
 
 
 class PostNormBlock(nn.Module):
-    """RoBERTa's: each branch is added and normalised after that."""
+    """RoBERTa's block: a norm follows each residual branch."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -32,13 +31,13 @@ class PostNormBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, None]:
-        """Return the rows after this block, (S, D), and no router's statistics."""
+        """Return the states after this block, (S, D), and no router statistics."""
         x_SD = self.norm1(x_SD + self.dropout(self.attn.among(x_SD, rows)))
         return self.norm2(x_SD + self.dropout(self.ffn(x_SD))), None
 
 
 class Tower(nn.Module):
-    """A modality's embedding and blocks. Its states come without the tower's norm: `Towers` applies it where they are read."""
+    """A modality's embedding and blocks; `DualEncoder` applies the tower's norm where it reads the states."""
 
     def __init__(self, embed: ImageEmbed | TextEmbed, config: DualEncoderConfig, depth: int):
         super().__init__()
@@ -53,7 +52,7 @@ class Tower(nn.Module):
         self.num_heads = config.num_heads
 
     def forward(self, *inputs: Any, **more: Any) -> Tokens:
-        """Return the states of what the embedding takes."""
+        """Return the states of the embedding's inputs."""
         tokens = self.embed(*inputs, **more)
         rows = PackedTokens.of(tokens, self.num_heads)
         x_SD = self.norm_pre(rows.collect(tokens.x_BND))
@@ -68,8 +67,7 @@ class Tower(nn.Module):
 
 
 class CoAttention(nn.Module):
-    """A modality's share of a layer: it attends to itself, then to the other, then goes through a feed-forward network; each
-    branch is added and normalised after that (post-norm)."""
+    """A modality's part of a layer: self-attention, attention to the other modality, feed-forward network; post-norm."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -87,7 +85,7 @@ class CoAttention(nn.Module):
         is_padding_BM: Tensor | None,
         num_read: int | None = None,
     ) -> Tensor:
-        """Return the states after this layer, of all tokens or of the first num_read alone."""
+        """Return the states after this layer, of all tokens or of the first num_read."""
         keys_BND = None if num_read is None else x_BND
         x_BND = x_BND[:, :num_read]
         x_BND = self.norm1(x_BND + self.dropout(self.attn(x_BND, is_padding_BN, keys_BMD=keys_BND)))
@@ -96,7 +94,7 @@ class CoAttention(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """A layer of both modalities, each of which attends to what the other was before it."""
+    """A layer of both modalities; each attends to the other's states before the layer."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -105,7 +103,7 @@ class FusionBlock(nn.Module):
     def forward(
         self, image_BPD: Tensor, text_BTD: Tensor, is_padding_BT: Tensor | None, reads: Literal["all", "cls", "text"] = "all"
     ) -> tuple[Tensor, Tensor]:
-        """Return the states of images and texts after this layer; of what is not read, none or those before it."""
+        """Return the states of images and texts after this layer; states that are not read stay or go."""
         num_read = 1 if reads == "cls" else None
         after_BTD = self.text(text_BTD, is_padding_BT, image_BPD, None, num_read)
         if reads == "text":
@@ -114,8 +112,7 @@ class FusionBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What joins the towers: a projection of each one's states, whose bias is the modality's type embedding, layers of
-    co-attention, and a pooler of each one's [CLS]."""
+    """Join of the towers: a projection per modality, whose bias is the type embedding, co-attention, and [CLS] poolers."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -126,7 +123,7 @@ class Fusion(nn.Module):
 
 
 class DualEncoder(Backbone):
-    """Two towers and, if fusion_depth is above 0, co-attention. `image` and `text` do a tower's work, once for all pairs."""
+    """Two towers and, with fusion_depth, co-attention. `image` and `text` run a tower, once for all pairs."""
 
     find_unused_parameters = True
     pixel_tokens = "image"
@@ -146,7 +143,7 @@ class DualEncoder(Backbone):
 
     @property
     def pair_dim(self) -> int:
-        """The pooled states of text and image, side by side."""
+        """Width of the pooled states of text and image, side by side."""
         return 2 * self.config.embed_dim
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
@@ -164,8 +161,7 @@ class DualEncoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of an image's or a text's [CLS] (B, D), of pairs the pooled ones of text and image (B, 2·D), and
-        no routers."""
+        """Return the [CLS] state of images or texts (B, D), of pairs both pooled states (B, 2·D), and no routers."""
         if image is None or text is None:
             return self._alone(image, text, final_norm=final_norm).x_BND[:, 0], [[]]
         images, texts = self._fused(image, text, "all" if self.computes_all else "cls")
@@ -173,7 +169,7 @@ class DualEncoder(Backbone):
         return torch.cat(pooled, dim=1).tanh(), [[]]
 
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the states (M, D) of some tokens of the texts, and no routers."""
+        """Return the states (M, D) of some text tokens, and no routers."""
         states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
         return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]
 
@@ -195,8 +191,10 @@ class DualEncoder(Backbone):
     def _fused(
         self, image: Tokens, text: Tokens, reads: Literal["all", "cls", "text"] = "all", stop: int | None = None
     ) -> tuple[Tokens, Tokens]:
-        """Return the states of the images and the texts of pairs after the first `stop` layers of co-attention, by default
-        all; after the last one, what is read of them."""
+        """Return the states of images and texts after the first `stop` layers of co-attention, by default all.
+
+        After the last layer, only the states that `reads` names.
+        """
         if not self.config.fusion_depth:
             raise UserError("these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two")
         fusion = self.fusion
@@ -208,21 +206,21 @@ class DualEncoder(Backbone):
         return _with_states(image, image_BPD), _with_states(text, text_BTD)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of others with the positions of images resized to this one's patches."""
+        """Return another model's weights with image positions resized to this model's patches."""
         return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
 
     @property
     def attention_names(self) -> list[str]:
-        """Names of the attention modules by which texts look at images, first layer to last."""
+        """Names of the modules of text-to-image attention, first layer to last."""
         return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
 
     def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
-        """Return the attention of texts to images, whose first row is a text's [CLS], or that within images."""
+        """Return the names of text-to-image attention (row 0: the text [CLS]) or of attention within images."""
         alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
         return (self.attention_names if at_pair else alone), 0
 
 
 def _with_states(tokens: Tokens, x_BND: Tensor) -> Tokens:
-    """Return tokens with other states; those that are read alone come without padding."""
+    """Return tokens with other states; without padding if there are fewer states."""
     is_padding_BN = tokens.is_padding_BN if x_BND.shape[1] == tokens.x_BND.shape[1] else None
     return Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=is_padding_BN, num_real=tokens.num_real)

@@ -1,5 +1,7 @@
-"""M3AE, the medical one (Chen et al. 2022, MICCAI), on towers with co-attention: pre-training by masked tokens, masked pixels
-and matching, and fine-tuning. The small forms run on phantoms, which say nothing about medicine."""
+"""M3AE, the medical one (Chen et al. 2022, MICCAI): towers with co-attention, masked tokens, masked pixels and matching.
+
+The small recipes run on phantoms, which prove nothing about medicine.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,13 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.finetune import OWN, _downstream
+from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned, starts_from
 from eve_vl.recipes.pretrain import SMALL
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
-"""What joins the towers learns five times as fast as they do, in pre-training and in fine-tuning."""
+"""Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""
 HEADS: tuple[tuple[str, float], ...] = (("[!e]*", 5.0),)
-"""So does all that is not in the encoder, in pre-training."""
+"""In pre-training the heads do too."""
 TASK = ContrastMatchConfig(
     mim_weight=1.0,
     itc_weight=0.0,
@@ -46,12 +48,10 @@ SMALL_TOWERS = DualEncoderConfig(
     **SMALL,
 )
 RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
-PHANTOMS = DataConfig(train=("phantoms:train",), val=("phantoms:val",), crop_scale=(1.0, 1.0), flip=False, val_samples=500)
-"""Never mirrored: left and right are the patient's."""
 
 
 def m3ae_base() -> Config:
-    """M3AE at its published sizes: 100k steps of batch 256 on ROCO and MedICaT, from random weights.
+    """M3AE at its published sizes, from random weights: 100k steps of batch 256 on ROCO and MedICaT.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
     """
@@ -98,6 +98,7 @@ def m3ae_tiny() -> Config:
     )
 
 
+@starts_from("m3ae_base")
 def m3ae_vqa(init: Config) -> Config:
     """Questions about medical images: 384 pixels, 50 epochs of batch 64, as for VQA-RAD; SLAKE: 15 epochs of batch 32.
 
@@ -107,14 +108,16 @@ def m3ae_vqa(init: Config) -> Config:
     return replace(config, data=replace(config.data, crop_scale=(1.0, 1.0)))
 
 
+@starts_from("m3ae_base")
 def m3ae_classification(init: Config) -> Config:
-    """A label from figure and caption, as for MELINDA: 384 pixels, 20 epochs of batch 16.
+    """Labels of figures with captions, as for MELINDA: 384 pixels, 20 epochs of batch 16.
 
     eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
     """
     return _medical(init, "m3ae_classification", ClassificationConfig(inputs="both"), heads=10, steps=5400, batch_size=16)
 
 
+@starts_from("m3ae_base")
 def m3ae_retrieval(init: Config) -> Config:
     """Images and captions of ROCO: 384 pixels, 10 epochs of batch 256.
 
@@ -122,9 +125,10 @@ def m3ae_retrieval(init: Config) -> Config:
     """
     task = replace(RANKING, captions_per_image=1)
     config = _medical(init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8)
-    return replace(config, train=replace(config.train, lr_multipliers=FUSION + HEADS))  # its head is that of pre-training
+    return replace(config, train=replace(config.train, lr_multipliers=FUSION + HEADS))  # its head comes from pre-training
 
 
+@starts_from("m3ae_tiny")
 def m3ae_tiny_vqa(init: Config) -> Config:
     """Questions about phantoms: three minutes on one core; accuracy 0.66, 0.45 with noise for images.
 
@@ -133,16 +137,18 @@ def m3ae_tiny_vqa(init: Config) -> Config:
     return _phantoms(init, "m3ae_tiny_vqa", VQAConfig(), steps=1200)
 
 
+@starts_from("m3ae_tiny")
 def m3ae_tiny_classification(init: Config) -> Config:
-    """Findings of a phantom, several at once, from image and report: a minute on one core; mean AP 0.998, 0.97 with noise.
+    """Findings of a phantom with its report, several at once: a minute on one core; mean AP 0.998, 0.97 with noise.
 
     eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
     """
     return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True))
 
 
+@starts_from("m3ae_tiny")
 def m3ae_tiny_retrieval(init: Config) -> Config:
-    """Phantoms and their reports, each pair scored by co-attention: a minute on one core; R@1 0.048 and 0.005, by chance 0.001.
+    """Phantoms and their reports, each pair scored by co-attention: a minute on one core; R@1 0.048 and 0.005, chance 0.001.
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
@@ -151,14 +157,16 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
 
 def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
-    """Return a run on images of the published size, of a small model on those of its own; the towers learn slowest. Texts
-    keep the length that the towers have positions for."""
+    """Return a run on images of the published size, for a small model of its own; the towers learn slowest.
+
+    Texts keep the length that the towers have positions for.
+    """
     data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
     train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
-    config = _downstream(init, recipe, task, data, **train)
+    config = finetuned(init, recipe, task, data, **train)
     return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
 
 
 def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
     train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "head_lr_multiplier": 10, "warmup": 0.1} | train
-    return _downstream(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)
+    return finetuned(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)

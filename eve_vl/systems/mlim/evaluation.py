@@ -1,18 +1,46 @@
-"""Evaluation of item pairs: area under the precision–recall curve, also of the images and of the texts alone."""
+"""Evaluation of MLIM's tasks: RECON with the right and a wrong caption, and PR-AUC of item pairs, also by one modality."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from eve_vl.config import PairConfig
+import torch
+
 from eve_vl.data.kinds.pairs import ItemBatch
+from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.evaluator import ClassifierEvaluator, json_lines
+from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import pairs as metrics
-from eve_vl.tasks.pair import ItemPairs
+from eve_vl.metrics.masked_signal import Sums
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.systems.mlim.tasks import ItemPairs, Mlim
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
 """The modalities that evaluation shows of the items, by metric."""
+
+
+class MlimEvaluator(MaskedSignalEvaluator[Mlim]):
+    """Masked signals and RECON."""
+
+    section = MlimConfig
+    baselines = (
+        *MaskedSignalEvaluator.baselines,
+        Baseline(
+            *("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption"),
+            lower=True,
+            after="mim_mse",
+        ),
+    )
+
+    def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:
+        """Add a batch with little of image and text masked."""
+        super().add_batch(sums, batch, names)
+        assert isinstance(batch, PairBatch) and batch.wrong is not None
+        for name, pairs in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
+            error_B = self.task.squared_errors(self.task.encode(pairs, keep=True, mask=True), batch).mean(1)
+            sums.add(name, names, torch.arange(len(error_B)), error_B)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,21 +12,29 @@ What is put together or apart on the way:
 | a checkpoint of texts alone has no networks for pairs | random ones, as its next stage starts from |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eve_vl.config import EveModelConfig, HeadlessConfig, InputConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.interop.convert import published
-from eve_vl.interop.convert.keys import BLOCK, classifier, token_head
+from eve_vl.config import (
+    EveModelConfig,
+    HeadlessConfig,
+    InputConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
+from eve_vl.interop import ConvertArgs, convert
+from eve_vl.interop.convert import Family, Plan, classifier, to_tuples, token_head
+from eve_vl.interop.published import BLOCK
 from eve_vl.model.ffn import NORM, POLICIES
 from eve_vl.recipes import get_recipe
-from eve_vl.run.loading import build_task
+from eve_vl.tasks.task import Task
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import seed_everything
 
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide
@@ -35,10 +43,10 @@ BLOCKS = "transformer.blocks."
 TABLE, TYPES = "relative_position_bias_table", "token_type_embeddings.weight"
 WORDS, SEGMENTS = "text_embeddings.word_embeddings.weight", "text_embeddings.token_type_embeddings.weight"
 PLACES, PATCHES = "text_embeddings.position_embeddings.weight", "transformer.patch_embed.proj.weight"
-UNUSED = {
+UNUSED = (
     *("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index"),
     *("text_embeddings.position_ids", "text_embeddings.token_type_ids"),
-}
+)
 LAYERS = {
     "encoder.norm": "transformer.norm",
     "encoder.text.norm": "text_embeddings.LayerNorm",
@@ -85,59 +93,46 @@ HEADS = {
 """By what the names of its tensors start with; the first that is there counts."""
 
 
-def is_vlmo(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the weights of a published VLMo."""
-    return PATCHES in tensors and any(name.startswith(BLOCKS) for name in tensors)
+def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return what a published VLMo becomes. Raises UserError.
 
-
-def import_vlmo(
-    tensors: Mapping[str, Tensor],
-    where: str,
-    run: Path,
-    *,
-    tokenizer: Path,
-    answers: Path | None = None,
-    num_heads: int = 0,
-    text_tokens: int = 40,
-    image_size: int = 0,
-    drop: Sequence[str] = (),
-) -> str:
-    """Write the run folder of a published VLMo (tensors by name, from the file `where`), and return a summary.
-
-    tokenizer: BERT's vocab.txt. answers: for VQA, its answer list. num_heads: 0: as the table of relative positions says, else
-    those of the published size. text_tokens: longest text; 0: as long as there are positions for. image_size: resize the
-    positions to this size; 0: leave them. drop: parts of names to leave out. Raises UserError.
+    num_heads 0: as the table of relative positions says, else those of the published size.
     """
-    published.check_new(run)
-    tensors = published.without(tensors, drop, where)
-    sizes, model, head, start = infer(tensors, where, num_heads)
-    length = min(text_tokens or sizes.text_length, sizes.text_length)
-    here = replace(sizes, text_length=length, image_size=image_size or sizes.image_size)
-    config = published.config_for(here, model, head.section, run, where, start, "vlmo_")
-    table, shapes = key_table(model, head, tensors), special_shapes(sizes, model, head, tensors)
-    never_used = UNUSED | ({PLACES} if model.positions == "relative" else set())
-    published.check_keys({*table.values(), *shapes}, tensors.keys() - never_used, where, "")
-    words = published.matching_tokenizer(tokenizer, _rows(tensors, WORDS))
-    labels = published.matching_answers(answers, tensors.get("vqa_classifier.3.bias"), where)
-    lacks_pairs = is_of_texts(tensors)
-    seed_everything(config.train.seed)
-    with torch.device("cpu" if lacks_pairs else "meta"):
-        task = build_task(config, words, labels)
-    num_tensors = published.check_all(tensors, task, table, shapes, where)
-    ours = to_ours(tensors, table, model, head)
-    encoder = {name.removeprefix("encoder."): tensor for name, tensor in ours.items() if name.startswith("encoder.")}
-    ours |= {f"encoder.{name}": tensor for name, tensor in task.encoder.resized(encoder)[0].items()}
-    if model.positions == "learned":
-        ours["encoder.text.positions"] = ours["encoder.text.positions"][:length].clone()
-    task.load_state_dict(ours, strict=not lacks_pairs, assign=True)
-    published.write_run(run, config, words, task)
-    random = "; networks for pairs are random, as texts alone have none" * lacks_pairs
-    goes_on = ", a start for other runs (--init)" * head.section.is_pretraining
-    return (
-        f"{num_tensors} tensors of a VLMo like {start}: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} "
-        f"heads, {config.input.image_size} pixels, texts of {length} of {sizes.text_length} tokens; {head.section.title}"
-        f"{goes_on}{random}"
+    tensors = convert.without(tensors, args.drop, where)
+    sizes, model, head, start = infer(tensors, where, args.num_heads)
+    length, is_partial = min(args.text_tokens or sizes.text_length, sizes.text_length), is_of_texts(tensors)
+
+    def finish(ours: dict[str, Tensor], task: Task[Any]) -> dict[str, Tensor]:
+        ours = to_ours(ours, tensors, model, head)
+        encoder = {name.removeprefix("encoder."): tensor for name, tensor in ours.items() if name.startswith("encoder.")}
+        ours |= {f"encoder.{name}": tensor for name, tensor in task.encoder.resized(encoder)[0].items()}
+        if model.positions == "learned":
+            ours["encoder.text.positions"] = ours["encoder.text.positions"][:length].clone()
+        return ours
+
+    return Plan(
+        tensors={name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        sizes=replace(sizes, text_length=length, image_size=args.image_size or sizes.image_size),
+        model=model,
+        section=head.section,
+        recipe=start,
+        prefix="vlmo_",
+        table=to_tuples(key_table(model, head, tensors)),
+        shapes=special_shapes(sizes, model, head, tensors),
+        unused=(*UNUSED, *[PLACES] * (model.positions == "relative")),
+        words=WORDS,
+        is_partial=is_partial,
+        finish=finish,
+        notes="; networks for pairs are random, which text-only checkpoints lack" * is_partial,
     )
+
+
+FAMILY = Family(
+    title="a VLMo checkpoint",
+    flags=("text_tokens",),
+    matches=lambda tensors: PATCHES in tensors and any(name.startswith(BLOCKS) for name in tensors),
+    plan=plan,
+)
 
 
 def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
@@ -151,17 +146,17 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
         ffn_dim = len(tensors[f"{BLOCKS}0.mlp_imag.fc1.bias"])
-        top = published.numbers_after(BLOCKS, [name for name in tensors if ".mlp_vl." in name])
-        depth = published.numbered(published.numbers_after(BLOCKS, tensors), "blocks", where)
+        top = convert.numbers_after(BLOCKS, [name for name in tensors if ".mlp_vl." in name])
+        depth = convert.count_numbered(convert.numbers_after(BLOCKS, tensors), "blocks", where)
         start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
         like = get_recipe(start)
         if is_relative := TABLE in tensors:
             rows, columns = tensors[TABLE].shape
             num_patches, text_length, num_heads = _patches(rows, where), LONGEST, num_heads or columns // depth
         else:
-            num_patches = published.side_of(tensors["transformer.pos_embed"].shape[:-1].numel(), where) ** 2
+            num_patches = convert.side_of(tensors["transformer.pos_embed"].shape[:-1].numel(), where) ** 2
             text_length = len(tensors[PLACES])
-    except published.ODD as error:
+    except convert.ODD as error:
         raise UserError(f"{where}: not a published VLMo ({error} is missing or unusual)") from None
     assert isinstance(like.model, EveModelConfig)
     num_top = len(top) or min(like.model.num_deep_blocks, depth)
@@ -171,7 +166,7 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
         like.model,
         embed_dim=width,
         depth=depth,
-        num_heads=published.heads_of(width, num_heads or NUM_HEADS.get(width, 0), where),
+        num_heads=convert.heads_of(width, num_heads or NUM_HEADS.get(width, 0), where),
         mlp_ratio=ffn_dim / width,
         num_deep_blocks=num_top,
         positions="relative" if is_relative else "learned",
@@ -237,10 +232,9 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
     return tensors[name].shape[:1].numel() if name in tensors else 0
 
 
-def to_ours(tensors: Mapping[str, Tensor], table: Mapping[str, str], model: EveModelConfig, head: Head) -> dict[str, Tensor]:
-    """Return our tensors by name, float32, with positions for the sizes that they were made for."""
+def to_ours(ours: dict[str, Tensor], tensors: Mapping[str, Tensor], model: EveModelConfig, head: Head) -> dict[str, Tensor]:
+    """Return our tensors from those of the key table, float32, with positions for the checkpoint's sizes."""
     given = {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    ours = {name: given[theirs].clone() for name, theirs in table.items()}  # a file may tie some
     ours["encoder.image.proj.weight"] = given[PATCHES].flatten(1)
     ours["encoder.image.cls"] = given["transformer.cls_token"].flatten()
     ours["encoder.text.type_embed"], ours["encoder.image.type_embed"] = (row.clone() for row in given[TYPES][:2])

@@ -1,4 +1,4 @@
-"""What the page shows of pairs of items.
+"""Reports of MLIM's pre-training and of pairs of items.
 
 Letters: B batch.
 """
@@ -7,8 +7,20 @@ from collections.abc import Iterator
 
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.report.curves import Loss
+from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.task import ClassifierReport, Example, best_choices, pixels_of
-from eve_vl.tasks.pair import ItemPairs
+from eve_vl.systems.mlim.tasks import ItemPairs
+
+
+class MlimReport(MaskedSignalReport):
+    """Masked signals and rebuilt images."""
+
+    name = "mlim"
+    template = "mlim.html"
+    losses = (
+        MaskedSignalReport.losses[0],
+        Loss("mim", "Rebuilding loss", "Squared error of pixels from 0 to 1, summed over colours.", "recon"),
+    )
 
 
 class PairReport(ClassifierReport):

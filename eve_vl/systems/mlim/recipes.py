@@ -1,10 +1,11 @@
-"""MLIM (arXiv 2109.12178): masked texts and images in one pass, and pairs of items, which it was made for."""
+"""MLIM (arXiv 2109.12178): masked texts and images in one pass, and its purpose, pairs of items."""
 
 from pathlib import Path
 
-from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, MlimConfig, PairConfig, TokenizerConfig, TrainConfig
-from eve_vl.recipes.finetune import _downstream
+from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.recipes.finetune import finetuned, starts_from
 from eve_vl.recipes.pretrain import SMALL
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 
 
 def mlim_large() -> Config:
@@ -64,6 +65,7 @@ def mlim_tiny() -> Config:
     )
 
 
+@starts_from("mlim_tiny")
 def mlim_pairs(init: Config) -> Config:
     """Pairs of items from built-in scenes, the same or not: two minutes on one core; PR AUC 0.998, a blind guess 0.313.
 
@@ -71,4 +73,4 @@ def mlim_pairs(init: Config) -> Config:
     """
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
     train = {"steps": 500, "batch_size": 64, "optimizer": "muon", "lr": 1e-3, "head_lr_multiplier": 3, "warmup": 0.1}
-    return _downstream(init, "mlim_pairs", PairConfig(), data, **train, val_every=250, save_every=250)
+    return finetuned(init, "mlim_pairs", PairConfig(), data, **train, val_every=250, save_every=250)

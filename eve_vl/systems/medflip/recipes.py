@@ -1,14 +1,15 @@
-"""MedFLIP (arXiv 2403.04626): two towers and their contrast alone, from images half of whose patches are dropped."""
+"""MedFLIP (arXiv 2403.04626): contrast of two towers, from images with half of their patches dropped."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from eve_vl.config import Config, ContrastMatchConfig, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.recipes.m3ae import PHANTOMS, SMALL_TOWERS
+from eve_vl.recipes.finetune import PHANTOMS
+from eve_vl.recipes.pretrain import SMALL
 
 
 def medflip_base() -> Config:
-    """MedFLIP with towers of base size, 224 pixels; its paper leaves sizes, steps and data open, and these are our choice.
+    """MedFLIP with towers of base size, 224 pixels; its paper leaves sizes, steps and data open, so these are our choice.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain medflip_base --data.train reports.jsonl --data.val held-out
     """
@@ -39,7 +40,7 @@ def medflip_tiny() -> Config:
 
     eve pretrain medflip_tiny
 
-    With --task.itc-targets semantic its contrast has MedCLIP's soft targets, of findings that are there or that reports deny.
+    --task.itc-targets semantic gives its contrast MedCLIP's soft targets, from findings that reports state or deny.
     """
     base = medflip_base()
     return replace(
@@ -47,7 +48,17 @@ def medflip_tiny() -> Config:
         recipe="medflip_tiny",
         out=Path("runs/medflip_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=replace(SMALL_TOWERS, image_depth=3, text_depth=3, fusion_depth=0, pixel_layer=0),
+        model=DualEncoderConfig(
+            embed_dim=96,
+            image_depth=3,
+            text_depth=3,
+            fusion_depth=0,
+            pixel_layer=0,
+            num_heads=3,
+            mlp_ratio=2.0,
+            pos_embed_init_std=0.3,
+            **SMALL,
+        ),
         task=replace(base.task, projection_dim=0),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),

@@ -1,40 +1,35 @@
-"""Image encoders (BEiT and BEiT v2 as released, all that timm calls beit or vit, and ViT, DeiT, BEiT and DINOv2 as transformers
-names their weights) as a start for pre-training.
+"""Image encoders as a start for pre-training: BEiT, BEiT v2, timm's beit and vit, transformers' ViT, DeiT, BEiT and DINOv2.
 
 | ours | comes from |
 |---|---|
 | patch projection, [CLS], positions, attention, LayerScale, norms of the image, final norm | the image encoder |
 | image feed-forward networks | the image encoder |
-| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random (VLMo): `--copy` |
+| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random: `--copy` |
 | text embeddings, type embeddings, router | random; with `--architecture source` type embeddings are 0 |
 
 The key bias of a ViT is left out: it adds the same to all scores of a query, and the softmax takes that away again.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eve_vl.config import EveModelConfig, HeadlessConfig, InputConfig
-from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop.convert import published
-from eve_vl.interop.convert.keys import SAME
+from eve_vl.config import EveModelConfig, InputConfig
+from eve_vl.config.plugins import installed, load_installed
+from eve_vl.interop import ConvertArgs, convert
+from eve_vl.interop.convert import Family, Plan
+from eve_vl.interop.published import SAME
 from eve_vl.model.ffn import NORM, PARTS, POLICIES, Copies
-from eve_vl.recipes import get_recipe
-from eve_vl.run.loading import build_task
-from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import seed_everything
+from eve_vl.tasks.task import Task
+from eve_vl.utils.errors import UserError, nearest
 
-Architecture = Literal["eve", "source", "vlmo"]
 WIDE = 16  # heads of the image encoders that are wider than 1024
 UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
 RELATIVE = "relative_position"
-VLMO = "vlmo_base_images"
 FFN = (*(f"norm2.{part}" for part in NORM), *(f"mlp.{part}" for part in PARTS))
 
 
@@ -63,8 +58,8 @@ def _name(name: str) -> str:
     return name
 
 
-def is_vision(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the weights of an image encoder."""
+def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors are those of an image encoder."""
     names = set(map(_name, tensors))
     return "patch_embed.proj.weight" in names and not names.isdisjoint(f"blocks.0.attn.{part}.weight" for part in ("qkv", "q"))
 
@@ -81,88 +76,87 @@ def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def import_vision(
-    tensors: Mapping[str, Tensor],
-    where: str,
-    run: Path,
-    *,
-    tokenizer: Path,
-    architecture: Architecture = "eve",
-    copy: Copies | None = None,
-    num_experts: int = 32,
-    num_deep_blocks: int | None = None,
-    num_heads: int = 0,
-    image_size: int = 0,
-    seed: int = 0,
-    drop: Sequence[str] = (),
-) -> str:
-    """Write a run folder with an encoder to start pre-training from, and return a summary.
+def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return an encoder to start pre-training from. Raises UserError.
 
-    architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
-    `source` sets them to the source's, so that features are the source's; `vlmo` gives VLMo's, which has BEiT's relative
-    positions, to start its second stage from. copy: what gets copies of the image networks,
-    besides themselves; None: all, in VLMo nothing. num_experts: of each of the last num_deep_blocks blocks; None: 2, of 24 and
-    more 3. image_size: resize the positions to this size; 0: the source's. drop: parts of names to leave out. Raises UserError.
+    --architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2.
+    `source` sets them to the source's, and features equal the source's. Others are the models of related systems' recipes.
     """
-    published.check_new(run)
-    if architecture == "vlmo" and num_experts != EveModelConfig.num_experts:
-        raise UserError(f"{where}: --num-experts has no use with --architecture vlmo, which has none; leave it out")
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
-    side = _side(tensors, where)  # what tells it may be dropped
-    tensors = _joined(published.without(tensors, drop, where))
-    copy = copy or ("none" if architecture == "vlmo" else "all")
-    if num_deep_blocks is None:
-        num_deep_blocks = 3 if any(name.startswith("blocks.23.") for name in tensors) else 2  # as published
-    top_k = min(EveModelConfig.top_k, num_experts)
-    model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
-    if architecture == "vlmo":
-        model = dataclasses.replace(get_recipe(VLMO).model, num_deep_blocks=num_deep_blocks)
-        assert isinstance(model, EveModelConfig)
-        if not side or "pos_embed" in tensors or image_size:
-            raise UserError(
-                f"{where}: --architecture vlmo takes relative positions alone, which runs that start from it resize: leave out "
-                "--image-size, and take --architecture eve for absolute ones"
-            )
-    sizes, model = _sizes(tensors, where, model, num_heads, side, image_size)
-    if architecture == "source":
-        model = dataclasses.replace(model, activation="gelu", norm_pre=False)
-    if architecture == "vlmo":
-        sizes = dataclasses.replace(sizes, text_length=get_recipe(VLMO).input.text_length)
-    words = Tokenizer.load(tokenizer)
-    config = dataclasses.replace(published.config_for(sizes, model, HeadlessConfig(), run, where), recipe="vision")
-    seed_everything(seed)
-    task = build_task(config, words)
-    ours = task.state_dict()
-    given, used = _given(tensors, model, copy)
-    known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
-    known |= {name for name in tensors if name.endswith(f"{RELATIVE}_index") and architecture == "vlmo"}
-    published.check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
-    for name, tensor in given.items():
-        if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
-            given[name] = tensor.expand_as(ours[name])
-    published.check_shapes(given, ours, f"{where}: what becomes")
-    if architecture == "source":
-        given["encoder.image.type_embed"] = torch.zeros(model.embed_dim)
-    task.load_state_dict(given, strict=False)
-    config = published.resized(config, task, image_size)
-    published.write_run(run, config, words, task)
-    return (
-        f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
-        f"{model.embed_dim}, {model.num_heads} heads, {config.input.image_size} pixels, patches of {sizes.patch_size}; go on "
-        f"with eve pretrain RECIPE --init {run}, which takes its shape"
+    side = _side(tensors, where)  # before --drop takes the positions away
+    tensors = _joined(convert.without(tensors, args.drop, where))
+    is_deep = any(name.startswith("blocks.23.") for name in tensors)
+    model, text_length = _model(args, 3 if is_deep else 2)  # as published
+    is_relative = model.positions == "relative"
+    if is_relative and (not side or "pos_embed" in tensors or args.image_size):
+        raise UserError(
+            f"{where}: --architecture {args.architecture} takes relative positions only, which later runs resize: leave out "
+            "--image-size, and take --architecture eve for absolute ones"
+        )
+    sizes, model = _sizes(tensors, where, model, args.num_heads, side, args.image_size)
+    given, used = _given(tensors, model, args.copy or ("none" if is_relative else "all"))
+
+    def finish(_: dict[str, Tensor], task: Task[Any]) -> dict[str, Tensor]:
+        ours = task.state_dict()
+        for name, tensor in given.items():
+            if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
+                given[name] = tensor.expand_as(ours[name])
+        convert.check_shapes(given, {name: ours[name] for name in given}, f"{where}: what becomes")
+        is_source = args.architecture == "source"
+        return given | ({"encoder.image.type_embed": torch.zeros(model.embed_dim)} if is_source else {})
+
+    return Plan(
+        tensors=tensors,
+        sizes=replace(sizes, text_length=text_length),
+        model=model,
+        name="vision",
+        used=frozenset(used),
+        unused=(*UNUSED, *[name for name in tensors if name.endswith(f"{RELATIVE}_index") and is_relative]),
+        relative_hint=RELATIVE_HINT,
+        positions="" if is_relative else "image.positions",
+        is_partial=True,
+        finish=finish,
+        notes=f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape",
     )
+
+
+IMAGE_ENCODERS = Family(
+    title="an image encoder",
+    flags=("architecture", "copy", "num_experts", "num_deep_blocks", "seed"),
+    matches=is_image_encoder,
+    plan=plan,
+)
+
+
+def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int]:
+    """Return the model, not yet of the encoder's sizes, and the longest text. Raises UserError."""
+    num_deep_blocks = num_deep_blocks if args.num_deep_blocks is None else args.num_deep_blocks
+    if args.architecture in ("eve", "source"):
+        num_experts = EveModelConfig.num_experts if args.num_experts is None else args.num_experts
+        like_source: dict[str, Any] = {"activation": "gelu", "norm_pre": False} if args.architecture == "source" else {}
+        top_k = min(EveModelConfig.top_k, num_experts)
+        model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k, **like_source)
+        return model, InputConfig.text_length
+    if (recipe := load_installed("architectures", args.architecture)) is None:
+        known = ["eve", "source", *installed("architectures")]
+        raise UserError(f"{args.source}: no --architecture {nearest(args.architecture, known)}")
+    if args.num_experts is not None:
+        name = args.architecture
+        raise UserError(f"{args.source}: --num-experts has no effect with --architecture {name}, without experts; leave it out")
+    config = recipe()
+    return replace(config.model, num_deep_blocks=num_deep_blocks), config.input.text_length
 
 
 RELATIVE_HINT = (
     "; its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
-    f"--drop {RELATIVE} leaves the bias out, and positions are learnt anew; --architecture vlmo has a place for it"
+    f"--drop {RELATIVE} leaves the bias out and learns positions again; an --architecture with relative positions keeps it"
 )
 
 
 def _side(tensors: Mapping[str, Tensor], where: str) -> int:
     """Return the patches along a side, as positions or else a table of relative ones tell; 0 if nothing does."""
     if "pos_embed" in tensors:
-        return published.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
+        return convert.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]
     if not tables:
         return 0
@@ -181,18 +175,18 @@ def _sizes(
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
         ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
-    except published.ODD as error:
+    except convert.ODD as error:
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
         raise UserError(f"{where}: its images have {channels} channels, not 3")
-    num_heads, depth = num_heads or (WIDE if width > 1024 else 0), published.numbered(blocks, "blocks", where)
+    num_heads, depth = num_heads or (WIDE if width > 1024 else 0), convert.count_numbered(blocks, "blocks", where)
     image_size = side * patch_size or image_size
     if not image_size:
         raise UserError(f"{where}: has no positions, which would tell the size of its images; give --image-size")
     if model.num_deep_blocks > depth:
         raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
-    return InputConfig(image_size=image_size, patch_size=patch_size), dataclasses.replace(
-        model, embed_dim=width, depth=depth, num_heads=published.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
+    return InputConfig(image_size=image_size, patch_size=patch_size), replace(
+        model, embed_dim=width, depth=depth, num_heads=convert.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
     )
 
 

@@ -1,8 +1,7 @@
-"""VLMo (Bao et al. 2022, arXiv 2111.02358): EVE's encoder with a network for pairs in the top blocks and relative positions,
-trained in stages, each the next one's --init: images alone, texts alone with attention frozen, pairs by contrast, matching,
-masked tokens.
+"""VLMo (Bao et al. 2022, arXiv 2111.02358): EVE's encoder with a network for pairs in the top blocks and relative positions.
 
-The paper's first stage is a BEiT that others trained, by labels too; ours rebuilds pixels. Its own values are those of pairs.
+It trains in three stages, each the --init of the next: images; texts with frozen attention; pairs by contrast, matching and
+masked tokens. The paper's first stage is a published BEiT, which also learnt from labels; ours reconstructs pixels.
 """
 
 from dataclasses import replace
@@ -23,15 +22,15 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.finetune import SCENES, _paper
+from eve_vl.recipes.finetune import SCENES, at_paper_scale, starts_from
 from eve_vl.recipes.pretrain import SMALL
 
 Kind = Literal["image", "text", "image_text"]
-MADE_BY_IMAGES = (
+FROZEN_WITH_TEXTS = (
     *("encoder.blocks.*.attn.*", "encoder.blocks.*.norm1.*", "encoder.blocks.*.scale?", "encoder.blocks.*.ffn.*image*"),
     *("encoder.image.proj.*", "encoder.image.cls"),
 )
-"""What texts alone leave as images made it."""
+"""Parameters of the image stage that the text stage keeps."""
 VLMO = EveModelConfig(
     deep_ffn="modality_vl", positions="relative", pooler=True, norm_pre=False, activation="gelu", num_deep_blocks=2
 )
@@ -58,22 +57,21 @@ TASKS: dict[str, MaskedSignalConfig] = {
     "text": MaskedSignalConfig(mim_weight=0.0, **MASKED),
     "image_text": ContrastMatchConfig(mlm_weight=0.25, itm_negatives="global", **MASKED),
 }
-"""The task of each stage, by its rows."""
+"""The task of each stage, by its modality."""
 SMALL_DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 48, "decoder_num_heads": 3, "normalize_targets": False}
 
 
 def vlmo_tiny_images() -> Config:
-    """VLMo's first stage on built-in scenes without their captions: seconds.
+    """VLMo's first stage on built-in scenes without their captions, which train the tokenizer only: seconds.
 
-    eve tokenizer train scenes:train --vocab-size 512 --out runs/words.json
-    eve pretrain vlmo_tiny_images --tokenizer.path runs/words.json
+    eve pretrain vlmo_tiny_images
     """
     config = _tiny("vlmo_tiny_images", "image", steps=150)
     return replace(config, task=replace(config.task, **SMALL_DECODER))
 
 
 def vlmo_tiny_texts() -> Config:
-    """VLMo's second stage on the captions of built-in scenes alone: seconds.
+    """VLMo's second stage on the captions of built-in scenes: seconds.
 
     eve pretrain vlmo_tiny_texts --init runs/vlmo_tiny_images
     """
@@ -89,7 +87,7 @@ def vlmo_tiny() -> Config:
 
 
 def vlmo_base_images() -> Config:
-    """VLMo-Base, images alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
+    """VLMo-Base, images, by reconstructing masked pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
     eve pretrain vlmo_base_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
@@ -97,7 +95,7 @@ def vlmo_base_images() -> Config:
 
 
 def vlmo_base_texts() -> Config:
-    """VLMo-Base, texts alone, of 196 tokens: 200k steps at batch 1024.
+    """VLMo-Base, texts of 196 tokens: 200k steps at batch 1024.
 
     eve pretrain vlmo_base_texts --init runs/vlmo_base_images --data.train TEXTS.txt --data.val held-out
     """
@@ -113,7 +111,7 @@ def vlmo_base() -> Config:
 
 
 def vlmo_base_plus_images() -> Config:
-    """VLMo-Base plus, images alone, by rebuilding hidden pixels; the paper starts from a BEiT of this unusual width.
+    """VLMo-Base plus, images, by reconstructing masked pixels; the paper starts from a BEiT of this unusual width.
 
     eve pretrain vlmo_base_plus_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
@@ -121,7 +119,7 @@ def vlmo_base_plus_images() -> Config:
 
 
 def vlmo_base_plus_texts() -> Config:
-    """VLMo-Base plus, texts alone, as long as captions: 200k steps at batch 1024.
+    """VLMo-Base plus, texts as long as captions: 200k steps at batch 1024.
 
     eve pretrain vlmo_base_plus_texts --init runs/vlmo_base_plus_images --data.train TEXTS.txt --data.val held-out
     """
@@ -137,7 +135,7 @@ def vlmo_base_plus() -> Config:
 
 
 def vlmo_large_images() -> Config:
-    """VLMo-Large, images alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
+    """VLMo-Large, images, by reconstructing masked pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
     eve pretrain vlmo_large_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
@@ -145,7 +143,7 @@ def vlmo_large_images() -> Config:
 
 
 def vlmo_large_texts() -> Config:
-    """VLMo-Large, texts alone, of 196 tokens: 200k steps at batch 1024; its learning rate is not known.
+    """VLMo-Large, texts of 196 tokens: 200k steps at batch 1024; the learning rate is not published.
 
     eve pretrain vlmo_large_texts --init runs/vlmo_large_images --data.train TEXTS.txt --data.val held-out
     """
@@ -160,8 +158,9 @@ def vlmo_large() -> Config:
     return _stage("vlmo_large", LARGE, "image_text", lr=5e-5)
 
 
+@starts_from("vlmo_base")
 def vlmo_vqa(init: Config) -> Config:
-    """VQA v2 as in VLMo: 480 pixels, 10 epochs of batch 128, the answer head twenty times as fast.
+    """VQA v2 as in VLMo: 480 pixels, 10 epochs of batch 128; the answer head learns twenty times as fast.
 
     eve finetune vlmo_vqa --init runs/vlmo_base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
@@ -169,8 +168,9 @@ def vlmo_vqa(init: Config) -> Config:
     return _finetuned(init, "vlmo_vqa", VQAConfig(), 480, 0.15, **more)
 
 
+@starts_from("vlmo_base")
 def vlmo_nlvr2(init: Config) -> Config:
-    """NLVR2 as in VLMo: 384 pixels, 10 epochs of batch 128, the right image of a type of its own.
+    """NLVR2 as in VLMo: 384 pixels, 10 epochs of batch 128; the right image has its own type embedding.
 
     eve finetune vlmo_nlvr2 --init runs/vlmo_base --data.train train.json --data.val dev.json
     """
@@ -180,8 +180,9 @@ def vlmo_nlvr2(init: Config) -> Config:
     )
 
 
+@starts_from("vlmo_base")
 def vlmo_retrieval(init: Config) -> Config:
-    """COCO retrieval as in VLMo, by contrast alone: 384 pixels, 3,000 steps of batch 3072; Flickr30K: 1,500 from that run.
+    """COCO retrieval as in VLMo, by contrast only: 384 pixels, 3,000 steps of batch 3072; Flickr30K: 1,500 steps from that run.
 
     eve finetune vlmo_retrieval --init runs/vlmo_base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
@@ -189,15 +190,15 @@ def vlmo_retrieval(init: Config) -> Config:
     return _finetuned(init, "vlmo_retrieval", RetrievalConfig(itm_weight=0.0, rerank=0), 384, 0.2, **more)
 
 
-def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
+def _tiny(name: str, modality: Kind, *, steps: int) -> Config:
     """Return a stage on built-in scenes."""
     return Config(
         recipe=name,
         out=Path("runs") / name,
         input=InputConfig(image_size=48, patch_size=8, text_length=32),
         model=TINY,
-        task=TASKS[rows],
-        data=replace(SCENES, modality=rows),
+        task=TASKS[modality],
+        data=replace(SCENES, modality=modality),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
             steps=steps,
@@ -205,23 +206,23 @@ def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
             optimizer="muon",
             lr=1.2e-3,
             warmup=0.1,
-            freeze=MADE_BY_IMAGES if rows == "text" else (),
+            freeze=FROZEN_WITH_TEXTS if modality == "text" else (),
             val_every=steps,
             save_every=steps,
         ),
     )
 
 
-def _stage(name: str, model: EveModelConfig, rows: Kind, *, lr: float) -> Config:
-    """Return a stage at the paper's scale. Texts alone have 196 tokens where positions are relative, captions 40."""
-    is_short = rows == "image_text" or model.positions == "learned"
+def _stage(name: str, model: EveModelConfig, modality: Kind, *, lr: float) -> Config:
+    """Return a stage at the paper's scale: texts of 196 tokens with relative positions, captions of 40."""
+    is_short = modality == "image_text" or model.positions == "learned"
     return Config(
         recipe=name,
         out=Path("runs") / name,
         input=InputConfig(text_length=40 if is_short else 196),
         model=model,
-        task=TASKS[rows],
-        data=DataConfig(modality=rows, augment="rand", num_workers=8),
+        task=TASKS[modality],
+        data=DataConfig(modality=modality, augment="rand", num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=30_522),
         train=TrainConfig(
             steps=200_000,
@@ -231,7 +232,7 @@ def _stage(name: str, model: EveModelConfig, rows: Kind, *, lr: float) -> Config
             warmup=0.0125,
             schedule="linear",
             clip_norm=0.0,
-            freeze=MADE_BY_IMAGES if rows == "text" else (),
+            freeze=FROZEN_WITH_TEXTS if modality == "text" else (),
             val_every=5000,
             save_every=5000,
         ),
@@ -244,7 +245,7 @@ def _sized(init: Config, base: float, plus: float, large: float) -> float:
 
 
 def _finetuned(init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any) -> Config:
-    """Return a run at the paper's scale. New parameters learn as fast as others, if nothing else is said."""
+    """Return a run at the paper's scale, where by default new parameters learn as fast as others."""
     train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
     model = replace(init.model, drop_path=drop_path) if isinstance(init.model, EveModelConfig) else init.model
-    return _paper(replace(init, model=model), name, task, image_size, "rand", **train)
+    return at_paper_scale(replace(init, model=model), name, task, image_size, "rand", **train)

@@ -1,0 +1,78 @@
+"""Sections of MLIM's tasks: its pre-training and pairs of items."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from eve_vl.config.model import DualEncoderConfig, EveModelConfig
+from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlimConfig(MaskedSignalConfig):
+    """Pre-training by masked texts and whole reconstructed images in one pass (MLIM, arXiv 2109.12178)."""
+
+    name: ClassVar[str] = "mlim"
+    title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
+    alone: ClassVar[Mapping[str, str]] = {}
+    masking: Literal["aware", "light"] = "aware"
+    """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
+    or few of both (MLIM's modality-aware masking). light: always the last."""
+    image_mask_ratio: float = 0.15
+    """Share of masked patches where few are masked."""
+    text_mask_ratio: float = 0.15
+    """Share of masked non-special tokens where few are masked."""
+    heavy_mask_ratio: float = 0.8
+    """Share of masked patches or tokens where most are masked."""
+    recon_target: Literal["all", "masked"] = "all"
+    """Patches in the reconstruction loss: all, since an embedded patch has lost something too, or the masked ones."""
+    joint_masking: bool = field(default=True, init=False)
+    normalize_targets: bool = field(default=False, init=False)
+    decoder_depth: int = field(default=1, init=False)
+    decoder_dim: int = field(default=4, init=False)
+    decoder_num_heads: int = field(default=1, init=False)
+
+    def hidden_shares(self) -> dict[str, tuple[float, float]]:
+        """Return the masked shares of patches and of tokens, by what they are of."""
+        both = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
+        heavy = {"image": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
+        return heavy | both if self.masking == "aware" else both
+
+    def problems_with_model(self, model: Any) -> list[str]:
+        """Return the problems of a model whose stem the decoder cannot mirror."""
+        if isinstance(model, EveModelConfig) and model.stem == "patch_conv":
+            return []
+        return [
+            f"name {self.name} needs model eve with model.stem patch_conv, which shows nothing of a masked patch and whose "
+            "layers its decoder mirrors"
+        ]
+
+    def validate(self) -> list[str]:
+        """Return the problems of these values, one sentence each."""
+        problems = super().validate()
+        if not 0 < self.heavy_mask_ratio < 1:
+            problems.append(f"heavy_mask_ratio {self.heavy_mask_ratio} is not in (0, 1)")
+        if 0 in (self.mim_weight, self.mlm_weight):
+            problems.append("mim_weight and mlm_weight must both be above 0 in MLIM")
+        return problems
+
+    def unused_fields(self) -> dict[str, str]:
+        """Return the fields without effect next to the other values, by the reason."""
+        return super().unused_fields() | {"as task.masking is light": "heavy_mask_ratio" * (self.masking == "light")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(TaskConfig):
+    """Whether two items, each an image with a text, are the same (MLIM)."""
+
+    name: ClassVar[str] = "pair"
+    title: ClassVar[str] = "pairs of items"
+    recipe: ClassVar[str] = "mlim_pairs"
+    modality_dropout: bool = True
+    """In training show both images only, both texts only, or both items whole, each for a third of the pairs (MLIM)."""
+
+    def problems_with_model(self, model: Any) -> list[str]:
+        """Return the problem of states with other widths for pairs than for one modality."""
+        if not isinstance(model, DualEncoderConfig):
+            return []
+        return ["name pair compares whole items and single modalities, whose states have different widths in two towers"]
