@@ -96,7 +96,7 @@ def test_batches_hold_what_they_say_and_no_more():
         LabeledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "num_real", "labels"},
     }
     for kind, expected in seen.items():
-        assert names(kind) == expected | {"where", "names", "skipped"}
+        assert names(kind) == expected | {"where", "names", "positions", "skipped"}
     for kind, has_images, has_texts in [
         *((ImageBatch, True, False), (TextBatch, False, True), (Batch, True, True), (PairBatch, True, True)),
         *((MaskedImages, True, False), (MaskedTexts, False, True)),

@@ -187,7 +187,7 @@ def test_texts_of_tables(root: Path):
         open_source(root / "t.parquet", kind="texts", text_column="number")
     broken = [{"text": "fine"}, {"text": ["a", "b"]}, {"text": None}, {"text": 3}, {"words": "x"}]
     source = open_source(write_jsonl(root / "t.jsonl", broken), kind="texts")
-    assert [reason(source, index) for index in range(1, 4)] == [
+    assert [reason(source, index) for index in range(1, 5)] == [
         "t.jsonl:2: text lists 2 texts, expected one a row",
         "t.jsonl:3: text is missing",
         "t.jsonl:4: text is int, expected text",
