@@ -152,7 +152,7 @@ def test_a_matching_head_that_makes_the_search_worse(runs: dict[str, Path], tmp_
             row |= {"r_mean": 0.352 if is_worse else 0.5, "r_mean_itc_only": 0.472, "tr1": 0.123}
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(write_report(copy))
-    assert ("re-ranking makes this search worse (r_mean 0.352, by contrast alone 0.472)" in page.text) == is_worse
+    assert ("re-ranking makes this search worse (r_mean 0.352, by contrast only 0.472)" in page.text) == is_worse
     numbers = (copy / "report.html").read_text().partition('class="card number main"><code>')[2]
     assert numbers.startswith("tr1</code><strong>12.3 %")  # what people get, who search with the run's own re-ranking
 

@@ -97,7 +97,7 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
 
 
 class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
-    """Masked signals, and pairs told from wrong ones by contrast and by the matching head."""
+    """Masked signals, and the recognition of wrong pairs by contrast and by the matching head."""
 
     section = ContrastMatchConfig
     baselines = (

@@ -153,7 +153,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
     def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:
         """Return tr1_hard: how often an image's own text comes first among hard false texts, ordered as a search orders.
 
-        Also by chance, and with the image of another row, which measures what the words alone give away. Empty if there are no
+        Also by chance, and with the image of another row, which shows how much the words give away. Empty if there are no
         false texts.
         """
         same: dict[tuple[int, ...], int] = {}  # texts cut to the same tokens tie, whatever their rounding
@@ -192,11 +192,11 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         if tried := r_means_tried(numbers):
             k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
             low, high = gain(tried[k or best])
-            worth = f"r_mean {tried[k or best]:.3f}, by contrast alone {alone:.3f}, difference {low:.3f} to {high:.3f}"
+            worth = f"r_mean {tried[k or best]:.3f}, by contrast only {alone:.3f}, difference {low:.3f} to {high:.3f}"
             chosen = f"the best {k} ({worth})" if k else f"none: not even the best {best} are surely worth it ({worth})"
             found.append(f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}")
         elif ranked < alone:
-            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
+            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast only {alone:.3f})"
             found.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
         return found
 

@@ -105,7 +105,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
     text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
     matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
     if not matches:
-        how = "repair such rows or name other data (eve data check lists what is wrong)"
+        how = "repair such rows or name other data (eve data check lists the broken rows)"
         raise SharedError(f"none of the images to search among can be used; {how}")
     kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
     text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])

@@ -112,7 +112,7 @@ def ablated_metrics(
 ) -> dict[str, float]:
     """Return the main metrics with a part of each row taken away, as NAME_noise, and so on for all `Evaluator.ablations`.
 
-    The metrics of whole rows are told their differences from these.
+    The metrics of whole rows get their differences from these.
     """
     numbers: dict[str, float] = {}
     main, score_name = evaluator.main_metric or "", evaluator.score_name or evaluator.main_metric or ""

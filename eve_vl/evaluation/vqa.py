@@ -1,4 +1,4 @@
-"""Evaluation of visual question answering: accuracy, beside baselines that see no image."""
+"""Evaluation of visual question answering: accuracy, and baselines that see no image."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -72,8 +72,8 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     main_metric, score_name = metrics.MAIN, "pair_acc"
     baselines = (
         Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
-        Baseline("pr_auc", "pair", "pr_auc_images", "of the images alone", "uses the texts"),
-        Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the images"),
+        Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),
+        Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts only", "uses the images"),
     )
     has_prediction_file = True
 
