@@ -171,7 +171,7 @@ def test_a_pretrained_run_searches_with_the_heads_that_it_has(weights):
     task = build(ContrastMatchConfig(**weights))
     assert isinstance(task, ContrastMatch)
     seen: Any = task.as_task("retrieval")
-    assert isinstance(seen, Retrieval) and seen.main_metric is None
+    assert isinstance(seen, Retrieval) and evaluator_of(seen).main_metric is None
     assert seen.settings.rerank == 0  # of a run that has chosen nothing on validation data, what a user gets is contrast
     twin = build(replace(seen.settings, rerank=0 if weights else 4))
     twin.load_state_dict({name: value for name, value in task.state_dict().items() if name in twin.state_dict()})
