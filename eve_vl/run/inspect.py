@@ -131,9 +131,10 @@ def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
         return {}
     data, train = DataConfig(modality=config.data.modality), config.train
     rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation))
-    same = dataclasses.replace(config, recipe="", code=(), out=Path(), data=data, train=rows, init=None, init_allow_missing=())
+    same = dataclasses.replace(config, recipe="", code=(), out=Path(), data=data, train=rows)
+    same = dataclasses.replace(same, init=None, scratch=False, init_allow_missing=())
     labels = ("",) * len(sizes.labels)
-    return _forward_flops(dataclasses.replace(same, scratch=False), dataclasses.replace(sizes, labels=labels))
+    return _forward_flops(same, dataclasses.replace(sizes, labels=labels))
 
 
 @lru_cache
