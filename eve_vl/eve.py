@@ -168,7 +168,7 @@ class Eve:
         if not finetuned:
             return "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
         if unfit := config.model.problems_with(finetuned[0](), "image_text"):
-            return f"eve pretrain of another model, for {unfit[0]}"
+            return f"eve pretrain of another model, because {unfit[0]}"
         # demo_retrieval has no matching head
         small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""
         start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")

@@ -338,7 +338,7 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
 def test_towers_that_never_meet_need_another_model_to_match():
     run = run_of("contrast_alone")
     eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))))
-    with pytest.raises(UserError, match=r"match: eve pretrain of another model, for itm_weight 1\.0 needs states of pairs"):
+    with pytest.raises(UserError, match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs"):
         _ = eve.match
 
 
@@ -348,7 +348,8 @@ def test_heads_that_a_model_or_its_rows_cannot_feed_are_not_said_to_be_a_flag_aw
     run.task.config = config
     eve = Eve(replace(run, config=config))
     unfit = (
-        r"eve pretrain of another model, for mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0 does not give$"
+        r"eve pretrain of another model, because mlm_weight 1\.0 needs states of pairs, "
+        r"which model\.fusion_depth 0 does not give$"
     )
     for call, how in (("fill_mask", unfit), ("explain", unfit), ("reconstruct", re.escape(MIM))):
         with pytest.raises(UserError, match=rf"to get one that allows {call}: {how}"):

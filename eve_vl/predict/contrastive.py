@@ -69,6 +69,6 @@ class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
         return tuple(dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self)))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        hides_word = self.task.settings.mlm_weight and positions is not None
-        kind = MaskedSignalPredictor if hides_word or self.task.contrast.match_head is None else ContrastPredictor
+        masks_word = self.task.settings.mlm_weight and positions is not None
+        kind = MaskedSignalPredictor if masks_word or self.task.contrast.match_head is None else ContrastPredictor
         return kind._evidence(self, images, text, positions, answer)

@@ -76,7 +76,7 @@ class MaskedSignalPredictor(Predictor):
         wanted, rows = replace(settings, **{weight: 1.0}), config.data.modality
         rows = "image_text" if wanted.problems_with_rows(rows) else rows
         if unfit := config.model.problems_with(wanted, rows):
-            return f"eve pretrain of another model, for {unfit[0]}"
+            return f"eve pretrain of another model, because {unfit[0]}"
         given, flag = getattr(settings, weight), f"--task.{weight}".replace("_", "-")
         of_pairs = ", --data.modality image_text" * (rows != config.data.modality)
         return f"eve pretrain with {flag} 1 (here it is {given:g}){of_pairs} and another --out"

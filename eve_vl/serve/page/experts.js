@@ -48,7 +48,7 @@ export function expertsPanel(runs, chosen) {
   function show(found, body) {
     const K = found.blocks[0].experts[0].length;
     const E = found.blocks[0].colors.length;
-    const how = "colours and numbers are those of the first. Point at an expert to see its tokens alone.";
+    const how = "colours and numbers are those of the first. Point at an expert to see only its tokens.";
     status.say(`Each token goes to ${K} of ${E} experts; ${how}`);
     blocks.replaceChildren(...found.blocks.map((block) => drawn(block, found, body.image)));
   }

@@ -37,7 +37,7 @@ export function refill(node, ...children) {
   if (held !== null) [...node.querySelectorAll("button")].find((each) => each.textContent === held)?.focus();
 }
 
-/** Runs jobs of which only the latest counts: an earlier one is told to stop, and what it still says is dropped. */
+/** Runs jobs: a new job stops the one before and drops its result. */
 export class Latest {
   #controller = null;
 
@@ -193,7 +193,7 @@ export class ImageField {
   }
 }
 
-/** Return an image's bytes as a data: URL, made smaller if there are many. Rejects what is no image. */
+/** Return an image's bytes as a data: URL, reduced if there are many. Rejects files that are no images. */
 export async function dataUrl(file) {
   const bitmap = await createImageBitmap(file);
   if (file.size <= WHOLE && Math.max(bitmap.width, bitmap.height) <= SIDE) return read(file);
