@@ -97,3 +97,12 @@ def test_counting_draws_no_random_numbers():
     before = torch.get_rng_state()
     forward_flops(replace(config, input=replace(config.input, text_length=9)), Sizes(vocab_size=99))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flops_do_not_depend_on_where_a_run_starts(tmp_path):
+    config = recipe("demo_vqa")
+    started = replace(config, init=tmp_path, scratch=True, out=tmp_path)
+    assert (
+        inspect_config(started).flops
+        == inspect_config(replace(config, init=None, train=replace(config.train, head_lr_multiplier=1.0))).flops
+    )

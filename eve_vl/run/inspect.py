@@ -131,10 +131,9 @@ def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
         return {}
     data, train = DataConfig(modality=config.data.modality), config.train
     rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation))
-    same = dataclasses.replace(config, recipe="", code=(), out=Path(), data=data, train=rows)
-    same = dataclasses.replace(same, init=None, scratch=False, init_allow_missing=())
-    labels = ("",) * len(sizes.labels)
-    return _forward_flops(same, dataclasses.replace(sizes, labels=labels))
+    sections = {"input": config.input, "model": config.model, "task": config.task, "tokenizer": config.tokenizer}
+    same = Config(recipe="", out=Path(), data=data, train=rows, **sections)
+    return _forward_flops(same, dataclasses.replace(sizes, labels=("",) * len(sizes.labels)))
 
 
 @lru_cache
