@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.metrics import classification, intervals, nlvr2, retrieval, vqa
+from eve_vl.metrics import classification, intervals, pairs, retrieval, vqa
 from eve_vl.metrics.intervals import MeasuredValue, from_json, linear, mean, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 
@@ -288,7 +288,7 @@ def test_every_share_of_the_other_metrics_knows_its_n():
         "vqa_acc/other": 1,
         "vqa_acc/yes/no": 1,
     }
-    statements = nlvr2.summary([True, True, False], [True, False, None], ["a", "b", "b"])
+    statements = pairs.nlvr2_summary([True, True, False], [True, False, None], ["a", "b", "b"])
     assert {name: value.n for name, value in statements.items() if isinstance(value, MeasuredValue)} == {
         "nlvr2_acc": 2,
         "nlvr2_consistency": 2,
