@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eve_vl.config import ClassificationConfig, Config, MaskedSignalConfig
 from eve_vl.model import moe
-from eve_vl.recipes import RECIPES, get_finetune_recipe, get_recipe, start_of
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes, start_of
 from eve_vl.run.inspect import forward_flops, inspect_config
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
@@ -39,9 +39,11 @@ HEADS = {"answer head", "class head", "compare head", "contrast", "losses"}
 
 
 def recipe(name: str) -> Config:
-    make = RECIPES["pretrain"].get(name) or RECIPES["finetune"][name]
-    start = start_of(name, make)
-    return get_recipe(name) if start is None else get_finetune_recipe(name, get_recipe(start))
+    if name in recipes("pretrain"):
+        return get_recipe(name)
+    start = start_of(name, recipes("finetune")[name])
+    assert start is not None
+    return get_finetune_recipe(name, get_recipe(start))
 
 
 @pytest.mark.parametrize("name", BY_HAND)
