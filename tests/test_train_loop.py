@@ -114,7 +114,7 @@ def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
 def test_a_pool_that_says_it_again_means_the_same_stop(tmp_path: Path, monkeypatch):
     """It sends SIGTERM to all of its processes whenever one has ended."""
     monkeypatch.setattr("eve_vl.utils.runtime.AGAIN", 1e-9)
-    monkeypatch.setattr("eve_vl.train.trainer.multiprocessing.parent_process", object)
+    monkeypatch.setattr("eve_vl.utils.runtime.multiprocessing.parent_process", object)
     with pytest.raises(StoppedError):
         fit(tmp_path / "run", Noisy(), stopping(3, TERM, TERM), replace(CONFIG, save_every=8, val_every=8))
     assert step_folder(tmp_path / "run", 3).is_dir()
