@@ -99,10 +99,8 @@ class CountEvaluator(Evaluator[Count]):
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
         """Return the accuracy, the accuracy of the most frequent count, and the mean error."""
-        majority, errors = (
-            Counter(true for *_, true in predictions).most_common(1)[0][1],
-            [abs(f - t) for _, f, t in predictions],
-        )
+        majority = Counter(true for *_, true in predictions).most_common(1)[0][1]
+        errors = [abs(found - true) for _, found, true in predictions]
         right = share(sum(error < 0.5 for error in errors), len(predictions))
         return {"count_acc": right, "count_acc_majority": majority / len(predictions), "count_error": mean(errors)}
 
