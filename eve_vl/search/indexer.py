@@ -178,8 +178,7 @@ class Update:
         database.wait_for_lock(SECONDS_FOR_READERS)
         # spilling a large transaction would lock out searches long before its commit
         self.db.execute("PRAGMA cache_spill = OFF")
-        self.crop = Crop(size=encoder.run.config.input.image_size)
-        self.encoder = encoder
+        self.encoder, self.crop = encoder, Crop(size=encoder.run.config.input.image_size)
         encode_texts = partial(encoder.encode_text, batch_size=batch_size) if encoder.task.is_comparable else None
         self.images = FeatureWriter(database.images, self._encode_images, self._slots("feature"), batch_size)
         self.texts = FeatureWriter(database.texts, encode_texts, self._slots("text"), batch_size)
@@ -226,7 +225,8 @@ class Update:
 
     def _source(self, opened: OpenSource) -> None:
         self.db.execute(
-            "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading",
+            "INSERT INTO source (spec, reading) VALUES (?, ?) "
+            "ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading WHERE reading != excluded.reading",
             [opened.spec, json.dumps(opened.reading)],
         )
         (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
