@@ -43,7 +43,7 @@ WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true o
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeImage(Request):
-    """Return features of one or several images, each of length 1, in order."""
+    """Return features of one or several images, (n, d), each of length 1, in order."""
 
     by_rows = True
     images: Images
@@ -52,7 +52,7 @@ class EncodeImage(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeText(Request):
-    """Return features of one or several texts, each of length 1, in order."""
+    """Return features of one or several texts, (n, d), each of length 1, in order."""
 
     by_rows = True
     texts: Texts
