@@ -1,4 +1,4 @@
-"""Images and texts as `transformers` hands them over, into exactly the numbers that our own evaluation computes.
+"""Processors of `transformers` that give exactly the inputs of our own evaluation.
 
 Letters: B batch, T text tokens, H = W side of the image.
 """
@@ -23,10 +23,10 @@ WHOLE = sys.maxsize  # tokens
 
 
 class EveImageProcessor(BaseImageProcessor):
-    """Images in any form that `Eve` takes, squeezed to a square, normalised with mean = std = 0.5.
+    """Images in any form that `Eve` takes, resized to a square and normalised with mean = std = 0.5.
 
-    size: {"height": H, "width": H}. A JPEG given as a path or as bytes is shrunk while being decoded, as in evaluation; one
-    that Pillow has decoded cannot be, and differs a little.
+    size: {"height": H, "width": H}. A JPEG as a path or bytes is shrunk during decoding, as in evaluation. One that Pillow has
+    decoded differs a little.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -49,17 +49,17 @@ class EveImageProcessor(BaseImageProcessor):
 
 
 class EveTokenizerFast(PreTrainedTokenizerFast):
-    """A run's tokenizer: the ids of `Tokenizer.encode`, cut with truncation=True at the number of tokens that the run reads.
+    """A run's tokenizer: the ids of `Tokenizer.encode`; truncation=True cuts them at the run's longest text.
 
-    A special token that is written in a text is text like any other. With split_special_tokens=False each "[MASK]" is a token
-    to be guessed, as in `Eve.fill_mask`; then there are ids and attention mask alone, and no pairs of texts.
+    A special token written in a text is ordinary text. With split_special_tokens=False each "[MASK]" is a masked token, as in
+    `Eve.fill_mask`; the output then has only ids and attention mask, and pairs of texts are not supported.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     @classmethod
     def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
-        """Wrap one of our tokenizers."""
+        """Return a wrapper of one of our tokenizers."""
         name_of = tokenizer.backend.id_to_token
         return cls(
             tokenizer_object=tokenizer.backend,
@@ -84,7 +84,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         split_special_tokens: bool | None = True,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Encode, cut as `Tokenizer.encode` does (the library would keep what a tokenizer puts last), and pad."""
+        """Encode, cut as `Tokenizer.encode` does (the library would keep a final special token), and pad."""
         if split_special_tokens is False:
             own, is_one = Tokenizer(self.backend_tokenizer, "tokenizer"), isinstance(text, str)
             ids = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if is_one else text)]
@@ -116,7 +116,7 @@ class EveProcessor(ProcessorMixin):
 
     @classmethod
     def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
-        """Return what turns images and texts into the inputs of a run."""
+        """Return the processor of a run's inputs."""
         size = {"height": sizes.image_size, "width": sizes.image_size}
         padding = "max_length" if sizes.padded_text_length else "longest"
         return cls(EveImageProcessor(size=size), EveTokenizerFast.from_eve(tokenizer, sizes), padding=padding)
@@ -131,10 +131,10 @@ class EveProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Return the inputs of a model: pixel_values, input_ids, attention_mask and the same with _right, of what is given.
+        """Return a model's inputs: pixel_values, input_ids, attention_mask, and with _right those of right images and texts.
 
-        One image and one text are a batch of one; an empty text is its [CLS] alone. kwargs go to the tokenizer; padding and
-        truncation are on. Raises UserError if nothing is given, or an image or text cannot be used.
+        One image and one text are a batch of one; an empty text is only its [CLS]. kwargs go to the tokenizer; padding and
+        truncation are on. Raises UserError for no or invalid inputs.
         """
         if images is None and text is None:
             raise UserError("give images, text or both")
@@ -148,7 +148,7 @@ class EveProcessor(ProcessorMixin):
                 continue
             texts = [given] if isinstance(given, str) else list(listed(given) or ())
             if not texts or not all(isinstance(each, str) for each in texts):
-                raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, of which any may be empty")
+                raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, which may be empty")
             options = {"padding": self.padding, "truncation": True} | kwargs
             encoded = self.tokenizer(texts, return_tensors=return_tensors, **options)
             found |= {f"{name}{ending}": each for name, each in encoded.items()}

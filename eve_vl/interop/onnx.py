@@ -1,7 +1,7 @@
-"""A run as ONNX files, one for each thing that its task computes from tensors alone, for programs that have no torch.
+"""Export of runs as ONNX files, one per graph of the task, for programs without torch.
 
-Each file is traced from what evaluation and `Eve` run, the mixture of experts from its twin. onnxruntime then has to give
-torch's numbers, at sizes that were not traced, before a run counts as exported.
+Each file is traced from the code of evaluation and `Eve`, experts from a traceable twin. An export succeeds only if onnxruntime
+gives torch's numbers, at other sizes than the traced one.
 
 Letters: B batch, T text tokens, H height, W width.
 """
@@ -34,7 +34,7 @@ from eve_vl.utils.errors import UserError, nearest
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference from torch that passes
 TRACED_BATCH = 3
-LONGEST = 1_000_000  # tokens: as many as the run reads of a text
+LONGEST = 1_000_000  # tokens; cut to the run's longest text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
 PIXELS = "RGB from 0 to 255, the whole image resized to a square, bicubic with antialiasing"
@@ -43,22 +43,22 @@ INPUTS = dict.fromkeys(("pixels", "left", "right"), ("uint8", PIXELS)) | {
     "is_padding": ("bool", "true where a text has no token"),
 }
 INPUTS |= {f"right_{name}": INPUTS[name] for name in ("ids", "is_padding")}
-"""Type and meaning of what computations take."""
+"""Type and meaning of the graphs' inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """One file that was written, and how it compares with torch."""
+    """A written file and its comparison with torch."""
 
     name: str
     output_shape: tuple[str | int, ...]
     bytes: int
     largest_difference: float
-    """Of any output value at any of the sizes checked."""
+    """Largest difference of an output value at any checked size."""
 
 
 class Part(nn.Module):
-    """What a file computes, as a module: tensors in, one tensor out."""
+    """A graph as a module: tensors in, one tensor out."""
 
     def __init__(self, task: Task[Any], name: str):
         super().__init__()
@@ -66,15 +66,15 @@ class Part(nn.Module):
         self.inputs = self.graph.inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Pass the inputs on: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
+        """Compute the graph: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
         return self.graph.compute(*tensors)
 
 
 def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
-    """Write a run's ONNX files into a new folder, with export.json, which says how to use them, and the tokenizer.
+    """Write a run's ONNX files, their description export.json and the tokenizer into a new folder.
 
-    parts: names of the task's graphs; none: all of them. Raises UserError, and writes nothing, if packages are missing,
-    the folder is in use, the run computes no such thing or not the same every time, or onnxruntime gives other numbers.
+    parts: names of the task's graphs; empty: all. Raises UserError and writes nothing if packages are missing, the folder is in
+    use, the run has no such graph, its results are random, or onnxruntime gives other numbers.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
@@ -87,10 +87,10 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
         raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
     if run.task.encoder.results_depend_on_batch:
         raise UserError(
-            f"{path}: model.routing is official, which draws second experts at random and lets tokens compete for room, so "
-            "that no file can give the same numbers; export a run with routing dropless or reference-dropless"
+            f"{path}: model.routing is reference, which samples second experts and drops tokens over capacity, so no file gives "
+            "the same numbers; export a run with routing dropless or reference-dropless"
         )
-    with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # so that "." has a name
+    with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # "." has no name
         exported = [_export(run, name, temporary) for name in parts or known]
         for name, text in _texts(run, exported).items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -98,7 +98,7 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
 
 
 def to_table(exported: Sequence[Exported]) -> Table:
-    """Return what was written, for people to read."""
+    """Return a table of the written files."""
     numbers = (Column(name, justify="right") for name in ("MB", "largest difference"))
     table = Table(Column("file", no_wrap=True), *numbers, box=None)
     for one in exported:
@@ -107,7 +107,7 @@ def to_table(exported: Sequence[Exported]) -> Table:
 
 
 def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
-    """Return inputs: noise, the same every time. padded: texts of all lengths from 1 to T, else all of T tokens."""
+    """Return fixed random inputs. padded: texts of all lengths from 1 to T, else all of T tokens."""
     length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
@@ -119,7 +119,7 @@ def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, p
 
 
 def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
-    """Write one file and compare it with torch. Raises UserError if it gives other numbers."""
+    """Write one file and compare it with torch. Raises UserError for other numbers."""
     part, path = Part(run.task, name).eval(), folder / f"{name}.onnx"
     _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
     onnx = opened(path, part.inputs)
@@ -130,7 +130,7 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
             expected, found = part(*given), torch.from_numpy(onnx(*given))
             assert found.shape == expected.shape
             difference = float((found - expected).abs().max())
-            if not difference <= TOLERANCE:  # so that NaN fails too
+            if not difference <= TOLERANCE:  # NaN fails too
                 raise UserError(
                     f"{path.name}: differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
                     "nothing was written"
@@ -139,17 +139,17 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
     return Exported(
         name=name,
         output_shape=shape,
-        bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights lie in a file beside it
+        bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights are in a second file
         largest_difference=largest,
     )
 
 
 def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
-    """Write one file, without the exporter's notes on each operation: they name files of this machine."""
+    """Write one file without the exporter's notes, which name files of this machine."""
     axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "is_padding")}
     axes |= {f"right_{name}": {0: "batch", 1: "right_tokens"} for name in axes}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own code
+        warnings.simplefilter("ignore")  # about the exporter's own code
         program = torch.onnx.export(
             part,
             given,
@@ -166,7 +166,7 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
 
 
 def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
-    """Return what a file computes, by onnxruntime with torch's number of threads."""
+    """Return a function that runs a file by onnxruntime with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -176,7 +176,7 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
 
 
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
-    """Return the other files of the folder by name."""
+    """Return the texts of the folder's other files by name."""
     task, sizes, known = run.task, run.config.input, heads_of(run.task).graphs()
     image = ["batch", 3, sizes.image_size, sizes.image_size]
 
