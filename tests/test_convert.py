@@ -260,7 +260,7 @@ def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
             ("image.pth", "other", "--tokenizer", words, "--text-tokens", 7),
             "image.pth: --text-tokens has no effect on an image encoder",
         ),
-        (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "has 3 blocks; --num-deep-blocks 5 is more"),
+        (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "has 3 blocks, fewer than --num-deep-blocks 5"),
         (
             ("eve.safetensors", "other", "--tokenizer", words, "--num-heads", 4, "--answers", answers),
             "has no head for answers; leave out --answers",

@@ -71,7 +71,7 @@ def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, wor
     torch.save({name: tensor for name, tensor in tensors.items() if "relative" not in name}, tmp_path / "image.pth")
     done = eve("convert", "image.pth", "other", *flags)
     assert done.returncode == 2
-    assert done.stderr == "eve: image.pth: has no positions, which would tell the size of its images; give --image-size\n"
+    assert done.stderr == "eve: image.pth: has no positions, so the image size is unknown; give --image-size\n"
     assert eve("convert", "image.pth", "other", *flags, "--image-size", 64).returncode == 0
     assert load_run(tmp_path / "other").config.input.image_size == 64
 

@@ -359,7 +359,7 @@ def test_inputs_that_do_not_fit_are_named(loaded):
             with pytest.raises(UserError, match=f"^{name} is missing"):
                 model(**inputs | {name: None})
     if not isinstance(task, NLVR2):
-        with pytest.raises(UserError, match="looks at one image: leave out pixel_values_right"):
+        with pytest.raises(UserError, match="reads one image; leave out pixel_values_right"):
             model(**inputs, pixel_values_right=inputs["pixel_values"])
     if isinstance(task, VQA):
         with pytest.raises(UserError, match=r"labels of shape \(5,\), expected soft targets \(5, 8\)"):

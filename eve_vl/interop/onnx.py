@@ -87,8 +87,8 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
         raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
     if run.task.encoder.results_depend_on_batch:
         raise UserError(
-            f"{path}: model.routing is reference, which samples second experts and drops tokens over capacity, so no file gives "
-            "the same numbers; export a run with routing dropless or reference-dropless"
+            f"{path}: model.routing is reference, which samples second experts and drops tokens over capacity, so no file "
+            "gives the same numbers; export a run with routing dropless or reference-dropless"
         )
     with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # "." has no name
         exported = [_export(run, name, temporary) for name in parts or known]

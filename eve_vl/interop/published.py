@@ -68,7 +68,7 @@ EVE = Family(title="an EVE checkpoint", flags=("routing", "text_tokens", "clean_
 
 
 def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under the names that the key table has."""
+    """Return tensors under the names of the key table."""
     for kind in kinds_of(TaskConfig).values():
         for older, name in heads_class(kind).published.older_names.items():
             if older in published:
@@ -77,7 +77,7 @@ def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
-    """Return the sizes, the model and the task of a published checkpoint, from its tensors. Raises UserError."""
+    """Return a published checkpoint's sizes, model and task from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = published[PATCHES].shape
         positions = len(published["backbone.pos_embed_vision"])
@@ -86,7 +86,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         deep = convert.numbers_after(BLOCKS, [name for name in published if EXPERTS in name])
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
-        # the tasks defined last are asked first: a fine-tuned checkpoint may still have heads of earlier training
+        # last task first: a fine-tuned checkpoint may still have heads of earlier training
         heads = (heads_class(kind).published for kind in reversed(kinds_of(TaskConfig).values()))
         section = next(filter(None, (head.settings(published, width) for head in heads)), HeadlessConfig())
     except convert.ODD as error:
@@ -149,9 +149,9 @@ def to_published(ours: Mapping[str, Tensor], table: Keys, sizes: InputConfig) ->
 
 
 def export_published(run: Path, target: Path) -> str:
-    """Write the weights of a run, which must be one of the published kind, under the published names; return a summary.
+    """Write a run's weights under the published names and return a summary.
 
-    target: .safetensors, or .pth for a torch file. Raises UserError.
+    The run must be of a published kind. target: .safetensors, or .pth for a torch file. Raises UserError.
     """
     if target.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{target}: name a .safetensors or .pth file")
@@ -173,12 +173,12 @@ def export_published(run: Path, target: Path) -> str:
     if left_out:
         words += f"; left out {len(left_out)} that the published models do not have: {parts(left_out)}"
     if config.model.routing == "dropless":
-        words += "; the published code routes otherwise than this run (on the way back: --routing dropless --text-tokens 0)"
+        words += "; the published code routes differently (to import it again: --routing dropless --text-tokens 0)"
     return words
 
 
 def _unpublished(config: Config) -> list[str]:
-    """Return what a run has that the published models lack."""
+    """Return the parts of a run that the published models lack."""
     model, task = config.model, config.task
     if not isinstance(model, EveModelConfig):
         return [f"model {model.name}"]

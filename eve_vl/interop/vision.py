@@ -7,7 +7,7 @@
 | text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random: `--copy` |
 | text embeddings, type embeddings, router | random; with `--architecture source` type embeddings are 0 |
 
-The key bias of a ViT is left out: it adds the same to all scores of a query, and the softmax takes that away again.
+A ViT's key bias is left out: it adds a constant to all scores of a query, which softmax ignores.
 """
 
 import re
@@ -49,7 +49,7 @@ TRANSFORMERS = {
     r"^(pooler\.dense|(\w+_)?classifier)\.": "head.",
     r"^(pooler\.)?layernorm\.": lambda found: "fc_norm." if found[1] else "norm.",
 }
-"""What names of transformers become; those of timm stay."""
+"""Patterns of transformers' names and their timm names."""
 
 
 def _name(name: str) -> str:
@@ -65,7 +65,7 @@ def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with one for the queries, keys and values of a block, whose biases are apart in BEiT's way."""
+    """Join each block's query, key and value weights, with separate biases as in BEiT."""
     for attention in [name.removesuffix("q.weight") for name in tensors if name.endswith(".attn.q.weight")]:
         names = [name for part in "qkv" if (name := f"{attention}{part}.weight") in tensors and tensors[name].ndim == 2]
         if len(names) == 3 and len({(tensors[name].shape, tensors[name].dtype) for name in names}) == 1:
@@ -154,7 +154,7 @@ RELATIVE_HINT = (
 
 
 def _side(tensors: Mapping[str, Tensor], where: str) -> int:
-    """Return the patches along a side, as positions or else a table of relative ones tell; 0 if nothing does."""
+    """Return the patches per side from absolute or relative positions; 0 without either."""
     if "pos_embed" in tensors:
         return convert.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]
@@ -170,7 +170,7 @@ def _side(tensors: Mapping[str, Tensor], where: str) -> int:
 def _sizes(
     tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int, side: int, image_size: int
 ) -> tuple[InputConfig, EveModelConfig]:
-    """Return the sections with the image encoder's sizes; its images are of image_size where no side is known."""
+    """Return the sections at the image encoder's sizes; image_size applies without positions."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
         blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
@@ -182,21 +182,21 @@ def _sizes(
     num_heads, depth = num_heads or (WIDE if width > 1024 else 0), convert.count_numbered(blocks, "blocks", where)
     image_size = side * patch_size or image_size
     if not image_size:
-        raise UserError(f"{where}: has no positions, which would tell the size of its images; give --image-size")
+        raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
     if model.num_deep_blocks > depth:
-        raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
+        raise UserError(f"{where}: has {depth} blocks, fewer than --num-deep-blocks {model.num_deep_blocks}")
     return InputConfig(image_size=image_size, patch_size=patch_size), replace(
         model, embed_dim=width, depth=depth, num_heads=convert.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
     )
 
 
 def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies) -> tuple[dict[str, Tensor], list[str]]:
-    """Return our tensors that the image encoder gives, and the names of its own that they come from."""
+    """Return our tensors from the image encoder, and the names of its tensors in use."""
     used: list[str] = []
 
     def take(name: str) -> Tensor:
         used.append(name)
-        return tensors.get(name, torch.empty(0))  # what is missing is reported with all else
+        return tensors.get(name, torch.empty(0))  # missing tensors are reported later
 
     given = {
         "encoder.image.cls": take("cls_token").flatten(),

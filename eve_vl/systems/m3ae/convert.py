@@ -1,17 +1,17 @@
 """Published checkpoints of M3AE, the medical one (zhjohnchan/M3AE), into run folders: the same numbers under our names.
 
-What is put together, apart or left behind on the way:
+Tensors that are joined, split or left out:
 
-| of theirs | ours |
+| theirs | ours |
 |---|---|
-| CLIP's mean and deviation of pixels | in the projection of patches and its bias |
-| RoBERTa's token type, the same for each word | added to the words |
-| RoBERTa's positions, of words from 2 on | those of words, cut to the texts that are asked for |
+| CLIP's pixel mean and deviation | in the patch projection and its bias |
+| RoBERTa's token type, equal for all words | added to the words |
+| RoBERTa's positions, for words from 2 on | positions of words, cut to --text-tokens |
 | type of each modality | in the bias of its projection before co-attention |
-| biases of keys | nothing: softmax does not see what is added to all scores of a query |
+| biases of keys | none: softmax ignores a constant added to all scores of a query |
 | no LayerScale | ones |
-| decoder of pixels | nothing: its pixels are CLIP's, so that a patch's mean and variance are others |
-| texts in CLIP, pooler of RoBERTa, matching head beside one that ranks | nothing: they are never used |
+| decoder of pixels | none: CLIP's pixels have other means and variances per patch |
+| CLIP's text encoder, RoBERTa's pooler, matching head next to a ranking one | none: never used |
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from eve_vl.utils.errors import UserError
 
 BASE = get_recipe("m3ae_base")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
-FIRST_PLACE = 2  # RoBERTa's position of the first token; those before it are of padding
+FIRST_PLACE = 2  # RoBERTa's position of the first token; earlier ones are padding
 VISUAL, ROBERTA, FUSION = "vision_encoder.visual.", "language_encoder.", "multi_modal_"
 BLOCKS, LAYERS = f"{VISUAL}transformer.resblocks.", f"{ROBERTA}encoder.layer."
 SIDES = {"image": "vision", "text": "language"}
@@ -39,7 +39,7 @@ UNUSED = (
     *("mim_head.", "vision_encoder.token_embedding.", "vision_encoder.positional_embedding", "vision_encoder.ln_final."),
     *(f"{ROBERTA}embeddings.position_ids", f"{ROBERTA}embeddings.token_type_ids", f"{ROBERTA}pooler."),
 )
-"""What the names of tensors that are left behind start with."""
+"""Prefixes of tensors to leave out."""
 SAME = {"encoder.image.embed.cls": f"{VISUAL}class_embedding", "encoder.image.embed.positions": f"{VISUAL}positional_embedding"}
 OUTSIDE = {
     "encoder.image.norm_pre": f"{VISUAL}ln_pre",
@@ -47,7 +47,7 @@ OUTSIDE = {
     "encoder.text.embed.norm": f"{ROBERTA}embeddings.LayerNorm",
     **{f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense" for ours, theirs in SIDES.items()},
 }
-"""Layers of a weight and a bias outside the blocks; below, those inside them."""
+"""Layers with weight and bias outside the blocks; inside them below."""
 CLIP_BLOCK = {"attn.proj": "attn.out_proj", "ffn.fc1": "mlp.c_fc", "ffn.fc2": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2"}
 BERT_LAYER = {
     "attn.proj": "attention.output.dense",
@@ -65,11 +65,11 @@ CO_ATTENTION = BERT_LAYER | {
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a checkpoint is for."""
+    """A checkpoint's head and its task."""
 
     section: TaskConfig
     keys: Mapping[str, str] = field(default_factory=dict)
-    """The published name of each of our tensors."""
+    """Published name of each of our tensors."""
     unused: tuple[str, ...] = UNUSED
 
 
@@ -87,7 +87,7 @@ HEADS = {
     "irtr_head.": Head(section=_task("m3ae_retrieval"), keys=_match_head("irtr_head"), unused=(*UNUSED, "itm_head.")),
     "itm_head.": Head(section=replace(BASE.task, mim_weight=0.0), keys=token_head("mlm_head") | _match_head("itm_head.fc")),
 }
-"""By what the names of its tensors start with; the first that is there counts."""
+"""Heads by the prefix of their tensors; the first match counts."""
 
 
 def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -121,7 +121,7 @@ FAMILY = Family(
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, Head]:
-    """Return the sizes, the model and the head of a checkpoint, from its tensors. Raises UserError."""
+    """Return a checkpoint's sizes, model and head from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
         ffn_dim = len(tensors[f"{BLOCKS}0.mlp.c_fc.bias"])
@@ -148,7 +148,7 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
 
 
 def key_table(model: DualEncoderConfig, head: Head) -> dict[str, str]:
-    """Return the published name of each of our tensors that is the same there."""
+    """Return the published name of each of our tensors with the same numbers."""
     layers, same = dict(OUTSIDE), dict(SAME)
     for number in range(model.image_depth):
         ours, theirs = f"encoder.image.blocks.{number}", f"{BLOCKS}{number}"
@@ -168,7 +168,7 @@ def key_table(model: DualEncoderConfig, head: Head) -> dict[str, str]:
 
 
 def attentions(model: DualEncoderConfig) -> dict[str, str]:
-    """Return our name and theirs of each attention whose queries, keys and values have weights of their own there."""
+    """Return our name and theirs of each attention with separate query, key and value weights there."""
     found = {f"encoder.text.blocks.{number}.attn": f"{LAYERS}{number}.attention.self" for number in range(model.text_depth)}
     for number in range(model.fusion_depth):
         for side, other in SIDES.items():
@@ -178,7 +178,7 @@ def attentions(model: DualEncoderConfig) -> dict[str, str]:
 
 
 def special_shapes(sizes: InputConfig, model: DualEncoderConfig, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the published tensors that ours are made of in another way, and their shapes."""
+    """Return the shapes of published tensors that `to_ours` transforms."""
     D, patch = model.embed_dim, sizes.patch_size
     num_words = tensors[WORDS].shape[:1].numel() if WORDS in tensors else 0
     shapes: dict[str, tuple[int, ...]] = {PATCHES: (D, 3, patch, patch), WORDS: (num_words, D), SEGMENTS: (1, D), KINDS: (2, D)}

@@ -13,7 +13,7 @@ from eve_vl.systems.mlim.tasks import ItemPairs
 
 
 class MlimReport(MaskedSignalReport):
-    """Masked signals and rebuilt images."""
+    """Masked signals and reconstructed images."""
 
     name = "mlim"
     template = "mlim.html"
@@ -24,7 +24,7 @@ class MlimReport(MaskedSignalReport):
 
 
 class PairReport(ClassifierReport):
-    """The area under precision over recall beside a blind guess's, and that of images and of texts alone."""
+    """PR-AUC of whole items next to a blind guess, and of images or texts only."""
 
     task: ItemPairs
     name = "pair"
@@ -33,7 +33,7 @@ class PairReport(ClassifierReport):
     losses = (Loss("pair", "Comparison loss", "Cross-entropy of the same or not, in nats."),)
 
     def examples(self, batch: ItemBatch) -> Iterator[Example]:
-        """Yield the pairs with the verdict."""
+        """Yield the pairs with their verdicts."""
         probability_B2, names = self.task.predict(batch)[0].float().softmax(1), self.task.class_names
         for row, label in enumerate(batch.labels):
             choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda verdict, label=label: verdict == label)

@@ -1,15 +1,15 @@
 """Published VLMo checkpoints (microsoft/unilm, vlmo) into run folders: the same numbers under our names.
 
-What is put together or apart on the way:
+Tensors that are joined, split or left out:
 
-| of theirs | ours |
+| theirs | ours |
 |---|---|
-| words, and the segment that BERT adds to each of them | their sum: one vector a word |
-| one table of relative positions, always made for texts of 196 tokens | its three parts, cut to the texts that are asked for |
+| words, and the segment that BERT adds to each of them | their sum: one vector per word |
+| one table of relative positions for texts of 196 tokens | its three parts, cut to --text-tokens |
 | logarithm of a scale of similarities | its temperature, 1 / scale |
 | `base_plus` has no LayerScale | ones |
-| positions of texts where positions are relative, tables of rows | nothing: they are never used |
-| a checkpoint of texts alone has no networks for pairs | random ones, as its next stage starts from |
+| text positions next to relative positions, tables of rows | none: never used |
+| text-only checkpoints have no networks for pairs | random ones, for the next stage |
 """
 
 from collections.abc import Mapping
@@ -56,17 +56,17 @@ LAYERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a checkpoint is for."""
+    """A checkpoint's head and its task."""
 
     section: TaskConfig
     keys: Mapping[str, str] = field(default_factory=dict)
-    """The published name of each of our tensors."""
+    """Published name of each of our tensors."""
     scales: Mapping[str, str] = field(default_factory=dict)
-    """The published logarithm of a scale that each of our temperatures is 1 over."""
+    """Published log of the scale whose inverse is our temperature."""
 
     @property
     def has_second_image_type_embedding(self) -> bool:
-        """Whether the second of two images has a type embedding of its own."""
+        """Whether the second of two images has its own type embedding."""
         return getattr(self.section, "second_image_type_embedding", False)
 
 
@@ -90,7 +90,7 @@ HEADS = {
     "mlm_score.": Head(section=get_recipe("vlmo_base_texts").task, keys=TOKEN_HEAD),
     "itc_": Head(section=RetrievalConfig(itm_weight=0.0, rerank=0), keys=_contrast("features", "itc"), scales=SCALE),
 }
-"""By what the names of its tensors start with; the first that is there counts."""
+"""Heads by the prefix of their tensors; the first match counts."""
 
 
 def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -136,13 +136,12 @@ FAMILY = Family(
 
 
 def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are of the stage of texts alone, which builds no networks for pairs."""
+    """Return whether tensors are of the text stage, which has no networks for pairs."""
     return not any(".mlp_vl." in name for name in tensors)
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, Head, str]:
-    """Return the sizes, the model and the head of a checkpoint, and the recipe that it is like, from its tensors. Raises
-    UserError."""
+    """Return a checkpoint's sizes, model, head and nearest recipe from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
         ffn_dim = len(tensors[f"{BLOCKS}0.mlp_imag.fc1.bias"])
@@ -178,7 +177,7 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
 
 
 def _patches(rows: int, where: str) -> int:
-    """Return the patches of an image by the rows of the table of relative positions. Raises UserError."""
+    """Return the patches per image from the rows of the table of relative positions. Raises UserError."""
     square = rows - 3 - 2 - 2 * LONGEST
     side = round((max(square, 0) ** 0.5 + 1) / 2)
     if side < 2 or (2 * side - 1) ** 2 != square:
@@ -190,7 +189,7 @@ def _patches(rows: int, where: str) -> int:
 
 
 def key_table(model: EveModelConfig, head: Head, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the published name of each of our tensors that is the same there."""
+    """Return the published name of each of our tensors with the same numbers."""
     table = {"encoder.image.proj.bias": "transformer.patch_embed.proj.bias", **head.keys}
     table |= {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in LAYERS.items() for part in NORM}
     for block, policy in enumerate(model.ffn_policies):
@@ -209,7 +208,7 @@ def _has_scales(tensors: Mapping[str, Tensor]) -> bool:
 def special_shapes(
     sizes: InputConfig, model: EveModelConfig, head: Head, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the published tensors that ours are made of in another way, and their shapes."""
+    """Return the shapes of published tensors that `to_ours` transforms."""
     D, patch, side = model.embed_dim, sizes.patch_size, sizes.image_size // sizes.patch_size
     shapes: dict[str, tuple[int, ...]] = {
         PATCHES: (D, 3, patch, patch),
