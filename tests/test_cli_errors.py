@@ -65,7 +65,7 @@ MISTAKES = [
     ("pretrain tiny --model.num-deep-blocks 0 --model.deep-ffn shared", "--model.deep-ffn has no effect as no block has it"),
     (
         "pretrain tiny --task.mim-weight 0 --data.modality text --data.augment rand",
-        "--data.augment has no effect on texts alone",
+        "--data.augment has no effect on texts without images",
     ),
 ]
 

@@ -87,7 +87,7 @@ def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told,
             MLIM,
             EVE,
             AS_MLIM.replace("patch_conv", "linear", 1),
-            "with model.stem patch_conv, which shows nothing of a hidden patch",
+            "with model.stem patch_conv, which shows nothing of a masked patch",
         ),
     ],
 )

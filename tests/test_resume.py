@@ -83,7 +83,7 @@ FEW = (
         *(("mlim_tiny", ""), ("m3ae_tiny", ""), ("medflip_tiny", "")),
     ],
 )
-def test_each_neighbour_goes_on_bit_for_bit(name, before, eve, pretrained, tmp_path: Path, monkeypatch):
+def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path: Path, monkeypatch):
     """So does each stage, from the one before."""
     start: tuple[Any, ...] = ("--tokenizer.path", pretrained / "tokenizer.json")
     if before:

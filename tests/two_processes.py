@@ -86,7 +86,7 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
 
-def neighbours() -> tuple[Any, MaskedPairs]:
+def systems_task() -> tuple[Any, MaskedPairs]:
     """Pre-training by contrast, its singular values and matching with negatives of all processes, and its rows."""
     settings = ContrastMatchConfig(
         mlm_weight=0.0, itc_masked_image=True, itc_targets="diagonal", itm_negatives="global", svd_form="sigma1"
@@ -95,9 +95,9 @@ def neighbours() -> tuple[Any, MaskedPairs]:
     return build(config).train(), MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
 
 
-def neighbours_step() -> dict[str, Tensor]:
+def systems_step() -> dict[str, Tensor]:
     """Gradients of a step of it."""
-    task, dataset = neighbours()
+    task, dataset = systems_task()
     model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
     rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
     model(dataset.collate(rows)).loss.backward()
@@ -107,7 +107,7 @@ def neighbours_step() -> dict[str, Tensor]:
 @torch.no_grad()
 def drawn_negatives() -> dict[str, Tensor]:
     """Which row's image and which row's text are the wrong partners of each row of all processes, in several epochs."""
-    task, dataset = neighbours()
+    task, dataset = systems_task()
     found: dict[str, list[Tensor]] = {"images": [], "texts": []}
     for epoch in range(6):
         of_all: Any = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
@@ -178,7 +178,7 @@ def main(folder: Path) -> None:
     collectives.setup(torch.device("cpu"))
     rank = collectives.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
-    for step in (gradients_of_a_step, neighbours_step, drawn_negatives, mlim_step):
+    for step in (gradients_of_a_step, systems_step, drawn_negatives, mlim_step):
         tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")

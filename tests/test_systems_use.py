@@ -1,4 +1,4 @@
-"""What people do with runs of EVE's neighbours, each trained for two steps by its own recipe: pages, the hub."""
+"""What people do with runs of related systems, each trained for two steps by its own recipe: pages, the hub."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def short(config: Config, out: Path) -> Config:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where the runs are, beside a tokenizer of few captions."""
-    folder, scenes = tmp_path_factory.mktemp("neighbours"), ScenePairs(split="train", image_size=32)
+    folder, scenes = tmp_path_factory.mktemp("systems"), ScenePairs(split="train", image_size=32)
     captions = [caption for row in range(200) for caption in scenes[row].captions]
     (folder / "tokenizer.json").write_text(Tokenizer.train(captions, 400).to_json())
     return folder
