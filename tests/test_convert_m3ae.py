@@ -19,8 +19,7 @@ from twins import Shapes
 
 from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.interop import ConvertArgs
-from eve_vl.interop.convert import by_table, config_for, to_tuples
+from eve_vl.interop.convert import Plan, by_table, config_for, to_tuples
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.m3ae import convert as m3ae
 from eve_vl.tasks.task import Sizes
@@ -349,8 +348,9 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     unused = {name for name in tensors if name.startswith(found.unused)}
     assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
     assert all(tensors[name].shape == shape for name, shape in special.items())
-    args = ConvertArgs(source=Path("file"), target=Path("run"), text_tokens=64)
-    config = config_for(m3ae.plan(tensors, "file", args), Path("run"), "file")
+    own = {"tensors": tensors, "model": model, "section": found.section, "finish": lambda ours, _: ours}
+    plan = Plan(**own, sizes=replace(sizes, text_length=64), recipe="m3ae_base", prefix="m3ae_")
+    config = config_for(plan, Path("run"), "file")
     assert config.task.name == HEADS_OF[head]
     with torch.device("meta"):
         built = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS))

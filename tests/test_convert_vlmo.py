@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import Shapes
 
-from eve_vl.interop import ConvertArgs
-from eve_vl.interop.convert import by_table, config_for, to_tuples
+from eve_vl.interop.convert import Plan, by_table, config_for, to_tuples
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
@@ -279,7 +278,7 @@ def test_what_was_fine_tuned_answers_as_its_own_code_does(eve, tmp_path, vocab, 
 def test_the_stage_of_texts_is_a_start_for_pairs_with_networks_that_it_lacks(eve, tmp_path, vocab):
     tensors = checkpoint("texts")
     run = converted(eve, tmp_path, tensors, vocab, "--text-tokens", 0, "--image-size", 16)
-    assert (run.config.recipe, run.config.task.name, run.config.data.modality) == ("published", "masked_signal", "texts")
+    assert (run.config.recipe, run.config.task.name, run.config.data.modality) == ("published", "masked_signal", "text")
     assert (run.config.input.image_size, run.config.input.text_length) == (16, 196)
     _, _, ids, is_padding = inputs()
     with torch.no_grad():
@@ -319,8 +318,8 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
     unused = {*vlmo.UNUSED} | ({"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set())
     assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
     assert all(tensors[name].shape == shape for name, shape in special.items())
-    args = ConvertArgs(source=Path("file"), target=Path("run"), text_tokens=0)
-    config = config_for(vlmo.plan(tensors, "file", args), Path("run"), "file")
+    own = {"tensors": tensors, "sizes": sizes, "model": model, "section": found.section, "finish": lambda ours, _: ours}
+    config = config_for(Plan(**own, recipe=start, prefix="vlmo_"), Path("run"), "file")
     with torch.device("meta"):
         built = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS))
         ours = vlmo.to_ours(by_table(tensors, to_tuples(table)), tensors, model, found)

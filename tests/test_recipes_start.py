@@ -15,14 +15,18 @@ SHAPES = {
     False: ("--model.embed-dim", 24, "--model.depth", 2, "--model.num-heads", 3, "--model.num-deep-blocks", 1),
     True: ("--model.embed-dim", 24, "--model.image-depth", 1, "--model.text-depth", 1, "--model.num-heads", 3),
 }
-PAPER = ("--input.image-size", 32, "--task.decoder-dim", 24, "--task.decoder-num-heads", 3, "--tokenizer.vocab-size", 400)
+PAPER = ("--input.image-size", 32, "--input.patch-size", 16, "--tokenizer.vocab-size", 400)
+DECODER = ("--task.decoder-dim", 24, "--task.decoder-num-heads", 3)
 
 
 def shape_flags(name: str) -> tuple[object, ...]:
     """The flags that make a pre-training recipe small."""
     config = get_recipe(name)
     flags = SHAPES[isinstance(config.model, DualEncoderConfig)]
-    return (*flags, *PAPER) if config.input.image_size >= 224 else flags
+    if config.input.image_size < 224:
+        return flags
+    has_decoder = vars(config.task)["mim_weight"] and config.task.name != "mlim"
+    return (*flags, *PAPER, *DECODER * bool(has_decoder))
 
 
 def split(name: str) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]
     """Return every flag that a dataclass of arguments accepts, as typed, with its type; `default` says which section a union
     stands for."""
     flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
+    for field in (each for each in dataclasses.fields(cls) if each.init):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
