@@ -201,7 +201,7 @@ def test_where_a_run_that_reads_images_looks(tmp_path):
     assert heat.probability == pytest.approx(
         next(each.probability for each in eve.classify(image) if each.label == "red"), rel=1e-5
     )
-    with pytest.raises(UserError, match="look: this run reads images alone; leave out text, word and right"):
+    with pytest.raises(UserError, match="explain: this run reads images only; leave out text, word and right"):
         eve.explain(image, "a circle")
     assert "explain" not in tiny_eve("text", tmp_path=tmp_path).calls
 
