@@ -259,5 +259,5 @@ def test_json_lines_follow_the_rows_of_all_sources():
     assert [(line["source"], line["position"]) for line in lines] == [(source, row) for source in (0, 1) for row in range(11)]
     assert [line["row"] for line in lines] == [f"rows:{row}" for row in range(11)] * 2
     for line in lines[:3]:
-        (alone,) = evaluator.predict_batch(dataset.collate([dataset[0, line["source"], line["position"]]]))
+        (alone,) = evaluator.predict_all([dataset.collate([dataset[0, line["source"], line["position"]]])])
         assert (line["label"], line["probability"]) == (alone.label, pytest.approx(float(alone.probability_C.max())))

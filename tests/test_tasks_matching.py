@@ -79,7 +79,7 @@ def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_imag
 
 
 def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
-    task, weight = build(alone(itm_loss="ranking", num_texts=2)), torch.randn(2, 16)
+    task, weight = build(alone(itm_loss="ranking", ranking_candidates=2)), torch.randn(2, 16)
     tensors = {"contrast.match_head.weight": weight, "contrast.match_head.bias": torch.tensor([3.0, 4.0])}
     kept = task.init_weights_from(tensors, ())
     torch.testing.assert_close(kept["contrast.match_head.weight"], weight[1:])
@@ -89,7 +89,7 @@ def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
 
 
 def test_texts_of_one_image_leave_nothing_to_rank():
-    task = build(alone(itm_loss="ranking", num_texts=6))
+    task = build(alone(itm_loss="ranking", ranking_candidates=6))
     assert task(caption_batch(task, (0, 3, 4))).terms["itm"].item() == 0
 
 
@@ -111,7 +111,7 @@ def naive(task: Any, dataset: SearchSet) -> dict[str, float]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"itm_loss": "ranking", "num_texts": 3, "dedup_captions": True}])
+@pytest.mark.parametrize("options", [{}, {"itm_loss": "ranking", "ranking_candidates": 3, "dedup_captions": True}])
 def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch, capsys):
     task = build(alone(**options))
     dataset = tiny.eval_set(task.config)
@@ -227,4 +227,4 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     ):
         training._fit(config, torch.device("cpu"), must_resume=False)
     idle = {field for fields in alone().unused_fields().values() for field in fields.split()}
-    assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "num_texts"}
+    assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "ranking_candidates"}
