@@ -209,10 +209,10 @@ def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_pat
 
     monkeypatch.setattr("shutil.rmtree", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep=1))
+        train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     monkeypatch.undo()
     assert checkpoint.checkpoint_folders(run) == [step_folder(run, 4)]
-    train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep=1))
+    train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008"]
 
 
