@@ -63,7 +63,7 @@ def test_frozen_parameters_stay_bit_for_bit(tmp_path: Path, optimizer):
 
 
 def test_a_run_with_frozen_parameters_goes_on(tmp_path: Path):
-    config = replace(CONFIG, freeze=("encoder.*",), lr_multipliers=(("compare_head.classify.0.*", 0.5),), keep=9)
+    config = replace(CONFIG, freeze=("encoder.*",), lr_multipliers=(("compare_head.classify.0.*", 0.5),), keep_checkpoints=9)
     whole = fit(tmp_path / "run", config).state_dict()
     last = tmp_path / "run/checkpoints/step_00000004"
     last.rename(tmp_path / "last")
