@@ -69,7 +69,7 @@ def test_only_runs_with_experts_offer_it():
     with_experts, without = Eve(tiny_run("vqa")), Eve(tiny_run("vqa", model={"deep_ffn": "modality"}))
     assert "experts" in with_experts.calls and "experts" not in without.calls and not hasattr(without, "experts")
     assert Eve(tiny_run("masked", task=RIVAL)).calls[-1] == "experts"
-    with pytest.raises(UserError, match=r"^experts: tiny is a run without experts, .*--model.deep-ffn moe$"):
+    with pytest.raises(UserError, match=r"^experts: tiny is a run without experts; .*--model.deep-ffn moe$"):
         without.experts(noise(0))
     with pytest.raises(UserError, match="give an image, a text or both"):
         with_experts.experts()

@@ -83,7 +83,7 @@ def evaluated(
         sources = open_train_and_val(config, task.dataset.kind_of(config))[1]
     num_rows = sum(map(len, sources))
     if predictions is not None and not evaluator.has_prediction_file:
-        those = "those that answer, judge, compare or classify have one; --json FILE writes the numbers"
+        those = "those that answer, verify, compare or classify have one; --json FILE writes the numbers"
         raise UserError(f"--predictions: a {settings.name} run has no prediction file, {those}")
     if predictions is not None and num_samples < num_rows:
         raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
