@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from tyro.conf import Suppress
+
 from eve_vl.config.model import DualEncoderConfig, EveModelConfig
 from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
 
@@ -26,11 +28,11 @@ class MlimConfig(MaskedSignalConfig):
     """Share of masked patches or tokens where most are masked."""
     recon_target: Literal["all", "masked"] = "all"
     """Patches in the reconstruction loss: all, since an embedded patch has lost something too, or the masked ones."""
-    joint_masking: bool = field(default=True, init=False)
-    normalize_targets: bool = field(default=False, init=False)
-    decoder_depth: int = field(default=1, init=False)
-    decoder_dim: int = field(default=4, init=False)
-    decoder_num_heads: int = field(default=1, init=False)
+    joint_masking: Suppress[bool] = field(default=True, init=False)
+    normalize_targets: Suppress[bool] = field(default=False, init=False)
+    decoder_depth: Suppress[int] = field(default=1, init=False)
+    decoder_dim: Suppress[int] = field(default=4, init=False)
+    decoder_num_heads: Suppress[int] = field(default=1, init=False)
 
     def hidden_shares(self) -> dict[str, tuple[float, float]]:
         """Return the masked shares of patches and of tokens, by what they are of."""
