@@ -161,7 +161,7 @@ def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypa
     assert waiting(watch, "masked signal, experts", tmp_path) == {WAITING_IN_FLOAT32}
 
 
-@pytest.mark.parametrize("name", ["masked signal, experts", "retrieval, convolutions"])
+@pytest.mark.parametrize("name", ["masked signal, experts", "retrieval, conv"])
 def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(layers, "takes_lengths", lambda _, rows, __: rows.is_padding_BN is not None)  # as on CUDA
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, *_: q)
