@@ -30,7 +30,7 @@ from eve_vl.train.trainer import StepOutput
 class CountConfig(TaskConfig):
     """Config section: the number of labels of an image, as a regression."""
 
-    name, title, reads = "count", "counting", "image"  # `reads`: what LabeledRows takes of a row
+    name, title, inputs = "count", "counting", "image"  # `inputs`: the part of a row that LabeledRows reads
     beta: float = 1.0
     """Smooth L1: errors below beta are squared, larger ones linear."""
 
