@@ -1,31 +1,35 @@
-"""The whole story on built-in scenes: pre-train, fine-tune each task from it and from random weights, evaluate, report.
+"""The demo on built-in scenes: pre-train, fine-tune on three tasks, compare.
 
-Every run is a process of its own, as many at once as there are cores: one thread each is the fastest way to use them for small
-models (LOG.md). The runs from random weights need only the shape and the tokenizer, so they train beside the pre-training.
+Each task is fine-tuned twice, from the pre-trained and from random weights.
+
+Each run is a process with one thread; as many run at once as there are cores. This is the fastest way to train small models
+on a CPU (LOG.md). Runs from random weights need only the shape and the tokenizer, so they train while pre-training still runs.
 """
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
 from eve_vl.data.loader import open_sources
 from eve_vl.evaluation.runner import evaluate_rows
-from eve_vl.metrics.intervals import paired, to_json
+from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.demo import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
+from eve_vl.report.compare import write_comparison
+from eve_vl.report.templating import Section, draw
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train.log import read_log, read_numbers
@@ -37,17 +41,39 @@ from eve_vl.utils.runtime import keep_memory, usable_cores
 from eve_vl.utils.safe_io import has_fields, read_json
 
 NUM_TEST = 1000
-PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, where numbers of all tasks lie side by side
-TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # of each run: its numbers, and by split how well each row is done
+PRETRAIN, SCRATCH = "pretrain", "_scratch"
+TASKS = ("vqa", "nlvr2", "retrieval")  # the shortest first
+SPLITS = {"test": "", "test_novel": "_novel"}  # test splits → suffix of their numbers
+TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that are not in the training data")
+PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, which holds the numbers of all tasks
+GAINS = {  # number → task, and prefix of its rows; pre-trained and from-scratch runs are compared row by row
+    "vqa_acc": ("vqa", ""),
+    "nlvr2_acc": ("nlvr2", ""),
+    "retrieval_tr1": ("retrieval", "tr1 "),
+    "retrieval_ir1": ("retrieval", "ir1 "),
+}
+NAMES = ("Questions: accuracy", "Statements: accuracy", "Image → caption: recall at 1", "Caption → image: recall at 1")
+BASELINES = ("vqa_acc_blind", 0.5, "retrieval_tr1_chance", "retrieval_ir1_chance")
+TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # in each run folder: test numbers, and row scores per split
 NUM_ROWS = "num_test_rows"
-LOG = "run.log"  # of each run: what it says
+LOG = "run.log"  # in each run folder: its output
 POLL_SECONDS = 0.5
 
 
-def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
-    """Run what is not done yet, write metrics.json and report.html in `out`, and return the report's path.
+class Result(NamedTuple):
+    """One line of the results table; NaN if a number is unknown."""
 
-    num_test: rows of each test split. Interrupted, the same call goes on where it stopped. Raises UserError if a run fails.
+    name: str
+    pretrained: float
+    scratch: float
+    gain: MeasuredValue | None
+    baseline: float
+
+
+def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
+    """Run all unfinished runs, write metrics.json and report.html; return its path.
+
+    num_test: rows per test split. After an interruption the same call resumes. Raises UserError if a run fails.
     """
     start = time.perf_counter()
     configs = plan(out)
@@ -62,9 +88,12 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
         signal.signal(number, handler)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
-    report = write_story(out)
-    print_line(_table(numbers))
-    print_line(f"{time.perf_counter() - start:.0f} seconds in all")
+    tables = results(numbers)
+    top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
+    runs = [out / name for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
+    report = write_comparison(runs, out / "report.html", [top])
+    print_line("\n".join(table_lines(tables)))
+    print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
 
@@ -72,16 +101,15 @@ def plan(out: Path) -> dict[str, Config]:
     """Return the config of every run by name, in the order in which they may start."""
     pretrain = replace(get_recipe("demo"), out=out / PRETRAIN)
     configs = {PRETRAIN: pretrain}
-    short, *long = TASKS  # the shortest come last, so that both cores are done at about the same time
-    runs = [*((task, suffix) for suffix in (SCRATCH, "") for task in long), (short, SCRATCH), (short, "")]
-    for task, suffix in runs:
+    short, *long = TASKS  # the shortest come last, so that all cores finish at about the same time
+    for task, suffix in [*((task, suffix) for suffix in (SCRATCH, "") for task in long), (short, SCRATCH), (short, "")]:
         config = get_finetune_recipe(f"demo_{task}", pretrain)
         configs[task + suffix] = replace(config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix))
     return configs
 
 
 def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> None:
-    """Run what may start, at_once at a time, with a progress bar per run on a terminal."""
+    """Run all configs, at_once at a time, with a progress bar per run on a terminal."""
     waiting, running = dict(configs), {}
     started = time.perf_counter()
     finished: set[str] = set()
@@ -91,10 +119,10 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
         while waiting or running:
             for name, config in list(waiting.items()):
                 if len(running) < at_once and _may_start(config, finished):
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this one says so
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: only this process stops them
                     running[pool.submit(work, config, num_test)] = name
-                    if not CONSOLE.is_terminal:  # where a bar would tell
-                        print_line(f"{name}: {config.train.steps:,} steps begin; {config.out / LOG} tells how far it is")
+                    if not CONSOLE.is_terminal:  # there are no bars
+                        print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -118,41 +146,44 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 
 
 def raise_failure(name: str, future: Future) -> None:
-    """Raise what a run failed with, if it did, after stopping the others: UserError for what people can mend, else the bug."""
+    """If a run failed, stop the others and raise its error.
+
+    A UserError names the run; a bug keeps its traceback.
+    """
     if (error := future.exception()) is None:
         return
     _stop_workers()
     if isinstance(error, BrokenProcessPool):
-        raise UserError(f"{name}: its process was killed, perhaps for want of memory; the same command goes on")
+        raise UserError(f"{name}: its process was killed, perhaps for lack of memory; run the same command again to resume")
     if isinstance(error, UserError):
         raise UserError(f"{name}: {error}") from None
-    raise error  # a bug: with the traceback that it has in its process
+    raise error
 
 
 def _stop_workers() -> None:
-    """Let whatever is running save and stop."""
+    """Make all running workers save and stop."""
     for process in multiprocessing.active_children():
         process.terminate()
 
 
 def _stop(signal_number: int, _frame: object) -> None:
     _stop_workers()
-    print_line("stopped: what runs saves where it is; run the same command again to go on")
+    print_line("stopped: the runs save their state; run the same command again to resume")
     sys.exit(128 + signal_number)
 
 
-def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple(SPLITS)) -> dict[str, float]:
-    """Train one run and evaluate it on test splits, in a process of its own; what it says goes to run.log.
+def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
+    """Train a run and evaluate it on the test splits; its output goes to run.log.
 
-    Returns the numbers of validation (pre-training) or of the test splits, and keeps the latter in test.json.
+    Returns validation numbers (pre-training) or test numbers, which are also kept in test.json.
     """
     keep_memory()  # this process may be a fresh one
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
-    with contextlib.suppress(UserError):  # what is not there, damaged or of another version is made
+    with contextlib.suppress(UserError):  # missing, damaged or outdated files are written again
         numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
-        if numbers.get(NUM_ROWS) == num_test and has_fields(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
+        if numbers.get(NUM_ROWS) == num_test and has_fields(rows, **dict.fromkeys(SPLITS, dict)) and all(map(rows.get, SPLITS)):
             return numbers
     with (config.out / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
@@ -160,36 +191,51 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         except StoppedError as stopped:
             print_line(str(stopped))
             log.flush()
-            os._exit(stopped.code)  # a worker that lives on waits for work, and its pool, which is broken, for its end
+            os._exit(stopped.code)  # a surviving worker would wait for work, and the broken pool for the worker
         if config.init is None:
             return read_numbers(config.out / "metrics.json")
         run, rows = load_run(config.out), dict[str, Any]()
         numbers: dict[str, float] = {NUM_ROWS: num_test}
-        for split in splits:
+        for split, suffix in SPLITS.items():
             sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.dataset.kind_of(config))
             measured, rows[split] = evaluate_rows(run, num_test, sources, ablations=False)
-            numbers |= {name + SPLITS[split]: value for name, value in measured.items()}
+            numbers |= {name + suffix: value for name, value in measured.items()}
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")
     return numbers
 
 
 def collect(out: Path) -> dict[str, float]:
-    """Return the numbers of the story from its runs' folders; names end in the arm, then in the split. `…_gain` is what
-    pre-training is worth: the mean difference over the rows that both arms were tested on."""
+    """Return the numbers of all runs; suffixes: _scratch, then _novel for the split.
+
+    `…_gain` is the mean difference, pre-trained minus from scratch, over the rows that both were tested on.
+    """
     numbers = read_numbers(out / PRETRAIN / "metrics.json")
     for task in TASKS:
-        folders = [out / (task + arm) for arm in ("", SCRATCH)]
-        ours, scratch = (read_json(folder / ROWS_FILE, dict) for folder in folders)
-        for split, suffix in SPLITS.items():
-            for key, start in GAINS[task].items():
-                own = {row: value for row, value in ours.get(split, {}).items() if row.startswith(start)}
-                numbers[f"{key}_gain{suffix}"] = paired(own, scratch[split])
-        for arm, folder in zip(("", SCRATCH), folders, strict=True):
-            for name, value in read_numbers(folder / TEST_FILE).items():
+        for arm in ("", SCRATCH):
+            for name, value in read_numbers(out / (task + arm) / TEST_FILE).items():
                 split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
                 numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
+    for key, (task, start) in GAINS.items():
+        ours, scratch = (read_json(out / (task + arm) / ROWS_FILE, dict) for arm in ("", SCRATCH))
+        for split, suffix in SPLITS.items():
+            own = {row: value for row, value in ours.get(split, {}).items() if row.startswith(start)}
+            numbers[f"{key}_gain{suffix}"] = paired(own, scratch[split])
     return numbers
+
+
+def results(numbers: Mapping[str, float]) -> list[tuple[str, list[Result]]]:
+    """Return a table per test split. numbers: those of `collect`."""
+    tables = []
+    for suffix, title in zip(SPLITS.values(), TITLES, strict=True):
+        rows = []
+        for key, name, baseline in zip(GAINS, NAMES, BASELINES, strict=True):
+            ours, scratch, gain = (numbers.get(key + end + suffix, math.nan) for end in ("", SCRATCH, "_gain"))
+            if isinstance(baseline, str):
+                baseline = numbers.get(baseline + suffix, math.nan)
+            rows.append(Result(name, ours, scratch, gain if isinstance(gain, MeasuredValue) else None, baseline))
+        tables.append((title, rows))
+    return tables
 
 
 def _summary(numbers: dict[str, float]) -> str:
@@ -198,12 +244,11 @@ def _summary(numbers: dict[str, float]) -> str:
     return "  ".join(f"{name} {numbers[name]:.3f}" for name in shown)
 
 
-def _table(numbers: dict[str, float]) -> str:
-    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}  gain, 95 % interval"]
-    for row in ROWS:
-        for split, suffix in SPLITS.items():
-            ours, scratch, guess, gain = arms(row, numbers, suffix)
-            title = f"{row.title}: {row.what}" if not suffix else f"  {split}"
+def table_lines(tables: list[tuple[str, list[Result]]]) -> list[str]:
+    """Return the tables as lines, each number's splits below each other."""
+    lines = [f"{'':32}{'pre-trained':>12}{'from scratch':>14}{'baseline':>10}  gain, 95 % interval"]
+    for splits in zip(*(rows for _, rows in tables), strict=True):
+        for split, (name, ours, scratch, gain, baseline) in zip(SPLITS, splits, strict=True):
             shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if gain is not None else ""
-            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{shown}")
-    return "\n".join(lines)
+            lines.append(f"{f'  {split}' if SPLITS[split] else name:32}{ours:12.3f}{scratch:14.3f}{baseline:10.3f}{shown}")
+    return lines

@@ -1,4 +1,4 @@
-"""Every mistake on the command line is one line that says what was given and what was expected; help and completion."""
+"""Mistakes on the command line are one line with the given and the expected value; help; completion."""
 
 import os
 import shlex
@@ -22,27 +22,27 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 
 MISTAKES = [
     ("completion fish", "given: fish; SHELL: one of bash, zsh"),
-    ("pretrain tiny --train.lr fast", "--train.lr: 'fast' was given, expected a number"),
-    ("pretrain tiny --train.steps 3.5", "--train.steps: '3.5' was given, expected a whole number"),
-    ("pretrain tiny --train.steps", "--train.steps: nothing was given, expected a whole number"),
-    ("pretrain tiny --train.betas 0.9 --out x", "--train.betas: '0.9' was given, expected a number, a number"),
-    ("pretrain tiny --train.lr-multipliers a b", "'a b' was given, expected a text, a number, any number of times"),
+    ("pretrain tiny --train.lr fast", "--train.lr: expected a number ('fast' given)"),
+    ("pretrain tiny --train.steps 3.5", "--train.steps: expected an integer ('3.5' given)"),
+    ("pretrain tiny --train.steps", "--train.steps: expected an integer (nothing given)"),
+    ("pretrain tiny --train.betas 0.9 --out x", "--train.betas: expected a number, a number ('0.9' given)"),
+    ("pretrain tiny --train.lr-multipliers a b", "expected a text, a number, any number of times ('a b' given)"),
     ("pretrain tiny --train_weights x", "no flag '--train-weights'; did you mean '--data.train-weights'?"),
-    ("pretrain tiny --data.modality=rows", "--data.modality: 'rows' was given, expected one of pairs, images, texts"),
-    ("pretrain tiny --init", "--init: nothing was given, expected a path"),
+    ("pretrain tiny --data.modality=rows", "--data.modality: expected one of image_text, image, text ('rows' given)"),
+    ("pretrain tiny --init", "--init: expected a path (nothing given)"),
     ("pretrain tiny --zzz 3", "no flag '--zzz'; eve pretrain tiny --help lists them"),
     ("pretrain tiny --coda x.py", "no flag '--coda'; did you mean '--code'?"),
     ("pretrain tiny more", "unexpected argument 'more'"),
-    ("judge run left.png", "usage: eve verify RUN LEFT RIGHT STATEMENT [flags]; given: run left.png"),
+    ("verify run left.png", "usage: eve verify RUN LEFT RIGHT STATEMENT [flags]; given: run left.png"),
     ("convert", "usage: eve convert SOURCE TARGET [flags]; given: nothing"),
     ("completion fish", "usage: eve completion SHELL [flags]; given: fish"),
     ("data", "usage: eve data check"),
     ("help nothing", "no verb 'nothing'; choose from"),
-    ("evaluate .", "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; given no TASK but ."),
+    ("evaluate .", "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; . is a folder, not a task"),
     ("tokenizer train", "usage: eve tokenizer train PATH … [flags]; given no PATH"),
     ("pretrain demo_retrieval", "demo_retrieval is a recipe of eve finetune"),
     ("finetune demo --init x", "demo is a recipe of eve pretrain"),
-    ("bench tiny --steps 0", "--steps 0 is not positive"),
+    ("bench tiny --steps 0", "--steps: must be positive (0 given)"),
     ("bench tiny --out x --train.log-every 3", "--out, --train.log-every: no effect on the speed of a step; leave it out"),
     ("bench tiny --train.batch-size 10000000", "a step needs about"),
     ("bench tine", "no recipe 'tine'; did you mean 'tiny'?"),
@@ -55,9 +55,9 @@ MISTAKES = [
     ("pretrain own_recipes.py:wrong", "own_recipes.py:wrong: returned int, expected a Config"),
     ("finetune own_recipes.py:small --init x", "own_recipes.py:small: is no recipe for eve finetune"),
     ("pretrain nowhere/config.json", "nowhere/config.json: cannot be read (No such file or directory)"),
-    # what is not there is told before what else is wrong
+    # missing data is reported before other mistakes
     ("pretrain tiny --data.train nowhere.jsonl", "no such file or folder"),
-    # what has no effect
+    # flags without effect
     ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated data; leave it out"),
     ("pretrain tiny --task.mim-weight 0 --task.decoder-dim 96", "--task.decoder-dim has no effect as task.mim-weight is 0"),
     ("pretrain tiny --task.mlm-weight 0 --task.text-mask-ratio 0.2", "--task.text-mask-ratio has no effect"),
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_texts_alone_are_told_how_to_train_on_them(eve, tmp_path: Path):
+def test_a_text_file_gets_the_flags_to_train_on_texts(eve, tmp_path: Path):
     (tmp_path / "words.txt").write_text("one line\nanother line\n" * 40)
     line = complaint(eve("pretrain", "tiny", "--data.train", "words.txt", "--data.val", "held-out"))
     assert "--data.modality text --task.mim-weight 0" in line
@@ -112,7 +112,7 @@ def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
     assert "runs/base" not in text and "(required)" in text
 
 
-def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path, monkeypatch):
+def test_replacing_the_users_data_with_built_in_data_needs_a_yes(eve, tmp_path: Path, monkeypatch):
     rows = write_pairs(tmp_path / "pairs", count=12)
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2, "--data.num-workers", 0)
     done = eve("pretrain", "tiny", "--out", "mine:x:[/b]", "--data.train", rows, "--data.val", rows, *few)
@@ -120,7 +120,7 @@ def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path
     start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "verify", *few)
     line = complaint(eve(*start))
     assert f"mine:x:[/b] was trained on {rows}, but this recipe trains on built-in data (scenes:train)" in line
-    assert "--data.train PATH" in line and "say --data.train scenes:train" in line
+    assert "--data.train PATH" in line and "confirm with --data.train scenes:train" in line
     assert not (tmp_path / "verify").exists()
     for answer, code in (("n", 2), ("y", 0)):
         with monkeypatch.context() as patch:
@@ -129,7 +129,7 @@ def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path
             done = eve(*start)
             assert done.returncode == code
             assert "mine:x:[/b] was trained on" in done.stdout
-    assert eve(*start).returncode == 0  # it goes on; what was said once is known
+    assert eve(*start).returncode == 0  # it resumes without asking again
     assert eve(*start[:-8], "--out", "other", *few, "--data.train", "scenes:train").returncode == 0
 
 
@@ -138,7 +138,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert eve("completion", "zsh").stdout.endswith(script)
 
     def complete(line: str, command: str = 'cat "./$*"') -> list[str]:
-        """What bash offers for the last word of a line; the help that the script asks for is printed beforehand."""
+        """Completions of the last word of a line; the help that the script needs is written to a file first."""
         *before, last = line.split(" ")
         asked = shlex.join([*[word for word in before[1:3] if not word.startswith("-")], "--help"])
         (tmp_path / asked).write_text(eve(*asked.split()).stdout)
@@ -185,7 +185,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert {*run} == {*complete("eve finetune nlvr2 --")} - {"--help", "--code"}
 
 
-def test_under_torchrun_a_mistake_is_told_once(tmp_path: Path):
+def test_under_torchrun_a_mistake_is_printed_once(tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(

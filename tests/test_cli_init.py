@@ -1,5 +1,7 @@
-"""What `eve pretrain RECIPE --init RUN` takes over from a run and says of it, and what of it is another system's; nothing is
-trained: of a run for --scratch its config is enough, and a flag that cannot be stops the recipe once all is said."""
+"""`eve pretrain RECIPE --init RUN`: what it takes over from the run, what it prints, and which runs it refuses.
+
+Nothing is trained: with --scratch a config is enough, and an invalid flag stops the command after its messages.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from eve_vl.config import config_to_json
 from eve_vl.recipes import get_recipe
 
 STOP = "train.steps must be above 0, got 0"
-OWN = "start from a run of its own"
+OWN = "start from a run of that recipe"
 EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"
 BLOCKS = (
     "model.stem patch_conv instead of linear, model.shallow_ffn shared instead of modality, "
@@ -21,8 +23,8 @@ AS_MLIM = "--model.stem patch_conv --model.shallow-ffn shared --model.num-deep-b
 
 
 @pytest.fixture
-def told(eve, tmp_path: Path):
-    """The last line of an error and, of what comes before, all but which run it starts from."""
+def printed(eve, tmp_path: Path):
+    """The error's last line, and the printed lines except the first, which names the run."""
 
     def run(recipe: str, start: str, *flags: Any, model: dict[str, Any] | None = None, **sizes: int) -> tuple[str, list[str]]:
         if start != "builtin:icons":
@@ -52,12 +54,14 @@ def told(eve, tmp_path: Path):
         (EVE, EVE, {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2", "--model.num-deep-blocks 0"),
     ],
 )
-def test_a_run_of_another_system_is_refused_with_flags_that_say_it_is_meant(told, tmp_path, recipe, start, model, differ, kept):
-    error, lines = told(recipe, start, model=model)
-    assert error.endswith(f": is of another system than {recipe}: {differ}; {OWN}, or train that run's as it is with {kept}")
+def test_a_run_of_another_system_is_refused_with_the_flags_that_confirm_it(
+    printed, tmp_path, recipe, start, model, differ, kept
+):
+    error, lines = printed(recipe, start, model=model)
+    assert error.endswith(f": another system than {recipe} ({differ}); {OWN}, or keep the run's system with {kept}")
     assert not lines
     (tmp_path / "run").rename(tmp_path / "before")
-    assert told(recipe, start, *kept.split(), model=model)[0].endswith(STOP)
+    assert printed(recipe, start, *kept.split(), model=model)[0].endswith(STOP)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +76,9 @@ def test_a_run_of_another_system_is_refused_with_flags_that_say_it_is_meant(told
         ("m3ae_tiny", EVE, "model.name eve instead of dual_encoder"),
     ],
 )
-def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told, recipe, start, differ):
-    error, _ = told(recipe, start)
-    assert error.endswith(f": is of another system than {recipe}: {differ}; {OWN}")
+def test_a_system_that_the_task_cannot_train_is_refused_without_flags(printed, recipe, start, differ):
+    error, _ = printed(recipe, start)
+    assert error.endswith(f": another system than {recipe} ({differ}); {OWN}")
 
 
 @pytest.mark.parametrize(
@@ -91,13 +95,13 @@ def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told,
         ),
     ],
 )
-def test_flags_may_give_a_run_what_the_task_needs(told, recipe, start, flags, problem):
-    assert problem in told(recipe, start, *flags.split())[0]
+def test_flags_may_give_a_run_what_the_task_needs(printed, recipe, start, flags, problem):
+    assert problem in printed(recipe, start, *flags.split())[0]
 
 
-def test_sizes_of_a_run_are_checked_with_its_own_stem(told):
+def test_sizes_of_a_run_are_checked_with_its_own_stem(printed):
     flags = ["--model.stem", "linear", "--model.deep-ffn", "moe"]
-    assert told("demo", EVE, *flags, image_size=36, patch_size=12)[0].endswith(STOP)
+    assert printed("demo", EVE, *flags, image_size=36, patch_size=12)[0].endswith(STOP)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_sizes_of_a_run_are_checked_with_its_own_stem(told):
             "model.embed_dim 24 instead of 1024",
         ),
         ("vlmo_large", VLMO, "", {"depth": 3, "num_experts": 5}, "model.depth 3 instead of 24"),
-        ("base", "base", "", {"depth": 2}, "model.depth 2 instead of 12"),  # so few leave no shallow one
+        ("base", "base", "", {"depth": 2}, "model.depth 2 instead of 12"),
         (EVE, EVE, "", {"num_experts": 5}, "model.num_experts 5 instead of 4"),
         (EVE, EVE, "", {"drop_path": 0.1}, ""),
         ("demo", "demo", "", {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2"),
@@ -126,7 +130,7 @@ def test_sizes_of_a_run_are_checked_with_its_own_stem(told):
         ),
     ],
 )
-def test_a_run_of_another_size_is_kept_and_said_to_be(told, recipe, start, flags, model, differ):
-    error, lines = told(recipe, start, *flags.split(), model=model)
+def test_a_run_of_another_size_keeps_it_and_prints_so(printed, recipe, start, flags, model, differ):
+    error, lines = printed(recipe, start, *flags.split(), model=model)
     assert error.endswith(STOP)
-    assert lines == ([f"run keeps its shape, not that of {recipe}: {differ}"] if differ else [])
+    assert lines == ([f"run keeps its shape instead of that of {recipe}: {differ}"] if differ else [])

@@ -81,13 +81,15 @@ FLAGS = {
     InspectArgs: "--init --json",
     ReportArgs: "--out",
     ExportArgs: "--parts --json",
-    ZeroShotArgs: f"--device {SOURCE} --data --prompts --by --samples --skip-invalid --json",
+    ZeroShotArgs: f"--device {SOURCE} --data --samples --skip-invalid --json --prompts --by",
     ConvertArgs: """
         --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
-EVALUATE = f"--device {SOURCE} --data --samples --skip-invalid --no-skip-invalid --blind --no-blind --predictions --json"
+EVALUATE = (
+    f"--device {SOURCE} --data --samples --skip-invalid --no-skip-invalid --json --ablations --no-ablations --predictions"
+)
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,

@@ -1,4 +1,4 @@
-"""The whole story in small: every run, every number, one page; and a second call does nothing again."""
+"""The demo with tiny runs: every run, every number, one page; a second call trains nothing."""
 
 import json
 import math
@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from report_page import Page, assert_self_contained
 
 from eve_vl import demo
 from eve_vl.config import Config
 from eve_vl.evaluation import vqa
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
+from eve_vl.report.templating import percent, points
 from eve_vl.run import training
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
@@ -37,13 +39,13 @@ def small(config: Config, pretrain: Config) -> Config:
 
 
 def work(config: Config, num_test: int) -> dict[str, float]:
-    """What a worker does, its tokenizer and its blind baselines from few rows, as in tests/conftest.py."""
+    """The work of a worker, with tokenizer and baselines from few rows, as in tests/conftest.py."""
     vqa.GENERATED_ROWS, training.ROWS_PER_TOKEN = 500, 3
     return WORK(config, num_test)
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo")
     plan = demo.plan
     with pytest.MonkeyPatch.context() as patch:
@@ -58,13 +60,13 @@ def story(tmp_path_factory) -> Path:
     return out
 
 
-def test_metrics_hold_every_number_of_the_story(story: Path):
-    numbers = from_json(json.loads((story / "metrics.json").read_text()))
+def test_metrics_hold_the_numbers_of_all_runs(folder: Path):
+    numbers = from_json(json.loads((folder / "metrics.json").read_text()))
     expected = {f"{name}{arm}{split}" for name in NAMES for arm in ("", "_scratch") for split in ("", "_novel")}
     expected |= {"vqa_acc_blind", "vqa_acc_blind_novel", "mlm_acc", "retrieval_texts_per_image", "retrieval_images_per_text"}
     assert expected <= numbers.keys()
     assert all(math.isfinite(value) for value in numbers.values())
-    assert numbers["vqa_acc"] == json.loads((story / "vqa" / "test.json").read_text())["vqa_acc"]
+    assert numbers["vqa_acc"] == json.loads((folder / "vqa" / "test.json").read_text())["vqa_acc"]
     for key, task in (
         ("vqa_acc", "vqa"),
         ("nlvr2_acc", "nlvr2"),
@@ -76,10 +78,10 @@ def test_metrics_hold_every_number_of_the_story(story: Path):
             assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), key
             assert isinstance(gain, MeasuredValue) and (gain.n >= 12, gain.method) == (True, "paired t")
             assert isinstance(numbers[key + split], MeasuredValue)
-            rows = json.loads((story / task / "test_rows.json").read_text())[f"test{split}"]
-            assert rows.keys() == json.loads((story / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()
+            rows = json.loads((folder / task / "test_rows.json").read_text())[f"test{split}"]
+            assert rows.keys() == json.loads((folder / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()
     assert (
-        numbers["retrieval_ir1_scratch_novel"] == json.loads((story / "retrieval_scratch/test.json").read_text())["ir1_novel"]
+        numbers["retrieval_ir1_scratch_novel"] == json.loads((folder / "retrieval_scratch/test.json").read_text())["ir1_novel"]
     )
 
 
@@ -87,20 +89,20 @@ def test_metrics_hold_every_number_of_the_story(story: Path):
     ("name", "damaged"),
     [("test_rows.json", None), ("test_rows.json", '{"test": {"x": 1}, "test_novel": {}}'), ("test.json", "{}")],
 )
-def test_rows_and_numbers_that_are_not_there_are_measured_again(story: Path, monkeypatch, name, damaged):
-    """As an earlier version, which kept no rows, has left them; without a step of training."""
-    config, kept = small(demo.plan(story)["nlvr2"], get_recipe("tiny")), story / "nlvr2" / name
-    before, collected = json.loads(kept.read_text()), demo.collect(story)
+def test_missing_or_damaged_results_are_measured_again(folder: Path, monkeypatch, name, damaged):
+    """Measured without a step of training."""
+    config, kept = small(demo.plan(folder)["nlvr2"], get_recipe("tiny")), folder / "nlvr2" / name
+    before, collected = json.loads(kept.read_text()), demo.collect(folder)
     kept.unlink()
     if damaged is not None:
         kept.write_text(damaged)
     monkeypatch.setattr(Trainer, "train_step", None)
     demo.work(config, 12)
     assert json.loads(kept.read_text()) == before
-    assert demo.collect(story) == collected
+    assert demo.collect(folder) == collected
 
 
-def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
+def test_pretrained_and_from_scratch_runs_differ_only_in_their_start(tmp_path: Path):
     configs = demo.plan(tmp_path)
     for task in demo.TASKS:
         ours, scratch = configs[task], configs[task + demo.SCRATCH]
@@ -109,7 +111,7 @@ def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
         assert replace(scratch, scratch=False, out=ours.out) == ours
 
 
-def test_each_run_has_one_thread_and_as_many_run_at_once_as_there_are_cores(tmp_path: Path, monkeypatch):
+def test_one_thread_per_run_and_one_run_per_core(tmp_path: Path, monkeypatch):
     given = []
 
     def run_all(pool: object, at_once: int, configs: dict[str, Config], num_test: int) -> None:
@@ -127,8 +129,8 @@ def test_each_run_has_one_thread_and_as_many_run_at_once_as_there_are_cores(tmp_
     assert given == [(1, {1}), (2, {1}), (4, {1}), (7, {1})]
 
 
-def test_a_worker_that_is_told_to_stop_saves_and_ends(tmp_path: Path):
-    """A pool one of whose workers died tells the others to stop, and waits for them."""
+def test_a_terminated_worker_saves_and_ends(tmp_path: Path):
+    """If one worker of a pool dies, the pool terminates the others and waits for them."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
     config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -150,7 +152,7 @@ def failing(error: Exception) -> None:
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback():
-    """What people can mend is one line that names the run; anything else says where it happened."""
+    """A user error is one line that names the run; a bug keeps the place where it happened."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         bug, mistake = pool.submit(failing, KeyError("gone")), pool.submit(failing, UserError("no such file"))
         wait([bug, mistake])  # a failure stops all workers
@@ -165,7 +167,33 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
         demo.raise_failure("nlvr2", killed)
 
 
-def test_the_page_is_there(story: Path):
-    page = (story / "report.html").read_text()
-    assert re.search(r"<small>[+−][\d.]+ to [+−]?[\d.]+, n 12</small>", page)
-    assert all(f'id="{part}"' in page for part in ("results", "vqa", "nlvr2", "retrieval"))
+def test_the_page_compares_the_seven_runs_below_a_table(folder: Path):
+    assert_self_contained(folder / "report.html")
+    page, numbers = Page(folder / "report.html"), from_json(json.loads((folder / "metrics.json").read_text()))
+    assert page.ids[0] == "results"
+    assert [name for name in page.ids if name.endswith("-numbers")] == [
+        *(f"{task}-numbers" for task in ("masked_signal", "vqa", "nlvr2", "retrieval")),
+    ]
+    assert "7 runs compared" in page.text and "Unreadable run" not in page.text
+    tables = re.findall(r'<table class="numbers">.*?</table>', (folder / "report.html").read_text(), re.DOTALL)
+    assert len(tables) == 2
+    for table, suffix in zip(tables, ("", "_novel"), strict=True):
+        rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]]
+        chance = {name: numbers.get(f"{name}_chance{suffix}", math.nan) for name in NAMES}
+        guesses = [numbers[f"vqa_acc_blind{suffix}"], 0.5, chance["retrieval_tr1"], chance["retrieval_ir1"]]
+        for (ours, scratch, gain, guess), name, baseline in zip(rows, NAMES, guesses, strict=True):
+            measured = numbers[f"{name}_gain{suffix}"]
+            assert isinstance(measured, MeasuredValue)
+            assert (ours, scratch) == (f"<b>{percent(numbers[name + suffix])}</b>", percent(numbers[f"{name}_scratch{suffix}"]))
+            assert gain.startswith(f"<b>{points(measured)}</b> <small>{points(measured.low)} to {points(measured.high)}, n ")
+            assert guess == percent(baseline)
+
+
+def test_the_printed_table_has_a_line_per_number_and_split():
+    gain = MeasuredValue(0.41, n=1000, low=0.37, high=0.45, method="paired t")
+    numbers = {"vqa_acc": 0.9, "vqa_acc_scratch": 0.49, "vqa_acc_blind": 0.35, "vqa_acc_gain": gain, "nlvr2_acc_novel": 0.75}
+    lines = demo.table_lines(demo.results(numbers))
+    assert len(lines) == 1 + 2 * len(NAMES)
+    assert " ".join(lines[1].split()) == "Questions: accuracy 0.900 0.490 0.350 +0.410 (+0.370 to +0.450), n 1,000"
+    assert " ".join(lines[2].split()) == "test_novel nan nan nan"
+    assert " ".join(lines[4].split()) == "test_novel 0.750 nan 0.500"

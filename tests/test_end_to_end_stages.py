@@ -35,7 +35,7 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     done = eve(*second, "--out", "two", *FEW)
     assert done.returncode == 0, done.stderr
     shape = "model.embed_dim 24 instead of 96, model.depth 2 instead of 4"
-    assert f"\none keeps its shape, not that of vlmo_tiny_texts: {shape}\n" in done.stdout
+    assert f"\none keeps its shape instead of that of vlmo_tiny_texts: {shape}\n" in done.stdout
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one.keys() & two.keys():  # attention, networks and embedding of images are theirs to the bit
         learns = any(fnmatchcase(name, pattern) for pattern in (*LEARNS, "encoder.relative.text_bias"))
@@ -67,10 +67,10 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     differ = "model.stem conv instead of linear, model.deep_ffn modality_vl instead of moe, "
     differ += "model.positions relative instead of learned, model.pooler True instead of False"
     kept = "--model.stem conv --model.deep-ffn modality_vl --model.positions relative --model.pooler"
-    own = "start from a run of its own"
+    own = "start from a run of that recipe"
     for recipe, words in (
-        ("tiny", f"of another system than tiny: {differ}; {own}, or train that run's as it is with {kept}"),
-        ("m3ae_tiny", f"of another system than m3ae_tiny: model.name eve instead of towers; {own}"),
+        ("tiny", f": another system than tiny ({differ}); {own}, or keep the run's system with {kept}"),
+        ("m3ae_tiny", f": another system than m3ae_tiny (model.name eve instead of dual_encoder); {own}"),
     ):
         done = eve("pretrain", recipe, "--init", "two", "--out", "wrong", *FEW)
         assert done.returncode == 2

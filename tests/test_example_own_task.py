@@ -84,7 +84,7 @@ def folder(tmp_path_factory, pretrained: Path) -> Path:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "training on scenes:train, as the recipe says" in done.stdout
+    assert "training on scenes:train, the recipe's data" in done.stdout
     assert (folder / "runs/count/report.html").is_file()
     return folder
 

@@ -410,7 +410,7 @@ def test_inspect_counts_recipes_of_fine_tuning_and_says_what_they_start_from(eve
     done = eve("inspect", *words.split(), "--json", "numbers.json")
     assert done.returncode == 0, done.stderr
     name, _, run = words.partition(" --init ")
-    assert done.stdout.startswith(f"{name}: starts from {run or f'the recipe {start}; --init RUN names a run'}\n")
+    assert done.stdout.startswith(f"{name}: starts from {run or f'the recipe {start}; --init RUN selects a run'}\n")
     shapes = SHAPES[start] | changes
     total = json.loads(Path("numbers.json").read_text())["parameters"]["total"]
     assert total == encoder_on_paper(**shapes) + head_on_paper(head, shapes["D"])
@@ -446,7 +446,7 @@ def test_inspect_prints_the_name_of_a_recipe_as_it_is(eve, own):
         ),
         ("inspect own_shapes.py:aks", "own_shapes.py: no recipe 'aks'; did you mean 'ask'?"),
         ("inspect demo_vqs", "no recipe 'demo_vqs'; did you mean 'demo_vqa'?"),
-        ("inspect own_shapes.py:small --init run", "--init has no effect: own_shapes.py:small is no recipe of fine-tuning"),
+        ("inspect own_shapes.py:small --init run", "--init has no effect: own_shapes.py:small is not a fine-tuning recipe"),
         ("inspect runs/none", "runs/none: no such run folder"),
         ("inspect run --init run", "--init has no effect: run is a run"),
         ("inspect demo_vqa --init nowhere", "nowhere: no such run folder"),

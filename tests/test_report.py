@@ -21,8 +21,7 @@ from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.page import write_report
-from eve_vl.report.routing import routing_of
-from eve_vl.report.task import TaskReport
+from eve_vl.report.task import TaskReport, routing_of
 from eve_vl.report.templating import number, percent, pluralize
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.synthetic.scenes import ScenePairs
@@ -181,8 +180,8 @@ def test_guesses_are_what_the_model_says(run: Path):
             text_TD = encoded.x_BND[0, 1 + loaded.config.input.num_patches :]
             probabilities.append(task_of(loaded).token_head(text_TD[masked[0]]).softmax(-1))
         truths = ids[masked].tolist()
-        assert len(pair.hidden) == len(truths)
-        for token, truth, right, wrong in zip(pair.hidden, truths, *probabilities, strict=True):
+        assert len(pair.masked_tokens) == len(truths)
+        for token, truth, right, wrong in zip(pair.masked_tokens, truths, *probabilities, strict=True):
             order = right.argsort(descending=True)[:5].tolist()
             assert token.truth == loaded.tokenizer.word(truth)
             assert [guess.text for guess in token.guesses] == [loaded.tokenizer.word(index) for index in order]
@@ -245,13 +244,13 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     assert not {"script", "i", "u", "em"} & page.tags
     assert "<script>" in page.text
     assert "\"double\" 'single' </p></style> ünï 日本 {x} %s number 0" in page.text
-    assert "No recipe is called <em>mine here" in page.text
+    assert "This version has no recipe <em>mine" in page.text
     assert "valscenes:val" not in page.text
     assert f"val{source[0]}" in page.text
     assert f"training data{source[0]} (6 rows)" in page.text
     assert "masked signal modelling<u>runrecipe<em>minestep1 of 1" in page.text  # the title is the run, not the recipe
     assert len(page.images) == 6 * 6
-    assert "of 6 validation pairs" in page.text
+    assert "on 6 validation pairs" in page.text
 
 
 @pytest.mark.parametrize(
@@ -267,7 +266,7 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
         ),
         (
             {"task": ContrastMatchConfig(mlm_weight=0.0)},
-            ["Contrast loss", "Matching loss", "Partners told apart", "itc_acc", "itm_acc", "block 3"],
+            ["Contrastive loss", "Matching loss", "Partner accuracy", "itc_acc", "itm_acc", "block 3"],
             ["Masked-token loss", "Masked-pixel loss"],
         ),
         ({"model": {"num_experts": 32, "top_k": 1}}, ["among 32 experts", "expert 31, image tokens"], []),
@@ -334,7 +333,7 @@ def test_unfinished_run_and_short_logs(run: Path, tmp_path: Path):
 
     (copy / "log.jsonl").unlink()
     page = Page(write_report(copy / "checkpoints/step_00000002", copy / "of_checkpoint.html"))
-    assert "holds no log" in page.text
+    assert "has no log" in page.text
     assert f"mlm_acc{percent(values['mlm_acc'])}" in page.text
 
 
@@ -349,12 +348,12 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
     batch_size = load_run(run).config.train.batch_size
     minutes = 3000 * batch_size / 2 / 60
     assert f"training took{minutes // 60:.0f} h {minutes % 60:.0f} min" in page.text
-    assert "rejected rows25 (bad_samples.jsonl)" in page.text
-    assert "25 rows could not be used; the first 20 are here" in page.text
+    assert "invalid rows25 (bad_samples.jsonl)" in page.text
+    assert "25 invalid rows, the first 20 shown" in page.text
     assert "rows.jsonl:19<b>reason 19" in page.text and "rows.jsonl:20" not in page.text
     assert "a copyrecipetinystep" in page.text
     (copy / "bad_samples.jsonl").write_text(json.dumps(bad[0]) + "\n")
-    assert "1 row could not be usedrows.jsonl:0" in Page(write_report(copy)).text
+    assert "1 invalid rowrows.jsonl:0" in Page(write_report(copy)).text
     own = Page(run / "report.html").text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     cores = sum(row["core_seconds"] for row in rows if row["kind"] == "train")
@@ -362,7 +361,7 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
     (start,) = json.loads((run / "environment.json").read_text())
     for name, value in start.items():
         assert f"{name}{value}" in own or not value, name
-    assert "rejected rows" not in Page(run / "report.html").text
+    assert "invalid rows" not in Page(run / "report.html").text
 
 
 def test_a_task_without_a_report_of_its_own(run: Path, tmp_path: Path, monkeypatch):
@@ -385,13 +384,13 @@ def test_data_out_of_reach(run: Path, tmp_path: Path, capfd, eve):
     path = copy / "checkpoints/step_00000004/config.json"
     path.write_text(path.read_text().replace("scenes:val", "gone/<b>pairs.jsonl"))
     page = Page(write_report(copy))
-    assert "The validation data cannot be read here" in page.text
+    assert "The validation data cannot be read" in page.text
     assert "gone/<b>pairs.jsonl" in page.text
     assert page.ids == ["curves", "config"]
     assert page.images == {}
-    assert capfd.readouterr().err.startswith("eve: warning: The validation data cannot be read here")
+    assert capfd.readouterr().err.startswith("eve: warning: The validation data cannot be read")
     done = eve("report", copy, "--out", tmp_path / "page.html")
     assert done.returncode == 0
-    assert done.stderr.startswith("eve: warning: The validation data cannot be read here")
+    assert done.stderr.startswith("eve: warning: The validation data cannot be read")
     assert "gone/<b>pairs.jsonl" in done.stderr
     assert done.stderr.count("\n") == 1

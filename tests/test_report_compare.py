@@ -15,8 +15,8 @@ from eve_vl.data.records import ImageDrawing
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.metrics import intervals
-from eve_vl.report.compare import comparison_page, find_runs, read_arm, write_comparison
-from eve_vl.report.curves import clock, over
+from eve_vl.report.charts import clock, over
+from eve_vl.report.compare import comparison_page, find_runs, read_run, write_comparison
 from eve_vl.report.task import TaskReport
 from eve_vl.report.templating import number, points
 from eve_vl.run.training import train
@@ -73,8 +73,8 @@ def test_numbers_and_costs_stand_beside_each_other(folder: Path, page: Page):
         assert re.sub(r"\s+", "", f"{name}{''.join(cells)}") in page.text.replace(" ", ""), (name, value)
     cost = [sum(row["core_seconds"] for row in log_of(run) if row["kind"] == "train") for run in runs]
     assert min(cost) > 0
-    assert f"core-seconds{''.join(map(number, cost))}" in page.text
-    assert f"pairstrainedon{4 * 16}{4 * 16}{4 * 16}trainingtook" in page.text.replace(" ", "")
+    assert f"CPU core-seconds{''.join(map(number, cost))}" in page.text
+    assert f"trainingrowsseen{4 * 16}{4 * 16}{4 * 16}trainingtook" in page.text.replace(" ", "")
     assert "3 runs compared" in page.text
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path, eve):
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("eve: warning: left out: ") and done.stderr.count("\n") == 1
     page = Page(tmp_path / "comparison.html")
-    assert "Left out, cut: " in page.text and "1 run compared" in page.text
+    assert "Unreadable run cut: " in page.text and "1 run compared" in page.text
     shutil.copytree(tmp_path / "cut", tmp_path / "again")
     done = eve("report", tmp_path / "cut", tmp_path / "again", "--out", tmp_path / "other.html")
     assert done.returncode == 2
@@ -147,23 +147,25 @@ def test_files_of_one_name_are_not_compared(folder: Path, tmp_path: Path):
         config = replace(config, data=replace(config.data, val=(str(tmp_path / source / "val.jsonl"),)))
         assert train(replace(config, train=replace(config.train, seed=seed)))
     page = Page(write_comparison([tmp_path / "one", tmp_path / "two"], tmp_path / "page.html"))
-    assert "There are no rows that several of these runs have seen" in page.text
-    assert "that both have seen" not in page.text
+    assert "These runs have no rows in common" in page.text
+    assert "common row" not in page.text
     page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], tmp_path / "page.html"))
-    assert re.search(r"on the \d+ rows that both have seen", page.text)
+    assert re.search(r"on \d+ common rows", page.text)
     assert "a red circle" in page.text
 
 
 def test_numbers_of_different_rows_do_not_compare(folder: Path):
-    arm = read_arm(folder / "a", "a")
+    arm = read_run(folder / "a", "a")
     other = replace(arm, name="b", config=replace(arm.config, data=replace(arm.config.data, val_samples=7)))
     for arms, is_said in (([arm, replace(arm, name="b")], False), ([arm, other], True)):
         page = comparison_page("both", arms, {})
-        assert ("their numbers do not compare" in page) == is_said
-        assert ("that both have seen" in page) != is_said
+        assert ("numbers are not comparable" in page) == is_said
+        assert ("common row" in page) != is_said
 
 
-@pytest.mark.parametrize(("low", "sentence"), [(-0.01, "cannot be told apart"), (0.01, "a does better than c")])
+@pytest.mark.parametrize(
+    ("low", "sentence"), [(-0.01, "The difference between a and c is not significant"), (0.01, "a is better than c")]
+)
 def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
     scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
     difference = intervals.MeasuredValue(0.02, n=500, low=low, high=0.05, method="paired t")
@@ -174,7 +176,7 @@ def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: fl
     page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
     assert seen == [(scores["a"], scores["c"])]
     assert sentence in page.text
-    interval = f"a is +2.0 points of mlm_acc above c, 95 % interval {points(low)} to +5.0"
-    assert f"on the 500 rows that both have seen: {interval}" in page.text
-    assert page.text.count("random weights") == 2  # both began there
-    assert "their numbers do not compare" not in page.text
+    interval = f"mlm_acc of a minus that of c is +2.0 points, 95 % interval {points(low)} to +5.0"
+    assert f"on 500 common rows: {interval}" in page.text
+    assert page.text.count("random weights") == 2
+    assert "not comparable" not in page.text

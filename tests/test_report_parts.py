@@ -22,10 +22,10 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.recipes import get_recipe
 from eve_vl.report import charts
-from eve_vl.report.masked_signal import HiddenToken, Piece, ShownPair, caption_pieces
-from eve_vl.report.page import command_line, write_report
+from eve_vl.report.masked_signal import MaskedToken, Piece, ShownPair, caption_pieces
+from eve_vl.report.page import command_line, task_report, write_report
 from eve_vl.report.retrieval import chance_recall
-from eve_vl.report.task import TaskReport, task_report
+from eve_vl.report.task import TaskReport
 from eve_vl.report.templating import TEMPLATES, Choice, draw, interval, number, percent, pluralize, points, scientific
 
 
@@ -63,7 +63,7 @@ def test_caption_pieces_read_as_the_caption():
             assert text == caption
         hidden = caption_pieces(tokenizer, ids.tolist(), [False] + [True] * (len(ids) - 1))
         assert len(hidden) == len(ids) - 1
-        assert all(piece.is_hidden and piece.text for piece in hidden)
+        assert all(piece.is_masked and piece.text for piece in hidden)
 
 
 def test_numbers():
@@ -87,11 +87,11 @@ def test_numbers():
 def test_templates_escape_what_they_are_given():
     evil = """<script>alert("1")</script> & 'x' {{ 1 + 1 }}"""
     choice = Choice(text=evil, probability=0.5, is_right=True)
-    token = HiddenToken(truth=evil, guesses=[choice], wrong_image=choice, truth_probability=(0.5, 0.25))
+    token = MaskedToken(truth=evil, guesses=[choice], wrong_image=choice, truth_probability=(0.5, 0.25))
     shown = {evil: np.zeros((2, 2, 3), np.uint8)}
-    pieces = (Piece(text=evil, starts_word=True, is_hidden=True), Piece(text=evil, starts_word=True, is_hidden=False))
-    seen = {"images": shown, "guessing": shown, "beside": {}}
-    pair = ShownPair(where=evil, text=evil, wrong_caption=evil, pieces=pieces, hidden=(token,), **seen)  # pyright: ignore
+    pieces = (Piece(text=evil, starts_word=True, is_masked=True), Piece(text=evil, starts_word=True, is_masked=False))
+    seen = {"images": shown, "seen_by_text": shown, "with_wrong_caption": {}}
+    pair = ShownPair(where=evil, text=evil, wrong_caption=evil, pieces=pieces, masked_tokens=(token,), **seen)  # pyright: ignore
     settings = SimpleNamespace(mim_weight=1, mlm_weight=1, joint_masking=True, normalize_targets=True)
     settings.image_mask_ratio = settings.text_mask_ratio = 0.5
     for macro, count in (("images", 6), ("captions", 8)):
@@ -169,10 +169,10 @@ def test_a_chart_of_single_points_is_its_values():
         charts.Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
     ]
     chart = charts.line_chart("x", lines, show=percent)
-    assert "<svg" not in chart and "So far one point, at 20 steps." in chart
+    assert "<svg" not in chart and "One point so far, at 20 steps." in chart
     for axis, place, said in (("pairs", 1280, "1,280 pairs"), ("minutes", 0.08794, "0.0879 minutes"), ("step", 1, "1 step")):
         line = charts.Series(name="a", points=[(place, 1.0)])
-        assert f"So far one point, at {said}." in charts.line_chart("x", [line], axis=axis)
+        assert f"One point so far, at {said}." in charts.line_chart("x", [line], axis=axis)
     assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
 
 
@@ -232,10 +232,8 @@ def test_a_tasks_report_is_found_by_its_name():
         name = "own"
 
     for name, kind in kinds_of(TaskConfig).items():
-        own = Path(charts.__file__).with_name(f"{name}.py")
-        assert own.is_file() == kind.has_numbers
         report = type(task_report(of_task(name)))
-        assert report.__module__ == f"eve_vl.report.{name if kind.has_numbers else 'task'}"
+        assert (report is not TaskReport, report.__dict__.get("name")) == (kind.has_numbers, name if kind.has_numbers else None)
     assert type(task_report(of_task("own"))) is OwnReport
     for name in ("charts", "nothing"):
         assert type(task_report(of_task(name))) is TaskReport
@@ -244,7 +242,7 @@ def test_a_tasks_report_is_found_by_its_name():
 def test_what_all_pages_share_names_no_task():
     sections = [section for section in kinds_of(TaskConfig).values() if section.has_numbers]
     names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
-    for file in ("page", "task", "templating", "charts", "curves", "routing"):
+    for file in ("page", "task", "templating", "charts", "compare"):
         text = Path(charts.__file__).with_name(f"{file}.py").read_text()
         assert [name for name in names if name in text] == []
 

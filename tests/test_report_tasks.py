@@ -26,10 +26,9 @@ from eve_vl.evaluation.retrieval_set import RetrievalSet
 from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report.page import command_line, write_report
+from eve_vl.report.page import command_line, task_report, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
-from eve_vl.report.routing import routing_of
-from eve_vl.report.task import task_report
+from eve_vl.report.task import routing_of
 from eve_vl.report.templating import percent
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
@@ -86,7 +85,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     page, loaded = Page(path), load_run(runs[task])
     assert_self_contained(path)
     assert page.ids == ["numbers", "curves", task, "routing", "config"]
-    assert " Heat, blue to red: " in page.text and any("heat" in alt for alt in page.images)
+    assert " Heat (Grad-CAM), blue to red: " in page.text and any("heat" in alt for alt in page.images)
     assert path.stat().st_size < 600_000
     assert f"{task}recipescenes_{task}step" in page.text
     assert "training datascenes:train (100,000 rows)validation datascenes:val (1,000 rows)" in page.text
@@ -377,13 +376,13 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
     assert (f"chose the best {num_right} (r_mean {best['r_mean']:.3f}" in note) == (num_right > 0)
     assert ("chose none: not even the best" in note) == (num_right == 0)
     chosen = f"the best {num_right}" if num_right else "none"
-    assert f"Candidates put in order again: {chosen} of each query, as validation chose." in page.text
-    alone = f"{percent(best['r_mean_itc_only'])} by contrast alone, {percent(best['r_mean_k16'])} with 16"
+    assert f"Re-ranked candidates per query: {chosen}, chosen in validation." in page.text
+    alone = f"{percent(best['r_mean_itc_only'])} by contrast only, {percent(best['r_mean_k16'])} with 16"
     assert alone in page.text
     for name in ("tr1", "tr1_itc_only", "ir1_itc_only") if num_right else ("tr1",):
         assert f"{name}{percent(best[name])}" in page.text
     for name in (f"{way}{k}" for way in ("tr", "ir") for k in (1, 5, 10)):
-        series = {"re-ranked": name, "contrast alone": f"{name}_itc_only"} if num_right else {"contrast": name}
+        series = {"re-ranked": name, "contrast only": f"{name}_itc_only"} if num_right else {"contrast": name}
         for shown, number in series.items():
             assert f"R@{name[2:]}, {shown}: {percent(best[number])}" in page.text
     for flags, k in (({}, num_right), ({"rerank": 2}, 2), ({"rerank": 0}, 0), ({"rerank": 16}, 16)):
@@ -402,7 +401,7 @@ def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path
     )
     page = Page(trained(replace(config, scratch=True)))
     assert f"random weights (shape and tokenizer of {pretrained})" in page.text
-    assert "contrast alone" not in page.text.partition("Among ")[0]
+    assert "contrast only" not in page.text.partition("Searches over ")[0]
     assert "_itc_only" not in page.text
     assert "heat" not in " ".join(page.images) and "Heat" not in page.text
     assert "--scratch" in page.text
@@ -444,15 +443,15 @@ def test_own_questions(pretrained: Path, tmp_path: Path):
     assert f"{evil} 0" in page.text
     assert "truth <b>red</b>, blue" in page.text
     assert "by answer type" not in page.text
-    assert "Of 12 questions" in page.text
+    assert " of 12 questions right" in page.text
 
     source.write_text("".join(json.dumps({key: row[key] for key in ("image", "question")}) + "\n" for row in rows))
     page = Page(write_report(tmp_path / "run"))
-    assert "Truth kept back" in page.text
+    assert "Truth unknown" in page.text
     assert "✓" not in page.text
-    assert "blind baselines are left out" in page.text
+    assert "baselines without the image are missing" in page.text
     assert [verdict for verdict, _ in cards(tmp_path / "run/report.html")] == ["unknown"] * 12
-    assert "Of 12 questions spread over the validation data, 0 are right" in page.text
+    assert "The model gets 0 of 12 questions right, spread over the validation data." in page.text
 
 
 def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, monkeypatch, tmp_path: Path):
@@ -475,7 +474,7 @@ def test_run_that_it_started_from_is_gone(runs: dict[str, Path], tmp_path: Path)
     path.write_text(json.dumps(values | {"init": str(tmp_path / "gone")}))
     page = Page(write_report(copy))
     assert f"eve finetune scenes_nlvr2 --init {tmp_path / 'gone'}" in page.text
-    assert "is not at" in page.text
+    assert "is no longer at" in page.text
 
 
 def test_stopped_run_and_its_checkpoints(runs: dict[str, Path], tmp_path: Path):

@@ -213,7 +213,7 @@ def test_all_rows_about_an_image_count(eve, run, model, photos, tmp_path):
     assert len(eve("search", "index", "red", "--where", "who=0", 'größe "1\\=1').stdout.splitlines()) == 1
     for words, message in (
         (("who=1", "who=2"), "--where: 'who' is named twice"),
-        (("who=1", "--where", "x=2"), "--where: is given 2 times; give it once, with all values after it"),
+        (("who=1", "--where", "x=2"), "--where: given 2 times; give it once, with all values after it"),
     ):
         done = eve("search", "index", "red", "--where", *words)
         assert (done.returncode, message in done.stderr) == (2, True)

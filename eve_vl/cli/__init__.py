@@ -1,4 +1,4 @@
-"""The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
+"""The command line `eve VERB …`: a user's mistake is one line and exit status 2."""
 
 import errno
 import sys
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import __version__
-from eve_vl.cli.common import HELP, fail, parse, print_line, say_list
-from eve_vl.cli.completion import run_completion
+from eve_vl.cli.common import HELP, fail, parse, print_line, print_list, run_completion
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_answers, run_data_check, run_data_write, run_tokenizer_train
 from eve_vl.cli.predict import call_verbs, run_encode
@@ -23,26 +22,26 @@ from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError, UserError, nearest
 from eve_vl.utils.runtime import keep_memory, yield_cores
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIPE: the reader of a pipe has gone
 
 
-def _typed(*runs: Callable[[Any], None]) -> dict[str, Callable[[Any], None]]:
-    """Return the functions of verbs by what is typed: `data check` runs `run_data_check`."""
+def _named(*runs: Callable[[Any], None]) -> dict[str, Callable[[Any], None]]:
+    """Return verb → function: `data check` is `run_data_check`."""
     return {run.__name__.removeprefix("run_").replace("_", " "): run for run in runs}
 
 
 VERBS = {
-    **_typed(run_try, run_demo, run_pretrain, run_finetune, run_evaluate),
+    **_named(run_try, run_demo, run_pretrain, run_finetune, run_evaluate),
     **call_verbs(),
-    **_typed(
+    **_named(
         *(run_encode, run_index, run_search, run_serve, run_app),
         *(run_data_check, run_data_answers, run_data_write, run_tokenizer_train, run_convert),
+        *(run_inspect, run_bench, run_report, run_export, run_completion),
     ),
-    **_typed(run_inspect, run_bench, run_report, run_export, run_completion),
 }
-"""By what is typed: functions of their parsed flags, or of the words themselves where the first says which flags there are."""
+"""Verb → function of its parsed flags or, if its flags depend on the first word, of all words."""
 NOTE = """\
-eve help VERB, or eve VERB --help, tells more. With --code FILE.py, any verb first loads tasks and readers of your own."""
+eve help VERB and eve VERB --help describe a verb. --code FILE.py first loads tasks and readers of your own, with any verb."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(getattr(error, "code", 2))
         fail(str(error), getattr(error, "code", 2))
     except OSError as error:
-        # A file that the user named and a disk that is full or failing are the user's to mend. What names no file, such as a
-        # closed descriptor or a call inside of torch, or names one of this package's is a bug, with its traceback.
+        # Files that the user named and full or failing disks are the user's to fix. An error about no file (a closed
+        # descriptor, a call inside torch) or about a file of this package is a bug and keeps its traceback.
         is_named = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(Path(__file__).parents[1])
         if not is_named and error.errno not in DISK:
             raise
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_code_loaded(argv: list[str]) -> list[str]:
-    """Import the files that --code names and return the other words. Raises UserError."""
+    """Import the files given with --code and return the other words. Raises UserError."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--code", nargs="?", action="append", const="", default=[])
     named, others = parser.parse_known_args(argv)
@@ -80,10 +79,10 @@ def _with_code_loaded(argv: list[str]) -> list[str]:
 def _dispatch(argv: list[str]) -> None:
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    verbs = VERBS | call_verbs()  # those of tasks that --code has brought
+    verbs = VERBS | call_verbs()  # includes tasks loaded with --code
     group = [name for name in verbs if " " in name and argv[:1] == name.split()[:1]]
     if not argv or argv[0] in HELP or (group and {*HELP} & {*argv[1:2]}):
-        say_list("usage: eve VERB …", {name: verbs[name].__doc__ or "" for name in group or verbs}, NOTE)
+        print_list("usage: eve VERB …", {name: verbs[name].__doc__ or "" for name in group or verbs}, NOTE)
         return
     if argv[0] == "--version":
         print_line(__version__)
@@ -92,13 +91,13 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(f"usage: eve {' | eve '.join(group)} …")
     num_words = 2 if group else 1
     name, rest = " ".join(argv[:num_words]), argv[num_words:]
-    if name not in verbs:  # perhaps of a task that EVE_CODE or an installed package brings
+    if name not in verbs:  # perhaps of a task in EVE_CODE or an installed package
         load_named()
         for task in installed("tasks"):
             load_installed("tasks", task)
         verbs |= call_verbs()
     if name not in verbs:
-        raise UserError(f"no verb {nearest(name, verbs)} (one of your own task needs --code FILE.py)")
+        raise UserError(f"no verb {nearest(name, verbs)} (a verb of your own task needs --code FILE.py)")
     run, words = verbs[name], [*rest[1:], "--help"] if rest[:1] == ["help"] else rest
     flags = typing.get_type_hints(run).get("args")
     run(parse(flags, words, f"eve {name}", run.__doc__) if flags else words)

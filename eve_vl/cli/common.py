@@ -1,4 +1,4 @@
-"""What the verbs share: parsing with the nearest known flag, how sources are named, output."""
+"""Parts shared by the verbs: parsing, one-line errors, flags of sources, output."""
 
 import contextlib
 import dataclasses
@@ -29,11 +29,26 @@ from eve_vl.utils.safe_io import expand_user
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
 SECONDS_OF_GRACE = 5.0
+COMPLETION = r"""_eve() {
+    local verb= word=
+    ((COMP_CWORD > 1)) && verb="${COMP_WORDS[1]}"
+    ((COMP_CWORD > 2)) && word="${COMP_WORDS[2]##-*}"
+    [[ "$_eve_asked" == "$verb $word" ]] || _eve_words="$(COLUMNS=80 eve $verb $word --help 2>/dev/null | sed -nE "
+        s/^  ($verb )?([[:alnum:]_-]+) .*/\2/p
+        s/^[^-a-z ]+ -h, (--help).*/\1 --code/p
+        s/^[^-a-z ]+ (--[a-z.-]+(, --[a-z.-]+)*).*/\1/p
+        s/^[^-a-z ]+ \{([a-z,]+)\} .*/\1/p
+        s/^eve (help) VERB.*/\1/p" | tr , ' ')"
+    _eve_asked="$verb $word"
+    COMPREPLY=($(compgen -W "$_eve_words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _eve eve"""
+ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArgs:
-    """What verbs that use a run take."""
+    """Flags of verbs that use a run."""
 
     run: Positional[Path]
     """Run folder, or one of its checkpoints."""
@@ -41,46 +56,61 @@ class RunArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceArgs(RunArgs):
-    """What verbs that compute with a run take."""
+    """Flags of verbs that compute with a run."""
 
     device: str = "auto"
-    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+    """Device in torch's notation: cpu, cuda, cuda:1, mps; auto: cuda if available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceArgs:
-    """How to read sources that are named on the command line."""
+    """Flags on how to read sources."""
 
     format: str = "auto"
-    """On-disk form; auto looks at the path."""
+    """On-disk format; auto: detected from the path."""
     image_root: Path | None = None
     """Folder that image paths are relative to and must stay inside."""
     image_column: str | None = None
-    """Column of the image; for statements of both images, or LEFT,RIGHT."""
+    """Column of the image; for statements about two images LEFT,RIGHT."""
     text_column: str | None = None
-    """Column of the caption or captions, question, statement or text."""
+    """Column of the captions, question, statement or text."""
     label_column: str | None = None
-    """Column of the answer or answers to a question, of whether a statement is true, or of the class or classes."""
+    """Column of the answers, of the statement's truth value, or of the classes."""
 
     def reading(self) -> dict[str, Any]:
         """Return these options by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionArgs:
+    """Flags of `eve completion`."""
+
+    shell: Positional[Literal["bash", "zsh"]]
+    """Shell of the script."""
+
+
+def run_completion(args: CompletionArgs) -> None:
+    """Print a completion script for your shell to source: eve completion bash|zsh."""
+    print_line(ZSH * (args.shell == "zsh") + COMPLETION)
+
+
 def with_own(cls: type[Args], own: type) -> type[Args]:
-    """Return the flags of a verb with those that a task has of its own."""
+    """Return the flags of a verb together with a task's own flags."""
     return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
-    """Parse flags into a dataclass. Raises UserError that names what was given and what was expected, of an unknown flag the
-    nearest known one."""
+    """Parse flags into a dataclass.
+
+    Raises UserError with the given and the expected value or, for an unknown flag, the nearest known one.
+    """
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     box, flags = io.StringIO(), flags_of(cls, default)
-    if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
+    if issubclass(cls, SourceArgs):  # also accept these flags as `eve pretrain` spells them
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
-    if default is None:  # of a recipe's flags the last one counts, by which scripts change their own
-        _refuse_lost(flags, argv)
+    if default is None:  # a recipe's flag may come twice: scripts override their own flags
+        _refuse_repeated(flags, argv)
         cls = _with_metavars(cls)
     try:
         with contextlib.redirect_stderr(box):
@@ -88,7 +118,7 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise UserError(_complaint(box.getvalue(), cls, flags, argv, prog)) from None
+        raise UserError(_one_line(box.getvalue(), cls, flags, argv, prog)) from None
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), None)
         if flag is None:
@@ -99,7 +129,7 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
 
 
 def _with_metavars(cls: type[Args]) -> type[Args]:
-    """Return the flags of a verb, of which help calls positional ones by their names, RUN LEFT RIGHT, not by their types."""
+    """Return flags whose help names positional ones (RUN LEFT RIGHT), not their types."""
     fields, hints = [], typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         hint, word = hints[field.name], field.name.upper()
@@ -111,16 +141,16 @@ def _with_metavars(cls: type[Args]) -> type[Args]:
     return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)  # pyright: ignore
 
 
-def _refuse_lost(flags: Mapping[str, Any], argv: Sequence[str]) -> None:
-    """Raise UserError if a flag that takes several values is given twice: the values of the first would be lost."""
+def _refuse_repeated(flags: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Refuse a flag with several values given twice: tyro drops the first values."""
     given = Counter(word.partition("=")[0].replace("_", "-") for word in argv)
     for flag, hint in flags.items():
         if given[flag] > 1 and ... in typing.get_args(hint):
-            raise UserError(f"{flag}: is given {given[flag]} times; give it once, with all values after it: {flag} ONE OTHER")
+            raise UserError(f"{flag}: given {given[flag]} times; give it once, with all values after it: {flag} ONE OTHER")
 
 
-def _complaint(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str], prog: str) -> str:
-    """Return what tyro says in a box as one line: which flag it is about, what was given and what was expected."""
+def _one_line(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str], prog: str) -> str:
+    """Return tyro's error as one line: the flag, its given value and the expected one."""
     flag = next((word for word in re.findall(r"--[\w-]+(?:\.[\w-]+)*", box) if word in flags), None)
     if flag is None:
         hints = typing.get_type_hints(cls, include_extras=True)
@@ -130,32 +160,34 @@ def _complaint(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str
         return usage + "".join(chosen)
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     after = words[[word.replace("_", "-") for word in words].index(flag) + 1 :]
-    given = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
-    said = repr(" ".join(given)) if given else "nothing"
-    return f"{flag}: {said} was given, expected {_expected(flags[flag])}; {prog} --help tells more"
+    given = " ".join(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    value = repr(given) if given else "nothing"
+    return f"{flag}: expected {_expected(flags[flag])} ({value} given); {prog} --help lists all flags"
 
 
 def _expected(hint: Any) -> str:
-    """Return in words what a flag of a type takes."""
+    """Return the values of a type in words."""
     kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    if kind is typing.Literal:
+    if kind is Literal:
         return f"one of {', '.join(parts)}"
     if kind is tuple:
         words = [_expected(part) for part in parts if part is not ...]
         return ", ".join(words) + ", any number of times" * (... in parts)
-    return _expected(parts[0]) if parts else {float: "a number", int: "a whole number", Path: "a path"}.get(hint, "a text")
+    return _expected(parts[0]) if parts else {float: "a number", int: "an integer", Path: "a path"}.get(hint, "a text")
 
 
 def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]:
-    """Return every flag that a dataclass of arguments accepts, as typed, with its type; `default` says which section a union
-    stands for."""
+    """Return flag → type of a dataclass of arguments.
+
+    default: decides between the sections of a union.
+    """
     flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in (each for each in dataclasses.fields(cls) if each.init):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
             flags |= flags_of(section, value, "" if field.name == "config" else f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is not typing.Annotated:  # marked ones are positional or fixed
+        elif typing.get_origin(hint) is not typing.Annotated:  # annotated ones are positional or fixed
             flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:
                 flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint
@@ -163,7 +195,7 @@ def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Raise UserError if a file that a flag named cannot be written: before long work, not after it."""
+    """Raise UserError if an output file cannot be written; call it before long work."""
     for path in filter(None, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file to write")
@@ -174,13 +206,13 @@ def check_writable(*paths: Path | None) -> None:
 
 
 def write_json(path: Path | None, values: Any) -> None:
-    """Write numbers or texts to a file that a flag named, if one did, and that `check_writable` has passed."""
+    """Write values to a file that passed `check_writable`; nothing for None."""
     if path is not None:
         write_file(path, json.dumps(values, indent=1) + "\n")
 
 
-def say_list(usage: str, texts: Mapping[str, str], note: str) -> None:
-    """Print what there is to choose from, each with its text."""
+def print_list(usage: str, texts: Mapping[str, str], note: str) -> None:
+    """Print the usage, the possible choices with their texts, and a note."""
     width = max(map(len, texts))
     print_line("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
 
@@ -188,8 +220,8 @@ def say_list(usage: str, texts: Mapping[str, str], note: str) -> None:
 def fail(message: str, code: int) -> None:
     """Print one line on stderr and exit.
 
-    Other processes of torchrun than the first wait before they say what is wrong: if it fails as well, torchrun ends them
-    before they say the same. What torchrun then prints of its own, about 30 lines, cannot be turned off from here.
+    Under torchrun, processes other than the first wait first: if the first fails too, torchrun ends them before they repeat
+    its message. torchrun's own 30 lines cannot be turned off from here.
     """
     if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(SECONDS_OF_GRACE)
@@ -198,7 +230,10 @@ def fail(message: str, code: int) -> None:
 
 
 def load_encoder(folder: Path, run: Path | None, device: str, *, fix: str = "name it with --run") -> Any:
-    """Return an `Eve` of a run, by default of the run that made an index. fix: how to name it. Raises UserError."""
+    """Return an `Eve` of `run`, by default of the run that made an index.
+
+    Raises UserError, which ends in `fix`.
+    """
     from eve_vl.eve import Eve
     from eve_vl.search.database import Database
 

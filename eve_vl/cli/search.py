@@ -160,7 +160,7 @@ def run_search(args: SearchArgs) -> None:
         )
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
-        from eve_vl.report.search import write_results
+        from eve_vl.report.page import write_results
 
         title = " ".join(
             filter(None, (args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"))

@@ -1,4 +1,4 @@
-"""Verbs that train: pretrain, finetune."""
+"""Verbs about recipes: pretrain, finetune, demo, bench."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ import tyro
 from rich.prompt import Confirm
 from rich.text import Text
 
-from eve_vl.cli.common import HELP, check_writable, parse, print_line, say_list, write_json
+from eve_vl.cli.common import HELP, check_writable, parse, print_line, print_list, write_json
 from eve_vl.config import Config, flat, generated, to_dict
 from eve_vl.config.plugins import installed, origins, package_of
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
@@ -20,17 +20,17 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import expand_user
 
 FIRST = {
-    "pretrain": "demo for images and captions of your own, tiny to try, base for the paper's",
-    "finetune": "demo_retrieval to search images of your own, demo_vqa for questions about them, vqa for the paper's",
+    "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",
+    "finetune": "demo_retrieval to search your own images, demo_vqa for questions about them, vqa for the paper's size",
 }
-# What people call the size of a run
+# Fields that describe the size of a run
 SHAPE = [
     *("model.embed_dim", "model.depth", "model.image_depth", "model.text_depth", "model.fusion_depth", "model.num_heads"),
     *("model.mlp_ratio", "model.num_deep_blocks", "model.num_experts"),
     *("input.image_size", "input.patch_size", "input.text_length"),
 ]
-BENCHED = "demo"  # where no recipe is named
-IDLE_IN_BENCH = [
+BENCHED = "demo"  # default recipe of eve bench
+UNUSED_IN_BENCH = [
     *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
     *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
     *("train.save_every", "train.keep_checkpoints"),
@@ -43,7 +43,7 @@ class TrainArgs:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
-    """Insist on going on with the run in --out. The same command without it goes on too, or starts if there is nothing yet."""
+    """Fail unless there is a run to resume in --out. Without this flag the command resumes it, or starts a new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class DemoArgs:
     """Flags of `eve demo`."""
 
     out: Path = Path("runs/demo")
-    """Folder of the runs, metrics.json and report.html; called again with the same, it goes on where it stopped."""
+    """Folder of the runs, metrics.json and report.html; the same command resumes after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,18 @@ class BenchArgs:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     steps: int = 10
-    """Steps to time, after some that do not count."""
+    """Steps to time, after some warm-up steps."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
 
 def run_pretrain(argv: Sequence[str]) -> None:
-    """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
+    """Pre-train with masked signal modelling: eve pretrain RECIPE [flags]."""
     if (make := _chosen("pretrain", argv)) is None:
         return
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
-    if start is not None:  # the weights fit no other shape
+    if start is not None:  # its weights need its shape
         _require_same_system(recipe, start, argv)
         own, recipe = recipe, _in_its_shape(recipe, start, argv)
         _note_shape(own, recipe, argv)
@@ -79,12 +79,12 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 
 def run_finetune(argv: Sequence[str]) -> None:
-    """Fine-tune for retrieval, VQA, NLVR2, pairs of items or classification: eve finetune RECIPE --init RUN [flags]."""
+    """Fine-tune a run on a task: eve finetune RECIPE --init RUN [flags]."""
     if (make := _chosen("finetune", argv)) is None:
         return
     recipe = make(get_recipe("base"))
     start = _init_config("finetune", argv, recipe.out)
-    is_of_run = argv[0].endswith(".json")  # which names its own --init
+    is_of_run = argv[0].endswith(".json")  # it has its own --init
     if start is not None:
         recipe = make(start)
         if is_of_run:
@@ -93,34 +93,33 @@ def run_finetune(argv: Sequence[str]) -> None:
     elif {*HELP} & {*argv[1:]}:
         recipe = replace(recipe, init=tyro.MISSING)
     elif not is_of_run:
-        raise UserError(f"eve finetune {argv[0]} needs --init RUN, to start from (with --scratch, from its shape alone)")
+        raise UserError(f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape")
     _train("finetune", argv, make.__doc__, recipe, start)
 
 
 def run_demo(args: DemoArgs) -> None:
-    """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
+    """Pre-train, fine-tune and compare on built-in scenes: eve demo [--out runs/demo]."""
     from eve_vl.demo import run_demo as run
 
     print_line(f"report: {run(args.out)}")
 
 
 def run_bench(argv: Sequence[str]) -> None:
-    """Measure the speed of a recipe's training step on this machine: eve bench [RECIPE] [flags]."""
+    """Measure the speed of a recipe's training step: eve bench [RECIPE] [flags]."""
     is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
     name, *words = argv if is_named else (BENCHED, *argv)
     init = _named(words).init
     recipe = recipe_config(name, init)
-    if init is None:  # then there is no run to read
+    if init is None:  # there is no run whose layers could be compared
         recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
     args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
     check_writable(args.json)
     if args.steps < 1:
-        raise UserError(f"--steps {args.steps} is not positive")
-    _refuse_idle(args.config, recipe)
+        raise UserError(f"--steps: must be positive ({args.steps} given)")
+    _refuse_unused(args.config, recipe)
     values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
-    if idle := [field for field in IDLE_IN_BENCH if values[field] != defaults[field]]:
-        given = ", ".join(f"--{field}".replace("_", "-") for field in idle)
-        raise UserError(f"{given}: no effect on the speed of a step; leave it out")
+    if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
+        raise UserError(f"{', '.join(map(_flag, unused))}: no effect on the speed of a step; leave it out")
     from eve_vl.run.bench import bench
 
     measured = bench(args.config, args.steps)
@@ -129,14 +128,16 @@ def run_bench(argv: Sequence[str]) -> None:
 
 
 def recipe_config(name: str, init: Path | None) -> Config:
-    """Return the config of a recipe of either verb, and say what one of fine-tuning starts from: the --init run, or a recipe of
-    pre-training. Raises UserError."""
+    """Return a recipe's config; print what a fine-tuning recipe starts from.
+
+    init: run to start from; default: a pre-training recipe. Raises UserError.
+    """
     make = find_recipe(EITHER, name)
     if (start := start_of(name, make)) is None:
         if init is not None:
-            raise UserError(f"--init has no effect: {name} is no recipe of fine-tuning; leave it out")
+            raise UserError(f"--init has no effect: {name} is not a fine-tuning recipe; leave it out")
         return make()
-    print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN names a run'}")
+    print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN selects a run'}")
     if init is None:
         return make(get_recipe(start))
     from eve_vl.run.loading import read_config
@@ -146,7 +147,7 @@ def recipe_config(name: str, init: Path | None) -> Config:
 
 
 def _named(argv: Sequence[str]) -> Namespace:
-    """Return what is named by flags that must be known before all flags can be parsed."""
+    """Return the flags that are needed before all flags can be parsed."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--init", nargs="?", type=Path)
     parser.add_argument("--out", nargs="?", type=Path)
@@ -155,19 +156,21 @@ def _named(argv: Sequence[str]) -> Namespace:
 
 
 def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
-    """Return the config of the --init run, or of the run in --out if that can go on; None if no --init is named."""
+    """Return the config of the --init run, or of a resumed run; None without --init."""
     named = _named(argv)
     if named.init is None or {*HELP} & {*argv[1:]}:
         return None
-    print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # torch, which reading it imports, takes seconds
+    print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder
 
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
 
 
 def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> None:
-    """Raise UserError if the run to start from has an encoder of another kind than the recipe, which would train another system
-    under the name of its own. Flags say that this is meant."""
+    """Raise UserError if the --init run has another kind of encoder than the recipe.
+
+    The run would train another system under the recipe's name. Flags that set its fields confirm the intention.
+    """
     ours, theirs, given = recipe.model, start.model, _given(argv)
     differ = [name for name in ours.incompatible_fields(theirs) if name == "name" or _flag(f"model.{name}") not in given]
     if not differ:
@@ -175,40 +178,42 @@ def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> 
     what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
     kept = " ".join(_flag(f"model.{name}", getattr(theirs, name)) for name in differ)
     is_unfit = "name" in differ or theirs.problems_with(recipe.task, recipe.data.modality)
-    way = "" if is_unfit else f", or train that run's as it is with {kept}"
-    raise UserError(f"{_named(argv).init}: is of another system than {recipe.recipe}: {what}; start from a run of its own{way}")
+    way = "" if is_unfit else f", or keep the run's system with {kept}"
+    raise UserError(f"{_named(argv).init}: another system than {recipe.recipe} ({what}); start from a run of that recipe{way}")
 
 
 def _in_its_shape(recipe: Config, start: Config, argv: Sequence[str]) -> Config:
-    """Return the recipe with the model, the sizes and the tokenizer of the run to start from. Raises UserError if its task
-    takes no such model."""
+    """Return the recipe with model, sizes and tokenizer of the --init run.
+
+    Raises UserError if the recipe's task refuses them.
+    """
     tokenizer, sizes, given = replace(recipe.tokenizer, path=None), start.input, _given(argv)
     if start.model.fits_other_sizes:
         sizes = replace(recipe.input, patch_size=sizes.patch_size)
     try:
         return replace(recipe, input=sizes, model=start.model, tokenizer=tokenizer)
-    except UserError:  # flags that are not parsed yet may give it what the task needs
+    except UserError:  # flags, not yet parsed, may set what the task needs
         values = {name: value for name, value in vars(recipe.model).items() if _flag(f"model.{name}") in given}
         return replace(recipe, input=sizes, model=replace(start.model, **values), tokenizer=tokenizer)
 
 
 def _note_shape(recipe: Config, shaped: Config, argv: Sequence[str]) -> None:
-    """Say what of a recipe's size gives way to that of the run to start from, where no flag says so."""
+    """Print which sizes of the recipe the --init run replaces, unless flags set them."""
     ours, theirs, given = flat(to_dict(recipe)), flat(to_dict(shaped)), _given(argv)
-    idle = {f"model.{field}" for fields in shaped.model.unused_fields().values() for field in fields.split()}
-    names = [name for name in SHAPE if name not in idle and _flag(name) not in given]
+    unused = {f"model.{field}" for fields in shaped.model.unused_fields().values() for field in fields.split()}
+    names = [name for name in SHAPE if name not in unused and _flag(name) not in given]
     differ = [f"{name} {theirs[name]} instead of {ours[name]}" for name in names if theirs.get(name) != ours.get(name)]
     if differ:
-        print_line(f"{_named(argv).init} keeps its shape, not that of {recipe.recipe}: {', '.join(differ)}")
+        print_line(f"{_named(argv).init} keeps its shape instead of that of {recipe.recipe}: {', '.join(differ)}")
 
 
 def _given(argv: Sequence[str]) -> set[str]:
-    """Return the flags that are typed, as `_flag` spells them."""
+    """Return the given flags, as `_flag` spells them."""
     return {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
 
 
 def _flag(field: str, value: object = None) -> str:
-    """Return a field such as model.pooler as typed, with a value where one is given."""
+    """Return a field such as model.pooler as a flag, with its value if given."""
     word = field.replace("_", "-")
     if value is None or value is True:
         return f"--{word}"
@@ -221,14 +226,14 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     except UserError:
         from eve_vl.data.readers.sources import expand, parse_spec
 
-        for spec in _named(argv).train or ():  # data that is not there matters more than what else is wrong
+        for spec in _named(argv).train or ():  # report missing data before other mistakes
             if not generated(spec):
                 expand(parse_spec(spec).path)
         raise
     config = args.config
     if config.init is not None and config.tokenizer != recipe.tokenizer:
-        raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
-    _refuse_idle(config, recipe)
+        raise UserError("--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out")
+    _refuse_unused(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
     if start is not None and _named(argv).train is None:
@@ -241,8 +246,8 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
         print_line(f"report: {write_report(config.out)}")
 
 
-def _refuse_idle(config: Config, recipe: Config) -> None:
-    """Raise UserError for values that were given but have no effect. Those of the recipe may be idle: they are its shape."""
+def _refuse_unused(config: Config, recipe: Config) -> None:
+    """Refuse given values without effect; the recipe's own values may have none."""
     problems = [
         f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")
         for name in ("model", "task", "data")
@@ -255,22 +260,22 @@ def _refuse_idle(config: Config, recipe: Config) -> None:
 
 
 def _confirm_data(config: Config, start: Config) -> None:
-    """Ask before training on built-in data that nobody has named, if the run to start from learnt from the user's own.
+    """Ask before built-in data replaces the user's own data of the --init run.
 
-    Raises UserError for no, and where there is nobody to ask.
+    Raises UserError if the answer is no, or without a terminal.
     """
     own, before = " ".join(config.data.train), " ".join(start.data.train)
-    print_line(f"training on {own}, as the recipe says; --data.train PATH names other data")
+    print_line(f"training on {own}, the recipe's data; --data.train PATH selects other data")
     if any(map(generated, start.data.train)) or not all(map(generated, config.data.train)):
         return
     what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
     is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
-    if not is_asked or not Confirm.ask(Text(f"{what}. Go on?", "prompt"), default=False):
-        raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
+    if not is_asked or not Confirm.ask(Text(f"{what}. Continue?", "prompt"), default=False):
+        raise UserError(f"{what}; name your data with --data.train PATH and --data.val, or confirm with --data.train {own}")
 
 
 def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
-    """Return the recipe that is named; None after listing them, if that is what is asked for. Raises UserError."""
+    """Return the named recipe; for help, print the list and return None."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
         raise UserError(f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(recipes(verb))}")
     if argv[0] not in HELP:
@@ -279,5 +284,7 @@ def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
     texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in known.items()}
     texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in known if origins(known[name])}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    say_list(f"{usage}\n\nrecipes: {FIRST[verb]}", texts, "or your own, FILE.py:NAME, or the config.json of a run")
+    print_list(
+        f"{usage}\n\nrecipes: {FIRST[verb]}", texts, "or a recipe of your own, FILE.py:NAME, or the config.json of a run"
+    )
     return None

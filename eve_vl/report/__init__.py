@@ -1,1 +1,1 @@
-"""Pages about runs, each one self-contained HTML file: numbers, curves, examples with images, routing."""
+"""Reports: self-contained HTML pages about runs, comparisons of runs, searches."""

@@ -1,41 +1,44 @@
-"""Charts as inline SVG: lines over steps and grouped bars. No script; titles appear on hover; colours come from the page."""
+"""Charts as inline SVG without scripts: curves of a log, lines, bars, ranges."""
 
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from markupsafe import Markup
 
-from eve_vl.report.templating import draw, number
+from eve_vl.report.templating import draw, number, percent
+from eve_vl.train.log import TIMING
 
-NUM_COLORS = 6  # of lines; more lines share them
+NUM_COLORS = 6  # of lines; further lines reuse them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows
-HUGE = 1e100  # no number of training is larger; sums and differences of such ones may be infinite
+HUGE = 1e100  # larger values are left out: their sums may overflow
+OTHER_KEYS = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 Points = list[tuple[float, float]]
 Show = Callable[[float], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line; `is_reference` draws it dashed and grey, as something to compare with."""
+    """One line of a chart; a reference is dashed and grey."""
 
     name: str
     points: Sequence[tuple[float, float]]
     is_reference: bool = False
     spread: Sequence[tuple[float, float, float]] = ()
-    """Places with a lowest and a highest value, drawn as upright strokes."""
+    """(x, low, high): vertical strokes."""
 
 
 def constant(name: str, value: float, last_step: int) -> Series:
-    """Return a level line over all steps."""
+    """Return a horizontal reference line over all steps."""
     return Series(name=name, points=[(0, value), (last_step, value)], is_reference=True)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten) whose first and last enclose [low, high]."""
+    """Return about `count` ticks (1, 2 or 5 times a power of ten) around [low, high]."""
     if not high > low:
         pad = abs(low) / 10 or 0.5
         low, high = low - pad, high + pad
@@ -47,7 +50,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> Points:
-    """Return at most `limit` points, finite and not absurd ones, each the mean of a window of the given ones."""
+    """Return at most `limit` points: means of windows of the points below HUGE."""
     finite = [point for point in points if abs(point[1]) < HUGE]
     size = math.ceil(len(finite) / limit) or 1
     windows = [finite[start : start + size] for start in range(0, len(finite), size)]
@@ -64,10 +67,10 @@ def line_chart(
     mark: int | None = None,
     axis: str = "step",
 ) -> Markup:
-    """Return a <figure> of lines over steps, numbers where each line has one point only, nothing without any.
+    """Return a <figure> of lines; a list of values if each has one point; "" if empty.
 
-    show: how values are written. from_zero: the value axis starts at 0. mark: step of a vertical line, the checkpoint.
-    axis: what the points lie over.
+    show: format of values. from_zero: the value axis starts at 0. mark: step of the checkpoint, a vertical line.
+    axis: name of the horizontal axis.
     """
     lines = [(each, points) for each in series if (points := thin(each.points))]
     if all(each.is_reference for each, _ in lines):
@@ -99,9 +102,9 @@ def bar_chart(
     show: Show,
     axis: str = "",
 ) -> Markup:
-    """Return a <figure> of grouped bars: one group per label, one bar per series, perhaps a dashed level to compare with.
+    """Return a <figure> of grouped bars: one group per label, one bar per series.
 
-    axis: what the labels are, where they do not say it themselves. A value that is not a number draws no bar.
+    level: a dashed line for comparison. axis: kind of the labels, if not obvious. NaN draws no bar.
     """
     heights = [*(value for _, values in series for value in values), *([level[1]] if level else ())]
     y_ticks = ticks(0, max(filter(math.isfinite, heights), default=1))
@@ -117,8 +120,10 @@ def bar_chart(
 def dot_chart(
     title: str, rows: Sequence[tuple[str, Sequence[float]]], *, show: Show, level: tuple[str, float] | None = None
 ) -> Markup:
-    """Return a <figure> of a line per row: a dot at the mean of its values, a stroke from the least to the largest, perhaps a
-    dashed level to compare with."""
+    """Return a <figure> of rows: a dot at the mean, a stroke from minimum to maximum.
+
+    level: a dashed line for comparison.
+    """
     values = [*(value for _, values in rows for value in values), *([level[1]] if level else ())]
     x_ticks, left, right = ticks(min(values), max(values), 3), 12 + 7 * max(len(name) for name, _ in rows), Frame.right - 10
 
@@ -131,11 +136,11 @@ def dot_chart(
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Where values lie in the drawing."""
+    """Mapping of values to positions in a chart."""
 
     x_end: float
     y_ticks: dict[float, str]
-    """Values on the vertical axis as they are written, lowest first."""
+    """Value on the vertical axis → its text, lowest first."""
     width: ClassVar[int] = 380  # about one chart column of the page, so that text keeps its size
     height: ClassVar[int] = 212
     top: ClassVar[int] = 10
@@ -144,21 +149,21 @@ class Frame:
 
     @property
     def left(self) -> int:
-        """Where the drawing starts, right of what is written on the axis."""
+        """Left edge of the plot, right of the axis texts."""
         return 10 + 7 * max(map(len, self.y_ticks.values()))
 
     def x(self, value: float) -> float:
-        """Return the place of a value across."""
+        """Return the horizontal position of a value."""
         return round(self.left + (self.right - self.left) * value / self.x_end, 1)
 
     def y(self, value: float) -> float:
-        """Return the place of a value from above."""
+        """Return the vertical position of a value."""
         low, *_, high = self.y_ticks
         return round(self.top + (self.bottom - self.top) * (high - value) / (high - low), 1)
 
 
 def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axis: str) -> list[tuple[float, float, str]]:
-    """Return start, end and text of one band per step, as wide as the gap to its neighbours; it lists every line's value."""
+    """Return (start, end, text) of an invisible band per step that lists all values."""
     at_step: dict[float, list[str]] = {}
     for each, points in lines:
         for x, y in points:
@@ -167,3 +172,73 @@ def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axi
     edges = [0, *((a + b) / 2 for a, b in itertools.pairwise(steps)), x_end]
     hints = ["\n".join([f"{axis} {step:.4g}" if step % 1 else f"{axis} {step:.0f}", *at_step[step]]) for step in steps]
     return list(zip(edges, edges[1:], hints, strict=False))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss term, with its names in training and, if present, validation rows."""
+
+    term: str
+    title: str
+    note: str
+    validation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """A run's log as curves, with a mark at `step`, the checkpoint of the page."""
+
+    log: Sequence[dict]
+    step: int
+
+    def train(self, key: str, name: str = "") -> Series:
+        """Return a training number as a line."""
+        return Series(name=name or f"{key}, training", points=points_of(self.log, "train", key))
+
+    def val(self, key: str, name: str = "", *, is_reference: bool = False) -> Series:
+        """Return a validation number as a line."""
+        return Series(name=name or f"{key}, validation", points=points_of(self.log, "val", key), is_reference=is_reference)
+
+    def constant(self, name: str, value: float) -> Series:
+        """Return a horizontal line over all steps of the log."""
+        return constant(name, value, max((row["step"] for row in self.log), default=0))
+
+    def chart(self, title: str, series: Sequence[Series], note: str = "", **how: Any) -> Markup:
+        """Return a chart with the checkpoint's mark. how: options of `line_chart`."""
+        return line_chart(title, series, note=note, mark=self.step, **how)
+
+    def shares(self, title: str, series: Sequence[Series], note: str = "Validation; higher is better.") -> Markup:
+        """Return a chart of shares in [0, 1]."""
+        return self.chart(title, series, note, show=percent, from_zero=True)
+
+    def names(self, start: str = "") -> list[str]:
+        """Return the names of the log's numbers that start with a prefix, in log order."""
+        return list(dict.fromkeys(name for row in self.log for name in row if name.startswith(start)))
+
+    def others(self, known: Sequence[Loss]) -> list[str]:
+        """Return the names of numbers without a chart of their own."""
+        skipped = OTHER_KEYS | {name for loss in known for name in (loss.term, loss.validation)}
+        return [name for name in self.names() if name not in skipped and "/" not in name]
+
+
+def points_of(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of a number in the rows of one kind."""
+    return [(row["step"], row[name]) for row in log if row["kind"] == kind and isinstance(row.get(name), float | int)]
+
+
+def clock(log: Sequence[dict], batch_size: int) -> tuple[list[int], list[float]]:
+    """Return the steps of a log, from 0, and the seconds of training up to each."""
+    steps, seconds = [0], [0.0]
+    for row in log:
+        if row["kind"] == "train" and row.get("samples_per_second", 0) > 0:
+            seconds.append(seconds[-1] + (row["step"] - steps[-1]) * batch_size / row["samples_per_second"])
+            steps.append(row["step"])
+    return steps, seconds
+
+
+def over(log: Sequence[dict], batch_size: int, axis: str) -> list[dict]:
+    """Return a log with `step` replaced by an axis: step, pairs seen, or minutes."""
+    if axis == "minutes":
+        steps, seconds = clock(log, batch_size)
+        return [row | {"step": float(np.interp(row["step"], steps, seconds)) / 60} for row in log]
+    return [row | {"step": row["step"] * (batch_size if axis == "pairs" else 1)} for row in log]

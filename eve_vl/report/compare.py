@@ -1,4 +1,4 @@
-"""The page that compares runs: numbers with their intervals, cost, what differs in their configs, curves, the same rows."""
+"""The page that compares runs: numbers, cost, config differences, curves, outputs."""
 
 import itertools
 import json
@@ -15,10 +15,9 @@ from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.loader import OPTIONS
 from eve_vl.metrics import intervals
-from eve_vl.report.charts import line_chart
-from eve_vl.report.curves import Curves, Loss, over
-from eve_vl.report.page import run_facts, run_folder, write_page
-from eve_vl.report.task import Example, Measured, task_report
+from eve_vl.report.charts import Curves, Loss, line_chart, over
+from eve_vl.report.page import run_facts, run_folder, task_report, write_page
+from eve_vl.report.task import Example, Measured
 from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic.phantoms import source_note
@@ -28,26 +27,19 @@ from eve_vl.utils.console import progress, warn
 from eve_vl.utils.errors import UserError
 
 NUM_EXAMPLES = 6
-ALIKE = (
-    "data.val",
-    "data.val_fraction",
-    "data.val_samples",
-    "data.skip_invalid_val",
-    "data.modality",
-    *(f"data.{o}" for o in OPTIONS),
+SAME_ROWS = (  # config fields that select and prepare validation rows; runs that agree in them saw the same rows
+    *("data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val", "data.modality"),
+    *(f"data.{option}" for option in OPTIONS),
+    *("task.image_mask_ratio", "task.text_mask_ratio", "task.joint_masking"),
+    *("task.inputs", "task.captions_per_image", "task.dedup_captions"),
 )
-ALIKE += tuple(
-    f"task.{name}"
-    for name in ("image_mask_ratio", "text_mask_ratio", "joint_masking", "inputs", "captions_per_image", "dedup_captions")
-)
-"""What is the same in runs on the same rows that are asked the same; data.train too, where some of it is held out."""
-BESIDE = ("config", "rows")  # parts that only say something of one run beside another
+NEEDS_TWO = ("config", "rows")  # sections that need at least two runs
 AXES = ("step", "pairs", "minutes")
 
 
 @dataclass(kw_only=True)
-class Arm:
-    """What a run brings to a comparison."""
+class ComparedRun:
+    """A run as the comparison shows it, without its weights."""
 
     name: str
     config: Config
@@ -55,18 +47,21 @@ class Arm:
     log: Sequence[dict]
     losses: Sequence[Loss]
     scored: str | None
-    """What `scores` are of."""
+    """Name of the number that `scores` belong to."""
     measured: Measured | None = None
-    verdict: str = ""
+    comparison: str = ""
     examples: Sequence[Example] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
-    """How well each row of validation is done, by its name."""
+    """Validation row → score of the run."""
     problem: str = ""
-    """Why there is no more to show."""
+    """Reason why the run has no numbers."""
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the runs that are named or lie in folders that are named, up to two levels down. Raises UserError."""
+    """Return the given runs and those up to two levels below given folders.
+
+    Raises UserError.
+    """
     found: list[Path] = []
     for path in map(builtin.located, paths):
         below = [folder for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
@@ -80,30 +75,31 @@ def _is_run(folder: Path) -> bool:
     return (folder / LOG).is_file() or any((folder / name).is_dir() for name in (BEST, CHECKPOINTS))
 
 
-def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page that compares runs and return its path; default: comparison.html in the folder that they all lie in.
+def write_comparison(runs: Sequence[Path], out: Path | None = None, top: Sequence[Section] = ()) -> Path:
+    """Write the page that compares runs and return its path.
 
-    A run that cannot be read is named on the page and on stderr. Raises UserError if none can be read.
+    out: default comparison.html in the runs' common parent folder. top: sections above the comparison.
+    Unreadable runs are listed on the page and on stderr. Raises UserError if all are unreadable.
     """
     folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
-    arms, unreadable = [], {}
+    compared, unreadable = [], {}
     for run in progress(runs, "reading runs", len(runs)):
         name = str(run.resolve().relative_to(folder))
         try:
-            arms.append(read_arm(run, name))
+            compared.append(read_run(run, name))
         except (UserError, OSError) as error:
             unreadable[name] = str(error)
             warn(f"warning: left out: {error}")
-    if not arms:
+    if not compared:
         raise UserError(f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}")
-    return write_page(out or folder / "comparison.html", comparison_page(folder.name, arms, unreadable))
+    return write_page(out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable, top))
 
 
-def read_arm(folder: Path, name: str) -> Arm:
-    """Return what a run brings to a comparison; its weights are not kept. Raises UserError if it cannot be read."""
+def read_run(folder: Path, name: str) -> ComparedRun:
+    """Return a run for the comparison. Raises UserError if it cannot be read."""
     run = load_run(folder)
     log, report = read_log(run_folder(run)), task_report(run)
-    arm = Arm(
+    found = ComparedRun(
         name=name,
         config=run.config,
         facts=run_facts(run, log),
@@ -113,79 +109,81 @@ def read_arm(folder: Path, name: str) -> Arm:
     )
     if run.config.task.has_numbers:
         try:
-            arm.measured = report.measured(log)
-            arm.verdict = run.evaluator.comparison(arm.measured.values)
-            arm.examples = report.compared(NUM_EXAMPLES)
-            arm.scores = report.evaluated(arm.measured.num_samples).row_scores
-        except UserError as error:  # its data may be out of reach here
-            arm.problem = str(error)
-    return arm
+            found.measured = report.measured(log)
+            found.comparison = run.evaluator.comparison(found.measured.values)
+            found.examples = report.compared(NUM_EXAMPLES)
+            found.scores = report.evaluated(found.measured.num_samples).row_scores
+        except UserError as error:  # e.g. its data is not on this machine
+            found.problem = str(error)
+    return found
 
 
-def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str]) -> str:
-    """Return the HTML of the page; runs of different tasks are compared in groups."""
-    groups: dict[str, list[Arm]] = defaultdict(list)
-    for arm in arms:
-        groups[arm.config.task.name].append(arm)
-    sections = []
+def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[str, str], top: Sequence[Section] = ()) -> str:
+    """Return the HTML of the page, with one group of sections per task."""
+    groups: dict[str, list[ComparedRun]] = defaultdict(list)
+    for run in runs:
+        groups[run.config.task.name].append(run)
+    sections = [*top]
     for task, group in groups.items():
-        are_alike = len({json.dumps(asked(arm)) for arm in group}) == 1
+        on_same_rows = len({json.dumps(rows_of(run)) for run in group}) == 1
         parts = {
-            "numbers": (paired(group), are_alike),
+            "numbers": (paired(group), on_same_rows),
             "config": differences(group),
             "curves": curves(group),
             "rows": same_rows(group),
         }
         for part, found in parts.items():
-            if len(group) == 1 and part in BESIDE:
+            if len(group) == 1 and part in NEEDS_TWO:
                 continue
             title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
-            body = draw("compare_sections.html", part, arms=group, found=found)
+            body = draw("compare_sections.html", part, runs=group, found=found)
             sections.append(Section(name=f"{task}-{part}", title=title, body=body))
-    said = source_note(source for arm in arms for source in (*arm.config.data.train, *arm.config.data.val))
-    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=said)
+    note = source_note(source for run in runs for source in (*run.config.data.train, *run.config.data.val))
+    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=note)
 
 
-def paired(arms: Sequence[Arm]) -> list[tuple[str, str, intervals.MeasuredValue]]:
-    """Return, of each two runs on the same rows, by how much the first does a row better."""
-    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if asked(a) == asked(b) and a.scores.keys() & b.scores.keys()]
+def paired(runs: Sequence[ComparedRun]) -> list[tuple[str, str, intervals.MeasuredValue]]:
+    """Return (a, b, mean score difference a - b) for pairs of runs on the same rows."""
+    pairs = [
+        (a, b) for a, b in itertools.combinations(runs, 2) if rows_of(a) == rows_of(b) and a.scores.keys() & b.scores.keys()
+    ]
     found = [(a.name, b.name, intervals.paired(a.scores, b.scores)) for a, b in pairs]
     return [(a, b, difference) for a, b, difference in found if isinstance(difference, intervals.MeasuredValue)]
 
 
-def asked(arm: Arm) -> dict[str, Any]:
-    """Return what says which rows a run was measured on, and what it was asked of them."""
-    values, held_out = flat(to_dict(arm.config)), ("data.train",) * (arm.config.data.val == (HELD_OUT,))
-    found = {name: values.get(name) for name in (*ALIKE, *held_out)}
-    return found | {"num_samples": arm.measured and arm.measured.num_samples}
+def rows_of(run: ComparedRun) -> dict[str, Any]:
+    """Return the settings that select and prepare a run's validation rows."""
+    values, held_out = flat(to_dict(run.config)), ("data.train",) * (run.config.data.val == (HELD_OUT,))
+    found = {name: values.get(name) for name in (*SAME_ROWS, *held_out)}
+    return found | {"num_samples": run.measured and run.measured.num_samples}
 
 
-def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
-    """Return the fields of the configs that differ, but the folder, each with the values of all runs; None: it has no such."""
-    values = [flat(to_dict(arm.config)) for arm in arms]
+def differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
+    """Return config field → values of all runs, if they differ; without `out`."""
+    values = [flat(to_dict(run.config)) for run in runs]
     fields = {name: [each.get(name) for each in values] for name in dict.fromkeys(itertools.chain(*values)) if name != "out"}
     return {name: each for name, each in fields.items() if len({json.dumps(value) for value in each}) > 1}
 
 
-def curves(arms: Sequence[Arm]) -> dict[str, list[Markup]]:
-    """Return the charts of all runs' losses, and of the numbers of validation that change, over each axis."""
-    keys = {(loss.title, "train", loss.term): loss.note for arm in arms for loss in arm.losses}
-    for arm in arms:
-        rows = [row for row in arm.log if row["kind"] == "val"]
+def curves(runs: Sequence[ComparedRun]) -> dict[str, list[Markup]]:
+    """Return axis → charts of the losses and of changing validation numbers."""
+    keys = {(loss.title, "train", loss.term): loss.note for run in runs for loss in run.losses}
+    for run in runs:
+        rows = [row for row in run.log if row["kind"] == "val"]
         changing = {name for row in rows for name in row if name != "step" and row[name] != rows[0].get(name)}
         keys |= {(name, "val", name): "Validation." for name in rows[0] if name in changing} if rows else {}
     drawn = {}
     for axis in AXES:
-        logs = {arm.name: Curves(log=over(arm.log, arm.config.train.batch_size, axis), step=0) for arm in arms}
+        logs = {run.name: Curves(log=over(run.log, run.config.train.batch_size, axis), step=0) for run in runs}
         lines = {key: [getattr(log, key[1])(key[2], name) for name, log in logs.items()] for key in keys}
         drawn[axis] = [line_chart(key[0], lines[key], note=note, axis=axis) for key, note in keys.items()]
     return drawn
 
 
-def same_rows(arms: Sequence[Arm]) -> list[dict[str, Example]]:
-    """Return, of rows that several runs have seen, what each run makes of them, by its name."""
+def same_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Example]]:
+    """Return the rows that several runs have seen, each as run name → output."""
     seen: dict[str, dict[str, Example]] = defaultdict(dict)
-    for arm in arms:
-        for number, example in enumerate(arm.examples):
-            seen[json.dumps([asked(arm), number, example.where])][arm.name] = example
+    for run in runs:
+        for number, example in enumerate(run.examples):
+            seen[json.dumps([rows_of(run), number, example.where])][run.name] = example
     return [of_runs for of_runs in seen.values() if len(of_runs) > 1]

@@ -1,4 +1,4 @@
-"""The page about a run: from its folder to one self-contained HTML file."""
+"""Self-contained HTML pages: the report of a run, and the results of a search."""
 
 import dataclasses
 import shlex
@@ -8,16 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eve_vl import builtin
-from eve_vl.config import Config, flat, to_dict
+from eve_vl.config import Config, define, flat, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
-from eve_vl.report.curves import Curves, clock
-from eve_vl.report.routing import routing_section
-from eve_vl.report.task import task_report
+from eve_vl.report import classifiers, masked_signal, retrieval  # noqa: F401  each defines the reports of its tasks
+from eve_vl.report.charts import Curves, clock
+from eve_vl.report.task import TaskReport, routing_section
 from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config
+from eve_vl.search.index import Hit, Index
 from eve_vl.synthetic.phantoms import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
@@ -25,17 +28,34 @@ from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
 
+THUMBNAIL_SIDE = 192  # pixels
+
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the page about a run's best or else newest weights and return its path; default: report.html in the run folder.
+    """Write the page about a run's best (else newest) weights and return its path.
 
-    The page holds everything it shows and refers to nothing outside. Raises UserError if `run` is no run.
+    out: default report.html in the run folder. Raises UserError if `run` is not a run.
     """
     return write_page(out or run / "report.html", run_page(load_run(run)))
 
 
+def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path:
+    """Write the page of a search's hits and return its path. Raises UserError."""
+    shown = [(hit, thumbnail(index, hit)) for hit in hits]
+    section = Section(name="found", title="Hits", body=draw("search_sections.html", "found", shown=shown))
+    return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
+
+
+def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:
+    """Return the (first) image of a hit, small, uint8 (H, W, 3); None if it is gone."""
+    try:
+        return index.image(hit.id).at_most(THUMBNAIL_SIDE)
+    except UserError:
+        return None
+
+
 def write_page(path: Path, text: str) -> Path:
-    """Write a page, with the folders that it lies in, and return its path. Raises UserError."""
+    """Write a page and its parent folders, and return its path. Raises UserError."""
     builtin.refuse(path)
     with reporting_write_errors(path, advice="; name another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,11 +63,21 @@ def write_page(path: Path, text: str) -> Path:
     return path
 
 
+def task_report(run: LoadedRun) -> TaskReport:
+    """Return the report of a run's task: a subclass of its name, or the general one.
+
+    A package with tasks of its own defines their reports next to the task or in its file report.py.
+    """
+    if package := type(run.task).__module__.rpartition(".")[0]:
+        define(package, "report")
+    return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
+
+
 def run_page(run: LoadedRun) -> str:
     """Return the HTML of the page about a run."""
     folder, report, config = run_folder(run), task_report(run), run.config
     curves = Curves(log=read_log(folder), step=run.step)
-    sections, counts, problem, verdict = [], [None, None], "", ""
+    sections, counts, problem, comparison = [], [None, None], "", ""
     if config.task.has_numbers:
         body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
         sections = [drawn := Section(name="curves", title="Curves", body=body)]
@@ -59,14 +89,14 @@ def run_page(run: LoadedRun) -> str:
                 "remarks": run.evaluator.warnings(measured.values),
                 "shown": report.numbers(measured),
             }
-            verdict = run.evaluator.comparison(measured.values)
-            body = draw("run_sections.html", "numbers", verdict=verdict, **values)
+            comparison = run.evaluator.comparison(measured.values)
+            body = draw("run_sections.html", "numbers", comparison=comparison, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
             routing = report.routing()
-            chosen = [routing_section(routing, curves, report.row, report.passes)] if routing.shares_ME else []
+            chosen = [routing_section(report, routing, curves)] if routing.shares_ME else []
             sections = [numbers, drawn, *report.evidence(report.num_each), *chosen]
-        except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
-            problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
+        except UserError as error:  # without the data, the run folder still gives curves and config
+            problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
             warn(f"warning: {problem}")
     texts = [row["text"] for row in curves.log if row["kind"] == "note"]
     return document(
@@ -77,18 +107,20 @@ def run_page(run: LoadedRun) -> str:
         config=config,
         problem=problem,
         source_note=source_note((*config.data.train, *config.data.val)),
-        notes=[text for text in texts if not (verdict and text.endswith((verdict, NO_BASELINE)))],  # training has no baselines
+        notes=[
+            text for text in texts if not (comparison and text.endswith((comparison, NO_BASELINE)))
+        ],  # training has no baselines
         **run_facts(run, curves.log, counts),
     )
 
 
 def run_folder(run: LoadedRun) -> Path:
-    """Return the folder of the run whose best weights or checkpoint were loaded."""
+    """Return the run folder of loaded weights (best or a checkpoint)."""
     return run.folder.parent if run.folder.name == BEST else run.folder.parents[1]
 
 
 def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)) -> dict[str, Any]:
-    """Return what a page says of a run besides its config. counts: rows of training and of validation data, if known."""
+    """Return facts about a run. counts: training and validation rows, if known."""
     folder, config, is_best = run_folder(run), run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
     last = max([run.step, *reached, *(row["step"] for row in log)])
@@ -108,19 +140,22 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
 
 
 def config_section(config: Config) -> Section:
-    """Return the command that makes this run, and every value, collapsed."""
+    """Return the section with the command that repeats a run, and the config."""
     values = defaults = to_dict(config)
-    command, is_whole = "", True
-    with suppress(UserError):  # the recipe of another version
-        recipe, is_whole = recipe_of(config)
+    command, is_exact = "", True
+    with suppress(UserError):  # the recipe may be unknown to this version
+        recipe, is_exact = recipe_of(config)
         defaults, command = to_dict(recipe), command_line(config, recipe)
-    shown = {"config": config, "command": command, "is_whole": is_whole, "values": values, "defaults": defaults}
+    shown = {"config": config, "command": command, "is_exact": is_exact, "values": values, "defaults": defaults}
     return Section(name="config", title="Config", body=draw("run_sections.html", "config", **shown))
 
 
 def recipe_of(config: Config) -> tuple[Config, bool]:
-    """Return the config of a run's recipe, and whether it is the whole truth: that of a fine-tuned run depends on the run
-    that it started from, in whose place stands this one if it is gone. Raises UserError for an unknown recipe."""
+    """Return the config of a run's recipe, and whether it is exact.
+
+    A fine-tuning recipe depends on the --init run. If that run is gone, this run takes its place: inexact.
+    Raises UserError for an unknown recipe.
+    """
     if config.recipe not in recipes("finetune") or config.init is None:
         return get_recipe(config.recipe), True
     try:
@@ -130,9 +165,9 @@ def recipe_of(config: Config) -> tuple[Config, bool]:
 
 
 def command_line(config: Config, recipe: Config | None = None) -> str:
-    """Return the command with every flag that differs from the recipe, and always the --init of a fine-tuned run.
+    """Return the command that repeats a run: --init and flags unlike the recipe.
 
-    recipe: its config, if it is at hand. Raises UserError for an unknown recipe.
+    recipe: its config, if already known. Raises UserError for an unknown recipe.
     """
     recipe = dataclasses.replace(recipe or recipe_of(config)[0], code=config.code)
     words = ["eve", "pretrain", config.recipe]

@@ -1,6 +1,6 @@
-"""What the page shows of image–text retrieval: recalls beside chance, and what a few texts and images find.
+"""Report page of image–text retrieval: recalls, and the hits of a few queries.
 
-Letters: I images, T captions, Q queries, C candidates, K best candidates of a query, d width of features.
+Letters: I images, T captions, Q queries, C candidates, K best candidates of a query, d feature dimension.
 """
 
 import dataclasses
@@ -20,57 +20,61 @@ from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.report.charts import bar_chart
-from eve_vl.report.curves import Loss
+from eve_vl.report.charts import Loss, bar_chart
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
 from eve_vl.report.templating import Section
 from eve_vl.tasks.retrieval import Retrieval
 
-NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; the latter where every pair takes a fusion pass
-NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
+NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; fewer if every pair takes a fusion pass
+NUM_QUERIES = 30  # per direction, evenly spread; the page shows some of them
 NUM_HITS = 5
 MAX_RERANKED = 16
 WORD = re.compile(r"\w{3,}")
-COMMON = 0.05  # share of the texts; rarer words are seldom things that a model has learnt to see
+COMMON = 0.05  # share of the captions; the model seldom learnt rarer words
 CONTRAST_LOSSES = (
-    Loss(term="itc", title="Contrast loss", note="Cross-entropy of the true partner in a batch, mean of both ways, in nats."),
+    Loss(
+        term="itc",
+        title="Contrastive loss",
+        note="Cross-entropy of the true partner in a batch, mean of both directions, in nats.",
+    ),
     Loss(
         term="itm",
         title="Matching loss",
-        note="Cross-entropy of match or no match, true pairs and wrong ones, or of an image's own text among others, in nats.",
+        note="Cross-entropy in nats: match or no match, or an image's own caption among others.",
     ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A text without an image or an image without a text, with what it finds of the other kind, best first."""
+    """A caption or an image with its hits of the other kind."""
 
     item: Example
     hits: tuple[Example, ...]
+    """Best first."""
     is_match: tuple[bool, ...]
-    """Of each hit: whether it is true of the query."""
+    """Whether each hit is a true match."""
     truth: Example
-    """One of those that it should find."""
+    """One of the true matches."""
     word: str = ""
-    """Of an image: a word of that text."""
+    """Image queries: a word of the true caption."""
     heat: tuple[np.ndarray, ...] = ()
-    """Of an image: it under what the word takes from it that speaks for the match, if that can be told."""
+    """Image queries: the image with the word's Grad-CAM for the match, if available."""
 
 
 class RetrievalReport(TaskReport):
-    """Recalls as people get them, with as many candidates re-ranked as validation chose, beside contrast alone and chance."""
+    """Recalls with re-ranking as validation chose, next to contrast only and chance."""
 
     name = "retrieval"
     title, template = "Search", "retrieval.html"
     row = "pair"
-    passes = " (images alone, texts alone, and matched)"
+    passes = " (image pass, text pass and matching pass)"
     num_each = 3
     losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
     task: Retrieval
 
     def numbers(self, measured: Measured) -> Markup:
-        """Return recalls both ways, with and without re-ranking, beside chance."""
+        """Return recalls with and without re-ranking, next to chance, as HTML."""
         captions_of = self.dataset(measured.num_samples, for_evaluation=True).captions_of
         texts = Counter(text for row in captions_of for text in row)
         matches = {"tr": [len(row) for row in captions_of if row], "ir": list(texts.values())}
@@ -83,7 +87,7 @@ class RetrievalReport(TaskReport):
         return self.draw("numbers", bar_chart=bar_chart, **searched, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
-        """Return the section of queries and what they find."""
+        """Return the section of queries and their hits."""
         dataset = self._searched()
         by_text, by_image = self.searches(dataset, num_each)
         body = self.draw("searches", dataset=dataset, by_text=by_text, by_image=by_image)
@@ -91,7 +95,7 @@ class RetrievalReport(TaskReport):
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
-        """Return what texts find."""
+        """Return captions with the images they find."""
         dataset, examples = self._searched(), []
         for query in self._queries(gathered(self.task, self.batches(dataset)), dataset, by_text=True)[:num]:
             names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
@@ -101,16 +105,16 @@ class RetrievalReport(TaskReport):
         return examples
 
     def _searched(self) -> SearchSet:
-        """Return what the examples search among."""
+        """Return the images and captions that the examples search."""
         return self.dataset(NUM_SEARCHED if self.task.is_comparable else NUM_MATCHED, for_evaluation=True)
 
     @property
     def num_reranked(self) -> int:
-        """How many candidates of the examples are put in order again."""
+        """Number of candidates that the examples re-rank."""
         return min(self.task.settings.rerank, MAX_RERANKED)
 
     def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
-        """Return, for texts and for images, num_each queries that are right and as many that are wrong, in float32."""
+        """Return num_each right and wrong queries per direction, computed in float32."""
         with torch.inference_mode():
             gallery = gathered(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
@@ -118,7 +122,7 @@ class RetrievalReport(TaskReport):
         return by_text, [self._with_heat(query, dataset.texts) for query in by_image]
 
     def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
-        """Return NUM_QUERIES texts, or images, that have a match, with what they find."""
+        """Return NUM_QUERIES captions or images that have a match, with their hits."""
         seen = {f"image {row}": pixels_of(pixels) for row, pixels in sorted(gallery.pixels.items())}
         images = [Example(where=where, images={"image": pixels}, text="") for where, pixels in seen.items()]
         texts = [Example(where=f"text {row}", images={}, text=dataset.captions[row]) for row in gallery.kept]
@@ -139,23 +143,27 @@ class RetrievalReport(TaskReport):
         ]
 
     def _with_heat(self, query: Query, texts: Sequence[str]) -> Query:
-        """Return an image with the Grad-CAM of a word of its true text."""
+        """Return an image query with the Grad-CAM of a word of its true caption."""
         word = content_word(query.truth.text, texts)
-        heat = self.look([*query.item.images.values()], query.truth.text, word) if word else None
+        heat = self.heatmap([*query.item.images.values()], query.truth.text, word) if word else None
         return dataclasses.replace(query, word=word, heat=heat.overlays() if heat is not None else ())
 
 
 def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:
-    """Return the share of queries that have a match among their first k candidates in random order, given how many matches
-    each query has: 1 - C(n - m, k) / C(n, k), averaged over the queries."""
+    """Return the expected recall at k of a random order.
+
+    matches: number of true matches m of each query. Mean over the queries of 1 - C(n - m, k) / C(n, k).
+    """
     n = num_candidates
     missed = (math.prod(max(n - m - i, 0) / (n - i) for i in range(min(k, n))) for m in matches)
     return 1 - math.fsum(missed) / len(matches)
 
 
 def content_word(text: str, texts: Sequence[str]) -> str:
-    """Return the word of a text that says most about what is seen: of those that are in COMMON of all texts (else of all) the
-    one in the fewest, the longest of several; empty if the text has no word."""
+    """Return the most specific word of a caption.
+
+    The rarest word that at least COMMON of all captions have, else the rarest; of several the longest. "" without words.
+    """
     counts = Counter(word for each in texts for word in set(WORD.findall(each)))
     words = WORD.findall(text)
     common = [word for word in words if counts[word] >= COMMON * len(texts)]
@@ -165,8 +173,10 @@ def content_word(text: str, texts: Sequence[str]) -> str:
 def best_candidates(
     task: Retrieval, gallery: RetrievalSet, queries: Sequence[int], num_reranked: int, *, by_text: bool
 ) -> Tensor:
-    """Return the best images for captions, or the best captions for images, int64 (Q, K): by contrast, then the first
-    num_reranked of them put in order again (task.rerank_by)."""
+    """Return each query's best images or captions, int64 (Q, K).
+
+    Ranked by contrast; the first num_reranked are then re-ranked by the matching head (task.rerank_by).
+    """
     query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides
     order_QK = metrics.rank_from_features(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
@@ -181,6 +191,4 @@ def best_candidates(
 
 
 def _right_and_wrong(queries: Sequence[Query], num_each: int) -> list[Query]:
-    return [
-        query for verdict in (True, False) for query in [each for each in queries if each.is_match[0] is verdict][:num_each]
-    ]
+    return [each for right in (True, False) for each in [one for one in queries if one.is_match[0] is right][:num_each]]

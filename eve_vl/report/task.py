@@ -1,10 +1,12 @@
-"""What the page shows of runs of one task. A task's own report is in `eve_vl.report.<name>`; this one shows what any task has.
+"""Base classes of the reports: parts of every task, classifiers, routing.
 
-Letters: B batch, H height, W width.
+Letters: C classes, E experts, H height, W width; in chosen_ME and shares_ME, M = 2 modalities (image, text).
 """
 
+import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,58 +17,69 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.config import define, kinds_of
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
+from eve_vl.model.probes import replace_submodules
 from eve_vl.predict.base import best_classes
 from eve_vl.predict.gradcam import Heatmap
-from eve_vl.report.curves import Loss
-from eve_vl.report.routing import Routing, routing_of
-from eve_vl.report.templating import Choice, Section, draw
+from eve_vl.report.charts import Curves, Loss, bar_chart
+from eve_vl.report.templating import Choice, Section, draw, percent
 from eve_vl.run.loading import LoadedRun
+from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
-NUM_SEEN = 128  # rows that examples are chosen from, and whose routing is counted
+NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted
 NUM_CHOICES = 3
 BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Numbers of a run, the step of the weights that they were measured with, and words that say on what."""
+    """Numbers of a run on validation data."""
 
     values: Mapping[str, float]
     step: int
+    """Step of the weights."""
     where: str
+    """The data, in words."""
     num_samples: int
-    """Rows of validation data that they were measured on, at most."""
+    """Maximum number of validation rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Choices of a run's routers on some rows."""
+
+    shares_ME: Mapping[int, Tensor]
+    """Block number, from 1 → share of each modality's choices that each expert gets; rows sum to 1."""
+    num_rows: int
 
 
 class TaskReport:
-    """What the page about a run shows that depends on its task; one of a task that has no report of its own."""
+    """Task-specific parts of a run's page; a task may have a subclass with its name."""
 
     name: ClassVar[str]
-    """Of the task; also the anchor of the section with its examples."""
+    """Name of the task; also the anchor of the section of examples."""
     title: str = "Examples"
-    """Of that section."""
+    """Title of that section."""
     row: str = "row"
-    """What people call one of its rows."""
+    """Word for one row of data."""
     passes: str = ""
-    """Words on what the routers are shown of these."""
+    """Words on how the routers see the rows."""
     template: str = "task.html"
-    """What shows it: macros `numbers` and `charts`, and those that its sections use."""
+    """Template with the macros `numbers` and `charts`, and those of its sections."""
     losses: ClassVar[tuple[Loss, ...]] = ()
     has_baselines: ClassVar[bool] = False
-    """Whether its numbers need baselines that evaluation has and the log has not."""
+    """Whether evaluation adds baselines that the log lacks."""
     num_each: ClassVar[int] = 6
-    """Examples of a kind that the page shows."""
+    """Examples per kind on the page."""
 
     task: Any
-    """Of the run."""
+    """Task of the run."""
 
     def __init__(self, run: LoadedRun):
         self.run, self.task = run, run.task
@@ -74,12 +87,14 @@ class TaskReport:
 
     @cached_property
     def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
-        """The run's training and validation sources. Raises UserError if they cannot be read."""
+        """The run's training and validation sources; UserError if they cannot be read."""
         return open_train_and_val(self.run.config, self.task.dataset.kind_of(self.run.config))
 
     def dataset(self, num_samples: int, *, for_evaluation: bool = False) -> Any:
-        """Return at most num_samples rows of validation data, spread evenly, unchanged; in the form that training takes, or
-        evaluation."""
+        """Return at most num_samples validation rows, evenly spread, not augmented.
+
+        for_evaluation: rows as evaluation takes them, not as training does.
+        """
         run, val = self.run, self.sources[1]
         data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
         config = dataclasses.replace(run.config, data=data)
@@ -91,11 +106,14 @@ class TaskReport:
         """Yield the batches of a dataset on the run's device."""
         device = next(self.task.parameters()).device
         for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1):
-            if batch.where:  # of rows that cannot be used nothing is left
+            if batch.where:  # invalid rows leave a batch empty
                 yield batch.to(device)
 
     def measured(self, log: Sequence[dict]) -> Measured:
-        """Return the numbers of the last validation up to the checkpoint; without one, measure on fewer rows now."""
+        """Return the numbers of the last validation up to the checkpoint.
+
+        A checkpoint that was never validated is measured now, on fewer rows.
+        """
         num_samples, step = self.run.config.data.val_samples, self.run.step
         for row in reversed(log):
             if row["kind"] == "val" and row["step"] <= step:
@@ -113,95 +131,88 @@ class TaskReport:
         return self.draw("numbers", values=measured.values)
 
     def evidence(self, num_each: int) -> list[Section]:
-        """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
+        """Return sections with the run's outputs. num_each: examples per kind."""
         return []
 
     def compared(self, num: int) -> "Sequence[Example]":
-        """Return what the run makes of `num` rows of its validation data: the same rows for every run on the same data."""
+        """Return outputs on `num` validation rows, the same rows for all runs."""
         return []
 
     def evaluated(self, num_samples: int) -> Evaluated:
-        """Return the numbers, the rows and their scores on validation data, without rows that validation skips; found once."""
+        """Return numbers, rows and row scores on validation data; cached."""
         if num_samples not in self.known:
             skip = self.run.config.data.skips_invalid_val
             self.known[num_samples] = evaluated(self.run, num_samples, self.sources[1], skip_invalid=skip)
         return self.known[num_samples]
 
     def draw(self, macro: str, **values: Any) -> Markup:
-        """Return what a macro of the task's template makes of values and of the report itself."""
+        """Return the output of a macro of the task's template, which also gets `report`."""
         return draw(self.template, macro, report=self, **values)
 
-    def look(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
-        """Return where in images the run looks, or the tokens of a word do, if that can be told."""
+    def heatmap(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
+        """Return the Grad-CAM of the output, or of a word; None if not available."""
         calls = self.run.predictor
         try:
             return calls.call("explain")(list(images), text, word=word) if images and "explain" in calls.offered() else None
-        except UserError:  # such as a single block
+        except UserError:  # e.g. a model with a single block
             return None
 
     def routing(self) -> Routing:
-        """Return what the routers choose."""
+        """Return the choices of the routers on validation rows."""
         try:
             return routing_of(self.task, self.batches(self.dataset(NUM_SEEN)))
-        except NotImplementedError:  # own code need not say what its routers do
+        except NotImplementedError:  # `routers` is optional for a task of the user's own
             return Routing(shares_ME={}, num_rows=0)
-
-
-def task_report(run: LoadedRun) -> TaskReport:
-    """Return the report of a run's task: the subclass of TaskReport with its name, which `eve_vl.report.<name>` or whoever
-    defined the task has defined; else the general one."""
-    define("eve_vl.report", name := run.config.task.name)
-    return kinds_of(TaskReport).get(name, TaskReport)(run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row with what a run makes of it."""
+    """A row with the run's output."""
 
     where: str
     images: Mapping[str, np.ndarray]
-    """uint8 (H, W, 3), by what to call them; may be empty."""
+    """Name → uint8 (H, W, 3); may be empty."""
     text: str
-    """May be empty."""
+    """Caption, question or statement; may be empty."""
     choices: Sequence[Choice] = ()
-    """Best first, or one for each thing to guess."""
+    """Proposed answers, best first; or the best guess for each masked token."""
     made: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Images that the run has made or found."""
+    """Images that the run generated or found."""
     truth: str = ""
-    """For people to read; "" where it is kept back."""
+    """Right answer; "" if unknown."""
     kind: str = ""
-    """Kinds are shown in turns."""
+    """Group of the row; the page alternates between groups."""
 
     @property
     def is_right(self) -> bool | None:
-        """None where it is not known."""
+        """Whether the first choice is right; None if unknown."""
         return self.choices[0].is_right if self.truth else None
 
 
 class ClassifierReport(TaskReport):
-    """Of tasks that choose among labels: shows rows that they are right and wrong about."""
+    """Base of the reports of tasks that choose among labels: right and wrong examples."""
 
     heat_for: ClassVar[str] = "its first choice"
-    """What the heat speaks for."""
+    """Output that the Grad-CAM explains."""
 
     def examples(self, batch: Any) -> Iterable[Example]:
-        """Return what the model makes of the rows of a batch."""
+        """Return the rows of a batch with the model's output."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
-        """Return what the model makes of rows of validation data."""
+        """Return validation rows with the model's output."""
         return [example for batch in self.batches(self.dataset(num)) for example in self.examples(batch)]
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of right and wrong examples."""
         seen = self.compared(NUM_SEEN)
-        verdicts = {"Right": True, "Wrong": False}
+        headings = {"Right": True, "Wrong": False}
         if all(example.is_right is None for example in seen):
-            verdicts, num_each = {"Truth kept back": None}, 2 * num_each
+            headings, num_each = {"Truth unknown": None}, 2 * num_each
         shown = {}
-        for heading, verdict in verdicts.items():
-            chosen = in_turns([example for example in seen if example.is_right is verdict])[:num_each]
+        for heading, is_right in headings.items():
+            chosen = round_robin([example for example in seen if example.is_right is is_right])[:num_each]
             shown[heading] = [(example, self._images(example)) for example in chosen]
         num_right = sum(example.is_right is True for example in seen)
         has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
@@ -210,21 +221,24 @@ class ClassifierReport(TaskReport):
         return [Section(name=self.name, title=self.title, body=body)]
 
     def _images(self, example: Example) -> dict[str, np.ndarray]:
-        """Return an example's images, and each under its heat."""
+        """Return an example's images, each also with its heatmap."""
         images = dict(example.images)
-        heat = self.look(list(images.values()), example.text)
+        heat = self.heatmap(list(images.values()), example.text)
         names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
         return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
 
 def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
-    """Return the num classes with the highest probabilities, best first. text, is_right: of a class, by its number."""
+    """Return the num most probable classes, best first.
+
+    text, is_right: functions of the class index.
+    """
     best = best_classes(probability_C, num)
     return [Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best]
 
 
-def in_turns(examples: Sequence[Example]) -> list[Example]:
-    """Return all examples, the first of each kind before the second of any."""
+def round_robin(examples: Sequence[Example]) -> list[Example]:
+    """Return all examples in a round robin over their kinds."""
     kinds: dict[str, list[Example]] = {}
     for example in examples:
         kinds.setdefault(example.kind, []).append(example)
@@ -234,3 +248,34 @@ def in_turns(examples: Sequence[Example]) -> list[Example]:
 def pixels_of(image_CHW: Tensor) -> np.ndarray:
     """Return a uint8 image as (H, W, 3)."""
     return image_CHW.permute(1, 2, 0).cpu().numpy()
+
+
+@torch.inference_mode()
+def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
+    """Return the routers' choices for all tokens, even those that no head reads."""
+    encoder = copy.copy(task.encoder)
+    encoder.computes_all = True
+    twin = replace_submodules(task, {"encoder": encoder})
+    chosen: list[Tensor] = []
+    num_rows = 0
+    for batch in batches:
+        num_rows += len(batch.where)
+        for blocks in twin.routers(batch):
+            chosen_ME = [stats.chosen_ME.cpu() for stats in blocks]
+            chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, chosen_ME, strict=True)] if chosen else chosen_ME
+    policies = getattr(task.config.model, "ffn_policies", ("moe",) * len(chosen))  # without policies: count all routers
+    blocks = [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
+    shares = [chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen]
+    return Routing(shares_ME=dict(zip(blocks, shares, strict=False)), num_rows=num_rows)  # no rows: empty
+
+
+def routing_section(report: TaskReport, routing: Routing, curves: Curves) -> Section:
+    """Return the section on which experts serve which modality."""
+    charts, E = [], 1
+    for block, shares_ME in routing.shares_ME.items():
+        E = shares_ME.shape[1]
+        bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
+        title, experts = f"Experts by modality, block {block}", [str(expert) for expert in range(E)]
+        charts.append(bar_chart(title, experts, bars, level=("even load, 1/E", 1 / E), show=percent, axis="expert"))
+    body = draw("routing.html", "routing", report=report, routing=routing, charts=charts, curves=curves, E=E, ln_E=math.log(E))
+    return Section(name="routing", title="Routing", body=body)

@@ -1,7 +1,7 @@
-"""What all pages share: templates, images that travel within the page, numbers as people write them.
+"""Parts shared by all pages: templates, embedded images, number formats.
 
-Python says what is measured and chosen; the templates beside it say how that is shown. They escape whatever they are given
-but what other templates made (`Markup`).
+Python selects and measures; the templates define how it looks. They escape all values except other templates' output
+(`Markup`).
 """
 
 import base64
@@ -25,7 +25,7 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page: its anchor, its heading, and what stands below."""
+    """A part of a page: anchor, heading and content."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One thing that a model proposes: a token, an answer, a class."""
+    """One output that a model proposes: a token, an answer, a class."""
 
     text: str
     probability: float
@@ -42,12 +42,12 @@ class Choice:
 
 
 def draw(template: str, macro: str, **values: Any) -> Markup:
-    """Return what a macro of a template makes of values."""
+    """Return the output of a template's macro."""
     return getattr(TEMPLATES.get_template(template).module, macro)(**values).strip()
 
 
 def document(template: str, sections: Sequence[Section], **values: Any) -> str:
-    """Return a whole page without the line breaks between elements."""
+    """Return a complete page, without line breaks between elements."""
     page = TEMPLATES.get_template(template).render(sections=sections, **values)
     return re.sub(r">\s*\n\s*<", "><", page)
 
@@ -60,17 +60,17 @@ def png(pixels_HWC: np.ndarray) -> str:
 
 
 def interval(value: float, show: Callable[[float], str]) -> str:
-    """Return the 95 % interval and n of a number that knows them, nothing of another. show: how values are written."""
+    """Return a MeasuredValue's 95 % interval and n as text, else "". show: format."""
     return f"{show(value.low)} to {show(value.high)}, n {value.n:,}" if isinstance(value, MeasuredValue) else ""
 
 
 def percent(share: float) -> str:
-    """Return 0.4401 as 44.0 %; not a number as –."""
+    """Return a share as percentage: 0.4401 → 44.0 %; NaN → –."""
     return "–" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def number(value: float) -> str:
-    """Return a number to three significant digits, very small ones as 5.58×10⁻⁵, large ones as 480k."""
+    """Return a number with three significant digits: 0.0839, 5.58×10⁻⁵, 480k."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     if abs(value) < 1e-3:
@@ -82,12 +82,12 @@ def number(value: float) -> str:
 
 
 def points(difference: float) -> str:
-    """Return a difference of two shares in percentage points, with its sign: 0.5 as +50.0; not a number as –."""
+    """Return a difference of shares in percentage points: 0.5 → +50.0; NaN → –."""
     return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def scientific(value: float) -> str:
-    """Return 0.0005 as 5×10⁻⁴."""
+    """Return a number in powers of ten: 0.0005 → 5×10⁻⁴."""
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
