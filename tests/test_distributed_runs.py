@@ -91,7 +91,8 @@ def test_an_error_of_one_process_alone_is_one_line_in_all_and_what_was_learnt_is
 @pytest.fixture
 def group() -> Iterator[None]:
     """A group of one process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

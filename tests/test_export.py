@@ -212,7 +212,7 @@ def test_the_twin_of_official_experts_without_drops():
             "(parts: image_encoder, text_encoder, answerer)",
         ),
         ("vqa", DENSE, ("--parts", "answer"), "did you mean 'answerer'?"),
-        ("retrieval", SMALL | {"routing": "reference"}, (), "random"),
+        ("retrieval", SMALL | {"routing": "reference"}, (), "samples second experts"),
     ],
 )
 def test_refused(eve, tmp_path, name, model, flags, words):

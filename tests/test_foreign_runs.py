@@ -280,8 +280,8 @@ def test_a_bad_weight_is_named_when_a_run_is_used_or_started_from(eve, pretraine
         ({"train": {"steps": 10**30}}, "a whole number of too many digits"),
         ({"data": {"image_root": "\0"}}, "data.image_root '\\x00': "),
         ({"model": {"name": "eve", "depth": 10**9}}, "model.depth must be above 0 and at most 1,000, got 1000000000"),
-        ({"model": []}, "model is not a section, but []"),
-        ({"format": 99}, "has format 99, but this version knows 1 to"),
+        ({"model": []}, "model []: JSON list, expected"),
+        ({"format": 99}, "config format 99 is not supported"),
     ],
 )
 def test_a_config_names_the_file_the_key_and_what_to_put_in_its_place(pretrained: Path, tmp_path: Path, change, message):

@@ -252,7 +252,7 @@ def test_a_run_looks_through_the_texts_attention_to_images():
     found = vqa.explain(noise(0, 20, 24), TEXT, word="blue")
     assert (found.block, found.heat[0].shape, found.heat[0].max()) == (0, (20, 24), 1)
     assert vqa.explain(noise(0), TEXT, word="[CLS]", block=1).heat[0].max() == 1
-    with pytest.raises(UserError, match='nothing of what "blue" attends to in block 1'):
+    with pytest.raises(UserError, match='block 1: the attention of "blue" has no effect on the answer'):
         vqa.explain(noise(0), TEXT, word="blue", block=1)
     assert images.explain(noise(0)).block == 1
 

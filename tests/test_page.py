@@ -5,7 +5,6 @@ Skipped where there is no Chromium or no playwright (extra `browser`), which dri
 
 import base64
 import io
-import queue
 import shutil
 import threading
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
-from eve_vl.serve.server import page_files, serve
+from eve_vl.serve.server import Server, listening, page_files, settings
 from eve_vl.synthetic.phantoms import NO_MEDICINE
 from eve_vl.systems.mlim.config import PairConfig
 
@@ -47,13 +46,14 @@ class Site:
     """A server with its page, in a thread of its own."""
 
     def __init__(self, runs: list[Eve], index: Index | None = None, token: str | None = None):
-        self.app, told = application(runs, index, token=token, page=page_files()), queue.Queue()
-        self.thread = threading.Thread(target=serve, args=(self.app, "127.0.0.1", 0), kwargs={"tell": told.put})
+        listener = listening("127.0.0.1", 0)
+        self.server = Server(settings(application(runs, index, token=token, page=page_files())))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
-        self.address = told.get(timeout=30)
+        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def stop(self) -> None:
-        self.app.state.service.traffic.is_stopping = True
+        self.server.should_exit = True
         self.thread.join(30)
 
 
@@ -226,7 +226,7 @@ def test_search_as_you_type(site, index, open_page):
     page.get_by_text("Type what you want to see").wait_for()
     examples = page.get_by_role("group", name="Examples").get_by_role("button")
     assert examples.all_inner_texts() == [*TEXTS, HTML]
-    page.get_by_label("Images").check()
+    page.get_by_role("radio", name="Images").check()
     examples.first.click()
     until(page, lambda: names(page), expected(index, TEXTS[0], top=50))
     assert (words.input_value(), examples.count()) == (TEXTS[0], 0)

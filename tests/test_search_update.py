@@ -131,17 +131,17 @@ def test_column_names_are_stored_at_updates(model, photos, tmp_path):
     one = write("one.jsonl", [{"set": 1, "who": "a"}, {"set": 2, "caption": "red"}])
     two = write("two.jsonl", [{"größe": 1}, {"set": 3}])
     index = model.index(photos, tmp_path / "index")
-    assert columns() == []
+    assert columns() == ["class"]
     model.index([one, two], tmp_path / "index")  # by another connection
-    assert columns() == ["größe", "set", "who"]
+    assert columns() == ["caption", "class", "größe", "set", "who"]
     write("one.jsonl", [{"set": 1}, {"color": "red"}])
     model.index((), tmp_path / "index")
-    assert columns() == ["color", "größe", "set"]
+    assert columns() == ["class", "color", "größe", "set"]
     version = index.version
     model.index((), tmp_path / "index")
     assert index.version == version, "nothing has changed"
     model.index((), tmp_path / "index", drop=one)
-    assert columns() == ["größe", "set"]
+    assert columns() == ["class", "größe", "set"]
 
 
 def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):

@@ -6,9 +6,11 @@ lists all calls.
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
+import threading
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from tyro.conf import Positional
 
 if typing.TYPE_CHECKING:
     import numpy as np
+
+PARSING = threading.Lock()  # CPython 3.11: ast.parse in several threads raises SystemError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +337,7 @@ class Field:
         return self.default is dataclasses.MISSING
 
 
+@functools.cache
 def fields_of(request: type[Request]) -> dict[str, Field]:
     """Return the fields of a request by name."""
     hints, texts, found = typing.get_type_hints(request, include_extras=True), _docstrings(request), {}
@@ -354,7 +359,8 @@ def _docstrings(request: type) -> dict[str, str]:
     for cls in reversed(request.__mro__):
         if not dataclasses.is_dataclass(cls):
             continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        with PARSING:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         for field, text in itertools.pairwise(getattr(tree, "body", ())):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
