@@ -132,7 +132,7 @@ def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for words in (("try", "--out", "tried"), ("app", "builtin:icons"), ("serve", "nowhere")):
-            assert "cannot be listened on (Address already in use); --port 0 takes" in complaint(eve(*words, "--port", port))
+            assert "cannot listen (Address already in use); --port 0 takes" in complaint(eve(*words, "--port", port))
     assert not (tmp_path / "tried").exists()
 
 
@@ -173,7 +173,7 @@ def test_the_script_ships_it(tmp_path):
 
 def test_unknown_names(eve):
     assert "no run 'builtin:ions'; did you mean 'builtin:icons'?" in complaint(eve("inspect", "builtin:ions"))
-    assert "name what to evaluate on: --data" in complaint(eve("evaluate", "retrieval", "builtin:icons"))
+    assert "name other data with --data" in complaint(eve("evaluate", "retrieval", "builtin:icons"))
     assert "icons: no such run folder; did you mean 'builtin:icons'?" in complaint(eve("encode", "icons", "--texts", "home"))
 
 

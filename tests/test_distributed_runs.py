@@ -84,7 +84,7 @@ def test_an_error_of_one_process_alone_is_one_line_in_all_and_what_was_learnt_is
     """The first process has reached the sums over all, whatever ends the second one's data."""
     one, two = ((folder / f"partner_{rank}.txt").read_text() for rank in range(2))
     assert one == two
-    assert one.startswith("list:17: among the 18 validation pairs there is none with another caption")
+    assert one.startswith("list:17: none of the 18 validation pairs is usable and has another caption")
     assert (folder / "partner/checkpoints/step_00000001/state.json").is_file()
 
 

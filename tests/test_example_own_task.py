@@ -123,7 +123,7 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     assert "which is not loaded" in done.pop(0)[1] and refused.pop(0)
     lines = [err for code, _, err in done[: len(refused)] if code == 2]
     assert len(lines) == len(refused) and all(err.startswith("eve: ") and err.count("\n") == 1 for err in lines)
-    assert "one of your own needs --code FILE.py" in lines[0] and "--code FILE.py" in lines[2]
+    assert "your own task needs --code FILE.py" in lines[0] and "--code FILE.py" in lines[2]
     for line in (lines[1], *lines[3:]):
         assert f"the task 'count' needs {folder}/count_things.py (sha256 " in line and "EVE_CODE" in line, line
     assert not (folder / "runs/demo_vqa").exists()
@@ -138,7 +138,7 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     assert numbers["count_error"] == pytest.approx(sum(abs(f - t) for f, t in zip(counted, true, strict=True)) / 24, abs=0.05)
     assert "count_acc" in (folder / "page.html").read_text()
     assert "resuming from step 6 of 6; nothing left to train" in done[2][1]
-    assert done[4][1] == "('encode_image', 'encode_text', 'count')\n"
+    assert done[4][1] == "('encode_image', 'encode_text', 'count', 'experts')\n"
     was, now = (json.loads((folder / path).read_text()) for path in (f"{run}/config.json", "again/config.json"))
     assert now | {"out": was["out"], "data": was["data"]} == was
     assert json.loads((folder / "again/metrics.json").read_text()) == metrics | {

@@ -420,7 +420,7 @@ def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_p
     assert [hit["name"] for hit in found] == [hit.name for hit in expected]
     page = (tmp_path / "found.html").read_text()
     assert page.count("<img") == 19
-    assert page.count("cannot be read any more") == 1
+    assert page.count("can no longer be read") == 1
     assert all(hit.name in page for hit in expected)
     done = eve("search", "index", "--image", "photos/old/00.png", "--caption")
     assert len(done.stdout.splitlines()) == 3

@@ -38,7 +38,7 @@ STARTS = {
 SHOWN = {
     "mlim_pairs": "pairs of items",
     "mlim_tiny": "masked texts and images",
-    "medflip_tiny": "Contrast loss",
+    "medflip_tiny": "Contrastive loss",
     "vlmo_nlvr2": "statements",
     "m3ae_tiny_vqa": "questions",
 }

@@ -227,7 +227,9 @@ def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp
     assert json.loads((tmp_path / "out.json").read_text())["labels"][0]["label"] == "red"
     page = (run / "report.html").read_text()
     assert "Confusion" in page
-    own = [re.search(rf'<td class="own"[^>]*title="{name} taken for {name}: (\d+)"', page) for name in ("red", "green", "blue")]
+    own = [
+        re.search(rf'<td class="own"[^>]*title="{name} predicted as {name}: (\d+)"', page) for name in ("red", "green", "blue")
+    ]
     assert sum(int(found[1]) for found in own if found) > 0.9 * 72
     assert page.count('class="own"') == 3
     assert eve("evaluate", "classification", run, "--data", tmp_path / "colors").returncode == 0

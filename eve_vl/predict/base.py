@@ -45,13 +45,13 @@ class Predictor:
 
     @classmethod
     def requests(cls) -> dict[str, type[Request]]:
-        """Return the requests that it can answer for some run, by name."""
-        return {name: request for name, request in kinds_of(Request).items() if hasattr(cls, name)}
+        """Return the requests that it can answer for some run, by name; `explain` needs an `_evidence` of its own."""
+        lacking = "explain" if cls._evidence is Predictor._evidence else ""
+        return {name: request for name, request in kinds_of(Request).items() if hasattr(cls, name) and name != lacking}
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow; default: all, if the task has one of its own."""
-        found = tuple(name for name in self.requests() if name != "experts")
-        return () if found == ("explain",) else found
+        return tuple(name for name in self.requests() if name != "experts")
 
     def calls(self) -> tuple[str, ...]:
         """Return the calls that the run allows: `offered`, and `experts` if it has experts."""
