@@ -10,8 +10,7 @@ from twins import ListSource, noise, questions, tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.answer_vocab import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
-from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.kinds.questions import NUM_SHOWN, ImageQuestion, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes import SceneQuestions

@@ -23,7 +23,7 @@ from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.records import ImageBytes, Source
-from eve_vl.data.search_set import SearchBatch, SearchImages, SearchSet, SearchTexts
+from eve_vl.evaluation.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.summary import data_lines
 from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.synthetic.scenes.text import all_captions

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 
-from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.readers.sources import absolute_spec
+from eve_vl.data.readers import absolute_spec, guess_kind, open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.utils.errors import UserError
 

@@ -17,12 +17,12 @@ from eve_vl.config import DataConfig
 from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import vqa
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.evaluation.nlvr2 import NLVR2Evaluator
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
+from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluate_rows, warnings
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.evaluation.vqa import VQAEvaluator

@@ -22,11 +22,10 @@ from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import retrieval_set as retrieval_evaluation
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
-from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered
+from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch

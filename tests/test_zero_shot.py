@@ -16,13 +16,12 @@ from eve_vl.cli import main
 from eve_vl.config import VQAConfig
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import QuestionRows
-from eve_vl.data.prompts import read_prompts
 from eve_vl.data.records import ImagePixels
 from eve_vl.evaluation.ablations import AblatedRows
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.runner import evaluated, zero_shot
 from eve_vl.evaluation.significance import Baseline
-from eve_vl.evaluation.zero_shot import ZeroShot
+from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts
 from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
 from eve_vl.synthetic.phantoms import PhantomQuestions

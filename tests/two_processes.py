@@ -24,8 +24,8 @@ from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs
-from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics.intervals import to_json
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.retrieval import Retrieval

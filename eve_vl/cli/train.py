@@ -224,7 +224,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     try:
         args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     except UserError:
-        from eve_vl.data.readers.sources import expand, parse_spec
+        from eve_vl.data.readers import expand, parse_spec
 
         for spec in _named(argv).train or ():  # report missing data before other mistakes
             if not generated(spec):

@@ -141,7 +141,7 @@ def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) ->
 
 
 # Generators: sources of rows that code makes. Their module is found by name in config.data.GENERATORS and has
-# `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (data/prompts.py).
+# `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (evaluation/zero_shot.py).
 
 
 class GeneratedSource:

@@ -15,10 +15,17 @@ import torch
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import Source
-from eve_vl.data.search_set import SearchImages, SearchSet, SearchTexts
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator
-from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, pair_scores, rerank_scores
+from eve_vl.evaluation.retrieval_set import (
+    RetrievalSet,
+    SearchImages,
+    SearchSet,
+    SearchTexts,
+    gathered,
+    pair_scores,
+    rerank_scores,
+)
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics

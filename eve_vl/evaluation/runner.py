@@ -13,12 +13,11 @@ from eve_vl.config import HELD_OUT, ClassificationConfig, Config, config_from_di
 from eve_vl.data.dataset import RowDataset, SampleSet, eval_rows, row_keys
 from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.prompts import BUILT_IN, check_classes, read_prompts
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.ablations import AblatedRows
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator, evaluator_of, with_settings
-from eve_vl.evaluation.zero_shot import By, ZeroShot
+from eve_vl.evaluation.zero_shot import BUILT_IN, By, ZeroShot, check_classes, read_prompts
 from eve_vl.metrics import intervals
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task

@@ -10,8 +10,7 @@ import torch
 
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import normalize
-from eve_vl.data.prompts import read_prompts
-from eve_vl.evaluation.zero_shot import ClassScore
+from eve_vl.evaluation.zero_shot import ClassScore, read_prompts
 from eve_vl.evaluation.zero_shot import ZeroShot as PromptScorer
 from eve_vl.predict.base import Predictor, in_batches
 from eve_vl.predict.gradcam import Evidence

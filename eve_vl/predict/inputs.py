@@ -23,7 +23,7 @@ from eve_vl.data.batch import Batch, RowBatch, Sample, padded
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
 from eve_vl.data.masking import PairBatch
-from eve_vl.data.readers.sources import parse_spec, sniff
+from eve_vl.data.readers import parse_spec, sniff
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode

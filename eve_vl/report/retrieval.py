@@ -16,9 +16,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.retrieval import r_means_tried
-from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, match_scores
+from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import Loss, bar_chart
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of

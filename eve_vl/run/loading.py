@@ -10,7 +10,7 @@ import torch
 
 from eve_vl import builtin
 from eve_vl.config import Config, config_from_dict
-from eve_vl.data.answer_vocab import read_answers
+from eve_vl.data.kinds.questions import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
 from eve_vl.predict.base import Predictor, predictor_class

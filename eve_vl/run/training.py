@@ -16,7 +16,7 @@ from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generate
 from eve_vl.config.plugins import origins
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.readers.sources import absolute_spec
+from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of

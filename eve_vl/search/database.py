@@ -25,7 +25,7 @@ import numpy as np
 from eve_vl import __version__, builtin
 from eve_vl.config import DataConfig, generated
 from eve_vl.data.loader import open_sources
-from eve_vl.data.readers.sources import absolute_spec
+from eve_vl.data.readers import absolute_spec
 from eve_vl.data.table import TableSource
 from eve_vl.run.loading import LoadedRun
 from eve_vl.train.checkpoint import read_state

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from eve_vl.data.readers.sources import absolute
+from eve_vl.data.readers import absolute
 from eve_vl.data.records import ImagePixels
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors

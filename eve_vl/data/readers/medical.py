@@ -35,7 +35,6 @@ from eve_vl.data.readers.medical_rows import (
     roco_rows,
     slake_rows,
 )
-from eve_vl.data.readers.sources import Spec
 from eve_vl.data.readers.text_tables import CsvTable, load_json
 from eve_vl.data.table import PackedTable, RowColumns, Table
 from eve_vl.utils import console
@@ -90,24 +89,24 @@ class MedicalTable(PackedTable):
         return self._root
 
 
-def medical_table(spec: Spec) -> Table | None:
+def medical_table(path: Path, split: str | None) -> Table | None:
     """Return the table of a medical layout, None if the path has none. Raises UserError for a missing split."""
-    if spec.second is not None or not spec.path.exists():
+    if not path.exists():
         return None
-    if not spec.path.is_dir():
-        return None if spec.split is not None else _of_file(spec.path)
-    with os.scandir(spec.path) as entries:
+    if not path.is_dir():
+        return None if split is not None else _of_file(path)
+    with os.scandir(path) as entries:
         if len(list(islice(entries, MAX_ENTRIES))) == MAX_ENTRIES:
             return None
     for layout in (_roco, _medicat, _rad, _slake, _medvqa, _melinda, _chexpert):
-        splits = layout(spec.path)
-        if spec.split is not None and spec.split in splits:
-            return splits[spec.split]()
-        if splits and spec.split is None and len(splits) == 1:
+        splits = layout(path)
+        if split is not None and split in splits:
+            return splits[split]()
+        if splits and split is None and len(splits) == 1:
             return next(iter(splits.values()))()
         if splits:
-            problem = "holds several splits" if spec.split is None else f"has no split '{spec.split}'"
-            raise UserError(f"{spec.path}: {problem}; name one: {', '.join(f'{spec.path.name}#{name}' for name in splits)}")
+            problem = "holds several splits" if split is None else f"has no split '{split}'"
+            raise UserError(f"{path}: {problem}; name one: {', '.join(f'{path.name}#{name}' for name in splits)}")
     return None
 
 

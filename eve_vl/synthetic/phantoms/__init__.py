@@ -15,7 +15,7 @@ from eve_vl.data.fields import is_file
 from eve_vl.data.kinds.captions import ImageOnly, ImageText, TextOnly
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
-from eve_vl.data.readers.sources import parse_spec
+from eve_vl.data.readers import parse_spec
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.phantoms.questions import ANSWERS, sample_question
@@ -142,4 +142,4 @@ ROWS: dict[str, type[PhantomRows]] = {
 }
 """The sources by kind of row."""
 
-__all__ = ["ROWS", "class_prompts", "source_note"]  # class_prompts: built-in prompts, see data/prompts.py
+__all__ = ["ROWS", "class_prompts", "source_note"]  # class_prompts: built-in prompts, see evaluation/zero_shot.py
