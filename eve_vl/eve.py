@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eve_vl import builtin
-from eve_vl.config import DataConfig, TaskConfig, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, all_kinds, kinds_of
 from eve_vl.config.plugins import load_file
 from eve_vl.predict.base import predictor_class
 from eve_vl.predict.inputs import Images, Texts, chunked
@@ -163,7 +163,7 @@ class Eve:
         config, shown, init = self.run.config, self.run.shown, self.run.config.init
         if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
             init = None  # deleted, or not part of the package
-        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in predictor_class(kind).requests()]
+        tasks = [kind for kind in all_kinds(TaskConfig, "tasks").values() if call in predictor_class(kind).requests()]
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
         if not finetuned:
             return "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")

@@ -20,7 +20,7 @@ from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import Service, application
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim import PairConfig
 
 JSON = {"content-type": "application/json"}
 

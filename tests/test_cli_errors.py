@@ -15,7 +15,7 @@ from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
-from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
+from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, all_kinds
 from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
@@ -155,7 +155,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
     assert complete("eve pretrain ") == [*recipes("pretrain")]
     assert complete("eve finetune demo_") == [name for name in recipes("finetune") if name.startswith("demo_")]
-    measured = [name for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers]
+    measured = [name for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers]
     assert complete("eve evaluate ") == [*measured, "zero_shot"]
     assert complete("eve pretrain tiny --train.l") == ["--train.lr", "--train.lr-multipliers", "--train.log-every"]
     assert complete("eve finetune vqa --init x --task.ans") == ["--task.answers"]

@@ -10,7 +10,7 @@ from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, Z
 from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
-from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
@@ -148,7 +148,7 @@ def test_flags():
 def test_flags_of_evaluation_are_those_of_its_task():
     found = {
         name: list(flags_of(with_own(EvaluateArgs, kind.evaluation)))
-        for name, kind in kinds_of(TaskConfig).items()
+        for name, kind in all_kinds(TaskConfig, "tasks").items()
         if kind.has_numbers
     }
     assert found == {name: text.split() for name, text in EVALUATION.items()}
@@ -157,7 +157,7 @@ def test_flags_of_evaluation_are_those_of_its_task():
 def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
     offered: set[str] = set()
-    for kind in kinds_of(TaskConfig).values():
+    for kind in all_kinds(TaskConfig, "tasks").values():
         for call, request in predictor_class(kind).requests().items():
             offered.add(call.replace("_", "-"))
             assert list(flags_of(call_flags(request))) == CALLS[call.replace("_", "-")].split(), call

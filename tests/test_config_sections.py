@@ -15,6 +15,7 @@ from eve_vl.config import (
     RetrievalConfig,
     TaskConfig,
     VQAConfig,
+    all_kinds,
     config_from_dict,
     config_to_json,
     from_dict,
@@ -24,12 +25,12 @@ from eve_vl.config import (
 )
 from eve_vl.config.serialization import FORMAT
 from eve_vl.recipes import get_recipe
-from eve_vl.systems.mlim.config import MlimConfig
+from eve_vl.systems.mlim import MlimConfig
 from eve_vl.utils.errors import UserError
 
 
 def test_kinds_are_known_by_name():
-    kinds = kinds_of(TaskConfig)
+    kinds = all_kinds(TaskConfig, "tasks")
     known = [HeadlessConfig, MaskedSignalConfig, ContrastMatchConfig, RetrievalConfig, VQAConfig, NLVR2Config]
     assert {"headless", "masked_signal", "contrast_match", "retrieval", "vqa", "nlvr2"} <= set(kinds)
     assert all(kinds[kind.name] is kind for kind in known)
@@ -38,9 +39,9 @@ def test_kinds_are_known_by_name():
     assert kinds_of(MaskedSignalConfig) == {"contrast_match": ContrastMatchConfig, "mlim": MlimConfig}
 
 
-@pytest.mark.parametrize("name", kinds_of(TaskConfig))
+@pytest.mark.parametrize("name", all_kinds(TaskConfig, "tasks"))
 def test_a_section_comes_back_as_the_kind_that_it_was(name):
-    section = kinds_of(TaskConfig)[name]()
+    section = all_kinds(TaskConfig, "tasks")[name]()
     values = json.loads(json.dumps(to_dict(section)))
     assert next(iter(values.items())) == ("name", name)
     recipe = get_recipe("mlim_tiny" if name == "mlim" else "tiny")  # the one task that does not take every model

@@ -31,7 +31,7 @@ from two_processes import (
 
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import MaskedPairs
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks import task_class
 
 HERE = Path(__file__).parent

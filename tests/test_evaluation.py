@@ -30,7 +30,7 @@ from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.run.loading import load_run
-from eve_vl.systems.mlim.evaluation import MlimEvaluator
+from eve_vl.systems.mlim.tasks import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train.log import RunLog, read_log
 from eve_vl.train.trainer import evaluation_batches, num_skipped

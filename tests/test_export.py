@@ -25,7 +25,7 @@ from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.model.moe_reference import OfficialMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim import PairConfig
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
 VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}

@@ -192,7 +192,7 @@ def head_on_paper(recipe: str, D: int) -> int:
 
 
 SYSTEMS = ["vlmo", "mlim", "m3ae", "medflip"]
-MODULES = [pretrain, finetune, *(importlib.import_module(f"eve_vl.systems.{name}.recipes") for name in SYSTEMS)]
+MODULES = [pretrain, finetune, *(importlib.import_module(f"eve_vl.systems.{name}") for name in SYSTEMS)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

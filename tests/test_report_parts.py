@@ -17,7 +17,7 @@ from report_page import Page, assert_self_contained
 from tiny_runs import tiny_run, write_run
 
 from eve_vl.cli import VERBS
-from eve_vl.config import Config, HeadlessConfig, TaskConfig, from_dict, kinds_of, to_dict
+from eve_vl.config import Config, HeadlessConfig, TaskConfig, all_kinds, from_dict, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.recipes import get_recipe
@@ -232,7 +232,7 @@ def test_a_tasks_report_is_found_by_its_name():
     class OwnReport(TaskReport):
         name = "own"
 
-    for name, kind in kinds_of(TaskConfig).items():
+    for name, kind in all_kinds(TaskConfig, "tasks").items():
         run = of_task(name)
         run.task = object.__new__(task_class(kind))  # a system's report lies next to its task
         report = type(task_report(run))
@@ -243,7 +243,7 @@ def test_a_tasks_report_is_found_by_its_name():
 
 
 def test_what_all_pages_share_names_no_task():
-    sections = [section for section in kinds_of(TaskConfig).values() if section.has_numbers]
+    sections = [section for section in all_kinds(TaskConfig, "tasks").values() if section.has_numbers]
     names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
     for file in ("page", "task", "templating", "charts", "compare"):
         text = Path(charts.__file__).with_name(f"{file}.py").read_text()

@@ -17,7 +17,8 @@ from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.search import run_index, run_search, run_try
 from eve_vl.cli.serve import run_app, run_serve
 from eve_vl.cli.train import run_bench, run_demo, run_finetune, run_pretrain
-from eve_vl.config.plugins import installed, load_file, load_installed, load_named
+from eve_vl.config import TaskConfig, all_kinds
+from eve_vl.config.plugins import load_file, load_named
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError, UserError, nearest
 from eve_vl.utils.runtime import keep_memory, yield_cores
@@ -93,8 +94,7 @@ def _dispatch(argv: list[str]) -> None:
     name, rest = " ".join(argv[:num_words]), argv[num_words:]
     if name not in verbs:  # perhaps of a task in EVE_CODE or an installed package
         load_named()
-        for task in installed("tasks"):
-            load_installed("tasks", task)
+        all_kinds(TaskConfig, "tasks")
         verbs |= call_verbs()
     if name not in verbs:
         raise UserError(f"no verb {nearest(name, verbs)} (a verb of your own task needs --code FILE.py)")

@@ -23,7 +23,7 @@ from eve_vl.cli.common import (
     write_json,
 )
 from eve_vl.cli.train import recipe_config
-from eve_vl.config import DataConfig, TaskConfig, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, all_kinds
 from eve_vl.config.plugins import find_kind
 from eve_vl.recipes import recipes
 from eve_vl.utils.errors import UserError, nearest
@@ -103,7 +103,7 @@ class ExportArgs(RunArgs):
 
 def run_evaluate(argv: Sequence[str]) -> None:
     """Measure a run on a task, on any data: eve evaluate TASK RUN [flags]."""
-    tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
+    tasks = {name: kind for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers}
     usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
         titles = {name: kind.title for name, kind in tasks.items()} | {

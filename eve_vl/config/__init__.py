@@ -13,7 +13,7 @@ import tyro
 from eve_vl.config.base import kinds_of, subclasses
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
 from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
-from eve_vl.config.plugins import define, load_installed, of_systems
+from eve_vl.config.plugins import all_kinds, define
 from eve_vl.config.serialization import FORMAT, UnknownKindError, check_format, flat, from_dict, read_value, to_dict
 from eve_vl.config.tasks import (
     ClassificationConfig,
@@ -102,7 +102,3 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
         made_with = ", ".join(f"{name} ({version})" for name, version in code)
         how = "install the package; a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
         raise UserError(f"{where}: the {error.kind} needs {made_with}, which is not loaded: {how}") from None
-
-
-for _name in of_systems("tasks"):
-    load_installed("tasks", _name)

@@ -46,18 +46,9 @@ def load_file(path: str | Path) -> ModuleType:
 @cache
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
     """Return the entry points `eve_vl.GROUP` of all installed packages and of the related systems, by name."""
-    return {entry.name: entry for entry in metadata.entry_points(group=f"{OURS}.{group}")} | of_systems(group)
-
-
-@cache
-def of_systems(group: str) -> dict[str, metadata.EntryPoint]:
-    """Return the entry points `eve_vl.GROUP` in the entry_points.txt of each folder of `eve_vl/systems/`, by name."""
-    found = (
-        entry
-        for file in sorted(SYSTEMS.glob("*/entry_points.txt"))
-        for entry in metadata.Distribution.at(file.parent).entry_points
-    )
-    return {entry.name: entry for entry in found if entry.group == f"{OURS}.{group}"}
+    systems = [metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))]
+    ours = [entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")]
+    return {entry.name: entry for entry in (*metadata.entry_points(group=f"{OURS}.{group}"), *ours)}
 
 
 @cache
@@ -86,14 +77,23 @@ def load_named() -> None:
 def define(room: str, name: str) -> None:
     """Import the module that defines a room's part for a kind, if there is one.
 
-    It is ROOM.NAME, or for a kind of a related system or a package the module with the room's name next to the kind's section.
+    It is ROOM.NAME, or for a kind of a related system or a package the module with the room's name next to the kind's section,
+    else its module `tasks`.
     """
-    packages = [kind.__module__.rpartition(".")[0] for kind in subclasses(Section) if vars(kind).get("name") == name]
-    own = [f"{package}.{room.rpartition('.')[2]}" for package in packages if package]
+    modules = [sys.modules[kind.__module__] for kind in subclasses(Section) if vars(kind).get("name") == name]
+    files = (room.rpartition(".")[2], "tasks")
+    own = [f"{module.__package__}.{file}" for module in modules if module.__package__ for file in files]
     for module in (f"{room}.{name}", *own):
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module)
             return
+
+
+def all_kinds(base: type[Kind], group: str) -> dict[str, type[Kind]]:
+    """Return all kinds of a section or of another class, those of entry points included, by name."""
+    for name in installed(group):
+        load_installed(group, name)
+    return kinds_of(base)
 
 
 def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:

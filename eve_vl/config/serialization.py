@@ -10,8 +10,8 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal
 
-from eve_vl.config.base import Section, kinds_of
-from eve_vl.config.plugins import find_kind
+from eve_vl.config.base import Section
+from eve_vl.config.plugins import all_kinds, find_kind
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.safe_io import require_type
 
@@ -111,7 +111,7 @@ def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str
     """Return the section of the kind that the value's `name` names."""
     name, what = value.get("name"), base.__name__.removesuffix("Config").lower()
     if not isinstance(name, str) or (kind := find_kind(base, f"{what}s", name)) is None:
-        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), kinds_of(base))}")
+        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), all_kinds(base, f'{what}s'))}")
     return from_dict(kind, {field: item for field, item in value.items() if field != "name"}, where, f"{key}.")
 
 

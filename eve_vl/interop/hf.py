@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from eve_vl.config import Config, RetrievalConfig, TaskConfig, from_dict, kinds_of, to_dict
+from eve_vl.config import Config, RetrievalConfig, TaskConfig, all_kinds, from_dict, kinds_of, to_dict
 from eve_vl.config.base import Section
 from eve_vl.config.serialization import FORMAT, check_format
 from eve_vl.data.tokenizer import Tokenizer
@@ -331,7 +331,7 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
 
 def __getattr__(name: str) -> Any:
     """Return the class of another kind of task."""
-    for section in kinds_of(TaskConfig).values():
+    for section in all_kinds(TaskConfig, "tasks").values():
         if (kind := model_class(section)).__name__ == name:
             return kind
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

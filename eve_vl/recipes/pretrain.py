@@ -76,7 +76,7 @@ def scenes() -> Config:
 
     eve pretrain scenes
     """
-    return _changed(demo(), "scenes", train={"steps": 4000, "log_every": 50, "val_every": 1000, "save_every": 1000})
+    return changed(demo(), "scenes", train={"steps": 4000, "log_every": 50, "val_every": 1000, "save_every": 1000})
 
 
 def demo_mlm_itc_itm() -> Config:
@@ -110,7 +110,7 @@ def emoji() -> Config:
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    return _changed(
+    return changed(
         demo(),
         "emoji",
         input={"image_size": 64},
@@ -128,7 +128,7 @@ def icons() -> Config:
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
-    return _changed(
+    return changed(
         demo(),
         "icons",
         input={"image_size": 64, "text_length": 16},
@@ -160,7 +160,7 @@ def base_mlm_itc_itm() -> Config:
     torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     baseline = _baseline(base(), "base_mlm_itc_itm", mim_weight=0.0)
-    return _changed(baseline, "base_mlm_itc_itm", train={"accumulation": 16})  # four passes hold four times the activations
+    return changed(baseline, "base_mlm_itc_itm", train={"accumulation": 16})  # four passes hold four times the activations
 
 
 def large() -> Config:
@@ -168,7 +168,7 @@ def large() -> Config:
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    return _changed(
+    return changed(
         base(),
         "large",
         model={"embed_dim": 1024, "depth": 24, "num_heads": 16, "num_deep_blocks": 3},
@@ -177,7 +177,7 @@ def large() -> Config:
     )
 
 
-def _changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
+def changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
     """Return a run under another name with other values in its sections."""
     changed = {section: replace(getattr(config, section), **values) for section, values in sections.items()}
     return replace(config, recipe=name, out=Path("runs") / name, **changed)
@@ -186,4 +186,4 @@ def _changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
 def _baseline(config: Config, name: str, *, mim_weight: float) -> Config:
     """Return a run with contrast and matching next to masked tokens."""
     values: dict[str, Any] = vars(config.task) | {"mim_weight": mim_weight}
-    return _changed(replace(config, task=ContrastMatchConfig(**values)), name)
+    return changed(replace(config, task=ContrastMatchConfig(**values)), name)

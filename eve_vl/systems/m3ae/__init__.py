@@ -1,1 +1,166 @@
-"""M3AE (Chen et al. 2022, MICCAI): masked tokens, masked pixels and matching on medical images, by towers with co-attention."""
+"""M3AE, the medical one (Chen et al. 2022, MICCAI): towers with co-attention, masked tokens, masked pixels and matching.
+
+The small recipes run on phantoms, which prove nothing about medicine.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eve_vl.config import (
+    ClassificationConfig,
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    DualEncoderConfig,
+    InputConfig,
+    RetrievalConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VQAConfig,
+)
+from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned, starts_from
+from eve_vl.recipes.pretrain import SMALL
+
+FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
+"""Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""
+WITH_HEADS: tuple[tuple[str, float], ...] = (*FUSION, ("[!e]*", 5.0))
+"""In pre-training the heads do too."""
+TASK = ContrastMatchConfig(
+    mim_weight=1.0,
+    itc_weight=0.0,
+    itm_negatives="random_half",
+    image_mask_ratio=0.75,
+    text_mask_ratio=0.15,
+    mask_replace_prob=0.2,
+    mask_replace_source="vocabulary",
+)
+RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
+
+
+def m3ae_base() -> Config:
+    """M3AE at its published sizes, from random weights: 100k steps of batch 256.
+
+    Its data are ROCO and MedICaT.
+
+    torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
+    """
+    sources = {"train": ("roco#train", "medicat#train"), "val": ("roco#val",)}
+    steps = {"steps": 100_000, "batch_size": 256, "accumulation": 4, "val_every": 5000, "save_every": 5000}
+    return Config(
+        recipe="m3ae_base",
+        out=Path("runs/m3ae_base"),
+        input=InputConfig(image_size=288, text_length=64),
+        model=DualEncoderConfig(image_depth=11, layer_scale_init=1.0),
+        task=TASK,
+        data=DataConfig(**sources, crop_scale=(1.0, 1.0), flip=False, num_workers=8),
+        tokenizer=TokenizerConfig(vocab_size=50_265),
+        train=TrainConfig(**steps, lr=1e-5, lr_multipliers=WITH_HEADS, warmup=0.1, schedule="linear"),
+    )
+
+
+def m3ae_tiny() -> Config:
+    """M3AE on phantoms: three minutes on one core; token accuracy 0.43.
+
+    The accuracy is the same with any image. Matching reaches 0.61 and 0.51 from two seeds.
+
+    eve pretrain m3ae_tiny
+    """
+    depths = {"image_depth": 2, "text_depth": 2, "fusion_depth": 2, "pixel_layer": 1}
+    return Config(
+        recipe="m3ae_tiny",
+        out=Path("runs/m3ae_tiny"),
+        input=InputConfig(image_size=64, patch_size=8, text_length=64),
+        model=DualEncoderConfig(embed_dim=96, **depths, num_heads=3, mlp_ratio=2.0, pos_embed_init_std=0.3, **SMALL),
+        task=replace(TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
+        data=PHANTOMS,
+        tokenizer=TokenizerConfig(vocab_size=512),
+        train=TrainConfig(
+            steps=600, batch_size=32, optimizer="muon", lr=1e-3, warmup=0.1, log_every=25, val_every=600, save_every=300
+        ),
+    )
+
+
+@starts_from("m3ae_base")
+def m3ae_vqa(init: Config) -> Config:
+    """Questions about medical images as for VQA-RAD: 50 epochs of batch 64.
+
+    Images have 384 pixels. SLAKE takes 15 epochs of batch 32.
+
+    eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
+    """
+    config = _medical(init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64)
+    return replace(config, data=replace(config.data, crop_scale=(1.0, 1.0)))
+
+
+@starts_from("m3ae_base")
+def m3ae_classification(init: Config) -> Config:
+    """Labels of figures with captions, as for MELINDA: 20 epochs of batch 16.
+
+    Images have 384 pixels.
+
+    eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
+    """
+    return _medical(init, "m3ae_classification", ClassificationConfig(inputs="both"), heads=10, steps=5400, batch_size=16)
+
+
+@starts_from("m3ae_base")
+def m3ae_retrieval(init: Config) -> Config:
+    """Images and captions of ROCO: 384 pixels, 10 epochs of batch 256.
+
+    eve finetune m3ae_retrieval --init runs/m3ae_base --data.train roco#train --data.val roco#val
+    """
+    task = replace(RANKING, captions_per_image=1)
+    config = _medical(init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8)
+    return replace(config, train=replace(config.train, lr_multipliers=WITH_HEADS))  # its head comes from pre-training
+
+
+@starts_from("m3ae_tiny")
+def m3ae_tiny_vqa(init: Config) -> Config:
+    """Questions about phantoms: three minutes on one core; accuracy 0.66.
+
+    With noise for images it is 0.45.
+
+    eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
+    """
+    return _phantoms(init, "m3ae_tiny_vqa", VQAConfig(), steps=1200)
+
+
+@starts_from("m3ae_tiny")
+def m3ae_tiny_classification(init: Config) -> Config:
+    """Findings of a phantom with its report, several at once: mean AP 0.998.
+
+    A minute on one core; with noise for images 0.97.
+
+    eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
+    """
+    return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True))
+
+
+@starts_from("m3ae_tiny")
+def m3ae_tiny_retrieval(init: Config) -> Config:
+    """Phantoms and their reports, each pair scored by co-attention: R@1 0.048, 0.005.
+
+    A minute on one core; chance is 0.001.
+
+    eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
+    """
+    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, dedup_captions=True), batch_size=16, steps=300)
+    return replace(config, data=replace(PHANTOMS, val_samples=100))
+
+
+def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
+    """Return a run on images of the published size, for a small model of its own; the towers learn slowest.
+
+    Texts keep the length that the towers have positions for.
+    """
+    data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
+    train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
+    config = finetuned(init, recipe, task, data, **train)
+    return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
+
+
+def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
+    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "head_lr_multiplier": 10, "warmup": 0.1} | train
+    return finetuned(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)
