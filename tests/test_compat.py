@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eve_vl.config import config_to_json
-from eve_vl.evaluation import vqa
+from eve_vl.evaluation import classifiers
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.train.log import TIMING, read_log
 
@@ -29,7 +29,7 @@ def test_there_is_a_folder_of_each_kind_of_run():
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: path.name.partition(".")[0])
 def test_the_numbers_are_those_of_then(path, eve, tmp_path, monkeypatch):
-    monkeypatch.setattr(vqa, "GENERATED_ROWS", 10_000)  # those of then
+    monkeypatch.setattr(classifiers, "GENERATED_ROWS", 10_000)  # those of then
     run = COMPAT / path.name.partition(".")[0]
     config = load_run(str(run)).config
     done = eve("evaluate", config.task.name, run, "--data", "scenes:test", "--samples", 60, "--json", tmp_path / "now.json")

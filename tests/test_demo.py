@@ -16,7 +16,7 @@ from report_page import Page, assert_self_contained
 
 from eve_vl import demo
 from eve_vl.config import Config
-from eve_vl.evaluation import vqa
+from eve_vl.evaluation import classifiers
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
 from eve_vl.report.templating import percent, points
@@ -40,7 +40,7 @@ def small(config: Config, pretrain: Config) -> Config:
 
 def work(config: Config, num_test: int) -> dict[str, float]:
     """The work of a worker, with tokenizer and baselines from few rows, as in tests/conftest.py."""
-    vqa.GENERATED_ROWS, training.ROWS_PER_TOKEN = 500, 3
+    classifiers.GENERATED_ROWS, training.ROWS_PER_TOKEN = 500, 3
     return WORK(config, num_test)
 
 

@@ -17,15 +17,13 @@ from eve_vl.config import DataConfig
 from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
-from eve_vl.evaluation import vqa
-from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation import classifiers
+from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
+from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
-from eve_vl.evaluation.nlvr2 import NLVR2Evaluator
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluate_rows, warnings
-from eve_vl.evaluation.significance import Baseline
-from eve_vl.evaluation.vqa import VQAEvaluator
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
@@ -324,7 +322,7 @@ def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
         dataset = evaluator_of(task).dataset([source], task.config, TOKENIZER)
         with pytest.MonkeyPatch.context() as patch:
             train = [(row.question, row.answers) for row in source.rows if row is not None and row.answers]
-            patch.setattr(vqa, "training_questions", lambda _: train)
+            patch.setattr(classifiers, "training_questions", lambda _: train)
             with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
                 evaluated = evaluator_of(task).evaluate_with_rows(batches)
             numbers = evaluated.numbers | evaluator_of(task).data_baselines(evaluated.examples)

@@ -15,8 +15,7 @@ from tiny_runs import TEXT, TEXTS, noise, tiny_run
 
 from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
-from eve_vl.predict.classifiers import Judgement
-from eve_vl.predict.masked_signal import FilledText
+from eve_vl.predict.predictors import FilledText, Judgement
 from eve_vl.utils.errors import UserError
 
 

@@ -24,9 +24,9 @@ from eve_vl.data.readers.medical_rows import CHEXPERT_LABELS
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.synthetic.phantoms.reports import COLUMNS
-from eve_vl.tasks import hard_negatives
-from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks import contrastive
 from eve_vl.tasks.contrastive import Contrast
+from eve_vl.tasks.retrieval import ContrastMatch
 from eve_vl.utils.errors import UserError
 
 ALONE: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0}
@@ -313,7 +313,7 @@ def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast
     image, text = task.encoder.image(batch.pixels()), task.encoder.text(batch.ids_BT, batch.is_padding_BT)
     for B in (ROWS, 5):
         is_match = torch.eye(B, dtype=torch.bool)
-        kept = [hard_negatives.random_half(image, text, is_match)[2] for _ in range(400)]
+        kept = [contrastive.random_half(image, text, is_match)[2] for _ in range(400)]
         assert all(row.sum() == B // 2 for row in kept)
         assert (torch.stack(kept).float().mean(0) - B // 2 / B).abs().max() < 0.125  # five standard deviations
 

@@ -14,7 +14,7 @@ from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.classification import ClassificationEvaluator, ClassificationExample
+from eve_vl.evaluation.classifiers import ClassificationEvaluator, ClassificationExample
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained

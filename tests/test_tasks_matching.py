@@ -21,8 +21,7 @@ from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of, with_sett
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.run import training
 from eve_vl.synthetic.phantoms import PhantomPairs
-from eve_vl.tasks.contrast_match import ContrastMatch
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
 from eve_vl.train import collectives
 from eve_vl.utils.errors import UserError
 

@@ -28,9 +28,8 @@ from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.synthetic.phantoms import PhantomPairs
-from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
 from eve_vl.utils.errors import UserError
 
 

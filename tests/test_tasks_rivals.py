@@ -23,7 +23,7 @@ from eve_vl.model.packing import Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.training import train
-from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks.retrieval import ContrastMatch
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import read_log
 

@@ -37,7 +37,7 @@ DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_h
 WAITING = {
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
     "train/checkpoint.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/hard_negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
+    "tasks/contrastive.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
     "model/moe_reference.py:queue": "sizes buffers by how full experts are, as the published code does",
     "model/moe_reference.py:forward": "counts the rows of each expert on the host, as the published code does",

@@ -17,17 +17,15 @@ from eve_vl.config import VQAConfig
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.records import ImagePixels
-from eve_vl.evaluation.ablations import AblatedRows
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.runner import evaluated, zero_shot
-from eve_vl.evaluation.significance import Baseline
-from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts
+from eve_vl.evaluation.evaluator import Baseline, evaluator_of
+from eve_vl.evaluation.runner import AblatedRows, evaluated
+from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts, zero_shot
 from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
 from eve_vl.synthetic.phantoms import PhantomQuestions
 from eve_vl.synthetic.phantoms.reports import class_prompts, sample_report
 from eve_vl.synthetic.phantoms.world import sample_phantom
-from eve_vl.tasks import contrastive
+from eve_vl.tasks import retrieval
 from eve_vl.utils.errors import UserError
 
 RIVAL = Path(__file__).parent / "compat" / "rival"
@@ -183,7 +181,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     score_BC = scorer.scores(images)
     assert score_BC.shape == (5, 3)
     assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
-    monkeypatch.setattr(contrastive, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(retrieval, "PAIRS_AT_ONCE", 4)
     monkeypatch.setattr(heads, "match", lambda *pairs: joined.append(len(pairs[1].x_BND)) or match(*pairs))
     np.testing.assert_allclose(scorer.scores(images), score_BC, atol=1e-5)
     assert joined == [4] * 7 + [2]
@@ -249,7 +247,9 @@ def test_a_wrong_image_is_of_the_same_patient_and_looks_different():
 
 
 def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
-    monkeypatch.setattr("eve_vl.evaluation.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
+    monkeypatch.setattr(
+        "eve_vl.evaluation.classifiers.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))]
+    )
     run, asked = tiny_run("vqa"), questions(20)
     numbers = evaluated(run, 100, [asked]).numbers
     of_blind = {"vqa_acc_noise", "vqa_acc_wrong_image", "vqa_acc_image_only"}

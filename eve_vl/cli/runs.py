@@ -157,9 +157,9 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     if not args.data or not args.prompts:
         raise UserError("zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE")
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation.runner import leaks, zero_shot
-    from eve_vl.evaluation.significance import comparison_of
-    from eve_vl.evaluation.zero_shot import BASELINES, read_prompts
+    from eve_vl.evaluation.evaluator import comparison_of
+    from eve_vl.evaluation.runner import leaks
+    from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot
     from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import load_run
     from eve_vl.train.device import pick_device

@@ -14,8 +14,7 @@ from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import NUM_SAMPLES_LOGGED, Evaluated, Evaluator
-from eve_vl.evaluation.significance import Baseline
+from eve_vl.evaluation.evaluator import NUM_SAMPLES_LOGGED, Baseline, Evaluated, Evaluator
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.embeddings import gather_patches

@@ -16,7 +16,7 @@ from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Evaluated, Evaluator
+from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.evaluation.retrieval_set import (
     RetrievalSet,
     SearchImages,
@@ -26,7 +26,6 @@ from eve_vl.evaluation.retrieval_set import (
     pair_scores,
     rerank_scores,
 )
-from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP

@@ -22,7 +22,7 @@ from eve_vl.data.records import HasDistractors, KnowsTruth, Source, is_generated
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.metrics.retrieval import Relevance
-from eve_vl.tasks.contrastive import ContrastTask
+from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.train.collectives import gather_objects, rank
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import BadSampleError, SharedError, UserError

@@ -2,22 +2,22 @@
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from eve_vl.config import HELD_OUT, ClassificationConfig, Config, config_from_dict, generated
-from eve_vl.data.dataset import RowDataset, SampleSet, eval_rows, row_keys
-from eve_vl.data.kinds.labels import LabeledRows
+from eve_vl.config import HELD_OUT, Config, config_from_dict, generated
+from eve_vl.data.batch import Sample
+from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, SampleSet, eval_rows, generator, hash_of, row_keys
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.ablations import AblatedRows
-from eve_vl.evaluation.evaluator import Evaluated, Evaluator, evaluator_of, with_settings
-from eve_vl.evaluation.zero_shot import BUILT_IN, By, ZeroShot, check_classes, read_prompts
+from eve_vl.evaluation.evaluator import Evaluated, Evaluator, How, evaluator_of, with_settings
 from eve_vl.metrics import intervals
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
@@ -129,62 +129,6 @@ def ablated_metrics(
     return numbers
 
 
-def zero_shot(
-    run: Run,
-    prompts: str | Path | Mapping[str, Any],
-    sources: Sequence[Source[Any]],
-    num_samples: int,
-    *,
-    by: By = "mean",
-    skip_invalid: bool = False,
-    data: str = "the data",
-) -> Evaluated:
-    """Return the metrics of zero-shot classification of labelled images, next to chance, class priors and images of noise.
-
-    In float32; deterministic. prompts: see `read_prompts`; of built-in prompts only the classes of the data are used. data:
-    name of the sources in messages. Rows without labels are left out and counted. The classes, and whether a row may have
-    several, follow from all rows, whatever num_samples is. Raises UserError, also if prompts and data differ in classes.
-    """
-    texts, where = read_prompts(prompts)
-    scorer = ZeroShot(run.task, run.tokenizer, texts, by)  # before all rows are read: it refuses runs that cannot do this
-    kinds = {row.labels for source in sources for _, row in usable_rows(source)}
-    classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
-    if not classes:
-        raise UserError(f"{data}: no row has a label to compare with")
-    if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
-        texts = {name: given for name, given in texts.items() if name in classes}
-    check_classes(texts, classes, where, data)
-    scorer = ZeroShot(run.task, run.tokenizer, texts, by) if len(texts) < len(scorer.classes) else scorer
-    values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
-    config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
-    rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None
-    score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
-    if not labels:
-        raise UserError(f"{data}: none of the {num_unlabelled} rows looked at has a label to compare with; raise --samples")
-    of_noise_RC, *_ = _scored(run, scorer, AblatedRows(rows, "noise"), [] if skip_invalid else None)
-    given = [*labels.values()]
-    numbers, of_noise = (scorer.metrics(each_RC, given, several=several) for each_RC in (score_RC, of_noise_RC))
-    right_R, of_noise_R = (scorer.right(each_RC, given) for each_RC in (score_RC, of_noise_RC))
-    intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
-    numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
-    numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)
-    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)))
-
-
-def _scored(
-    run: Run, scorer: ZeroShot, rows: SampleSet, skipped: list[UserError] | None
-) -> tuple[np.ndarray, dict[str, tuple[str, ...]], int]:
-    """Return the scores of labelled rows (R, C), their labels by name, and the number of rows without labels."""
-    scores, labels, num_rows = [], {}, 0
-    with evaluation_batches(run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped) as batches:
-        for batch in batches:
-            known = [row for row, given in enumerate(batch.labels) if given]
-            scores.append(scorer.scores(batch.images_BCHW)[known])
-            labels |= {batch.names[row]: batch.labels[row] for row in known}
-            num_rows += len(batch.labels)
-    return np.concatenate(scores), labels, num_rows - len(labels)
-
-
 def warnings(run: Run, numbers: Mapping[str, float], sources: Sequence[Source[Any]] | None = None) -> list[str]:
     """Return sentences on how to read a run's metrics on sources, by default its own validation sources.
 
@@ -238,3 +182,70 @@ def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[
     rows = [(source, row) for source in sources for row in eval_rows([source], NUM_LOOKED_AT)]
     # scenes of one split are equal
     return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
+
+
+NOISE = 6  # purpose of a random stream, next to those of data/dataset
+MAX_OTHERS = 20  # tries to find a different image
+
+
+class AblatedRows(SampleSet):
+    """The evaluation rows of a dataset, each without its image (`noise`: noise of equal histogram), with the image of another
+    row (`wrong_image`), or without its text (`image_only`).
+
+    The other row is of the same group (such as one patient), else one with the same text (such as the same question), else any.
+    Its image differs.
+    """
+
+    def __init__(self, rows: RowDataset, how: How):
+        """Read the rows' groups and texts for `wrong_image`, but no images."""
+        super().__init__(rows.config, rows.tokenizer)
+        self.rows, self.how = rows, how
+        self.positions: list[Position] = [position for batch in rows.eval_batches(1, 0, 1) for position in batch]
+        self.place = {position: place for place, position in enumerate(self.positions)}
+        self.alike = [self._alike(number) for number in (0, 1)] if how == "wrong_image" else []
+
+    def _alike(self, number: int) -> dict[Position, list[int]]:
+        """Return the places of all rows with the same group (0) or the same text (1), by row; rows without one are left out."""
+        members: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        keys: dict[Position, tuple[str, ...]] = {}
+        for at, source in enumerate(self.rows.sources):
+            chosen = [row for _, each, row in self.positions if each == at]
+            for index, row in usable_rows(source, chosen):
+                if any(key := (getattr(row, "group", ""),) if number == 0 else row.texts):
+                    keys[0, at, index] = key
+                    members[key].append(self.place[0, at, index])
+        return {position: members[key] for position, key in keys.items()}
+
+    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
+        """Return the batches of the rows."""
+        return self.rows.eval_batches(batch_size, rank, world)
+
+    def __getitem__(self, position: Position) -> Sample:
+        sample = self.rows[position]
+        if sample.skipped:
+            return sample
+        if self.how == "image_only":
+            sample.ids_T = self.tokens("")
+        elif self.how == "noise":
+            sample.image = noise_like(sample.image, sample.name)
+        else:
+            sample.image = self._other(position, sample.image)
+        return sample
+
+    def _other(self, position: Position, image_CHW: Tensor) -> Tensor:
+        """Return the image of another row; the row's own if all are equal."""
+        lists: list[Sequence[int]] = [alike.get(position, ()) for alike in self.alike]
+        for places in (*lists, range(len(self.positions))):
+            here = places.index(self.place[position]) if places else 0
+            for step in range(min(MAX_OTHERS, len(places) - 1)):
+                other = self.rows[self.positions[places[(here + len(places) // 2 + step) % len(places)]]]
+                if not other.skipped and not torch.equal(other.image, image_CHW):
+                    return other.image
+        return image_CHW
+
+
+def noise_like(image_CHW: Tensor, name: str) -> Tensor:
+    """Return the pixels of an image in random order, which depends only on a name."""
+    rng = generator(EVAL_SEED, NOISE, hash_of(name.encode()) % 2**63)
+    order = torch.from_numpy(rng.permutation(image_CHW[0].numel()).astype(np.int64)).to(image_CHW.device)
+    return image_CHW.flatten(1)[:, order].view_as(image_CHW)

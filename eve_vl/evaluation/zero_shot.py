@@ -3,6 +3,7 @@
 Letters: B batch, R rows, C classes, P prompts, d width of features.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,13 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eve_vl.config import ClassificationConfig
 from eve_vl.data.batch import normalize, padded
-from eve_vl.data.records import find_generator
+from eve_vl.data.dataset import SampleSet
+from eve_vl.data.kinds.labels import LabeledRows
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.records import Source, find_generator, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.significance import Baseline
+from eve_vl.evaluation.evaluator import Baseline, Evaluated
+from eve_vl.evaluation.runner import AblatedRows, Run
 from eve_vl.metrics import classification as metrics
-from eve_vl.tasks.contrastive import ContrastTask
+from eve_vl.metrics import intervals
+from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.tasks.task import Task
+from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import expand_user, read_json
 
@@ -148,3 +156,59 @@ class ZeroShot:
         """Return 1 for each row whose best class is one of its labels, the share of right ones if several tie; float64 (R,)."""
         is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
         return (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
+
+
+def zero_shot(
+    run: Run,
+    prompts: str | Path | Mapping[str, Any],
+    sources: Sequence[Source[Any]],
+    num_samples: int,
+    *,
+    by: By = "mean",
+    skip_invalid: bool = False,
+    data: str = "the data",
+) -> Evaluated:
+    """Return the metrics of zero-shot classification of labelled images, next to chance, class priors and images of noise.
+
+    In float32; deterministic. prompts: see `read_prompts`; of built-in prompts only the classes of the data are used. data:
+    name of the sources in messages. Rows without labels are left out and counted. The classes, and whether a row may have
+    several, follow from all rows, whatever num_samples is. Raises UserError, also if prompts and data differ in classes.
+    """
+    texts, where = read_prompts(prompts)
+    scorer = ZeroShot(run.task, run.tokenizer, texts, by)  # before all rows are read: it refuses runs that cannot do this
+    kinds = {row.labels for source in sources for _, row in usable_rows(source)}
+    classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
+    if not classes:
+        raise UserError(f"{data}: no row has a label to compare with")
+    if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
+        texts = {name: given for name, given in texts.items() if name in classes}
+    check_classes(texts, classes, where, data)
+    scorer = ZeroShot(run.task, run.tokenizer, texts, by) if len(texts) < len(scorer.classes) else scorer
+    values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
+    config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
+    rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None
+    score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
+    if not labels:
+        raise UserError(f"{data}: none of the {num_unlabelled} rows looked at has a label to compare with; raise --samples")
+    of_noise_RC, *_ = _scored(run, scorer, AblatedRows(rows, "noise"), [] if skip_invalid else None)
+    given = [*labels.values()]
+    numbers, of_noise = (scorer.metrics(each_RC, given, several=several) for each_RC in (score_RC, of_noise_RC))
+    right_R, of_noise_R = (scorer.right(each_RC, given) for each_RC in (score_RC, of_noise_RC))
+    intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
+    numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
+    numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)
+    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)))
+
+
+def _scored(
+    run: Run, scorer: ZeroShot, rows: SampleSet, skipped: list[UserError] | None
+) -> tuple[np.ndarray, dict[str, tuple[str, ...]], int]:
+    """Return the scores of labelled rows (R, C), their labels by name, and the number of rows without labels."""
+    scores, labels, num_rows = [], {}, 0
+    with evaluation_batches(run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped) as batches:
+        for batch in batches:
+            known = [row for row, given in enumerate(batch.labels) if given]
+            scores.append(scorer.scores(batch.images_BCHW)[known])
+            labels |= {batch.names[row]: batch.labels[row] for row in known}
+            num_rows += len(batch.labels)
+    return np.concatenate(scores), labels, num_rows - len(labels)

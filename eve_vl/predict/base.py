@@ -12,8 +12,7 @@ from torch import Tensor
 
 from eve_vl.config import TaskConfig, define, kinds_of, subclasses
 from eve_vl.model.probes import mixtures
-from eve_vl.predict.expert_map import ExpertMap, expert_map
-from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap, word_positions
+from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, word_positions
 from eve_vl.predict.inputs import (
     GivenImage,
     ImageLike,
@@ -28,8 +27,6 @@ from eve_vl.predict.inputs import (
 )
 from eve_vl.predict.requests import Experts, Explain, Field, Request, fields_of
 from eve_vl.utils.errors import UserError
-
-MODULES = ("contrastive", "masked_signal", "classifiers")  # files of this package that define predictors
 
 
 class Predictor:
@@ -119,7 +116,7 @@ class Predictor:
 
 def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
     """Return the predictor of a task's section, or of the nearest section above it."""
-    for name in (*MODULES, section.name):
+    for name in ("predictors", section.name):
         define(__package__ or "", name)
     known = {vars(kind)["section"]: kind for kind in (Predictor, *subclasses(Predictor)) if "section" in vars(kind)}
     return next(known[above] for above in section.__mro__ if above in known)

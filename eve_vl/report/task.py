@@ -23,7 +23,7 @@ from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.probes import replace_submodules
 from eve_vl.predict.base import best_classes
-from eve_vl.predict.gradcam import Heatmap
+from eve_vl.predict.explain import Heatmap
 from eve_vl.report.charts import Curves, Loss, bar_chart
 from eve_vl.report.templating import Choice, Section, draw, percent
 from eve_vl.run.loading import LoadedRun

@@ -8,29 +8,29 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import Batch, normalize
+from eve_vl.data.batch import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.data.masking import MaskedImages, PairBatch
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks import hard_negatives
-from eve_vl.tasks.task import Routers, Task
+from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
-from eve_vl.train.collectives import gather_rows
+from eve_vl.train.collectives import gather_rows, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
-PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
-Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
+Pairs = tuple[Tokens, Tokens, Tensor]
+"""Images, texts, and bool: whether they match."""
 
 
 @contextlib.contextmanager
@@ -69,6 +69,112 @@ def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HardNegatives:
+    """Negative partners of the pairs of a micro-batch."""
+
+    partners: Batch
+    """An image for each text, and a text for each image; image and text of one row are no pair."""
+    is_match_2B: Tensor
+    """Bool: whether that image or that text matches after all, because there was no other."""
+
+
+def shares_key(keys_BK: Tensor, keys_CK: Tensor) -> Tensor:
+    """Return a bool matrix (B, C): the two rows share a key."""
+    return (keys_BK[:, None] == keys_CK).any(2)
+
+
+def global_row_index(x: Tensor) -> Tensor:
+    """Return the positions of this process's rows among the rows of all processes, int64 (B,)."""
+    return rank() * len(x) + torch.arange(len(x), device=x.device)
+
+
+def hard(image: Tokens, text: Tokens, is_match_BB: Tensor, similarity_BB: Tensor) -> Pairs:
+    """Return the true pairs, the texts with a hard wrong image, and the images with a hard wrong text."""
+    own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
+    wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
+    wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
+    images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
+    # negatives do not match, unless a batch shows one image only
+    return index_tokens(image, images), index_tokens(text, texts), is_match_BB[images, texts]
+
+
+def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
+    """Return the texts, half of them (rounded down) with their image, the others with a random wrong one (M3AE)."""
+    B, device = len(is_match_BB), is_match_BB.device
+    any_B = objectives.hard_negatives(torch.zeros(B, B, device=device), is_match_BB)
+    changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
+    images = own_B.index_copy(0, changed, any_B[changed])
+    return index_tokens(image, images), text, is_match_BB[images, own_B]
+
+
+def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> Pairs:
+    """Return each image with its own text and num - 1 different random ones (M3AE), texts that are true of it last.
+
+    The order is all images with their own texts, then all images with their second text, and so on.
+    """
+    own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
+    order_BB = torch.rand(is_match_BB.shape, device=own_B.device).masked_fill(is_match_BB, 2)
+    text_NB = order_BB.fill_diagonal_(-1).argsort(1)[:, :num].T
+    image_NB = own_B.expand_as(text_NB)
+    is_true_NB = is_match_BB[image_NB, text_NB]
+    return index_tokens(image, image_NB.flatten()), index_tokens(text, text_NB.flatten()), is_true_NB.flatten()
+
+
+def gather_hard_negatives(
+    batches: Sequence[PairBatch], image_Bd: Tensor, text_Bd: Tensor, keys_BK: Tensor, temperature: Tensor, L: int
+) -> list[HardNegatives]:
+    """Draw hard negative partners among the pairs of all micro-batches and processes, and fetch them.
+
+    image_Bd, text_Bd, keys_BK: of the micro-batches, concatenated. L: longest text in tokens. Each pair brings three random
+    numbers: the first orders all pairs, the others draw the partners. Partners are therefore the same on any number of
+    processes and micro-batches, except for rounding.
+    """
+    draws = [batch.draw_B3 for batch in batches if batch.draw_B3 is not None]
+    order_B, for_text_B, for_image_B = torch.cat(draws).unbind(1)
+    order_C = gather_rows(order_B).argsort()
+    place_B = order_C.argsort()[global_row_index(keys_BK)]
+    is_match_BC = shares_key(keys_BK, gather_rows(keys_BK)[order_C])
+
+    def drawn(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the drawn pairs of the other modality, and whether they match after all."""
+        similarity_BC = objectives.similarities(own_Bd, gather_rows(other_Bd)[order_C], temperature)
+        wrong_B = objectives.hard_negatives(similarity_BC, is_match_BC, draw_B, place_B)
+        return order_C[wrong_B], is_match_BC.gather(1, wrong_B[:, None])[:, 0]
+
+    image_B, is_true_image_B = drawn(text_Bd, image_Bd, for_text_B)
+    text_B, is_true_text_B = drawn(image_Bd, text_Bd, for_image_B)
+    images_BCHW = gather_rows(torch.cat([batch.images_BCHW for batch in batches]))[image_B]
+    ids_BL = gather_rows(torch.cat([F.pad(batch.ids_BT, (0, L - batch.ids_BT.shape[1])) for batch in batches]))[text_B]
+    length_B = gather_rows(torch.cat([(~batch.is_padding_BT).sum(1) for batch in batches]))[text_B]
+    sizes = [len(batch.ids_BT) for batch in batches]
+    all_rows = zip(*(x.split(sizes) for x in (images_BCHW, ids_BL, length_B, is_true_image_B, is_true_text_B)), strict=True)
+    found = []
+    for images, ids, lengths, *is_true in all_rows:
+        T, num_real = torch.stack([lengths.max(), lengths.sum()]).tolist()  # waits for the device, but saves it the padding
+        is_padding_BT = torch.arange(T, device=ids.device) >= lengths[:, None]
+        where = ("",) * len(ids)
+        partners = Batch(where=where, images_BCHW=images, ids_BT=ids[:, :T], is_padding_BT=is_padding_BT, num_real=num_real)
+        found.append(HardNegatives(partners=partners, is_match_2B=torch.stack(is_true)))
+    return found
+
+
+def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> Pairs:
+    """Return the same as `hard`, given the negative partners."""
+    B, both = len(batch.ids_BT), (batch, wrong.partners)
+    T = max(each.ids_BT.shape[1] for each in both)
+    ids, is_padding = (
+        torch.cat([F.pad(getattr(each, name), (0, T - each.ids_BT.shape[1]), value=fill) for each in both])
+        for name, fill in (("ids_BT", 0), ("is_padding_BT", True))
+    )
+    num_real = None if batch.num_real is None else batch.num_real + (wrong.partners.num_real or 0)
+    image, text = encoder.image(torch.cat([each.pixels() for each in both])), encoder.text(ids, is_padding, num_real)
+    own_B = torch.arange(B, device=ids.device)
+    images, texts = torch.cat([own_B, own_B + B, own_B]), torch.cat([own_B, own_B, own_B + B])
+    is_match = torch.cat([torch.ones_like(wrong.is_match_2B[0]), *wrong.is_match_2B])
+    return index_tokens(image, images), index_tokens(text, texts), is_match
+
+
+@dataclass(frozen=True, kw_only=True)
 class CachedContrast:
     """The losses of contrast over all micro-batches of a step, and their gradients by the features of one micro-batch."""
 
@@ -78,7 +184,7 @@ class CachedContrast:
     gradients: dict[str, tuple[Tensor, ...]]
     """By loss: its gradients by the features of images and of texts, (B, X, d), and by the temperatures."""
     terms: dict[str, Tensor]
-    wrong: hard_negatives.HardNegatives | None
+    wrong: HardNegatives | None
 
     def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
         """Return the losses over all micro-batches with the gradients of this one.
@@ -138,18 +244,18 @@ class Contrast(nn.Module):
                 similarity_BB = objectives.similarities(image_BXd[:, 0], text_BXd[:, 0], temperatures[0])
         if self.match_head is not None:
             if wrong is not None:
-                image, text, is_match = hard_negatives.add_negatives(encoder, batch, wrong)
+                image, text, is_match = add_negatives(encoder, batch, wrong)
             else:
                 image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
                 keys_BK = self._keys(batch)
-                is_match_BB = hard_negatives.shares_key(keys_BK, keys_BK)
+                is_match_BB = shares_key(keys_BK, keys_BK)
                 if self.num_ranked:
-                    image, text, is_match = hard_negatives.random_texts(image, text, is_match_BB, self.num_ranked)
+                    image, text, is_match = random_texts(image, text, is_match_BB, self.num_ranked)
                 elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
-                    image, text, is_match = hard_negatives.random_half(image, text, is_match_BB)
+                    image, text, is_match = random_half(image, text, is_match_BB)
                 else:
-                    image, text, is_match = hard_negatives.hard(image, text, is_match_BB, similarity_BB)
+                    image, text, is_match = hard(image, text, is_match_BB, similarity_BB)
             logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
             losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers
@@ -216,8 +322,8 @@ class Contrast(nn.Module):
             return objectives.semantic_targets(*label_states(label_BL, label_CL))
         keys_BK = torch.cat([self._keys(batch) for batch in batches])
         if self.settings.itc_targets == "diagonal":
-            keys_BK = hard_negatives.global_row_index(keys_BK)[:, None]
-        return objectives.even_targets(hard_negatives.shares_key(keys_BK, gather_rows(keys_BK)))
+            keys_BK = global_row_index(keys_BK)[:, None]
+        return objectives.even_targets(shares_key(keys_BK, gather_rows(keys_BK)))
 
     def _losses(
         self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
@@ -271,7 +377,7 @@ class Contrast(nn.Module):
 
     def _fetched(
         self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
-    ) -> Sequence[hard_negatives.HardNegatives | None]:
+    ) -> Sequence[HardNegatives | None]:
         """Return each micro-batch's negative partners from all micro-batches and processes; None if it uses its own."""
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
@@ -279,7 +385,7 @@ class Contrast(nn.Module):
         keys_BK = torch.cat([self._keys(batch) for batch in batches])
         with torch.no_grad():
             limit = encoder.sizes.text_length
-            return hard_negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
+            return gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics.
@@ -289,80 +395,3 @@ class Contrast(nn.Module):
         assert self.match_head is not None
         cls_BD, routers = encoder.cls(image, text, num_passes=num_passes)
         return self.match_head(cls_BD), routers
-
-
-class ContrastTask(Task[Settings]):
-    """A task with these heads: features that compare, and the probability of a match."""
-
-    contrast: Contrast
-    is_comparable = True
-
-    def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Compute contrast over all micro-batches of a step."""
-        micro_batches = super().before_step(micro_batches)
-        sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
-        return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of the features."""
-        return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
-
-    def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected state of an image or a text, float32 (B, d); without contrast the state."""
-        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
-        if not self.is_comparable:
-            return state_BD
-        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
-
-    def match(
-        self,
-        images_BCHW: Tensor,
-        ids_BT: Tensor,
-        is_padding_BT: Tensor | None,
-        pairs: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Routers]:
-        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers' statistics.
-
-        pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
-        """
-        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
-        if pairs is not None:
-            image, text = index_tokens(image, pairs[0]), index_tokens(text, pairs[1])
-        return self.contrast.match(self.encoder, image, text)
-
-    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
-        """Return the matching head's logits of each embedded image with each text, (I, N, 2)."""
-        num_images, num_texts = len(image.x_BND), len(ids_NT)
-        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
-        text = self.encoder.text(ids_NT, is_padding_NT)
-        pairs = ((index_tokens(image, part // num_texts), index_tokens(text, part % num_texts)) for part in rows)
-        logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
-        return torch.cat(logits).view(num_images, num_texts, 2)
-
-    @property
-    def orders_by_sum(self) -> bool:
-        """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
-        return getattr(self.settings, "rerank_by", "match") == "sum"
-
-    def pair_scores(
-        self,
-        images_BCHW: Tensor,
-        ids_BT: Tensor,
-        is_padding_BT: Tensor | None,
-        similarity_B: Tensor,
-        pairs: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Return the scores that re-ranking orders pairs by (task.rerank_by), float32 (B,).
-
-        similarity_B: products of their features. pairs: as in `match`.
-        """
-        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
-        return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
-
-    def routers(self, batch: Any) -> Routers:
-        """Return the routers' statistics of images, of texts and, with a matching head, of pairs."""
-        routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
-        if self.contrast.match_head is not None:
-            routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
-        return routers

@@ -1,18 +1,108 @@
-"""Image–text retrieval, trained by contrast and matching.
+"""Image–text retrieval, and pre-training by contrast and matching: tasks with both heads.
 
 A search compares features and re-ranks the best by the matching head; without contrast the matching head scores every pair.
+
+Letters: B batch, I images, N texts, T text tokens, D width, d width of features.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
+from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
+from eve_vl.data.masking import PairBatch
+from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
-from eve_vl.tasks.contrastive import Contrast, ContrastTask
-from eve_vl.tasks.task import Sizes
+from eve_vl.model.packing import Tokens
+from eve_vl.tasks.contrastive import Contrast
+from eve_vl.tasks.masked_signal import MaskedSignalTask
+from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train.trainer import StepOutput
+
+PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
+Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
+
+
+class ContrastTask(Task[Settings]):
+    """A task with these heads: features that compare, and the probability of a match."""
+
+    contrast: Contrast
+    is_comparable = True
+
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Compute contrast over all micro-batches of a step."""
+        micro_batches = super().before_step(micro_batches)
+        sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
+        return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
+
+    def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the projected state of an image or a text, float32 (B, d); without contrast the state."""
+        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        if not self.is_comparable:
+            return state_BD
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
+
+    def match(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Routers]:
+        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers' statistics.
+
+        pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
+        """
+        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        if pairs is not None:
+            image, text = index_tokens(image, pairs[0]), index_tokens(text, pairs[1])
+        return self.contrast.match(self.encoder, image, text)
+
+    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
+        """Return the matching head's logits of each embedded image with each text, (I, N, 2)."""
+        num_images, num_texts = len(image.x_BND), len(ids_NT)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
+        text = self.encoder.text(ids_NT, is_padding_NT)
+        pairs = ((index_tokens(image, part // num_texts), index_tokens(text, part % num_texts)) for part in rows)
+        logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
+        return torch.cat(logits).view(num_images, num_texts, 2)
+
+    @property
+    def orders_by_sum(self) -> bool:
+        """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
+        return getattr(self.settings, "rerank_by", "match") == "sum"
+
+    def pair_scores(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        similarity_B: Tensor,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the scores that re-ranking orders pairs by (task.rerank_by), float32 (B,).
+
+        similarity_B: products of their features. pairs: as in `match`.
+        """
+        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
+        return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
+
+    def routers(self, batch: Any) -> Routers:
+        """Return the routers' statistics of images, of texts and, with a matching head, of pairs."""
+        routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
+        if self.contrast.match_head is not None:
+            routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
+        return routers
 
 
 class Retrieval(ContrastTask[RetrievalConfig]):
@@ -41,3 +131,37 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
         losses, terms, routers = self.contrast(self.encoder, batch)
         return self.output(losses, routers, **terms)
+
+
+class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[ContrastMatchConfig]):
+    """Masked signals, features that compare, and a matching head."""
+
+    section = ContrastMatchConfig
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.contrast = Contrast(self.encoder, self.settings)
+        self.is_comparable = self.contrast.num_contrasts > 0
+        initialize(self, config.model)
+
+    def forward(self, batch: PairBatch) -> StepOutput:
+        """Return the weighted sum of the losses (weights: task.…_weight, the model's balance weight)."""
+        losses, terms, routers = self.masked_losses(batch)
+        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
+        return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
+
+    def as_task(self, name: str) -> Task[Any] | None:
+        """Return these weights as retrieval without any fine-tuning."""
+        if name != Retrieval.section.name or not (self.is_comparable or self.contrast.match_head is not None):
+            return None
+        weights = {weight: getattr(self.settings, weight) for weight in ("itc_weight", "itm_weight", "projection_dim")}
+        settings = RetrievalConfig(**weights, rerank=0)  # no validation has shown that re-ranking helps; --rerank sets it
+        with torch.device("meta"):
+            task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
+        task.encoder, task.contrast, task.is_validated = self.encoder, self.contrast, False
+        return task.eval()
+
+    def routers(self, batch: Any) -> Routers:
+        """Return the routers' statistics of all passes of a step; matching without wrong pairs."""
+        masks = self.settings.mim_weight or self.settings.mlm_weight
+        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)

@@ -13,8 +13,7 @@ from tyro.conf import Positional
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
-from eve_vl.evaluation.evaluator import Evaluator
-from eve_vl.evaluation.significance import Baseline
+from eve_vl.evaluation.evaluator import Baseline, Evaluator
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import BatchNormNoAffine, MLPHead

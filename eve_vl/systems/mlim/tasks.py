@@ -24,9 +24,8 @@ from eve_vl.data.batch import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import BatchByMask, MaskedImages, MaskedPairs, PairBatch
 from eve_vl.data.records import Record
-from eve_vl.evaluation.evaluator import ClassifierEvaluator, json_lines
+from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, json_lines
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
-from eve_vl.evaluation.significance import Baseline
 from eve_vl.interop.heads import ClassifierHeads
 from eve_vl.metrics import pairs as metrics
 from eve_vl.metrics.masked_signal import Sums
