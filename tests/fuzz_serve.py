@@ -33,7 +33,7 @@ from serving import BOMB, CALLS, SHOWN, png, sent
 from tiny_runs import TEXTS, tiny_run, write_run
 
 from eve_vl.eve import Eve
-from eve_vl.serve.limits import MB, Limits
+from eve_vl.serve import MB, Limits
 
 LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
 STATUSES = {200, 400, 401, 404, 405, 408, 411, 413, 415, 431, 503}

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from tiny_runs import TEXT, noise, tiny_run, write_run
 
 from eve_vl.cli import VERBS
+from eve_vl.cli.predict import call_verbs
 from eve_vl.eve import Eve
 from eve_vl.train.log import RunLog
 
@@ -34,7 +35,7 @@ def size(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("verb", USES)
 def test_help_has_an_example(eve, verb):
-    assert verb in VERBS
+    assert verb in {*VERBS, *call_verbs()}
     text = eve(verb, "--help").stdout
     assert f"eve {verb} RUN " in text
     assert "usage: eve" in text
@@ -183,7 +184,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("reconstruct", "masked", "0.png", "a", "--share", "2"), "share 2.0 is not in (0, 1)"),
         (("explain", "nlvr2", "0.png", "x"), "takes 2 images (1 given); give 2"),
         (("explain", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
-        (("explain", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
+        (("explain", "vqa", "0.png", "a circle", "--wrd", "star"), "Unrecognized options: --wrd, star; did you mean '--word'?"),
         (("encode", "vqa"), "nothing to encode"),
         *(
             (
@@ -194,7 +195,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         ),
         (("encode", "vqa", "0.png", "--format", "csv"), "have no effect without a folder or table; name one"),
         (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
-        (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
+        (("evaluate", "vqa", "vqa", "--rerank", 3), "Unrecognized options: --rerank, 3"),
         (("evaluate", "headless", "masked"), "no task 'headless'; choose from classification, contrast_match, masked_signal, "),
         (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),
         (

@@ -170,7 +170,7 @@ def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     assert "its encoder does not fit" in line and "--init-allow-missing" in line
     assert "its encoder does not fit" in complaint(eve(*start, "--model.embed-dim", 24))
     assert "the run keeps the tokenizer of --init" in complaint(eve(*start, "--tokenizer.vocab-size", 300))
-    assert "no flag '--task.rerank'" in complaint(eve(*start, "--task.rerank", 3))
+    assert "Unrecognized options: --task.rerank, 3" in complaint(eve(*start, "--task.rerank", 3))
     assert "rerank 16 needs the matching head" in complaint(
         eve("finetune", "scenes_retrieval", "--init", pretrained, "--task.itm-weight", 0)
     )

@@ -34,8 +34,7 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     second = ("pretrain", "vlmo_tiny_texts", "--init", "one", "--data.train", "words.txt", "--data.val", "held-out")
     done = eve(*second, "--out", "two", *FEW)
     assert done.returncode == 0, done.stderr
-    shape = "model.embed_dim 24 instead of 96, model.depth 2 instead of 4"
-    assert f"\none keeps its shape instead of that of vlmo_tiny_texts: {shape}\n" in done.stdout
+    assert "\none keeps its shape instead of that of vlmo_tiny_texts: 2 blocks, width 24, " in done.stdout
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one.keys() & two.keys():  # attention, networks and embedding of images are theirs to the bit
         learns = any(fnmatchcase(name, pattern) for pattern in (*LEARNS, "encoder.relative.text_bias"))

@@ -24,7 +24,6 @@ from test_train_best import train as train_guess
 from tiny_runs import tiny_run, write_run
 
 import eve_vl
-from eve_vl.cli import VERBS
 from eve_vl.eve import Eve
 from eve_vl.interop import ConvertArgs
 from eve_vl.interop.convert import import_weights, read_tensors
@@ -377,7 +376,7 @@ def test_an_error_of_the_system_is_one_line_only_where_the_user_can_mend_it(eve,
     def verb(_argv: Sequence[str]) -> None:
         raise error
 
-    monkeypatch.setitem(VERBS, "inspect", verb)
+    monkeypatch.setattr("eve_vl.cli.runs.run_inspect", verb)
     if message is None:
         with pytest.raises(type(error)):
             eve("inspect")

@@ -16,7 +16,7 @@ from PIL import Image
 from report_page import Page, assert_self_contained, tiny, trained
 from torch import Tensor
 
-from eve_vl.cli import VERBS
+from eve_vl.cli.train import run_finetune
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing, ImageRef
@@ -461,7 +461,7 @@ def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, 
         config = load_run(runs[task]).config
         words = shlex.split(command_line(config))
         assert words[:5] == ["eve", "finetune", f"scenes_{task}", "--init", str(pretrained)]
-        VERBS["finetune"](words[2:])
+        run_finetune(words[2:])
         assert given.pop() == config
         assert shlex.join(words) in html.unescape((runs[task] / "report.html").read_text())
 

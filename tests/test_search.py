@@ -212,8 +212,8 @@ def test_all_rows_about_an_image_count(eve, run, model, photos, tmp_path):
     assert (found({"who": "1"}), found({"who": "2"}), found({"who": "0"})) == ([old[2]], [old[0]], old)
     assert len(eve("search", "index", "red", "--where", "who=0", 'größe "1\\=1').stdout.splitlines()) == 1
     for words, message in (
-        (("who=1", "who=2"), "--where: 'who' is named twice"),
-        (("who=1", "--where", "x=2"), "--where: given 2 times; give it once, with all values after it"),
+        (("who=1", "who=2"), "--where: 'who=1 who=2' was given, expected COLUMN=VALUE, each column once"),
+        (("who=1", "--where", "x=2"), "--where: given 2 times; give it once, with all its values"),
     ):
         done = eve("search", "index", "red", "--where", *words)
         assert (done.returncode, message in done.stderr) == (2, True)
@@ -372,11 +372,14 @@ def test_mistakes(eve, run, model, photos, tmp_path):
             ("index", "--out", "lacking"),
             "images.f16: lacks features that the database lists; rebuild it: delete lacking",
         ),
-        (("serve", "--index", "moved"), "/nowhere/run: no such run, which made moved; name it: eve serve RUN --index moved"),
+        (
+            ("serve", "--index", "moved"),
+            "/nowhere/run: no such run, which made moved; name its new folder: --run RUN, or eve serve RUN --index INDEX",
+        ),
         (("serve", "index"), "index: is an index, not a run folder; name it with --index"),
         (("serve", "gone", "--index", "nothing"), "nothing: no such index"),
         (("serve", other, blind, "--index", "index"), f"than {other}"),
-        (("search", "moved", "red"), "/nowhere/run: no such run, which made moved; name it with --run"),
+        (("search", "moved", "red"), "/nowhere/run: no such run, which made moved; name its new folder: --run RUN"),
         (("search", "of_bad", "red"), "of_bad: is empty"),
         (("search", "of_blind", "red"), "images and texts of this run do not compare"),
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),

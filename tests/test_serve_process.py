@@ -19,9 +19,9 @@ from serving import (  # noqa: F401
     text_of,
 )
 
+from eve_vl.serve import MB, Limits
 from eve_vl.serve.app import application
 from eve_vl.serve.batching import Job
-from eve_vl.serve.limits import MB, Limits
 from eve_vl.serve.server import Server, listening, settings
 
 

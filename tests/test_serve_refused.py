@@ -32,10 +32,10 @@ from serving import (  # noqa: F401
 
 from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
+from eve_vl.serve import DECODERS, MB, Limits, RequestRefusedError
 from eve_vl.serve.admission import Room
 from eve_vl.serve.app import application
 from eve_vl.serve.batching import Job
-from eve_vl.serve.limits import DECODERS, MB, Limits, RequestRefusedError
 from eve_vl.serve.public_paths import distinct, without_paths
 from eve_vl.utils.errors import BadSampleError
 

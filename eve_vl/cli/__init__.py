@@ -5,18 +5,12 @@ import sys
 import typing
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from eve_vl import __version__
-from eve_vl.cli.common import HELP, fail, parse, print_line, print_list, run_completion
-from eve_vl.cli.convert import run_convert
-from eve_vl.cli.data import run_data_answers, run_data_check, run_data_write, run_tokenizer_train
-from eve_vl.cli.predict import call_verbs, run_encode
-from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
-from eve_vl.cli.search import run_index, run_search, run_try
-from eve_vl.cli.serve import run_app, run_serve
-from eve_vl.cli.train import run_bench, run_demo, run_finetune, run_pretrain
+from eve_vl.cli.common import HELP, fail, parse, print_line, print_list
 from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.config.plugins import load_file, load_named
 from eve_vl.utils.console import is_main
@@ -24,23 +18,16 @@ from eve_vl.utils.errors import SharedError, UserError, nearest
 from eve_vl.utils.runtime import keep_memory, yield_cores
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIPE: the reader of a pipe has gone
-
-
-def _named(*runs: Callable[[Any], None]) -> dict[str, Callable[[Any], None]]:
-    """Return verb → function: `data check` is `run_data_check`."""
-    return {run.__name__.removeprefix("run_").replace("_", " "): run for run in runs}
-
-
-VERBS = {
-    **_named(run_try, run_demo, run_pretrain, run_finetune, run_evaluate),
-    **call_verbs(),
-    **_named(
-        *(run_encode, run_index, run_search, run_serve, run_app),
-        *(run_data_check, run_data_answers, run_data_write, run_tokenizer_train, run_convert),
-        *(run_inspect, run_bench, run_report, run_export, run_completion),
-    ),
+FILES = {
+    "search": ("try", "index", "search", "serve", "app"),
+    "train": ("demo", "pretrain", "finetune", "bench"),
+    "runs": ("evaluate", "inspect", "report", "export", "convert"),
+    "data": ("data check", "data answers", "data write", "tokenizer train"),
+    "predict": ("encode",),
+    "common": ("completion",),
 }
-"""Verb → function of its parsed flags or, if its flags depend on the first word, of all words."""
+VERBS = {verb: file for file, verbs in FILES.items() for verb in verbs}
+"""Verb → file of this folder with its function, `run_data_check` for `data check`. Each call of a run is a verb too."""
 NOTE = """\
 eve help VERB and eve VERB --help describe a verb. --code FILE.py first loads tasks and readers of your own, with any verb."""
 
@@ -80,10 +67,10 @@ def _with_code_loaded(argv: list[str]) -> list[str]:
 def _dispatch(argv: list[str]) -> None:
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    verbs = VERBS | call_verbs()  # includes tasks loaded with --code
-    group = [name for name in verbs if " " in name and argv[:1] == name.split()[:1]]
+    group = [verb for verb in VERBS if " " in verb and argv[:1] == verb.split()[:1]]
     if not argv or argv[0] in HELP or (group and {*HELP} & {*argv[1:2]}):
-        print_list("usage: eve VERB …", {name: verbs[name].__doc__ or "" for name in group or verbs}, NOTE)
+        verbs = {verb: _find(verb) for verb in group or VERBS} | ({} if group else _calls())
+        print_list("usage: eve VERB …", {verb: run.__doc__ or "" for verb, run in verbs.items()}, NOTE)
         return
     if argv[0] == "--version":
         print_line(__version__)
@@ -91,13 +78,29 @@ def _dispatch(argv: list[str]) -> None:
     if group and len(argv) == 1:
         raise UserError(f"usage: eve {' | eve '.join(group)} …")
     num_words = 2 if group else 1
-    name, rest = " ".join(argv[:num_words]), argv[num_words:]
-    if name not in verbs:  # perhaps of a task in EVE_CODE or an installed package
+    verb, rest = " ".join(argv[:num_words]), argv[num_words:]
+    run, words = _find(verb), [*rest[1:], "--help"] if rest[:1] == ["help"] else rest
+    flags = typing.get_type_hints(run).get("args")
+    run(parse(flags, words, f"eve {verb}", run.__doc__) if flags else words)
+
+
+def _find(verb: str) -> Callable[[Any], None]:
+    """Return a verb's function. Raises UserError for an unknown verb.
+
+    It takes the parsed flags or, if these depend on the first word, all words.
+    Imports only the verb's own file: `eve pretrain` does without search and server.
+    """
+    if verb in VERBS:
+        return getattr(import_module(f"{__name__}.{VERBS[verb]}"), f"run_{verb.replace(' ', '_')}")
+    if verb not in _calls():  # perhaps of a task in EVE_CODE or an installed package
         load_named()
         all_kinds(TaskConfig, "tasks")
-        verbs |= call_verbs()
-    if name not in verbs:
-        raise UserError(f"no verb {nearest(name, verbs)} (a verb of your own task needs --code FILE.py)")
-    run, words = verbs[name], [*rest[1:], "--help"] if rest[:1] == ["help"] else rest
-    flags = typing.get_type_hints(run).get("args")
-    run(parse(flags, words, f"eve {name}", run.__doc__) if flags else words)
+    if verb not in _calls():
+        raise UserError(f"no verb {nearest(verb, [*VERBS, *_calls()])} (a verb of your own task needs --code FILE.py)")
+    return _calls()[verb]
+
+
+def _calls() -> dict[str, Callable[[Any], None]]:
+    from eve_vl.cli.predict import call_verbs
+
+    return call_verbs()

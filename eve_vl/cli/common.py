@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import sys
 import time
 import typing
@@ -20,11 +19,9 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from eve_vl import builtin
 from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import print_line, warn
-from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.errors import UserError
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -101,30 +98,29 @@ def with_own(cls: type[Args], own: type) -> type[Args]:
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
-    """Parse flags into a dataclass.
-
-    Raises UserError with the given and the expected value or, for an unknown flag, the nearest known one.
-    """
+    """Parse flags into a dataclass. Raises UserError in tyro's words, on one line."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    box, flags = io.StringIO(), flags_of(cls, default)
     if issubclass(cls, SourceArgs):  # also accept these flags as `eve pretrain` spells them
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     if default is None:  # a recipe's flag may come twice: scripts override their own flags
-        _refuse_repeated(flags, argv)
+        hints, given = typing.get_type_hints(cls), Counter(re.sub("=.*", "", word) for word in argv if word.startswith("--"))
+        for flag, number in given.items():
+            if number > 1 and typing.get_origin(hints.get(flag[2:].replace("-", "_"))) is tuple:  # tyro drops the first values
+                raise UserError(f"{flag}: given {number} times; give it once, with all its values")
         cls = _with_metavars(cls)
     try:
-        with contextlib.redirect_stderr(box):
-            args, unknown = tyro.cli(cls, args=[*argv], prog=prog, description=description, return_unknown_args=True, **kwargs)
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            args = tyro.cli(cls, args=[*argv], prog=prog, description=description, **kwargs)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise UserError(_one_line(box.getvalue(), cls, flags, argv, prog)) from None
-    if unknown:
-        flag = next((word for word in unknown if word.startswith("-")), None)
-        if flag is None:
-            raise UserError(f"unexpected argument {unknown[0]!r}")
-        name = re.sub(r"=.*", "", flag).replace("_", "-")
-        raise UserError(f"no flag {name!r}; {did_you_mean(name, [*flags, '--code'], 0.5) or f'{prog} --help lists them'}")
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
+        problem = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines)).rstrip(".")
+        hint = re.search(r"Perhaps you meant:\W+(--[\w.-]+)", box.getvalue())
+        near = f"; did you mean {hint[1]!r}?" if hint else ""
+        raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
+    if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
+        raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
     return args
 
 
@@ -139,59 +135,6 @@ def _with_metavars(cls: type[Args]) -> type[Args]:
             named = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
             fields.append((field.name, named, dataclasses.field(default=field.default)))
     return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)  # pyright: ignore
-
-
-def _refuse_repeated(flags: Mapping[str, Any], argv: Sequence[str]) -> None:
-    """Refuse a flag with several values given twice: tyro drops the first values."""
-    given = Counter(word.partition("=")[0].replace("_", "-") for word in argv)
-    for flag, hint in flags.items():
-        if given[flag] > 1 and ... in typing.get_args(hint):
-            raise UserError(f"{flag}: given {given[flag]} times; give it once, with all values after it: {flag} ONE OTHER")
-
-
-def _one_line(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str], prog: str) -> str:
-    """Return tyro's error as one line: the flag, its given value and the expected one."""
-    flag = next((word for word in re.findall(r"--[\w-]+(?:\.[\w-]+)*", box) if word in flags), None)
-    if flag is None:
-        hints = typing.get_type_hints(cls, include_extras=True)
-        marked = {name: typing.get_args(hint)[0] for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated}
-        usage = f"usage: {prog} {' '.join(marked).upper()} [flags]; given: {shlex.join(argv) or 'nothing'}"
-        chosen = (f"; {name.upper()}: {_expected(hint)}" for name, hint in marked.items() if typing.get_origin(hint) is Literal)
-        return usage + "".join(chosen)
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    after = words[[word.replace("_", "-") for word in words].index(flag) + 1 :]
-    given = " ".join(itertools.takewhile(lambda word: not word.startswith("--"), after))
-    value = repr(given) if given else "nothing"
-    return f"{flag}: expected {_expected(flags[flag])} ({value} given); {prog} --help lists all flags"
-
-
-def _expected(hint: Any) -> str:
-    """Return the values of a type in words."""
-    kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    if kind is Literal:
-        return f"one of {', '.join(parts)}"
-    if kind is tuple:
-        words = [_expected(part) for part in parts if part is not ...]
-        return ", ".join(words) + ", any number of times" * (... in parts)
-    return _expected(parts[0]) if parts else {float: "a number", int: "an integer", Path: "a path"}.get(hint, "a text")
-
-
-def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]:
-    """Return flag → type of a dataclass of arguments.
-
-    default: decides between the sections of a union.
-    """
-    flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
-    for field in (each for each in dataclasses.fields(cls) if each.init):
-        hint, value = hints[field.name], getattr(default, field.name, None)
-        section = type(value) if dataclasses.is_dataclass(value) else hint
-        if dataclasses.is_dataclass(section):
-            flags |= flags_of(section, value, "" if field.name == "config" else f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is not typing.Annotated:  # annotated ones are positional or fixed
-            flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
-            if hint is bool:
-                flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint
-    return flags
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -227,19 +170,3 @@ def fail(message: str, code: int) -> None:
         time.sleep(SECONDS_OF_GRACE)
     warn(message)
     sys.exit(code)
-
-
-def load_encoder(folder: Path, run: Path | None, device: str, *, fix: str = "name it with --run") -> Any:
-    """Return an `Eve` of `run`, by default of the run that made an index.
-
-    Raises UserError, which ends in `fix`.
-    """
-    from eve_vl.eve import Eve
-    from eve_vl.search.database import Database
-
-    if run is None:
-        folder = expand_user(folder)
-        run = Path(Database.open(folder).facts["run"])
-        if not builtin.located(run).exists():
-            raise UserError(f"{run}: no such run, which made {folder}; {fix}")
-    return Eve.load(run, device)

@@ -103,9 +103,7 @@ def run_data_check(args: CheckArgs) -> None:
 
 
 def run_data_answers(args: AnswersArgs) -> None:
-    """Write the answers of questions, the most frequent first: eve data answers PATH … [flags]."""
-    if not args.data:
-        raise UserError("usage: eve data answers PATH … [flags]; given no PATH")
+    """Write the answers of questions, most frequent first: eve data answers PATH …"""
     if args.min_count < 1:
         raise UserError(f"--min-count must be above 0, got {args.min_count}")
     check_writable(args.out)
@@ -116,9 +114,8 @@ def run_data_answers(args: AnswersArgs) -> None:
     sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
     answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), args.min_count)
     if not answers:
-        raise UserError(
-            f"{' '.join(args.data)}: no answer is given to {pluralize(args.min_count, 'question')}; lower --min-count"
-        )
+        few = pluralize(args.min_count, "question")
+        raise UserError(f"{' '.join(args.data)}: no answer is given to {few}; lower --min-count")
     write_json(args.out, answers)
     print_line(f"{args.out}: {pluralize(len(answers), 'answer')}")
 
@@ -129,19 +126,13 @@ def run_data_write(args: WriteArgs) -> None:
 
     with reporting_write_errors(args.folder):
         broken = write(args.generator, args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
-    if args.generator == "scenes":
-        print_line(f"{args.folder}: {pluralize(args.rows, 'row')} of scenes:test as {args.layout}")
-        return
     listed = f", {pluralize(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
-    print_line(
-        f"{args.folder}: phantoms as {args.layout}{listed}; they prove code and protocols, and say nothing about medicine"
-    )
+    note = "; they prove code and protocols, and say nothing about medicine" * (args.generator == "phantoms")
+    print_line(f"{args.folder}: {args.generator} as {args.layout}{listed}{note}")
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:
     """Train a byte-level BPE tokenizer on texts: eve tokenizer train PATH … [flags]."""
-    if not args.data:
-        raise UserError("usage: eve tokenizer train PATH … [flags]; given no PATH")
     check_writable(args.out)
     from eve_vl.run.training import train_tokenizer
 

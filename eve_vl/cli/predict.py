@@ -63,7 +63,7 @@ def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
 
 
 def call_flags(request: type[Request]) -> type[Any]:
-    """Return the flags of a call's verb: its request's fields, the run, and the files to write."""
+    """Return the flags of a call's verb: the request, the run, the files to write."""
     out: list[Any] = [("out", Path, dataclasses.field(default=Path(request.image_file)))] * bool(request.image_file)
     bases = (*[JsonArgs] * request.has_json, *[ImageArgs] * bool(request.image_file), request, DeviceArgs)
     return dataclasses.make_dataclass("CallArgs", out, bases=bases, frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _verb(request: type[Request]) -> Callable[[Sequence[str]], None]:
 
 
 def run_encode(args: EncodeArgs) -> None:
-    """Write features of images and texts to a file: eve encode RUN FOLDER|TABLE|IMAGE … --texts "TEXT" … --out f.npz."""
+    """Write features of images and texts to a file: eve encode RUN PATH … --out f.npz."""
     check_writable(args.out)
     if args.out.suffix.lower() not in FEATURE_FILES:
         raise UserError(f"{args.out}: cannot write features with the ending {args.out.suffix!r}; name it .npz or .safetensors")
@@ -157,7 +157,7 @@ def _write_images(path: Path, images: Sequence["np.ndarray"]) -> None:
 
 
 def _image_format(path: Path) -> str:
-    """Return the format of an image file by its ending. Raises UserError for an unknown one."""
+    """Return the format of an image file by its ending. Raises UserError."""
     from PIL import Image
 
     name = Image.registered_extensions().get(path.suffix.lower())

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional
@@ -24,7 +24,8 @@ from eve_vl.cli.common import (
 )
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, all_kinds
-from eve_vl.config.plugins import find_kind
+from eve_vl.config.plugins import find_kind, installed, load_installed
+from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import recipes
 from eve_vl.utils.errors import UserError, nearest
 
@@ -103,29 +104,25 @@ class ExportArgs(RunArgs):
 
 def run_evaluate(argv: Sequence[str]) -> None:
     """Measure a run on a task, on any data: eve evaluate TASK RUN [flags]."""
-    tasks = {name: kind for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers}
+    tasks = {name: kind.title for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers}
+    tasks |= {ZERO_SHOT: "classification with prompts, without training"}
     usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
-        titles = {name: kind.title for name, kind in tasks.items()} | {
-            ZERO_SHOT: "classification with prompts, without training"
-        }
-        print_list(usage, titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
+        print_list(usage, tasks, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"{usage}; tasks: {', '.join((*tasks, ZERO_SHOT))}")
+        raise UserError(f"{usage}; tasks: {', '.join(tasks)}")
     name = argv[0]
     if name == ZERO_SHOT:
         run_zero_shot(parse(ZeroShotArgs, argv[1:], f"eve evaluate {name}", run_zero_shot.__doc__))
         return
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:
-        if Path(name).is_dir():
-            raise UserError(f"{usage}; {name} is a folder, not a task; tasks: {', '.join((*tasks, ZERO_SHOT))}")
-        raise UserError(f"no task {nearest(name, (*tasks, ZERO_SHOT))} (your own task needs --code FILE.py)")
+        raise UserError(f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
-    own = (field.name for field in dataclasses.fields(kind.evaluation))
-    flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
+    own = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind.evaluation)}
+    flags = {flag: value for flag, value in own.items() if value is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.runner import evaluated, warnings
     from eve_vl.metrics.intervals import to_json
@@ -143,9 +140,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     rows = run.task.dataset.kind_of(run.config)
     sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data else None
     skip = args.skip_invalid or (sources is None and run.config.data.skips_invalid_val)
-    found = evaluated(
-        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_invalid=skip, ablations=args.ablations
-    )
+    options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
+    found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     numbers = found.numbers
     _print_numbers(numbers, [*found.notes, *warnings(run, numbers, sources)], run.evaluator.comparison(numbers))
     write_json(args.json, to_json(numbers))
@@ -205,8 +201,6 @@ def run_inspect(args: InspectArgs) -> None:
 def run_report(args: ReportArgs) -> None:
     """Write an HTML page about a run or a comparison of runs: eve report RUN|FOLDER …"""
     check_writable(args.out)
-    if not args.runs:
-        raise UserError("name run folders, or a folder of runs")
     from eve_vl.report.compare import find_runs, write_comparison
     from eve_vl.report.page import write_report
 
@@ -223,3 +217,21 @@ def run_export(args: ExportArgs) -> None:
     exported = export_run(args.run, args.folder, args.parts)
     Console(emoji=False).print(to_table(exported))
     write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})
+
+
+def run_convert(args: ConvertArgs) -> None:
+    """Turn published weights into a run folder, or a run back: eve convert SRC DST."""
+    from eve_vl.interop.convert import import_weights, read_tensors
+    from eve_vl.interop.published import EVE, export_published
+    from eve_vl.interop.vision import IMAGE_ENCODERS
+    from eve_vl.train import checkpoint
+
+    if builtin.located(args.source).is_dir():
+        checkpoint.chosen_checkpoint(args.source)  # first, since any folder may have been named
+        args.refuse_without_effect((), "a run folder")
+        check_writable(args.target)
+        print_line(f"{args.target}: {export_published(args.source, args.target)}")
+        return
+    registered = [load_installed("converters", name) for name in installed("converters")]
+    families = [*filter(None, registered), IMAGE_ENCODERS, EVE]  # EVE takes all and says what is missing
+    print_line(f"{args.target}: {import_weights(families, read_tensors(args.source), args)}")

@@ -1,8 +1,11 @@
-"""Commands that find images: try, index, search."""
+"""Verbs that find images and serve runs: try, index, search, serve, app."""
 
 import dataclasses
+import os
 import re
-from collections import Counter
+import sys
+import threading
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,8 @@ from typing import Any
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import SourceArgs, check_writable, load_encoder, print_line, write_json
-from eve_vl.cli.serve import AppArgs, check_server, run_app
+from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
+from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.safe_io import expand_user
@@ -83,9 +86,35 @@ class SearchArgs:
     """Also write a page of the results to this file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeArgs(Limits):
+    """Flags of `eve serve`."""
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run folders or checkpoints; default: the run that built the index."""
+    index: Path | None = None
+    """Index to search in."""
+    host: str = "127.0.0.1"
+    """Address to listen on; an address that other machines can reach needs a token."""
+    port: int = 8000
+    """Port to listen on; 0: a free port."""
+    token: str | None = None
+    """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
+    device: str = "auto"
+    """Device: cpu, cuda, cuda:1, mps, …; auto: cuda if available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppArgs(ServeArgs):
+    """Flags of `eve app`."""
+
+    browser: bool = True
+    """Open the page in the browser."""
+
+
 def run_try(args: TryArgs) -> None:
-    """Search the icons of the package, and images of your own, on a page in the browser: eve try [FOLDER …]."""
-    print_line("indexing the icons of the package" + (" and your images" if args.sources else ""))  # torch takes seconds
+    """Search the package's icons and your own images on a page: eve try [FOLDER …]."""
+    print_line("indexing the icons of the package" + " and your images" * bool(args.sources))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint, source_name
@@ -110,7 +139,7 @@ def run_try(args: TryArgs) -> None:
 
 
 def run_index(args: IndexArgs) -> None:
-    """Make or update an index of images to search in: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
+    """Make or update an index of images: eve index SOURCE … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
     if args.run is None and not expand_user(args.out).exists():
@@ -131,38 +160,117 @@ def _print_changes(folder: Path, index: Any) -> None:
         print_line(printable(f"without captions: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
-    same = (
-        f"{pluralize(counts['images'] - counts['distinct'], 'exact duplicate')}, {pluralize(counts['near'], 'near-duplicate')}"
-    )
-    print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}")
+    same = pluralize(counts["images"] - counts["distinct"], "exact duplicate")
+    near = pluralize(counts["near"], "near-duplicate")
+    print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}, {near}")
     if changes.broken:
         print_line(f"note: {pluralize(len(changes.broken), 'image')} could not be used")
 
 
 def run_search(args: SearchArgs) -> None:
-    """Find images or captions by a text, an image or both: eve search INDEX "a red car" --image FILE --without "TEXT"."""
+    """Find images or captions by text or image: eve search INDEX "TEXT" --image FILE."""
     check_writable(args.json, args.html)
-    pairs = [text.partition("=") for text in args.where]
-    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
-        raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
-    if twice := [name for name, times in Counter(name for name, *_ in pairs).items() if times > 1]:
-        raise UserError(f"--where: {twice[0]!r} is named twice, and no row has two values of a column; name it once")
+    where = {name: value for name, equals, value in (text.partition("=") for text in args.where) if name and equals}
+    if len(where) < len(args.where):
+        raise UserError(f"--where: {' '.join(args.where)!r} was given, expected COLUMN=VALUE, each column once")
     from eve_vl.search.index import Index
 
     index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
-    options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
-    where = {name: value for name, _, value in pairs}
-    hits = index.search(args.query, **options, rerank=args.rerank, folder=args.folder, where=where)
+    own: dict[str, Any] = {name: getattr(args, name) for name in ("image", "without", "top", "rerank", "folder")}
+    hits = index.search(args.query, captions=args.caption, where=where, **own)
     for hit in hits:
-        others = "; ".join(hit.images[:1] if args.caption else hit.captions)
-        print_line(
-            printable(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others))
+        score, others = (
+            hit.score if hit.match is None else hit.match,
+            "; ".join(hit.images[:1] if args.caption else hit.captions),
         )
+        print_line(printable(f"{score:7.3f}  {hit.name}  {others}".rstrip()))
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.page import write_results
 
-        title = " ".join(
-            filter(None, (args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"))
-        )
-        print_line(f"page: {write_results(args.html, title, index, hits)}")
+        title = [args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"]
+        print_line(f"page: {write_results(args.html, ' '.join(filter(None, title)), index, hits)}")
+
+
+def run_serve(args: ServeArgs) -> None:
+    """Serve runs and an index as JSON over HTTP: eve serve RUN … --index INDEX."""
+    token = check_server(args)
+    from eve_vl.serve.app import application
+    from eve_vl.serve.server import page_files, serve
+
+    runs, index = load_served(args.runs, args.index, args.device)
+    is_app = isinstance(args, AppArgs)
+    app = application(runs, index, args, token=token, page=page_files() if is_app else None)
+    serve(app, args.host, args.port, opened=open_browser if is_app and args.browser else lambda _: None)
+
+
+def run_app(args: AppArgs) -> None:
+    """Search images and try runs on a page: eve app RUN … --index INDEX."""
+    run_serve(args)
+
+
+def check_server(args: ServeArgs) -> str | None:
+    """Return the token.
+
+    Raises UserError, before long work, if a library, the token or the port is missing.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'eve-vl[serve]'") from None
+    from eve_vl.serve.admission import is_loopback
+    from eve_vl.serve.server import listening
+
+    token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
+    if token == "":
+        name = "EVE_TOKEN" if args.token is None else "--token"
+        raise UserError(f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine only")
+    if token is None and not is_loopback(args.host):
+        raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise UserError("--token: a header cannot carry it; use ASCII letters without spaces at the ends")
+    listening(args.host, args.port).close()
+    return token
+
+
+def open_browser(address: str) -> None:
+    """Open a page in the browser if there is a screen, without waiting for it."""
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tuple[list[Any], Any]:
+    """Return the runs, and the index of one of them if one is named. Raises UserError."""
+    from eve_vl.eve import Eve
+    from eve_vl.search.database import DATABASE, Database
+    from eve_vl.search.index import Index
+
+    for path in paths:
+        if (expand_user(path) / DATABASE).is_file():
+            raise UserError(f"{path}: is an index, not a run folder; name it with --index")
+    if folder is None:
+        if not paths:
+            raise UserError("name run folders to serve, or an --index")
+        return [Eve.load(path, device) for path in paths], None
+    store = Database.open(expand_user(folder))  # before runs are loaded, which is slow
+    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device)]
+    own = [eve for eve in runs if store.is_of(eve.run)]
+    store.check((own or runs)[0].run)
+    return runs, Index(store, own[0])
+
+
+def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
+    """Return an `Eve` of a run, by default of the index's own. Raises UserError."""
+    from eve_vl.eve import Eve
+    from eve_vl.search.database import Database
+
+    if run is None:
+        folder = expand_user(folder)
+        run = Path(Database.open(folder).facts["run"])
+        if not builtin.located(run).exists():
+            raise UserError(
+                f"{run}: no such run, which made {folder}; name its new folder: --run RUN, or eve serve RUN --index INDEX"
+            )
+    return Eve.load(run, device)

@@ -23,12 +23,6 @@ FIRST = {
     "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",
     "finetune": "demo_retrieval to search your own images, demo_vqa for questions about them, vqa for the paper's size",
 }
-# Fields that describe the size of a run
-SHAPE = [
-    *("model.embed_dim", "model.depth", "model.image_depth", "model.text_depth", "model.fusion_depth", "model.num_heads"),
-    *("model.mlp_ratio", "model.num_deep_blocks", "model.num_experts"),
-    *("input.image_size", "input.patch_size", "input.text_length"),
-]
 BENCHED = "demo"  # default recipe of eve bench
 UNUSED_IN_BENCH = [
     *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
@@ -74,7 +68,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
     if start is not None:  # its weights need its shape
         _require_same_system(recipe, start, argv)
         own, recipe = recipe, _in_its_shape(recipe, start, argv)
-        _note_shape(own, recipe, argv)
+        if (shown := f"{recipe.model}, {recipe.input.image_size}² pixels") != f"{own.model}, {own.input.image_size}² pixels":
+            print_line(f"{_named(argv).init} keeps its shape instead of that of {own.recipe}: {shown}")
     _train("pretrain", argv, make.__doc__, recipe, start)
 
 
@@ -151,7 +146,6 @@ def _named(argv: Sequence[str]) -> Namespace:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--init", nargs="?", type=Path)
     parser.add_argument("--out", nargs="?", type=Path)
-    parser.add_argument("--data.train", nargs="*", dest="train")
     return parser.parse_known_args(argv)[0]
 
 
@@ -197,16 +191,6 @@ def _in_its_shape(recipe: Config, start: Config, argv: Sequence[str]) -> Config:
         return replace(recipe, input=sizes, model=replace(start.model, **values), tokenizer=tokenizer)
 
 
-def _note_shape(recipe: Config, shaped: Config, argv: Sequence[str]) -> None:
-    """Print which sizes of the recipe the --init run replaces, unless flags set them."""
-    ours, theirs, given = flat(to_dict(recipe)), flat(to_dict(shaped)), _given(argv)
-    unused = {f"model.{field}" for fields in shaped.model.unused_fields().values() for field in fields.split()}
-    names = [name for name in SHAPE if name not in unused and _flag(name) not in given]
-    differ = [f"{name} {theirs[name]} instead of {ours[name]}" for name in names if theirs.get(name) != ours.get(name)]
-    if differ:
-        print_line(f"{_named(argv).init} keeps its shape instead of that of {recipe.recipe}: {', '.join(differ)}")
-
-
 def _given(argv: Sequence[str]) -> set[str]:
     """Return the given flags, as `_flag` spells them."""
     return {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
@@ -221,22 +205,14 @@ def _flag(field: str, value: object = None) -> str:
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:
-    try:
-        args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
-    except UserError:
-        from eve_vl.data.readers import expand, parse_spec
-
-        for spec in _named(argv).train or ():  # report missing data before other mistakes
-            if not generated(spec):
-                expand(parse_spec(spec).path)
-        raise
+    args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     config = args.config
     if config.init is not None and config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out")
     _refuse_unused(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
-    if start is not None and _named(argv).train is None:
+    if start is not None and "--data.train" not in _given(argv):
         _confirm_data(config, start)
     from eve_vl.run.training import train
 

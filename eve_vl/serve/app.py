@@ -25,10 +25,10 @@ from starlette.responses import JSONResponse, Response
 from eve_vl import __version__
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
+from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Room, answer_of
 from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import BOUNDS, Endpoint, Search, as_json, encoded, served_calls
-from eve_vl.serve.limits import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
 from eve_vl.serve.public_paths import PublicIndex, distinct, without_paths
 from eve_vl.serve.server import OWN_PAGES, add_page
 from eve_vl.synthetic.phantoms import source_note

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from eve_vl.serve.limits import Limits
+from eve_vl.serve import Limits
 
 
 @dataclass(kw_only=True, eq=False)

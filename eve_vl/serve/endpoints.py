@@ -29,8 +29,8 @@ from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import Images, Request, Texts, fields_of
 from eve_vl.search.query import shrunk
+from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
 from eve_vl.serve.batching import Job
-from eve_vl.serve.limits import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
 from eve_vl.utils.errors import UserError, nearest
 
 SHOWN_SIDE = 512  # pixels of images that are returned

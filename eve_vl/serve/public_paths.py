@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.search.index import Hit, Index
-from eve_vl.serve.limits import RequestRefusedError
+from eve_vl.serve import RequestRefusedError
 from eve_vl.utils.errors import nearest
 
 WORD = r"[^\s/:;,'\"()]+"
