@@ -12,7 +12,8 @@ from PIL import Image
 
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
-from eve_vl.data.readers import guess_kind, medical, open_source
+from eve_vl.data.readers import guess_kind, open_source
+from eve_vl.data.readers.medical_rows import print_once
 from eve_vl.synthetic.phantoms import NO_MEDICINE, PhantomPairs, PhantomQuestions, source_note
 from eve_vl.synthetic.phantoms.panels import KINDS, LABELS, sample_panel
 from eve_vl.synthetic.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
@@ -76,8 +77,8 @@ def problems(source: Any) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_said(monkeypatch):
-    monkeypatch.setattr(medical, "_shown", set())
+def forget_printed_lines():
+    print_once.cache_clear()
 
 
 # By hand

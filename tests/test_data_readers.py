@@ -197,7 +197,7 @@ def test_csv_broken_rows(root: Path):
     assert len(source) == 5
 
 
-@pytest.mark.parametrize(("text", "problem"), [("", "no header line"), ("image,caption\n", "a header but no rows")])
+@pytest.mark.parametrize(("text", "problem"), [("", "no header line"), ("image,caption\n", "t.csv: holds no rows")])
 def test_csv_empty(tmp_path: Path, text: str, problem: str):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=problem):

@@ -59,7 +59,7 @@ def test_parquet_shards_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         part = COLORS[3 * shard : 3 * shard + 3]
         table = pa.table({"image": [encoded_card(c) for c in part], "caption": [f"a {c} card" for c in part]})
         pq.write_table(table, tmp_path / f"t-{shard:02}.parquet", row_group_size=2)
-    monkeypatch.setattr("eve_vl.data.readers.parquet.CACHE_BYTES", 1)
+    monkeypatch.setattr("eve_vl.data.readers.tables.CACHE_BYTES", 1)
     source = open_source(tmp_path / "t-{00..01}.parquet")
     assert_colors(source)
     assert [row.where for row in rows_of(source)][2:4] == ["t-00.parquet row 3", "t-01.parquet row 1"]
@@ -162,7 +162,7 @@ def test_tar_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.Monke
     saved = tmp_path / "x.tar.index"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.tar", "x.tar.index"]
     with monkeypatch.context() as context:
-        context.setattr("eve_vl.data.readers.webdataset._scan", None)  # not needed any more
+        context.setattr("eve_vl.data.readers.image_files._scan", None)  # not needed any more
         assert_as_webdataset(open_source(path), [path])
     saved.write_bytes(saved.read_bytes()[:100])
     assert_as_webdataset(open_source(path), [path])

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 PACKAGE = {
     "made_up.py": '''
 from dataclasses import dataclass, replace
-from eve_vl.data.readers.text_tables import TextTable
+from eve_vl.data.readers.tables import TextTable
 from eve_vl.recipes import get_recipe
 class Haiku(TextTable):
     name = "haiku"

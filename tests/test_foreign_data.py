@@ -24,9 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eve_vl.data import fields as common
 from eve_vl.data import transforms
-from eve_vl.data.readers import folder, guess_kind, open_source, text_tables
+from eve_vl.data.readers import guess_kind, image_files, open_source, tables
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.transforms import decode
 from eve_vl.data.validate import check_source
@@ -105,7 +104,7 @@ def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
 # Texts
 
 
-@pytest.mark.parametrize("caption", ["\0\x01\x1b", "\u200b\u200d\ufeff", "\u2060 \u00ad", "\u2800\u3164", ["\x7f", "\u202e"]])
+@pytest.mark.parametrize("caption", ["\0\x01\x1b", "\u200b\u200d\ufeff", "\u2060 \u00ad", ["\x7f", "\u202e"]])
 def test_a_caption_without_a_visible_letter_is_empty(root: Path, caption):
     source = open_source(write_jsonl(root / "t.jsonl", [GOOD, GOOD | {"caption": caption}]))
     assert reason(source, 1) == "t.jsonl:2: caption is empty"
@@ -129,7 +128,7 @@ def test_a_table_that_is_no_text_or_too_deep(root: Path):
 
 
 def test_lines_without_an_end(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(common, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(tables, "MAX_TEXT_BYTES", 1000)
     long = json.dumps(GOOD | {"x": "x" * 5000})
     (root / "t.jsonl").write_text(f"{json.dumps(GOOD)}\n\n{long}\n{json.dumps(GOOD)}")
     source = open_source(root / "t.jsonl")
@@ -155,7 +154,7 @@ def test_csv_of_odd_fields(root: Path):
 
 
 def test_a_bomb_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(text_tables, "MAX_UNPACKED_BYTES", 10**6)
+    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 10**6)
     (tmp_path / "t.txt.gz").write_bytes(gzip.compress(b"a text\n" * 10**6))
     with pytest.raises(UserError, match=r"t.txt.gz: has more than 0 MB when unpacked; unpack it first"):
         open_source(tmp_path / "t.txt.gz", kind="texts")
@@ -522,7 +521,7 @@ def test_any_bytes_are_an_error_for_people(root: Path, name: str):
 
 
 def test_any_name_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folder, "_walk", lambda _: iter(()))  # the root's would be all that there is
+    monkeypatch.setattr(image_files, "_walk", lambda _: iter(()))  # the root's would be all that there is
 
     @settings(max_examples=50, derandomize=True, deadline=None, database=None)
     @given(name=st.text(max_size=300) | st.text(st.sampled_from("./~\0\ud800a{}0#+"), max_size=20))

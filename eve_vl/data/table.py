@@ -1,58 +1,233 @@
-"""Tables: an on-disk form yields plain fields by row, the columns of a kind make a typed record of them."""
+"""Tables: a form on disk yields the fields of each row, the columns of a kind turn them into a typed record."""
 
-import json
+import contextlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from eve_vl.data import fields as cells
-from eve_vl.data.fields import Fields, PackedStrings
-from eve_vl.data.records import ImageFile, ImageRef
-from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
-from eve_vl.utils.safe_io import parse_json
+import numpy as np
 
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef
+from eve_vl.utils import safe_io
+from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
+TEXT_COLUMNS = ("caption", "captions", "text", "title")
+MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
+MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 NUM_PROBED = 16  # rows read on opening, to catch a wrong column or image root before a run starts
+Fields = Mapping[str, object]
+NamedRow = tuple[str, Fields | str]
+"""Name of a row, and its fields or the reason why it has none."""
+
+# Values of fields
+
+
+def where_row(path: Path, index: int) -> str:
+    """Name row `index` of a file whose rows are not lines, counted from 1: `train.parquet row 17`."""
+    return f"{path.name} row {index + 1}"
+
+
+def first_of(fields: Fields, names: Sequence[str]) -> object:
+    """Return the first of the fields `names` that is not missing, null or blank, else None."""
+    present = (value for value in map(fields.get, names) if value is not None)
+    return next((value for value in present if not isinstance(value, str) or value.strip()), None)
+
+
+def field(row: Fields, name: str, where: str) -> object:
+    """Return `row[name]`. Raises BadSampleError that lists the fields."""
+    if name not in row:
+        raise BadSampleError(where, no_field(row, name))
+    return row[name]
+
+
+def no_field(row: Fields, name: str) -> str:
+    """Return the message of a row without a needed field."""
+    return f"no field '{name}' (fields: {', '.join(map(str, row)) or 'none'})"
+
+
+def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | str:
+    """Return the first of the fields `names`, else the row number. Raises BadSampleError."""
+    value = first_of(fields, names)
+    if value is None:
+        return row
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise BadSampleError(where, f"{names[0]} is {type(value).__name__}, expected a whole number or text")
+    return _valid_unicode(value, names[0], where) if isinstance(value, str) else value
+
+
+def image_ref(value: object, root: Path, where: str) -> ImageRef:
+    """Return the image of a field: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
+    if isinstance(value, ImageRef):
+        return value
+    if isinstance(value, dict):  # bytes if the image is embedded, otherwise the path
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    return ImageBytes(data=value) if isinstance(value, bytes) else _image_file(value, root, where)
+
+
+def _image_file(value: object, root: Path, where: str) -> ImageFile:
+    """Return the image at path `value`, relative to the absolute folder `root`.
+
+    Raises BadSampleError if it is no path or leaves `root`. The check reads no disk: links are the owner's choice,
+    `..` and absolute paths in a downloaded table are not.
+    """
+    if not isinstance(value, str):
+        raise BadSampleError(where, "image is " + ("missing" if value is None else f"{type(value).__name__}, expected a path"))
+    if not value.strip():
+        raise BadSampleError(where, "image path is empty")
+    if value.startswith(("http://", "https://")):
+        raise BadSampleError(where, f"image is a web address ({value[:80]}); download the images first")
+    path = Path(os.path.normpath(root / value))
+    if not path.is_relative_to(root):
+        raise BadSampleError(where, f"image path '{value}' leaves {root}; name the images' folder: --data.image-root")
+    return ImageFile(path=path)
+
+
+def find_image(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
+    """Return image `name` from the first of `folders` below `root` that has it. Raises BadSampleError."""
+    for folder in folders:
+        image = _image_file(str(Path(folder) / name), root, where)
+        if is_file(image.path):
+            return image
+    inside = ", ".join(filter(None, folders))
+    places = f"{root} or in its {inside}" if inside else f"{root}"
+    raise BadSampleError(where, f"no image {name} in {places}; name their folder: --data.image-root")
+
+
+def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
+    """Return the texts of a field, one text or a list: stripped, without those that show nothing; none if it is null.
+
+    name: what messages call the field. Raises BadSampleError if one is not text or has more than MAX_CAPTION_WORDS words.
+    """
+    kept = []
+    for text in value if isinstance(value, list) else [] if value is None else [value]:
+        if not isinstance(text, str):
+            raise BadSampleError(where, f"{name} is {type(text).__name__}, expected text")
+        num_words = len(text.split())
+        if num_words > MAX_CAPTION_WORDS:
+            raise BadSampleError(where, f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
+        if any(letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name, where)):
+            kept.append(text.strip())
+    return tuple(kept)
+
+
+def _valid_unicode(text: str, name: str, where: str) -> str:
+    """Return a text that UTF-8 can encode. Raises BadSampleError, e.g. for JSON that was cut within an emoji's escape."""
+    if not safe_io.is_text(text):
+        raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
+    return text
+
+
+def to_some_texts(value: object, name: str, where: str) -> tuple[str, ...]:
+    """Return the texts of a field, at least one. Raises BadSampleError."""
+    texts = to_texts(value, name, where)
+    if not texts:
+        raise BadSampleError(where, f"{name} is {'missing' if value is None else 'empty'}")
+    return texts
+
+
+def to_text(value: object, name: str, where: str) -> str:
+    """Return the text of a field, neither missing nor blank. Raises BadSampleError."""
+    if isinstance(value, list):
+        raise BadSampleError(where, f"{name} is list, expected text")
+    return to_some_texts(value, name, where)[0]
+
+
+@contextlib.contextmanager
+def one_row(where: str, file: str = "") -> Iterator[None]:
+    """Turn read errors of one row into a BadSampleError. file: the faulty file, if `where` does not name it."""
+    try:
+        yield
+    except OSError as error:
+        raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadSampleError(where, f"{file}: {error}" if file else str(error)) from None
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Return UTF-8 text without its byte order mark. Raises BadSampleError."""
+    with one_row(where):
+        return safe_io.decode_text(data)
+
+
+def parse_object(data: bytes, where: str) -> dict[str, object]:
+    """Return one JSON object. Raises BadSampleError."""
+    with one_row(where):
+        return safe_io.require_type(safe_io.parse_json(data.rstrip()), dict)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether an ordinary file exists; False for a name that cannot be one, e.g. one too long."""
+    return os.path.isfile(path)  # noqa: PTH113 (pathlib raises for some of these)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStrings:
+    """An immutable list of texts in two arrays: `blob` (uint8, all UTF-8 bytes) and `ends` (int64, starting with 0).
+
+    Forked loader workers would copy millions of Python strings page by page, because reference counts change. Two
+    arrays stay shared.
+    """
+
+    blob: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def pack(cls, strings: Iterable[str]) -> "PackedStrings":
+        """Pack texts, consuming `strings` once."""
+        ends, blob = array("q", [0]), bytearray()
+        for string in strings:
+            blob += string.encode("utf-8", "surrogatepass")
+            ends.append(len(blob))
+        return cls(np.frombuffer(bytes(blob), dtype=np.uint8), np.array(ends, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return self.blob[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")
+
+
+# Columns and tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowColumns(ABC):
-    """The columns that rows of one kind need, and how they become a record. Each kind is a subclass.
-
-    images: columns of images, required. texts: the column of the text, if the kind has one, required.
-    labels: columns of answers or labels; the first that a row has counts. folders: where to find images given by file
-    name only; empty if the column holds whole paths.
-    """
+    """The columns that rows of one kind need, and how they become a record. Each kind is a subclass."""
 
     DESCRIPTION: ClassVar[str]
     """What people call these rows."""
     TEXT_ROLE: ClassVar[str] = "text"
     USUAL: ClassVar[Mapping[str, tuple[str, ...]]]
     """Usual names of the columns for image, text and label, as far as the kind has them."""
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("label",)
+    """Those of USUAL that a table may lack."""
     OTHERS: ClassVar[tuple[str, ...]] = ()
     """Further columns that are read."""
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
     labels: tuple[str, ...]
+    """Columns of answers or labels; the first that a row has counts."""
     folders: tuple[str, ...] = ()
+    """Where to find images given by file name only; empty if the column holds whole paths."""
+    optional: tuple[str, ...] = ()
+    """Columns that a row may lack, further ones among them."""
 
     @property
     def required(self) -> tuple[str, ...]:
         """Columns that every row must have."""
-        return (*self.images, *self.texts)
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Columns that a row may lack."""
-        return ()
+        return tuple(name for name in (*self.images, *self.texts) if name not in self.optional)
 
     @property
     def used(self) -> tuple[str, ...]:
         """All columns that are read."""
-        return (*self.required, *self.labels, *self.OTHERS)
+        return (*self.required, *self.labels, *self.OTHERS, *self.optional)
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -75,10 +250,9 @@ class RowColumns(ABC):
     def pick_some(cls, table: "Table", option: str, given: str | None) -> tuple[str, ...]:
         """Pick the columns for image, text or label. Raises UserError."""
         usual = cls.USUAL[option]
-        if option == "label" and given is None:
-            return usual
-        role = cls.TEXT_ROLE if option == "text" else option
-        return (table.column(given, usual, role, option),)
+        if given is None and option in cls.OPTIONAL:
+            return usual if option == "label" else tuple(name for name in usual if name in table.names)[:1]
+        return (table.column(given, usual, cls.TEXT_ROLE if option == "text" else option, option),)
 
     @abstractmethod
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Any:
@@ -86,18 +260,12 @@ class RowColumns(ABC):
 
     def image(self, fields: Fields, root: Path, where: str) -> ImageRef:
         """Return the image of a row. Raises BadSampleError."""
-        value = cells.field(fields, self.images[0], where)
-        if self.folders:
-            return cells.find_image(str(value), root, self.folders, where)
-        return cells.image_ref(value, root, where)
-
-    def text(self, fields: Fields, where: str) -> str:
-        """Return the text of a row. Raises BadSampleError."""
-        return cells.to_text(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        value = field(fields, self.images[0], where)
+        return find_image(str(value), root, self.folders, where) if self.folders else image_ref(value, root, where)
 
 
 class Table(ABC):
-    """One on-disk form. Opening it tells the columns; `select` must be called before the first row is read."""
+    """One form on disk. Opening it finds the columns; `select` must be called before the first row is read."""
 
     path: Path
     names: Sequence[str]
@@ -145,13 +313,13 @@ class Table(ABC):
     def column(self, given: str | None, usual: Sequence[str], role: str, option: str) -> str:
         """Return the column `given`, or by default the first usual one.
 
-        `role` is its purpose, `option` its name on the command line. Raises UserError that lists the columns.
+        role: its purpose. option: its name on the command line. Raises UserError that lists the columns.
         """
-        found = next((name for name in (usual if given is None else [given]) if name in self.names), None)
-        if found is not None:
-            return found
-        hints = [did_you_mean(name, self.names) for name in (usual if given is None else [given])]
-        hint = "".join(f" ({hint})" for hint in [*filter(None, hints)][:1])
+        candidates = usual if given is None else [given]
+        for name in candidates:
+            if name in self.names:
+                return name
+        hint = next((f" ({hint})" for hint in (did_you_mean(name, self.names) for name in candidates) if hint), "")
         problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
         problem = problem if given is None else f"it has no column {given!r}"
         raise self.lacks(problem + hint, f"Name one with --data.{option}-column")
@@ -167,9 +335,7 @@ class TableSource:
     def __init__(self, table: Table, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True):
         """Select the columns. must_be_usable: raise UserError if none of the first rows is usable."""
         table.select(columns)
-        self._table = table
-        self._columns = columns
-        self._root = image_root
+        self._table, self._columns, self._root = table, columns, image_root
         problems = []
         for index in range(min(len(self), NUM_PROBED) if must_be_usable else 0):
             try:
@@ -177,7 +343,7 @@ class TableSource:
             except BadSampleError as error:
                 problems.append(error)
                 continue
-            missing = [image.path for image in images if isinstance(image, ImageFile) and not cells.is_file(image.path)]
+            missing = [image.path for image in images if isinstance(image, ImageFile) and not is_file(image.path)]
             if not missing:
                 return
             problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
@@ -209,34 +375,3 @@ class TableSource:
         where = printable(self._table.where(index))
         fields = self._table.fields(index, where)
         return self._columns.record(fields, root=self.root(index), where=where, row=index)
-
-
-class PackedTable(Table):
-    """A form that is read as a whole; some columns are kept, in memory of about the size of their text."""
-
-    def pack(self, rows: Iterable[Fields | str], columns: RowColumns) -> None:
-        """Keep these columns of each row, or the reason why there is no row."""
-
-        def packed(row: Fields | str) -> str:
-            if isinstance(row, str):
-                return json.dumps(row)
-            if missing := [name for name in columns.required if name not in row]:
-                return json.dumps(f"no field '{missing[0]}' (fields: {', '.join(row) or 'none'})")
-            try:
-                return json.dumps([row.get(name) for name in columns.used])
-            except RecursionError:
-                return json.dumps("not valid JSON (nested too deeply)")
-
-        self.wanted = columns.used
-        self._rows = PackedStrings.pack(map(packed, progress(rows, f"reading {self.path.name}")))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the kept columns of a row. Raises BadSampleError if a reason was kept instead."""
-        with cells.one_row(where):
-            values = parse_json(self._rows[index])
-        if isinstance(values, str):
-            raise BadSampleError(where, values)
-        return dict(zip(self.wanted, values, strict=True))

@@ -8,12 +8,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from eve_vl.data import fields as cells
 from eve_vl.data.batch import Batch, Sample, each, stack
 from eve_vl.data.dataset import RowDataset, hash_of, image_key
-from eve_vl.data.fields import Fields
 from eve_vl.data.records import ImageRef, Record
-from eve_vl.data.table import RowColumns, Table
+from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
 from eve_vl.utils.errors import BadSampleError
 
 ABSENT_COLUMN = "absent_labels"
@@ -32,7 +30,7 @@ class ImageColumns(RowColumns):
     """One image; other columns are ignored."""
 
     DESCRIPTION = "images only"
-    USUAL: ClassVar = {"image": cells.IMAGE_COLUMNS}
+    USUAL: ClassVar = {"image": IMAGE_COLUMNS}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageOnly:
         """Return an image. Raises BadSampleError."""
@@ -51,11 +49,11 @@ class TextColumns(RowColumns):
     """One text, perhaps as a list of one item; other columns are ignored."""
 
     DESCRIPTION = "texts only"
-    USUAL: ClassVar = {"text": ("text", *cells.TEXT_COLUMNS, "sentence")}
+    USUAL: ClassVar = {"text": ("text", *TEXT_COLUMNS, "sentence")}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> TextOnly:
         """Return a text. Raises BadSampleError."""
-        texts = cells.to_some_texts(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        texts = to_some_texts(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
         if len(texts) != 1:
             raise BadSampleError(where, f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
         return TextOnly(text=texts[0], where=where)
@@ -82,14 +80,14 @@ class CaptionColumns(RowColumns):
 
     DESCRIPTION = "images with captions"
     TEXT_ROLE = "caption"
-    USUAL: ClassVar = {"image": cells.IMAGE_COLUMNS, "text": cells.TEXT_COLUMNS}
+    USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": TEXT_COLUMNS}
     OTHERS = ("labels", "label", ABSENT_COLUMN)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return an image with its captions. Raises BadSampleError."""
         image = self.image(fields, root, where)
-        captions = cells.to_some_texts(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
-        present, absent = cells.first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
+        captions = to_some_texts(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        present, absent = first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
         labels, absent = (
             tuple(str(label) for label in (given if isinstance(given, list) else [given]) if isinstance(label, int | str))
             for given in (present, absent)
@@ -136,29 +134,13 @@ class IndexableImage(Record):
     problem: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class FindableColumns(RowColumns):
     """One image, its captions, if any, and all other columns that hold a short text or a number."""
 
     DESCRIPTION = "images to find"
     TEXT_ROLE = "caption"
     USUAL: ClassVar = CaptionColumns.USUAL
-    others: tuple[str, ...] = ()
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The image's column."""
-        return self.images
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """All other columns."""
-        return (*self.texts, *self.others)
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """All columns."""
-        return (*self.required, *self.optional)
+    OPTIONAL = ("text",)
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -169,15 +151,7 @@ class FindableColumns(RowColumns):
     def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
         """Pick the columns of a table. Raises UserError."""
         columns = super().pick(table, given)
-        others = [name for name in table.names if name not in (*columns.images, *columns.texts)]
-        return replace(columns, others=tuple(others))
-
-    @classmethod
-    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
-        """Pick the column; captions are optional. Raises UserError."""
-        if option == "text" and given is None and not cls.has_usual(option, table.names):
-            return ()
-        return super().pick_some(table, option, given)
+        return replace(columns, optional=tuple(name for name in table.names if name not in columns.images))
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
         """Return an image with captions and columns. Raises BadSampleError for the image only."""
@@ -186,7 +160,7 @@ class FindableColumns(RowColumns):
         try:
             if isinstance(value, BadSampleError):
                 raise value
-            captions = cells.to_texts(value, self.TEXT_ROLE, where)
+            captions = to_texts(value, self.TEXT_ROLE, where)
         except BadSampleError as error:
             problem = error.reason
         shown = {name: _short_text(value) for name, value in fields.items() if name not in (*self.images, *self.texts)}
@@ -196,6 +170,7 @@ class FindableColumns(RowColumns):
 
 def _short_text(value: object) -> str | None:
     """Return a short text or number as text, booleans as in JSON; None for anything else."""
-    text = str(value) if isinstance(value, str | int | float) else None
-    text = str(value).lower() if isinstance(value, bool) else text
-    return text if text is not None and len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None
+    if not isinstance(value, str | int | float):
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None

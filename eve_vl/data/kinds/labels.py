@@ -8,12 +8,10 @@ from typing import ClassVar, Self, cast
 import numpy as np
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data import fields as cells
 from eve_vl.data.batch import Batch, ImageBatch, RowBatch, Sample, TextBatch, each
 from eve_vl.data.dataset import RowDataset
-from eve_vl.data.fields import Fields
 from eve_vl.data.records import Fact, ImageRef, Record
-from eve_vl.data.table import RowColumns, Table
+from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, to_texts
 from eve_vl.utils.errors import BadSampleError, printable
 
 NO_LABEL = "kept back"
@@ -38,10 +36,11 @@ class LabelColumns(RowColumns):
 
     DESCRIPTION = "labelled images or texts"
     USUAL: ClassVar = {
-        "image": cells.IMAGE_COLUMNS,
-        "text": (*cells.TEXT_COLUMNS, "sentence"),
+        "image": IMAGE_COLUMNS,
+        "text": (*TEXT_COLUMNS, "sentence"),
         "label": ("label", "labels", "class", "category"),
     }
+    OPTIONAL = ("image", "text")
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -58,16 +57,9 @@ class LabelColumns(RowColumns):
         problem = f"none of its columns is a usual one of images or texts ({usual})"
         raise table.lacks(problem, "Name one with --data.image-column or --data.text-column")
 
-    @classmethod
-    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
-        """Pick the column; of image and text one is optional. Raises UserError."""
-        if option != "label" and given is None and not cls.has_usual(option, table.names):
-            return ()
-        return (table.column(given, cls.USUAL[option], option, option),)
-
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> LabeledExample:
         """Return a labelled row, with the first of several texts. Raises BadSampleError."""
-        texts = cells.to_texts(fields.get(self.texts[0]), self.texts[0], where) if self.texts else ()
+        texts = to_texts(fields.get(self.texts[0]), self.texts[0], where) if self.texts else ()
         return LabeledExample(
             image=self.image(fields, root, where) if self.images else None,
             text=texts[0] if texts else None,
@@ -82,7 +74,7 @@ def _labels(value: object, where: str) -> tuple[str, ...]:
     for label in values:
         if not isinstance(label, int | str):
             raise BadSampleError(where, f"label is {type(label).__name__}, expected text or a whole number")
-    return cells.to_texts([str(label) for label in values], "label", where)
+    return to_texts([str(label) for label in values], "label", where)
 
 
 class LabelBatch(RowBatch):

@@ -11,13 +11,11 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from eve_vl.config import Config
-from eve_vl.data import fields as cells
 from eve_vl.data.batch import Batch, Sample, each, pad_ids, pad_mask, stack
 from eve_vl.data.dataset import RowDataset
-from eve_vl.data.fields import Fields
 from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.records import Fact, ImageRef, Record, Source
-from eve_vl.data.table import RowColumns, Table
+from eve_vl.data.table import Fields, RowColumns, Table, field, find_image, first_of, image_ref, row_id, to_text
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -99,18 +97,18 @@ class StatementColumns(RowColumns):
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
         """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""
-        statement = self.text(fields, where)
-        identifier = str(cells.row_id(fields, STATEMENT_IDS, row, where))
+        statement = to_text(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        identifier = str(row_id(fields, STATEMENT_IDS, row, where))
         parts = NLVR2_IDENTIFIER.fullmatch(identifier)
         if self.images:
-            left, right = (cells.image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
+            left, right = (image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
         else:
             left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root, where)
         return ImagesStatement(
             left=left,
             right=right,
             statement=statement,
-            label=_label(cells.first_of(fields, self.labels), where),
+            label=_label(first_of(fields, self.labels), where),
             identifier=identifier,
             group=f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
             where=where,
@@ -189,10 +187,10 @@ class ItemColumns(RowColumns):
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:
         """Return a pair of items. Raises BadSampleError."""
-        left, right = (cells.image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
+        left, right = (image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
         texts = zip(self.texts * 2, _two_values(fields, self.texts, "texts", where), strict=False)
-        left_text, right_text = (cells.to_text(value, name, where) for name, value in texts)
-        label = _label(cells.first_of(fields, self.labels), where)
+        left_text, right_text = (to_text(value, name, where) for name, value in texts)
+        label = _label(first_of(fields, self.labels), where)
         return ItemPair(left=left, right=right, captions=(left_text, right_text), label=label, where=where)
 
 
@@ -246,7 +244,7 @@ def _two_columns(table: Table, option: str, given: str | None) -> tuple[str, ...
 
 def _two_values(fields: Fields, columns: tuple[str, ...], what: str, where: str) -> list[object]:
     """Return the two images or texts of a row. Raises BadSampleError."""
-    values = [cells.field(fields, name, where) for name in columns]
+    values = [field(fields, name, where) for name in columns]
     if len(values) == 2:
         return values
     (both,) = values
@@ -271,7 +269,7 @@ def _nlvr2_images(identifier: str, directory: object, root: Path, where: str) ->
     folders = [f"images/{split}", split, ""]
     if isinstance(directory, int | str) and str(directory).isalnum():  # only NLVR2's training images have directories
         folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
-    left, right = (cells.find_image(f"{stem}-img{side}.png", root, folders, where) for side in (0, 1))
+    left, right = (find_image(f"{stem}-img{side}.png", root, folders, where) for side in (0, 1))
     return left, right
 
 

@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Subset
 
-from eve_vl.data import fields as cells
 from eve_vl.data.batch import Batch, Sample, each
 from eve_vl.data.dataset import RowDataset, image_key
-from eve_vl.data.fields import Fields
 from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, usable_rows
-from eve_vl.data.table import RowColumns
+from eve_vl.data.table import IMAGE_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.safe_io import parse_json, read_text
 
@@ -54,7 +52,7 @@ class QuestionColumns(RowColumns):
     DESCRIPTION = "questions about images"
     TEXT_ROLE = "question"
     USUAL: ClassVar = {
-        "image": cells.IMAGE_COLUMNS,
+        "image": IMAGE_COLUMNS,
         "text": ("question",),
         "label": ("answers", "answer"),  # all answers rather than the most frequent
     }
@@ -67,13 +65,13 @@ class QuestionColumns(RowColumns):
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageQuestion:
         """Return a question; its id is the row number if the table has none. Raises BadSampleError."""
-        question_id = cells.row_id(fields, QUESTION_IDS, row, where)
-        types = {name: cells.first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
-        types = {name: "" if value is None else cells.to_text(value, name, where) for name, value in types.items()}
+        question_id = row_id(fields, QUESTION_IDS, row, where)
+        types = {name: first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
+        types = {name: "" if value is None else to_text(value, name, where) for name, value in types.items()}
         return ImageQuestion(
             image=self.image(fields, root, f"{where}, question {question_id}" if self.folders else where),
-            question=self.text(fields, where),
-            answers=_answers(cells.first_of(fields, self.labels), where),
+            question=to_text(field(fields, self.texts[0], where), self.TEXT_ROLE, where),
+            answers=_answers(first_of(fields, self.labels), where),
             question_id=question_id,
             answer_type=types[TYPE_COLUMN],
             content_type=types[CONTENT_COLUMN],
@@ -84,7 +82,7 @@ class QuestionColumns(RowColumns):
 def _answers(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, list):
         value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
-    return cells.to_texts(value, "answer", where)
+    return to_texts(value, "answer", where)
 
 
 class QuestionBatch(Batch):

@@ -1,4 +1,4 @@
-"""Readers of rows, one per on-disk form. `open_source` recognises the form from the path."""
+"""Readers of rows, by form on disk. `open_source` recognises the form from the path."""
 
 import os
 import re
@@ -9,26 +9,33 @@ from typing import Any
 
 from eve_vl.config import kinds_of
 from eve_vl.config.plugins import find_kind
-from eve_vl.data import fields as cells
 from eve_vl.data.kinds import KINDS
-from eve_vl.data.readers.benchmarks import coco_document, karpathy_document, vqa_document
-from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.medical import medical_list, medical_table
-from eve_vl.data.readers.parquet import ParquetTable
-from eve_vl.data.readers.text_tables import CsvTable, JsonlTable, TextTable, list_document, load_json, not_rows
-from eve_vl.data.readers.webdataset import WebdatasetTable
+from eve_vl.data.readers.image_files import FolderTable, WebdatasetTable
+from eve_vl.data.readers.json_documents import json_table, refuse_parts
+from eve_vl.data.readers.medical import medical_table
+from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.records import Source
-from eve_vl.data.table import RowColumns, Table, TableSource
+from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table, TableSource
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
 from eve_vl.utils.safe_io import expand_user, open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
+OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
-OWN_SUFFIX = ("jsonl", "csv", "tsv", "parquet")
-SUFFIXES = {f".{form}": form for form in OWN_SUFFIX} | {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"}
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".txt": "text",
+}
 MAX_SHARDS = 1_000_000
 
 AnyPath = str | os.PathLike[str]
+
+# Names of sources
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,13 +51,14 @@ def parse_spec(spec: AnyPath) -> Spec:
     """Return the parts of a source's name, paths made absolute. An existing path is never split."""
     text = os.fspath(spec)
     path = absolute(Path(text))
-    parts = re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text)
-    folder, _, split = text.rpartition("#")
-    if parts is None and folder and split and not os.path.exists(path) and os.path.isdir(absolute(Path(folder))):  # noqa: PTH110, PTH112
-        return Spec(path=absolute(Path(folder)), split=split)
-    if parts is None or os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
-        return Spec(path=path)
-    return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])) if parts[2] else None, split=parts[3])
+    if not os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
+        if parts := re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text):
+            second = absolute(Path(parts[2])) if parts[2] else None
+            return Spec(path=absolute(Path(parts[1])), second=second, split=parts[3])
+        folder, _, split = text.rpartition("#")
+        if folder and split and os.path.isdir(absolute(Path(folder))):  # noqa: PTH112
+            return Spec(path=absolute(Path(folder)), split=split)
+    return Spec(path=path)
 
 
 def absolute_spec(spec: str) -> str:
@@ -75,14 +83,6 @@ def absolute(path: Path) -> Path:
         return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
     except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, half of a surrogate pair
         raise UserError(f"{path}: is not the name of a file or folder ({getattr(error, 'strerror', None) or error})") from None
-
-
-def image_folder(folder: AnyPath) -> Path:
-    """Return the absolute path of a folder. Raises UserError if it does not exist."""
-    path = absolute(Path(folder))
-    if not path.is_dir():
-        raise UserError(explain_missing(path) if not path.exists() else f"{path}: is a file, expected a folder")
-    return path
 
 
 def expand(path: Path) -> list[Path]:
@@ -123,22 +123,20 @@ def explain_missing(path: Path) -> str:
 
 
 def sniff(path: Path) -> str:
-    """Return the on-disk form of `path`, from its name and, for JSON, its first line. Raises UserError."""
-    suffix = path.suffix.lower()
+    """Return the form of `path`, from its name and, for JSON, its first line. Raises UserError."""
+    suffix, name = path.suffix.lower(), path.name.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
         form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset writes both
-        if form in SHARDED and suffixes & cells.IMAGE_SUFFIXES:
+        if form in SHARDED and suffixes & IMAGE_SUFFIXES:
             raise UserError(f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format")
         return form
     if suffix == ".json":
         return _sniff_json(path)
-    if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
-    if suffix in cells.IMAGE_SUFFIXES:
+    if suffix in SUFFIXES or name.endswith(".txt.gz"):
+        return SUFFIXES.get(suffix, "text")
+    if suffix in IMAGE_SUFFIXES:
         raise UserError(f"{path}: is a single image; give the folder or the table that lists it")
-    if path.name.lower().endswith(".txt.gz"):
-        return "text"
     if suffix in (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz"):
         raise UserError(f"{path}: is compressed; unpack it first")
     raise UserError(f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}")
@@ -158,18 +156,7 @@ def _sniff_json(path: Path) -> str:
     return "jsonl"
 
 
-def shards(paths: list[Path], form: str) -> list[Path]:
-    """Return the files of a sharded format: the given ones, or all in a given folder, by name. Raises UserError."""
-    files = []
-    for path in paths:
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form]) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path}: no {SHARDED[form]} files in this folder")
-        files += inside
-    return files
-
-
-OF_A_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}
+# Opening
 
 
 def open_source(
@@ -200,7 +187,9 @@ def open_source(
     options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
     spec = parse_spec(path)
     try:
-        root = None if image_root is None else image_folder(image_root)
+        root = None if image_root is None else absolute(Path(image_root))
+        if root is not None and not root.is_dir():
+            raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
         table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
@@ -225,72 +214,46 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
     return next(kind for kind in likely if named <= KINDS[kind].USUAL.keys())
 
 
-def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)
-    """Return the files of a source, and their form."""
-    files = expand(spec.path)
-    named = files[0].suffix[1:].lower() if format == "auto" else format
-    if named not in FORMATS and find_kind(Table, "readers", named) is not None:
-        return files, named
+def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
+    """Open a table of any form. Raises UserError."""
+    path = spec.path
+    if format == "auto" and spec.second is None and (medical := medical_table(path, spec.split)) is not None:
+        return medical
+    files = expand(path)
+    form = files[0].suffix[1:].lower() if format == "auto" else format
+    if form not in FORMATS and (own := find_kind(Table, "readers", form)) is not None:
+        refuse_parts(path, split=spec.split, second=spec.second)
+        return own(path)  # pyright: ignore[reportCallIssue]
     if format not in ("auto", *FORMATS):
         raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
     if spec.second is not None:
         expand(spec.second)
     form = sniff(files[0]) if format == "auto" else format
-    if form in SHARDED:
-        return shards(files, form), form
-    if len(files) > 1:
-        raise UserError(f"{spec.path}: the format '{form}' is one file, not several")
-    if spec.path.is_dir() != (form == "folder"):
-        what = "folder" if spec.path.is_dir() else "file"
-        raise UserError(f"{spec.path}: is a {what}, which cannot have the format '{form}'")
-    return files, form
-
-
-def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
-    if format == "auto" and spec.second is None and (medical := medical_table(spec.path, spec.split)) is not None:
-        return medical
-    files, form = _find(spec, format)
+    if form not in SHARDED and len(files) > 1:
+        raise UserError(f"{path}: the format '{form}' is one file, not several")
+    if form not in SHARDED and path.is_dir() != (form == "folder"):
+        raise UserError(f"{path}: is a {'folder' if path.is_dir() else 'file'}, which cannot have the format '{form}'")
     if form == "json":
-        return _read_document(spec)
-    _refuse_parts(spec, split=True, second=True)
-    if form == "webdataset":
-        return WebdatasetTable(files, text_field=text_field)
-    if form == "parquet":
-        return ParquetTable(files, has_image_root=has_image_root)
+        return json_table(path, spec.split, spec.second)
+    refuse_parts(path, split=spec.split, second=spec.second)
+    if form in SHARDED:
+        files = _shards(files, SHARDED[form])
+        is_tar = form == "webdataset"
+        return WebdatasetTable(files, text_field=text_field) if is_tar else ParquetTable(files, has_image_root=has_image_root)
     if form in ("csv", "tsv"):
-        return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
-    return (kinds_of(Table) | OF_A_PATH)[form](spec.path)  # pyright: ignore
+        return CsvTable(path, delimiter="\t" if form == "tsv" else None)
+    return OF_ONE_PATH[form](path)
 
 
-def _read_document(spec: Spec) -> Table:
-    """Read a JSON document and recognise its layout. Raises UserError."""
-    document = load_json(spec.path)
-    match document:
-        case {"annotations": [{"answers": _}, *_]}:
-            raise UserError(f"{spec.path}: holds VQA v2 annotations; name the file of questions next to it")
-        case {"questions": list()}:
-            _refuse_parts(spec, split=True)
-            return vqa_document(spec.path, document, spec.second)
-        case {"images": [{"sentences": _}, *_]}:
-            _refuse_parts(spec, second=True)
-            return karpathy_document(spec.path, document, spec.split)
-    _refuse_parts(spec, split=True, second=True)
-    match document:
-        case list():
-            medical = medical_list(spec.path, document)
-            return list_document(spec.path, document) if medical is None else medical
-        case {"images": list(), "annotations": list()}:
-            return coco_document(spec.path, document)
-        case dict():
-            raise not_rows(spec.path, f"an object with fields {', '.join(list(document)[:10]) or '(none)'}")
-    raise not_rows(spec.path, type(document).__name__)
-
-
-def _refuse_parts(spec: Spec, *, split: bool = False, second: bool = False) -> None:
-    if split and spec.split is not None:
-        raise UserError(f"{spec.path}: is no Karpathy file, so there is no split '{spec.split}'; leave out #{spec.split}")
-    if second and spec.second is not None:
-        raise UserError(f"{spec.path}: is no VQA v2 file of questions; leave out +{spec.second.name}")
+def _shards(paths: list[Path], suffix: str) -> list[Path]:
+    """Return the files of a sharded form: the given ones, or all in a given folder, by name. Raises UserError."""
+    files = []
+    for path in paths:
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == suffix) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: no {suffix} files in this folder")
+        files += inside
+    return files
 
 
 def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:

@@ -11,12 +11,12 @@ from functools import partial
 from typing import ClassVar
 
 from eve_vl.config import HELD_OUT, generated
-from eve_vl.data.fields import is_file
 from eve_vl.data.kinds.captions import ImageOnly, ImageText, TextOnly
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers import parse_spec
 from eve_vl.data.records import ImageDrawing
+from eve_vl.data.table import is_file
 from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.phantoms.questions import ANSWERS, sample_question
 from eve_vl.synthetic.phantoms.render import MIN_IMAGE_SIZE, render

@@ -1,0 +1,195 @@
+"""JSON documents: lists of rows, COCO captions, Karpathy's splits of COCO and Flickr30k, VQA v2 questions and answers."""
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eve_vl.data.readers.medical import medical_list
+from eve_vl.data.readers.tables import PackedTable, load_json
+from eve_vl.data.table import Fields, Table, is_file, where_row
+from eve_vl.utils.errors import UserError
+
+CAPTIONS = ("image", "caption")  # columns
+QUESTIONS = ("image", "question", "question_id", "answers", "answer_type")
+TRAIN, REST = "train", "restval"  # by convention, Karpathy's rest of COCO's validation images is training data
+SAME_IMAGES = {"test-dev2015": "test2015"}  # a subset of the questions, about the same images
+
+
+def json_table(path: Path, split: str | None, second: Path | None) -> Table:
+    """Return the table of a JSON document. Raises UserError.
+
+    split: of a Karpathy file. second: annotations of VQA v2 questions, by default the file next to them.
+    """
+    document = load_json(path)
+    match document:
+        case {"annotations": [{"answers": _}, *_]}:
+            raise UserError(f"{path}: holds VQA v2 annotations; name the file of questions next to it")
+        case {"questions": list()}:
+            refuse_parts(path, split=split)
+            return _vqa_table(path, document, second)
+        case {"images": [{"sentences": _}, *_]}:
+            refuse_parts(path, second=second)
+            return _packed(path, CAPTIONS, _karpathy_rows(path, document, split), layout="a Karpathy file", kind="captions")
+    refuse_parts(path, split=split, second=second)
+    match document:
+        case list():
+            medical = medical_list(path, document)
+            return _list_table(path, document) if medical is None else medical
+        case {"images": list(), "annotations": list()}:
+            # images of captions_train2014.json lie in the folder train2014 of the image root, or in the root itself
+            subset = re.search(r"(train|val|test)\d{4}", path.stem)
+            options = {"layout": "a COCO caption file", "kind": "captions", "folders": (subset[0], "") if subset else ()}
+            return _packed(path, CAPTIONS, _coco_rows(path, document), **options)
+        case dict():
+            raise _not_rows(path, f"an object with fields {', '.join(list(document)[:10]) or '(none)'}")
+    raise _not_rows(path, type(document).__name__)
+
+
+def refuse_parts(path: Path, *, split: str | None = None, second: Path | None = None) -> None:
+    """Raise UserError for a split or second file in the name of a source that has none."""
+    if split is not None:
+        raise UserError(f"{path}: is no Karpathy file, so there is no split '{split}'; leave out #{split}")
+    if second is not None:
+        raise UserError(f"{path}: is no VQA v2 file of questions; leave out +{second.name}")
+
+
+def _packed(path: Path, names: Iterable[str], rows: Iterable[Fields | str], **options: Any) -> PackedTable:
+    """Return a table of rows that are named by their numbers."""
+    return PackedTable(path, names, ((where_row(path, index), row) for index, row in enumerate(rows)), **options)
+
+
+def _list_table(path: Path, rows: list[Any]) -> PackedTable:
+    """Return the rows of a list: objects (ALBEF, X-VLM, BLIP) or pairs (ViLT). Raises UserError if there are none."""
+
+    def is_pair(row: object) -> bool:
+        return isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
+
+    first = next((row for row in rows if isinstance(row, dict) or is_pair(row)), None)
+    if first is None:
+        raise _not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
+    if isinstance(first, dict):
+        kept = (row if isinstance(row, dict) else f"JSON {type(row).__name__}, expected an object" for row in rows)
+        return _packed(path, first, kept)
+    pairs = (
+        dict(zip(CAPTIONS, row, strict=True)) if is_pair(row) else f"JSON {type(row).__name__}, expected [image path, caption]"
+        for row in rows
+    )
+    return _packed(path, CAPTIONS, pairs)
+
+
+def _not_rows(path: Path, content: str) -> UserError:
+    return UserError(f"{path}: holds {content}, expected a list of objects, one for each row")
+
+
+@contextlib.contextmanager
+def _expecting(path: Path, what: str) -> Iterator[None]:
+    """Turn errors of missing or mistyped fields into a UserError that names the expected content."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not {what}: {type(error).__name__} {error}") from None
+
+
+def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
+    """Yield the images of a COCO caption file that have captions, in its order, each with all of them."""
+    captions: dict[object, list[object]] = {}
+    images = document["images"]
+    with _expecting(path, "a COCO caption file (images need id and file_name, annotations image_id and caption)"):
+        for annotation in document["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        rows = [{"image": image["file_name"], "caption": captions[image["id"]]} for image in images if image["id"] in captions]
+    if not rows:
+        raise UserError(f"{path}: none of its {len(images)} images has a caption among its annotations")
+    yield from rows
+
+
+def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> Iterator[Fields]:
+    """Yield the images of a split of a Karpathy file; `train` includes `restval`."""
+    with _expecting(path, "a Karpathy file (images need filename, split and sentences with raw)"):
+        counts = Counter(image["split"] for image in document["images"])
+        if split is None or split not in counts:
+            shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+            note = f" ({TRAIN} includes {REST})" if REST in counts else ""
+            problem = "has splits" if split is None else f"has no split '{split}', but"
+            raise UserError(f"{path}: {problem} {shown}{note}; name one, e.g. {path.name}#{next(iter(counts))}")
+        wanted = {split, REST} if split == TRAIN else {split}
+        for image in document["images"]:
+            if image["split"] in wanted:
+                folder = f"{image['filepath']}/" if image.get("filepath") else ""
+                captions = [sentence["raw"] for sentence in image["sentences"]]
+                yield {"image": folder + image["filename"], "caption": captions}
+
+
+def _vqa_table(path: Path, document: dict[str, Any], annotations: Path | None) -> PackedTable:
+    """Return the questions of a file with the answers in `annotations`, by default the file next to it.
+
+    Images are given by file name; they lie in a folder of their own or in the image root itself.
+    """
+    subtype = document.get("data_subtype")
+    if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
+        raise UserError(f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014")
+    subtype = SAME_IMAGES.get(subtype, subtype)
+    rows = _vqa_rows(path, document["questions"], annotations or _adjacent_annotations(path), subtype)
+    options = {"layout": "a VQA v2 file of questions", "kind": "questions", "folders": (subtype, "")}
+    return _packed(path, QUESTIONS, rows, **options)
+
+
+def _adjacent_annotations(path: Path) -> Path | None:
+    """Return v2_mscoco_train2014_annotations.json next to v2_OpenEnded_mscoco_train2014_questions.json, if it exists."""
+    name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
+    other = path.with_name(name)
+    return other if other != path and is_file(other) else None
+
+
+def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:
+    with _expecting(path, "a VQA v2 file of questions (each needs question_id, image_id and question)"):
+        rows: dict[object, dict[str, object]] = {
+            question["question_id"]: {
+                "image": f"COCO_{subtype}_{question['image_id']:012d}.jpg",
+                "question": question["question"],
+                "question_id": question["question_id"],
+            }
+            for question in questions
+        }
+        _refuse_repeated(path, questions)
+    if annotations is not None:
+        answers = _vqa_answers(annotations)
+        _refuse_lone(path, [key for key in rows if key not in answers], f"have no answers in {annotations.name}")
+        _refuse_lone(annotations, [key for key in answers if key not in rows], f"have no question in {path.name}")
+        for key, row in rows.items():
+            row |= answers[key]
+    yield from rows.values()
+
+
+def _vqa_answers(path: Path) -> dict[object, Fields]:
+    """Return answers and answer type by question id."""
+    document = load_json(path)
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list):
+        raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
+    with _expecting(path, "a VQA v2 file of annotations (each needs question_id and answers)"):
+        _refuse_repeated(path, annotations)
+        return {
+            each["question_id"]: {
+                "answers": [answer["answer"] for answer in each["answers"]],
+                "answer_type": each.get("answer_type"),
+            }
+            for each in annotations
+        }
+
+
+def _refuse_repeated(path: Path, rows: Iterable[Any]) -> None:
+    repeated = [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")
+
+
+def _refuse_lone(path: Path, ids: list[object], problem: str) -> None:
+    if ids:
+        shown = ", ".join(map(str, ids[:3])) + (", …" if len(ids) > 3 else "")
+        raise UserError(f"{path}: {len(ids)} question ids {problem} ({shown}): the two files do not belong together")
