@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.utils.atomic_io import atomic_file, atomic_folder, recover, reporting_write_errors, write_file
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file, atomic_folder, recover, reporting_write_errors, write_file
 
 
 class Killed(BaseException):

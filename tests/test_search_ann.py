@@ -13,7 +13,7 @@ from eve_vl.search import ann, database
 from eve_vl.search.ann import topk_exact
 from eve_vl.search.index import Index
 from eve_vl.search.query import filter_of
-from eve_vl.utils import atomic_io
+from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_a_full_disk_while_writing_cells_is_one_line(eve, model, run, photos, tm
     """The rest of the index is there, and searches are exact until the disk has space."""
     path = tmp_path / "index" / ann.FILE
     model.index(photos, tmp_path / "index")
-    temporary = atomic_io._beside(path, "tmp")
+    temporary = file_io._sibling(path, "tmp")
     temporary.symlink_to("/dev/full")
     with pytest.raises(UserError) as full:
         cells_of(model, photos, tmp_path / "index", monkeypatch)

@@ -33,11 +33,10 @@ from eve_vl.tasks import task_class
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import read_json, write_file
 from eve_vl.utils.runtime import core_seconds, keep_memory, seed_everything, set_threads
-from eve_vl.utils.safe_io import read_json
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eve_vl.utils.atomic_io import atomic_file, write_file
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file, write_file
 
 UNSEEN_STYLE = "twemoji"
 DEV_SETS = (

@@ -25,10 +25,9 @@ from eve_vl.evaluation.retrieval import first_hits
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.train.device import pick_dtype
-from eve_vl.utils.atomic_io import atomic_folder, write_file
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import read_json
+from eve_vl.utils.file_io import atomic_folder, read_json, write_file
 
 JOB = "retrieval"
 SCRIPT = Path(__file__).with_name("open_clip_train.py")

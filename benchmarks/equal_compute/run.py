@@ -48,8 +48,8 @@ from equal_compute.arms import ARMS, GENERATED  # noqa: E402
 from equal_compute.cells import NOT_COUNTED, Cell, do_all, planned, probe_missing  # noqa: E402
 from equal_compute.data import TASKS, Data  # noqa: E402
 from equal_compute.open_clip_cells import OpenClipCell  # noqa: E402
-from eve_vl.utils.atomic_io import write_file  # noqa: E402
 from eve_vl.utils.errors import UserError  # noqa: E402
+from eve_vl.utils.file_io import write_file  # noqa: E402
 
 SHOWN = "(default: %(default)s)"
 

@@ -27,8 +27,8 @@ from markupsafe import Markup
 
 from eve_vl.config import TaskConfig
 from eve_vl.report.templating import TEMPLATES, Section
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import pluralize
+from eve_vl.utils.file_io import write_file
 
 SAYS = {"vqa_acc": "questions", "nlvr2_acc": "statements", "tr1": "finding the text (R@1)", "ir1": "finding the image (R@1)"}
 LIST = "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>"

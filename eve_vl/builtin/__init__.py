@@ -10,8 +10,8 @@ examples/icons/ship.py writes them. Nothing else writes into this folder.
 import zipfile
 from pathlib import Path
 
-from eve_vl.utils.atomic_io import reporting_write_errors
 from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.file_io import reporting_write_errors
 
 PREFIX = "builtin:"
 FOLDER = Path(__file__).resolve().parent

@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import print_line, warn
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import reporting_write_errors, write_file
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")

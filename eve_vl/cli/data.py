@@ -11,9 +11,9 @@ from tyro.conf import Positional
 from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
-from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import CONSOLE, pluralize
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import reporting_write_errors, write_file
 
 GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 

@@ -13,8 +13,8 @@ from tyro.conf import Positional
 from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
 from eve_vl.config import DataConfig, kinds_of
 from eve_vl.predict.requests import Request
-from eve_vl.utils.atomic_io import atomic_file, write_file
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file, write_file
 
 if TYPE_CHECKING:
     import numpy as np

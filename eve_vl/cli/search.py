@@ -17,7 +17,7 @@ from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError, printable
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.file_io import expand_user
 
 ICON_RUN = "builtin:icons"  # the run of `eve try`
 

@@ -17,7 +17,7 @@ from eve_vl.config import Config, flat, generated, to_dict
 from eve_vl.config.plugins import installed, origins, package_of
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.file_io import expand_user
 
 FIRST = {
     "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",

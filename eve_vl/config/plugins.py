@@ -18,7 +18,7 @@ from typing import Any
 from eve_vl.config.base import Kind, Section, kinds_of, subclasses
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError, printable
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.file_io import expand_user
 
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from eve_vl.config.base import Section
 from eve_vl.config.plugins import all_kinds, find_kind
 from eve_vl.utils.errors import UserError, nearest
-from eve_vl.utils.safe_io import require_type
+from eve_vl.utils.file_io import require_type
 
 FORMAT = 3
 """Version of config.json."""

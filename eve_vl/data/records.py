@@ -18,7 +18,7 @@ import numpy as np
 from eve_vl.config.data import GENERATORS
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
-from eve_vl.utils.safe_io import open_ordinary, read_bytes
+from eve_vl.utils.file_io import open_ordinary, read_bytes
 
 MAX_ENCODED_BYTES = 2**28  # of an image file
 Fact = tuple[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef
-from eve_vl.utils import safe_io
+from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
@@ -118,7 +118,7 @@ def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
 
 def _valid_unicode(text: str, name: str, where: str) -> str:
     """Return a text that UTF-8 can encode. Raises BadSampleError, e.g. for JSON that was cut within an emoji's escape."""
-    if not safe_io.is_text(text):
+    if not file_io.is_text(text):
         raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
     return text
 
@@ -152,13 +152,13 @@ def one_row(where: str, file: str = "") -> Iterator[None]:
 def decode_text(data: bytes, where: str) -> str:
     """Return UTF-8 text without its byte order mark. Raises BadSampleError."""
     with one_row(where):
-        return safe_io.decode_text(data)
+        return file_io.decode_text(data)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Return one JSON object. Raises BadSampleError."""
     with one_row(where):
-        return safe_io.require_type(safe_io.parse_json(data.rstrip()), dict)
+        return file_io.require_type(file_io.parse_json(data.rstrip()), dict)
 
 
 def is_file(path: Path) -> bool:

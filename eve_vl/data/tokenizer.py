@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from eve_vl.utils.console import CONSOLE
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import read_json, read_text
+from eve_vl.utils.file_io import read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how users write a masked word, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}

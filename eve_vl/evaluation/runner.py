@@ -23,9 +23,8 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.trainer import evaluation_batches, num_skipped
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import read_json
+from eve_vl.utils.file_io import read_json, write_file
 
 NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, that `leaks` compares
 

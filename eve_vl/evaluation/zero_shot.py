@@ -29,7 +29,7 @@ from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.tasks.task import Task
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import expand_user, read_json
+from eve_vl.utils.file_io import expand_user, read_json
 
 BUILT_IN = ("phantoms",)  # generators with class_prompts
 MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast

@@ -27,10 +27,9 @@ from eve_vl.run.loading import build_task
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint
-from eve_vl.utils.atomic_io import atomic_folder, reporting_write_errors
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_folder, read_bytes, reporting_write_errors
 from eve_vl.utils.runtime import seed_everything
-from eve_vl.utils.safe_io import read_bytes
 
 FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
 """Flags of `eve convert` for all families."""

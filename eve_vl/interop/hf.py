@@ -40,7 +40,7 @@ from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.file_io import expand_user
 
 DEFAULTS = to_dict(Config(recipe="transformers", out=Path()))
 SECTIONS = ("input", "model", "task")

@@ -28,8 +28,8 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.model.probes import Module, replace_submodules
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.tasks.task import Task, label_files
-from eve_vl.utils.atomic_io import atomic_folder
 from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.file_io import atomic_folder
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference from torch that passes

@@ -28,7 +28,7 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.utils.errors import BadSampleError, UserError
-from eve_vl.utils.safe_io import expand_user, is_text
+from eve_vl.utils.file_io import expand_user, is_text
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (H, W), of uint8 or of floats

@@ -17,7 +17,7 @@ from eve_vl.config.plugins import installed, load_file, load_installed, origins
 from eve_vl.recipes import finetune, pretrain
 from eve_vl.recipes.finetune import starts_from as starts_from
 from eve_vl.utils.errors import UserError, nearest
-from eve_vl.utils.safe_io import expand_user, read_json
+from eve_vl.utils.file_io import expand_user, read_json
 
 Recipe = Callable[..., Config]
 EITHER = "pretrain or finetune"

@@ -24,9 +24,9 @@ from eve_vl.search.index import Hit, Index
 from eve_vl.synthetic.phantoms import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
-from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import reporting_write_errors, write_file
 
 THUMBNAIL_SIDE = 192  # pixels
 

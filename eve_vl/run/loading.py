@@ -19,7 +19,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import expand_user, read_json
+from eve_vl.utils.file_io import expand_user, read_json
 
 
 @dataclass(kw_only=True)

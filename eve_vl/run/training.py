@@ -32,11 +32,10 @@ from eve_vl.train import checkpoint, collectives
 from eve_vl.train.device import pick_device, pick_dtype
 from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
 from eve_vl.train.trainer import Trainer
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import expand_user, write_file
 from eve_vl.utils.runtime import seed_everything, set_threads
-from eve_vl.utils.safe_io import expand_user
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100

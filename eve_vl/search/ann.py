@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from eve_vl.search.database import Database, index_errors
-from eve_vl.utils.atomic_io import atomic_file
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import DamagedError
+from eve_vl.utils.file_io import atomic_file
 
 ROWS_AT_ONCE = 1024  # their float32 copy stays in the second-level cache
 EXACT_MOST = 1_000_000  # images that are compared one by one

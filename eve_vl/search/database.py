@@ -29,9 +29,8 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.table import TableSource
 from eve_vl.run.loading import LoadedRun
 from eve_vl.train.checkpoint import read_state
-from eve_vl.utils.atomic_io import atomic_file
 from eve_vl.utils.errors import DamagedError, UserError
-from eve_vl.utils.safe_io import is_text, open_ordinary
+from eve_vl.utils.file_io import atomic_file, is_text, open_ordinary
 
 DATABASE = "index.sqlite"
 FORMAT = 3  # counts up when older files cannot be read any more, or when features change

@@ -27,7 +27,7 @@ from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, in
 from eve_vl.search.indexer import Changes, Update
 from eve_vl.search.query import Filter, FilterMasks, encode_queries, filter_of, match_scores, refuse_invalid_utf8, shrunk
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
-from eve_vl.utils.safe_io import expand_user
+from eve_vl.utils.file_io import expand_user
 
 MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 EXAMPLES = 7, 80  # number of example captions; letters of each, at most

@@ -30,8 +30,8 @@ from eve_vl.search import ann, near_duplicates
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, printable
+from eve_vl.utils.file_io import is_text
 from eve_vl.utils.runtime import usable_cores
-from eve_vl.utils.safe_io import is_text
 
 SECONDS_PER_COMMIT = 2.0
 SECONDS_FOR_READERS = 60.0  # that an update waits for another process to finish reading

@@ -18,7 +18,7 @@ from eve_vl.data.records import ImagePixels
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import is_text
+from eve_vl.utils.file_io import is_text
 
 AT_ONCE = 64  # texts or pairs
 NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides

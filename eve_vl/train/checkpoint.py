@@ -35,9 +35,18 @@ from torch import Tensor, nn
 from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
-from eve_vl.utils.atomic_io import atomic_file, atomic_folder, recover, reporting_write_errors
 from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.safe_io import has_fields, open_ordinary, parse_json, read_bytes, reading
+from eve_vl.utils.file_io import (
+    atomic_file,
+    atomic_folder,
+    has_fields,
+    open_ordinary,
+    parse_json,
+    read_bytes,
+    reading,
+    recover,
+    reporting_write_errors,
+)
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"

@@ -28,11 +28,10 @@ from eve_vl.train import collectives
 from eve_vl.train.checkpoint import COUNTS
 from eve_vl.train.device import peak_memory
 from eve_vl.train.optim import learning_rate
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import CONSOLE, PATIENCE, print_line
 from eve_vl.utils.errors import BadSampleError, SharedError, UserError
+from eve_vl.utils.file_io import has_fields, parse_json, read_bytes, read_json, reading, write_file
 from eve_vl.utils.runtime import core_seconds, usable_cores
-from eve_vl.utils.safe_io import has_fields, parse_json, read_bytes, read_json, reading
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.train import checkpoint, collectives
-from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
+from eve_vl.utils.file_io import write_file
 
 ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; 1 elsewhere, where asking costs little
 MAX_BYTES = 2**28  # of batches kept until the host asks; steps that large take so long that asking costs nothing

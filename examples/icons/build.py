@@ -21,9 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from eve_vl.utils.atomic_io import atomic_file
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import Render, arguments, fetch, positive, read_json, resvg, svg_of

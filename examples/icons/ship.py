@@ -23,10 +23,9 @@ from eve_vl.config import config_to_json
 from eve_vl.metrics.intervals import from_json
 from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
-from eve_vl.utils.atomic_io import atomic_file, write_file
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import read_text
+from eve_vl.utils.file_io import atomic_file, read_text, write_file
 
 SET: Final = "lucide"
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # earliest date in zip files

@@ -14,7 +14,7 @@ from eve_vl.data.dataset import RowDataset, image_key
 from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, usable_rows
 from eve_vl.data.table import IMAGE_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
 from eve_vl.utils.errors import UserError, printable
-from eve_vl.utils.safe_io import parse_json, read_text
+from eve_vl.utils.file_io import parse_json, read_text
 
 QUESTION_IDS = ("question_id", "qid", "id")
 TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"

@@ -17,7 +17,7 @@ from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextT
 from eve_vl.data.records import Source
 from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table, TableSource
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
-from eve_vl.utils.safe_io import expand_user, open_ordinary, parse_json
+from eve_vl.utils.file_io import expand_user, open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}

@@ -23,10 +23,10 @@ from eve_vl.data.table import (
     one_row,
     parse_object,
 )
-from eve_vl.utils import safe_io
-from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize, progress
 from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.file_io import write_file
 
 NUM_SHOWN = 5
 BLOCK = 512  # bytes of a tar's header
@@ -110,9 +110,9 @@ class FolderTable(Table):
                 raise BadSampleError(where, f"no captions: {text.name} is missing")
             try:
                 with one_row(where):
-                    data = safe_io.read_bytes(text, MAX_TEXT_BYTES)
+                    data = file_io.read_bytes(text, MAX_TEXT_BYTES)
                 with one_row(where, text.name):
-                    fields["captions"] = safe_io.decode_text(data).splitlines()
+                    fields["captions"] = file_io.decode_text(data).splitlines()
             except BadSampleError as error:
                 if "captions" not in self.optional:
                     raise
@@ -241,7 +241,7 @@ def _index(path: Path) -> Shard:
     stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns]).tobytes()
     saved = path.with_name(path.name + INDEX_SUFFIX)
     with suppress(OSError):  # absent, or larger than any index of this tar
-        data = safe_io.read_bytes(saved, max(stat.st_size, 2**20))
+        data = file_io.read_bytes(saved, max(stat.st_size, 2**20))
         if data[:DIGEST_SIZE] == hashlib.blake2b(stamp + data[DIGEST_SIZE:]).digest():  # of this tar and not damaged
             with np.load(io.BytesIO(data[DIGEST_SIZE:])) as arrays:
                 return Shard(arrays["spans"], PackedStrings(arrays["blob"], arrays["ends"]))
@@ -254,7 +254,7 @@ def _index(path: Path) -> Shard:
 
 def _scan(path: Path) -> Shard:
     rows: dict[str, list[int]] = {}
-    with safe_io.open_ordinary(path) as file:
+    with file_io.open_ordinary(path) as file:
         for name, offset, size in _members(file, path):
             folder, _, base = name.rpartition("/")
             stem, dot, suffix = base.partition(".")

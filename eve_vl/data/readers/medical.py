@@ -37,7 +37,7 @@ from eve_vl.data.readers.medical_rows import (
 from eve_vl.data.readers.tables import PackedTable, load_json
 from eve_vl.data.table import MAX_TEXT_BYTES, Table, is_file
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import open_ordinary, parse_json
+from eve_vl.utils.file_io import open_ordinary, parse_json
 
 FIELDS = {
     "MedICaT": (2, {"pdf_hash", "fig_uri"}),

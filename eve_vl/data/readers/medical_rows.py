@@ -15,7 +15,7 @@ from eve_vl.data.readers.tables import CsvTable
 from eve_vl.data.table import MAX_TEXT_BYTES, Fields, NamedRow, RowColumns, is_file, no_field, where_row
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.safe_io import decode_text, open_ordinary, parse_json, require_type
+from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, require_type
 
 CHEXPERT_LABELS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),

@@ -34,7 +34,7 @@ from eve_vl.data.table import (
 )
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
-from eve_vl.utils.safe_io import is_text, open_ordinary, read_json
+from eve_vl.utils.file_io import is_text, open_ordinary, read_json
 
 DELIMITERS = ",\t;|"
 NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns

@@ -1,8 +1,14 @@
-"""Safe reading of outside files, text and JSON: a faulty byte becomes one clear error."""
+"""Safe reads of outside files, text and JSON; atomic writes of files and folders.
+
+A faulty byte becomes one clear error. Readers of a path that is being written see the old or the new content, never half of
+either. While a folder is replaced, its old content lies next to it as `.NAME.old`. After a crash at that moment, `recover`
+restores it.
+"""
 
 import contextlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from io import BufferedReader
@@ -108,3 +114,90 @@ def read_json(path: Path, kind: type[Value]) -> Value:
     """Return the value of a JSON file, of a type such as dict. Raises UserError."""
     with reading(path):
         return require_type(parse_json(read_bytes(path)), kind)
+
+
+@contextlib.contextmanager
+def reporting_write_errors(path: Path, *others: type[Exception], advice: str = "") -> Iterator[None]:
+    """Turn write errors into a UserError that names the path and ends with advice."""
+    try:
+        yield
+    except (OSError, *others) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}") from None
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file; at the end it replaces `path`, after an error it is deleted."""
+    temporary = _sibling(path, "tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # keep the first error
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; at the end it replaces `folder`, after an error it is deleted."""
+    temporary = _sibling(folder, "tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _sync(path)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    old = _sibling(folder, "old")
+    recover(folder)
+    while True:
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            temporary.rename(folder)
+            break
+        except OSError:
+            if not folder.exists():
+                recover(folder)
+                raise
+            # else another process recovered the old folder: try again
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Restore the old content of a folder that a crash removed while it was replaced."""
+    old = _sibling(folder, "old")
+    if old.exists() and not folder.exists():
+        with contextlib.suppress(OSError):  # another process was faster, or the disk is read-only
+            old.rename(folder)
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every file system can sync folders
+            raise
+    finally:
+        os.close(descriptor)
