@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, all_kinds, kinds_of
-from eve_vl.config.plugins import load_file
+from eve_vl.config.base import load_file
 from eve_vl.predict.base import predictor_class
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request

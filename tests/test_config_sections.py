@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eve_vl.config import (
+    FORMAT,
     ContrastMatchConfig,
     EveModelConfig,
     HeadlessConfig,
@@ -23,7 +24,6 @@ from eve_vl.config import (
     kinds_of,
     to_dict,
 )
-from eve_vl.config.serialization import FORMAT
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.mlim import MlimConfig
 from eve_vl.utils.errors import UserError

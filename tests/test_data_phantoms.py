@@ -14,7 +14,7 @@ import pytest
 from test_metrics_retrieval import slow_hit
 
 from eve_vl.config import DataConfig
-from eve_vl.config.data import GENERATORS
+from eve_vl.config.training import GENERATORS
 from eve_vl.data.loader import open_sources
 from eve_vl.synthetic.phantoms import ROWS, PhantomLabels, PhantomPairs, PhantomQuestions
 from eve_vl.synthetic.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question

@@ -24,7 +24,7 @@ from eve_vl.cli.common import (
 )
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, all_kinds
-from eve_vl.config.plugins import find_kind, installed, load_installed
+from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import recipes
 from eve_vl.utils.errors import UserError, nearest

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from eve_vl.cli.common import HELP, check_writable, parse, print_line, print_list, write_json
 from eve_vl.config import Config, flat, generated, to_dict
-from eve_vl.config.plugins import installed, origins, package_of
+from eve_vl.config.base import installed, origins, package_of
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user

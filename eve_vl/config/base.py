@@ -1,10 +1,28 @@
-"""Kinds of sections, told apart by their `name`, and checks of values that all sections share."""
+"""Kinds of sections, told apart by their `name`, checks of their values, and registered code that may define more kinds.
 
+Code is registered as files that the user names, entry points of installed packages and of related systems. A file runs only if
+the user names it, as FILE.py:RECIPE, with --code or in the environment variable EVE_CODE. Code that a run's config.json
+mentions is shown and never run. A related system registers itself by an entry_points.txt in its folder.
+"""
+
+import hashlib
+import importlib
+import importlib.util
 import math
+import os
+import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, TypeVar
+
+from eve_vl.utils.console import warn
+from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.file_io import expand_user
 
 WIDEST, DEEPEST = 65_536, 1_000
 """Larger sizes in a file are damage; building them would take for ever."""
@@ -65,3 +83,103 @@ def wrong_choices(section: Any) -> list[str]:
         for name, allowed in choices.items()
         if getattr(section, name) not in allowed
     ]
+
+
+VARIABLE = "EVE_CODE"
+OURS = __name__.partition(".")[0]
+SYSTEMS = Path(__file__).parents[1] / "systems"
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """Import a user's file under its own name from its own folder, as `python FILE.py` does.
+
+    It can import files next to it, and loader workers find it by any start method. Raises UserError; errors of the code itself
+    keep their traceback for its author.
+    """
+    path = expand_user(path).resolve()
+    if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
+        raise UserError(f"{path}: {'has no name that can be imported' if path.is_file() else 'no such Python file'}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(path.stem)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+        raise UserError(f"{path}: there is another module called {path.stem} ({spec and spec.origin}); rename the file")
+    return importlib.import_module(path.stem)
+
+
+@cache
+def installed(group: str) -> dict[str, metadata.EntryPoint]:
+    """Return the entry points `eve_vl.GROUP` of all installed packages and of the related systems, by name."""
+    systems = [metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))]
+    ours = [entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")]
+    return {entry.name: entry for entry in (*metadata.entry_points(group=f"{OURS}.{group}"), *ours)}
+
+
+@cache
+def load_installed(group: str, name: str) -> Any:
+    """Return the object of an entry point; None without one or, after a warning, if it cannot be loaded."""
+    if (entry := installed(group).get(name)) is None:
+        return None
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:  # a broken package must not break the others
+        warn(printable(f"warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})"))
+        return None
+
+
+def package_of(entry: metadata.EntryPoint) -> str:
+    """Return the name and version of an entry point's package."""
+    return f"package {entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
+def load_named() -> None:
+    """Import the files that EVE_CODE names. Raises UserError."""
+    for path in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        load_file(path)
+
+
+def define(room: str, name: str) -> None:
+    """Import the module that defines a room's part for a kind, if there is one.
+
+    It is ROOM.NAME, or for a kind of a related system or a package the module with the room's name next to the kind's section,
+    else its module `tasks`.
+    """
+    modules = [sys.modules[kind.__module__] for kind in subclasses(Section) if vars(kind).get("name") == name]
+    files = (room.rpartition(".")[2], "tasks")
+    own = [f"{module.__package__}.{file}" for module in modules if module.__package__ for file in files]
+    for module in (f"{room}.{name}", *own):
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+            return
+
+
+def all_kinds(base: type[Kind], group: str) -> dict[str, type[Kind]]:
+    """Return all kinds of a section or of another class, those of entry points included, by name."""
+    for name in installed(group):
+        load_installed(group, name)
+    return kinds_of(base)
+
+
+def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
+    """Return a kind of a section or of another class by its name; None if nothing defines it.
+
+    Looks in this package, then in the files of EVE_CODE, then in entry points. Raises UserError for a missing file.
+    """
+    if name not in kinds_of(base):
+        load_named()
+    if name not in kinds_of(base):
+        load_installed(group, name)
+    return kinds_of(base).get(name)
+
+
+def origins(*codes: Any) -> dict[str, str]:
+    """Return the origins of external classes and functions: packages with versions, files with checksums."""
+    found = {}
+    for module in (sys.modules[code.__module__] for code in codes):
+        name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+        if packages := metadata.packages_distributions().get(name) if name != OURS and file else None:
+            found[packages[0]] = metadata.version(packages[0])
+        elif name != OURS and file:
+            found[file] = f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+    return found

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from eve_vl.config.data import GENERATORS
+from eve_vl.config.training import GENERATORS
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
@@ -140,7 +140,7 @@ def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) ->
             yield index, source[index]
 
 
-# Generators: sources of rows that code makes. Their module is found by name in config.data.GENERATORS and has
+# Generators: sources of rows that code makes. Their module is found by name in config.training.GENERATORS and has
 # `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (evaluation/zero_shot.py).
 
 

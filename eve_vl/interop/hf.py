@@ -27,9 +27,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from eve_vl.config import Config, RetrievalConfig, TaskConfig, all_kinds, from_dict, kinds_of, to_dict
+from eve_vl.config import FORMAT, Config, RetrievalConfig, TaskConfig, all_kinds, check_format, from_dict, kinds_of, to_dict
 from eve_vl.config.base import Section
-from eve_vl.config.serialization import FORMAT, check_format
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop.convert import write_run
 from eve_vl.interop.heads import heads_class, heads_of

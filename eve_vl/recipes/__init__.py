@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from eve_vl.config import Config, config_from_dict
-from eve_vl.config.plugins import installed, load_file, load_installed, origins
+from eve_vl.config.base import installed, load_file, load_installed, origins
 from eve_vl.recipes import finetune, pretrain
 from eve_vl.recipes.finetune import starts_from as starts_from
 from eve_vl.utils.errors import UserError, nearest

@@ -13,7 +13,7 @@ import torch
 
 from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
-from eve_vl.config.plugins import origins
+from eve_vl.config.base import origins
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec

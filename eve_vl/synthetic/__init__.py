@@ -1,6 +1,6 @@
 """Built-in data made by code: scenes and phantoms. This file holds what both share: random streams and sources of rows.
 
-data/ finds a generator by its name in config.data.GENERATORS; its module has `ROWS`, the sources by kind of row.
+data/ finds a generator by its name in config.training.GENERATORS; its module has `ROWS`, the sources by kind of row.
 """
 
 from abc import abstractmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import kinds_of
-from eve_vl.config.plugins import find_kind
+from eve_vl.config.base import find_kind
 from eve_vl.data.kinds import KINDS
 from eve_vl.data.readers.image_files import FolderTable, WebdatasetTable
 from eve_vl.data.readers.json_documents import json_table, refuse_parts
