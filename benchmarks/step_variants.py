@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
-from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import generator
+from eve_vl.data.dataset import Sample, generator
 from eve_vl.data.masking import PairBatch, mask_patches, mask_tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task

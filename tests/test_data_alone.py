@@ -11,8 +11,7 @@ import torch
 from twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.batch import Batch, ImageBatch, TextBatch
-from eve_vl.data.dataset import row_keys
+from eve_vl.data.dataset import Batch, ImageBatch, TextBatch, row_keys
 from eve_vl.data.kinds.captions import CaptionedImages, ImageOnly, TextOnly
 from eve_vl.data.kinds.labels import LabelBatch, LabeledExample, LabeledImages, LabeledPairs, LabeledRows, LabeledTexts
 from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows

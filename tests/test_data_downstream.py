@@ -15,8 +15,7 @@ from torch.utils.data import Subset
 from twins import ListSource, noise, pairs, questions, statements, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import RowDataset, eval_positions
+from eve_vl.data.dataset import RowDataset, Sample, eval_positions
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages, ImageText
 from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
 from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from cards import COLORS, encoded_card, reason, write_images
 
+from eve_vl.data.dataset import decode
 from eve_vl.data.kinds.pairs import ImagesStatement
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageBytes, ImageFile, Source
-from eve_vl.data.transforms import decode
 from eve_vl.utils.errors import UserError
 
 JPEG_START = b"\xff\xd8\xff"

@@ -22,7 +22,7 @@ from tiny_runs import (
 )
 from torch import Tensor
 
-from eve_vl.data.batch import Batch
+from eve_vl.data.dataset import Batch
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
 from eve_vl.model.packing import PackedTokens, ReadPositions

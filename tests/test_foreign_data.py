@@ -24,10 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eve_vl.data import transforms
+from eve_vl.data import decoding
+from eve_vl.data.dataset import decode
 from eve_vl.data.readers import guess_kind, image_files, open_source, tables
 from eve_vl.data.records import ImageBytes, ImageFile
-from eve_vl.data.transforms import decode
 from eve_vl.data.validate import check_source
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError, printable
@@ -362,15 +362,15 @@ def peak(work: Callable[[], object]) -> int:
     ],
 )
 def test_decoding_needs_no_more_than_the_header_says(monkeypatch: pytest.MonkeyPatch, mode: str, form: str, options: dict):
-    monkeypatch.setattr(transforms, "STRIP_PIXELS", 2**16)
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 2**16)
     data = encode(Image.linear_gradient("L").resize((2400, 2400)).convert(mode), form, **options)
     needed = []
-    monkeypatch.setattr(transforms, "MAX_BYTES", 0)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 0)
     with pytest.raises(BadSampleError, match=r"2400x2400 .* needs \d+ MB to decode") as error:
         decode(ImageBytes(data=data), "row")
     needed = int(error.value.reason.split("needs ")[1].split()[0])
     monkeypatch.undo()
-    monkeypatch.setattr(transforms, "STRIP_PIXELS", 2**16)
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 2**16)
     assert peak(lambda: decode(ImageBytes(data=data), "row")) < (needed + 8) * 2**20
 
 
@@ -385,7 +385,7 @@ def blank(side: int, mode: str) -> bytes:
 )
 def test_what_is_too_much_is_refused_before_it_is_decoded(side: int, mode: str, problem: str, monkeypatch: pytest.MonkeyPatch):
 
-    monkeypatch.setattr(transforms, "_decode_fast", None)
+    monkeypatch.setattr(decoding, "_decode_fast", None)
     data = blank(side, mode)
     with pytest.raises(BadSampleError, match=problem):
         decode(ImageBytes(data=data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]), "row")
@@ -399,14 +399,14 @@ def in_scans(num: int, exif: bytes = b"") -> bytes:
 
 
 def test_a_jpeg_in_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transforms, "MAX_SCANNED", 20 * 64 * 64)
+    monkeypatch.setattr(decoding, "MAX_SCANNED", 20 * 64 * 64)
     decode(ImageBytes(data=in_scans(20)), "row")
     with pytest.raises(BadSampleError, match="64x64 JPEG has 21 scans, at most 20 of so large an image are accepted"):
         decode(ImageBytes(data=in_scans(21)), "row")
 
 
 def test_what_lies_before_or_behind_a_jpeg_is_no_scan_of_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transforms, "MAX_SCANNED", 20 * 64 * 64)
+    monkeypatch.setattr(decoding, "MAX_SCANNED", 20 * 64 * 64)
     data = in_scans(20, exif=b"Exif\0\0" + b"\xff\xda" * 30)
     for film in (b"", b"\xff\xda" * 30):
         decode(ImageBytes(data=data + film), "row")

@@ -31,7 +31,7 @@ from transformers import (
 from twins import CAPTIONS, ListSource, tiny_config
 
 from eve_vl.config import ContrastMatchConfig, EveModelConfig, to_dict
-from eve_vl.data.batch import Sample, TextBatch
+from eve_vl.data.dataset import Sample, TextBatch
 from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.tokenizer import Tokenizer

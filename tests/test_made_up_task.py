@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from twins import tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, TaskConfig
-from eve_vl.data.batch import normalize
-from eve_vl.data.dataset import RowDataset
+from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.interop import hf
 from eve_vl.interop.convert import write_run
 from eve_vl.interop.heads import Graph, Heads

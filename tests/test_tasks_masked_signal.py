@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from twins import TwinStats, randomize, slow_balance, tiny_config
 
 from eve_vl.config import Config
-from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import generator
+from eve_vl.data.dataset import Sample, generator
 from eve_vl.data.masking import PairBatch, mask_patches, mask_tokens
 from eve_vl.model.embeddings import gather_patches, patchify, unpatchify
 from eve_vl.model.encoder import Encoder

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, from_dict
-from eve_vl.data.batch import Sample
+from eve_vl.data.dataset import Sample
 from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed

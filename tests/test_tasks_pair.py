@@ -10,7 +10,7 @@ import torch
 from cards import reason, write_images
 from twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
-from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile

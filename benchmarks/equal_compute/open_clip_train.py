@@ -65,7 +65,7 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
 def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
     """Recolour half of the uint8 images in grey or shades of one dark colour, by five random numbers each.
 
-    Equals `random_ink` of eve_vl.data.transforms.
+    Equals `random_ink` of eve_vl.data.dataset.
     """
     grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
     draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]

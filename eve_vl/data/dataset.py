@@ -1,26 +1,44 @@
-"""From rows to samples: what all datasets share.
+"""From rows to samples to batches: what all datasets share.
 
-Everything random about a sample depends on (seed, epoch, source, row) only.
+Everything random about a sample depends on (seed, epoch, source, row) only. Batches have no slots: several of their
+classes have two bases with fields.
+
+Letters: B batch, T text tokens.
 """
 
 import dataclasses
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.config import Config
-from eve_vl.data.batch import RowBatch, Sample
-from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImageRef, ImageSpan, Record, Source, usable_rows
+from eve_vl.data.decoding import decode_bytes, read_image
+from eve_vl.data.records import (
+    Crop,
+    ImageBytes,
+    ImageDrawing,
+    ImageFile,
+    ImageRef,
+    ImageSpan,
+    Record,
+    Source,
+    Unencoded,
+    to_tensor,
+    train_crop,
+    usable_rows,
+)
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop, decode, random_ink, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
@@ -29,6 +47,174 @@ EVAL_SEED = 0  # random choices of evaluation do not depend on the seed of the r
 WHOLE = (1.0, 1.0)
 NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
 SAMPLE, PICKS = 3, 5  # purposes of random streams, beside those of the loader and of masking
+
+
+def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tensor, Tensor]:
+    """Stack token ids, padded to `length` tokens (0: the longest): int64 (B, T), and is_padding, bool."""
+    T = length or max(map(len, texts))
+    ids_BT = np.full((len(texts), T), pad_id, dtype=np.int64)
+    is_padding_BT = np.ones((len(texts), T), dtype=bool)
+    for row, ids_T in enumerate(texts):
+        ids_BT[row, : len(ids_T)] = ids_T
+        is_padding_BT[row, : len(ids_T)] = False
+    return torch.from_numpy(ids_BT), torch.from_numpy(is_padding_BT)
+
+
+def normalize(images_BCHW: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1] (mean = std = 0.5); floats are already normalised."""
+    return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
+
+
+# How the values of all samples become a field of their batch; each rule takes (values, pad_id, length).
+
+
+def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
+    """Stack the values to a tensor."""
+    return torch.stack([torch.as_tensor(value) for value in values])
+
+
+def stack_if_any(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
+    """Stack the values, or return None if one is None."""
+    return None if any(value is None for value in values) else stack(values, pad_id, length)
+
+
+def pad_ids(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
+    """Pad token ids."""
+    return padded(values, pad_id, length)[0]
+
+
+def pad_mask(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
+    """Return which positions of padded token ids are padding."""
+    return padded(values, pad_id, length)[1]
+
+
+def plain(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
+    """Return the values as they are."""
+    return tuple(values)
+
+
+def each(name: str, combine: Callable[[Sequence[Any], int, int], Any] = plain, **default: Any) -> Any:
+    """Return a batch field made by `combine` from the attribute `name` of the samples."""
+    return dataclasses.field(metadata={"name": name, "combine": combine}, **default)
+
+
+class Sample(SimpleNamespace):
+    """One row, ready to be batched: `where`, and the values that the fields of its `batch` are made from."""
+
+    name: str = ""
+    """In evaluation: a name unique among all rows (see `row_name`)."""
+    position: tuple[int, int] = (0, 0)
+    """Number of its source and of its row there."""
+    batch: type["RowBatch"]
+    """The type of batch that it belongs to."""
+    skipped: tuple[BadSampleError, ...] = ()
+    """Unusable rows that this sample replaces."""
+    wrong: "Sample | None" = None
+    """In evaluation: another pair, as a negative for image and text."""
+    label_L: np.ndarray | None = None
+    """A pair's labels, if the task needs them; see `PairBatch.label_BL`."""
+    draw: np.ndarray | None = None
+    """A pair's three numbers in [0, 1), float32, for random choices among the pairs of a step."""
+
+    @classmethod
+    def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
+        """Return the sample of a row: its fields, and the values made from them."""
+        return cls(batch=batch, **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """Base class of batches. A subclass is a dataclass without further ado."""
+
+    where: tuple[str, ...] = each("where")
+    names: tuple[str, ...] = each("name", default=())
+    positions: tuple[tuple[int, int], ...] = each("position", default=())
+    skipped: tuple[BadSampleError, ...] = each("skipped", lambda values, *_: sum(values, ()), default=())
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    @property
+    def parts(self) -> "Sequence[RowBatch]":
+        """Its rows as batches of rows of one kind."""
+        return (self,)
+
+    def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
+        """Copy the tensors to a device."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy the tensors to page-locked memory, so that copies to a GPU overlap with its work."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor | RowBatch)}
+        return dataclasses.replace(self, **changed)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Return the fields of each row that are no tensors, under the names of the sample's attributes."""
+        fields = {field.metadata["name"]: field.name for field in dataclasses.fields(self) if plain in field.metadata.values()}
+        columns = zip(*(getattr(self, name) for name in fields.values()), strict=True)
+        return (dict(zip(fields, row, strict=True)) for row in columns)
+
+    @classmethod
+    def collate(cls, samples: Sequence[Sample], pad_id: int, length: int = 0) -> Self:
+        """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
+        rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
+        columns = {name: [getattr(sample, rule["name"]) for sample in samples] for name, rule in rules.items()}
+        return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
+
+
+class ImageBatch(RowBatch):
+    """Images."""
+
+    images_BCHW: Tensor = each("image", stack)
+    """uint8, RGB; normalised on the device by `pixels`."""
+
+    def pixels(self) -> Tensor:
+        """Return float32 (B, 3, H, W), normalised with mean = std = 0.5 to [-1, 1]."""
+        return normalize(self.images_BCHW)
+
+
+class TextBatch(RowBatch):
+    """Texts."""
+
+    ids_BT: Tensor = each("ids_T", pad_ids)
+    """int64, [CLS] first, cut to the longest text of the batch."""
+    is_padding_BT: Tensor = each("ids_T", pad_mask)
+    num_real: int | None = each("ids_T", lambda values, *_: sum(map(len, values)), default=None)
+    """Tokens that are not padding, counted on the host to avoid a GPU sync; None if unknown."""
+
+
+class Batch(ImageBatch, TextBatch):
+    """Images, each with a text."""
+
+
+def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
+    """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width) or (3, crop.size, crop.size).
+
+    longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or decoded.
+    """
+    if isinstance(image, Unencoded):
+        return to_tensor(image, crop)
+    return decode_bytes(read_image(image, where), where, crop=crop, longest=longest).pixels
+
+
+def random_ink(pixels: Tensor) -> Tensor:
+    """Recolour half of the images, a quarter in grey and a quarter in shades of one dark random colour; uint8 (3, H, W).
+
+    Drawings are then recognised by their lines. Random numbers come from torch's generator, as in torchvision.
+    """
+    draw_grey, draw_ink, *ink = torch.rand(5).tolist()
+    if draw_grey < 0.5:
+        return pixels
+    grey = rgb_to_grayscale(pixels).float()
+    darkest = torch.tensor(ink)[:, None, None] * (0.7 * 255 * (draw_ink < 0.5))
+    return (grey + (1 - grey / 255) * darkest).round().byte()
+
+
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),

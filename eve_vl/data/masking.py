@@ -12,8 +12,22 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import ImageBatch, RowBatch, Sample, TextBatch, each, padded, stack, stack_if_any
-from eve_vl.data.dataset import RowDataset, eval_positions, eval_rows, generator, hash_of, image_key
+from eve_vl.data.dataset import (
+    ImageBatch,
+    RowBatch,
+    RowDataset,
+    Sample,
+    TextBatch,
+    each,
+    eval_positions,
+    eval_rows,
+    generator,
+    hash_of,
+    image_key,
+    padded,
+    stack,
+    stack_if_any,
+)
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText
 from eve_vl.data.records import Record, Source, is_generated
 from eve_vl.data.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ import numpy as np
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from eve_vl.data.dataset import hash_of
+from eve_vl.data.dataset import decode, hash_of
+from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
 from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded
-from eve_vl.data.transforms import DecodedImage, decode, decode_bytes, read_image
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError
 

@@ -15,12 +15,25 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import ImageBatch, RowBatch, Sample, TextBatch, each, normalize, stack
-from eve_vl.data.dataset import Position, SampleSet, eval_positions, image_key, row_name, unusable
+from eve_vl.data.dataset import (
+    ImageBatch,
+    Position,
+    RowBatch,
+    Sample,
+    SampleSet,
+    TextBatch,
+    decode,
+    each,
+    eval_positions,
+    image_key,
+    normalize,
+    row_name,
+    stack,
+    unusable,
+)
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.records import HasDistractors, KnowsTruth, Source, is_generated
+from eve_vl.data.records import Crop, GeneratedSource, Source, is_generated
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop, decode
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.train.collectives import gather_objects, rank
@@ -77,7 +90,7 @@ class SearchSet(SampleSet):
         searched = [(image, text) for image, (_, given, _) in enumerate(found.values()) for text in given[:limit]]
         distinct = list(dict.fromkeys(text for _, text in searched))
         false = [
-            source.distractors(row) if given and isinstance(source := sources[number], HasDistractors) else []
+            source.distractors(row) if given and isinstance(source := sources[number], GeneratedSource) else []
             for (number, row), given, _ in found.values()
         ]
         self.texts = list(dict.fromkeys([*distinct, *(text for texts in false for text in texts)]))
@@ -113,7 +126,8 @@ class SearchSet(SampleSet):
                 continue
             _, captions, true = found.setdefault(image_key(pair.image, pair.where), ((number, row), [], set()))
             captions += pair.captions
-            true.update(source.true_captions(row) if isinstance(source, KnowsTruth) else pair.captions)
+            known = source.true_captions(row) if isinstance(source, GeneratedSource) else None
+            true.update(pair.captions if known is None else known)
         return found
 
     def notes(self) -> list[str]:

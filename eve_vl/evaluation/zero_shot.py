@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import ClassificationConfig
-from eve_vl.data.batch import normalize, padded
-from eve_vl.data.dataset import SampleSet
+from eve_vl.data.dataset import SampleSet, normalize, padded
 from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import Source, find_generator, usable_rows

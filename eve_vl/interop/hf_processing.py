@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from eve_vl.config import InputConfig
-from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import normalize
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import Images, given_images, listed
 from eve_vl.utils.errors import UserError

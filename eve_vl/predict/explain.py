@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import normalize
 from eve_vl.model.probes import choices_of, gradcam
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError

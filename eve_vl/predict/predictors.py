@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from eve_vl.config import ClassificationConfig, ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.data.batch import normalize
-from eve_vl.data.dataset import generator
+from eve_vl.data.dataset import generator, normalize
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.evaluation.zero_shot import ClassScore, read_prompts

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.batch import ImageBatch, TextBatch
-from eve_vl.data.dataset import eval_rows
+from eve_vl.data.dataset import ImageBatch, TextBatch, eval_rows
 from eve_vl.data.kinds.labels import LabelBatch
 from eve_vl.data.kinds.pairs import ItemBatch, StatementBatch
 from eve_vl.data.kinds.questions import QuestionBatch

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Subset
 
 from eve_vl.config import Config
-from eve_vl.data.batch import RowBatch
+from eve_vl.data.dataset import RowBatch
 from eve_vl.data.loader import open_sources, train_loader
 from eve_vl.run.inspect import inspect_config
 from eve_vl.run.loading import build_untrained

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eve_vl.config import Config, DataConfig, TrainConfig, to_dict
-from eve_vl.data.batch import RowBatch
+from eve_vl.data.dataset import RowBatch
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.data.masking import MASKED, BatchByMask, num_masked_patches
 from eve_vl.data.tokenizer import Tokenizer

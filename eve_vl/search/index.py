@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from eve_vl.data.decoding import read_image
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import TableSource
-from eve_vl.data.transforms import read_image
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.lock import locked
 from eve_vl.search import ann

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eve_vl.data.dataset import decode
+from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import TableSource
-from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.search import ann, near_duplicates
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from eve_vl.data.decoding import size_of
 from eve_vl.data.records import ImageBytes, ImagePixels
-from eve_vl.data.transforms import size_of
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage

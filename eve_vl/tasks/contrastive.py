@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import Batch
+from eve_vl.data.dataset import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.data.masking import MaskedImages, PairBatch
 from eve_vl.model.backbone import Backbone

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import Config, NLVR2Config
-from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize

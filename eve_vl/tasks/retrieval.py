@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.masking import PairBatch
 from eve_vl.model.embeddings import index_tokens

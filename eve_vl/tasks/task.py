@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import Config, HeadlessConfig, TaskConfig
-from eve_vl.data.batch import normalize
-from eve_vl.data.dataset import RowDataset
+from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import initialize

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from eve_vl.data.batch import Batch, Sample, each, stack
-from eve_vl.data.dataset import RowDataset, hash_of, image_key
+from eve_vl.data.dataset import Batch, RowDataset, Sample, each, hash_of, image_key, stack
 from eve_vl.data.records import ImageRef, Record
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
 from eve_vl.utils.errors import BadSampleError

@@ -8,8 +8,7 @@ from typing import ClassVar, Self, cast
 import numpy as np
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.batch import Batch, ImageBatch, RowBatch, Sample, TextBatch, each
-from eve_vl.data.dataset import RowDataset
+from eve_vl.data.dataset import Batch, ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each
 from eve_vl.data.records import Fact, ImageRef, Record
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, to_texts
 from eve_vl.utils.errors import BadSampleError, printable

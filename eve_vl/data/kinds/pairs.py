@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from eve_vl.config import Config
-from eve_vl.data.batch import Batch, Sample, each, pad_ids, pad_mask, stack
-from eve_vl.data.dataset import RowDataset
+from eve_vl.data.dataset import Batch, RowDataset, Sample, each, pad_ids, pad_mask, stack
 from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.records import Fact, ImageRef, Record, Source
 from eve_vl.data.table import Fields, RowColumns, Table, field, find_image, first_of, image_ref, row_id, to_text

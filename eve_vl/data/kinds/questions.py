@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Subset
 
-from eve_vl.data.batch import Batch, Sample, each
-from eve_vl.data.dataset import RowDataset, image_key
+from eve_vl.data.dataset import Batch, RowDataset, Sample, each, image_key
 from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, usable_rows
 from eve_vl.data.table import IMAGE_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
 from eve_vl.utils.errors import UserError, printable

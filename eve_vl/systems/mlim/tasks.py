@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.config import Config
-from eve_vl.data.batch import RowBatch, Sample, normalize
+from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import BatchByMask, MaskedImages, MaskedPairs, PairBatch
 from eve_vl.data.records import Record

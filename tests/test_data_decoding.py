@@ -14,9 +14,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
-from eve_vl.data import transforms
-from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, random_ink, train_crop
+from eve_vl.data import decoding
+from eve_vl.data.dataset import decode, random_ink
+from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
+from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImagePixels, random_box, train_crop
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_lossy_formats_are_what_pillow_sees(form: str, options: dict):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_plain_images_take_the_fast_way(form: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transforms, "_decode_special", None)
+    monkeypatch.setattr(decoding, "_decode_special", None)
     assert decoded(encode(IMAGE, form)).shape == SMOOTH.shape
 
 
@@ -170,7 +171,7 @@ def test_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
     assert f"at most {MAX_PIXELS} are accepted" in found
     found = reason(repair(bomb.replace(b"\x75\x30\0\0\x75\x30", b"\x2e\xe0\0\0\x2e\xe0", 1)))  # 12000 x 12000: only a warning
     assert found == f"image is 12000x12000 pixels, at most {MAX_PIXELS} in all are accepted"
-    monkeypatch.setattr(transforms, "MAX_PIXELS", 3000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 3000)
     assert reason(encode(IMAGE, "PNG")) == "image is 64x48 pixels, at most 3000 in all are accepted"
 
 
@@ -199,7 +200,7 @@ def test_not_images():
 
 
 def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transforms, "MAX_PIXELS", 10**6)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 10**6)
     for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
         data = encode(IMAGE, form)
         for _ in range(40):
@@ -248,7 +249,7 @@ def test_no_warning_leaks():
 
 
 def test_a_slow_image_blocks_no_other(monkeypatch):
-    started, may_end, original = threading.Event(), threading.Event(), transforms._decode_special
+    started, may_end, original = threading.Event(), threading.Event(), decoding._decode_special
 
     def slow(image, where):
         started.set()
@@ -256,12 +257,12 @@ def test_a_slow_image_blocks_no_other(monkeypatch):
         return original(image, where)
 
     jpeg = encode(IMAGE, "JPEG")
-    monkeypatch.setattr(transforms, "_decode_special", slow)
+    monkeypatch.setattr(decoding, "_decode_special", slow)
     with ThreadPoolExecutor(2) as pool:
         webp = pool.submit(decode_bytes, encode(IMAGE, "WEBP"), "slow")
         try:
             assert started.wait(30)
-            other = pool.submit(lambda: (transforms.size_of(jpeg, "a"), decode_bytes(jpeg, "a").format))
+            other = pool.submit(lambda: (decoding.size_of(jpeg, "a"), decode_bytes(jpeg, "a").format))
             assert other.result(timeout=10) == ((64, 48), "JPEG")
         finally:
             may_end.set()
@@ -295,14 +296,14 @@ def test_a_big_jpeg_is_shrunk_while_it_is_decoded(size: int, divisor: int, monke
     photo = IMAGE.resize((1003, 805), Image.Resampling.BICUBIC)
     data = encode(photo, "JPEG", quality=95)
     shapes = []
-    decode_jpeg = transforms.simplejpeg.decode_jpeg
+    decode_jpeg = decoding.simplejpeg.decode_jpeg
 
     def spy(*args, **options):
         pixels = decode_jpeg(*args, **options)
         shapes.append(pixels.shape[:2])
         return pixels
 
-    monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", spy)
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", spy)
     found = decoded(data, crop=Crop(size=size, choose=lambda *_: (104, 200, 600, 752)))
     assert shapes == [(-(-805 // divisor), -(-1003 // divisor))]
     expected = squeezed(photo.crop((200, 104, 952, 704)), size)
