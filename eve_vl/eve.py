@@ -17,7 +17,7 @@ from torch import Tensor
 from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, all_kinds, kinds_of
 from eve_vl.config.base import load_file
-from eve_vl.predict.base import predictor_class
+from eve_vl.predict.base import predictor_class, predictor_of
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request
 from eve_vl.run.loading import LoadedRun, load_run
@@ -56,8 +56,8 @@ class Eve:
 
     def __init__(self, run: LoadedRun):
         self.run, self.task, self.tokenizer = run, run.task, run.tokenizer
-        self._predictor = run.predictor
-        self.inputs = self._predictor.inputs
+        self.predictor = predictor_of(run)
+        self.inputs = self.predictor.inputs
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":
@@ -73,14 +73,14 @@ class Eve:
     @property
     def calls(self) -> tuple[str, ...]:
         """Return the names of the calls that the run's heads allow."""
-        return (*ALWAYS, *self._predictor.calls())
+        return (*ALWAYS, *self.predictor.calls())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a call of the run. Raises UserError if the run's heads do not allow it."""
         if name not in kinds_of(Request):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.need(name)
-        return self._predictor.call(name)
+        return self.predictor.call(name)
 
     def __repr__(self) -> str:
         config = self.run.config
@@ -109,7 +109,7 @@ class Eve:
 
         texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See `encode_image`.
         """
-        compute = lambda ids: self.task.text_features(*self._predictor.inputs.padded(ids))  # noqa: E731
+        compute = lambda ids: self.task.text_features(*self.predictor.inputs.padded(ids))  # noqa: E731
         return self._features("text", texts, compute, batch_size, progress, DataConfig(**reading))
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Eve:
         names: list[str] = []
         skipped: list[BadSampleError] = []
         parts = [np.zeros((0, self.task.feature_dim), np.float32)]
-        rows = self._predictor.inputs.stream(given, what, data, skipped=skipped, progress=progress)
+        rows = self.predictor.inputs.stream(given, what, data, skipped=skipped, progress=progress)
         for chunk in chunked(rows, batch_size):
             names += [name for name, _ in chunk]
             parts.append(compute([value for _, value in chunk]).cpu().numpy())
@@ -155,7 +155,7 @@ class Eve:
             )
         raise NoSuchCallError(
             f"{call}: {shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
-            f"to get one that allows {call}: {self._predictor.how_to_get(call) or self._how_to_train(call)}"
+            f"to get one that allows {call}: {self.predictor.how_to_get(call) or self._how_to_train(call)}"
         )
 
     def _how_to_train(self, call: str) -> str:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "tasks": {"utils", "config", "data", "model", "objectives", "metrics", "train"},
     "evaluation": {"utils", "config", "data", "model", "metrics", "train", "tasks"},
     "predict": {"utils", "config", "data", "model", "metrics", "tasks", "evaluation"},
-    "run": {"utils", "builtin", "config", "data", "model", "metrics", "train", "tasks", "evaluation", "predict"},
+    "run": {"utils", "builtin", "config", "data", "model", "metrics", "train", "tasks", "evaluation"},
     "interop": {"utils", "builtin", "config", "recipes", "data", "model", "objectives", "train", "tasks", "predict", "run"},
     "search": {"utils", "__init__", "builtin", "config", "data", "train", "predict", "run"},
     "eve": {"utils", "builtin", "config", "train", "predict", "run", "search"},

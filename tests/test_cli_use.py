@@ -61,9 +61,9 @@ def test_match(eve, folder):
 def test_verify(eve, folder):
     done = eve("verify", "nlvr2", "0.png", "1.png", TEXT, "--json", "verify.json")
     expected = Eve.load(folder / "nlvr2").verify(folder / "0.png", folder / "1.png", TEXT)
-    assert done.stdout.startswith(f"{'true' if expected.verdict else 'false'} "), done.stderr
+    assert done.stdout.startswith(f"{'true' if expected.is_true else 'false'} "), done.stderr
     assert f"{expected.probability:.4f}" in done.stdout
-    assert json.loads((folder / "verify.json").read_text())["verdict"] == expected.verdict
+    assert json.loads((folder / "verify.json").read_text())["is_true"] == expected.is_true
 
 
 def test_fill_mask(eve, folder):
@@ -86,7 +86,7 @@ def test_reconstruct(eve, folder):
     sheet = np.asarray(Image.open(folder / "new/pic.png"))
     side = 14 * 16  # enlarged by a whole number
     assert sheet.shape == (side, 3 * side + 16, 3)
-    for number, image in enumerate((expected.original, expected.masked, expected.rebuilt)):
+    for number, image in enumerate((expected.original, expected.masked, expected.reconstructed)):
         left = number * (side + 8)
         np.testing.assert_array_equal(sheet[::14, left : left + side : 14], image)
     assert (sheet[:, side : side + 8] == 255).all()
@@ -108,7 +108,7 @@ def test_explain_two_images(eve, folder):
     done = eve("explain", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
     assert done.returncode == 0, done.stderr
     assert size(folder / "both.jpg") == (2 * 5 * 30 + 8, 5 * 40)
-    assert "both.jpg: Grad-CAM of the verdict " in done.stdout
+    assert "both.jpg: Grad-CAM of the label " in done.stdout
 
 
 def test_encode(eve, folder):

@@ -39,7 +39,7 @@ def share_judged_right(run: Path, split: str, num_samples: int) -> float:
     eve = Eve.load(run, device="cpu")
     source = SceneStatements(split=split, image_size=eve.run.config.input.image_size)
     found = [source[row] for _, _, row in eval_positions([len(source)], num_samples)]
-    right = [eve.verify(row.left, row.right, row.statement).verdict == row.label for row in found]
+    right = [eve.verify(row.left, row.right, row.statement).is_true == row.label for row in found]
     return sum(right) / num_samples
 
 

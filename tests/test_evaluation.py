@@ -98,7 +98,7 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
         assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
     shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
-    assert done.stdout.splitlines()[-1] == f"verdict: {evaluator_of(load_run(trained / 'run').task).comparison(numbers)}"
+    assert done.stdout.splitlines()[-1] == f"comparison: {evaluator_of(load_run(trained / 'run').task).comparison(numbers)}"
     assert "note: " not in done.stdout  # held-out rows were not trained on
 
 

@@ -150,7 +150,7 @@ def test_verify():
     expected = eve.task.concat_head(both).softmax(1)[0, 1].item()
     found = eve.verify(noise(0), noise(1), TEXT)
     assert found.probability == pytest.approx(expected, rel=1e-4)
-    assert found.verdict == (expected > 0.5)
+    assert found.is_true == (expected > 0.5)
     assert eve.verify(noise(1), noise(0), TEXT).probability != pytest.approx(expected, rel=1e-3)
     with pytest.raises(UserError, match=r"right image: no such file"):
         eve.verify(noise(0), "nowhere.png", TEXT)
@@ -210,7 +210,7 @@ def test_reconstruct(normalize):
         truth = noise(0)[box]
         if new is None:
             np.testing.assert_array_equal(found.masked[box], truth)
-            np.testing.assert_array_equal(found.rebuilt[box], truth)
+            np.testing.assert_array_equal(found.reconstructed[box], truth)
             continue
         assert set(found.masked[box].flatten().tolist()) == {128}
         values = new.reshape(3, 4, 4).permute(1, 2, 0).detach().numpy()
@@ -218,13 +218,13 @@ def test_reconstruct(normalize):
             scaled = truth / 127.5 - 1
             values = values * np.sqrt(scaled.var(ddof=1) + 1e-6) + scaled.mean()
         expected = ((values + 1) * 127.5).clip(0, 255)
-        assert np.abs(found.rebuilt[box] - expected).max() < 1
+        assert np.abs(found.reconstructed[box] - expected).max() < 1
 
 
 def test_reconstruct_draws_what_to_hide():
     eve = Eve(tiny_run("masked"))
     first, again, other = (eve.reconstruct(noise(0), TEXT, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.rebuilt, again.rebuilt)
+    np.testing.assert_array_equal(first.reconstructed, again.reconstructed)
     assert (first.masked != other.masked).any()
     for share, num_hidden in ((None, 12), (0.5, 8), (0.01, 1), (0.99, 15)):
         masked = eve.reconstruct(noise(0), TEXT, share=share).masked
@@ -239,7 +239,7 @@ def test_reconstruct_draws_what_to_hide():
 
 def test_joint_masking_runs_work_too():
     eve = Eve(tiny_run("masked", task={"joint_masking": True}))
-    assert eve.reconstruct(noise(0), TEXT).rebuilt.shape == (16, 16, 3)
+    assert eve.reconstruct(noise(0), TEXT).reconstructed.shape == (16, 16, 3)
     assert len(eve.fill_mask(noise(0), "a [MASK] circle").guesses) == 1
 
 
@@ -388,7 +388,7 @@ def test_threads_share_runs():
         (6, lambda: vqa.answer(noise(0), TEXT)),
         (6, lambda: vqa.answer(noise(1), long)),
         (6, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
-        (2, lambda: masked.reconstruct(noise(0), TEXT).rebuilt.tolist()),
+        (2, lambda: masked.reconstruct(noise(0), TEXT).reconstructed.tolist()),
         (1, lambda: vqa.explain(noise(0), TEXT, word="blue").values()),
         (1, lambda: vqa.explain(noise(0), TEXT, block=0).values()),
         (1, lambda: masked.explain(noise(0), TEXT, word="blue").values()),

@@ -145,10 +145,10 @@ def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
 
 def test_a_map_is_printed_and_kept_as_what_it_says():
     found = Eve(tiny_run("nlvr2")).explain(noise(0), TEXT, right=noise(1), word="blue")
-    assert str(found) == f'Grad-CAM of the verdict true (probability {found.probability:.4f}), attention of "blue" in block 1'
+    assert str(found) == f'Grad-CAM of the label true (probability {found.probability:.4f}), attention of "blue" in block 1'
     values = json.loads(json.dumps(found.values()))
     np.testing.assert_allclose(values.pop("grids"), found.grids)
-    assert values == {"score": "the verdict true", "probability": found.probability, "word": "blue", "block": 1}
+    assert values == {"score": "the label true", "probability": found.probability, "word": "blue", "block": 1}
 
 
 def test_a_hidden_word_is_hidden():

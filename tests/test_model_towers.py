@@ -240,7 +240,7 @@ def test_a_pre_trained_run_answers_all_calls():
     eve = Eve(run(ContrastMatchConfig(mim_weight=1.0, **DECODER)))  # pyright: ignore[reportArgumentType]
     assert set(eve.calls) >= {"fill_mask", "reconstruct", "match", "explain"}
     assert len(eve.fill_mask(noise(0), "a [MASK] circle", top=2).guesses[0]) == 2
-    assert eve.reconstruct(noise(0), TEXT).rebuilt.shape == (16, 16, 3)
+    assert eve.reconstruct(noise(0), TEXT).reconstructed.shape == (16, 16, 3)
     alone = [[eve.match(noise(row), text) for text in (TEXT, "a circle")] for row in range(2)]
     np.testing.assert_allclose(eve.match([noise(0), noise(1)], [TEXT, "a circle"]), alone, rtol=1e-4)
     assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, 16)

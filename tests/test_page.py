@@ -373,7 +373,7 @@ def test_judge(site, runs, open_page):
     page.keyboard.press("Enter")
     page.wait_for_selector("#panel-verify .heat >> nth=1")
     found = runs["nlvr2"].verify(noise(0), noise(1), TEXT)
-    assert page.locator("#panel-verify .verdict").inner_text() == str(found.verdict).lower()
+    assert page.locator("#panel-verify .verdict").inner_text() == str(found.is_true).lower()
     assert f"{100 * found.probability:.1f} %" in page.locator("#panel-verify .bars li").first.inner_text()
 
     page.get_by_role("tab", name="Same item").click()
@@ -419,7 +419,7 @@ def test_forms_of_one_image(site, runs, open_page):
     page.get_by_text("nothing to fill in: write [MASK] in the text").wait_for()
 
 
-def test_rebuild(site, runs, open_page):
+def test_reconstruct(site, runs, open_page):
     page = open_page(f"{site}/#reconstruct")
     page.locator("#panel-reconstruct input[type=file]").set_input_files(file(0))
     page.get_by_text("Write a caption").wait_for()
@@ -429,26 +429,26 @@ def test_rebuild(site, runs, open_page):
     page.locator("#panel-reconstruct [name=text]").fill(TEXT)
     page.get_by_text("No patch is masked").wait_for()
 
-    def rebuilt(*places: int) -> None:
+    def reconstructed(*places: int) -> None:
         assert [patch.get_attribute("aria-pressed") == "true" for patch in patches.all()] == [n in places for n in range(16)]
-        wanted = runs["masked"].reconstruct(noise(0), TEXT, keep=[n for n in range(16) if n not in places]).rebuilt
+        wanted = runs["masked"].reconstruct(noise(0), TEXT, keep=[n for n in range(16) if n not in places]).reconstructed
         until(page, lambda: shown(page, "#panel-reconstruct figure:nth-child(2) img").tolist(), wanted.tolist())
 
     patches = page.locator("#panel-reconstruct .patches button")
     patches.nth(5).click()
     page.get_by_text("1 of 16 patches reconstructed").wait_for()
-    rebuilt(5)
+    reconstructed(5)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
     page.get_by_text("2 of 16 patches reconstructed").wait_for()
-    rebuilt(5, 9)
+    reconstructed(5, 9)
     start, end = (patches.nth(number).bounding_box() for number in (12, 15))
     page.mouse.move(start["x"] + 9, start["y"] + 9)
     page.mouse.down()
     page.mouse.move(end["x"] + 9, end["y"] + 9, steps=20)
     page.mouse.up()
     page.get_by_text("6 of 16 patches reconstructed").wait_for()
-    rebuilt(5, 9, 12, 13, 14, 15)
+    reconstructed(5, 9, 12, 13, 14, 15)
 
 
 def test_routing(site, runs, open_page):

@@ -124,13 +124,13 @@ def pixels_of(batch: PairBatch, row: int) -> np.ndarray:
 
 @torch.inference_mode()
 def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    """A slow twin: the masked and the rebuilt image, patch by patch with slices of the image."""
+    """A slow twin: the masked and the reconstructed image, patch by patch with slices of the image."""
     size = run.config.input.patch_size
     side = run.config.input.image_size // size
     encoded = task_of(run).encode(pair, keep=True)
     predicted = task_of(run).predict_pixels(encoded, pair)[0].reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
     true = pixels_of(pair, 0)
-    masked, rebuilt = true.copy(), true.copy()
+    masked, reconstructed = true.copy(), true.copy()
     for patch, values in zip(pair.hidden_BM[0].tolist(), predicted, strict=True):
         y, x = patch // side * size, patch % side * size
         place = np.s_[y : y + size, x : x + size]
@@ -138,8 +138,8 @@ def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
             inside = true[place] / 127.5 - 1
             values = values * np.sqrt(inside.var(ddof=1) + 1e-6) + inside.mean()
         masked[place] = 128
-        rebuilt[place] = np.rint(np.clip((values + 1) * 127.5, 0, 255))
-    return masked, rebuilt
+        reconstructed[place] = np.rint(np.clip((values + 1) * 127.5, 0, 255))
+    return masked, reconstructed
 
 
 def test_images_are_what_the_model_makes(run: Path, normalised: Path):
@@ -149,17 +149,17 @@ def test_images_are_what_the_model_makes(run: Path, normalised: Path):
         assert batch.wrong is not None
         for row, where in enumerate(batch.where):
             pair, shown = single(batch, row), page.images
-            masked, rebuilt = painted(loaded, pair)
-            _, rebuilt_wrong = painted(loaded, pair.with_text_of(single(batch.wrong, row)))
+            masked, reconstructed = painted(loaded, pair)
+            _, reconstructed_wrong = painted(loaded, pair.with_text_of(single(batch.wrong, row)))
             assert (shown[f"{where}: original"] == pixels_of(batch, row)).all()
             assert (shown[f"{where}: image"] == pixels_of(batch, row)).all()
             assert (shown[f"{where}: wrong image"] == pixels_of(batch.wrong, row)).all()
             assert (shown[f"{where}: masked"] == masked).all()
-            for name, expected in (("rebuilt", rebuilt), ("wrong caption", rebuilt_wrong)):
+            for name, expected in (("reconstructed", reconstructed), ("wrong caption", reconstructed_wrong)):
                 found = shown[f"{where}: {name}"]
                 assert np.abs(found.astype(int) - expected).max() <= 1  # rounding
                 assert (found == masked)[(masked != 128).any(2)].all()  # visible patches are the original's
-            differences.append(np.abs(rebuilt.astype(int) - rebuilt_wrong).max())
+            differences.append(np.abs(reconstructed.astype(int) - reconstructed_wrong).max())
         assert max(differences) > 5
     assert "true mean and deviation" in Page(normalised / "report.html").text
 
@@ -256,12 +256,12 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "there", "missing"),
     [
-        ({"task": {"mlm_weight": 0.0}}, ["Masked-pixel error", "rebuilt"], ["Masked-token loss", "mlm_acc", "truth"]),
-        ({"task": {"mim_weight": 0.0}}, ["Masked-token accuracy", "truth"], ["Masked-pixel loss", "mim_mse", "rebuilt"]),
-        ({"task": {"joint_masking": True}}, ["in one pass", "rebuilt", "truth", "masked image"], ["complete image"]),
+        ({"task": {"mlm_weight": 0.0}}, ["Masked-pixel error", "reconstructed"], ["Masked-token loss", "mlm_acc", "truth"]),
+        ({"task": {"mim_weight": 0.0}}, ["Masked-token accuracy", "truth"], ["Masked-pixel loss", "mim_mse", "reconstructed"]),
+        ({"task": {"joint_masking": True}}, ["in one pass", "reconstructed", "truth", "masked image"], ["complete image"]),
         (
             {"model": {"deep_ffn": "shared"}},
-            ["rebuilt", "truth"],
+            ["reconstructed", "truth"],
             ["Entropy", "Experts by modality", "Balance loss", "used per token"],
         ),
         (

@@ -25,6 +25,7 @@ from eve_vl.evaluation.evaluator import evaluator_of, with_settings
 from eve_vl.evaluation.retrieval_set import RetrievalSet
 from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.model.moe import Router
+from eve_vl.predict.base import predictor_of
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report.page import command_line, task_report, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
@@ -233,7 +234,7 @@ def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
         assert (verdict == "right") == (shown[0][0] == asked.answers[0])
         assert f"truth</span> {asked.answers[0]}<" in card
         with torch.enable_grad():
-            heat = run.predictor.call("explain")(pixels_of(asked.image), asked.question, answer=shown[0][0]).overlays()[0]
+            heat = predictor_of(run).call("explain")(pixels_of(asked.image), asked.question, answer=shown[0][0]).overlays()[0]
         assert (page.images[alt[1]] == heat).all()
     assert len({rows[int(re.findall(r"val\[(\d+)\]", card)[0])].answer_type for verdict, card in found[6:]}) >= 3
 
@@ -264,7 +265,7 @@ def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path])
 
 def heat_of(run: LoadedRun, images: list[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
     with torch.enable_grad():
-        return run.predictor.call("explain")(images, text).overlays()
+        return predictor_of(run).call("explain")(images, text).overlays()
 
 
 @torch.no_grad()
@@ -319,7 +320,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
 
 def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
     with torch.enable_grad():
-        return run.predictor.call("explain")(pixels, query.truth.text, word=query.word).overlays()[0]
+        return predictor_of(run).call("explain")(pixels, query.truth.text, word=query.word).overlays()[0]
 
 
 def test_true_items_are_framed(runs: dict[str, Path]):

@@ -84,7 +84,7 @@ def test_images_come_as_png(client, runs, run, call, given):
         )
         pairs = list(zip(found["images"], expected.overlays(), strict=True))
     else:
-        pairs = [(found[name], getattr(expected, name)) for name in ("original", "masked", "rebuilt")]
+        pairs = [(found[name], getattr(expected, name)) for name in ("original", "masked", "reconstructed")]
     for written, pixels in pairs:
         difference = np.asarray(Image.open(io.BytesIO(base64.b64decode(written)))).astype(int) - pixels
         assert abs(difference).max() <= 1  # the last digit of a heat
@@ -121,7 +121,7 @@ def test_every_call_of_every_run_is_served_and_shown(client, runs):
             schema = shown["requestBody"]["content"]["application/json"]["schema"]
             assert not {"batch_size", "progress"} & {*schema["properties"]}
     tried = {(run, call) for run, call, _ in CALLS + SHOWN}
-    assert {(run, call) for run, eve in runs.items() for call in eve._predictor.offered()} - tried == {("retrieval", "explain")}
+    assert {(run, call) for run, eve in runs.items() for call in eve.predictor.offered()} - tried == {("retrieval", "explain")}
 
 
 def test_openapi_tells_what_else_may_come(client, runs):

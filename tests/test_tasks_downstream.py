@@ -192,8 +192,8 @@ def test_nlvr2_verdicts_come_in_order_of_identifier():
     assert [(each.identifier, each.label, each.group) for each in found] == [
         (row.identifier, row.label, row.group) for row in rows
     ]
-    assert [each.verdict for each in found] == [each.probability > 0.5 for each in found]
-    assert len({each.verdict for each in found}) == 2
+    assert [each.is_true for each in found] == [each.probability > 0.5 for each in found]
+    assert len({each.is_true for each in found}) == 2
 
 
 @pytest.mark.parametrize("name", SECTIONS)

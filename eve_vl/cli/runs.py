@@ -180,7 +180,7 @@ def _print_numbers(numbers: Mapping[str, float], warnings: Sequence[str], compar
     for warning in warnings:
         print_line(f"note: {warning}")
     if comparison:
-        print_line(f"verdict: {comparison}")
+        print_line(f"comparison: {comparison}")
 
 
 def run_inspect(args: InspectArgs) -> None:

@@ -157,7 +157,7 @@ class NLVR2Example:
 
     statement: str
     identifier: str
-    verdict: bool
+    is_true: bool
     probability: float
     """Of being true."""
     label: bool | None
@@ -179,7 +179,7 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         """Return the verdicts on the statements of a batch."""
         probability_B = self.task.predict(batch)[0].float().softmax(1)[:, 1]
         return [
-            NLVR2Example(verdict=probability > 0.5, probability=probability, **row)
+            NLVR2Example(is_true=probability > 0.5, probability=probability, **row)
             for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
         ]
 
@@ -190,18 +190,18 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
     def metrics(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
         """Return the metrics of `metrics.pairs`."""
         return nlvr2_metrics.nlvr2_summary(
-            [each.verdict for each in predictions], [each.label for each in predictions], [each.group for each in predictions]
+            [each.is_true for each in predictions], [each.label for each in predictions], [each.group for each in predictions]
         )
 
     def per_row_scores(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
         """Return whether the verdict on each labelled pair is right; pairs of one statement belong together."""
         known = [each for each in predictions if each.label is not None]
-        return {f"{each.name}{GROUP}{each.group or each.name}": float(each.verdict == each.label) for each in known}
+        return {f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label) for each in known}
 
     def prediction_file(self, predictions: Sequence[NLVR2Example]) -> str:
         """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((each.identifier, each.verdict) for each in predictions)
+        csv.writer(text, lineterminator="\n").writerows((each.identifier, each.is_true) for each in predictions)
         return text.getvalue()
 
 

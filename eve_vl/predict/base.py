@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import TaskConfig, define, kinds_of, subclasses
+from eve_vl.evaluation.runner import Run
 from eve_vl.model.probes import mixtures
 from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, word_positions
 from eve_vl.predict.inputs import (
@@ -120,6 +121,11 @@ def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
         define(__package__ or "", name)
     known = {vars(kind)["section"]: kind for kind in (Predictor, *subclasses(Predictor)) if "section" in vars(kind)}
     return next(known[above] for above in section.__mro__ if above in known)
+
+
+def predictor_of(run: Run) -> Predictor:
+    """Return the predictor of a loaded run."""
+    return predictor_class(run.task.section)(run.task, Inputs(run.config.input, run.tokenizer, run.device))
 
 
 def python_parameter(field: Field) -> inspect.Parameter:

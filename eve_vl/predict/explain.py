@@ -40,7 +40,7 @@ class Heatmap:
     score: str
     """The explained score in words, such as `the answer "red"`."""
     probability: float
-    """Probability of that answer, label, verdict, match or word."""
+    """Probability of that answer, label, match or word."""
     word: str | None
     """Word whose tokens attend; None: all tokens of the text."""
     block: int

@@ -42,13 +42,13 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict on a statement with the probability that the statement is true."""
+    """Whether a statement is true, with the probability that the statement is true."""
 
-    verdict: bool
+    is_true: bool
     probability: float
 
     def __str__(self) -> str:
-        return f"{str(self.verdict).lower()} (probability of being true {self.probability:.4f})"
+        return f"{str(self.is_true).lower()} (probability of being true {self.probability:.4f})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +92,18 @@ class NLVR2Predictor(Predictor):
 
     @torch.no_grad()
     def verify(self, asked: Verify, batch_size: int = 64) -> Judgement | list[Judgement]:
-        """Return the verdict on each statement."""
+        """Return whether each statement is true."""
 
         def judged(*columns: Sequence[Any]) -> list[Judgement]:
             probability_B = self.task.predict(self.inputs.statements(*columns))[0].softmax(1)[:, 1]
-            return [Judgement(verdict=value > 0.5, probability=value) for value in probability_B.tolist()]
+            return [Judgement(is_true=value > 0.5, probability=value) for value in probability_B.tolist()]
 
         left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
         return in_batches(judged, batch_size, (left, asked.left), (right, asked.right), (given_texts, asked.statement))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.statements(images[:1], images[1:], [text])
-        return Evidence(logits=lambda task: task.predict(batch)[0], classes=[1], words="the verdict true")
+        return Evidence(logits=lambda task: task.predict(batch)[0], classes=[1], words="the label true")
 
 
 class ClassificationPredictor(Predictor):
@@ -186,10 +186,10 @@ class Reconstruction:
 
     original: np.ndarray
     masked: np.ndarray
-    rebuilt: np.ndarray
+    reconstructed: np.ndarray
 
     def __str__(self) -> str:
-        return "original, masked, rebuilt"
+        return "original, masked, reconstructed"
 
 
 class MaskedSignalPredictor(Predictor):

@@ -266,14 +266,14 @@ class Reconstruct(Request):
     @classmethod
     def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
         """Return the three images side by side."""
-        return [result.original, result.masked, result.rebuilt]
+        return [result.original, result.masked, result.reconstructed]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(Request):
     """Show what in an image supports the answer (Grad-CAM): eve explain RUN IMAGE "TEXT" --word star --out heat.png.
 
-    A fine-tuned run explains its answer, label, verdict "true" or match; a pre-trained run explains a word that is masked. In
+    A fine-tuned run explains its answer, label (of a statement "true") or match; a pre-trained run explains a masked word. In
     the last block the heads read [CLS] only (except NLVR2's paired head), so no other token's attention matters there.
     """
 

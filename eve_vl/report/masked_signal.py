@@ -98,7 +98,7 @@ class MaskedSignalReport(TaskReport):
             shown = task.reconstructions(batch)
         if isinstance(batch, PairBatch) and wrong is not None:
             if shown:
-                shown["wrong caption"] = task.reconstructions(batch.with_text_of(wrong))["rebuilt"]
+                shown["wrong caption"] = task.reconstructions(batch.with_text_of(wrong))["reconstructed"]
             seen = {"image": task.patches(batch), "wrong image": task.patches(wrong)}
             if task.settings.joint_masking:
                 seen = {name: gray_out(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
@@ -113,7 +113,7 @@ class MaskedSignalReport(TaskReport):
                 images={name: made[row] for name, made in shown.items() if name in GIVEN},
                 text=self.run.tokenizer.decode(ids[row]),
                 choices=[replace(each.guesses[0], text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
-                made={"rebuilt": shown["rebuilt"][row]} if shown else {},
+                made={"reconstructed": shown["reconstructed"][row]} if shown else {},
                 with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
                 pieces=caption_pieces(self.run.tokenizer, ids[row], masks[row]),
                 wrong_caption=self.run.tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",

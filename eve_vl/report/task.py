@@ -22,7 +22,7 @@ from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.probes import replace_submodules
-from eve_vl.predict.base import best_classes
+from eve_vl.predict.base import predictor_of
 from eve_vl.predict.explain import Heatmap
 from eve_vl.report.charts import Curves, Loss, bar_chart
 from eve_vl.report.templating import Choice, Section, draw, percent
@@ -151,7 +151,7 @@ class TaskReport:
 
     def heatmap(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
         """Return the Grad-CAM of the output, or of a word; None if not available."""
-        calls = self.run.predictor
+        calls = predictor_of(self.run)
         try:
             return calls.call("explain")(list(images), text, word=word) if images and "explain" in calls.offered() else None
         except UserError:  # e.g. a model with a single block
@@ -233,7 +233,8 @@ def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is
 
     text, is_right: functions of the class index.
     """
-    best = best_classes(probability_C, num)
+    values, classes = probability_C.topk(min(num, len(probability_C)))
+    best = zip(classes.tolist(), values.tolist(), strict=True)
     return [Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best]
 
 

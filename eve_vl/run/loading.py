@@ -13,8 +13,6 @@ from eve_vl.config import Config, config_from_dict
 from eve_vl.data.kinds.questions import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
-from eve_vl.predict.base import Predictor, predictor_class
-from eve_vl.predict.inputs import Inputs
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train import checkpoint
@@ -55,11 +53,6 @@ class LoadedRun:
     def evaluator(self) -> Evaluator[Any]:
         """The run's metrics and baselines."""
         return evaluator_of(self.task, self.tokenizer)
-
-    @property
-    def predictor(self) -> Predictor:
-        """What the run does for people."""
-        return predictor_class(self.task.section)(self.task, Inputs(self.config.input, self.tokenizer, self.device))
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:

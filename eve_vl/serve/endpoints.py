@@ -211,7 +211,7 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
     is_exact = getattr(eve.run.config.model, "routing", "dropless") != "reference"
     found = {}
     for name in eve.calls:
-        request = REQUESTS[name] if name in ALWAYS else eve.run.predictor.requests()[name]
+        request = REQUESTS[name] if name in ALWAYS else eve.predictor.requests()[name]
         call = getattr(eve, name)
         if "batch_size" in inspect.signature(call).parameters:
             call = functools.partial(call, batch_size=limits.batch)

@@ -154,7 +154,11 @@ class MaskedSignalTask(Task[Settings]):
     def reconstructions(self, batch: MaskedImages) -> dict[str, list[np.ndarray]]:
         """Return the images as they are, with masked patches in grey, and reconstructed, by name; uint8 (H, W, 3)."""
         patches_BPX = self.patches(batch)
-        shown = {"original": patches_BPX, "masked": gray_out(patches_BPX, batch.hidden_BM), "rebuilt": self.reconstruct(batch)}
+        shown = {
+            "original": patches_BPX,
+            "masked": gray_out(patches_BPX, batch.hidden_BM),
+            "reconstructed": self.reconstruct(batch),
+        }
         return {name: to_images(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
 
     def targets(self, patches_BPX: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ export function reconstructPanel(runs, chosen) {
   });
   const back = el("img", { alt: "" });
   const board = el("div", { class: "board", hidden: true }, back, grid);
-  const rebuilt = el("img", { alt: "The image, reconstructed from the other patches and the caption", hidden: true });
+  const reconstructed = el("img", { alt: "The image, reconstructed from the other patches and the caption", hidden: true });
   const buttons = [
     ["Mask 75 % at random", () => draw(SHARE)],
     ["Mask the others", invert],
@@ -44,7 +44,7 @@ export function reconstructPanel(runs, chosen) {
     "div",
     { class: "views" },
     el("figure", {}, el("figcaption", {}, "Click or drag to mask patches"), board),
-    el("figure", {}, el("figcaption", {}, "Reconstructed"), el("div", { class: "board" }, rebuilt)),
+    el("figure", {}, el("figcaption", {}, "Reconstructed"), el("div", { class: "board" }, reconstructed)),
   );
   const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, controls, views, status.node));
   let side = 0;
@@ -102,7 +102,7 @@ export function reconstructPanel(runs, chosen) {
     latest.stop();
     const has = image.value !== null;
     controls.hidden = views.hidden = board.hidden = !has;
-    rebuilt.hidden = true;
+    reconstructed.hidden = true;
     if (!has) {
       status.say("Give an image, then mask parts of it.");
       return;
@@ -140,7 +140,7 @@ export function reconstructPanel(runs, chosen) {
     const hidden = side * side - keep.length;
     if (!hidden || !keep.length || !text.value.trim()) {
       latest.stop();
-      rebuilt.hidden = true;
+      reconstructed.hidden = true;
       status.say(
         !text.value.trim()
           ? "Write a caption: the run reads it, too."
@@ -154,8 +154,8 @@ export function reconstructPanel(runs, chosen) {
     latest.run(
       (signal) => call(run.run.name, "reconstruct", { image: image.value, text: text.value.trim(), keep }, signal),
       (found) => {
-        rebuilt.src = png(found.rebuilt);
-        rebuilt.hidden = false;
+        reconstructed.src = png(found.reconstructed);
+        reconstructed.hidden = false;
         status.say(`${hidden} of ${side * side} patches reconstructed from the others and the caption.`);
       },
       (error) => status.fail(error),
