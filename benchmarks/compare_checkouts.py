@@ -37,8 +37,8 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
     from eve_vl.run.loading import build_task
     from eve_vl.run.training import obtain_tokenizer
     from eve_vl.tasks import task_class
-    from eve_vl.train.device import autocast, pick_dtype
     from eve_vl.train.optim import build_optimizer
+    from eve_vl.train.processes import autocast, pick_dtype
     from eve_vl.utils.runtime import seed_everything
 
     keep_memory()

@@ -25,7 +25,7 @@ from eve_vl.config import TrainConfig  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.loading import build_untrained  # noqa: E402
 from eve_vl.tasks.task import Sizes  # noqa: E402
-from eve_vl.train.device import (  # noqa: E402
+from eve_vl.train.processes import (  # noqa: E402
     autocast,
     pick_dtype,
     wrap_blocks,

@@ -83,8 +83,8 @@ def main() -> None:
     assert isinstance(task, Retrieval)
     loader = eval_loader(evaluator_of(task).dataset(sources, config, tokenizer), rank=0, world=1)
     gallery = gathered(task, loader)
-    texts_IK = metrics.rank_from_features(gallery.image_Id, gallery.caption_Td, args.k)
-    images_TK = metrics.rank_from_features(gallery.caption_Td, gallery.image_Id, args.k)
+    texts_IK = metrics.top_candidates(gallery.image_Id, gallery.caption_Td, args.k)[0]
+    images_TK = metrics.top_candidates(gallery.caption_Td, gallery.image_Id, args.k)[0]
     times: dict[str, list[float]] = {"loop": [], "ours": []}
     scores = {}
     for _ in range(args.repeats):

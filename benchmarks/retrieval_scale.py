@@ -42,7 +42,7 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
         text_to_image_IT[image_T, torch.arange(args.texts)] = places_IT[image_T, torch.arange(args.texts)]
         places_TI = scores_IT.T.argsort(dim=1, descending=True, stable=True).argsort(1)
         places = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
-        ranks = retrieval.Ranks.certain(places[0]), retrieval.Ranks.certain(places[1])
+        ranks = [retrieval.Ranks(better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each)) for each in places]
     seconds = time.perf_counter() - start
     return retrieval.summary(*ranks) | {"seconds": seconds, "before": before, "peak": peak()}
 

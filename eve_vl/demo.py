@@ -32,8 +32,8 @@ from eve_vl.report.compare import write_comparison
 from eve_vl.report.templating import Section, draw
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
+from eve_vl.train import StoppedError
 from eve_vl.train.log import read_log, read_numbers
-from eve_vl.train.trainer import StoppedError
 from eve_vl.utils.console import CONSOLE, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file

@@ -22,7 +22,7 @@ from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
-from eve_vl.train.device import pick_device
+from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
 ALWAYS = ("encode_image", "encode_text")

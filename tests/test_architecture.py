@@ -185,8 +185,8 @@ def test_a_system_is_imported_from_its_own_folder_only():
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("torch.distributed", {"eve_vl.train.collectives"}),
-        ("torch.nn.parallel", {"eve_vl.train.collectives"}),
+        ("torch.distributed", {"eve_vl.train.processes"}),
+        ("torch.nn.parallel", {"eve_vl.train.processes"}),
         ("tokenizers", {"eve_vl.data.tokenizer"}),
         ("onnxruntime", {"eve_vl.interop.onnx"}),
         ("safetensors", {"eve_vl.train.checkpoint"}),

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from two_process_runs import SAVED, STEPS
 
-from eve_vl.train.collectives import without_sharing
 from eve_vl.train.log import TIMING
+from eve_vl.train.processes import without_sharing
 from eve_vl.utils.console import is_main
 
 HERE = Path(__file__).parent

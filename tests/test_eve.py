@@ -47,7 +47,7 @@ from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.device import pick_device
+from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import UserError
 
 MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2)

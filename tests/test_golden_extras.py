@@ -152,8 +152,8 @@ def test_search_and_reranking(tiny):
             relevance=metrics.Relevance.from_pairs(owners, list(range(num_texts)), num_images, num_texts),
         )
         torch.testing.assert_close(gallery.image_Id @ gallery.caption_Td.T, tensors["sims_i2t"], rtol=0, atol=2e-5)
-        best_IK = metrics.rank_from_features(gallery.image_Id, gallery.caption_Td, k)
-        best_TK = metrics.rank_from_features(gallery.caption_Td, gallery.image_Id, k)
+        best_IK = metrics.top_candidates(gallery.image_Id, gallery.caption_Td, k)[0]
+        best_TK = metrics.top_candidates(gallery.caption_Td, gallery.image_Id, k)[0]
         scores_IK, scores_TK = rerank_scores(task, gallery, best_IK, best_TK)
     for best, scores, wanted in ((best_IK, scores_IK, tensors["rerank_i2t"]), (best_TK, scores_TK, tensors["rerank_t2i"])):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
@@ -171,8 +171,8 @@ def test_recalls_of_random_scores():
     scores, owners = tensors["random_scores_i2t"], [notes["txt2img"][str(text)] for text in range(13)]
     relevance = metrics.Relevance.from_pairs(owners, list(range(13)), 6, 13)
     found = metrics.summary(
-        metrics.ranks(metrics.rank_by_score(scores, 13), relevance.texts_of_image),
-        metrics.ranks(metrics.rank_by_score(scores.T, 6), relevance.images_of_text),
+        metrics.best_ranks(torch.eye(6), scores.T, relevance.texts_of_image),
+        metrics.best_ranks(torch.eye(13), scores, relevance.images_of_text),
     )
     wanted = notes["metrics"]["random_scores"]
     for ours, theirs in (("tr", "txt_r"), ("ir", "img_r")):

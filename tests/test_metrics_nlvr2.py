@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eve_vl.metrics import pairs
+from eve_vl.metrics import classification
 
 
 def test_as_worked_out_by_hand():
@@ -20,21 +20,21 @@ def test_as_worked_out_by_hand():
     ]
     groups, predicted, labels = zip(*table, strict=True)
     # Of six labelled pairs one is wrong; a and c are right throughout, b is not, d cannot be judged.
-    assert pairs.nlvr2_summary(predicted, labels, groups) == pytest.approx(
+    assert classification.nlvr2_summary(predicted, labels, groups) == pytest.approx(
         {"nlvr2_acc": 5 / 6, "nlvr2_consistency": 2 / 3, "num_pairs": 8, "num_unlabelled": 2}
     )
 
 
 def test_without_groups_there_is_no_consistency():
-    numbers = pairs.nlvr2_summary([True, False], [True, True], ["", ""])
+    numbers = classification.nlvr2_summary([True, False], [True, True], ["", ""])
     assert numbers == {"nlvr2_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}
 
 
 def test_without_labels_there_is_nothing_to_score():
-    assert pairs.nlvr2_summary([True], [None], ["a"]) == {"num_pairs": 1, "num_unlabelled": 1}
-    assert pairs.nlvr2_summary([], [], []) == {"num_pairs": 0, "num_unlabelled": 0}
+    assert classification.nlvr2_summary([True], [None], ["a"]) == {"num_pairs": 1, "num_unlabelled": 1}
+    assert classification.nlvr2_summary([], [], []) == {"num_pairs": 0, "num_unlabelled": 0}
     with pytest.raises(ValueError):
-        pairs.nlvr2_summary([True], [True, False], ["a", "a"])
+        classification.nlvr2_summary([True], [True, False], ["a", "a"])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,7 +49,7 @@ def test_equals_its_slow_twin(seed: int):
     right = [i for i in labelled if rows[i][0] is rows[i][1]]
     judged = {groups[i] for i in labelled}
     spoilt = {groups[i] for i in labelled if i not in right}
-    assert pairs.nlvr2_summary([row[0] for row in rows], [row[1] for row in rows], groups) == pytest.approx(
+    assert classification.nlvr2_summary([row[0] for row in rows], [row[1] for row in rows], groups) == pytest.approx(
         {
             "nlvr2_acc": len(right) / len(labelled),
             "nlvr2_consistency": len(judged - spoilt) / len(judged),

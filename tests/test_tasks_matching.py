@@ -22,7 +22,7 @@ from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.run import training
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
-from eve_vl.train import collectives
+from eve_vl.train import processes
 from eve_vl.utils.errors import UserError
 
 
@@ -220,7 +220,7 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"task.{problem}"):
             tiny_config(task=task)
     config = replace(tiny_config(task=alone(itm_loss="ranking", ranking_candidates=4)), out=tmp_path)
-    monkeypatch.setattr(collectives, "world_size", lambda: 2)  # of which each has two pairs
+    monkeypatch.setattr(processes, "world_size", lambda: 2)  # of which each has two pairs
     with pytest.raises(
         UserError, match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "
     ):

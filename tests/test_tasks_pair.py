@@ -15,7 +15,7 @@ from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.metrics import pairs as metrics
+from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.inputs import Inputs
 from eve_vl.synthetic.scenes.pairs import SHARE_SAME, sample_items

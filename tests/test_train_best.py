@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
+from eve_vl.train import StepOutput
 from eve_vl.train.checkpoint import chosen_checkpoint, read_best
 from eve_vl.train.log import BadSamples, read_log
-from eve_vl.train.trainer import StepOutput, Trainer
+from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import BadSampleError, UserError
 
 CONFIG = TrainConfig(

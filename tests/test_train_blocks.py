@@ -13,7 +13,7 @@ from twins import pairs, tiny_config
 
 from eve_vl.config import Config, TrainConfig
 from eve_vl.tasks import task_class
-from eve_vl.train.device import wrap_blocks
+from eve_vl.train.processes import wrap_blocks
 from eve_vl.utils.errors import UserError
 
 NOISE = {"dropout": 0.2, "drop_path": 0.5}

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from test_train_best import CONFIG
 from torch import Tensor, nn
 
-from eve_vl.train import nan_guard
+from eve_vl.train import StepOutput, nan_guard
 from eve_vl.train.log import BadSamples, read_log
 from eve_vl.train.optim import set_found_inf
-from eve_vl.train.trainer import StepOutput, Trainer
+from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import SharedError
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ from test_train_best import CONFIG, Guess, Numbers, endless, scored, step_folder
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
+from eve_vl.train import StepOutput, StoppedError
 from eve_vl.train.log import TIMING, BadSamples, Meter, read_log
-from eve_vl.train.trainer import StepOutput, StoppedError, Trainer
+from eve_vl.train.trainer import Trainer
 from eve_vl.utils.runtime import core_seconds
 
 SCORES = scored(0.1, 0.2, 0.3, 0.4)

@@ -21,9 +21,9 @@ from eve_vl.data.kinds.captions import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks import task_class
-from eve_vl.train import collectives
-from eve_vl.train.collectives import parallelize, share_running_averages
+from eve_vl.train import processes
 from eve_vl.train.log import BadSamples
+from eve_vl.train.processes import parallelize, share_running_averages
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
@@ -44,7 +44,7 @@ def train(run: Path, *, dies: bool) -> None:
         "ema_decay": 0.8,
     }
     config = config_of("nlvr2_compare", train=train_config | {"device": "cpu"}, model={"dropout": 0.1})
-    rank, world = collectives.rank(), collectives.world_size()
+    rank, world = processes.rank(), processes.world_size()
     task, dataset = build(config), train_set(config, NUM_ROWS)
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     run.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def small_updates() -> dict[str, Tensor]:
     task = Averages()
     model = parallelize(task, torch.device("cpu"))
     for _ in range(UPDATES):
-        model(torch.tensor([[-1.0], [1.0]]) + 10 * collectives.rank()).backward()
+        model(torch.tensor([[-1.0], [1.0]]) + 10 * processes.rank()).backward()
         share_running_averages(task)
     return {"mean": task.get_buffer("norm.running_mean"), "var": task.get_buffer("norm.running_var")}
 
@@ -97,7 +97,7 @@ def texts_alone() -> dict[str, Tensor]:
     rows = [TextOnly(text=text, where=text) for text in ("a red circle", "two blue squares", "a star", "a green ring")]
     dataset = task_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER, training=True)
     for step in range(2):
-        own = [dataset[(step, 0, row)] for row in range(collectives.rank(), len(rows), collectives.world_size())]
+        own = [dataset[(step, 0, row)] for row in range(processes.rank(), len(rows), processes.world_size())]
         (batch,) = task.before_step([dataset.collate(own)])
         model(batch).loss.backward()
     return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
@@ -110,7 +110,7 @@ def bad_row(run: Path) -> str:
     trainer = Trainer(config.train, run, task, evaluator_of(task, TOKENIZER), device=torch.device("cpu"), texts={})
     dataset = evaluator_class(type(config.task)).dataset([pairs(12, bad=[5])], config, TOKENIZER)
     try:
-        trainer.evaluate(eval_loader(dataset, batch_size=4, rank=collectives.rank(), world=collectives.world_size()))
+        trainer.evaluate(eval_loader(dataset, batch_size=4, rank=processes.rank(), world=processes.world_size()))
     except SharedError as error:
         return str(error)
     return "nothing"
@@ -123,7 +123,7 @@ def alone_of_its_caption(run: Path) -> str:
     config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
     dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
     val = evaluator_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER)
-    rank, world = collectives.rank(), collectives.world_size()
+    rank, world = processes.rank(), processes.world_size()
     run.mkdir(exist_ok=True)
     task = build(config)
     trainer = Trainer(config.train, run, task, evaluator_of(task, TOKENIZER), device=torch.device("cpu"), texts={})
@@ -138,18 +138,18 @@ def alone_of_its_caption(run: Path) -> str:
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
-    collectives.setup(torch.device("cpu"))
+    processes.setup(torch.device("cpu"))
     is_first = not (folder / "killed").exists()
-    collectives.barrier()
+    processes.barrier()
     if is_first:
         train(folder / "whole", dies=False)
-        save_file(small_updates(), folder / f"updates_{collectives.rank()}.safetensors")
-        save_file(texts_alone(), folder / f"texts_{collectives.rank()}.safetensors")
-        (folder / f"bad_{collectives.rank()}.txt").write_text(bad_row(folder))
-        (folder / f"partner_{collectives.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
+        save_file(small_updates(), folder / f"updates_{processes.rank()}.safetensors")
+        save_file(texts_alone(), folder / f"texts_{processes.rank()}.safetensors")
+        (folder / f"bad_{processes.rank()}.txt").write_text(bad_row(folder))
+        (folder / f"partner_{processes.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)
-    collectives.barrier()
-    collectives.shutdown()
+    processes.barrier()
+    processes.shutdown()
 
 
 if __name__ == "__main__":

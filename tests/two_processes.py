@@ -29,7 +29,7 @@ from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics.intervals import to_json
 from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.train import collectives
+from eve_vl.train import processes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
@@ -41,7 +41,7 @@ EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_merged", "retrieval_itc")
 
 def share(x: Tensor) -> Tensor:
     """This process's rows, all of them without a group."""
-    return x.chunk(collectives.world_size())[collectives.rank()]
+    return x.chunk(processes.world_size())[processes.rank()]
 
 
 def contrast_of_features() -> dict[str, Tensor]:
@@ -52,19 +52,19 @@ def contrast_of_features() -> dict[str, Tensor]:
     image_C = torch.tensor(IMAGES)
     inputs = [share(x).clone().requires_grad_() for x in (image, text)]
     image_BD, text_BD = (F.normalize(x, dim=1) for x in inputs)
-    image_CD, text_CD = collectives.gather_rows(image_BD), collectives.gather_rows(text_BD)
-    assert torch.equal(collectives.gather_rows(share(image_C)), image_C)
+    image_CD, text_CD = processes.gather_rows(image_BD), processes.gather_rows(text_BD)
+    assert torch.equal(processes.gather_rows(share(image_C)), image_C)
     is_match_BC = share(image_C)[:, None] == image_C
     targets_BC = objectives.even_targets(is_match_BC)
     loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, targets_BC, temperature)
     loss.backward()
-    world = collectives.world_size()
+    world = processes.world_size()
     assert temperature.grad is not None
     return {
-        "loss": collectives.sum_over_processes(loss.detach()) / world,
-        "temperature": collectives.sum_over_processes(temperature.grad) / world,
-        "image": collectives.gather_rows(_gradient(inputs[0])) / world,
-        "text": collectives.gather_rows(_gradient(inputs[1])) / world,
+        "loss": processes.sum_over_processes(loss.detach()) / world,
+        "temperature": processes.sum_over_processes(temperature.grad) / world,
+        "image": processes.gather_rows(_gradient(inputs[0])) / world,
+        "text": processes.gather_rows(_gradient(inputs[1])) / world,
     }
 
 
@@ -79,7 +79,7 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     dataset = train_set(config, NUM_ROWS)
     dataset.sources[0].rows[5] = dataset.sources[0][2]  # pyright: ignore[reportAttributeAccessIssue]
     task = build(config)
-    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
+    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
     rows = share(torch.arange(NUM_ROWS)).tolist()
     samples = [dataset[(0, 0, row)] for row in rows]
     model(dataset.collate(samples)).loss.backward()
@@ -98,7 +98,7 @@ def systems_task() -> tuple[Any, MaskedPairs]:
 def systems_step() -> dict[str, Tensor]:
     """Gradients of a step of it."""
     task, dataset = systems_task()
-    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
+    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
     rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
     model(dataset.collate(rows)).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
@@ -120,14 +120,14 @@ def drawn_negatives() -> dict[str, Tensor]:
             partner_B = F.pad(partner_B, (0, row_C.shape[-1] - partner_B.shape[-1]))
             is_it_BC = (partner_B[:, None] == row_C).flatten(2).all(2)
             assert is_it_BC.any(1).all()
-            found[name].append(collectives.gather_rows(is_it_BC.int().argmax(1)))
+            found[name].append(processes.gather_rows(is_it_BC.int().argmax(1)))
     return {name: torch.stack(each) for name, each in found.items()}
 
 
 def mlim_step() -> dict[str, Tensor]:
     """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each in every process."""
     task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
-    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
+    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
     batch = rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])
     model(batch).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
@@ -141,7 +141,7 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     batch = dataset.collate([dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     trainer = Trainer(config.train, folder, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
-    val_loader = eval_loader(eval_set(config), batch_size=4, rank=collectives.rank(), world=collectives.world_size())
+    val_loader = eval_loader(eval_set(config), batch_size=4, rank=processes.rank(), world=processes.world_size())
     bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=is_main())
     trainer.fit(iter([batch]), val_loader, bad_samples)
     return task.get_buffer("compare_head.norm.running_mean")
@@ -149,7 +149,7 @@ def running_mean_at_validation(folder: Path) -> Tensor:
 
 def evaluation() -> dict[str, dict[str, float]]:
     """The numbers of every task with their intervals, and of a search with fewer images than processes."""
-    rank, world = collectives.rank(), collectives.world_size()
+    rank, world = processes.rank(), processes.world_size()
     found = {}
     masked = build(tiny_config())
     dataset = MaskedPairs([pairs(23)], masked.config, TOKENIZER, training=False)
@@ -175,16 +175,16 @@ def ends_of(numbers: dict[str, float]) -> dict[str, float]:
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
-    collectives.setup(torch.device("cpu"))
-    rank = collectives.rank()
+    processes.setup(torch.device("cpu"))
+    rank = processes.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
     for step in (gradients_of_a_step, systems_step, drawn_negatives, mlim_step):
         tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
-    collectives.barrier()
-    collectives.shutdown()
+    processes.barrier()
+    processes.shutdown()
 
 
 if __name__ == "__main__":

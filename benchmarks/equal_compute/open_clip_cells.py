@@ -23,7 +23,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.retrieval import first_hits
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.train.device import pick_dtype
+from eve_vl.train.processes import pick_dtype
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_folder, read_json, write_file

@@ -127,7 +127,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     from eve_vl.evaluation.runner import evaluated, warnings
     from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import as_task, load_run
-    from eve_vl.train.device import pick_device
+    from eve_vl.train.processes import pick_device
 
     run = as_task(load_run(args.run, pick_device(args.device)), name)
     if not args.ablations and not run.evaluator.ablations:
@@ -158,7 +158,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot
     from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import load_run
-    from eve_vl.train.device import pick_device
+    from eve_vl.train.processes import pick_device
 
     read_prompts(args.prompts)  # fail before loading the run
     run = load_run(args.run, pick_device(args.device))

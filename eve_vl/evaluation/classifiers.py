@@ -19,7 +19,6 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, How, json_lines
 from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics import intervals
-from eve_vl.metrics import pairs as nlvr2_metrics
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.tasks.classification import Classification
@@ -116,10 +115,10 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             return {}
         own, scores = self.metrics(predictions)["vqa_acc"], self.per_row_scores(predictions)
         guesses = {
-            "vqa_acc_blind": vqa_metrics.blind_answers(train, [each.question for each in predictions]),
+            "vqa_acc_blind": vqa_metrics.answers_by_question(train, [each.question for each in predictions]),
             "vqa_acc_words": vqa_metrics.answers_by_words(train, [each.question for each in predictions]),
             # as if all asked the same
-            "vqa_acc_majority": vqa_metrics.blind_answers([("", given) for _, given in train], [""] * len(predictions)),
+            "vqa_acc_majority": vqa_metrics.answers_by_question([("", given) for _, given in train], [""] * len(predictions)),
         }
         found: dict[str, float] = {}
         for name, answers in guesses.items():
@@ -188,8 +187,8 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         return prediction.identifier, prediction.where
 
     def metrics(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return the metrics of `metrics.pairs`."""
-        return nlvr2_metrics.nlvr2_summary(
+        """Return the metrics of `metrics.classification`."""
+        return classification_metrics.nlvr2_summary(
             [each.is_true for each in predictions], [each.label for each in predictions], [each.group for each in predictions]
         )
 

@@ -20,7 +20,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Classifier, Task
-from eve_vl.train.collectives import gather_objects
+from eve_vl.train.processes import gather_objects
 from eve_vl.utils.console import pluralize
 
 How = Literal["noise", "wrong_image", "image_only"]

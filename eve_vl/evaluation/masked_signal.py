@@ -19,7 +19,7 @@ from eve_vl.metrics import masked_signal as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.embeddings import gather_patches
 from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
-from eve_vl.train.collectives import gather_objects
+from eve_vl.train.processes import gather_objects
 
 TOKENS, PATCHES = "masked token", "masked patch"
 AnyMasked = TypeVar("AnyMasked", bound=MaskedSignalTask[Any])

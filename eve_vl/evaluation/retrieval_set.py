@@ -36,7 +36,7 @@ from eve_vl.data.records import Crop, GeneratedSource, Source, is_generated
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
-from eve_vl.train.collectives import gather_objects, rank
+from eve_vl.train.processes import gather_objects, rank
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import BadSampleError, SharedError, UserError
 

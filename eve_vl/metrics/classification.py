@@ -1,19 +1,26 @@
-"""Metrics of classification: accuracy over all rows and by class, and average precision.
+"""Accuracy and average precision of classes, and of labels on pairs.
+
+The pairs are NLVR2's, and the same items of MLIM.
 
 Letters: R rows, C classes, P prompts.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from eve_vl.metrics import intervals
 
+PR_AUC = "pr_auc"
+
 
 def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Return the confusion matrix, true class by predicted class, int64 (C, C), without labels outside the classes."""
+    """Return the confusion matrix, true class by predicted class, int64 (C, C).
+
+    Rows with a label outside the classes do not count.
+    """
     counts = Counter(zip(true, predicted, strict=True))
     return np.array([[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64)
 
@@ -28,11 +35,12 @@ def guess_shares(score_RC: np.ndarray) -> np.ndarray:
 
 
 def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of rows with one label each. right_R: whether the guess is right; the probability, for ties.
+    """Return the metrics of rows with one label each.
 
-    acc: share of rows that are labelled right. balanced_acc: mean of that share over the true classes, so that rare classes
-    count as much as frequent ones (chance: one over the number of classes). acc_majority: accuracy of the most frequent label
-    of these rows. num_rows, num_classes: of these rows. Without rows, means are left out.
+    right_R: whether the guess is right; the probability, for ties. acc: share of rows that are labelled right. balanced_acc:
+    mean of that share over the true classes, so that rare classes count as much as frequent ones (chance: one over the number
+    of classes). acc_majority: accuracy of the most frequent label of these rows. num_rows, num_classes: of these rows. Without
+    rows, means are left out.
     """
     right = _by_class(right_R, true)
     numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
@@ -50,7 +58,7 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
 
 
 def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarray:
-    """Return the score of each class, the mean or the max (`by`) over its prompts: (R, C).
+    """Return the score of each class, (R, C), by the mean or max over its prompts.
 
     class_P: int, class of each prompt, 0 to C - 1; each class has a prompt. A row's scores depend on no other row, and equal
     scores tie for any number of prompts.
@@ -61,9 +69,9 @@ def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarr
 
 
 def by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
-    """Return recall/NAME and prior/NAME of each true class: its share of right rows, and its share of all rows.
+    """Return recall/NAME and prior/NAME of each true class.
 
-    right_R: as in `summary`.
+    They are its share of right rows (right_R: as in `summary`) and its share of all rows.
     """
     right = _by_class(right_R, true)
     recall: dict[str, float] = {f"recall/{name}": intervals.share(sum(right[name]), len(right[name])) for name in sorted(right)}
@@ -78,13 +86,11 @@ def _by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, list[f
 
 
 def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return average precision, Σ (Rₙ − Rₙ₋₁) Pₙ as in scikit-learn, and its derivative by the weight of each row, (R,).
+    """Return average precision and its derivative by the weight of each row, (R,).
 
-    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError without a true
-    row.
+    It is Σ (Rₙ − Rₙ₋₁) Pₙ, as in scikit-learn. Rows of equal score count as one step, so that a constant score gives the
+    class's share. At least one row must be true.
     """
-    if not is_true_R.any():
-        raise ValueError("average precision needs a row that has the label")
     order_R = np.argsort(-score_R, kind="stable")
     score_R, is_true_R = score_R[order_R], is_true_R[order_R]
     ends = np.flatnonzero(np.append(np.diff(score_R) != 0, True))  # the last row of each score
@@ -114,3 +120,48 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
         numbers["mean_ap"] = intervals.over(found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R))
         numbers["mean_ap_chance"] = intervals.mean(share_R)
     return numbers
+
+
+def nlvr2_summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of NLVR2's pairs, by metrics.py of its distribution.
+
+    All sequences run over the pairs. Labels may be None, groups "" if unknown. nlvr2_acc: share of labelled pairs judged right.
+    nlvr2_consistency: share of statements (groups) whose labelled pairs are all judged right; groups without a labelled pair do
+    not count. num_pairs: all pairs. num_unlabelled: pairs without a label, which are not scored. Without labels both shares are
+    left out, without groups the second. Groups also group the intervals.
+    """
+    rows = zip(predicted, labels, groups, strict=True)
+    known = [(group, bool(guess) == label) for guess, label, group in rows if label is not None]
+    found: dict[str, float] = {}
+    if known:
+        names, right = zip(*known, strict=True)
+        found["nlvr2_acc"] = intervals.mean(right, names if any(groups) else None)
+        if any(groups):
+            failed = {group for group, is_right in known if not is_right}
+            found["nlvr2_consistency"] = intervals.mean([group not in failed for group in dict.fromkeys(names)])
+    return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - len(known)}
+
+
+def same_item_summary(probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool | None]) -> dict[str, float]:
+    """Return the metrics of pairs of items.
+
+    probabilities: of being the same, by the name of the metric. Labels may be None. pr_auc: average precision without
+    interpolation, pairs of equal probability as one step; the same for further names in `probabilities`. pr_auc_chance: that of
+    a constant guess, the share of equal pairs. pair_acc: share of pairs judged right at a probability of 0.5. num_pairs: all
+    pairs. num_unlabelled: pairs without a label, not scored. Without both labels, areas are left out.
+    """
+    known = np.array([label is not None for label in labels], dtype=bool)
+    is_same_R = np.array([bool(label) for label in labels])[known]
+    numbers: dict[str, float] = {}
+    if len(is_same_R):
+        score_R = np.array(probabilities[PR_AUC])[known]
+        numbers["pair_acc"] = intervals.share(int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R))
+    if is_same_R.any() and not is_same_R.all():
+        found = {name: average_precision(np.array(each)[known], is_same_R) for name, each in probabilities.items()}
+        share = is_same_R.mean().item()
+        found[f"{PR_AUC}_chance"] = share, (is_same_R - share) / len(is_same_R)
+        numbers |= {name: intervals.linear(value, influence_R) for name, (value, influence_R) in found.items()}
+        value, influence_R = found.pop(PR_AUC)
+        for name, (other, of_other_R) in found.items():
+            intervals.over(numbers[PR_AUC], name, influence_R - of_other_R + (value - other) / len(is_same_R))
+    return numbers | {"num_pairs": len(labels), "num_unlabelled": int((~known).sum())}

@@ -7,6 +7,7 @@ et al. 2019), which stays open when all rows agree. Other means have Student's i
 Letters: R rows, G groups.
 """
 
+import contextlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 
 Z = 1.959963984540054  # of the normal distribution, for 95 %
 CERTAINTY = "certainty"  # key of the intervals in `to_json`
-KINDS = {"n": int, "low": int | float, "high": int | float, "method": str, "groups": int, "versus": dict}
 GROUP = " | "  # in a row's name, before the name of its group
 
 
@@ -39,7 +39,7 @@ class MeasuredValue(float):
     ) -> "MeasuredValue":
         """Create the number."""
         self = super().__new__(cls, value)
-        self.n, self.low, self.high, self.method = n, low, high, method
+        self.n, self.low, self.high, self.method = int(n), float(low), float(high), method
         self.groups, self.versus = groups or n, versus or {}
         return self
 
@@ -63,13 +63,19 @@ class MeasuredValue(float):
 
 
 def share(num_right: float, n: int) -> MeasuredValue:
-    """Return the share of right rows among n independent ones, with Wilson's interval. Raises ZeroDivisionError for n = 0."""
+    """Return the share of right rows among n independent ones.
+
+    It has Wilson's interval. Raises ZeroDivisionError for n = 0.
+    """
     low, high = wilson(value := num_right / n, n, Z)
     return MeasuredValue(value, n=n, low=low, high=high, method="wilson")
 
 
 def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's interval: the shares at most `quantile` standard deviations of n rows from `value`."""
+    """Return Wilson's interval of a share.
+
+    It holds the shares at most `quantile` standard deviations of n rows from `value`.
+    """
     square = quantile * quantile
     middle = (value + square / (2 * n)) / (1 + square / n)
     half = quantile / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
@@ -77,20 +83,24 @@ def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def student(freedom: int) -> float:
-    """Return the 0.975 quantile of Student's t (Wallace 1959): 4 % too high for 2 degrees of freedom, 1 % for 3."""
+    """Return the 0.975 quantile of Student's t (Wallace 1959).
+
+    It is 4 % too high for 2 degrees of freedom, 1 % for 3.
+    """
     return math.sqrt(freedom * math.expm1((Z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom))
 
 
 def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool = False) -> float:
-    """Return a mean with its interval; n is the number of values. Raises ZeroDivisionError without any.
+    """Return a mean with its interval; n is the number of values.
 
     groups: group of each value, such as the image of a question. is_share: all values lie in [0, 1]; implied by 0s and 1s.
+    Raises ZeroDivisionError without a value.
     """
     return ratio(np.asarray(values, np.float64), np.ones(len(values)), groups, is_share=is_share)
 
 
 def ratio(sum_R: np.ndarray, count_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool = False) -> float:
-    """Return a ratio of sums over rows, such as right guesses over guesses, with its interval.
+    """Return a ratio of sums over rows, such as right guesses over guesses.
 
     n is the sum of the counts. groups, is_share: as in `mean`.
     """
@@ -103,9 +113,10 @@ def ratio(sum_R: np.ndarray, count_R: np.ndarray, groups: Sequence[Hashable] | N
 def linear(
     value: float, influence_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, n: int = 0, is_share: bool = True
 ) -> float:
-    """Return any smooth statistic with its interval; a plain float for a single group that is no share.
+    """Return any smooth statistic with its interval.
 
-    influence_R: its derivative by the weight of each row. n: by default the number of rows.
+    influence_R: its derivative by the weight of each row. n: by default the number of rows. A single group that is no share
+    gives a plain float.
     """
     influence_G, n = together(influence_R, groups), n or len(influence_R)
     G = len(influence_G)
@@ -122,10 +133,10 @@ def linear(
 
 
 def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool) -> float:
-    """Return the difference of two numbers of the same rows with its interval; a plain float for a single group.
+    """Return the difference of two numbers of the same rows with its interval.
 
     gain_R: contribution of each row. is_share: both are shares; then one pseudo-group of average weight per side keeps the
-    interval open when a few rows all agree (after Agresti & Min 2005).
+    interval open when a few rows all agree (after Agresti & Min 2005). A single group gives a plain float.
     """
     gain_G = together(gain_R, groups)
     G, value = len(gain_G), math.fsum(gain_R)
@@ -138,7 +149,10 @@ def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, 
 
 
 def over(number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
-    """Add to a number the interval of its difference from another one of the same rows. gain_R: as in `difference`."""
+    """Add to a number the interval of its difference from another of the same rows.
+
+    gain_R: as in `difference`.
+    """
     found = difference(gain_R, groups, is_share=getattr(number, "method", "") == "wilson")
     if isinstance(number, MeasuredValue) and isinstance(found, MeasuredValue):
         number.versus[other] = [found.low, found.high]
@@ -167,9 +181,10 @@ def average(numbers: Sequence[float]) -> float:
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Return the mean of a − b over the rows that both have, with its interval. Raises ZeroDivisionError without any.
+    """Return the mean of a − b over the rows that both have, with its interval.
 
-    Two runs on the same rows can differ significantly although their own intervals overlap.
+    Two runs on the same rows can differ significantly although their own intervals overlap. Raises ZeroDivisionError without
+    common rows.
     """
     rows = sorted(a.keys() & b.keys())
     gain_R = np.array([a[row] - b[row] for row in rows]) * (1 / len(rows))
@@ -184,15 +199,9 @@ def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of `to_json`'s result; invalid intervals are ignored."""
-    numbers, known = {name: value for name, value in values.items() if name != CERTAINTY}, values.get(CERTAINTY)
-    for name, each in known.items() if isinstance(known, dict) else ():
-        if isinstance(numbers.get(name), int | float) and _is_certainty(each):
-            numbers[name] = MeasuredValue(numbers[name], **each)
+    numbers = {**values}
+    known = numbers.pop(CERTAINTY, None)
+    for name, fields in known.items() if isinstance(known, dict) else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            numbers[name] = MeasuredValue(numbers[name], **fields)
     return numbers
-
-
-def _is_certainty(value: Any) -> bool:
-    if not isinstance(value, dict) or not {"n", "low", "high", "method"} <= value.keys() <= KINDS.keys():
-        return False
-    pairs = value.get("versus", {}) if all(isinstance(value[name], KINDS[name]) for name in value) else {"": None}
-    return all(isinstance(p, list) and [isinstance(end, int | float) for end in p] == [True, True] for p in pairs.values())

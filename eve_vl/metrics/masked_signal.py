@@ -1,4 +1,4 @@
-"""Metrics of masked signal modelling, beside those of a wrong partner and of simple guesses.
+"""Metrics of masked signal modelling, a wrong partner's and simple guesses'.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, X values in a patch, V vocabulary.
 """
@@ -14,9 +14,10 @@ from eve_vl.metrics import intervals
 
 
 class Sums:
-    """Running sums per row, so that batch size, order and number of processes do not change a metric.
+    """Running sums per row.
 
-    Rows are the groups of the intervals: masked tokens of one row are not independent.
+    Batch size, order and number of processes change no metric. Rows are the groups of the intervals: masked tokens of one row
+    are not independent.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,10 @@ class Sums:
         """Per batch: names of the rows, and row and id of each masked token, int64 (M,)."""
 
     def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor, row_M: Tensor, where: Sequence[str]) -> None:
-        """Add right first guesses and, with `mlm_acc`, the cross-entropy. row_M: row of each token."""
+        """Add right first guesses and, with `mlm_acc`, the cross-entropy.
+
+        row_M: row of each token.
+        """
         self.add(name, where, row_M, logits_MV.argmax(-1) == targets_M)
         if name == "mlm_acc":
             self.targets.append((where, row_M.cpu(), targets_M.cpu()))
@@ -46,7 +50,7 @@ class Sums:
 
     @classmethod
     def whole(cls, parts: Iterable["Sums"]) -> "Sums":
-        """Return the sums of all processes, with those of guessing the most frequent masked token."""
+        """Return the sums of all processes, and those of guessing the most frequent token."""
         whole = cls()
         for part in parts:
             whole.targets += part.targets
@@ -59,7 +63,10 @@ class Sums:
         return whole
 
     def by_row(self, name: str) -> dict[str, np.ndarray]:
-        """Return sum and count of each row with values, sorted by name; empty for an unknown metric."""
+        """Return sum and count of each row with values, sorted by name.
+
+        Empty for an unknown metric.
+        """
         found: dict[str, np.ndarray] = {}
         for where, row_B2 in self.rows.get(name, ()):
             for row, sum_and_count in zip(where, row_B2, strict=True):
@@ -73,7 +80,7 @@ class Sums:
         mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right image and, for pairs, with another.
         mlm_acc_unigram: the same for the most frequent of these tokens. mlm_loss: cross-entropy in nats.
         mim_mse, mim_mse_wrong_caption: mean squared error of masked patches, with the right and with another caption.
-        mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible neighbours, and of all
+        mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible adjacent ones, and of all
         visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or normalised per patch. There the
         two guesses are the patch's own mean, because nearly flat patches would blow up the error of any other colour.
         """
@@ -90,10 +97,10 @@ class Sums:
 
 
 def visible_means(patches_BPX: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two guesses of masked patches without a model, (B, M, X): from visible neighbours, and from all visible patches.
+    """Return two guesses of masked patches without a model, (B, M, X).
 
-    The first gives each masked patch one RGB colour: the mean over the visible patches among its eight neighbours, or, without
-    any, over all visible patches.
+    The first gives each masked patch one RGB colour: the mean over the visible ones of the eight patches around it, or, without
+    any, over all visible patches. The second is that mean over all visible patches.
     """
     B, P, X = patches_BPX.shape
     side = round(P**0.5)

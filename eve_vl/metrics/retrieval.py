@@ -1,10 +1,10 @@
-"""Image–text retrieval: recalls in both directions from the rank of each query's best match.
+"""Image–text retrieval: recalls from the rank of each query's best match.
+
+Ranks start at 0. Among equal scores the candidate with the lower index comes first, in any batch. Metrics count ties as in
+random order.
 
 Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width,
-L labels.
-Lower case: q queries of one chunk, m their matches, o queries whose last places tie.
-Ranks start at 0. Among equal scores the candidate with the lower index comes first, whatever the batch. Metrics count ties as
-in random order.
+L labels. Lower case: q queries of one chunk, m their matches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import MeasuredValue
 
-MISSED = 2**62  # rank of a query without a match among the ranked candidates
 NO_MATCH = -1  # rank of a query without any match; recalls leave it out
 RECALLS = (1, 5, 10)
 PRECISIONS = (1, 2, 5, 10)
@@ -27,13 +26,12 @@ QUERIES_AT_ONCE = 256  # 26 MB of scores for 25,000 candidates
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matches:
-    """Matching candidates of each query, as compressed rows: query q has candidate_M[start_Q1[q] : start_Q1[q + 1]].
-
-    start_Q1: int64 (Q + 1,). candidate_M: int64 (M,), ascending within a query, none twice. Both on the CPU.
-    """
+    """Matching candidates of each query as compressed rows, on the CPU."""
 
     start_Q1: Tensor
+    """int64 (Q + 1,): query q has candidate_M[start_Q1[q] : start_Q1[q + 1]]."""
     candidate_M: Tensor
+    """int64, ascending within a query, none twice."""
     num_candidates: int
 
     @classmethod
@@ -50,11 +48,14 @@ class Matches:
 
     @property
     def has_any_Q(self) -> Tensor:
-        """Whether each query has a match: bool (Q,)."""
+        """Bool (Q,), queries with a match."""
         return self.start_Q1.diff() > 0
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the matches of queries start to stop (exclusive): query index from start, and candidate."""
+        """Return the matches of queries start to stop (exclusive).
+
+        They are the query's index from start, and the candidate.
+        """
         starts_q1 = self.start_Q1[start : stop + 1]
         query_m = torch.arange(stop - start).repeat_interleave(starts_q1.diff())
         return query_m, self.candidate_M[starts_q1[0] : starts_q1[-1]]
@@ -70,199 +71,155 @@ class Relevance:
     @property
     def image_T(self) -> Tensor:
         """First image of each text, int64 (T,); -1 without any."""
-        starts_T = self.images_of_text.start_Q1[:-1].clamp(max=max(len(self.images_of_text.candidate_M) - 1, 0))
-        return self.images_of_text.candidate_M[starts_T].where(self.images_of_text.has_any_Q, -1)
+        text_M, image_M = self.images_of_text.rows(0, num := self.images_of_text.num_queries)
+        return torch.full((num,), -1).scatter_reduce(0, text_M, image_M, "amin", include_self=False)
 
     @classmethod
     def from_pairs(
         cls, image_of_pairs: Tensor | Sequence[int], text_of_pairs: Tensor | Sequence[int], num_images: int, num_texts: int
     ) -> "Relevance":
-        """Build it from the image and the text of each matching pair, in any order; duplicates are allowed.
-
-        An image or a text may be in any number of pairs. Raises ValueError for different lengths or an index out of range.
-        """
-        image_P = torch.as_tensor(image_of_pairs, dtype=torch.int64).cpu()
-        text_P = torch.as_tensor(text_of_pairs, dtype=torch.int64).cpu()
-        if len(image_P) != len(text_P):
-            raise ValueError(f"each pair needs an image and a text, got {len(image_P)} images and {len(text_P)} texts")
-        for name, index_P, num in (("image", image_P, num_images), ("text", text_P, num_texts)):
-            outside = index_P[(index_P < 0) | (index_P >= num)]
-            if len(outside):
-                raise ValueError(f"a pair names {name} {outside[0]}, expected 0 to {num - 1}")
+        """Build it from image and text of each pair, in any order; duplicates are allowed."""
+        image_P, text_P = (torch.as_tensor(each, dtype=torch.int64).cpu() for each in (image_of_pairs, text_of_pairs))
         return cls(
             texts_of_image=Matches.from_pairs(image_P, text_P, num_images, num_texts),
             images_of_text=Matches.from_pairs(text_P, image_P, num_texts, num_images),
         )
 
 
-def _refuse_nan(scores_QC: Tensor) -> None:
+def _checked(scores_QC: Tensor) -> Tensor:
+    """Return scores. Raises ValueError for NaN."""
     if scores_QC.numel() and scores_QC.amax().isnan():  # NaN is greater than any
         raise ValueError("scores to rank by contain NaN")
+    return scores_QC
 
 
 def _count(is_true_QC: Tensor) -> Tensor:
-    """Return the number of true values per row, int32 (Q,): several times faster than in int64."""
+    """Return the number of true values per row, int32 (Q,), much faster than int64."""
     return is_true_QC.sum(1, dtype=torch.int32)
 
 
 def rank_by_score(scores_QC: Tensor, k: int) -> Tensor:
-    """Return the k best candidates of each query, best first: int64 (Q, K) with K = min(k, C).
-
-    Raises ValueError if a score is not a number.
-    """
-    _refuse_nan(scores_QC)
-    k, num = min(k, scores_QC.shape[1]), scores_QC.shape[1]
-    best = scores_QC.topk(min(k + 1, num), dim=1)
-    chosen_QK = best.indices[:, :k].sort(dim=1).values
-    if k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any():  # topk picks any of the ties
-        scores_oC, kth_o1 = scores_QC[is_open_Q], best.values[is_open_Q, k - 1, None]
-        is_above_oC, is_tied_oC = scores_oC > kth_o1, scores_oC == kth_o1
-        num_places_o1 = k - _count(is_above_oC)[:, None]
-        is_chosen_oC = is_above_oC | (is_tied_oC & (is_tied_oC.cumsum(1, dtype=torch.int32) <= num_places_o1))
-        chosen_QK[is_open_Q] = is_chosen_oC.nonzero()[:, 1].view(-1, k)
+    """Return the k best candidates of each query, best first: int64 (Q, min(k, C))."""
+    kth_Q1 = scores_QC.topk(k := min(k, scores_QC.shape[1]), dim=1).values[:, -1:]
+    is_above_QC, is_tied_QC = scores_QC > kth_Q1, scores_QC == kth_Q1  # topk would pick any of the ties
+    is_first_QC = is_tied_QC.cumsum(1, dtype=torch.int32) <= (k - _count(is_above_QC))[:, None]
+    chosen_QK = (is_above_QC | (is_tied_QC & is_first_QC)).nonzero()[:, 1].view(-1, k)
     order_QK = scores_QC.gather(1, chosen_QK).sort(dim=1, descending=True, stable=True).indices
     return chosen_QK.gather(1, order_QK)
 
 
 def _scores(query_QD: Tensor, candidate_CD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield chunks of queries: the index of the first, and the products with all candidates, float32.
+    """Yield each chunk of queries: first index and products with all candidates.
 
     Zero rows pad each chunk to one size: matrix libraries sum in another order for few rows, and the last digits would depend
-    on the batch.
+    on the batch. Raises ValueError for NaN.
     """
     candidate_DC = candidate_CD.detach().float().T
     for start in range(0, len(query_QD), QUERIES_AT_ONCE):
         rows = query_QD[start : start + QUERIES_AT_ONCE].detach().float()
         with torch.autocast(rows.device.type, enabled=False):
             products = F.pad(rows, (0, 0, 0, QUERIES_AT_ONCE - len(rows))) @ candidate_DC
-        yield start, products[: len(rows)]
+        yield start, _checked(products[: len(rows)])
 
 
 def top_candidates(query_QD: Tensor, candidate_CD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the top-k candidates by inner product, best first, int64 (Q, min(k, C)), and the products, float32.
+    """Return the top-k candidates by inner product and their products.
 
-    Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a number.
+    Best first, int64 and float32 (Q, min(k, C)). Holds at most QUERIES_AT_ONCE × C scores. Raises ValueError for NaN.
     """
-    parts = [
-        (order_qK := rank_by_score(scores_qC, k), scores_qC.gather(1, order_qK))
-        for _, scores_qC in _scores(query_QD, candidate_CD)
-    ]
-    return torch.cat([order for order, _ in parts]), torch.cat([scores for _, scores in parts])
-
-
-def rank_from_features(query_QD: Tensor, candidate_CD: Tensor, k: int) -> Tensor:
-    """Return the first of `top_candidates`."""
-    return top_candidates(query_QD, candidate_CD, k)[0]
+    parts = []
+    for _, scores_qC in _scores(query_QD, candidate_CD):
+        order_qK = rank_by_score(scores_qC, k)
+        parts.append((order_qK, scores_qC.gather(1, order_qK)))
+    order_QK, score_QK = (torch.cat(each) for each in zip(*parts, strict=True))
+    return order_QK, score_QK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Ranks of each query's best match, with ties.
+    """Ranks of each query's best match, with ties; int64 (Q,), on the CPU."""
 
-    ahead_Q: int64 (Q,), candidates with better scores; MISSED if no match was ranked, NO_MATCH if there is none. tied_Q: number
-    of candidates with the score of the best match, which counts too. true_Q: number of matches among them. All on the CPU.
-    """
-
-    ahead_Q: Tensor
+    better_Q: Tensor
+    """Number of candidates with better scores; NO_MATCH for a query without any match."""
     tied_Q: Tensor
+    """Number of candidates with the score of the best match, which counts too."""
     true_Q: Tensor
-
-    @classmethod
-    def certain(cls, place_Q: Tensor) -> "Ranks":
-        """Return ranks without ties."""
-        return cls(ahead_Q=place_Q, tied_Q=torch.ones_like(place_Q), true_Q=torch.ones_like(place_Q))
+    """Number of matches among the tied candidates."""
 
     @property
     def is_asked_Q(self) -> Tensor:
-        """Whether each query has a match: bool (Q,)."""
-        return self.ahead_Q != NO_MATCH
+        """Bool (Q,), queries with a match."""
+        return self.better_Q != NO_MATCH
 
     def hits(self, k: int) -> Tensor:
-        """Return the probability of a match among the first k candidates with ties in random order, float64 (Q,).
+        """Return the probability of a match in the first k candidates, float64 (Q,).
 
-        Without ties it is 0 or 1, for a constant score exactly chance, so that the order of files does not matter.
+        Ties stand in random order. Without ties it is 0 or 1, for a constant score exactly chance, so that the order of files
+        does not matter.
         """
-        missed_Q = torch.ones(len(self.ahead_Q), dtype=torch.float64)
-        for place in range(k):  # among ties, the first k - ahead count
+        missed_Q = torch.ones(len(self.better_Q), dtype=torch.float64)
+        for place in range(k):  # of the ties, the first k - better count
             wrong_Q, left_Q = (self.tied_Q - self.true_Q - place).clamp(min=0), (self.tied_Q - place).clamp(min=1)
-            missed_Q *= torch.where(self.ahead_Q + place < k, wrong_Q / left_Q.double(), 1.0)
+            missed_Q *= torch.where(self.better_Q + place < k, wrong_Q / left_Q.double(), 1.0)
         return 1 - missed_Q
 
 
 def best_ranks(query_QD: Tensor, candidate_CD: Tensor, matches: Matches) -> Ranks:
-    """Return the exact rank of each query's best match by inner product among all candidates.
+    """Return the exact rank of each query's best match by inner product.
 
-    Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a number.
+    Holds at most QUERIES_AT_ONCE × C scores. Raises ValueError for NaN.
     """
     assert (len(query_QD), len(candidate_CD)) == (matches.num_queries, matches.num_candidates)
-    ahead_Q, tied_Q, true_Q = (torch.empty(len(query_QD), dtype=torch.int64) for _ in range(3))
+    better_Q, tied_Q, true_Q = (torch.empty(len(query_QD), dtype=torch.int64) for _ in range(3))
     for start, scores_qC in _scores(query_QD, candidate_CD):
-        _refuse_nan(scores_qC)
         stop = start + len(scores_qC)
         query_m, candidate_m = (index.to(query_QD.device) for index in matches.rows(start, stop))
         score_m = scores_qC[query_m, candidate_m]
         best_q = score_m.new_full((stop - start,), -torch.inf).scatter_reduce(0, query_m, score_m, "amax")
-        ahead_Q[start:stop] = _count(scores_qC > best_q[:, None])
+        better_Q[start:stop] = _count(scores_qC > best_q[:, None])
         tied_Q[start:stop] = _count(scores_qC == best_q[:, None])
         true_Q[start:stop] = query_m[score_m == best_q[query_m]].bincount(minlength=stop - start)
-    return Ranks(ahead_Q=ahead_Q.where(matches.has_any_Q, NO_MATCH), tied_Q=tied_Q, true_Q=true_Q)
-
-
-def _is_match(order_QK: Tensor, matches: Matches) -> Tensor:
-    """Return whether each candidate matches its query, bool (Q, K), on the CPU."""
-    assert len(order_QK) == matches.num_queries
-    query_M, candidate_M = matches.rows(0, matches.num_queries)
-    pair_QK = torch.arange(len(order_QK))[:, None] * matches.num_candidates + order_QK.cpu()
-    return torch.isin(pair_QK, query_M * matches.num_candidates + candidate_M)
-
-
-def ranks(order_QK: Tensor, matches: Matches) -> Ranks:
-    """Return the rank of each query's best match in an order of candidates without ties, best first.
-
-    The order may stop early: MISSED if it holds no match of the query, NO_MATCH if the query has none.
-    """
-    place_QK = torch.arange(order_QK.shape[1]).where(_is_match(order_QK, matches), MISSED)
-    return Ranks.certain(place_QK.amin(1).where(matches.has_any_Q, NO_MATCH))
+    return Ranks(better_Q=better_Q.where(matches.has_any_Q, NO_MATCH), tied_Q=tied_Q, true_Q=true_Q)
 
 
 def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches: Matches, before: Ranks) -> Ranks:
-    """Return the rank of each query's best match after re-ranking its top K by a second score.
+    """Return the rank of each query's best match after re-ranking its top K.
 
-    topk_QK: candidates by the first score, first_QK, best first; that score breaks ties of the second. before: ranks by the
-    first score, which candidates behind the top K keep. (Officially these score -100, with equal recalls at K or below.)
-    Candidates that tie with the last of the top K stand behind them. Raises ValueError if a score is not a number.
+    topk_QK: candidates by the first score, first_QK, best first. second_QK: the score to re-rank by; the first breaks its ties.
+    before: ranks by the first score, which candidates behind the top K keep. (Officially these score -100, with equal recalls
+    at K or below.) Candidates that tie with the last of the top K stand behind them. Raises ValueError for NaN.
     """
-    _refuse_nan(second_QK)
-    first_QK, second_QK, is_match_QK = first_QK.cpu(), second_QK.cpu(), _is_match(topk_QK, matches)
+    first_QK, second_QK = first_QK.cpu(), _checked(second_QK)
+    query_M, candidate_M = matches.rows(0, matches.num_queries)
+    pair_QK = torch.arange(len(topk_QK))[:, None] * matches.num_candidates + topk_QK.cpu()
+    is_match_QK = torch.isin(pair_QK, query_M * matches.num_candidates + candidate_M)
     best_Q1 = second_QK.where(is_match_QK, -torch.inf).amax(1, keepdim=True)
     is_best_QK = second_QK == best_Q1
     first_Q1 = first_QK.where(is_match_QK & is_best_QK, -torch.inf).amax(1, keepdim=True)
-    is_ahead_QK = (second_QK > best_Q1) | (is_best_QK & (first_QK > first_Q1))
+    is_better_QK = (second_QK > best_Q1) | (is_best_QK & (first_QK > first_Q1))
     is_tied_QK = is_best_QK & (first_QK == first_Q1)
-    among_Q = is_match_QK.any(1)
-    behind_Q = before.ahead_Q.clamp(min=topk_QK.shape[1]).where(before.is_asked_Q, NO_MATCH)
+    is_inside_Q = is_match_QK.any(1)
+    behind_Q = before.better_Q.clamp(min=topk_QK.shape[1]).where(before.is_asked_Q, NO_MATCH)
     return Ranks(
-        ahead_Q=is_ahead_QK.sum(1).where(among_Q, behind_Q),
-        tied_Q=is_tied_QK.sum(1).where(among_Q, before.tied_Q - (behind_Q - before.ahead_Q)),
-        true_Q=(is_tied_QK & is_match_QK).sum(1).where(among_Q, before.true_Q),
+        better_Q=is_better_QK.sum(1).where(is_inside_Q, behind_Q),
+        tied_Q=is_tied_QK.sum(1).where(is_inside_Q, before.tied_Q - (behind_Q - before.better_Q)),
+        true_Q=(is_tied_QK & is_match_QK).sum(1).where(is_inside_Q, before.true_Q),
     )
 
 
 def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candidate_CL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return precision at each of PRECISIONS by shared labels, float64 (Q, P), and its chance level, (Q,).
+    """Return precision at each of PRECISIONS by shared labels, and its chance level.
 
-    query_QL, candidate_CL: bool, labels of each. Ties for the last places count by their mean. Chance is the share of all
-    candidates with a label of the query.
+    float64 (Q, P) and (Q,). query_QL, candidate_CL: bool, labels of each. Ties for the last places count by their mean. Chance
+    is the share of all candidates with a label of the query.
     """
     found, chance = [], []
-    num = len(candidate_CD)
     for start, scores_qC in _scores(query_QD, candidate_CD):
-        _refuse_nan(scores_qC)
         labels_qL = query_QL[start : start + len(scores_qC)].float()
         is_true_qC = (labels_qL @ candidate_CL.float().T > 0).double().to(scores_qC.device)
-        best_qK = scores_qC.topk(min(max(PRECISIONS), num), dim=1).values
+        best_qK = scores_qC.topk(min(max(PRECISIONS), len(candidate_CD)), dim=1).values
         at_k = []
-        for k in (min(k, num) for k in PRECISIONS):
+        for k in (min(k, len(candidate_CD)) for k in PRECISIONS):
             is_above_qC, is_tied_qC = scores_qC > best_qK[:, k - 1, None], scores_qC == best_qK[:, k - 1, None]
             share_q = (k - _count(is_above_qC)) / _count(is_tied_qC).double()
             at_k.append(((is_true_qC * is_above_qC).sum(1) + share_q * (is_true_qC * is_tied_qC).sum(1)) / k)
@@ -272,12 +229,9 @@ def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candida
 
 
 def summary(
-    image_to_text_ranks_I: Ranks,
-    text_to_image_ranks_T: Ranks,
-    image_T: Tensor | None = None,
-    alone: tuple[Ranks, Ranks] | None = None,
+    ranks_I: Ranks, ranks_T: Ranks, image_T: Tensor | None = None, alone: tuple[Ranks, Ranks] | None = None
 ) -> dict[str, float]:
-    """Return the metrics of both directions.
+    """Return the metrics of image→text (ranks_I) and text→image ranks.
 
     tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: mean of the six. rsum: their sum in per
     cent, at most 600. num_queries_without_match: images and texts without a match; recalls leave them out. image_T: an image of
@@ -286,46 +240,40 @@ def summary(
     Raises ValueError if no image or no text has a match.
     """
     found: dict[str, float] = {}
-    influences, gains, groups = [], [], []
-    both = image_to_text_ranks_I, text_to_image_ranks_T
-    own_I, own_T = torch.arange(len(both[0].ahead_Q)), -1 - torch.arange(len(both[1].ahead_Q))
+    influences, gains, groups, both = [], [], [], (ranks_I, ranks_T)
+    own_I, own_T = torch.arange(len(ranks_I.better_Q)), -1 - torch.arange(len(ranks_T.better_Q))
     images_of = own_I, own_T if image_T is None else image_T
     for way, of_way, before, image_Q in zip(("tr", "ir"), both, alone or both, images_of, strict=True):
-        is_asked_Q = of_way.is_asked_Q
-        if not is_asked_Q.any():
+        images = image_Q[of_way.is_asked_Q].tolist()
+        if not images:
             raise ValueError("no query has a match, so there is nothing to recall")
-        images = image_Q[is_asked_Q].tolist()
         hits_Qk, before_Qk = (
-            torch.stack([each.hits(k)[is_asked_Q] for k in RECALLS], dim=1).numpy() for each in (of_way, before)
+            torch.stack([each.hits(k)[of_way.is_asked_Q] for k in RECALLS], dim=1).numpy() for each in (of_way, before)
         )
-        found |= {
-            f"{way}{k}": intervals.mean(hits_Q, images, is_share=True) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)
-        }
+        found |= {f"{way}{k}": intervals.mean(hits_Qk[:, i], images, is_share=True) for i, k in enumerate(RECALLS)}
         influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
         gains.append((hits_Qk.sum(1) - before_Qk.sum(1)) / (6 * len(images)))
         groups += images
     total = sum(found.values())
     r_mean = intervals.linear(total / 6, np.concatenate(influences), groups)
     assert isinstance(r_mean, MeasuredValue)
-    num_without = sum(int((~each.is_asked_Q).sum()) for each in both)
     ends = {"low": 600 * r_mean.low, "high": 600 * r_mean.high}
     rsum = MeasuredValue(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
     if alone is not None:
         intervals.over(r_mean, "r_mean_itc_only", np.concatenate(gains), groups)
+    num_without = sum(int((~each.is_asked_Q).sum()) for each in both)
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 
 def folds_1k(
     relevance: Relevance, numbers: Callable[[Tensor, Tensor, Relevance], dict[str, float]], fold_size: int = 1000
 ) -> dict[str, float]:
-    """Return the means of metrics over five folds (COCO 1K): the first 5 × fold_size images in their order.
+    """Return the means of metrics over five folds (COCO 1K).
 
-    Each fold ranks fold_size images and their texts among themselves. numbers: metrics of a fold, from its images and texts
-    (int64, indices into all) and their relevance (renumbered from 0). Raises ValueError if there are fewer images.
+    They are the first 5 × fold_size images in their order; there are at least that many. Each fold ranks its images and their
+    texts only. numbers: metrics of a fold, from its images and texts (int64, indices into all) and their relevance (renumbered
+    from 0).
     """
-    num_images = relevance.texts_of_image.num_queries
-    if num_images < 5 * fold_size:
-        raise ValueError(f"five folds of {fold_size} images need {5 * fold_size} images, got {num_images}")
     folds = []
     for start in range(0, 5 * fold_size, fold_size):
         image_M, old_text_M = relevance.texts_of_image.rows(start, start + fold_size)

@@ -1,4 +1,4 @@
-"""VQA: the official accuracy, the training targets, and the list of answers to choose from.
+"""VQA: official accuracy, training targets, and the list of answers.
 
 Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, since scores must match the official server.
 """
@@ -43,15 +43,14 @@ def _strip(answer: str) -> str:
 
 @lru_cache(1 << 16)  # annotators repeat few answers
 def normalize(answer: str) -> str:
-    """Return the normal form in which the official evaluation compares answers if annotators disagree.
+    """Return the normal form of an answer, compared officially if annotators disagree.
 
     Punctuation goes (or becomes a space, if it touches no space and no number has a comma), periods go unless a digit
     follows, then lower case, number words up to ten as digits, no articles, apostrophes put back, single spaces.
     The result can be empty ("The").
     """
     answer = _strip(answer)
-    has_comma_in_number = COMMA_IN_NUMBER.search(answer) is not None
-    text = answer
+    has_comma_in_number, text = COMMA_IN_NUMBER.search(answer) is not None, answer
     for mark in PUNCTUATION:
         is_dropped = has_comma_in_number or f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if is_dropped else " ")
@@ -61,7 +60,7 @@ def normalize(answer: str) -> str:
 
 
 def soft_targets(answers: Sequence[str]) -> dict[str, float]:
-    """Return the training target of each normalised answer of a question, in (0, 1]; {} without answers.
+    """Return the training target of each normalised answer of a question, in (0, 1].
 
     1, 2, 3 and more annotators in agreement give 0.3, 0.6, 0.9 and 1.0; the answer of a single annotator gives 1.0.
     For ten annotators this equals `accuracy_of`, unless all ten agree on an answer that is not in normal form. For other
@@ -124,35 +123,31 @@ def summary(
     scores: dict[str, list[tuple[float, Hashable]]] = {}
     pairs: dict[str, list[float]] = {}
     num = len(answers)
-    about = range(num) if images is None else images
-    types, groups = zip(answer_types, content_types or [""] * num, strict=True), groups or [""] * num
-    for prediction, given, (answer_type, content), image, group in zip(predictions, answers, types, about, groups, strict=True):
+    columns = images or range(num), content_types or [""] * num, groups or [""] * num
+    for prediction, given, kind, image, content, group in zip(predictions, answers, answer_types, *columns, strict=True):
         if given:
-            score = accuracy_of(prediction, given), image
-            of_types = [f"vqa_acc/{answer_type}"] * bool(answer_type) + [f"vqa_acc_about/{content}"] * bool(content)
+            score = accuracy_of(prediction, given)
+            of_types = [f"vqa_acc/{kind}"] * bool(kind) + [f"vqa_acc_about/{content}"] * bool(content)
             for name in ("vqa_acc", *of_types):
-                scores.setdefault(name, []).append(score)
+                scores.setdefault(name, []).append((score, image))
             if group:
-                pairs.setdefault(group, []).append(score[0])
+                pairs.setdefault(group, []).append(score)
     found: dict[str, float] = {name: intervals.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
     both = [min(pair) == 1 for pair in pairs.values() if len(pair) == 2]
     found |= {"vqa_acc_pair": intervals.share(sum(both), len(both))} if both else {}
     return found | {"num_questions": num, "num_unanswered": sum(not given for given in answers)}
 
 
-def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
+def answers_by_question(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
     """Return, without the images, the most frequent training answer to each question.
 
-    train: question and answers of each training row. New questions get the most frequent answer of all. Raises ValueError
-    if training has no answers.
+    train: question and answers of each training row; some have answers. New questions get the most frequent answer of all.
     """
     given: dict[str, list[Sequence[str]]] = {}
     for question, row in train:
         given.setdefault(question, []).append(row)
-    everything = build_answers((row for rows in given.values() for row in rows), 1)
-    if not everything:
-        raise ValueError("a blind baseline needs answers to learn from")
-    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in set(questions)}
+    most_frequent = build_answers((row for rows in given.values() for row in rows), 1)[0]
+    best = {question: next(iter(build_answers(given.get(question, ()), 1)), most_frequent) for question in set(questions)}
     return [best[question] for question in questions]
 
 
@@ -160,26 +155,20 @@ def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequ
     """Return, without the images, the likeliest answer to each question by its words.
 
     Naive Bayes over the words of a question, with one added to each count and the full prior of each answer; it answers new
-    wordings too. train: question and answers of each training row, which counts for its most frequent answer. Raises
-    ValueError if training has no answers.
+    wordings too. train: question and answers of each training row, which counts for its most frequent answer.
     """
     rows = [(set(question.lower().split()), build_answers([given], 1)) for question, given in train]
-    names = build_answers(([name] for _, (name, *_) in filter(lambda row: row[1], rows)), 1)
-    if not names:
-        raise ValueError("a blind baseline needs answers to learn from")
-    answer_of, word_of = ({name: index for index, name in enumerate(each)} for each in (names, _words(rows)))
+    names = build_answers((best for _, best in rows if best), 1)
+    answer_of = {name: index for index, name in enumerate(names)}
+    word_of = {word: index for index, word in enumerate(sorted(set().union(*(words for words, _ in rows))))}
     count_AW, count_A = np.zeros((len(names), len(word_of))), np.zeros(len(names))
-    for words, given in rows:
-        if given:
-            count_A[answer_of[given[0]]] += 1
-            count_AW[answer_of[given[0]], [word_of[word] for word in words]] += 1
+    for words, best in rows:
+        if best:
+            count_A[answer_of[best[0]]] += 1
+            count_AW[answer_of[best[0]], [word_of[word] for word in words]] += 1
     log_AW, log_A = np.log((count_AW + 1) / (count_A[:, None] + 2)), np.log(count_A / count_A.sum())
-    best = {}
+    answers = {}
     for question in set(questions):
         columns = [word_of[word] for word in set(question.lower().split()) & word_of.keys()]
-        best[question] = names[int((log_A + log_AW[:, sorted(columns)].sum(1)).argmax())]
-    return [best[question] for question in questions]
-
-
-def _words(rows: Iterable[tuple[set[str], Sequence[str]]]) -> list[str]:
-    return sorted({word for words, _ in rows for word in words})
+        answers[question] = names[int((log_A + log_AW[:, sorted(columns)].sum(1)).argmax())]
+    return [answers[question] for question in questions]

@@ -178,7 +178,7 @@ def best_candidates(
     """
     query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides
-    order_QK = metrics.rank_from_features(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
+    order_QK = metrics.top_candidates(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS))[0].cpu()
     if num_reranked:
         first_QK = order_QK[:, :num_reranked]
         asked_QK = query_Q[:, None].expand_as(first_QK)

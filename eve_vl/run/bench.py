@@ -22,7 +22,7 @@ from eve_vl.run.summary import expected_memory, machine_line
 from eve_vl.run.training import obtain_tokenizer, tune_threads, with_init_tokenizer
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.device import has_processor_clock, now, peak_memory, pick_device, pick_dtype
+from eve_vl.train.processes import has_processor_clock, now, peak_memory, pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError

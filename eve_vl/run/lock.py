@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from eve_vl.train import collectives
+from eve_vl.train import processes
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
 
@@ -23,7 +23,7 @@ def locked(run: Path) -> Iterator[None]:
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     file, problem = _acquire(run) if is_main() else (None, None)
-    problem = collectives.gather_objects(problem)[0]
+    problem = processes.gather_objects(problem)[0]
     try:
         if problem is not None:
             raise UserError(f"{run}: {problem}")

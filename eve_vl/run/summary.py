@@ -11,7 +11,7 @@ from eve_vl.data.records import Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.inspect import forward_flops
 from eve_vl.tasks.task import Task
-from eve_vl.train import collectives
+from eve_vl.train import processes
 from eve_vl.train.optim import learning_rate
 from eve_vl.utils.console import pluralize
 
@@ -77,9 +77,9 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
 
 def machine_line(device: torch.device, dtype: torch.dtype) -> str:
     """Return a line on processes, device, type and threads."""
-    world, threads = collectives.world_size(), torch.get_num_threads()
-    processes = f"{world} processes, each with " * (world > 1)
-    return f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
+    world, threads = processes.world_size(), torch.get_num_threads()
+    each = f"{world} processes, each with " * (world > 1)
+    return f"machine: {each}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
 
 
 def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
@@ -117,7 +117,7 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
     inputs = (
         sum(forward_flops(config, task.sizes).values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
     )
-    kept = 4 * inputs / collectives.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
+    kept = 4 * inputs / processes.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
     return LIBRARIES + weights + max(kept, weights / 2)
 
 

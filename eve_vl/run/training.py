@@ -28,9 +28,9 @@ from eve_vl.run.lock import locked
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files
-from eve_vl.train import checkpoint, collectives
-from eve_vl.train.device import pick_device, pick_dtype
+from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
+from eve_vl.train.processes import pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
@@ -53,14 +53,14 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
-    collectives.setup(device)
+    processes.setup(device)
     set_threads(config.train.threads)
     is_first = is_main()
     with locked(config.out):
         numbers = _fit(config, device, must_resume)  # its own call: the model must be gone before the group is
     gc.collect()
-    collectives.barrier()
-    collectives.shutdown()
+    processes.barrier()
+    processes.shutdown()
     if is_first:
         write_file(config.out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     return is_first
@@ -69,7 +69,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
 def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
     changed = check_out_folder(config, must_resume)
-    rank, world = collectives.rank(), collectives.world_size()
+    rank, world = processes.rank(), processes.world_size()
     check_batch_size(config, world)
     kind = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
@@ -112,14 +112,14 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     val_dataset = evaluator.dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
-    collectives.barrier()
+    processes.barrier()
     if is_main():  # only now: a failed start leaves nothing
         if not has_resumed:
             (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of an earlier run that a signal ended
         for name, text in texts.items():
             write_file(config.out / name, text)
         record(config.out, device)
-    collectives.barrier()
+    processes.barrier()
     bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_invalid_fraction, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
 
@@ -142,7 +142,7 @@ def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> Non
     """
     most, train, task = torch.get_num_threads(), trainer.config, trainer.task
     is_given = train.threads or "OMP_NUM_THREADS" in os.environ
-    if is_given or most == 1 or trainer.device.type != "cpu" or collectives.world_size() > 1:
+    if is_given or most == 1 or trainer.device.type != "cpu" or processes.world_size() > 1:
         return
     rows = min(train.batch_size // train.accumulation, ROWS_TIMED)
     if isinstance(kept, int) and kept:
@@ -253,7 +253,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
             text = train_tokenizer(data.train, data, vocab_size).to_json()
         else:
             text = _train_tokenizer(sources, vocab_size).to_json()
-    return Tokenizer.from_json(collectives.gather_objects(text)[0])
+    return Tokenizer.from_json(processes.gather_objects(text)[0])
 
 
 def with_init_tokenizer(config: Config) -> Config:

@@ -26,7 +26,7 @@ from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
-from eve_vl.train.collectives import gather_rows, rank
+from eve_vl.train.processes import gather_rows, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 Pairs = tuple[Tokens, Tokens, Tensor]

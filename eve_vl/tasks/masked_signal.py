@@ -25,8 +25,8 @@ from eve_vl.model.heads import TokenHead
 from eve_vl.model.packing import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder
 from eve_vl.tasks.task import Routers, Sizes, Task
-from eve_vl.train.collectives import sum_over_processes, world_size
-from eve_vl.train.trainer import StepOutput
+from eve_vl.train import StepOutput
+from eve_vl.train.processes import sum_over_processes, world_size
 
 MaskedBatch = PairBatch | MaskedImages | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)

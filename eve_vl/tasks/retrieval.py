@@ -22,7 +22,7 @@ from eve_vl.model.packing import Tokens
 from eve_vl.tasks.contrastive import Contrast
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.task import Routers, Sizes, Task
-from eve_vl.train.trainer import StepOutput
+from eve_vl.train import StepOutput
 
 PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)

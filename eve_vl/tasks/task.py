@@ -23,9 +23,8 @@ from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import initialize
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
-from eve_vl.train.collectives import sum_over_processes
-from eve_vl.train.device import send
-from eve_vl.train.trainer import StepOutput
+from eve_vl.train import StepOutput
+from eve_vl.train.processes import send, sum_over_processes
 from eve_vl.utils.errors import UserError
 
 Settings = TypeVar("Settings", bound=TaskConfig)

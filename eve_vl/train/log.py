@@ -24,10 +24,10 @@ from torch.utils.tensorboard import SummaryWriter
 import eve_vl
 from eve_vl.config import TrainConfig
 from eve_vl.metrics.intervals import CERTAINTY, from_json, to_json
-from eve_vl.train import collectives
+from eve_vl.train import processes
 from eve_vl.train.checkpoint import COUNTS
-from eve_vl.train.device import peak_memory
 from eve_vl.train.optim import learning_rate
+from eve_vl.train.processes import peak_memory
 from eve_vl.utils.console import CONSOLE, PATIENCE, print_line
 from eve_vl.utils.errors import BadSampleError, SharedError, UserError
 from eve_vl.utils.file_io import has_fields, parse_json, read_bytes, read_json, reading, write_file
@@ -283,14 +283,14 @@ class Meter:
         """Return the averages of this window and the CPU core-seconds, over all processes."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         names = sorted(self.terms)
-        means = collectives.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        means = processes.sum_over_processes(torch.stack([self.terms[name] for name in names]))
         cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
-        means = (means / (self.num_steps * collectives.world_size())).tolist()
+        means = (means / (self.num_steps * processes.world_size())).tolist()
         return dict(zip(names, means, strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,
-            "core_seconds": collectives.sum_over_processes(cores).item(),
+            "core_seconds": processes.sum_over_processes(cores).item(),
         }
 
 
@@ -310,7 +310,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     machine = {"processor": _processor(), "cores": usable_cores(), "memory_gib": round(memory / 2**30, 1), "device": name}
     versions = {"os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
     versions |= {"eve_vl": eve_vl.__version__, "commit": _commit()}
-    return start | machine | {"processes": collectives.world_size()} | versions
+    return start | machine | {"processes": processes.world_size()} | versions
 
 
 def record(run: Path, device: torch.device) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eve_vl.train import checkpoint, collectives
+from eve_vl.train import checkpoint, processes
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 from eve_vl.utils.file_io import write_file
@@ -61,7 +61,7 @@ class NanGuard:
 
     def add(self, step: int, micro_batches: Sequence[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
         """Add the losses of a step's micro-batches and its gradient norm. Raises as `ask`, when that is due."""
-        num_bad_V = collectives.sum_over_processes((~torch.stack([*values]).isfinite()).float())
+        num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
         self.is_finite = self.is_finite & (num_bad_V == 0).all()
         self.unasked.append(PendingStep(step=step, micro_batches=micro_batches, terms=terms, num_bad_V=num_bad_V))
         if len(self.unasked) >= self.every or sum(map(_num_bytes, self.unasked)) > MAX_BYTES:
@@ -87,14 +87,14 @@ class NanGuard:
         first = int(bad.num_bad_V.bool().int().argmax())
         is_loss = first < len(bad.micro_batches)
         batch = bad.micro_batches[first if is_loss else -1]
-        folder = self.run / f"non_finite_step_{bad.step:08d}_rank_{collectives.rank()}"
+        folder = self.run / f"non_finite_step_{bad.step:08d}_rank_{processes.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
         if is_main():
             checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
-        collectives.barrier()  # the first process that ends would end the others
+        processes.barrier()  # the first process that ends would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in bad.terms.items())
         what = "loss" if is_loss else "gradient norm"
         raise SharedError(

@@ -1,9 +1,4 @@
-"""The only training loop. It knows `StepOutput` and `Evaluator`, and nothing else about the task that it trains.
-
-A task is an nn.Module with `forward(batch) → StepOutput`. Optional members: `before_step(micro_batches) → micro_batches`, with
-counts over all micro-batches of a step, and `find_unused_parameters`, passed to DDP. A batch has `to(device)`, `where` (the
-names of its rows) and `skipped` (the errors of unusable rows).
-"""
+"""The only training loop: all it knows of a task is `StepOutput` and `Evaluator`."""
 
 import contextlib
 import itertools
@@ -13,66 +8,22 @@ import operator
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig, flat
-from eve_vl.train import checkpoint, collectives
-from eve_vl.train.collectives import parallelize, share_running_averages, without_sharing
-from eve_vl.train.device import autocast, pick_dtype, wrap_blocks
+from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, processes
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.nan_guard import NanGuard
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, set_found_inf
+from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.runtime import stop_signals
-
-
-@dataclass(kw_only=True, slots=True)
-class StepOutput:
-    """Result of one forward pass of a task."""
-
-    loss: Tensor
-    """Scalar to minimise."""
-    terms: dict[str, Tensor]
-    """Scalars to log, without a gradient."""
-
-
-class Evaluator(Protocol):
-    """The metrics of a task, for validation."""
-
-    main_metric: str | None
-    """The metric that chooses the best weights, higher is better; None: the last weights count."""
-    main_loss: str | None
-    """Without a main metric, the loss that early stopping watches, lower is better."""
-
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the metrics over the batches of all processes."""
-        ...
-
-    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
-        """Return sentences on how to read metrics."""
-        ...
-
-    def comparison(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence that compares metrics with their baselines; may be empty."""
-        ...
-
-    def log_samples(self, batch: Any) -> Mapping[str, Any]:
-        """Return images or texts, by name, that show the model at work on a batch."""
-        ...
-
-
-class StoppedError(SharedError):
-    """A signal stopped the run after a checkpoint."""
-
-    code: int
-    """Exit status of the shell."""
 
 
 class Trainer:
@@ -129,11 +80,11 @@ class Trainer:
         if folders:
             if is_main():
                 checkpoint.clear(self.run)
-            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, collectives.rank())
+            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
             self.step = state["step"]
-            if state["num_processes"] == collectives.world_size():
+            if state["num_processes"] == processes.world_size():
                 self.meter.restore(state["meter"], self.device)
             best, name = checkpoint.read_best(self.run), self.main_metric
             is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
@@ -143,7 +94,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
-        rng_states = collectives.gather_objects(checkpoint.get_rng_state() | meter)
+        rng_states = processes.gather_objects(checkpoint.get_rng_state() | meter)
         if is_main():
             tensors = {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
             tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
@@ -153,14 +104,14 @@ class Trainer:
                 "step": self.step,
                 "samples_consumed": self.samples_consumed,
                 "new": self.new,
-                "num_processes": collectives.world_size(),
+                "num_processes": processes.world_size(),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
             with self.averages.in_place():
                 tensors["model"] = self.task.state_dict()
                 checkpoint.save_checkpoint(self.run, tensors, self.texts, state, keep=self.config.keep_checkpoints)
-        collectives.barrier()
+        processes.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
         """Train to the last step and return the numbers of the last validation, or of the best if the task chooses by one.
@@ -179,7 +130,7 @@ class Trainer:
     ) -> dict[str, float]:
         config = self.config
         self.meter.resume()
-        self.scores, was_validated = collectives.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
+        self.scores, was_validated = processes.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
         is_stalled = self.step < config.steps and self._has_stalled()
         for text in () if is_stalled else self.notes:  # they describe the training that follows
             log.note(self.step, text)
@@ -194,14 +145,14 @@ class Trainer:
             with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
-            if collectives.any_process(bool(skipped)):
-                everywhere = itertools.chain(*collectives.gather_objects(skipped))
+            if processes.any_process(bool(skipped)):
+                everywhere = itertools.chain(*processes.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
             is_last = self.step == config.steps
-            is_stopped = collectives.any_process(bool(stop)) and not is_last
+            is_stopped = processes.any_process(bool(stop)) and not is_last
             is_saved = self._is_due(config.save_every) or is_stopped
             if is_saved or self._is_due(config.log_every) or self._is_due(config.val_every):
                 self.finite.ask()
@@ -235,7 +186,7 @@ class Trainer:
         try:
             numbers = self.evaluate(val_loader, log)
         except UserError as error:
-            if collectives.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
+            if processes.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
                 self.save()
             raise
         self._keep_best(numbers)
@@ -266,7 +217,7 @@ class Trainer:
                 model = self.task.state_dict()
                 texts = {**self.texts, **self.best_texts(numbers)}
                 checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
-        collectives.barrier()
+        processes.barrier()
 
     def time_one_pass(self, batch: Any) -> float:
         """Return the seconds of a forward and backward pass; only random generators keep a trace of it."""
@@ -323,7 +274,7 @@ class Trainer:
         """
         assert self.evaluator is not None
         # an error in one process only would leave the others waiting
-        skipped: list[Any] | None = [] if self.skip_invalid or collectives.world_size() > 1 else None
+        skipped: list[Any] | None = [] if self.skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with (
@@ -336,7 +287,7 @@ class Trainer:
                     log.show(self.step, self.evaluator.log_samples(first[0]))
             numbers = self.evaluator.evaluate(itertools.chain(first, batches))
         failed += [_unusable(error) for error in skipped or () if not self.skip_invalid]
-        if met := [*itertools.chain(*collectives.gather_objects([str(error) for error in failed]))]:
+        if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
         return numbers | num_skipped(skipped)
 
@@ -346,14 +297,14 @@ def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any
     try:
         yield from loader
     except UserError as error:
-        if collectives.world_size() == 1:
+        if processes.world_size() == 1:
             raise
         failed.append(error)
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
     """Return the number of rows that all processes skipped in evaluation; empty without any."""
-    num = sum(map(len, collectives.gather_objects(skipped))) if skipped is not None else 0
+    num = sum(map(len, processes.gather_objects(skipped))) if skipped is not None else 0
     return {"num_skipped": num} if num else {}
 
 
@@ -379,7 +330,7 @@ def evaluation_batches(
             if batch.where:
                 num += 1
                 yield batch.to(device)
-        if skipped and not num and collectives.world_size() == 1:
+        if skipped and not num and processes.world_size() == 1:
             raise UserError(f"no row to evaluate on can be used; the last: {skipped[-1]}")
 
     try:

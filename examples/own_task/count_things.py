@@ -21,8 +21,8 @@ from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_image
 from eve_vl.predict.requests import Request, ShownImage
 from eve_vl.tasks.task import Routers, Sizes, Task
-from eve_vl.train.collectives import gather_objects
-from eve_vl.train.trainer import StepOutput
+from eve_vl.train import StepOutput
+from eve_vl.train.processes import gather_objects
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from eve_vl.data.records import Record
 from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, json_lines
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.interop.heads import ClassifierHeads
-from eve_vl.metrics import pairs as metrics
+from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embeddings import gather_patches, patchify
@@ -40,7 +40,7 @@ from eve_vl.predict.requests import Same
 from eve_vl.systems.mlim import MlimConfig, PairConfig
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes
-from eve_vl.train.trainer import StepOutput
+from eve_vl.train import StepOutput
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
 """The modalities that evaluation shows of the items, by metric."""
@@ -266,7 +266,7 @@ class PairExample:
     @property
     def probability(self) -> float:
         """The probability given whole items."""
-        return self.probabilities[metrics.MAIN]
+        return self.probabilities[metrics.PR_AUC]
 
     @property
     def is_same(self) -> bool:
@@ -278,7 +278,7 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     """PR-AUC of item pairs."""
 
     section = PairConfig
-    main_metric, score_name = metrics.MAIN, "pair_acc"
+    main_metric, score_name = metrics.PR_AUC, "pair_acc"
     baselines = (
         Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
         Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),
@@ -296,7 +296,7 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
         return [PairExample(probabilities=dict(zip(found, values, strict=True)), **row) for row, *values in rows]
 
     def metrics(self, predictions: Sequence[PairExample]) -> dict[str, float]:
-        """Return the metrics of `metrics.pairs`."""
+        """Return the metrics of `metrics.classification`."""
         probabilities = {name: [each.probabilities[name] for each in predictions] for name in SHOWN}
         return metrics.same_item_summary(probabilities, [each.label for each in predictions])
 

@@ -1,0 +1,226 @@
+"""Processes and devices of a run: one process or many, their number type, clock and memory.
+
+Only this file knows process groups and DistributedDataParallel; without torchrun, torch.distributed is never touched. Every
+process holds all weights and trains on its own rows.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from eve_vl.config import TrainConfig
+from eve_vl.utils.errors import UserError
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes with a gradient: torch's own is deprecated, and its replacement has no gradient in torch 2.10."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cast(Tensor, _Sum.apply(grad))
+
+
+def setup(device: torch.device) -> None:
+    """Join the process group of torchrun, if there is one: nccl for CUDA tensors, gloo for CPU tensors."""
+    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+def shutdown() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return x summed over all processes; gradients flow from all results to every process's x."""
+    return cast(Tensor, _Sum.apply(x)) if dist.is_initialized() else x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Return the rows of all processes, in order of rank; gradients flow to every process's rows.
+
+    All processes must have the same number of rows.
+    """
+    own = [x if each == rank() else torch.zeros_like(x) for each in range(world_size())]
+    return sum_over_processes(torch.cat(own))
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set in any process; hosts exchange it without a GPU sync."""
+    return bool(sum_over_processes(torch.tensor(float(flag))).item()) if dist.is_initialized() else flag
+
+
+def gather_objects(value: object) -> list:
+    """Return every process's value, in order of rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")  # one option, its name in newer and in older torch
+
+
+def parallelize(task: nn.Module, device: torch.device) -> Any:
+    """Return a callable in place of the task that averages gradients over processes; build the optimiser after this."""
+    if world_size() == 1:
+        return task
+    # without buffer sync: process 0's running averages would overwrite those of the others in each step
+    sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
+    options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "find_unused_parameters", False)}
+    return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, **options)
+
+
+def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return the context of a backward pass to which later ones add before gradients are averaged.
+
+    Where parameters may stay unused, DDP averages after each pass: it leaves out those unused in the last one.
+    """
+    waits = isinstance(model, DistributedDataParallel) and not model.find_unused_parameters
+    return model.no_sync() if waits else contextlib.nullcontext()
+
+
+@torch.no_grad()
+def share_running_averages(task: nn.Module) -> None:
+    """Give all processes the mean of their running averages, so that their evaluations agree."""
+    if world_size() == 1:
+        return
+    buffers = [
+        buffer
+        for module in task.modules()
+        if isinstance(module, _BatchNorm) and module.training  # a frozen one's would drift by rounding
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if buffers:
+        together = sum_over_processes(torch.cat(buffers)) / world_size()
+        for buffer, mean in zip(buffers, together.split(list(map(len, buffers))), strict=True):
+            buffer.copy_(mean)
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """Return a torch device; auto is cuda if available. Under torchrun, cuda is this process's own GPU.
+
+    Raises UserError for a device that does not exist here.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()  # refuses meta as well, which has no values
+    except Exception:  # torch raises many types, without CUDA an AssertionError
+        there = ["auto", "cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise UserError(f"device {str(name)!r}: torch has no such device here; give {' or '.join(there)}") from None
+    if device.type == "cuda" and device.index != int(os.environ.get("LOCAL_RANK", device.index)):
+        raise UserError(f"device {name}: under torchrun each process has a GPU of its own; give cuda")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the autocast type for train.dtype; auto is bfloat16 if the hardware multiplies it (CPU: AVX512-BF16 or AMX)."""
+    if name != "auto":
+        return getattr(torch, name)
+    on_cuda = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the mixed-precision context of a run; none for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on a device, without waiting for a GPU's queue."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def has_processor_clock(device: torch.device) -> bool:
+    """Return whether `now` is processor time; several threads would spin while they wait."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def now(device: torch.device) -> float:
+    """Return seconds after a GPU sync: processor time with one CPU thread, else wall time.
+
+    Other work on the core does not lengthen processor time.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.process_time() if has_processor_clock(device) else time.perf_counter()
+
+
+def peak_memory() -> int:
+    """Return the peak bytes of this process, on the GPU if it uses one."""
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return peak
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024  # getrusage would count what the parent had before exec
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
+    """Apply train.compile and train.checkpoint_activations to all modules named `…blocks.N`; evaluation stays as it is.
+
+    A recomputed block draws the same dropout and drop-path. Raises UserError without a block or a compiler.
+    """
+    if not (config.compile or config.checkpoint_activations):
+        return
+    blocks = [module for name, module in task.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
+    if not blocks:
+        raise UserError("train.compile and train.checkpoint_activations work on Transformer blocks, and this model has none")
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and not shutil.which(compiler):
+        raise UserError(f"train.compile needs a C++ compiler, and there is no {compiler}; install one, or leave it out")
+    for block in blocks:
+        block.forward = _wrapped(block, block.forward, config)
+
+
+def _wrapped(block: nn.Module, plain: Callable[..., Any], config: TrainConfig) -> Callable[..., Any]:
+    forward = torch.compile(plain, dynamic=True) if config.compile else plain
+    if config.checkpoint_activations:
+        forward = partial(checkpoint, forward, use_reentrant=False)
+    return lambda *args: forward(*args) if block.training else plain(*args)
