@@ -28,6 +28,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "eve_vl/search/",
         "eve_vl/serve/",
         "eve_vl/synthetic/",
+        "eve_vl/train/",
         "eve_vl/utils/",
     ),
     "prose": (
@@ -41,6 +42,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "eve_vl/synthetic/",
         "eve_vl/systems/",
         "eve_vl/tasks/",
+        "eve_vl/train/",
     ),
     "first lines of docstrings": (
         "eve_vl/__init__.py",
@@ -51,6 +53,8 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "eve_vl/evaluation/",
         "eve_vl/eve.py",
         "eve_vl/interop/",
+        "eve_vl/model/",
+        "eve_vl/objectives.py",
         "eve_vl/predict/",
         "eve_vl/recipes/",
         "eve_vl/run/",
@@ -59,6 +63,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "eve_vl/synthetic/",
         "eve_vl/systems/",
         "eve_vl/tasks/",
+        "eve_vl/train/",
         "eve_vl/utils/",
     ),
     "sizes": (),
