@@ -25,8 +25,8 @@ from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop import published
-from eve_vl.interop.convert import Plan, by_table, config_for
-from eve_vl.interop.published import flatten_patches, key_table, to_published
+from eve_vl.interop.convert import Plan, computed, config_for, sources
+from eve_vl.interop.published import key_table, to_published
 from eve_vl.model.moe_reference import Assignment, OfficialMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
@@ -88,17 +88,17 @@ class Fixture:
         assert section == expected, section
         sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
         model = replace(model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"])
-        table = key_table(model, section)
-        ours = flatten_patches(by_table(tensors, table))
+        config: Config = config_for(Plan(tensors=tensors, sizes=sizes, model=model, section=section), Path("golden"), "golden")
+        labels = tuple(str(number) for number in range(len(tensors.get("output.3.bias", ()))))
+        task = build_untrained(config, Sizes(vocab_size=len(tensors[published.WORDS]), labels=labels))
+        own = task.state_dict()
+        table = sources(key_table(model, section), own)
+        ours = {key: computed(key, made, tensors, own[key], name) for key, made in table.items()}
         for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
-        plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, finish=lambda ours, _: ours)
-        config: Config = config_for(plan, Path("golden"), "golden")
-        labels = tuple(str(number) for number in range(len(ours.get("answer_head.3.bias", ()))))
-        task = build_untrained(config, Sizes(vocab_size=len(ours["encoder.text.words.weight"]), labels=labels))
         task.load_state_dict(ours)
         task.encoder.computes_all = True
-        return task.eval(), table
+        return task.eval(), {key: made.sources for key, made in table.items()}
 
     @property
     def texts(self) -> tuple[Tensor, Tensor]:
@@ -288,7 +288,7 @@ def check_gradients(
     full = {
         key: torch.zeros_like(parameters[key]) if grad is None else grad for key, grad in zip(parameters, grads, strict=True)
     }
-    theirs = to_published(full, table, task.config.input)
+    theirs = to_published(full, sources(key_table(task.config.model, task.settings), full), task.config.input)
     is_used = {other: used[key] for key, others in table.items() for other in others}
     norms, recorded = [], check.recorded[f"{tag}.grad_norms"]
     for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):

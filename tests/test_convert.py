@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from timm.models.beit import Beit
 from torch import Tensor
 from twins import tiny_config, tiny_tokenizer
 
-from eve_vl.config import NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
+from eve_vl.config import EveModelConfig, FFNPolicy, HeadlessConfig, NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop import convert, published
-from eve_vl.interop.published import buffers, flatten_patches, key_table, to_published
+from eve_vl.interop import ConvertArgs, convert, published, vision
+from eve_vl.interop.convert import sources
+from eve_vl.interop.published import key_table, to_published
+from eve_vl.model.encoder import Block
 from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
@@ -247,7 +250,7 @@ def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
 
 def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
     save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
-    torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
+    torch.save(timm_model("vit").state_dict(), tmp_path / "image.pth")
     eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4)
     for arguments, message in (
         ((tmp_path, "back.pth", "--image-size", 96), "holds no checkpoint"),
@@ -323,23 +326,61 @@ def test_the_key_table_covers_every_key(name, size):
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
     assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (32, 384, 196, 4)
     assert section == HEADS.get(name, RetrievalConfig(final_norm=False, projection_dim=model.embed_dim))
-    table = key_table(model, section)
-    theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
-    assert sorted(theirs) == sorted(tensors)  # each once
-    ours = flatten_patches(convert.by_table(tensors, table))
-    plan = convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section, finish=lambda ours, _: ours)
-    config = convert.config_for(plan, Path("run"), name)
+    config = convert.config_for(convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section), Path("run"), name)
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128))))
-    assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}
-    back = to_published(ours, table, sizes)
+    own = task.state_dict()
+    made = sources(key_table(model, section), own)
+    assert made.keys() == own.keys()
+    assert sorted([key for each in made.values() for key in each.sources] + [*published.UNUSED]) == sorted(tensors)  # each once
+    ours = {key: convert.computed(key, each, tensors, own[key], name) for key, each in made.items()}
+    assert {key: tensor.shape for key, tensor in own.items()} == {key: t.shape for key, t in ours.items()}
+    back = to_published(ours, made, sizes)
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in tensors.items()}
+
+
+def names_of_block(policy: FFNPolicy, **changes: Any) -> tuple[EveModelConfig, dict[str, Tensor]]:
+    """A model section and the feed-forward tensors of its first block, by their names in a run."""
+    config = replace(tiny_config().model, num_experts=3, **changes)
+    assert isinstance(config, EveModelConfig)
+    block = Block(config, policy, sizes=tiny_config().input).state_dict()
+    return config, {f"encoder.blocks.0.{name}": each for name, each in block.items() if name.startswith(("ffn.", "norm2."))}
+
+
+@pytest.mark.parametrize("routing", ["dropless", "reference", "reference-dropless"])
+@pytest.mark.parametrize("modality_routing", [True, False])
+@pytest.mark.parametrize("policy", ["modality", "modality_vl", "moe"])
+def test_each_tensor_of_a_block_has_a_published_name(policy, modality_routing, routing):
+    config, own = names_of_block(policy, modality_routing=modality_routing, routing=routing)
+    made = sources(key_table(config, HeadlessConfig()), own)
+    assert made.keys() == own.keys()
+    theirs = [name for each in made.values() for name in each.sources]
+    assert len(theirs) == len(set(theirs))
+    for name, each in made.items():  # a stack: experts, or the embeddings of the two modalities
+        assert len(each.sources) == (len(own[name]) if "expert" in name or "modality" in name else 1), name
 
 
 # BEiT and ViT
 
 
-def vision(kind: str, depth: int = 3) -> Any:
+@pytest.mark.parametrize("policy", ["shared", "modality", "modality_vl", "moe"])
+@pytest.mark.parametrize("copies", ["all", "text", "none"])
+def test_copies_are_all_tensors_that_an_image_encoder_has(policy, copies):
+    config, own = names_of_block(policy)
+    args = ConvertArgs(source=Path("image.pth"), target=Path("run"), copy=copies)
+    made = sources(vision.key_table({}, config, args), own)
+    assert made.keys() <= own.keys()
+    experts, text = ({name for name in own if any(part in name for part in new)} for new in ((".experts", "vl"), ("text",)))
+    router = {name for name in own if "router" in name}  # image encoders have none
+    assert made.keys() == own.keys() - {"all": router, "text": router | experts, "none": router | experts | text}[copies]
+    shapes = {name.replace("ffn.", "mlp."): tensor.shape for name, tensor in names_of_block("shared")[1].items()}
+    for name, each in made.items():
+        (theirs,) = each.sources
+        shape = own[name].shape
+        assert (shape[1:] if "experts" in name else shape) == shapes[f"encoder.{theirs}"], name
+
+
+def timm_model(kind: str, depth: int = 3) -> Any:
     """A tiny image encoder of timm's with weights that are nowhere 0 or 1."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": depth, "num_heads": 2, "num_classes": 5}
     torch.manual_seed(3)
@@ -359,7 +400,7 @@ def vision(kind: str, depth: int = 3) -> Any:
 @pytest.mark.parametrize("copy", ["all", "text", "none"])
 @pytest.mark.parametrize("kind", ["vit", "vit with layer scale", "beit"])
 def test_features_are_those_of_timm(eve, tmp_path, words, kind, copy):
-    source = vision(kind)
+    source = timm_model(kind)
     torch.save(source.state_dict(), tmp_path / "image.pth")
     deep = 2 if copy == "all" else 0  # copied experts give what the one network gives, whichever are chosen
     flags = ["--num-deep-blocks", deep, "--num-experts", 4, "--copy", copy, "--architecture", "source", "--num-heads", 2]
@@ -377,7 +418,7 @@ def test_features_are_those_of_timm(eve, tmp_path, words, kind, copy):
 
 
 def test_pretraining_starts_from_an_image_encoder(eve, tmp_path, words):
-    torch.save({"model": vision("beit").state_dict()}, tmp_path / "image.pth")
+    torch.save({"model": timm_model("beit").state_dict()}, tmp_path / "image.pth")
     flags = ["--num-deep-blocks", 1, "--num-experts", 4, "--num-heads", 2]
     done = eve("convert", "image.pth", "run", "--tokenizer", words, *flags)
     assert done.returncode == 0, done.stderr
@@ -390,7 +431,7 @@ def test_pretraining_starts_from_an_image_encoder(eve, tmp_path, words):
 
 
 def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
-    torch.save(vision("beit with relative positions").state_dict(), tmp_path / "image.pth")
+    torch.save(timm_model("beit with relative positions").state_dict(), tmp_path / "image.pth")
     flags = ["--tokenizer", words, "--num-heads", 2, "--num-deep-blocks", 1, "--num-experts", 4]
     done = eve("convert", "image.pth", "run", *flags)
     assert done.returncode == 2
@@ -403,7 +444,7 @@ def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
 @torch.no_grad()
 def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
     """And so its features, but for the type of images, which BEiT has not; texts and pairs get nothing of it."""
-    source = vision("beit with relative positions")
+    source = timm_model("beit with relative positions")
     tensors = source.state_dict()
     if names == "transformers":
         table, hub = (
@@ -429,7 +470,7 @@ def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
 
 @pytest.mark.parametrize(("architecture", "kind"), [("vlmo", "beit with relative positions"), ("eve", "beit")])
 def test_of_24_blocks_three_are_deep_as_published(eve, tmp_path, words, architecture, kind):
-    torch.save(vision(kind, depth=24).state_dict(), tmp_path / "image.pth")
+    torch.save(timm_model(kind, depth=24).state_dict(), tmp_path / "image.pth")
     done = eve("convert", "image.pth", "run", "--tokenizer", words, "--num-heads", 2, "--architecture", architecture)
     assert done.returncode == 0, done.stderr
     model: Any = load_run(tmp_path / "run").config.model
@@ -437,8 +478,8 @@ def test_of_24_blocks_three_are_deep_as_published(eve, tmp_path, words, architec
 
 
 def test_what_vlmo_does_not_take_is_refused(eve, tmp_path, words):
-    torch.save(vision("beit").state_dict(), tmp_path / "absolute.pth")
-    torch.save(vision("beit with relative positions").state_dict(), tmp_path / "relative.pth")
+    torch.save(timm_model("beit").state_dict(), tmp_path / "absolute.pth")
+    torch.save(timm_model("beit with relative positions").state_dict(), tmp_path / "relative.pth")
     for arguments, message in (
         (("absolute.pth",), "takes relative positions only"),
         (("relative.pth", "--image-size", 48), "leave out --image-size"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_convert import tiny, tokenizer_of_500, vision  # noqa: F401
+from test_convert import timm_model, tiny, tokenizer_of_500  # noqa: F401
 from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
 from eve_vl.run.loading import load_run
@@ -57,7 +57,7 @@ def test_states_are_those_of_transformers(eve, tmp_path: Path, words, kind, name
 
 @pytest.mark.parametrize("kind", ["beit with relative positions", "shared table"])
 def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, words, kind):
-    tensors = vision("beit with relative positions").state_dict()
+    tensors = timm_model("beit with relative positions").state_dict()
     if kind == "shared table":  # as in BEiT's pre-training
         tables = [name for name in tensors if "relative_position" in name]
         kept = {name.replace("blocks.0.attn", "rel_pos_bias"): tensors[name] for name in tables if "blocks.0" in name}
@@ -77,7 +77,7 @@ def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, wor
 
 
 def test_positions_of_an_image_encoder_are_resized_on_request(eve, tmp_path: Path, words):
-    torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
+    torch.save(timm_model("vit").state_dict(), tmp_path / "image.pth")
     assert eve("convert", "image.pth", "run", "--tokenizer", words, *FLAGS, "--image-size", 48).returncode == 0
     assert load_run(tmp_path / "run").task.get_parameter("encoder.image.positions").shape == (37, 64)
     done = eve("convert", "image.pth", "other", "--tokenizer", words, *FLAGS, "--image-size", 49)
@@ -106,7 +106,10 @@ FILES: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda: tiny("retrieval"),
         (f"{LAYER}.0.mlp_imag.fc1.bias", f"{LAYER}.3.mlp_moe.moe.gate.wg.weight", "backbone.patch_embed.weight"),
     ),
-    "timm": (lambda: vision("vit").state_dict(), ("blocks.0.attn.qkv.bias", "blocks.1.norm1.weight", "pos_embed", "cls_token")),
+    "timm": (
+        lambda: timm_model("vit").state_dict(),
+        ("blocks.0.attn.qkv.bias", "blocks.1.norm1.weight", "pos_embed", "cls_token"),
+    ),
     "transformers": (
         lambda: of_transformers("vit").state_dict(),
         ("layers.0.attention.k_proj.weight", "layers.2.attention.q_proj.bias", "embeddings.patch_embeddings.projection.weight"),
@@ -148,13 +151,13 @@ def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):
             f"{LAYER}.3.mlp_moe.moe.experts.experts.99999999.fc1.bias",
             "experts, numbered up to 99999999, expected 0 to",
         ),
-        (lambda: vision("vit").state_dict(), "blocks.99999999.norm1.weight", "has 4 blocks, numbered up to 99999999"),
+        (lambda: timm_model("vit").state_dict(), "blocks.99999999.norm1.weight", "has 4 blocks, numbered up to 99999999"),
     ):
         assert message in refused(eve, tmp_path, words, dict(make()) | {name: torch.ones(64)})
 
 
 def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, words):
-    torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
+    torch.save(timm_model("vit").state_dict(), tmp_path / "image.pth")
     with (
         zipfile.ZipFile(tmp_path / "image.pth") as whole,
         zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,

@@ -19,7 +19,7 @@ from twins import Shapes
 
 from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.interop.convert import Plan, by_table, config_for, to_tuples
+from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.m3ae import convert as m3ae
 from eve_vl.tasks.task import Sizes
@@ -340,24 +340,22 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     sizes_of: dict[str, Any] = {"D": 768, "depths": (11, 12, 6), "V": 50_265, "places": 514, "texts": 512, "decoder": 384}
     shapes = shapes_of(head, **sizes_of, patch=patch, side=side)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    sizes, model, found = m3ae.infer(tensors, "file")
+    sizes, model, section = m3ae.infer(tensors, "file")
     assert (sizes.image_size, sizes.text_length, model.num_heads) == (patch * side, 512, 12)
     assert isinstance(m3ae.BASE.model, DualEncoderConfig)
     assert model == replace(m3ae.BASE.model, towers="clip_roberta")
-    table, special = m3ae.key_table(model, found), m3ae.special_shapes(sizes, model, tensors)
-    unused = {name for name in tensors if name.startswith(found.unused)}
-    assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
-    assert all(tensors[name].shape == shape for name, shape in special.items())
-    own = {"tensors": tensors, "model": model, "section": found.section, "finish": lambda ours, _: ours}
-    plan = Plan(**own, sizes=replace(sizes, text_length=64), recipe="m3ae_base", prefix="m3ae_")
+    plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, recipe="m3ae_base", prefix="m3ae_")
     config = config_for(plan, Path("run"), "file")
     assert config.task.name == HEADS_OF[head]
     with torch.device("meta"):
-        built = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS))
-        ours = m3ae.to_ours(by_table(tensors, to_tuples(table)), tensors, model, 64)
-    assert {name: tensor.shape for name, tensor in ours.items()} == {
-        name: tensor.shape for name, tensor in built.state_dict().items()
-    }
+        own = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS)).state_dict()
+        made = sources(m3ae.key_table(section), own)
+        assert made.keys() == own.keys()
+        for name, each in made.items():
+            assert computed(name, each, tensors, own[name], "file").shape == own[name].shape
+    unused = {name for name in tensors if name.startswith(m3ae.UNUSED) or name.endswith(".self.key.bias")}
+    unused |= {name for name in tensors if head == "irtr" and name.startswith("itm_head.")}
+    assert {name for each in made.values() for name in each.sources} == tensors.keys() - unused
 
 
 PROJ, SEGMENT = "multi_modal_language_proj.weight", "language_encoder.embeddings.token_type_embeddings.weight"
@@ -369,7 +367,7 @@ PROJ, SEGMENT = "multi_modal_language_proj.weight", "language_encoder.embeddings
         ({"itm_head.fc.bias": None}, "m3ae.ckpt: 1 missing: itm_head.fc.bias"),
         ({"decoder.weight": (2, 2), "irtr_head.bias": (1,)}, "unknown: decoder.weight"),
         ({PROJ: (D, 48)}, f"m3ae.ckpt: {PROJ} has shape (32, 48), but the other tensors ask for (32, 32)"),  # large RoBERTa
-        ({SEGMENT: (2, D)}, f"m3ae.ckpt: {SEGMENT} has shape (2, 32), but the other tensors ask for (1, 32)"),  # BERT
+        ({SEGMENT: (2, D)}, f"{SEGMENT} has shape (2, 32), but encoder.text.embed.words.weight needs (270, 32)"),  # BERT
         (
             {"vision_encoder.visual.conv1.weight": None},
             "not a published M3AE of CLIP and RoBERTa ('vision_encoder.visual.conv1.weight' is missing or unusual)",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import Shapes
 
-from eve_vl.interop.convert import Plan, by_table, config_for, to_tuples
+from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
@@ -310,23 +310,20 @@ def test_fine_tuning_starts_from_it(eve, tmp_path, vocab):
 def test_full_sizes_have_a_place_for_each_tensor(size, head):
     shapes: dict[str, Any] = SHAPES[size]
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes_of(head, **shapes, patch=16, V=30_522).items()}
-    sizes, model, found, start = vlmo.infer(tensors, "file")
+    sizes, model, section, start = vlmo.infer(tensors, "file")
     assert start == f"vlmo_{size}" + "_texts" * (head == "texts")
     assert (model.num_heads, model.num_deep_blocks, sizes.image_size) == (shapes["heads"], shapes["top"], 16 * shapes["side"])
     assert sizes.text_length == (40 if size == "base_plus" else 196)
-    table, special = vlmo.key_table(model, found, tensors), vlmo.special_shapes(sizes, model, found, tensors)
-    unused = {*vlmo.UNUSED} | ({"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set())
-    assert sorted([*table.values(), *special]) == sorted(tensors.keys() - unused)  # each once
-    assert all(tensors[name].shape == shape for name, shape in special.items())
-    own = {"tensors": tensors, "sizes": sizes, "model": model, "section": found.section, "finish": lambda ours, _: ours}
-    config = config_for(Plan(**own, recipe=start, prefix="vlmo_"), Path("run"), "file")
+    plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, recipe=start, prefix="vlmo_")
+    config = config_for(plan, Path("run"), "file")
     with torch.device("meta"):
-        built = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS))
-        ours = vlmo.to_ours(by_table(tensors, to_tuples(table)), tensors, model, found)
-    expected = {name: tensor.shape for name, tensor in built.state_dict().items()}
-    if head == "texts":
-        expected = {name: shape for name, shape in expected.items() if ".vl." not in name and "norm_vl" not in name}
-    assert {name: tensor.shape for name, tensor in ours.items()} == expected
+        own = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS)).state_dict()
+        made = sources(vlmo.key_table(tensors), own)
+        for name, each in made.items():
+            assert computed(name, each, tensors, own[name], "file").shape == own[name].shape
+    assert made.keys() == {name for name in own if head != "texts" or (".vl." not in name and "norm_vl" not in name)}
+    unused = {*vlmo.UNUSED} | ({"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set())
+    assert {name for each in made.values() for name in each.sources} == tensors.keys() - unused
 
 
 @pytest.mark.parametrize(
@@ -341,9 +338,12 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
         ({"relative_position_bias_table": (400, 6)}, "relative_position_bias_table has 400 rows, expected (2g - 1)² + 397"),
         (
             {"relative_position_bias_table": (406, 7)},
-            "relative_position_bias_table has shape (406, 7), but the other tensors ask",
+            "relative_position_bias_table has shape (406, 7), but encoder.relative.image_bias needs (12, 6)",
         ),
-        ({"token_type_embeddings.weight": (1, D)}, "token_type_embeddings.weight has shape (1, 32), but the other"),
+        (
+            {"token_type_embeddings.weight": (1, D)},
+            "token_type_embeddings.weight has shape (1, 32), but encoder.image.type_embed needs (32,)",
+        ),
         ({"transformer.blocks.0.mlp_imag.fc1.bias": None}, "not a published VLMo ('transformer.blocks.0.mlp_imag.fc1.bias'"),
         ({"transformer.blocks.4.norm1.bias": (D,)}, "has 4 blocks, numbered up to 4, expected 0 to 3"),
         ({"transformer.blocks.0.mlp_vl.fc1.bias": (D,)}, "networks for pairs in blocks [0, 2] of 3; only the last blocks may"),

@@ -1,4 +1,4 @@
-"""The table of feed-forward policies: what each builds, computes and costs, and what its weights are called elsewhere."""
+"""The table of feed-forward policies: what each builds, computes and costs."""
 
 import typing
 from typing import Any
@@ -122,48 +122,3 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
                 branch = slow_ffn(slow_norm(block.norm2, x_BND[b, n]), *block.ffn.parameters())
             expected[b, n] += block.scale2 * branch
     torch.testing.assert_close(rows.grid(y_SD), expected, rtol=1e-4, atol=1e-4)
-
-
-# Names elsewhere
-
-
-def own_names(config: EveModelConfig, policy: FFNPolicy) -> set[str]:
-    """Names of the feed-forward part's parameters in a block."""
-    return {name for name in Block(config, policy, sizes=SIZES).state_dict() if name.startswith(("ffn.", "norm2."))}
-
-
-@pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("modality_routing", [True, False])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_published_names_are_told_for_exactly_the_parameters_that_there_are(policy, modality_routing, routing):
-    config = model_config(modality_routing=modality_routing, routing=routing, num_experts=3)
-    table = POLICIES[policy].published(config)
-    if policy == "shared":
-        assert table is None
-        return
-    assert table is not None
-    assert set(table) == own_names(config, policy)
-    theirs = [name for names in table.values() for name in names]
-    assert len(theirs) == len(set(theirs))
-    block = Block(config, policy, sizes=SIZES)
-    for ours, names in table.items():
-        if len(names) > 1:  # a stack: experts, or the embeddings of the two modalities
-            assert len(names) == block.get_parameter(ours).shape[0], ours
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("copies", ["all", "text", "none"])
-def test_copied_names_are_parameters_and_all_of_them_with_all_copies(policy, copies):
-    config = model_config()
-    table, own = dict(POLICIES[policy].copied(copies)), own_names(config, policy)
-    assert set(table) <= own
-    experts, text = ({name for name in own if any(part in name for part in new)} for new in (("experts", "vl"), ("text",)))
-    router = {name for name in own if "router" in name}  # image encoders have none
-    new = {"all": router, "text": router | experts, "none": router | experts | text}[copies]
-    assert set(table) == own - new
-    whole = Block(config, "shared")
-    shapes = {name.replace("ffn.", "mlp."): tensor.shape for name, tensor in whole.state_dict().items()}
-    block = Block(config, policy, sizes=SIZES)
-    for ours, theirs in table.items():
-        shape = block.get_parameter(ours).shape
-        assert (shape[1:] if "experts" in ours else shape) == shapes[theirs], ours

@@ -1,16 +1,17 @@
-"""Import foreign weights as run folders: one driver for all families of checkpoints.
+"""Import of foreign weights as run folders: one driver for all families of checkpoints.
 
-A family tells whether tensors are its own and plans what they become. EVE's published checkpoints and image encoders are in
-this room; others are entry points of the group `eve_vl.converters`, such as those of related systems.
+A family recognises its tensors and plans what they become, mostly by a table of names. EVE's published checkpoints and image
+encoders are in this room. Others are entry points of the group `eve_vl.converters`, such as those of related systems.
 """
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,6 @@ from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, Task
 from eve_vl.data.kinds.questions import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
-from eve_vl.model.embeddings import resize_positions
-from eve_vl.model.ffn import NORM, Keys
 from eve_vl.recipes import get_recipe, recipes
 from eve_vl.run.loading import build_task
 from eve_vl.tasks import task_class
@@ -36,31 +35,41 @@ FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
 HEAD_WIDTH = 64  # of an attention head in all published sizes
 MAX_LISTED = 10  # keys in a message
-ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError)
-"""Errors of reading sizes off the shapes of another kind of file."""
-Shapes = Mapping[str, tuple[int, ...]]
+ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError, RuntimeError)
+"""Errors of reading or computing with tensors of another kind of file."""
+
+
+class Made(NamedTuple):
+    """A tensor that is computed from foreign ones."""
+
+    compute: Callable[..., Tensor]
+    sources: tuple[str, ...]
+
+
+Table = Mapping[str, str | float | Made]
+"""Source of our tensors: a foreign name for the same numbers, a constant, or a computation.
+
+A key names a tensor or all tensors below it; the rest of the name is the same in the sources. `*` is a number, the same in the
+sources. The first key that fits counts.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the tensors of a checkpoint become."""
+    """The result that a family plans for the tensors of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     sizes: InputConfig
+    """Sizes of the checkpoint; --image-size resizes the images later."""
     model: ModelConfig
     section: TaskConfig = field(default_factory=HeadlessConfig)
+    table: Table = field(default_factory=dict)
     recipe: str = "base"
     """Pre-training recipe that the rest of the config comes from."""
     prefix: str = ""
     """Before the task's name: the fine-tuning recipe that it comes from instead, where there is one."""
     name: str = "published"
     """The config's `recipe`."""
-    table: Keys = field(default_factory=dict)
-    """Foreign names of each of our tensors with the same numbers, several for a stack."""
-    shapes: Shapes = field(default_factory=dict)
-    """Shapes of foreign tensors that `finish` transforms."""
-    used: Set[str] = frozenset()
-    """Further foreign tensors that `finish` reads."""
     unused: tuple[str, ...] = ()
     """Prefixes of foreign names to leave out."""
     relative_hint: str = ""
@@ -69,12 +78,10 @@ class Plan:
     """Foreign token embeddings; "": any tokenizer fits."""
     max_words: int | None = None
     """Words of a text that published evaluation keeps, if the tokenizer is to strip texts as it does."""
-    positions: str = ""
-    """Our image positions in the encoder, to resize for --image-size; "": they have that size."""
+    text_length: int | None = None
+    """Length to cut text positions to; None: that of `sizes`."""
     is_partial: bool = False
-    """Whether tensors without a foreign one start at random."""
-    finish: Callable[[dict[str, Tensor], Task[Any]], dict[str, Tensor]]
-    """Return all our tensors from those of `table`."""
+    """Whether tensors without a source start at random."""
     notes: str = ""
     """End of the summary."""
 
@@ -88,79 +95,124 @@ class Family:
     flags: tuple[str, ...]
     """Flags of `eve convert` with an effect on it, besides those of all families."""
     matches: Callable[[Mapping[str, Tensor]], bool]
-    plan: Callable[[Mapping[str, Tensor], str, ConvertArgs], Plan]
-    """Return what the tensors of a file become. Raises UserError."""
+    plan: Callable[[dict[str, Tensor], str, ConvertArgs], Plan]
+    """Returns what the tensors of a file become; `--drop` and odd tensors are dealt with. Raises UserError."""
 
 
 def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], args: ConvertArgs) -> str:
-    """Write the run folder of a checkpoint by the first family that matches, and return a summary. Raises UserError."""
+    """Write a checkpoint's run folder by the first family that matches; return a summary.
+
+    Raises UserError.
+    """
     family, where, run = next(each for each in families if each.matches(tensors)), str(args.source), args.target
     args.refuse_without_effect((*FLAGS, *family.flags), family.title)
     if args.tokenizer is None:
         raise UserError(f"{where}: holds no tokenizer; name the file with --tokenizer")
     check_new(run)
-    plan = family.plan(tensors, where, args)
+    plan = family.plan(dict(tensors), where, args)
     config = replace(config_for(plan, run, where), recipe=plan.name)
-    wanted = {name for names in plan.table.values() for name in names} | {*plan.shapes} | plan.used
-    found = {name for name in plan.tensors if name in plan.used or not name.startswith(plan.unused)}
-    check_keys(wanted, found, where, plan.relative_hint)
     words = Tokenizer.load(args.tokenizer)
-    if plan.words and words.vocab_size != (size := plan.tensors[plan.words].shape[:1].numel()):
+    if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (size := embedded.shape[:1].numel()):
         raise UserError(
             f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; bring the "
             "tokenizer that it was trained with"
         )
     if plan.max_words is not None:
         words.clean_as_published(plan.max_words)
-    bias = plan.table.get(f"{task_class(type(plan.section)).label_layer}.bias")
-    labels = matching_answers(args.answers, plan.tensors[bias[0]] if bias else None, where)
+    labels = [] if args.answers is None else read_answers(args.answers)
     seed_everything(args.seed)
     with torch.device("cpu" if plan.is_partial else "meta"):
-        task = build_task(config, words, labels)
-    check_shapes(plan.tensors, expected_tensors(plan, task), f"{where}:")
-    ours = plan.finish(by_table(plan.tensors, plan.table), task)
+        task = build_task(config, words, labels or [""])
+    own = task.state_dict()
+    made = sources(plan.table, own)
+    wanted = {name for each in made.values() for name in each.sources}
+    found = {name for name in plan.tensors if name in wanted or not name.startswith(plan.unused)}
+    check_keys(wanted, found, where, plan.relative_hint)
+    check_answers(args.answers, labels, plan, made, where)
+    ours = {name: computed(name, each, plan.tensors, own[name], where) for name, each in made.items()}
     task.load_state_dict(ours, strict=not plan.is_partial, assign=not plan.is_partial)
-    if args.image_size and plan.positions:
-        config = replace(config, input=replace(config.input, image_size=args.image_size))
-        positions = task.encoder.get_parameter(plan.positions)
-        positions.data = resize_positions(positions.data, config.input.num_patches)
-    write_run(run, config, words, task)
+    sizes = replace(plan.sizes, text_length=plan.text_length or plan.sizes.text_length)
+    if (sizes := replace(sizes, image_size=args.image_size or sizes.image_size)) != plan.sizes:
+        task = resized(task, sizes)
+    write_run(run, task.config, words, task)
     start = ", a start for other runs (--init)" * plan.section.is_pretraining
     return (
-        f"{len(ours)} tensors of {family.title}: {plan.model}, {config.input.image_size} pixels, texts of at most "
-        f"{config.input.max_text_tokens} tokens of {words.vocab_size}; {plan.section.title}{start}{plan.notes}"
+        f"{len(ours)} tensors of {family.title}: {plan.model}, {sizes.image_size} pixels, texts of at most "
+        f"{sizes.max_text_tokens} tokens of {words.vocab_size}; {plan.section.title}{start}{plan.notes}"
     )
 
 
-def by_table(tensors: Mapping[str, Tensor], table: Keys) -> dict[str, Tensor]:
-    """Return our tensors by name as copies, since a file may tie some; the numbers stay as they are."""
-    parts = {ours: [tensors[name] for name in theirs] for ours, theirs in table.items()}
-    return {ours: each[0].clone() if len(each) == 1 else torch.stack(each) for ours, each in parts.items()}
+def same(tensor: Tensor) -> Tensor:
+    """Return the tensor: the same numbers."""
+    return tensor
 
 
-def expected_tensors(plan: Plan, task: Task[Any]) -> dict[str, Tensor]:
-    """Return a tensor of the expected shape for each foreign name."""
-    own, expected = task.state_dict(), {}
-    for ours, theirs in plan.table.items():
-        expected |= zip(theirs, own[ours].unbind() if len(theirs) > 1 else (own[ours],), strict=True)
-    return expected | {name: torch.empty(shape, device="meta") for name, shape in plan.shapes.items()}
+def stack(*parts: Tensor) -> Tensor:
+    """Return the stack of tensors that are separate there."""
+    return torch.stack(parts)
 
 
-def to_tuples(table: Mapping[str, str]) -> Keys:
-    """Return a key table without stacks in the form of `Plan.table`."""
-    return {ours: (theirs,) for ours, theirs in table.items()}
+def under(ours: str, theirs: str, table: Table) -> dict[str, str | float | Made]:
+    """Return a table with prefixes before our names and before theirs."""
+    found: dict[str, str | float | Made] = {}
+    for name, rule in table.items():
+        if isinstance(rule, Made):
+            rule = Made(rule.compute, tuple(theirs + source for source in rule.sources))
+        found[ours + name] = theirs + rule if isinstance(rule, str) else rule
+    return found
 
 
-def classifier(ours: str, theirs: str) -> dict[str, str]:
-    """Return the published names of a classifier with two layers in VLMo and M3AE."""
-    return {f"{ours}.{number}.{part}": f"{theirs}.{number}.{part}" for number in (0, 1, 3) for part in NORM}
+def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
+    """Return how each of our tensors that the table covers is made; without sources, a constant."""
+    patterns = [(re.compile(re.escape(key).replace(r"\*", r"(\d+)") + r"(\..+)?"), rule) for key, rule in table.items()]
+    made = {}
+    for name in names:
+        fitting = ((found, rule) for pattern, rule in patterns if (found := pattern.fullmatch(name)))
+        if (first := next(fitting, None)) is None:
+            continue
+        (*number, rest), rule = first[0].groups(), first[1]
+        if isinstance(rule, float):
+            made[name] = Made(lambda value=rule: torch.tensor(value), ())
+            continue
+        compute, theirs = (same, (rule,)) if isinstance(rule, str) else rule
+        made[name] = Made(compute, tuple(source.replace("*", "".join(number)) + (rest or "") for source in theirs))
+    return made
 
 
-def token_head(theirs: str) -> dict[str, str]:
-    """Return the published names of the token head, which VLMo and M3AE call `theirs`."""
-    layers = {"fc1": "transform.dense", "norm": "transform.LayerNorm"}
-    table = {f"token_head.{ours}.{part}": f"{theirs}.{other}.{part}" for ours, other in layers.items() for part in NORM}
-    return table | {"token_head.fc2.weight": f"{theirs}.decoder.weight", "token_head.fc2.bias": f"{theirs}.bias"}
+def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, where: str) -> Tensor:
+    """Return one of our tensors, a copy, since a file may tie some; `own` has the shape that it must have.
+
+    Raises UserError for foreign tensors of other shapes or types.
+    """
+    if not made.sources:
+        return made.compute().expand(own.shape).clone()
+    given, wanted = [tensors[source] for source in made.sources], checkpoint.form(own)
+    if made.compute is stack:  # name the odd one of them
+        for source, part in zip(made.sources, own.unbind(), strict=True):
+            computed(name, Made(same, (source,)), tensors, part, where)
+    try:
+        result = made.compute(*given)
+    except ODD:
+        result = None
+    if result is None or checkpoint.form(result) != wanted:
+        shapes = ", ".join(
+            f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in zip(made.sources, given, strict=True)
+        )
+        needs = "the other tensors ask for" if made.compute is same else f"{name} needs"
+        raise UserError(f"{where}: {shapes}, but {needs} {wanted}")
+    return result.clone()
+
+
+def resized(task: Task[Any], sizes: InputConfig) -> Task[Any]:
+    """Return a task at other sizes: image positions are interpolated, text positions cut."""
+    with torch.device("meta"):
+        new = type(task)(replace(task.config, input=sizes), task.sizes)
+    tensors, own = task.state_dict(), new.state_dict()
+    encoder = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    tensors |= {f"encoder.{name}": tensor for name, tensor in new.encoder.resized(encoder)[0].items()}
+    tensors = {name: tensor[: len(own[name])].clone() if tensor.ndim else tensor for name, tensor in tensors.items()}
+    new.load_state_dict(tensors, assign=True)
+    return new
 
 
 def check_new(run: Path) -> None:
@@ -182,13 +234,6 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
         checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> dict[str, Tensor]:
-    """Return the tensors whose names contain no part in `drop`. Raises UserError for unusual tensors."""
-    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
-    checkpoint.check_tensors(kept, where)
-    return kept
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -230,16 +275,30 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def numbers_after(prefix: str, names: Iterable[str]) -> set[int]:
-    """Return the numbers of blocks after a prefix of names. Raises ValueError for other text."""
-    return {int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)}
+def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> dict[str, Tensor]:
+    """Return the tensors whose names contain no part in `drop`, in float32. Raises UserError for unusual tensors."""
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+    checkpoint.check_tensors(kept, where)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
 
 
-def count_numbered(numbers: Set[int], what: str, where: str) -> int:
+def token_head(theirs: str) -> Table:
+    """Return the sources of the token head, which VLMo and M3AE call `theirs`."""
+    layers = {"fc1": "transform.dense", "norm": "transform.LayerNorm", "fc2.weight": "decoder.weight", "fc2.bias": "bias"}
+    return under("token_head.", f"{theirs}.", layers)
+
+
+def numbers(pattern: str, names: Iterable[str]) -> set[int]:
+    """Return the numbers at the last `*` of the names that begin with a pattern."""
+    begins = re.compile(re.escape(pattern).replace(r"\*", r"(-?\d+)"))
+    return {int(found.groups()[-1]) for name in names if (found := begins.match(name))}
+
+
+def count_numbered(found: Set[int], what: str, where: str) -> int:
     """Return how many blocks or experts there are. Raises UserError unless they are numbered from 0."""
-    if numbers != set(range(len(numbers))):
-        raise UserError(f"{where}: has {len(numbers)} {what}, numbered up to {max(numbers)}, expected 0 to {len(numbers) - 1}")
-    return len(numbers)
+    if found != set(range(len(found))):
+        raise UserError(f"{where}: has {len(found)} {what}, numbered up to {max(found)}, expected 0 to {len(found) - 1}")
+    return len(found)
 
 
 def heads_of(width: int, num_heads: int, where: str) -> int:
@@ -258,43 +317,46 @@ def side_of(positions: int, where: str) -> int:
     return side
 
 
+def relative_side_of(rows: int, others: int, where: str) -> int:
+    """Return the patches per side from the rows of a table of relative positions, `others` of which are not between patches.
+
+    Raises UserError if they are no square.
+    """
+    side = round((max(rows - others, 0) ** 0.5 + 1) / 2)
+    if side < 2 or (2 * side - 1) ** 2 + others != rows:
+        raise UserError(
+            f"{where}: relative_position_bias_table has {rows} rows, expected (2g - 1)² + {others} for g × g patches"
+        )
+    return side
+
+
 def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str) -> None:
     """Raise UserError that lists unknown and missing keys."""
-    unknown, missing = sorted(found - wanted), sorted(wanted - found)
-    if unknown or missing:
-        lists = [_listed("unknown", unknown), _listed("missing", missing)]
-        hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if unknown else ""
-        if any("relative_position" in name for name in unknown):
+    lists = {"unknown": sorted(found - wanted), "missing": sorted(wanted - found)}
+    texts = [f"{len(names)} {what}: {shortened(names)}" for what, names in lists.items() if names]
+    if texts:
+        hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if lists["unknown"] else ""
+        if any("relative_position" in name for name in lists["unknown"]):
             hint = relative_hint
-        raise UserError(f"{where}: {'; '.join(filter(None, lists))}{hint}")
+        raise UserError(f"{where}: {'; '.join(texts)}{hint}")
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """Return the first names."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{len(names)} {what}: {', '.join(names[:MAX_LISTED])}{more}" if names else ""
+    return f"{', '.join(names[:MAX_LISTED])}{more}"
 
 
-def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError for a tensor of another shape or type than expected."""
-    for name, tensor in expected.items():
-        found, wanted = checkpoint.form(given[name]), checkpoint.form(tensor)
-        if found != wanted:
-            raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
-
-
-def matching_answers(path: Path | None, bias: Tensor | None, where: str) -> list[str]:
-    """Return the answers of a head with this last bias; none without a head. Raises UserError."""
-    if bias is None:
-        if path is not None:
-            raise UserError(f"{where}: has no head for answers; leave out --answers")
-        return []
-    count = bias.numel()
-    if path is None:
+def check_answers(path: Path | None, labels: Sequence[str], plan: Plan, made: Mapping[str, Made], where: str) -> None:
+    """Raise UserError for answers that do not fit a checkpoint's head."""
+    bias = made.get(f"{task_class(type(plan.section)).label_layer}.bias")
+    count = 0 if bias is None else plan.tensors[bias.sources[0]].numel()
+    if path is None and count:
         raise UserError(f"{where}: has a head for {count} answers; name their list with --answers")
-    answers = read_answers(path)
-    if len(answers) != count:
-        raise UserError(f"{path}: lists {len(answers)} answers, but the checkpoint has a head for {count}")
-    return answers
+    if path is not None and not count:
+        raise UserError(f"{where}: has no head for answers; leave out --answers")
+    if len(labels) != count:
+        raise UserError(f"{path}: lists {len(labels)} answers, but the checkpoint has a head for {count}")
 
 
 def config_for(plan: Plan, run: Path, where: str) -> Config:

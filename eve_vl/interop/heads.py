@@ -1,10 +1,10 @@
-"""The heads of each task for other programs: graphs for ONNX, outputs for transformers, names in published checkpoints.
+"""The heads of each task for other programs: graphs for ONNX, outputs for transformers.
 
 Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, V vocabulary, D width, d width of features.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -42,27 +42,10 @@ class Graph:
     compute: Callable[..., Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedHead:
-    """The form of a task's heads in published checkpoints, for conversion in both directions."""
-
-    keys: Callable[[Any], Mapping[str, str] | None] = lambda _: {}
-    """Given the task's section, the published name of each of our tensors that has one. None: the published models have another
-    head in its place."""
-    settings: Callable[[Mapping[str, Tensor], int], TaskConfig | None] = lambda *_: None
-    """Given a checkpoint's tensors and width, its section; None: its head is another task's."""
-    words: int = 30
-    """Words that the published evaluation keeps of a text."""
-    older_names: Mapping[str, str] = field(default_factory=dict)
-    """Names in `keys` by earlier names of the same tensors; where several are there, the last counts."""
-
-
 class Heads:
     """The heads of one task; this class is that of a task without any. A subclass belongs to the tasks of its `section`."""
 
     section: ClassVar[type[TaskConfig]]
-    published: ClassVar[PublishedHead] = PublishedHead()
-    """By default no published checkpoint has its heads."""
     missing: str | None = None
     """A description of the head that `outputs` needs and this run lacks."""
     class_names: tuple[str, ...] = ()
@@ -160,37 +143,10 @@ class ContrastMatchHeads(MaskedSignalHeads, ContrastHeads):
     section = ContrastMatchConfig
 
 
-RETRIEVAL = {
-    "contrast.features.temperature": "itc_temp",
-    "contrast.features.image.weight": "itc_vision_proj_head.weight",
-    "contrast.features.text.weight": "itc_text_proj_head.weight",
-    "contrast.match_head.weight": "itm_head.weight",
-    "contrast.match_head.bias": "itm_head.bias",
-}
-OLDER_RETRIEVAL = {f"m{name}": name for name in RETRIEVAL.values()} | {
-    f"itc_vl_{kind}_proj_head.weight": f"itc_{kind}_proj_head.weight" for kind in ("vision", "text")
-}
-"""Names in pre-training; the published code lets the later ones of these prevail."""
-
-
-def _retrieval_keys(task: RetrievalConfig) -> Mapping[str, str] | None:
-    """Return the published names of the heads if they are those of the published models."""
-    has_both = bool(task.itc_weight and task.itm_weight)
-    is_published = has_both and task.itm_loss == "pairs" and not task.itm_batchnorm and task.pooling == "cls"
-    return RETRIEVAL if is_published else None
-
-
-def _retrieval_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
-    """Return the section of a checkpoint with a matching head."""
-    projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
-    return RetrievalConfig(final_norm=False, projection_dim=projection_dim) if "itm_head.weight" in tensors else None
-
-
 class RetrievalHeads(ContrastHeads):
     """Features and matching of retrieval."""
 
     section = RetrievalConfig
-    published = PublishedHead(keys=_retrieval_keys, settings=_retrieval_settings, older_names=OLDER_RETRIEVAL)
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `image_embeds` (I, d) and `text_embeds` (C, d) and, given both, scores.
@@ -274,20 +230,10 @@ class ClassificationHeads(ClassifierHeads):
         return f"one per label of {self.task.labels_file}; {kind} probability"
 
 
-VQA = {f"answer_head.{number}.{kind}": f"output.{number}.{kind}" for number in (0, 1, 3) for kind in ("weight", "bias")}
-
-
-def _vqa_settings(tensors: Mapping[str, Tensor], width: int) -> VQAConfig | None:
-    """Return the section of a checkpoint whose head reads one state; a head of NLVR2 is called `output` too, but reads two."""
-    reads_one = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] == width
-    return VQAConfig() if reads_one else None
-
-
 class VQAHeads(ClassifierHeads):
     """The answer head."""
 
     section, name = VQAConfig, "answerer"
-    published = PublishedHead(keys=lambda _: VQA, settings=_vqa_settings, words=50)
 
     @property
     def meaning(self) -> str:
@@ -295,41 +241,10 @@ class VQAHeads(ClassifierHeads):
         return f"one per answer of {self.task.labels_file}; the sigmoid of each is its probability of being right"
 
 
-PAIRED = {
-    "attend_right": "attn1",
-    "attend_left": "attn2",
-    "fuse.0": "fc.0",
-    "score": "attn_pool.fc.0",
-    "classify": "nlvr2_output",
-}
-ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-NLVR2 = {
-    "concat": {f"concat_head.{n}.{kind}": f"output.{n}.{kind}" for n in (0, 1, 3) for kind in ("weight", "bias")},
-    "paired": {
-        f"paired_head.{ours}.{part}": f"{theirs}.{part}"
-        for ours, theirs in PAIRED.items()
-        for part in (ATTENTION if ours.startswith("attend") else ("weight", "bias"))
-    },
-}
-
-
-def _nlvr2_settings(tensors: Mapping[str, Tensor], width: int) -> NLVR2Config | None:
-    """Return the section of a checkpoint with one of the two heads; VQA's is called `output` too, but reads one state."""
-    if "nlvr2_output.weight" in tensors:
-        return NLVR2Config(head="paired")
-    reads_two = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] != width
-    return NLVR2Config(head="concat") if reads_two else None
-
-
 class NLVR2Heads(ClassifierHeads):
     """The head that judges a statement."""
 
     section, name = NLVR2Config, "verify"
-    published = PublishedHead(
-        keys=lambda task: None if task.second_image_type_embedding else NLVR2.get(task.head),
-        settings=_nlvr2_settings,
-        words=40,
-    )
 
 
 def heads_class(section: type[TaskConfig]) -> type[Heads]:

@@ -1,48 +1,101 @@
-"""EVE's published checkpoints into run folders, and run folders back; bit for bit both ways.
+"""EVE's published checkpoints into run folders, and run folders back; bit for bit both ways."""
 
-Ours are stacks of theirs where they have several. The patch projection is a convolution there. Blocks know the names of their
-feed-forward part (`model.ffn`), tasks those of their heads.
-"""
-
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, EveModelConfig, HeadlessConfig, InputConfig, TaskConfig, kinds_of
+from eve_vl.config import (
+    Config,
+    EveModelConfig,
+    HeadlessConfig,
+    InputConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.interop import ConvertArgs, convert
-from eve_vl.interop.convert import Family, Plan
-from eve_vl.interop.heads import heads_class
-from eve_vl.model.ffn import NORM, POLICIES, Keys
+from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
 from eve_vl.model.init_from import parts
 from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
 
-BLOCKS = "backbone.encoder.layers."
-EXPERTS = "mlp_moe.moe.experts.experts."
+BLOCKS, EXPERTS = "backbone.encoder.layers.*", ".mlp_moe.moe.experts.experts.*"
 PATCHES, WORDS = "backbone.patch_embed.weight", "backbone.word_embedding.weight"
 UNUSED = ("backbone.position_ids_vision", "backbone.position_ids_text")
-LAYERS = {"image.proj": "patch_embed", "text.norm": "layer_norm_text", "norm_pre": "pre_layrnorm", "norm": "norm"}
-"""Layers outside the blocks, with a weight and a bias."""
-EMBEDDING = {
+PARTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+BODY: Table = {
     "encoder.image.cls": "backbone.class_embedding_vision",
     "encoder.image.type_embed": "backbone.type_embed_vision",
     "encoder.image.positions": "backbone.pos_embed_vision",
+    "encoder.image.proj.weight": Made(lambda weight: weight.flatten(1), (PATCHES,)),  # a convolution there
+    "encoder.image.proj": "backbone.patch_embed",
     "encoder.text.type_embed": "backbone.type_embed_text",
     "encoder.text.positions": "backbone.pos_embed_text",
-    "encoder.text.words.weight": "backbone.word_embedding.weight",
-    **{f"encoder.{ours}.{part}": f"backbone.{theirs}.{part}" for ours, theirs in LAYERS.items() for part in NORM},
+    "encoder.text.words.weight": WORDS,
+    "encoder.text.norm": "backbone.layer_norm_text",
+    "encoder.norm_pre": "backbone.pre_layrnorm",
+    "encoder.norm": "backbone.norm",
 }
-SAME = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.proj.weight", "attn.proj.bias")
-"""Tensors of a block with one name in ViT, BEiT, the published checkpoints and here."""
-BLOCK = {"scale1": "gamma_1", "scale2": "gamma_2"} | {name: name for name in (*SAME, "attn.q_bias", "attn.v_bias")}
+BLOCK: Table = {name: name for name in ("norm1", "attn")} | {
+    "scale1": "gamma_1",
+    "scale2": "gamma_2",
+    "norm2": "norm2_vl",
+    **{f"ffn.norm_{ours}": f"norm2_{theirs}" for ours, theirs in (("image", "imag"), ("text", "text"), ("vl", "vl"))},
+    **{f"ffn.{ours}": f"mlp_{theirs}" for ours, theirs in (("image", "imag"), ("text", "text"), ("vl", "vl"))},
+    "ffn.router.weight": "mlp_moe.moe.gate.wg.weight",
+    "ffn.router.modality_embed": Made(stack, ("mlp_moe.moe.vision_embed", "mlp_moe.moe.text_embed")),
+}
+"""Tensors of a block. VLMo has the same names, except for experts."""
+HEADS: dict[str, Table] = {
+    "retrieval": {
+        "contrast.features.temperature": "itc_temp",
+        "contrast.features.image": "itc_vision_proj_head",
+        "contrast.features.text": "itc_text_proj_head",
+        "contrast.match_head": "itm_head",
+    },
+    "vqa": {"answer_head": "output"},
+    "nlvr2": {
+        "concat_head": "output",
+        "paired_head.attend_right": "attn1",
+        "paired_head.attend_left": "attn2",
+        "paired_head.fuse.0": "fc.0",
+        "paired_head.score": "attn_pool.fc.0",
+        "paired_head.classify": "nlvr2_output",
+    },
+}
+"""Heads of fine-tuned checkpoints, by our task."""
+OTHER_HEADS: dict[str, dict[str, Any]] = {
+    "retrieval": {"itc_weight": 0.0, "itm_weight": 0.0, "itm_loss": "ranking", "itm_batchnorm": True, "pooling": "mean"},
+    "nlvr2": {"head": "compare", "second_image_type_embedding": True},
+}
+"""Values of fields that give our task another head than the published one."""
+OLDER_NAMES = {r"m(?=it[cm]_)": "", r"itc_vl_": "itc_"}
+"""Beginnings of names in pre-training; the published code lets later ones prevail."""
+WORDS_KEPT = {"vqa": 50, "nlvr2": 40}
+"""Words that the published evaluation keeps of a text, by our task; 30 in all others."""
 
 
-def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
-    """Return what a published EVE checkpoint becomes. Raises UserError."""
+def key_table(model: EveModelConfig, section: TaskConfig) -> Table:
+    """Return the published name of each of our tensors."""
+    experts = {
+        f"ffn.experts.{part.replace('.', '_')}": Made(
+            stack, tuple(f"{EXPERTS[1:].replace('*', str(expert))}.{part}" for expert in range(model.num_experts))
+        )
+        for part in PARTS
+    }
+    blocks = under("encoder.blocks.*.", f"{BLOCKS}.", {**BLOCK, **experts})
+    return {**BODY, **blocks, **HEADS.get(section.name, {})}
+
+
+def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return the plan of a published EVE checkpoint. Raises UserError."""
     tensors = with_present_names(convert.without(tensors, args.drop, where))
     sizes, model, section = infer(tensors, where, args.num_heads)
     model = replace(model, routing=args.routing)
@@ -53,13 +106,10 @@ def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         model=model,
         section=section,
         table=key_table(model, section),
-        shapes={PATCHES: (model.embed_dim, 3, sizes.patch_size, sizes.patch_size)},
         unused=UNUSED,
         relative_hint="; attention here has no relative positions",
         words=WORDS,
-        max_words=heads_class(type(section)).published.words if args.clean_text else None,
-        positions="image.positions",
-        finish=lambda ours, _: flatten_patches(ours),
+        max_words=WORDS_KEPT.get(section.name, 30) if args.clean_text else None,
         notes=f"; routing {args.routing}{guess}",
     )
 
@@ -69,10 +119,8 @@ EVE = Family(title="an EVE checkpoint", flags=("routing", "text_tokens", "clean_
 
 def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors under the names of the key table."""
-    for kind in kinds_of(TaskConfig).values():
-        for older, name in heads_class(kind).published.older_names.items():
-            if older in published:
-                published[name] = published.pop(older)
+    for older, present in OLDER_NAMES.items():
+        published |= {re.sub(older, present, name): published.pop(name) for name in [*published] if re.match(older, name)}
     return published
 
 
@@ -82,69 +130,50 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         width, _, patch_size, _ = published[PATCHES].shape
         positions = len(published["backbone.pos_embed_vision"])
         text_length = len(published["backbone.pos_embed_text"])
-        blocks = convert.numbers_after(BLOCKS, published)
-        deep = convert.numbers_after(BLOCKS, [name for name in published if EXPERTS in name])
-        experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
-        # last task first: a fine-tuned checkpoint may still have heads of earlier training
-        heads = (heads_class(kind).published for kind in reversed(kinds_of(TaskConfig).values()))
-        section = next(filter(None, (head.settings(published, width) for head in heads)), HeadlessConfig())
+        section = infer_task(published, width)
     except convert.ODD as error:
         first = ", ".join(sorted(published)[:3])
         raise UserError(
             f"{where}: not a published EVE checkpoint ({error or 'a feed-forward network'} is missing or unusual), nor a BEiT "
             f"or ViT image encoder (patch_embed.proj.weight, blocks.0…); it holds {first} …"
         ) from None
-    depth = convert.count_numbered(blocks, "blocks", where)
+    depth = convert.count_numbered(convert.numbers(BLOCKS, published), "blocks", where)
+    experts = convert.count_numbered(convert.numbers(BLOCKS + EXPERTS, published), "experts", where)
+    deep = convert.numbers(f"{BLOCKS}.mlp_moe.moe.experts.", published)
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
-    sizes = InputConfig(
-        image_size=convert.side_of(positions, where) * patch_size, patch_size=patch_size, text_length=text_length
-    )
+    image_size = convert.side_of(positions, where) * patch_size
     model = EveModelConfig(
         embed_dim=width,
         depth=depth,
         num_heads=convert.heads_of(width, num_heads, where),
         mlp_ratio=ffn_dim / width,
         num_deep_blocks=len(deep),
-        num_experts=convert.count_numbered(experts, "experts", where) or 1,
-        top_k=min(2, len(experts) or 1),
+        num_experts=experts or 1,
+        top_k=min(2, experts or 1),
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
-    return sizes, model, section
+    return InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length), model, section
 
 
-def key_table(model: EveModelConfig, task: TaskConfig) -> Keys:
-    """Return the published names of each of our tensors, several for a stack.
-
-    The published models must have these blocks and this head.
-    """
-    heads = heads_class(type(task)).published.keys(task)
-    assert heads is not None
-    table: Keys = {ours: (theirs,) for ours, theirs in (EMBEDDING | dict(heads)).items()}
-    for block, policy in enumerate(model.ffn_policies):
-        ffn = POLICIES[policy].published(model)
-        assert ffn is not None
-        for ours, theirs in ({name: (other,) for name, other in BLOCK.items()} | ffn).items():
-            table[f"encoder.blocks.{block}.{ours}"] = tuple(f"backbone.encoder.layers.{block}.{name}" for name in theirs)
-    return table
+def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:
+    """Return the task of a checkpoint by its head; a fine-tuned one may still have heads of earlier training."""
+    if "nlvr2_output.weight" in published:
+        return NLVR2Config(head="paired")
+    if "output.0.weight" in published:  # the head of VQA reads one state, that of NLVR2 two
+        return VQAConfig() if published["output.0.weight"].shape[1] == width else NLVR2Config(head="concat")
+    if "itm_head.weight" in published:
+        projection_dim = len(published.get("itc_vision_proj_head.weight", ()))
+        return RetrievalConfig(final_norm=False, projection_dim=projection_dim)
+    return HeadlessConfig()
 
 
-def buffers(sizes: InputConfig) -> dict[str, Tensor]:
-    """Return the buffers that the published models keep and never use."""
-    return dict(zip(UNUSED, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
-
-
-def flatten_patches(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return our tensors of the key table with the convolution over patches as a matrix."""
-    return ours | {"encoder.image.proj.weight": ours["encoder.image.proj.weight"].flatten(1)}
-
-
-def to_published(ours: Mapping[str, Tensor], table: Keys, sizes: InputConfig) -> dict[str, Tensor]:
-    """Return the published tensors of ours, with the buffers."""
-    published = buffers(sizes)
-    for name, theirs in table.items():
-        published |= zip(theirs, ours[name].unbind() if len(theirs) > 1 else (ours[name],), strict=True)
+def to_published(ours: Mapping[str, Tensor], made: Mapping[str, Made], sizes: InputConfig) -> dict[str, Tensor]:
+    """Return the published tensors of ours, with the buffers that published models keep and never use."""
+    published = dict(zip(UNUSED, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
+    for name, each in made.items():
+        published |= zip(each.sources, ours[name].unbind() if each.compute is stack else (ours[name],), strict=True)
     return published | {PATCHES: published[PATCHES].view(-1, 3, sizes.patch_size, sizes.patch_size)}
 
 
@@ -159,33 +188,29 @@ def export_published(run: Path, target: Path) -> str:
         raise UserError(f"{target}: already exists; name a new file")
     folder = checkpoint.chosen_checkpoint(run)
     config = read_config(folder)
-    if problems := _unpublished(config):
-        raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
-    assert isinstance(config.model, EveModelConfig)
+    if not isinstance(config.model, EveModelConfig) or (problems := _unpublished(config, config.model)):
+        what = ", no ".join(problems) if isinstance(config.model, EveModelConfig) else f"model {config.model.name}"
+        raise UserError(f"{run}: the published models have no {what}, so they cannot take its weights")
     checkpoint.verify(folder, "model.safetensors")
-    table, ours = key_table(config.model, config.task), checkpoint.read_model(folder)
-    left_out = sorted(ours.keys() - table.keys())
-    if missing := sorted(table.keys() - ours.keys()):
-        raise UserError(f"{run}: lacks {', '.join(missing[: convert.MAX_LISTED])}")
-    published = to_published(ours, table, config.input)
+    ours = checkpoint.read_model(folder)
+    made = sources(key_table(config.model, config.task), ours)
+    published = to_published(ours, made, config.input)
     checkpoint.save_weights(target, published)
     words = f"{len(published)} tensors"
-    if left_out:
+    if left_out := sorted(ours.keys() - made.keys()):
         words += f"; left out {len(left_out)} that the published models do not have: {parts(left_out)}"
     if config.model.routing == "dropless":
         words += "; the published code routes differently (to import it again: --routing dropless --text-tokens 0)"
     return words
 
 
-def _unpublished(config: Config) -> list[str]:
+def _unpublished(config: Config, model: EveModelConfig) -> list[str]:
     """Return the parts of a run that the published models lack."""
-    model, task = config.model, config.task
-    if not isinstance(model, EveModelConfig):
-        return [f"model {model.name}"]
+    task, first_deep = config.task, model.depth - model.num_deep_blocks
     unusual = [
         f"{policy} feed-forward part in block {block}"
         for block, policy in enumerate(model.ffn_policies)
-        if policy != ("moe" if block >= model.depth - model.num_deep_blocks else "modality")
+        if policy != ("moe" if block >= first_deep else "modality")
     ]
     others = {
         f"activation {model.activation}": model.activation != "quick_gelu",
@@ -197,7 +222,7 @@ def _unpublished(config: Config) -> list[str]:
         f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
     }
     unusual += [words for words, has_it in others.items() if has_it]
-    if heads_class(type(task)).published.keys(task) is None:
+    if any(getattr(task, name) == value for name, value in OTHER_HEADS.get(task.name, {}).items()):
         own = [each.name for each in fields(task) if getattr(task, each.name) != each.default]
         unusual.append(f"{task.name} head with {' and '.join(f'{name} {getattr(task, name)}' for name in own)}")
     return unusual

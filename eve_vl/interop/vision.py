@@ -13,6 +13,7 @@ A ViT's key bias is left out: it adds a constant to all scores of a query, which
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,18 +22,13 @@ from torch import Tensor
 from eve_vl.config import EveModelConfig, InputConfig
 from eve_vl.config.base import installed, load_installed
 from eve_vl.interop import ConvertArgs, convert
-from eve_vl.interop.convert import Family, Plan
-from eve_vl.interop.published import SAME
-from eve_vl.model.ffn import NORM, PARTS, POLICIES, Copies
-from eve_vl.tasks.task import Task
+from eve_vl.interop.convert import Family, Made, Plan, Table, under
+from eve_vl.interop.published import PARTS
 from eve_vl.utils.errors import UserError, nearest
 
 WIDE = 16  # heads of the image encoders that are wider than 1024
 UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
 RELATIVE = "relative_position"
-FFN = (*(f"norm2.{part}" for part in NORM), *(f"mlp.{part}" for part in PARTS))
-
-
 TRANSFORMERS = {
     r"^(vit|deit|beit|dinov2)\.": "",
     r"^embeddings\.patch_embeddings\.projection\.": "patch_embed.proj.",
@@ -45,7 +41,7 @@ TRANSFORMERS = {
     r"\.intermediate\.dense\.": ".mlp.fc1.",
     r"(?<=\d)\.output\.dense\.": ".mlp.fc2.",
     r"\.layernorm_(before|after)\.": lambda found: ".norm1." if found[1] == "before" else ".norm2.",
-    r"\.(lambda_|layer_scale)([12])(\.lambda1)?$": r".gamma_\2",
+    r"\.(lambda_|layer_scale|ls)([12])(\.lambda1|\.gamma)?$": r".gamma_\2",
     r"^(pooler\.dense|(\w+_)?classifier)\.": "head.",
     r"^(pooler\.)?layernorm\.": lambda found: "fc_norm." if found[1] else "norm.",
 }
@@ -65,7 +61,7 @@ def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join each block's query, key and value weights, with separate biases as in BEiT."""
+    """Return tensors with joined weights of query, key and value, with separate biases, and a final norm, all as in BEiT."""
     for attention in [name.removesuffix("q.weight") for name in tensors if name.endswith(".attn.q.weight")]:
         names = [name for part in "qkv" if (name := f"{attention}{part}.weight") in tensors and tensors[name].ndim == 2]
         if len(names) == 3 and len({(tensors[name].shape, tensors[name].dtype) for name in names}) == 1:
@@ -73,11 +69,16 @@ def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors.pop(f"{attention}k.bias", None)
         biases = {part: tensors.pop(f"{attention}{part}.bias", None) for part in "qv"}
         tensors |= {f"{attention}{part}_bias": bias for part, bias in biases.items() if bias is not None}
+    for name in [name for name in tensors if name.endswith(".attn.qkv.bias")]:
+        q_bias, _, v_bias = tensors.pop(name).flatten().tensor_split(3)
+        tensors |= {name.replace("qkv.bias", "q_bias"): q_bias, name.replace("qkv.bias", "v_bias"): v_bias}
+    if "norm.weight" not in tensors:  # BEiT fine-tuned on the mean of the patches
+        tensors |= {name.removeprefix("fc_"): tensor for name, tensor in tensors.items() if name.startswith("fc_norm.")}
     return tensors
 
 
-def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
-    """Return an encoder to start pre-training from. Raises UserError.
+def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return the plan of an encoder to start pre-training from. Raises UserError.
 
     --architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2.
     `source` sets them to the source's, and features equal the source's. Others are the models of related systems' recipes.
@@ -94,30 +95,46 @@ def plan(tensors: Mapping[str, Tensor], where: str, args: ConvertArgs) -> Plan:
             "--image-size, and take --architecture eve for absolute ones"
         )
     sizes, model = _sizes(tensors, where, model, args.num_heads, side, args.image_size)
-    given, used = _given(tensors, model, args.copy or ("none" if is_relative else "all"))
-
-    def finish(_: dict[str, Tensor], task: Task[Any]) -> dict[str, Tensor]:
-        ours = task.state_dict()
-        for name, tensor in given.items():
-            if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
-                given[name] = tensor.expand_as(ours[name])
-        convert.check_shapes(given, {name: ours[name] for name in given}, f"{where}: what becomes")
-        is_source = args.architecture == "source"
-        return given | ({"encoder.image.type_embed": torch.zeros(model.embed_dim)} if is_source else {})
-
+    indices = [name for name in tensors if name.endswith(f"{RELATIVE}_index") and is_relative]
     return Plan(
         tensors=tensors,
         sizes=replace(sizes, text_length=text_length),
         model=model,
         name="vision",
-        used=frozenset(used),
-        unused=(*UNUSED, *[name for name in tensors if name.endswith(f"{RELATIVE}_index") and is_relative]),
+        table=key_table(tensors, model, args),
+        unused=(*UNUSED, *indices, *[name for name in tensors if re.match(r"blocks\.\d+\.(norm2|mlp)\.", name)]),
         relative_hint=RELATIVE_HINT,
-        positions="" if is_relative else "image.positions",
         is_partial=True,
-        finish=finish,
         notes=f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape",
     )
+
+
+def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: ConvertArgs) -> Table:
+    """Return the source of each of our tensors that comes from an image encoder."""
+    copies = args.copy or ("none" if model.positions == "relative" else "all")
+    networks = ["image", *["text"] * (copies != "none"), *["vl"] * (copies == "all")]
+    block: dict[str, Any] = {name: name for name in ("norm1", "norm2", "attn")} | {"ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2"}
+    block |= {f"ffn.{network}": "mlp" for network in networks} | {f"ffn.norm_{network}": "norm2" for network in networks}
+    if copies == "all":  # experts start out alike
+        repeat = partial(_repeated, model.num_experts)
+        block |= {f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",)) for part in PARTS}
+    missing = {"attn.q_bias": 0.0, "attn.v_bias": 0.0, "scale1": 1.0, "scale2": 1.0}
+    given = {"attn.q_bias": "attn.q_bias", "attn.v_bias": "attn.v_bias", "scale1": "gamma_1", "scale2": "gamma_2"}
+    block = {ours: theirs if f"blocks.0.{theirs}" in tensors else missing[ours] for ours, theirs in given.items()} | block
+    table: dict[str, Any] = {
+        "encoder.image.cls": Made(torch.flatten, ("cls_token",)),
+        "encoder.image.proj.weight": Made(lambda weight: weight.flatten(1), ("patch_embed.proj.weight",)),
+        "encoder.image.proj.bias": "patch_embed.proj.bias",
+        "encoder.norm": "norm",
+    }
+    if "pos_embed" in tensors:
+        table["encoder.image.positions"] = Made(lambda positions: positions.flatten(0, 1), ("pos_embed",))
+    if model.positions == "relative":
+        tables = tuple(f"blocks.{number}.attn.{RELATIVE}_bias_table" for number in range(model.depth))
+        table["encoder.relative.image_bias"] = Made(lambda *tables: torch.cat(tables, dim=1), tables)
+    if args.architecture == "source":
+        table["encoder.image.type_embed"] = 0.0
+    return table | under("encoder.blocks.*.", "blocks.*.", block)
 
 
 IMAGE_ENCODERS = Family(
@@ -126,6 +143,10 @@ IMAGE_ENCODERS = Family(
     matches=is_image_encoder,
     plan=plan,
 )
+
+
+def _repeated(times: int, tensor: Tensor) -> Tensor:
+    return tensor.expand(times, *tensor.shape)
 
 
 def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int]:
@@ -158,13 +179,7 @@ def _side(tensors: Mapping[str, Tensor], where: str) -> int:
     if "pos_embed" in tensors:
         return convert.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]
-    if not tables:
-        return 0
-    rows = tables[0].shape[:1].numel()  # one for each of the (2 side - 1)² differences, three for the [CLS]
-    side = round((max(rows - 3, 0) ** 0.5 + 1) / 2)
-    if side < 2 or (2 * side - 1) ** 2 + 3 != rows:
-        raise UserError(f"{where}: {rows} relative positions are not those of a square of patches with a [CLS]")
-    return side
+    return convert.relative_side_of(tables[0].shape[:1].numel(), 3, where) if tables else 0
 
 
 def _sizes(
@@ -173,13 +188,15 @@ def _sizes(
     """Return the sections at the image encoder's sizes; image_size applies without positions."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
         ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
     except convert.ODD as error:
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
         raise UserError(f"{where}: its images have {channels} channels, not 3")
-    num_heads, depth = num_heads or (WIDE if width > 1024 else 0), convert.count_numbered(blocks, "blocks", where)
+    num_heads, depth = (
+        num_heads or (WIDE if width > 1024 else 0),
+        convert.count_numbered(convert.numbers("blocks.*", tensors), "blocks", where),
+    )
     image_size = side * patch_size or image_size
     if not image_size:
         raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
@@ -188,41 +205,3 @@ def _sizes(
     return InputConfig(image_size=image_size, patch_size=patch_size), replace(
         model, embed_dim=width, depth=depth, num_heads=convert.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
     )
-
-
-def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies) -> tuple[dict[str, Tensor], list[str]]:
-    """Return our tensors from the image encoder, and the names of its tensors in use."""
-    used: list[str] = []
-
-    def take(name: str) -> Tensor:
-        used.append(name)
-        return tensors.get(name, torch.empty(0))  # missing tensors are reported later
-
-    given = {
-        "encoder.image.cls": take("cls_token").flatten(),
-        "encoder.image.proj.weight": take("patch_embed.proj.weight").flatten(1),
-        "encoder.image.proj.bias": take("patch_embed.proj.bias"),
-    }
-    if "pos_embed" in tensors:
-        given["encoder.image.positions"] = take("pos_embed").flatten(0, 1)
-    if model.positions == "relative":
-        tables = [take(f"blocks.{block}.attn.{RELATIVE}_bias_table") for block in range(model.depth)]
-        given["encoder.relative.image_bias"] = torch.cat(tables, dim=1) if all(each.ndim == 2 for each in tables) else tables[0]
-    final = "norm" if "norm.weight" in tensors else "fc_norm"  # BEiT fine-tuned on the mean of the patches has only the latter
-    given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in NORM}
-    for block, policy in enumerate(model.ffn_policies):
-        theirs, name = f"blocks.{block}", f"encoder.blocks.{block}"
-        given |= {f"{name}.{same}": take(f"{theirs}.{same}") for same in SAME}
-        if not any(f"{theirs}.attn.{key}" in tensors for key in ("qkv.bias", "q_bias")):
-            q_bias = v_bias = torch.zeros(model.embed_dim)
-        elif f"{theirs}.attn.qkv.bias" in tensors:
-            q_bias, _, v_bias = take(f"{theirs}.attn.qkv.bias").flatten().tensor_split(3)
-        else:
-            q_bias, v_bias = take(f"{theirs}.attn.q_bias"), take(f"{theirs}.attn.v_bias")
-        given |= {f"{name}.attn.q_bias": q_bias, f"{name}.attn.v_bias": v_bias}
-        for scale, other in (("scale1", ("gamma_1", "ls1.gamma")), ("scale2", ("gamma_2", "ls2.gamma"))):
-            found = [f"{theirs}.{key}" for key in other if f"{theirs}.{key}" in tensors]
-            given[f"{name}.{scale}"] = take(found[0]) if found else torch.ones(model.embed_dim)
-        ffn = {part: take(f"{theirs}.{part}") for part in FFN}
-        given |= {f"{name}.{ours}": ffn[part] for ours, part in POLICIES[policy].copied(copies).items()}
-    return given, used
