@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eve_vl.config import Config
 from eve_vl.data.loader import open_sources
-from eve_vl.evaluation.runner import evaluate_rows
+from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.compare import write_comparison
@@ -197,7 +197,8 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split, suffix in SPLITS.items():
             sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.dataset.kind_of(config))
-            measured, rows[split] = evaluate_rows(run, num_test, sources, ablations=False)
+            found = evaluated(run, num_test, sources, ablations=False)
+            measured, rows[split] = found.numbers, found.row_scores
             numbers |= {name + suffix: value for name, value in measured.items()}
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")

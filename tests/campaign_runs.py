@@ -18,7 +18,7 @@ from torch import Tensor
 from twins import CAPTIONS, tiny_config
 
 from eve_vl.cli import _dispatch as eve_command
-from eve_vl.evaluation.runner import evaluate_rows
+from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.interop.published import export_published
 from eve_vl.report.page import write_report
@@ -86,7 +86,7 @@ def run_actions(base: Path, name: str) -> dict[str, Action]:
         "init": lambda folder: train(replace(start, init=folder, out=folder.parent / "new")),
         "scratch": lambda folder: train(replace(start, init=folder, out=folder.parent / "new", scratch=True)),
         "inspect": inspect_run,
-        "evaluate": lambda folder: evaluate_rows(load_run(folder), 4)[0],
+        "evaluate": lambda folder: evaluated(load_run(folder), 4).numbers,
         "export": lambda folder: eve_command(["convert", str(folder), str(folder.parent / "out.pth")]),
     }
 

@@ -23,7 +23,7 @@ from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
-from eve_vl.evaluation.runner import evaluate_rows, warnings
+from eve_vl.evaluation.runner import evaluated, leaks
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
@@ -123,7 +123,7 @@ def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(train
     other = write_rows(tmp_path / "others", 10)
 
     def told(*paths: Path) -> list[str]:
-        return warnings(run, {}, open_sources([str(path) for path in paths], run.config.data, 48))
+        return leaks(run, open_sources([str(path) for path in paths], run.config.data, 48))
 
     train, _ = open_train_and_val(run.config)
     assert told(rows) == [f"of 120 rows looked at, {len(train[0])} show what this run was trained on"]
@@ -141,7 +141,7 @@ def test_validation_rows_that_the_initial_run_was_trained_on_are_reported(traine
 
     def notes(**data: object) -> list[str]:
         config = replace(run.config, init=trained / "run", data=replace(run.config.data, train=(rows,), **data))
-        return warnings(replace(run, config=config), {})
+        return leaks(replace(run, config=config))
 
     assert notes() == []
     (note,) = notes(val_fraction=0.4)
@@ -209,8 +209,9 @@ def test_a_search_without_the_images_that_cannot_be_used():
 def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
     if name == "masked_signal":
         run = load_run(trained / "run")
-        numbers, scores = evaluate_rows(run, 20)
-        assert numbers == evaluate_rows(run, 20)[0]
+        found = evaluated(run, 20)
+        numbers, scores = found.numbers, found.row_scores
+        assert numbers == evaluated(run, 20).numbers
         assert len(scores) == 18 and all(row.startswith("rows.jsonl:") for row in scores)
         assert paired(scores, scores) == 0
         return
@@ -218,12 +219,12 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
     source = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}[name](23)
     dataset = evaluator_of(task).dataset([source], task.config, TOKENIZER)
     with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
-        evaluated = evaluator_of(task).evaluate_with_rows(batches)
+        whole = evaluator_of(task).evaluate_with_rows(batches)
     parts = {"vqa": {"vqa_acc": ""}, "nlvr2": {"nlvr2_acc": ""}, "retrieval": {"tr1": "tr1 ", "ir1": "ir1 "}}[name]
     for number, start in parts.items():
-        rows = [value for row, value in evaluated.row_scores.items() if row.startswith(start)]
-        assert len(rows) == evaluated.numbers[number].n  # pyright: ignore[reportAttributeAccessIssue]
-        assert sum(rows) / len(rows) == pytest.approx(evaluated.numbers[number])
+        rows = [value for row, value in whole.row_scores.items() if row.startswith(start)]
+        assert len(rows) == whole.numbers[number].n  # pyright: ignore[reportAttributeAccessIssue]
+        assert sum(rows) / len(rows) == pytest.approx(whole.numbers[number])
 
 
 # The sentence
@@ -342,7 +343,7 @@ def test_files_of_one_name_hold_different_rows(trained: Path, tmp_path: Path):
         files.append(write_rows(tmp_path / name, 20))
         files[-1].write_text(files[-1].read_text().replace("number", f"{color} number"))
     open_both = [open_sources([str(path)], run.config.data, 48) for path in files]
-    a, b, both = (evaluate_rows(run, 100, sources)[1] for sources in (*open_both, [*open_both[0], *open_both[1]]))
+    a, b, both = (evaluated(run, 100, sources).row_scores for sources in (*open_both, [*open_both[0], *open_both[1]]))
     assert (len(a), len(b), len(both)) == (20, 20, 40)
     assert not a.keys() & b.keys()
     assert a.keys() | b.keys() >= {row for row in both if row in a or row in b}

@@ -23,7 +23,7 @@ from eve_vl.data.records import ImageDrawing, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of, with_settings
 from eve_vl.evaluation.retrieval_set import RetrievalSet
-from eve_vl.evaluation.runner import evaluate_rows
+from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.moe import Router
 from eve_vl.predict.base import predictor_of
 from eve_vl.recipes import get_finetune_recipe
@@ -98,7 +98,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     assert "best on validation" in page.text
     assert "unfinished" not in page.text
     assert f"step {loaded.step}." in page.text
-    numbers, _ = evaluate_rows(loaded, NUM_VAL)
+    numbers = evaluated(loaded, NUM_VAL).numbers
     shares = {name: value for name, value in numbers.items() if value <= 1 and not name.startswith("num")}
     shown = {
         "vqa": ["vqa_acc", "vqa_acc_blind", "vqa_acc_majority"],
@@ -123,7 +123,7 @@ def test_baselines(runs: dict[str, Path]):
     share = sum(row.label is True for row in picks) / len(picks)
     assert f"majority{percent(max(share, 1 - share))}" in page.text
     assert "Consistency" not in page.text  # a part of the statements tears their groups apart
-    page, numbers = Page(runs["retrieval"] / "report.html"), evaluate_rows(load_run(runs["retrieval"]), NUM_VAL)[0]
+    page, numbers = Page(runs["retrieval"] / "report.html"), evaluated(load_run(runs["retrieval"]), NUM_VAL).numbers
     assert f"chance{percent(numbers['texts_per_image'] / numbers['num_texts'])}" in page.text
 
 
@@ -387,7 +387,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
         for shown, number in series.items():
             assert f"R@{name[2:]}, {shown}: {percent(best[number])}" in page.text
     for flags, k in (({}, num_right), ({"rerank": 2}, 2), ({"rerank": 0}, 0), ({"rerank": 16}, 16)):
-        numbers, _ = evaluate_rows(run, NUM_VAL, flags=flags)
+        numbers = evaluated(run, NUM_VAL, flags=flags).numbers
         assert numbers["rerank_k"] == k
         assert numbers["r_mean"] == pytest.approx(best[f"r_mean_k{k}"] if k else best["r_mean_itc_only"])
         assert numbers["r_mean_itc_only"] == pytest.approx(best["r_mean_itc_only"])
@@ -522,7 +522,7 @@ def test_warnings_are_shown_as_they_are(runs: dict[str, Path], tmp_path: Path, c
 
 def test_the_verdict_on_questions_knows_the_baseline_below_it(runs: dict[str, Path]):
     page = Page(runs["vqa"] / "report.html")
-    numbers = evaluate_rows(load_run(runs["vqa"]), NUM_VAL)[0]
+    numbers = evaluated(load_run(runs["vqa"]), NUM_VAL).numbers
     verdict = evaluator_of(load_run(runs["vqa"]).task).comparison(numbers)
     assert "answering without the image" in verdict and verdict in page.text
     assert "without a baseline" not in page.text.partition("Curves")[0]

@@ -14,8 +14,8 @@ from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.classifiers import ClassificationEvaluator, ClassificationExample
-from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.classifiers import ClassificationEvaluator
+from eve_vl.evaluation.evaluator import Prediction, evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification import Classification
@@ -127,7 +127,7 @@ def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
 def test_labels_that_a_run_does_not_know_are_counted_and_told():
     task, probability_C = build(config_of()), np.zeros(len(CLASSES))
     examples = [
-        ClassificationExample(probability_C=probability_C, label="red", labels=labels, where=f"rows:{row}")
+        Prediction(probability_C=probability_C, label="red", labels=labels, where=f"rows:{row}")
         for row, labels in enumerate([("red",), ("rocket",), (), ("rocket", "red")])
     ]
     numbers = evaluator_of(task).metrics(examples)
@@ -240,7 +240,7 @@ def test_predictions_are_json_lines(several):
     task = build(config_of(several=several))
     values = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.5]], np.float32)
     examples = [
-        ClassificationExample(probability_C=row_C, label=CLASSES[row_C.argmax()], labels=(), where=f"rows:{row}")
+        Prediction(probability_C=row_C, label=CLASSES[row_C.argmax()], labels=(), where=f"rows:{row}")
         for row, row_C in enumerate(values)
     ]
     found = [json.loads(line) for line in evaluator_of(task).prediction_file(examples).splitlines()]

@@ -157,7 +157,7 @@ def test_all_rows_tell_whether_they_are_ranked():
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
     scorer = ZeroShot(run.task, run.tokenizer, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
-    numbers = scorer.metrics(np.zeros((10, 3), np.float32), labels, several=False)
+    numbers, _ = scorer.metrics(np.zeros((10, 3), np.float32), labels, several=False)
     assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
     assert numbers["recall/red"] == pytest.approx(1 / 3)
 
@@ -189,7 +189,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
 
 def test_runs_and_data_that_cannot():
     with pytest.raises(UserError, match="needs features of images and texts that compare, or a matching head; a vqa run has"):
-        zero_shot(tiny_run("vqa"), PROMPTS, [labelled([("red",)])], 100)
+        zero_shot(tiny_run("vqa"), PROMPTS, [labelled([(name,) for name in PROMPTS])], 100)
     with pytest.raises(UserError, match="the data: no row has a label to compare with"):
         zero_shot(tiny_run("retrieval"), PROMPTS, [labelled([(), ()])], 100)
     few = labelled([*((name,) for name in PROMPTS), *[()] * 20])

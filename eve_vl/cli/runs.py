@@ -124,7 +124,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     own = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind.evaluation)}
     flags = {flag: value for flag, value in own.items() if value is not None}
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation.runner import evaluated, warnings
+    from eve_vl.evaluation.runner import evaluated, leaks
     from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import as_task, load_run
     from eve_vl.train.processes import pick_device
@@ -143,7 +143,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     numbers = found.numbers
-    _print_numbers(numbers, [*found.notes, *warnings(run, numbers, sources)], run.evaluator.comparison(numbers))
+    notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(numbers)]
+    _print_numbers(numbers, notes, run.evaluator.comparison(numbers))
     write_json(args.json, to_json(numbers))
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, How, json_lines
+from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, How, Prediction, json_lines
 from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as vqa_metrics
@@ -26,30 +25,19 @@ from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
 from eve_vl.utils.errors import UserError
 
+ABLATED = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
+ABLATIONS: dict[str, tuple[How, ...]] = {"image": ("noise",), "text": (), "both": ("noise", "wrong_image", "image_only")}
+"""By task.inputs."""
 GENERATED_ROWS = 10_000  # the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
 
 
-@dataclass(frozen=True, kw_only=True)
-class VQAExample:
-    """A question with the model's best answer and the annotators' answers (none where they are kept back)."""
-
-    question: str
-    question_id: int | str
-    answer: str
-    probability: float
-    answers: tuple[str, ...]
-    answer_type: str
-    content_type: str = ""
-    group: str = ""
-    where: str
-    name: str = ""
-    position: tuple[int, int] = (0, 0)
-    image_id: int
-    """Hash of the image."""
+def _columns(predictions: Sequence[Prediction], names: str) -> list[list[Any]]:
+    """Return the values of each named attribute of predictions."""
+    return [[getattr(each, name) for each in predictions] for name in names.split()]
 
 
 class VQAEvaluator(ClassifierEvaluator[VQA]):
-    """VQA accuracy."""
+    """VQA accuracy. Predictions have the best `answer` and its `probability`."""
 
     section = VQAConfig
     main_metric = "vqa_acc"
@@ -65,32 +53,24 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         ),
         Baseline("vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the image"),
     )
-    ablations: tuple[How, ...] = ("noise", "wrong_image", "image_only")
-    has_prediction_file = True
+    ablations = ABLATIONS["both"]
 
-    def predict_batch(self, batch: QuestionBatch) -> list[VQAExample]:
+    def predict_batch(self, batch: QuestionBatch) -> list[Prediction]:
         """Return the answers to the questions of a batch."""
         probability_B, best_B = self.task.predict(batch)[0].float().sigmoid().max(1)
         return [
-            VQAExample(answer=self.task.answers[best], probability=probability, **row)
+            Prediction(answer=self.task.answers[best], probability=probability, **row)
             for row, probability, best in zip(batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True)
         ]
 
-    def order(self, prediction: VQAExample) -> Any:
+    def order(self, prediction: Prediction) -> Any:
         """Sort by question id, numbers before words."""
         return str(type(prediction.question_id)), prediction.question_id, prediction.where
 
-    def metrics(self, predictions: Sequence[VQAExample]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.vqa`, and the number of questions without an answer in the list."""
-        numbers = vqa_metrics.summary(
-            [each.answer for each in predictions],
-            [each.answers for each in predictions],
-            [each.answer_type for each in predictions],
-            [each.image_id for each in predictions],
-            [each.content_type for each in predictions],
-            [each.group for each in predictions],
-        )
-        known = [[vqa_metrics.normalize(answer) for answer in each.answers] for each in predictions if each.answers]
+        numbers = vqa_metrics.summary(*_columns(predictions, "answer answers answer_type image_id content_type group"))
+        known = (map(vqa_metrics.normalize, each.answers) for each in predictions if each.answers)
         outside = sum(self.task.answer_ids.keys().isdisjoint(given) for given in known)
         return numbers | ({"num_outside_list": outside} if outside else {})
 
@@ -98,37 +78,37 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         """Add a sentence about answers that no run with this list can give."""
         found = super().warnings(numbers)
         if outside := numbers.get("num_outside_list"):
-            of = numbers["num_questions"] - numbers["num_unanswered"]
-            listed = f"the run's {len(self.task.answers)} answers"
-            found.append(f"of {of:,} questions, {outside:,} have an answer that is not among {listed}: always wrong")
+            rows = f"of {numbers['num_questions'] - numbers['num_unanswered']:,} questions, {outside:,}"
+            found.append(f"{rows} have an answer that is not among the run's {len(self.task.answers)} answers: always wrong")
         return found
 
-    def per_row_scores(self, predictions: Sequence[VQAExample]) -> dict[str, float]:
+    def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the accuracy of each question that has answers; questions about one image belong together."""
         known = [each for each in predictions if each.answers]
         return {f"{each.name}{GROUP}{each.image_id}": vqa_metrics.accuracy_of(each.answer, each.answers) for each in known}
 
-    def data_baselines(self, predictions: Sequence[VQAExample]) -> dict[str, float]:
+    def data_baselines(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return baselines that see no image; empty if training or evaluation has no answers to compare."""
         train = training_questions(self.task.config)
         if not train or not any(each.answers for each in predictions):
             return {}
         own, scores = self.metrics(predictions)["vqa_acc"], self.per_row_scores(predictions)
+        (questions,) = _columns(predictions, "question")
         guesses = {
-            "vqa_acc_blind": vqa_metrics.answers_by_question(train, [each.question for each in predictions]),
-            "vqa_acc_words": vqa_metrics.answers_by_words(train, [each.question for each in predictions]),
-            # as if all asked the same
-            "vqa_acc_majority": vqa_metrics.answers_by_question([("", given) for _, given in train], [""] * len(predictions)),
+            "vqa_acc_blind": vqa_metrics.answers_by_question(train, questions),
+            "vqa_acc_words": vqa_metrics.answers_by_words(train, questions),
+            # as if all questions were equal
+            "vqa_acc_majority": vqa_metrics.answers_by_question([("", given) for _, given in train], [""] * len(questions)),
         }
         found: dict[str, float] = {}
         for name, answers in guesses.items():
-            guessed = [replace(each, answer=answer) for each, answer in zip(predictions, answers, strict=True)]
+            guessed = [Prediction(**vars(each) | {"answer": text}) for each, text in zip(predictions, answers, strict=True)]
             found |= {key.replace("vqa_acc", name): value for key, value in self.metrics(guessed).items() if "vqa_acc" in key}
             gain_R = np.subtract([*scores.values()], [*self.per_row_scores(guessed).values()]) / len(scores)
             found["vqa_acc"] = intervals.over(own, name, gain_R, [*map(intervals.group_of, scores)])
         return found
 
-    def prediction_file(self, predictions: Sequence[VQAExample]) -> str:
+    def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the JSON that the VQA server takes: a list of question_id and answer."""
         return json.dumps([{"question_id": each.question_id, "answer": each.answer} for each in predictions], indent=0) + "\n"
 
@@ -150,112 +130,69 @@ def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
     return questions
 
 
-@dataclass(frozen=True, kw_only=True)
-class NLVR2Example:
-    """A statement with the model's verdict and the true label (None where it is kept back)."""
-
-    statement: str
-    identifier: str
-    is_true: bool
-    probability: float
-    """Of being true."""
-    label: bool | None
-    group: str
-    where: str
-    name: str = ""
-    position: tuple[int, int] = (0, 0)
-
-
 class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
-    """NLVR2 accuracy and consistency."""
+    """NLVR2 accuracy and consistency. Predictions have `is_true` and the `probability` of being true."""
 
     section = NLVR2Config
     main_metric = "nlvr2_acc"
     baselines = (Baseline("nlvr2_acc", "pair", 0.5, "chance"),)
-    has_prediction_file = True
 
-    def predict_batch(self, batch: StatementBatch) -> list[NLVR2Example]:
-        """Return the verdicts on the statements of a batch."""
+    def predict_batch(self, batch: StatementBatch) -> list[Prediction]:
+        """Return whether the statements of a batch are true."""
         probability_B = self.task.predict(batch)[0].float().softmax(1)[:, 1]
         return [
-            NLVR2Example(is_true=probability > 0.5, probability=probability, **row)
+            Prediction(is_true=probability > 0.5, probability=probability, **row)
             for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
         ]
 
-    def order(self, prediction: NLVR2Example) -> Any:
+    def order(self, prediction: Prediction) -> Any:
         """Sort by identifier."""
         return prediction.identifier, prediction.where
 
-    def metrics(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification`."""
-        return classification_metrics.nlvr2_summary(
-            [each.is_true for each in predictions], [each.label for each in predictions], [each.group for each in predictions]
-        )
+        return classification_metrics.nlvr2_summary(*_columns(predictions, "is_true label group"))
 
-    def per_row_scores(self, predictions: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return whether the verdict on each labelled pair is right; pairs of one statement belong together."""
+    def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return whether each labelled pair is judged right; pairs of one statement belong together."""
         known = [each for each in predictions if each.label is not None]
         return {f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label) for each in known}
 
-    def prediction_file(self, predictions: Sequence[NLVR2Example]) -> str:
+    def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((each.identifier, each.is_true) for each in predictions)
         return text.getvalue()
 
 
-ABLATIONS: dict[str, tuple[How, ...]] = {
-    "image": ("noise",),
-    "text": (),
-    "both": ("noise", "wrong_image", "image_only"),
-}
-ABLATED = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationExample:
-    """A row with the model's probabilities, float32 (C,), and its labels (none where they are kept back)."""
-
-    probability_C: np.ndarray
-    label: str
-    """The most probable."""
-    labels: tuple[str, ...]
-    where: str
-    name: str = ""
-    position: tuple[int, int] = (0, 0)
-
-
-def _ablated(metric: str) -> dict[str, str]:
-    """Return the ablations of a metric by name, with their descriptions."""
-    return {f"{metric}_{how}": words for how, words in ABLATED.items()}
-
-
 class ClassificationEvaluator(ClassifierEvaluator[Classification]):
-    """Accuracy or average precision."""
+    """Accuracy or average precision. Predictions have all labels' `probability_C` and the most probable `label`."""
 
     section = ClassificationConfig
     score_name = "acc"
-    baselines = (
-        Baseline("acc", "row", "acc_majority", "always giving the most frequent label", others=_ablated("acc")),
-        Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others=_ablated("mean_ap")),
+    baselines = tuple(
+        Baseline(metric, "row", baseline, than, others={f"{metric}_{how}": words for how, words in ABLATED.items()})
+        for metric, baseline, than in (
+            ("acc", "acc_majority", "always giving the most frequent label"),
+            ("mean_ap", "mean_ap_chance", "a constant score"),
+        )
     )
-    has_prediction_file = True
 
     def __init__(self, task: Classification, tokenizer: Tokenizer | None = None):
         super().__init__(task, tokenizer)
         self.main_metric = "mean_ap" if task.settings.multilabel else "balanced_acc"
         self.ablations = ABLATIONS[task.settings.inputs]
 
-    def predict_batch(self, batch: LabelBatch) -> list[ClassificationExample]:
+    def predict_batch(self, batch: LabelBatch) -> list[Prediction]:
         """Return the labels of the rows of a batch."""
         probability_BC = self.task.probabilities(self.task.predict(batch)[0]).cpu().numpy()
         return [
             # a view would keep its whole batch in memory
-            ClassificationExample(probability_C=each_C.copy(), label=self.task.sizes.labels[int(each_C.argmax())], **row)
+            Prediction(probability_C=each_C.copy(), label=self.task.sizes.labels[int(each_C.argmax())], **row)
             for row, each_C in zip(batch.rows(), probability_BC, strict=True)
         ]
 
-    def metrics(self, predictions: Sequence[ClassificationExample]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification` over the rows that have labels."""
         known = [each for each in predictions if each.labels]
         if not known:
@@ -268,19 +205,18 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         is_true_RC = np.array([[label in each.labels for label in self.task.sizes.labels] for each in known])
         return classification_metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
 
-    def per_row_scores(self, predictions: Sequence[ClassificationExample]) -> dict[str, float]:
+    def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the most probable label of each labelled row is one of its labels."""
         return {each.name: float(each.label in each.labels) for each in predictions if each.labels}
 
-    def prediction_file(self, predictions: Sequence[ClassificationExample]) -> str:
+    def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return a JSON line for each row: label and probability; of several labels all from 0.5 on."""
 
-        def line(each: ClassificationExample) -> dict[str, object]:
-            found: dict[str, object] = {"label": each.label, "probability": float(each.probability_C.max())}
-            if self.task.settings.multilabel:
-                named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)
-                found["labels"] = {label: value for label, value in named if value >= 0.5}
-            return found
+        def line(each: Prediction) -> dict[str, object]:
+            named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)
+            likely = {"labels": {label: value for label, value in named if value >= 0.5}}
+            most = {"label": each.label, "probability": float(each.probability_C.max())}
+            return most | likely if self.task.settings.multilabel else most
 
         return json_lines(predictions, line)
 

@@ -1,4 +1,4 @@
-"""The metrics of a task, what they are compared with, and the predictions that they come from.
+"""Metrics of a task, baselines to compare them with, and the predictions behind them.
 
 The evaluator of the task `name` is in `eve_vl.evaluation.<name>` or `classifiers`; your own code defines its own.
 """
@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -55,9 +56,9 @@ class Baseline:
         The interval of the difference decides if both are of the same rows, else whether their intervals are apart.
         """
         known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
-        if known and isinstance(self.baseline, str) and self.baseline in numbers:
-            words = {self.baseline: self.than, **self.others}
-            known[self.baseline] = numbers[self.baseline]
+        if known and self.baseline in numbers:
+            words = {str(self.baseline): self.than, **self.others}
+            known[str(self.baseline)] = numbers[str(self.baseline)]
             best = (min if self.lower else max)(known, key=lambda name: known[name])
             than = f"the best of {len(known)} baselines, {words[best]}"
             return replace(self, baseline=best, than=than, others={}).compare(numbers)
@@ -142,7 +143,6 @@ class Evaluator(Generic[AnyTask]):
     """The baselines that its metrics must beat to mean anything, the easiest first."""
     ablations: tuple[How, ...] = ()
     """The parts of a row that evaluation takes away to measure their worth."""
-    has_prediction_file: ClassVar[bool] = False
 
     def __init__(self, task: AnyTask, tokenizer: Tokenizer | None = None):
         self.task, self.tokenizer = task, tokenizer
@@ -152,10 +152,7 @@ class Evaluator(Generic[AnyTask]):
         """Return the dataset that evaluation goes through."""
         return task_class(type(config.task)).dataset(sources, config, tokenizer, training=False)
 
-    def check_heads(self, flags: Mapping[str, Any]) -> None:
-        """Raise UserError if evaluation flags need a head that the run lacks."""
-
-    def check_dataset(self, flags: Mapping[str, Any], dataset: Any) -> None:
+    def check(self, flags: Mapping[str, Any], dataset: Any) -> None:
         """Raise UserError if evaluation flags do not fit the data."""
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
@@ -215,6 +212,13 @@ class Evaluator(Generic[AnyTask]):
     def prediction_file(self, predictions: Sequence[Any]) -> str:
         """Return the file that the official server takes."""
         raise NotImplementedError
+
+
+class Prediction(SimpleNamespace):
+    """A row's fields that are no tensors (see `RowBatch.rows`), and the model's output under the names of its evaluator."""
+
+    name: str = ""
+    position: tuple[int, int] = (0, 0)
 
 
 class ClassifierEvaluator(Evaluator[AnyClassifier]):

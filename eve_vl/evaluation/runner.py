@@ -41,14 +41,6 @@ class Run(Protocol):
         ...
 
 
-def evaluate_rows(
-    run: Run, num_samples: int, sources: Sequence[Source[Any]] | None = None, **how: Any
-) -> tuple[dict[str, float], Mapping[str, float]]:
-    """Return the metrics and the row scores of `evaluated`; those of two runs suit `intervals.paired`. how: its options."""
-    found = evaluated(run, num_samples, sources, **how)
-    return found.numbers, found.row_scores
-
-
 def evaluated(
     run: Run,
     num_samples: int,
@@ -59,8 +51,9 @@ def evaluated(
     skip_invalid: bool = False,
     ablations: bool = True,
 ) -> Evaluated:
-    """Return the metrics of a run on sources, by default its own validation sources, with the rows and their scores.
+    """Evaluate a run on sources, by default its own validation sources.
 
+    The row scores of two runs suit `intervals.paired`.
     Computed in float32, so that no metric depends on the batch size; deterministic. Means know their n and interval
     (`MeasuredValue`). Baselines that need the run's training data are added if it can be read.
 
@@ -70,7 +63,6 @@ def evaluated(
     """
     flags = flags or {}
     data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
-    evaluator_of(run.task).check_heads(flags)
     settings = dataclasses.replace(run.config.task, **flags)
     if problems := settings.validate():
         raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")
@@ -79,16 +71,15 @@ def evaluated(
     if sources is None:
         sources = open_train_and_val(config, task.dataset.kind_of(config))[1]
     num_rows = sum(map(len, sources))
-    if predictions is not None and not evaluator.has_prediction_file:
+    if predictions is not None and type(evaluator).prediction_file is Evaluator.prediction_file:
         those = "those that answer, verify, compare or classify have one; --json FILE writes the numbers"
         raise UserError(f"--predictions: a {settings.name} run has no prediction file, {those}")
     if predictions is not None and num_samples < num_rows:
         raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = evaluator.dataset(sources, config, run.tokenizer)
-    evaluator.check_dataset(flags, dataset)
-    loader = eval_loader(dataset, rank=0, world=1)
+    evaluator.check(flags, dataset)
     skipped = [] if skip_invalid else None
-    with evaluation_batches(task, loader, run.device, torch.float32, skipped) as batches:
+    with evaluation_batches(task, eval_loader(dataset, rank=0, world=1), run.device, torch.float32, skipped) as batches:
         found = evaluator.evaluate_with_rows(batches)
     if predictions is not None:
         if skipped:
@@ -98,9 +89,8 @@ def evaluated(
         write_file(predictions, evaluator.prediction_file(found.examples))
     numbers = found.numbers | evaluator.data_baselines(found.examples) | num_skipped(skipped)
     found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes())
-    if ablations and evaluator.ablations:
-        ablated = ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid)
-        found = dataclasses.replace(found, numbers=found.numbers | ablated)
+    if ablations:
+        numbers.update(ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid))
     return found
 
 
@@ -125,14 +115,6 @@ def ablated_metrics(
             gain_R = np.array([ours[row] - theirs[row] for row in ours]) / len(ours)
             intervals.over(whole.numbers[score_name], f"{score_name}_{how}", gain_R, [*map(intervals.group_of, ours)])
     return numbers
-
-
-def warnings(run: Run, numbers: Mapping[str, float], sources: Sequence[Source[Any]] | None = None) -> list[str]:
-    """Return sentences on how to read a run's metrics on sources, by default its own validation sources.
-
-    They say whether the run was trained or chosen on such rows, and all that the task's evaluator warns of.
-    """
-    return [*leaks(run, sources), *evaluator_of(run.task).warnings(numbers)]
 
 
 def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:

@@ -4,11 +4,12 @@ Letters: B batch, R rows, C classes, P prompts, d width of features.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,7 +34,12 @@ from eve_vl.utils.file_io import expand_user, read_json
 BUILT_IN = ("phantoms",)  # generators with class_prompts
 MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast
 FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
-
+PROMPTS_AT_ONCE = 64
+BASELINES = (
+    Baseline("acc", "row", "acc_majority", "always giving the most frequent class", others={"acc_noise": "looking at noise"}),
+    Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others={"mean_ap_noise": "looking at noise"}),
+)
+By = Literal["mean", "max"]
 Prompts = Mapping[str, tuple[str, ...]]
 
 
@@ -60,11 +66,9 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
     lists = [*given.values()] if isinstance(given, Mapping) else [given]
     if not all(isinstance(each, list | tuple) and each and all(isinstance(text, str) for text in each) for each in lists):
         raise UserError(f"{where} has no prompts; expected {FORM}")
-    count = 1
-    for each in lists:
-        count *= len(each)
-    if not lists or count > MAX_PROMPTS:
-        raise UserError(f"{where} has {count if lists else 0:,} prompts, expected 1 to {MAX_PROMPTS:,}")
+    count = math.prod(map(len, lists)) if lists else 0
+    if not 0 < count <= MAX_PROMPTS:
+        raise UserError(f"{where} has {count:,} prompts, expected 1 to {MAX_PROMPTS:,}")
     texts = tuple(dict.fromkeys(" ".join(" ".join(parts).split()) for parts in product(*lists)))
     if "" in texts:
         raise UserError(f"{where} has an empty prompt")
@@ -78,14 +82,6 @@ def check_classes(prompts: Prompts, classes: set[str], where: str, data: str) ->
         raise UserError(f"{where}: has no prompts for the class {lacking[0]!r} of {data}{others}")
     if unknown := sorted(prompts.keys() - classes):
         raise UserError(f"{where}: no row of {data} has the class {unknown[0]!r}; its classes: {', '.join(sorted(classes))}")
-
-
-PROMPTS_AT_ONCE = 64
-By = Literal["mean", "max"]
-BASELINES = (
-    Baseline("acc", "row", "acc_majority", "always giving the most frequent class", others={"acc_noise": "looking at noise"}),
-    Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others={"mean_ap_noise": "looking at noise"}),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +103,14 @@ class ZeroShot:
         """Compute the prompts' features once. Raises UserError for a run that cannot score how well a text fits."""
         self.task: Any = task
         self.classes, self.by = tuple(prompts), by
-        if by not in ("mean", "max"):
+        if by not in get_args(By):
             raise UserError(f"by {by!r} is not one of mean, max")
         has_matching = isinstance(task, ContrastTask) and task.contrast.match_head is not None
         if not (task.is_comparable or has_matching):
-            lacks = "needs features of images and texts that compare, or a matching head"
-            how = "eve finetune demo_retrieval --init RUN makes one that has"
-            raise UserError(f"zero-shot classification {lacks}; a {task.section.name} run has neither; {how}")
+            lacks = f"features of images and texts that compare, or a matching head; a {task.section.name} run has neither"
+            raise UserError(
+                f"zero-shot classification needs {lacks}; eve finetune demo_retrieval --init RUN makes one that has"
+            )
         texts = [text for given in prompts.values() for text in given]
         self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
         sizes, device = task.config.input, next(task.parameters()).device
@@ -142,19 +139,21 @@ class ZeroShot:
             for score_C in self.scores(images_BCHW)
         ]
 
-    def metrics(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool) -> dict[str, float]:
-        """Return the metrics of labelled rows: of one label each the accuracy and the recall by class, next to chance and the
-        prior of each class; of several labels each the mean average precision."""
-        if several:
-            is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
-            return metrics.ranking_summary(score_RC, is_true_RC)
-        right, true = self.right(score_RC, labels).tolist(), [given[0] for given in labels]
-        return metrics.summary(right, true) | {"acc_chance": 1 / len(self.classes)} | metrics.by_class(right, true)
+    def metrics(
+        self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Return the metrics of labelled rows, and whether the best class of each is right, float64 (R,).
 
-    def right(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """Return 1 for each row whose best class is one of its labels, the share of right ones if several tie; float64 (R,)."""
+        Rows of one label have accuracy and recall by class, next to chance and the prior of each class. Rows of several labels
+        have the mean average precision. A row whose best classes tie is right to the share of its labels among them.
+        """
         is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
-        return (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
+        right_R = (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
+        if several:
+            return metrics.ranking_summary(score_RC, is_true_RC), right_R
+        right, true = right_R.tolist(), [given[0] for given in labels]
+        numbers = metrics.summary(right, true) | {"acc_chance": 1 / len(self.classes)} | metrics.by_class(right, true)
+        return numbers, right_R
 
 
 def zero_shot(
@@ -171,10 +170,9 @@ def zero_shot(
 
     In float32; deterministic. prompts: see `read_prompts`; of built-in prompts only the classes of the data are used. data:
     name of the sources in messages. Rows without labels are left out and counted. The classes, and whether a row may have
-    several, follow from all rows, whatever num_samples is. Raises UserError, also if prompts and data differ in classes.
+    several, follow from all rows, for any num_samples. Raises UserError, also if prompts and data differ in classes.
     """
     texts, where = read_prompts(prompts)
-    scorer = ZeroShot(run.task, run.tokenizer, texts, by)  # before all rows are read: it refuses runs that cannot do this
     kinds = {row.labels for source in sources for _, row in usable_rows(source)}
     classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
     if not classes:
@@ -182,7 +180,7 @@ def zero_shot(
     if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
     check_classes(texts, classes, where, data)
-    scorer = ZeroShot(run.task, run.tokenizer, texts, by) if len(texts) < len(scorer.classes) else scorer
+    scorer = ZeroShot(run.task, run.tokenizer, texts, by)
     values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
     rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None
@@ -191,8 +189,8 @@ def zero_shot(
         raise UserError(f"{data}: none of the {num_unlabelled} rows looked at has a label to compare with; raise --samples")
     of_noise_RC, *_ = _scored(run, scorer, AblatedRows(rows, "noise"), [] if skip_invalid else None)
     given = [*labels.values()]
-    numbers, of_noise = (scorer.metrics(each_RC, given, several=several) for each_RC in (score_RC, of_noise_RC))
-    right_R, of_noise_R = (scorer.right(each_RC, given) for each_RC in (score_RC, of_noise_RC))
+    numbers, right_R = scorer.metrics(score_RC, given, several=several)
+    of_noise, of_noise_R = scorer.metrics(of_noise_RC, given, several=several)
     intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
     numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
     numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)

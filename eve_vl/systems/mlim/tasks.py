@@ -284,7 +284,6 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
         Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),
         Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts only", "uses the images"),
     )
-    has_prediction_file = True
 
     def predict_batch(self, batch: ItemBatch) -> list[PairExample]:
         """Compare the items of a batch, whole and by images or texts only."""
