@@ -27,7 +27,7 @@ from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop import published
 from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.interop.published import key_table, to_published
-from eve_vl.model.moe_reference import Assignment, OfficialMoE
+from eve_vl.model.moe import Assignment, OfficialMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.retrieval import Retrieval

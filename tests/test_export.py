@@ -22,7 +22,7 @@ from eve_vl.config import ContrastMatchConfig, DualEncoderConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import onnx
 from eve_vl.interop.onnx import TraceableMoE, export_run
-from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.model.moe import OfficialMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task
 from eve_vl.systems.mlim import PairConfig

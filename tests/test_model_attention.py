@@ -15,7 +15,7 @@ from twins import randomize
 
 from eve_vl.model import layers
 from eve_vl.model.layers import Attention, attend
-from eve_vl.model.packing import PackedTokens, Permutation, ReadPositions, Sequences, Tokens
+from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 
 B, N, M, D, H = 3, 5, 7, 16, 2
 LENGTHS = (7, 3, 4)
@@ -263,11 +263,8 @@ def test_on_cuda_attention_by_lengths_is_flash_of_halves(monkeypatch):
     is_padding_BM, S = torch.arange(M) >= torch.tensor(LENGTHS)[:, None], B * M
     rows = PackedTokens.of(Tokens(x_BND=torch.randn(B, M, D), num_image=2, is_padding_BN=is_padding_BM), H, packs=False)
     with FakeTensorMode():
-        move = Permutation(
-            **dict.fromkeys(("row_P", "place_R"), torch.empty(S, dtype=torch.long, device="cuda")), is_empty_P=None
-        )
-        starts = torch.empty(2 * B + 1, dtype=torch.int32, device="cuda")
-        vars(rows)["sequences"] = Sequences(rows=move, starts=starts, longest=M)
+        order_S, starts = (torch.empty(n, dtype=kind, device="cuda") for n, kind in ((S, torch.long), (2 * B + 1, torch.int32)))
+        vars(rows)["by_sequence"] = order_S, order_S, starts
         qkv_SX = torch.empty(S, 3 * D, device="cuda", dtype=torch.bfloat16)
         out = layers.attend_by_lengths(qkv_SX, rows, H)
         assert (out.shape, out.dtype, out.device.type) == ((S, D), torch.bfloat16, "cuda")

@@ -14,7 +14,6 @@ from twins import randomize
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.encoder_reference import OfficialEncoder
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
 
@@ -28,8 +27,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def official(routing: str) -> OfficialEncoder:
-    module = OfficialEncoder(model_config(routing=routing, num_experts=8), SIZES, VOCAB)
+def official(routing: str) -> Encoder:
+    module = Encoder(model_config(routing=routing, num_experts=8), SIZES, VOCAB)
     randomize(module, 0, std=0.4)
     return module.eval()
 
@@ -192,7 +191,7 @@ def test_official_cls_before_the_final_norm_goes_by_passes_too():
     torch.testing.assert_close(model.norm(before), model.cls(*inputs, num_passes=3)[0])
 
 
-def clear_choices(model: OfficialEncoder) -> Tensor:
+def clear_choices(model: Encoder) -> Tensor:
     """States of a pair with itself, of one pass and of two, whose second choices are drawn alike."""
     for block in model.blocks[1:]:
         block.ffn.noise = None  # pyright: ignore

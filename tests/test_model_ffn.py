@@ -13,13 +13,10 @@ from eve_vl.config import (
     EveModelConfig,
     FFNPolicy,
 )
-from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import Block, Encoder
-from eve_vl.model.encoder_reference import OfficialEncoder
-from eve_vl.model.ffn import POLICIES, ModalityFeedForward, PassFeedForward
+from eve_vl.model.ffn import ModalityFeedForward, PassFeedForward
 from eve_vl.model.layers import FeedForward
-from eve_vl.model.moe import MoE
-from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.model.moe import MoE, OfficialMoE
 
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])
 DECODER: dict[str, Any] = {"decoder_depth": 2, "decoder_dim": 16, "decoder_num_heads": 2}
@@ -30,10 +27,6 @@ P, T = 16, 12  # patches of the tiny images, tokens of a full text
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def test_every_policy_of_the_config_is_in_the_table():
-    assert set(POLICIES) == set(typing.get_args(FFNPolicy))
 
 
 # Building and running
@@ -88,14 +81,9 @@ def test_routing_says_which_experts_are_built():
         assert isinstance(ffn, OfficialMoE)
         assert (ffn.drops, ffn.num_image) == (drops, 1 + P)
         assert type(Block(model_config(routing=routing), "moe").ffn) is MoE  # without an image there is no fixed boundary
-    assert [type(build_backbone(model_config(routing=routing), SIZES, VOCAB)) for routing in ROUTINGS] == [
-        Encoder,
-        OfficialEncoder,
-        OfficialEncoder,
-    ]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", typing.get_args(FFNPolicy))
 @torch.no_grad()
 def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
     """With the block's own norm where one is for all, and statistics from experts alone."""
@@ -105,8 +93,8 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
     x_BND, num_image = torch.randn(2, 7, 16), 4
     x_SD, rows = in_rows(x_BND, num_image, num_heads=2)
     y_SD, stats = block(x_SD, rows)
-    assert (stats is not None) == (policy == "moe") == POLICIES[policy].has_router
-    assert hasattr(block, "norm2") == ("modality" not in policy) == POLICIES[policy].has_norm
+    assert (stats is not None) == (policy == "moe")
+    assert hasattr(block, "norm2") == ("modality" not in policy)
     expected = x_BND.clone()
     for b in range(2):
         for n in range(7):

@@ -15,7 +15,6 @@ from twins import randomize, tiny_config
 from eve_vl.config import EveModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.encoder_reference import OfficialEncoder
 from eve_vl.model.layers import Attention, attention_weights
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.probes import gradcam, replace_submodules
@@ -160,14 +159,14 @@ def test_in_the_last_block_only_the_row_that_is_read_matters():
 def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
     config = tiny_config(model={"routing": "reference-dropless"})
     assert isinstance(config.model, EveModelConfig)
-    encoder = OfficialEncoder(config.model, config.input, VOCAB)
+    encoder = Encoder(config.model, config.input, VOCAB)
     randomize(encoder, seed=3, std=0.35)
     encoder.double().eval()
     pixels_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     ids_BT, is_padding_BT = torch.arange(20).view(4, 5) + 3, torch.arange(5) >= torch.tensor([5, 2, 4, 5])[:, None]
 
     def look(rows: slice, num_passes: int) -> tuple[Tensor, Tensor]:
-        def score(twin: OfficialEncoder) -> Tensor:
+        def score(twin: Encoder) -> Tensor:
             image, text = twin.image(pixels_BCHW[rows]), twin.text(ids_BT[rows], is_padding_BT[rows])
             return twin.encode(image, text, num_passes=num_passes).cls_BD.sin().sum()
 

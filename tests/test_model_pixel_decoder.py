@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from twins import in_rows, randomize, tiny_config
 
 from eve_vl.config import EveModelConfig, MaskedSignalConfig
+from eve_vl.model.heads import PixelDecoder, sincos_positions
 from eve_vl.model.packing import Tokens
-from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from eve_vl.interop.heads import heads_of
 from eve_vl.model.layers import FeedForward
-from eve_vl.model.moe import Experts, MoE
-from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.model.moe import Experts, MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.model.probes import Module, replace_submodules
 from eve_vl.run.loading import LoadedRun, load_run

@@ -1,4 +1,4 @@
-"""The interface of encoders to the tasks: embed an image or a text, encode one of them or both.
+"""Interface of encoders to tasks: embed an image or a text, encode one or both.
 
 Letters: B batch, H height, W width, K kept patches, T text tokens, N all tokens, D width.
 """
@@ -22,6 +22,12 @@ class Encoded(Tokens):
     routers: list[list[RouterStats]]
     """Per pass, the statistics of each block with experts, first to last; empty lists without any."""
 
+    @classmethod
+    def of(cls, tokens: Tokens, x_BND: Tensor, routers: list[list[RouterStats]]) -> "Encoded":
+        """Return the states of tokens."""
+        known = {"num_image": tokens.num_image, "is_padding_BN": tokens.is_padding_BN, "num_real": tokens.num_real}
+        return cls(x_BND=x_BND, routers=routers, **known)
+
     @property
     def text_BTD(self) -> Tensor:
         """States of the text."""
@@ -42,7 +48,7 @@ class Encoded(Tokens):
 
 
 class Backbone(nn.Module):
-    """An encoder of images, texts and, if supported, pairs; one Transformer, a dual encoder or another design.
+    """An encoder of images, texts and, if supported, pairs.
 
     Heads read its states of width config.embed_dim. `image` and `text` compute the part that needs one modality, once for all
     pairs with it; `encode` computes the rest.
@@ -87,7 +93,7 @@ class Backbone(nn.Module):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return Encoded.cls_BD, or a pair's equivalent in this backbone, (B, pair_dim), and the routers.
+        """Return Encoded.cls_BD, or a pair's equivalent (B, pair_dim), and the routers.
 
         Only states that these need are computed. final_norm: False returns the states before it.
         """
@@ -95,21 +101,30 @@ class Backbone(nn.Module):
     def alone(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
-        """Return the states (B, D) of an image or a text for contrast, one per contrastive head, and the routers."""
+        """Return states (B, D) of an image or a text for contrast, and the routers.
+
+        There is one per contrastive head.
+        """
         state_BD, routers = self.cls(image, text, final_norm=final_norm)
         return [state_BD], routers
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
-        """Return the states of pixel_tokens' modalities that reconstruct masked pixels."""
+        """Return states of pixel_tokens' modalities that reconstruct masked pixels."""
         return self.encode(image, text)
 
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the states (M, D) of some text tokens, int64 among the flattened (B, T), and the routers."""
+        """Return the states (M, D) of some text tokens, and the routers.
+
+        token_M: int64, among the flattened (B, T).
+        """
         encoded = self.encode(image, text)
         return encoded.text_BTD.flatten(0, 1).index_select(0, token_M), encoded.routers
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's weights that depend on input sizes; return all weights, and a sentence on the changes."""
+        """Resize another encoder's weights that depend on input sizes.
+
+        Returns all weights, and a sentence on the changes.
+        """
         return tensors, None
 
     @property
@@ -118,8 +133,9 @@ class Backbone(nn.Module):
         """Names of the attention modules over whole pairs, first to last."""
 
     def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
-        """Return the names of attention modules from text to image, first to last, and the row of the text's [CLS].
+        """Return the names of attention modules from text to image, and a row.
 
-        Without at_pair: those of images alone, and the row of the image's [CLS].
+        First to last; the row is that of the text's [CLS]. Without at_pair: those of images alone, and the row of the image's
+        [CLS].
         """
         return self.attention_names, 1 + self.sizes.num_patches if at_pair else 0

@@ -1,9 +1,12 @@
-"""Dual encoder: an image tower, a text tower and, optionally, layers of co-attention (Chen et al. 2022, MICCAI).
+"""Dual encoder: an image tower, a text tower and, optionally, co-attention.
+
+The design is that of Chen et al. 2022 (MICCAI).
 
 Letters: B batch, P tokens of the image, T text tokens, N tokens of a modality, M those of the other, D width.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,7 +40,7 @@ class PostNormBlock(nn.Module):
 
 
 class Tower(nn.Module):
-    """A modality's embedding and blocks; `DualEncoder` applies the tower's norm where it reads the states."""
+    """A modality's embedding and blocks; `DualEncoder` applies the tower's norm."""
 
     def __init__(self, embed: ImageEmbed | TextEmbed, config: DualEncoderConfig, depth: int):
         super().__init__()
@@ -58,16 +61,14 @@ class Tower(nn.Module):
         x_SD = self.norm_pre(rows.collect(tokens.x_BND))
         for block in self.blocks:
             x_SD, _ = block(x_SD, rows)
-        return Tokens(
-            x_BND=rows.grid(x_SD),
-            num_image=tokens.num_image,
-            is_padding_BN=tokens.is_padding_BN,
-            num_real=tokens.num_real,
-        )
+        return replace(tokens, x_BND=rows.grid(x_SD), patch_BK=None)
 
 
 class CoAttention(nn.Module):
-    """A modality's part of a layer: self-attention, attention to the other modality, feed-forward network; post-norm."""
+    """A modality's part of a layer, post-norm.
+
+    Self-attention, attention to the other modality, feed-forward network.
+    """
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -94,7 +95,7 @@ class CoAttention(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """A layer of both modalities; each attends to the other's states before the layer."""
+    """A layer of both modalities; each attends to the other's states before it."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -103,7 +104,10 @@ class FusionBlock(nn.Module):
     def forward(
         self, image_BPD: Tensor, text_BTD: Tensor, is_padding_BT: Tensor | None, reads: Literal["all", "cls", "text"] = "all"
     ) -> tuple[Tensor, Tensor]:
-        """Return the states of images and texts after this layer; states that are not read stay or go."""
+        """Return the states of images and texts after this layer.
+
+        States that are not read stay or go.
+        """
         num_read = 1 if reads == "cls" else None
         after_BTD = self.text(text_BTD, is_padding_BT, image_BPD, None, num_read)
         if reads == "text":
@@ -112,7 +116,10 @@ class FusionBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Join of the towers: a projection per modality, whose bias is the type embedding, co-attention, and [CLS] poolers."""
+    """Join of the towers: a projection per modality, co-attention, and [CLS] poolers.
+
+    The projection's bias is the type embedding.
+    """
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -123,7 +130,10 @@ class Fusion(nn.Module):
 
 
 class DualEncoder(Backbone):
-    """Two towers and, with fusion_depth, co-attention. `image` and `text` run a tower, once for all pairs."""
+    """Two towers and, with fusion_depth, co-attention.
+
+    `image` and `text` run a tower, once for all pairs.
+    """
 
     find_unused_parameters = True
     pixel_tokens = "image"
@@ -147,21 +157,25 @@ class DualEncoder(Backbone):
         return 2 * self.config.embed_dim
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of images or texts after their tower, of pairs after co-attention."""
-        if image is None or text is None:
-            return self._encoded(self._alone(image, text))
-        return self._encoded(join(*self._fused(image, text)))
+        """Return the states of images or texts after their tower, or of pairs."""
+        tokens = self._alone(image, text) if image is None or text is None else join(*self._fused(image, text))
+        return Encoded.of(tokens, tokens.x_BND, [[]])
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
         """Return the states of images, of pairs after pixel_layer layers of co-attention."""
         if text is None or not self.config.fusion_depth:
-            return self._encoded(self._alone(image, None))
-        return self._encoded(self._fused(image, text, stop=self.config.pixel_layer)[0])
+            tokens = self._alone(image, None)
+        else:
+            tokens = self._fused(image, text, stop=self.config.pixel_layer)[0]
+        return Encoded.of(tokens, tokens.x_BND, [[]])
 
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the [CLS] state of images or texts (B, D), of pairs both pooled states (B, 2·D), and no routers."""
+        """Return the [CLS] state of images or texts (B, D), and no routers.
+
+        Of pairs: both pooled states, (B, 2·D).
+        """
         if image is None or text is None:
             return self._alone(image, text, final_norm=final_norm).x_BND[:, 0], [[]]
         images, texts = self._fused(image, text, "all" if self.computes_all else "cls")
@@ -173,15 +187,6 @@ class DualEncoder(Backbone):
         states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
         return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]
 
-    def _encoded(self, tokens: Tokens) -> Encoded:
-        return Encoded(
-            x_BND=tokens.x_BND,
-            num_image=tokens.num_image,
-            is_padding_BN=tokens.is_padding_BN,
-            num_real=tokens.num_real,
-            routers=[[]],
-        )
-
     def _alone(self, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True) -> Tokens:
         """Return the states of images or of texts, after the tower's norm."""
         tokens, tower = (text, self.text) if image is None else (image, self.image)
@@ -191,9 +196,9 @@ class DualEncoder(Backbone):
     def _fused(
         self, image: Tokens, text: Tokens, reads: Literal["all", "cls", "text"] = "all", stop: int | None = None
     ) -> tuple[Tokens, Tokens]:
-        """Return the states of images and texts after the first `stop` layers of co-attention, by default all.
+        """Return the states of images and texts after co-attention.
 
-        After the last layer, only the states that `reads` names.
+        stop: number of layers, by default all. After the last layer, only the states that `reads` names.
         """
         if not self.config.fusion_depth:
             raise UserError("these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two")
@@ -215,7 +220,10 @@ class DualEncoder(Backbone):
         return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
 
     def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
-        """Return the names of text-to-image attention (row 0: the text [CLS]) or of attention within images."""
+        """Return the names of text-to-image attention or of attention within images.
+
+        The row of each [CLS] is 0.
+        """
         alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
         return (self.attention_names if at_pair else alone), 0
 
@@ -223,4 +231,4 @@ class DualEncoder(Backbone):
 def _with_states(tokens: Tokens, x_BND: Tensor) -> Tokens:
     """Return tokens with other states; without padding if there are fewer states."""
     is_padding_BN = tokens.is_padding_BN if x_BND.shape[1] == tokens.x_BND.shape[1] else None
-    return Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=is_padding_BN, num_real=tokens.num_real)
+    return replace(tokens, x_BND=x_BND, is_padding_BN=is_padding_BN)

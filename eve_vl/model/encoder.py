@@ -1,4 +1,7 @@
-"""EVE's encoder: blocks, the one path for training and evaluation, and all initialisation.
+"""EVE's encoder: blocks, one path for training and evaluation, all initialisation.
+
+`model.routing` reference and reference-dropless compute as the published code does, for weights trained with it
+(docs/fidelity.md).
 
 Letters: B batch, S rows of the batch, M rows that are read, N all tokens, D width.
 """
@@ -13,18 +16,17 @@ from torch import Tensor, nn
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
 from eve_vl.model.backbone import Backbone, Encoded
-from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
-from eve_vl.model.ffn import POLICIES
+from eve_vl.model.embeddings import ImageEmbed, RelativePositions, TextEmbed, index_tokens, join, resized_positions
+from eve_vl.model.ffn import build_ffn
 from eve_vl.model.layers import Attention, drop_path, layer_norm
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
-from eve_vl.model.relative import RelativePositions
 
 TEMPERATURE = 0.07  # initial temperature of the contrastive loss
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward part, LayerScale and drop-path on both branches."""
+    """Pre-norm attention and feed-forward part, with LayerScale and drop-path."""
 
     def __init__(
         self,
@@ -35,36 +37,44 @@ class Block(nn.Module):
         norm_eps: float = NORM_EPS,
     ):
         super().__init__()
-        self.policy = POLICIES[policy]
+        self.policy: FFNPolicy = policy
         self.drop_path_rate = drop_path_rate
         self.norm1 = layer_norm(config.embed_dim, norm_eps)
         self.attn = Attention(config.embed_dim, config.num_heads)
         self.scale1 = nn.Parameter(torch.empty(config.embed_dim))
         self.scale2 = nn.Parameter(torch.empty(config.embed_dim))
-        if self.policy.has_norm:
+        if policy in ("shared", "moe"):  # the others have a norm per network
             self.norm2 = layer_norm(config.embed_dim, norm_eps)
-        self.ffn = self.policy.build(config, sizes)
+        self.ffn = build_ffn(policy, config, sizes)
 
     def forward(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Return the rows after this block, (S, D), or only those that are read, (M, D), and a `moe` block's statistics.
+        """Return the rows after this block, and a `moe` block's statistics.
 
-        The statistics cover all rows, unless a [CLS] is read in evaluation. bias_BHNN: of attention.
+        All rows, (S, D), or those that are read, (M, D). The statistics cover all rows, unless a [CLS] is read in evaluation.
+        bias_BHNN: of attention.
         """
         # a router needs all rows that count in the balance loss, so these must attend
-        sees_all = self.policy.has_router and read is not None and (self.training or read.positions is None)
+        sees_all = self.policy == "moe" and read is not None and (self.training or read.positions is None)
         now, then = (None, read) if sees_all else (read, None)
         branch = self.attn.among(self.norm1(x_SD), rows, now, bias_BHNN)
         x_SD, rows = rows.narrowed(x_SD, now)
         x_SD = x_SD + drop_path(self.scale1 * branch, rows, self.drop_path_rate, self.training)
-        branch, stats = self.policy.run(self, x_SD, rows, then)
+        if self.policy == "moe":
+            branch, stats = self.ffn(self.norm2(x_SD), rows, then)
+        else:
+            branch, stats = self.ffn(self.norm2(x_SD)) if self.policy == "shared" else self.ffn(x_SD, rows), None
         x_SD, rows = rows.narrowed(x_SD, then)
         return x_SD + drop_path(self.scale2 * branch, rows, self.drop_path_rate, self.training), stats
 
 
 class Encoder(Backbone):
-    """EVE: one Transformer for images, texts and pairs, the same path for every use."""
+    """EVE: one Transformer for images, texts and pairs.
+
+    With routing reference, a token's result depends on all tokens of its pass: parts of a batch run one by one, and no state
+    may be left out.
+    """
 
     def __init__(self, config: EveModelConfig, sizes: InputConfig, vocab_size: int):
         super().__init__()
@@ -92,29 +102,36 @@ class Encoder(Backbone):
         self.norm = layer_norm(config.embed_dim)
         self.relative = None if has_positions else RelativePositions(config, sizes)
         self.pooler = nn.Linear(config.embed_dim, config.embed_dim) if config.pooler else None
-        with_pairs = [number for number, policy in enumerate(config.ffn_policies) if POLICIES[policy].has_pairs]
+        with_pairs = [number for number, policy in enumerate(config.ffn_policies) if policy == "modality_vl"]
         self.first_with_pairs = with_pairs[0] if with_pairs else config.depth
         self.num_contrasts = 1 + bool(with_pairs)
         # The last block computes only rows that are read. If they have one modality, the other's network gets no gradient.
         self.find_unused_parameters = bool(with_pairs) or config.pooler or config.ffn_policies[-1] == "modality"
+        self.packs = config.routing == "dropless"  # the published code routes padding too
+        # without drops, a token's result depends on no other token
+        self.results_depend_on_batch = config.routing == "reference" and "moe" in config.ffn_policies
+        self.computes_all = self.results_depend_on_batch
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of images, texts or pairs, in one pass."""
+        """Return the states of images, texts or pairs, with reference routing by pass."""
         tokens = join(image, text)
+        if num_passes > 1 and not self.packs:
+            parts = [self.encode(*part) for part in _parts(image, text, num_passes)]
+            return Encoded.of(tokens, torch.cat([part.x_BND for part in parts]), [part.routers[0] for part in parts])
         rows = self.rows(tokens)
         x_SD, routers = self.run_blocks(tokens, rows)
-        return Encoded(
-            x_BND=rows.grid(self.norm(x_SD)),
-            num_image=tokens.num_image,
-            is_padding_BN=tokens.is_padding_BN,
-            num_real=tokens.num_real,
-            routers=[routers],
-        )
+        return Encoded.of(tokens, rows.grid(self.norm(x_SD)), [routers])
 
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of the text's [CLS], else of the image's, (B, D), pooled for pairs, and the routers."""
+        """Return the state of the text's [CLS], else of the image's, and the routers.
+
+        (B, D), pooled for pairs.
+        """
+        if num_passes > 1 and not self.packs:
+            parts = [self.cls(*part, final_norm=final_norm) for part in _parts(image, text, num_passes)]
+            return torch.cat([cls_BD for cls_BD, _ in parts]), [routers for _, (routers,) in parts]
         tokens = join(image, text)
         rows = self.rows(tokens)
         position = tokens.num_image if text is not None else 0
@@ -151,9 +168,10 @@ class Encoder(Backbone):
     def run_blocks(
         self, tokens: Tokens, rows: PackedTokens, read: ReadPositions | None = None
     ) -> tuple[Tensor, list[RouterStats]]:
-        """Return the states before the final norm of all rows, or of those that are read, and statistics of `moe` blocks.
+        """Return the states before the final norm, and statistics of `moe` blocks.
 
-        The last block computes only rows that are read, but its router sees all that count in the balance loss.
+        States are of all rows, or of those that are read. The last block computes only rows that are read, but its router sees
+        all that count in the balance loss.
         """
         return self._run(self._with_biases(tokens), self.norm_pre(rows.collect(tokens.x_BND)), rows, read)
 
@@ -180,10 +198,10 @@ class Encoder(Backbone):
 
     def rows(self, tokens: Tokens) -> PackedTokens:
         """Return the tokens to compute."""
-        return PackedTokens.of(tokens, self.config.num_heads)
+        return PackedTokens.of(tokens, self.config.num_heads, packs=self.packs)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's image positions to this one's patches, and longer relative text positions."""
+        """Resize another encoder's image positions and longer relative text positions."""
         if self.relative is not None:
             names = "relative.image_bias", "relative.text_bias"
             if not all(name in tensors for name in names):
@@ -198,6 +216,14 @@ class Encoder(Backbone):
     def attention_names(self) -> list[str]:
         """Names of the attention modules, first block to last."""
         return [f"blocks.{number}.attn" for number in range(len(self.blocks))]
+
+
+def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[list[Tokens | None]]:
+    """Cut a batch into equal parts, in operations that ONNX has."""
+    tokens = image or text
+    assert tokens is not None
+    rows_CB = torch.arange(tokens.x_BND.shape[0], device=tokens.x_BND.device).unflatten(0, (count, -1))
+    return [[None if each is None else index_tokens(each, rows_B) for each in (image, text)] for rows_B in rows_CB.unbind()]
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:

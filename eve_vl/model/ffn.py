@@ -1,21 +1,16 @@
-"""The feed-forward part of a block: a table of policies, and how each is built and run.
+"""Feed-forward part of a block, by policy.
 
 Letters: S rows of a batch, D width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import EveModelConfig, InputConfig
+from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig
 from eve_vl.config.model import Activation
 from eve_vl.model.layers import FeedForward, layer_norm
-from eve_vl.model.moe import MoE, RouterStats
-from eve_vl.model.moe_reference import OfficialMoE
-from eve_vl.model.packing import PackedTokens, ReadPositions
+from eve_vl.model.moe import MoE, OfficialMoE
+from eve_vl.model.packing import PackedTokens
 
 
 class ModalityFeedForward(nn.Module):
@@ -37,7 +32,10 @@ class ModalityFeedForward(nn.Module):
 
 
 class PassFeedForward(ModalityFeedForward):
-    """VLMo's top blocks: one norm and network for all tokens of a pair; an image or a text alone has its modality's."""
+    """VLMo's top blocks: one norm and network for all tokens of a pair.
+
+    An image or a text without the other has its modality's.
+    """
 
     def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__(embed_dim, ffn_dim, activation)
@@ -48,48 +46,14 @@ class PassFeedForward(ModalityFeedForward):
         return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """A rule that assigns feed-forward networks to tokens."""
-
-    build: Callable[[EveModelConfig, InputConfig | None], nn.Module]
-    """Returns the block's `ffn`; only the published routing needs input sizes."""
-    run: Callable[[Any, Tensor, PackedTokens, ReadPositions | None], tuple[Tensor, RouterStats | None]]
-    """Runs a block's feed-forward part on rows (S, D), a router's on those that are read; returns its statistics too."""
-    has_norm: bool = True
-    """Whether all tokens share the block's `norm2`."""
-    has_router: bool = False
-    has_pairs: bool = False
-    """Whether pairs have their own network, so that no pass uses all networks."""
-
-
-def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
+def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
+    """Return the `ffn` of a block; only published routing needs input sizes."""
+    if policy != "moe":
+        kind = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}[policy]
+        return kind(config.embed_dim, config.ffn_dim, config.activation)
     dims = config.embed_dim, config.ffn_dim, config.num_experts
-    more: dict[str, Any] = {"modality_routing": config.modality_routing, "activation": config.activation}
+    how, activation = config.modality_routing, config.activation
     if config.routing == "dropless" or sizes is None:
-        return MoE(*dims, config.top_k, **more)
-    return OfficialMoE(*dims, num_image=1 + sizes.num_patches, drops=config.routing == "reference", **more)
-
-
-POLICIES: dict[str, Policy] = {
-    "shared": Policy(
-        build=lambda config, _: FeedForward(config.embed_dim, config.ffn_dim, config.activation),
-        run=lambda block, x_SD, *_: (block.ffn(block.norm2(x_SD)), None),
-    ),
-    "modality": Policy(
-        build=lambda config, _: ModalityFeedForward(config.embed_dim, config.ffn_dim, config.activation),
-        run=lambda block, x_SD, rows, _: (block.ffn(x_SD, rows), None),
-        has_norm=False,
-    ),
-    "modality_vl": Policy(
-        build=lambda config, _: PassFeedForward(config.embed_dim, config.ffn_dim, config.activation),
-        run=lambda block, x_SD, rows, _: (block.ffn(x_SD, rows), None),
-        has_norm=False,
-        has_pairs=True,
-    ),
-    "moe": Policy(
-        build=_build_experts,
-        run=lambda block, x_SD, rows, read: block.ffn(block.norm2(x_SD), rows, read),
-        has_router=True,
-    ),
-}
+        return MoE(*dims, config.top_k, how, activation)
+    num_image, drops = 1 + sizes.num_patches, config.routing == "reference"
+    return OfficialMoE(*dims, modality_routing=how, activation=activation, num_image=num_image, drops=drops)

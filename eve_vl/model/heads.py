@@ -1,16 +1,22 @@
-"""Heads: from encoder states to predictions.
+"""Heads and the pixel decoder: from encoder states to predictions.
 
-Letters: B batch, M masked tokens, N all tokens, D width, V vocabulary.
+Letters: B batch, P patches of the image, K kept patches, M masked patches or tokens, T text tokens, N all tokens, D width of
+the encoder, d width of features or of the decoder, V vocabulary, X values in a patch.
 """
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eve_vl.config import EveModelConfig
 from eve_vl.config.model import NORM_EPS
+from eve_vl.model.embeddings import join
+from eve_vl.model.encoder import Block
 from eve_vl.model.layers import layer_norm
+from eve_vl.model.packing import PackedTokens, Tokens
 
 
 class TokenHead(nn.Module):
@@ -34,17 +40,20 @@ class MLPHead(nn.Sequential):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
     def start_as_one_of_many(self) -> None:
-        """Set the prior of each class to its average; a prior of one half costs the first hundred steps."""
+        """Set the prior of each class to its average.
+
+        A prior of one half costs the first hundred steps.
+        """
         bias = self[-1].bias
         assert isinstance(bias, nn.Parameter)
         nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
 
 class BatchNormNoAffine(nn.BatchNorm1d):
-    """Batch normalisation without weights, as in MAE's linear probes; (B, D) to float32 (B, D).
+    """Batch normalisation without weights, as in MAE's linear probes.
 
-    Each process normalises by its own rows, evaluation by running averages. Most of a [CLS] state is equal for all inputs, and
-    an untrained head makes the encoder increase that share (LOG.md).
+    (B, D) to float32 (B, D). Each process normalises by its own rows, evaluation by running averages. Most of a [CLS] state is
+    equal for all inputs, and an untrained head makes the encoder increase that share (LOG.md).
     """
 
     def __init__(self, embed_dim: int):
@@ -56,9 +65,10 @@ class BatchNormNoAffine(nn.BatchNorm1d):
 
 
 class ITMHead(nn.Linear):
-    """Logits (B, 2) of an image–text pair, class 1 = match; `standardize` normalises states by BatchNormNoAffine first.
+    """Logits (B, 2) of an image–text pair, class 1 = match.
 
-    ranks: only a match has a logit, a score to rank the texts of an image; that of no match is 0.
+    standardize: BatchNormNoAffine comes first. ranks: only a match has a logit, a score to rank the texts of an image; that of
+    no match is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
@@ -72,7 +82,10 @@ class ITMHead(nn.Linear):
 
 
 class PairedAttentionHead(nn.Module):
-    """Two classes from two pairs that attend to each other, fused and pooled by attention (UNITER, "pair with attention")."""
+    """Two classes from two pairs that attend to each other, pooled by attention.
+
+    UNITER's "pair with attention".
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
@@ -99,9 +112,10 @@ class PairedAttentionHead(nn.Module):
 
 
 class SiameseHead(nn.Module):
-    """Two classes from two standardised states, their distance and their product (InferSent, Conneau et al. 2017).
+    """Two classes from two standardised states, their distance and their product.
 
-    Distance and product show equality from the start; a classifier of the states alone must first learn to compare.
+    As in InferSent (Conneau et al. 2017). Distance and product show equality from the start; a classifier of the states alone
+    must first learn to compare.
     """
 
     def __init__(self, embed_dim: int):
@@ -116,7 +130,7 @@ class SiameseHead(nn.Module):
 
 
 class ContrastHead(nn.Module):
-    """Projections of the two [CLS] states to features of length 1, and their temperature."""
+    """Projections of two [CLS] states to features of length 1, and a temperature."""
 
     def __init__(self, embed_dim: int, projection_dim: int):
         super().__init__()
@@ -131,3 +145,60 @@ class ContrastHead(nn.Module):
     def text_features(self, cls_BD: Tensor) -> Tensor:
         """Return text features, float32 (B, d), of states (B, D)."""
         return F.normalize(self.text(cls_BD).float(), dim=1)
+
+
+class PixelDecoder(nn.Module):
+    """The light decoder that reconstructs masked patches from states (MAE §3).
+
+    A few narrow blocks over [image; one mask token per masked patch; text] give the pixels of the masked patches. Attention
+    ignores order, so masked patches come after all kept ones, without reordering. Fixed sine-cosine positions locate all
+    patches.
+    """
+
+    def __init__(self, embed_dim: int, patch_dim: int, block: EveModelConfig, *, depth: int, dim: int, num_heads: int):
+        """Build it.
+
+        embed_dim: of the encoder. block: shape of the blocks, except for width and heads.
+        """
+        super().__init__()
+        block = dataclasses.replace(block, embed_dim=dim, num_heads=num_heads)
+        self.embed = nn.Linear(embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(depth))
+        self.norm = layer_norm(dim)
+        self.pixels = nn.Linear(dim, patch_dim)
+        self.block = block
+
+    def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Predict the masked patches.
+
+        encoded: states of [image CLS, K kept patches, T text tokens]. keep_BK, hidden_BM: int64 positions in the grid.
+        Returns (B, M, X), in the order of hidden_BM.
+        """
+        K, M = keep_BK.shape[1], hidden_BM.shape[1]
+        x_BNd = self.embed(encoded.x_BND)
+        positions_Pd = sincos_positions(K + M, x_BNd.shape[2], x_BNd.device).to(x_BNd.dtype)
+        cls_B1d, kept_BKd, text_BTd = x_BNd.split([1, K, x_BNd.shape[1] - K - 1], dim=1)
+        hidden_BMd = self.mask_token.to(x_BNd.dtype) + positions_Pd[hidden_BM]
+        image_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], hidden_BMd], dim=1)
+        is_padding_BT = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:, 1 + K :]
+        image = Tokens(x_BND=image_BNd, num_image=1 + K + M)
+        tokens = join(image, Tokens(x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real))
+        rows = PackedTokens.of(tokens, self.block.num_heads)
+        hidden, x_Sd = rows.between(1 + K, 1 + K + M), rows.collect(tokens.x_BND)
+        for block in self.blocks:
+            x_Sd, _ = block(x_Sd, rows, hidden if block is self.blocks[-1] else None)
+        return self.pixels(self.norm(x_Sd)).unflatten(0, (-1, M))
+
+
+def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:
+    """Return sine-cosine positions of a square grid, float32 (num_patches, dim).
+
+    One half is for the row, one for the column.
+    """
+    side = round(num_patches**0.5)
+    frequencies = 10_000 ** -(torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    angles = torch.arange(side, device=device, dtype=torch.float32)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).reshape(num_patches, dim)

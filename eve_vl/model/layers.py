@@ -20,7 +20,10 @@ def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, which saves one tensor for backward instead of two."""
+    """x · sigmoid(1.702 x) = silu(1.702 x) / 1.702.
+
+    It saves one tensor for backward instead of two.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -34,12 +37,15 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Return QuickGELU, the activation of feed-forward networks and experts; any shape and float dtype."""
+    """Return QuickGELU of any shape and float dtype."""
     return _QuickGELU.apply(x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention, self-attention unless keys are given; q and v have biases, k has none."""
+    """Multi-head attention, self-attention unless keys are given.
+
+    q and v have biases, k has none.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -58,7 +64,7 @@ class Attention(nn.Module):
         keys_BMD: Tensor | None = None,
         bias_HNM: Tensor | None = None,
     ) -> Tensor:
-        """Attend from each of N tokens to M, without padding; (B, N, D) to (B, N, D).
+        """Attend from each of N tokens to M without padding: (B, N, D) to (B, N, D).
 
         keys_BMD: source of keys and values (co-attention), by default the tokens themselves. is_padding_BM: padding among
         them. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
@@ -68,23 +74,24 @@ class Attention(nn.Module):
     def among(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> Tensor:
-        """Attend from each row, or each that is read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D).
+        """Attend from each row, or each that is read, to all real tokens of its sequence.
 
-        bias_BHNN: added to the scores; (1, H, N, N) if equal for all samples.
+        (S, D) to (S, D) or (M, D). bias_BHNN: added to the scores; (1, H, N, N) if equal for all samples.
         """
         qkv_SX = F.linear(x_SD, self.qkv.weight, self._bias())
-        at_once = read is None or read.positions is None
-        if at_once and bias_BHNN is None and self.attend is attend and takes_lengths(qkv_SX, rows, self.num_heads):
+        positions = None if read is None else read.positions
+        is_plain = positions is None and bias_BHNN is None and self.attend is attend
+        if is_plain and takes_lengths(qkv_SX, rows, self.num_heads):
             out_SD = attend_by_lengths(qkv_SX, rows, self.num_heads)
-            return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
-        q_BHNd, k_BHNd, v_BHNd = rows.split_heads(qkv_SX)
-        if read is not None and read.positions is not None:
-            q_BHNd = q_BHNd[:, :, read.positions]
-            bias_BHNN = None if bias_BHNN is None else bias_BHNN[:, :, read.positions]
-            mask = attention_mask(rows.is_padding_BN, bias_BHNN)
-            return self.join(self.attend(q_BHNd, k_BHNd, v_BHNd, mask)).flatten(0, 1)
-        mask = attention_mask(rows.is_padding_BN, bias_BHNN)
-        out_SD = rows.join_heads(self.attend(q_BHNd, k_BHNd, v_BHNd, mask))
+        else:
+            q_BHNd, k_BHNd, v_BHNd = rows.split_heads(qkv_SX)
+            if positions is not None:
+                q_BHNd = q_BHNd[:, :, positions]
+                bias_BHNN = None if bias_BHNN is None else bias_BHNN[:, :, positions]
+            out_BHNd = self.attend(q_BHNd, k_BHNd, v_BHNd, attention_mask(rows.is_padding_BN, bias_BHNN))
+            if positions is not None:
+                return self.join(out_BHNd).flatten(0, 1)
+            out_SD = rows.join_heads(out_BHNd)
         return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
 
     def split(self, x_BND: Tensor, keys_BMD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +116,10 @@ class Attention(nn.Module):
 
 
 def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Tensor | None:
-    """Return the mask of `attend`: bool, True for allowed keys, or floats to add; None if all keys are allowed."""
+    """Return the mask of `attend`: bool, True for allowed keys, or floats to add.
+
+    None if all keys are allowed.
+    """
     if bias_HNM is None:
         return None if is_padding_BM is None else ~is_padding_BM[:, None, None, :]
     if is_padding_BM is None:
@@ -118,10 +128,10 @@ def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Ten
 
 
 def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax attention, (B, H, N, d): torch's fused kernel, but explicit for bfloat16 on CPU.
+    """Return softmax attention, (B, H, N, d).
 
-    There the fused backward is slow: the explicit form is 1.2 to 2.7 times faster, forward and backward together, most on short
-    sequences (LOG.md).
+    It is torch's fused kernel, but explicit for bfloat16 on CPU: there the fused backward is slow: the explicit form is 1.2 to
+    2.7 times faster, forward and backward together, most on short sequences (LOG.md).
     """
     if q_BHNd.device.type != "cpu" or q_BHNd.dtype != torch.bfloat16 or not q_BHNd.requires_grad:
         if mask is not None and mask.dtype != torch.bool:
@@ -131,21 +141,24 @@ def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) 
 
 
 def takes_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> bool:
-    """Return whether to use `attend_by_lengths`: there is padding, and a GPU with a kernel."""
+    """Return whether to use `attend_by_lengths`: on padding, with a GPU's kernel."""
     if rows.is_padding_BN is None or qkv_SX.device.type != "cuda" or qkv_SX.dtype not in (torch.bfloat16, torch.float16):
         return False
     return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(qkv_SX.device) >= (8, 0)
 
 
 def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Tensor:
-    """Return softmax attention within each sequence of rows, (S, D), by flash attention with sequence starts, not a mask."""
+    """Return softmax attention within each sequence of rows, (S, D).
+
+    Flash attention gets sequence starts, not a mask.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    of, (S, X) = rows.sequences, qkv_SX.shape
-    q_SHd, k_SHd, v_SHd = of.rows(qkv_SX).view(S, 3, num_heads, X // 3 // num_heads).unbind(1)
-    out_SHd = varlen_attn(q_SHd, k_SHd, v_SHd, of.starts, of.starts, of.longest, of.longest)
+    (order_S, back_S, starts), longest, (S, X) = rows.by_sequence, rows.shape[1], qkv_SX.shape
+    q_SHd, k_SHd, v_SHd = qkv_SX.index_select(0, order_S).view(S, 3, num_heads, X // 3 // num_heads).unbind(1)
+    out_SHd = varlen_attn(q_SHd, k_SHd, v_SHd, starts, starts, longest, longest)
     assert isinstance(out_SHd, Tensor)
-    return of.rows.back(out_SHd.flatten(1))
+    return out_SHd.flatten(1).index_select(0, back_S)
 
 
 def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Tensor:
@@ -176,8 +189,11 @@ class FeedForward(nn.Module):
 
 
 def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:
-    """Drop the branch for a random share `rate` of the samples, and scale the rest (stochastic depth)."""
+    """Drop the branch for a random share of the samples, and scale the rest.
+
+    Stochastic depth.
+    """
     if rate == 0 or not training:
         return x_SD
     keep_B = torch.empty(rows.shape[0], device=x_SD.device).bernoulli_(1 - rate).div_(1 - rate)
-    return x_SD * keep_B.to(x_SD.dtype).index_select(0, rows.token_S // rows.shape[1])[:, None]
+    return x_SD * keep_B.to(x_SD.dtype).index_select(0, rows.sample_S)[:, None]

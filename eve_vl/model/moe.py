@@ -1,12 +1,18 @@
-"""The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper, "Modality-Aware MoE").
+"""Modality-aware sparse mixture of experts: router → dispatch → experts → combine.
 
-`dropless` routing: every token reaches its top-k experts, padding is not counted, and no result depends on other tokens of the
-batch. Statistics are returned, never stored.
+`MoE` has `dropless` routing: every token reaches its top-k experts, padding is not counted, and no result depends on other
+tokens of the batch. Statistics are returned, never stored.
 
-Letters: S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen experts, R = S·K routed
-rows, M = 2 modalities (image, text).
+`OfficialMoE` computes as the published code does, for weights trained with it (docs/fidelity.md): experts also see the modality
+embedding; padding is routed and counted; the boundary of image and text is fixed. With `reference` routing the second expert is
+sampled, and experts have a capacity. A token's result then depends on its batch, in evaluation too.
+
+Letters: N tokens of a sequence, S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen
+experts, R = S·K routed rows, M = 2 modalities (image, text).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +23,12 @@ from eve_vl.config.model import Activation
 from eve_vl.model.layers import ACTIVATIONS
 from eve_vl.model.packing import PackedTokens, ReadPositions
 
+MIN_CAPACITY = 4  # rows of an expert with `reference` routing
+
 
 @dataclass(kw_only=True, slots=True)
 class RouterStats:
-    """Sums over the real tokens of one `moe` block in one pass; passes and processes can be added."""
+    """Sums over the real tokens of a `moe` block; passes and processes can be added."""
 
     sums_2X: Tensor
     """float32 (2, 4·E): by modality (image, text), the values of the properties for all experts."""
@@ -55,7 +63,10 @@ class RouterStats:
 
 
 class Router(nn.Module):
-    """g(x) = softmax(W (x + b_m)); b_m is a learned modality embedding (paper Eq. 6), which only the router sees."""
+    """g(x) = softmax(W (x + b_m)).
+
+    b_m is a learned modality embedding (paper Eq. 6), which only the router sees.
+    """
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int, modality_routing: bool):
         super().__init__()
@@ -64,7 +75,10 @@ class Router(nn.Module):
         self.modality_embed = nn.Parameter(torch.empty(2, embed_dim)) if modality_routing else None
 
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, RouterStats]:
-        """Return gates (S, K) renormalised over the K, experts (S, K) int64, and the statistics. At least float32."""
+        """Return gates (S, K), experts (S, K) int64, and statistics.
+
+        Gates are renormalised over the K, in at least float32.
+        """
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
             if self.modality_embed is not None:  # W (x + b_m) = W x + W b_m, without a second copy of x
@@ -80,9 +94,10 @@ class Router(nn.Module):
 def router_stats(
     gates_SE: Tensor, log_gates_SE: Tensor, experts_SK: Tensor, is_of_2S: Tensor, has_room_SK: Tensor | None = None
 ) -> RouterStats:
-    """Return the sums over tokens; first choices count even if their expert has no room.
+    """Return the sums over tokens.
 
-    is_of_2S: as `PackedTokens.is_of_2S`. A matrix product needs no GPU sync.
+    First choices count even if their expert has no room. is_of_2S: as `PackedTokens.is_of_2S`. A matrix product needs no GPU
+    sync.
     """
     zeros_SE = torch.zeros_like(gates_SE.detach())
     first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)
@@ -104,7 +119,7 @@ class Experts(nn.Module):
 
     @torch.compiler.disable  # grouped_mm compiles for bfloat16 alone, and sizes that follow from counts_E would not gain
     def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:  # pyright: ignore
-        """(R, D) to (R, D); row i goes through expert expert_R[i]; rows are sorted by expert, counts_E rows each."""
+        """Compute row i of (R, D) by expert expert_R[i]; rows are sorted, counts_E rows each."""
         tile = row_tile(x_RD, len(counts_E))
         if tile == 1:
             return self._sorted(x_RD, expert_R, counts_E)
@@ -148,7 +163,10 @@ class MoE(nn.Module):
         return experts - experts * self.router.top_k // len(self.router.weight)
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
-        """Return the experts' output for rows (S, D), or for those that are read, and the statistics of all rows."""
+        """Return the experts' output for rows (S, D) and the statistics of all rows.
+
+        read: output of these rows only.
+        """
         gates_SK, experts_SK, stats = self.router(x_SD, rows)
         if read is not None:
             x_SD, gates_SK, experts_SK = (each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK))
@@ -177,7 +195,10 @@ def row_tile(x_RD: Tensor, num_experts: int) -> int:
 
 
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """Multiply consecutive groups of rows, counts_E rows each, by their own matrix: (R, I) and (E, O, I) to (R, O)."""
+    """Multiply groups of rows by their own matrix: (R, I) and (E, O, I) to (R, O).
+
+    Groups are consecutive, with counts_E rows each.
+    """
     weight_EOI = weight_EOI.to(x_RI.dtype)
     if grouped_mm_works(x_RI, weight_EOI):
         return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=counts_E.cumsum(0).int())
@@ -187,9 +208,125 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor
 
 
 def grouped_mm_works(x_RI: Tensor, weight_EOI: Tensor) -> bool:
-    """Return whether torch's grouped_mm takes these: float32 or half types on CPU, bfloat16 on CUDA, 16-byte rows."""
+    """Return whether torch's grouped_mm takes these.
+
+    It takes float32 or half types on CPU, bfloat16 on CUDA, and 16-byte rows.
+    """
     dtypes = (torch.float32, torch.bfloat16, torch.float16) if x_RI.device.type == "cpu" else (torch.bfloat16,)
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     if x_RI.device.type == "cuda" and torch.cuda.get_device_capability(x_RI.device) < (8, 0):
         return False
     return x_RI.dtype in dtypes and aligned and x_RI.device.type in ("cpu", "cuda")
+
+
+@dataclass(kw_only=True, slots=True)
+class Assignment:
+    """First and second expert of each token."""
+
+    logits_SE: Tensor
+    """Logits of the gate, float32, without noise."""
+    experts_S2: Tensor
+    """int64."""
+    slots_S2: Tensor
+    """int64 places in the experts' queues; -1 without room."""
+    gates_S2: Tensor
+    """Weights of the experts, which sum to 1 over the choices with room, and are 0 for the others."""
+
+
+def gumbel_noise(like_SE: Tensor) -> Tensor:
+    """Return Gumbel(0, 1) noise of a tensor's shape."""
+    uniform_SE = torch.rand_like(like_SE)
+    tiny = torch.finfo(like_SE.dtype).tiny
+    return -(-uniform_SE.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+class OfficialMoE(MoE):
+    """`MoE` by the published arithmetic, with the same weights."""
+
+    def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):
+        """Set up weights and noise.
+
+        sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole image, [CLS] included. drops: `reference` instead
+        of `reference-dropless`.
+        """
+        super().__init__(*sizes, top_k=2, modality_routing=modality_routing, activation=activation)
+        self.num_image, self.drops = num_image, drops
+        self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
+        """Noise added to the logits (S, E) before the second choice; torch.manual_seed seeds the default."""
+
+    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
+        """Return the experts' output for rows (S, D), all tokens of a batch, and statistics.
+
+        read: output of these rows only.
+        """
+        x_SD = rows.tokens(x_SD)  # they queue in this order
+        is_text_S = self.fixed_boundary(rows)
+        if self.router.modality_embed is not None:
+            x_SD = x_SD + self.router.modality_embed.index_select(0, is_text_S)
+        chosen = self.route(x_SD)
+
+        S, E = chosen.logits_SE.shape
+        kept_R = (chosen.slots_S2.flatten() >= 0).nonzero().squeeze(1)
+        expert_R, order_R = chosen.experts_S2.flatten()[kept_R].sort(stable=True)
+        row_R = kept_R[order_R]
+        counts_E = expert_R.bincount(minlength=E)
+        if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
+            x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
+        y_RD = self.experts(x_SD.index_select(0, row_R // 2), expert_R, counts_E)
+        weighted_RD = chosen.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
+        y_SD = y_RD.new_zeros(S, y_RD.shape[1]).index_add(0, row_R // 2, weighted_RD)
+        y_SD = rows.collect(y_SD)
+        return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(chosen, is_text_S)
+
+    def fixed_boundary(self, rows: PackedTokens) -> Tensor:
+        """Return each token's modality in the published code, int64 (S,), 1 for text.
+
+        In a pair, the first num_image tokens count as image, even if patches were dropped.
+        """
+        S = len(rows.token_S)
+        if rows.num_image in (0, S):
+            return rows.is_text_S
+        return (torch.arange(S, device=rows.token_S.device) % rows.shape[1] >= self.num_image).long()
+
+    def route(self, x_SD: Tensor) -> Assignment:
+        """Choose two experts per token and assign places.
+
+        First choices come before second ones, each in token order.
+        """
+        with torch.autocast(x_SD.device.type, enabled=False):
+            logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight)
+            gates_SE = logits_SE.softmax(1)
+            first_S = gates_SE.argmax(1)
+            noisy_SE = logits_SE if self.noise is None else logits_SE + self.noise(logits_SE)
+            second_S = noisy_SE.scatter(1, first_S[:, None], float("-inf")).argmax(1)
+            experts_S2 = torch.stack([first_S, second_S], dim=1)
+            slots_S2 = queue(experts_S2, logits_SE.shape[1])
+            if self.drops:
+                slots_S2 = slots_S2.masked_fill(slots_S2 >= capacity(*logits_SE.shape), -1)
+            gates_S2 = gates_SE.gather(1, experts_S2).masked_fill(slots_S2 < 0, 0)
+            total_S1 = gates_S2.sum(1, keepdim=True).clamp(min=torch.finfo(gates_S2.dtype).eps)
+        return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
+
+    def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
+        """Return the sums over all tokens, padding included."""
+        log_gates_SE = chosen.logits_SE.log_softmax(1)
+        is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()
+        return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
+
+
+def capacity(num_tokens: int, num_experts: int) -> int:
+    """Return the capacity of an expert: its share of an even spread, at least MIN_CAPACITY."""
+    return max(math.ceil(2 * num_tokens / num_experts), MIN_CAPACITY)
+
+
+def queue(experts_S2: Tensor, num_experts: int) -> Tensor:
+    """Return each choice's place in its expert's queue, int64 (S, 2).
+
+    First choices come before second ones.
+    """
+    expert_R = experts_S2.T.flatten()  # the first choices of all tokens, then the second ones
+    sorted_R, order_R = expert_R.sort(stable=True)
+    counts_E = expert_R.bincount(minlength=num_experts)
+    starts_E = counts_E.cumsum(0) - counts_E
+    place_R = torch.arange(len(expert_R), device=expert_R.device) - starts_E[sorted_R]
+    return torch.empty_like(expert_R).scatter_(0, order_R, place_R).view(2, -1).T

@@ -1,4 +1,4 @@
-"""Look inside a model: twins with other submodules, Grad-CAM on attention, and the experts that routers choose.
+"""Look inside a model: other submodules, Grad-CAM on attention, choices of routers.
 
 Letters: B batch, S rows of a batch, N all tokens of a sequence, H heads, K chosen experts.
 """
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.layers import Attention, attention_weights
-from eve_vl.model.moe import MoE, RouterStats
-from eve_vl.model.moe_reference import Assignment, OfficialMoE
+from eve_vl.model.moe import Assignment, MoE, OfficialMoE, RouterStats
 from eve_vl.model.packing import PackedTokens, Tokens
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module:
-    """Return a twin of a module with other submodules under the given names, such as `encoder.blocks.0.attn`.
+    """Return a twin of a module with other submodules.
 
-    It copies only the modules above these, without tensors. The original stays unchanged and usable, unlike with a hook or a
-    patched attribute.
+    parts: by name, such as `encoder.blocks.0.attn`. It copies only the modules above these, without tensors. The original stays
+    unchanged and usable, unlike with a hook or a patched attribute.
     """
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
@@ -35,7 +34,7 @@ def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return Grad-CAM of one attention, (B, N, N), and whether each row's weights affect the score, bool (B, N).
+    """Return Grad-CAM of one attention, (B, N, N), and rows with an effect, bool (B, N).
 
     It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
     are queries, columns keys; padding keys have 0. attention: its name in the module. score: runs the twin that it gets once
@@ -78,7 +77,7 @@ def mixtures(encoder: nn.Module) -> dict[str, MoE]:
 
 
 def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> list[Choices]:
-    """Return the choices of each router in one pass over whole images, texts or pairs."""
+    """Return the choices of each router in one pass over images, texts or pairs."""
     known = mixtures(encoder)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     replace_submodules(encoder, {name: _watched(moe, name, seen) for name, moe in known.items()}).encode(image, text)
@@ -95,7 +94,7 @@ def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> 
 
 
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
-    """Return a twin that records experts and gates (B·N, K) of all tokens in their sequences, under its name."""
+    """Return a twin that records experts and gates (B·N, K) of all tokens."""
     if isinstance(moe, OfficialMoE):
 
         def route(x_SD: Tensor) -> Assignment:

@@ -21,9 +21,8 @@ from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatc
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
 from eve_vl.model.encoder import initialize
-from eve_vl.model.heads import TokenHead
+from eve_vl.model.heads import PixelDecoder, TokenHead
 from eve_vl.model.packing import Tokens
-from eve_vl.model.pixel_decoder import PixelDecoder
 from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes, world_size

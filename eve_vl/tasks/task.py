@@ -19,7 +19,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, HeadlessConfig, TaskConfig
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
-from eve_vl.model.build import build_backbone
+from eve_vl.model import build_backbone
 from eve_vl.model.encoder import initialize
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
