@@ -211,7 +211,7 @@ class DualEncoder(Backbone):
         return _with_states(image, image_BPD), _with_states(text, text_BTD)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return another model's weights with image positions resized to this model's patches."""
+        """Resize another model's image positions to this model's patches."""
         return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
 
     @property

@@ -97,7 +97,7 @@ class ViewNorm(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions 3 × 3 that halve the sides until a patch is one place, then one 1 × 1.
+    """Convolutions 3 × 3 that halve the sides to one place per patch, then 1 × 1.
 
     They double the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
     """
@@ -185,7 +185,7 @@ class ImageEmbed(nn.Module):
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
-    """Return a learned square grid, (1 + num_patches, D), [CLS] first, resized bicubically."""
+    """Resize a learned square grid bicubically: (1 + num_patches, D), [CLS] first."""
     if num_patches == len(positions) - 1:
         return positions
     old, new = round((len(positions) - 1) ** 0.5), round(num_patches**0.5)
@@ -233,9 +233,9 @@ class TextEmbed(nn.Module):
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
-        """Embed int64 token ids, the text [CLS] first. Raises UserError for more tokens than positions.
+        """Embed int64 token ids, the text [CLS] first.
 
-        num_real: number of tokens without padding, if known.
+        Raises UserError for more tokens than positions. num_real: number of tokens without padding, if known.
         """
         T = ids_BT.shape[1]
         if self.longest < T:
@@ -253,7 +253,7 @@ class TextEmbed(nn.Module):
 
 
 class RelativePositions(nn.Module):
-    """Attention biases by the distance of key and query, as in BEiT and, with texts, VLMo.
+    """Attention biases by the distance of key and query, as in BEiT and VLMo.
 
     A table (rows, L·H) has H columns per block and a row per kind of query–key pair; R rows of images, g patches per side,
     texts of at most T tokens.

@@ -97,7 +97,7 @@ class PairedAttentionHead(nn.Module):
         self.classify = nn.Linear(2 * embed_dim, 2)
 
     def forward(self, left_BND: Tensor, right_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
-        """Return logits (B, 2) from the states of [left image; text] and [right image; text]."""
+        """Return logits (B, 2) from states of [left image; text] and [right image; text]."""
         pooled = []
         sides = (self.attend_right, left_BND, right_BND), (self.attend_left, right_BND, left_BND)
         for attention, own_BND, other_BND in sides:

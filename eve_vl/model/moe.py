@@ -119,7 +119,7 @@ class Experts(nn.Module):
 
     @torch.compiler.disable  # grouped_mm compiles for bfloat16 alone, and sizes that follow from counts_E would not gain
     def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:  # pyright: ignore
-        """Compute row i of (R, D) by expert expert_R[i]; rows are sorted, counts_E rows each."""
+        """Compute row i of (R, D) by expert expert_R[i]; sorted, counts_E rows each."""
         tile = row_tile(x_RD, len(counts_E))
         if tile == 1:
             return self._sorted(x_RD, expert_R, counts_E)
@@ -255,7 +255,7 @@ class OfficialMoE(MoE):
         """Noise added to the logits (S, E) before the second choice; torch.manual_seed seeds the default."""
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
-        """Return the experts' output for rows (S, D), all tokens of a batch, and statistics.
+        """Return the experts' output for all tokens of a batch (S, D), and statistics.
 
         read: output of these rows only.
         """
@@ -315,7 +315,7 @@ class OfficialMoE(MoE):
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:
-    """Return the capacity of an expert: its share of an even spread, at least MIN_CAPACITY."""
+    """Return an expert's share of an even spread, at least MIN_CAPACITY."""
     return max(math.ceil(2 * num_tokens / num_experts), MIN_CAPACITY)
 
 

@@ -33,7 +33,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPositions:
-    """States to read, all of one modality; the last block computes only what they need."""
+    """States to read, all of one modality; the last block computes nothing else."""
 
     row_M: Tensor
     """int64."""
@@ -104,9 +104,9 @@ class PackedTokens:
 
     @cached_property
     def by_sequence(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Order of rows by sequence, its inverse, and starts, int32 (2·B + 1,), for attention by lengths.
+        """Order of rows by sequence, its inverse, and starts, int32 (2·B + 1,).
 
-        Starts of each sample's tokens and of its padding, to which no token attends; the last is S.
+        For attention by lengths. Starts of each sample's tokens and of its padding, to which no token attends; the last is S.
         """
         (B, N), device = self.shape, self.token_S.device
         is_padding_S = 0 if self.is_real_S is None else (~self.is_real_S).long()
@@ -122,7 +122,7 @@ class PackedTokens:
 
     @property
     def is_of_2S(self) -> Tensor:
-        """float32, 1 for real image tokens (first row) and for real text tokens (second row)."""
+        """float32, 1 for real image tokens (row 0) and for real text tokens (row 1)."""
         is_text_S = self.is_text_S.float()
         is_of_2S = torch.stack([1 - is_text_S, is_text_S])
         return is_of_2S if self.is_real_S is None else is_of_2S * self.is_real_S
