@@ -17,9 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from eve_vl.synthetic.phantoms import world
+from eve_vl.synthetic.phantoms import SIGMA, draw, noise, to_pixels, world
 from eve_vl.synthetic.phantoms.questions import sample_question
-from eve_vl.synthetic.phantoms.render import SIGMA, draw, noise, to_pixels
 from eve_vl.synthetic.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
 
 NUM_QUESTIONS = 20_000
@@ -30,8 +29,8 @@ def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
     pairs = []
     for index in range(count):
         rng = world.stream("benchmark", split, 0, index)
-        found = world.draw_findings(rng, [Finding(kind)])
-        with_it = world.take_view(rng, world.draw_patient(rng, split, found, 0), "pa")
+        found = world.sample_findings(rng, [Finding(kind)])
+        with_it = world.take_view(rng, world.sample_anatomy(rng, split, found, 0), "pa")
         without = replace(with_it.patient, findings=())
         pairs.append((with_it, replace(with_it, patient=without, seed=with_it.seed ^ 1)))
     return pairs

@@ -74,7 +74,7 @@ FLAGS = {
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
     ServeArgs: SERVE,
     AppArgs: f"{SERVE} --browser",
-    WriteArgs: "--rows --broken --seed",
+    WriteArgs: "--rows --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     AnswersArgs: f"{SOURCE} --out --min-count",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_rows import LANGUAGE, MISSING, WAYS, break_rows
 from PIL import Image
 
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.readers.medical_rows import print_once
-from eve_vl.synthetic.phantoms import NO_MEDICINE, PhantomPairs, PhantomQuestions, source_note
-from eve_vl.synthetic.phantoms.panels import KINDS, LABELS, sample_panel
-from eve_vl.synthetic.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
+from eve_vl.synthetic import NO_MEDICINE, source_note
+from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
+from eve_vl.synthetic.write import FIVE, LAYOUTS, PANEL_KINDS, PANEL_LABELS, sample_panel, write
 from eve_vl.utils.errors import BadSampleError, UserError
 
 RAD = {
@@ -258,7 +259,7 @@ COMPARED = ("roco", "vqa-rad", "slake", "melinda", "chexpert")
 
 @pytest.mark.parametrize("layout", COMPARED)
 def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
-    assert write("phantoms", layout, tmp_path / layout, num_rows=15) == []
+    write("phantoms", layout, tmp_path / layout, num_rows=15)
     source = opened(
         f"{tmp_path / layout}#train",
         kind="questions" if layout in ("vqa-rad", "slake") else guess_kind(f"{tmp_path / layout}#train"),
@@ -270,9 +271,9 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
             assert row.captions[0] == pairs.report(number - 1).text
             shown = pairs[number - 1].image
         elif layout == "melinda":
-            panel = sample_panel("train", 0, number - 2)
-            assert (row.text, row.labels) == (panel.caption, (panel.label,))
-            np.testing.assert_array_equal(np.asarray(Image.open(row.image.path)), panel.pixels)
+            pixels, caption, label, _ = sample_panel("train", 0, number - 2)
+            assert (row.text, row.labels) == (caption, (label,))
+            np.testing.assert_array_equal(np.asarray(Image.open(row.image.path)), pixels)
             continue
         elif layout == "chexpert":
             states = pairs.report(number - 2).labels
@@ -285,8 +286,8 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
             fields = ("question", "answers", "answer_type", "content_type")
             assert [getattr(row, name) for name in fields] == [getattr(asked, name) for name in fields]
             shown = asked.image
-        pixels: Any = shown
-        difference = np.asarray(Image.open(row.image.path).convert("L"), dtype=float) - pixels.pixels[:, :, 0]
+        drawn: Any = shown
+        difference = np.asarray(Image.open(row.image.path).convert("L"), dtype=float) - drawn.pixels[:, :, 0]
         assert np.abs(difference).mean() < 3  # JPEG
     usable = [index for index in range(15) if 1 in pairs.report(index).labels.values()]
     count = {"slake": 10, "chexpert": len(usable)}.get(layout, 15)
@@ -311,8 +312,8 @@ def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(
 @pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
 def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
     num_rows = 12 if layout == "chexpert-5x200" else 60
-    broken = write("phantoms", layout, tmp_path / layout, num_rows=num_rows, broken=0.3)
-    assert [vars(row) for row in broken] == list(map(json.loads, (tmp_path / layout / "broken.jsonl").read_text().splitlines()))
+    write("phantoms", layout, tmp_path / layout, num_rows=num_rows)
+    broken = break_rows(tmp_path / layout, layout, 0.3)
     splits = ("",) if layout == "chexpert-5x200" else ("#train", "#val") + ("#test",) * (layout != "chexpert")
     found: Counter[str] = Counter()
     names: Counter[str] = Counter()
@@ -351,8 +352,7 @@ def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
     write("phantoms", "chexpert-5x200", tmp_path / "five", num_rows=4)
     rows = list(opened(str(tmp_path / "five")))
     assert Counter(row.labels for row in rows) == {(label,): 4 for label in FIVE}
-    again = write("phantoms", "chexpert-5x200", tmp_path / "again", num_rows=4)
-    assert again == []
+    write("phantoms", "chexpert-5x200", tmp_path / "again", num_rows=4)
     names = [(tmp_path / folder / "chexpert_5x200.csv").read_text() for folder in ("five", "again")]
     assert names[0] == names[1]  # the list is on the disk, and the same for everybody
     assert len({row.image.path.name for row in rows}) == len(rows)
@@ -363,22 +363,24 @@ def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
 
 
 def test_a_panels_label_needs_both_image_and_caption():
-    panels = [sample_panel("train", 0, index) for index in range(1200)]
-    labels = Counter(panel.label for panel in panels)
-    assert set(labels) == set(LABELS) and max(labels.values()) < 1.5 * min(labels.values())
-    by_caption = Counter((panel.caption.split(" was ")[1].split()[0], panel.coarse) for panel in panels)
-    assert len(by_caption) == len(LABELS)
-    assert max(Counter(panel.coarse for panel in panels).values()) / len(panels) < 1.3 / len(KINDS)
-    assert all(panel.label == f"{panel.caption.split(' was ')[1].split()[0]} {panel.coarse}" for panel in panels)
+    panels = [sample_panel("train", 0, index)[1:] for index in range(1200)]
+    labels, coarse = Counter(label for _, label, _ in panels), Counter(coarse for *_, coarse in panels)
+    assert set(labels) == set(PANEL_LABELS) and max(labels.values()) < 1.5 * min(labels.values())
+    verbs = [caption.split(" was ")[1].split()[0] for caption, *_ in panels]
+    assert len({(verb, kind) for verb, (*_, kind) in zip(verbs, panels, strict=True)}) == len(PANEL_LABELS)
+    assert max(coarse.values()) / len(panels) < 1.3 / len(PANEL_KINDS)
+    assert all(label == f"{verb} {kind}" for verb, (_, label, kind) in zip(verbs, panels, strict=True))
 
 
 # Commands
 
 
 def test_the_command_line_writes_layouts_and_checks_them(eve):
-    done = eve("data", "write", "phantoms", "vqa-rad", "rad", "--rows", 20, "--broken", 0.2)
+    done = eve("data", "write", "phantoms", "vqa-rad", "rad", "--rows", 20)
     assert done.returncode == 0
     assert "phantoms as vqa-rad" in done.stdout and "say nothing about medicine" in done.stdout
+    assert eve("data", "check", "rad#train").returncode == 0
+    break_rows(Path("rad"), "vqa-rad", 0.2)
     done = eve("data", "check", "rad#train")
     assert done.returncode == 1
     assert "answer types        " in done.stdout
@@ -386,7 +388,6 @@ def test_the_command_line_writes_layouts_and_checks_them(eve):
     for words, complaint in (
         ("rad rad2", "no layout 'rad'; did you mean 'vqa-rad'?"),
         ("vqa-rad rad", "rad: is there already; name a new or an empty folder"),
-        ("vqa-rad rad2 --broken 2", "broken is 2, expected a share from 0 to 1"),
     ):
         done = eve("data", "write", "phantoms", *words.split())
         assert done.returncode == 2
@@ -421,7 +422,7 @@ def _with_odd_fields(path: Path, whole: bytes) -> list[bytes]:
     if path.suffix == ".json" and path.name != "prompts.json":
         rows = json.loads(whole)
         return [json.dumps([{**rows[0], name: odd}, *rows[1:]]).encode() for name in rows[0] for odd in ODD]
-    if path.suffix == ".jsonl" and path.name != "broken.jsonl" and whole:
+    if path.suffix == ".jsonl" and whole:
         first, *others = whole.splitlines()
         row = json.loads(first)
         return [b"\n".join([json.dumps({**row, name: odd}).encode(), *others]) for name in row for odd in ODD]

@@ -16,9 +16,8 @@ from test_metrics_retrieval import slow_hit
 from eve_vl.config import DataConfig
 from eve_vl.config.training import GENERATORS
 from eve_vl.data.loader import open_sources
-from eve_vl.synthetic.phantoms import ROWS, PhantomLabels, PhantomPairs, PhantomQuestions
+from eve_vl.synthetic.phantoms import ROWS, SIGMA, PhantomLabels, PhantomPairs, PhantomQuestions, draw, render
 from eve_vl.synthetic.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
-from eve_vl.synthetic.phantoms.render import SIGMA, draw, render
 from eve_vl.synthetic.phantoms.reports import COLUMNS, NAMES, NORMAL, PRESENT, name_of, sample_report
 from eve_vl.synthetic.phantoms.world import (
     FINDINGS,

@@ -22,7 +22,7 @@ from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import Server, listening, page_files, settings
-from eve_vl.synthetic.phantoms import NO_MEDICINE
+from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.systems.mlim import PairConfig
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")

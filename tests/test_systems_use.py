@@ -16,7 +16,7 @@ from eve_vl.eve import Eve
 from eve_vl.interop import hf
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.inspect import inspect_run
-from eve_vl.synthetic.phantoms import NO_MEDICINE, source_note
+from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.scenes import ScenePairs
 
 CLASS = {

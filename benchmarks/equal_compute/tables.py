@@ -14,7 +14,7 @@ from equal_compute.cells import Cell, Unit
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
 from eve_vl.report.charts import Series, dot_chart, line_chart
 from eve_vl.report.templating import TEMPLATES, Section, number, percent
-from eve_vl.synthetic.phantoms import NO_MEDICINE
+from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
 SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")

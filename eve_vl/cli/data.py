@@ -59,8 +59,6 @@ class WriteArgs:
     """New folder to write."""
     rows: int = 200
     """Number of rows; for phantoms of training rows (validation and test have a fifth), in chexpert-5x200 of each class."""
-    broken: float = 0.0
-    """Share of phantoms' rows to break as in the published files, to test readers; broken.jsonl lists them."""
     seed: int = 0
     """Random seed of the rows."""
 
@@ -122,13 +120,12 @@ def run_data_answers(args: AnswersArgs) -> None:
 
 def run_data_write(args: WriteArgs) -> None:
     """Write built-in data to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
-    from eve_vl.synthetic.write import BROKEN_LIST, write
+    from eve_vl.synthetic.write import write
 
     with reporting_write_errors(args.folder):
-        broken = write(args.generator, args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
-    listed = f", {pluralize(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
+        write(args.generator, args.layout, args.folder, num_rows=args.rows, seed=args.seed)
     note = "; they prove code and protocols, and say nothing about medicine" * (args.generator == "phantoms")
-    print_line(f"{args.folder}: {args.generator} as {args.layout}{listed}{note}")
+    print_line(f"{args.folder}: {args.generator} as {args.layout}{note}")
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:

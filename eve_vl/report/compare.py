@@ -20,7 +20,7 @@ from eve_vl.report.page import run_facts, run_folder, task_report, write_page
 from eve_vl.report.task import Example, Measured
 from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.loading import load_run
-from eve_vl.synthetic.phantoms import source_note
+from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
 from eve_vl.utils.console import progress, warn

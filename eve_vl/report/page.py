@@ -21,7 +21,7 @@ from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.search.index import Hit, Index
-from eve_vl.synthetic.phantoms import source_note
+from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
 from eve_vl.utils.console import warn

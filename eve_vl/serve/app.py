@@ -31,7 +31,7 @@ from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import BOUNDS, Endpoint, Search, as_json, encoded, served_calls
 from eve_vl.serve.public_paths import PublicIndex, distinct, without_paths
 from eve_vl.serve.server import OWN_PAGES, add_page
-from eve_vl.synthetic.phantoms import source_note
+from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)

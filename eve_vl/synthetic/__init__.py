@@ -1,19 +1,27 @@
-"""Built-in data made by code: scenes and phantoms. This file holds what both share: random streams and sources of rows.
+"""Built-in data made by code: scenes and phantoms. This file holds random streams, the base of their sources, a disclaimer.
 
 data/ finds a generator by its name in config.training.GENERATORS; its module has `ROWS`, the sources by kind of row.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import ClassVar, TypeVar
 
+from eve_vl.config import HELD_OUT, generated
+from eve_vl.data.readers import parse_spec
 from eve_vl.data.records import GeneratedSource, Record
+from eve_vl.data.table import is_file
 from eve_vl.utils.errors import UserError
 
 T = TypeVar("T")
+MIN_IMAGE_SIZE = 16
+NO_MEDICINE = (
+    "Phantoms are schematic drawings: what is learnt from them proves code and protocols, and says nothing about medicine."
+)
+MARKER = "PHANTOMS.txt"
+_FOLDERS_BELOW = 3  # at most, from the marker's folder to a file that a source may name: train/radiology/captions.txt
 
 
 def stream(*names: object) -> Random:
@@ -50,7 +58,7 @@ def pick_weighted(rng: Random, weights: Sequence[float]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedRows(GeneratedSource):
-    """Rows of one split of a generator. Row i depends on (split, seed, i) only. Raises UserError for invalid settings.
+    """Rows of one split of a generator, a pure function of split, seed and index. Raises UserError for invalid settings.
 
     image_size: in pixels. num_rows: number of rows (None: NUM_ROWS of the split).
     """
@@ -59,17 +67,16 @@ class GeneratedRows(GeneratedSource):
     """Name of the generator in names of sources."""
     NUM_ROWS: ClassVar[Mapping[str, int]]
     """By split."""
-    MIN_IMAGE_SIZE: ClassVar[int]
     split: str = "train"
     image_size: int
     seed: int = 0
     num_rows: int | None = None
 
     def __post_init__(self):
-        check_split(self.split, self.NUM_ROWS)
-        check_image_size(self.image_size, self.MIN_IMAGE_SIZE)
-        if self.num_rows is not None and self.num_rows < 1:
-            raise UserError(f"num_rows is {self.num_rows}, expected at least 1")
+        if self.split not in self.NUM_ROWS:
+            raise UserError(f"split is {self.split!r}, expected one of {', '.join(self.NUM_ROWS)}")
+        if self.image_size < MIN_IMAGE_SIZE:
+            raise UserError(f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE}")
 
     def __len__(self) -> int:
         return self.NUM_ROWS[self.split] if self.num_rows is None else self.num_rows
@@ -84,21 +91,16 @@ class GeneratedRows(GeneratedSource):
         return f"{self.NAME}:{self.split}[{index}]"
 
 
-def new_folder(path: Path) -> Path:
-    """Create a folder and return its path. Raises UserError if something is there already."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: is there already; name a new or an empty folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def source_note(sources: Iterable[str]) -> str:
+    """Return the disclaimer of pages about phantoms, recognised by name or by MARKER; "" for other data."""
+    return NO_MEDICINE if any(map(_are_phantoms, sources)) else ""
 
 
-def check_split(split: str, splits: Mapping[str, object] | Sequence[str]) -> None:
-    """Raise UserError for an unknown split."""
-    if split not in splits:
-        raise UserError(f"split is {split!r}, expected one of {', '.join(splits)}")
-
-
-def check_image_size(image_size: int, least: int) -> None:
-    """Raise UserError for an image size below the generator's minimum."""
-    if image_size < least:
-        raise UserError(f"image_size is {image_size}, expected at least {least}")
+def _are_phantoms(source: str) -> bool:
+    if (named := generated(source)) is not None or source == HELD_OUT:
+        return named is not None and named[0] == "phantoms"
+    try:
+        path = parse_spec(source).path
+    except UserError:  # the run may come from another machine
+        return False
+    return any(is_file(folder / MARKER) for folder in (path, *path.parents[:_FOLDERS_BELOW]))

@@ -7,7 +7,9 @@ name them, as in `test_novel`, use the name that belongs to them (see `reports`)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from eve_vl.synthetic import pick, pick_distinct
 from eve_vl.synthetic.phantoms import world
@@ -25,9 +27,12 @@ CONTENT_TYPES = ("presence", "side", "zone", "severity", "finding", "count", "vi
 _FIRST_PATIENT = 10**9  # patients of questions have no reports
 _MAX_OTHERS = 2
 
+T = TypeVar("T")
+Pair = tuple[str, Sequence[str], Sequence[str], Sequence[Phantom]]
+"""A content type; questions, answers and phantoms of two examples."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+
+class Question(NamedTuple):
     """A phantom, a question about it and the answer (one of ANSWERS); content_type is one of CONTENT_TYPES."""
 
     phantom: Phantom
@@ -37,10 +42,6 @@ class Question:
     content_type: str
 
 
-Pair = tuple[str, Sequence[tuple[str, str, Phantom]]]
-"""A content type and two examples: question, answer and phantom."""
-
-
 class _Draw:
     """The random choices of one pair."""
 
@@ -48,7 +49,7 @@ class _Draw:
         self.rng = world.stream("question", split, seed, number)
         self.split, self.number = split, _FIRST_PATIENT + number
 
-    def pick(self, options: Sequence[str]) -> str:
+    def pick(self, options: Sequence[T]) -> T:
         """Return one of the options."""
         return pick(self.rng, options)
 
@@ -56,9 +57,16 @@ class _Draw:
         """Return either name of a finding."""
         return self.pick(NAMES[kind])
 
-    def phantom(self, findings: Sequence[Finding]) -> Phantom:
-        """Sample a patient with these findings, in either view."""
-        return world.take_view(self.rng, world.draw_patient(self.rng, self.split, findings, self.number), self.pick(VIEWS))
+    def phantoms(self, first: Sequence[Finding], second: Sequence[Finding]) -> tuple[Phantom, Phantom]:
+        """Sample a patient in either view, once with the first findings and once with the second."""
+        patient = world.sample_anatomy(self.rng, self.split, first, self.number)
+        phantom = world.take_view(self.rng, patient, self.pick(VIEWS))
+        changed = world.with_findings(self.rng, self.split, phantom.patient, second)
+        return phantom, replace(phantom, patient=changed, seed=self.seed())
+
+    def seed(self) -> int:
+        """Sample the seed of a film's noise and words."""
+        return int(self.rng.random() * 2**32)
 
     def two(self, one: Finding | None, other: Finding | None, num_others: int | None = None) -> tuple[Phantom, Phantom]:
         """Return two phantoms of one patient that differ in one finding, which one of them may lack.
@@ -70,33 +78,26 @@ class _Draw:
         count = int(self.rng.random() * (_MAX_OTHERS + 1)) if num_others is None else num_others
         while True:  # others may hide the finding in question, or be hidden
             others = [Finding(kind) for kind in pick_distinct(self.rng, kinds, count)]
-            drawn = world.try_findings(self.rng, [*others, *asked[:1]])
-            if drawn is None:
+            found = world.try_findings(self.rng, [*others, *asked[:1]])
+            if found is None:
                 continue
-            rest, first = drawn[:count], drawn[-1] if asked else Finding("")
+            rest, first = found[:count], found[-1] if asked else Finding("")
             second = first
             if len(asked) == 2 and one != other:
-                (second,) = world.draw_findings(self.rng, [_filled(asked[1], first)])
+                (second,) = world.sample_findings(self.rng, [_filled(asked[1], first)])
             if second == first or all(each.cells.isdisjoint(second.cells) for each in rest):
                 break
-        sets = [rest if finding is None else [*rest, found] for finding, found in ((one, first), (other, second))]
-        phantom = self.phantom(sets[0])
-        changed = world.with_findings(self.rng, self.split, phantom.patient, sets[1])
-        return phantom, replace(phantom, patient=changed, seed=int(self.rng.random() * 2**32))
+        return self.phantoms([*rest, first] if one else rest, [*rest, second] if other else rest)
 
 
 def sample_question(split: str, seed: int, index: int) -> Question:
-    """Sample question `index` of a split, a pure function of the arguments; rows 2k and 2k + 1 are a minimal pair.
-
-    Raises UserError for an unknown split.
-    """
+    """Sample question `index` of a split, a pure function of the arguments; rows 2k and 2k + 1 are a minimal pair."""
     draw = _Draw(split, seed, index // 2)
     is_closed = split == "test_novel" or draw.rng.random() < 0.5
-    template = _detail if split == "test_novel" else pick(draw.rng, _CLOSED if is_closed else _OPEN)
-    content_type, pair = template(draw)
-    question, answer, phantom = pair[(index + (draw.rng.random() < 0.5)) % 2]
-    answer_type = CLOSED if is_closed else OPEN
-    return Question(phantom=phantom, question=question, answer=answer, answer_type=answer_type, content_type=content_type)
+    template = _detail if split == "test_novel" else draw.pick(_CLOSED if is_closed else _OPEN)
+    content_type, questions, answers, phantoms = template(draw)
+    side = (index + (draw.rng.random() < 0.5)) % 2
+    return Question(phantoms[side], questions[side], answers[side], CLOSED if is_closed else OPEN, content_type)
 
 
 def _filled(wanted: Finding, first: Finding) -> Finding:
@@ -104,27 +105,23 @@ def _filled(wanted: Finding, first: Finding) -> Finding:
     return wanted._replace(side=wanted.side or first.side, zone=wanted.zone or first.zone, grade=wanted.grade or first.grade)
 
 
-def _yes_no(draw: _Draw, content_type: str, question: str, yes: Finding, no: Finding | None) -> Pair:
-    return content_type, [(question, answer, each) for answer, each in zip(YES_NO, draw.two(yes, no), strict=True)]
-
-
 # Closed
 
 
 def _presence(draw: _Draw) -> Pair:
     kind = draw.pick(FINDINGS)
-    return _yes_no(draw, "presence", f"is there {draw.name(kind)}", Finding(kind), None)
+    return "presence", [f"is there {draw.name(kind)}"] * 2, YES_NO, draw.two(Finding(kind), None)
 
 
 def _heart(draw: _Draw) -> Pair:
-    return _yes_no(draw, "presence", "is the heart enlarged", Finding(world.CARDIOMEGALY), None)
+    return "presence", ["is the heart enlarged"] * 2, YES_NO, draw.two(Finding(world.CARDIOMEGALY), None)
 
 
 def _negation(draw: _Draw) -> Pair:
     kind = draw.pick(FINDINGS)
-    phantom, name = pick(draw.rng, draw.two(Finding(kind), None)), draw.name(kind)
+    phantom, name = draw.pick(draw.two(Finding(kind), None)), draw.name(kind)
     answers = YES_NO if phantom.finding(kind) else YES_NO[::-1]
-    return "presence", [(f"is there {no}{name}", answer, phantom) for no, answer in zip(("", "no "), answers, strict=True)]
+    return "presence", [f"is there {name}", f"is there no {name}"], answers, [phantom] * 2
 
 
 def _side(draw: _Draw) -> Pair:
@@ -132,104 +129,82 @@ def _side(draw: _Draw) -> Pair:
     phantom, _ = draw.two(Finding(kind, side=draw.pick(SIDES)), None)
     found, name = phantom.finding(kind), draw.name(kind)
     answers = [YES_NO[found is None or found.side != side] for side in SIDES]
-    return "side", [(f"is the {name} on the {side}", answer, phantom) for side, answer in zip(SIDES, answers, strict=True)]
+    return "side", [f"is the {name} on the {side}" for side in SIDES], answers, [phantom] * 2
 
 
 def _severity(draw: _Draw) -> Pair:
     kind = draw.pick(tuple(GRADES))
     least, *more = GRADES[kind]
-    question = f"is the {draw.name(kind)} more than {least}"
-    return _yes_no(draw, "severity", question, Finding(kind, grade=draw.pick(more)), Finding(kind, grade=least))
+    questions = [f"is the {draw.name(kind)} more than {least}"] * 2
+    return "severity", questions, YES_NO, draw.two(Finding(kind, grade=draw.pick(more)), Finding(kind, grade=least))
 
 
 def _detail(draw: _Draw) -> Pair:
     """Ask about all attributes of a finding; the other image has another side, zone or grade."""
     kind = draw.pick(FINDINGS)
-    asked = pick(draw.rng, world.variants(kind))
+    asked = draw.pick(world.variants(kind))
     question = f"is there {describe(asked, name_of(asked, draw.split))}"
-    others = [
-        other
-        for other in world.variants(kind)
-        if sum(one != two for one, two in zip(asked.variant, other.variant, strict=True)) == 1
-    ]
-    content_type = "severity" if kind in (world.CARDIOMEGALY, world.EDEMA) else "side"
-    return _yes_no(draw, content_type, question, asked, pick(draw.rng, others))
+    others = [other for other in world.variants(kind) if asked.num_changes(other) == 1]
+    content_type = "side" if kind in SIDED else "severity"
+    return content_type, [question] * 2, YES_NO, draw.two(asked, draw.pick(others))
 
 
 def _device(draw: _Draw) -> Pair:
     device = draw.pick(("pacemaker", "wires"))  # not the tube, which is correlated with pneumothorax
     phantom, _ = draw.two(None, None)
     devices = phantom.patient.devices
-    patients = [replace(phantom.patient, devices=each) for each in (devices | {device}, devices - {device})]
-    seeds = (phantom.seed, int(draw.rng.random() * 2**32))
-    phantoms = [replace(phantom, patient=patient, seed=seed) for patient, seed in zip(patients, seeds, strict=True)]
+    with_it, without = (replace(phantom.patient, devices=each) for each in (devices | {device}, devices - {device}))
+    phantoms = replace(phantom, patient=with_it), replace(phantom, patient=without, seed=draw.seed())
     question = "is there a pacemaker" if device == "pacemaker" else "are there wires over the sternum"
-    return "device", [(question, answer, each) for answer, each in zip(YES_NO, phantoms, strict=True)]
+    return "device", [question] * 2, YES_NO, phantoms
 
 
 # Open
 
 
-def _open(draw: _Draw, content_type: str, question: str, options: dict[str, Finding | None]) -> Pair:
-    """Return two equally likely answers, each with a phantom that has its finding."""
-    answers = pick_distinct(draw.rng, tuple(options), 2)
-    phantoms = draw.two(options[answers[0]], options[answers[1]])
-    return content_type, [(question, answer, each) for answer, each in zip(answers, phantoms, strict=True)]
-
-
-def _which_side(draw: _Draw) -> Pair:
-    kind = draw.pick(SIDED)
-    options = {side: Finding(kind, side=side) for side in SIDES}
-    return _open(draw, "side", f"on which side is the {draw.name(kind)}", {**options, NONE: None})
-
-
-def _which_zone(draw: _Draw) -> Pair:
-    kind = draw.pick(ZONED)
-    options = {zone: Finding(kind, zone=zone) for zone in ZONES}
-    return _open(draw, "zone", f"in which zone is the {draw.name(kind)}", {**options, NONE: None})
-
-
-def _how_severe(draw: _Draw) -> Pair:
-    kind = draw.pick(tuple(GRADES))
-    options = {grade: Finding(kind, grade=grade) for grade in GRADES[kind]}
-    return _open(draw, "severity", f"how severe is the {draw.name(kind)}", {**options, NONE: None})
+def _attribute(draw: _Draw, name: str, content_type: str, words: str) -> Pair:
+    """Ask for the side, zone or grade of a finding, which one image may lack."""
+    kind = draw.pick({"side": SIDED, "zone": ZONED, "grade": tuple(GRADES)}[name])
+    values = {"side": SIDES, "zone": ZONES, "grade": tuple(GRADES.get(kind, ()))}[name]
+    question = f"{words} the {draw.name(kind)}"
+    answers = pick_distinct(draw.rng, (*values, NONE), 2)
+    one, other = (None if answer == NONE else Finding(kind)._replace(**{name: answer}) for answer in answers)
+    return content_type, [question] * 2, answers, draw.two(one, other)
 
 
 def _what_in_zone(draw: _Draw) -> Pair:
     """Ask for the finding in a zone, in images without other findings."""
     side, zone = draw.pick(SIDES), draw.pick(ZONES)
-    options = {kind: Finding(kind, side=side, zone=zone) for kind in ZONED} | {NONE: None}
-    return _only(draw, f"what is in the {side} {zone} zone", options)
+    return _only(draw, f"what is in the {side} {zone} zone", [Finding(kind, side=side, zone=zone) for kind in ZONED])
 
 
 def _which_finding(draw: _Draw) -> Pair:
-    return _only(draw, "which finding is there", {**{kind: Finding(kind) for kind in FINDINGS}, NONE: None})
+    return _only(draw, "which finding is there", [Finding(kind) for kind in FINDINGS])
 
 
-def _only(draw: _Draw, question: str, options: dict[str, Finding | None]) -> Pair:
-    answers = pick_distinct(draw.rng, tuple(options), 2)
-    findings = [options[answer] for answer in answers]
-    drawn = [world.draw_findings(draw.rng, [finding] if finding else []) for finding in findings]
-    phantom = draw.phantom(drawn[0])
-    changed = world.with_findings(draw.rng, draw.split, phantom.patient, drawn[1])
-    other = replace(phantom, patient=changed, seed=int(draw.rng.random() * 2**32))
-    return "finding", [(question, answer, each) for answer, each in zip(answers, (phantom, other), strict=True)]
+def _only(draw: _Draw, question: str, options: Sequence[Finding]) -> Pair:
+    asked = pick_distinct(draw.rng, [[finding] for finding in options] + [[]], 2)
+    answers = [findings[0].kind if findings else NONE for findings in asked]
+    first, second = (world.sample_findings(draw.rng, findings) for findings in asked)
+    return "finding", [question] * 2, answers, draw.phantoms(first, second)
 
 
 def _how_many(draw: _Draw) -> Pair:
-    fewer = pick(draw.rng, range(0, MAX_FINDINGS, 2))
+    fewer = draw.pick(range(0, MAX_FINDINGS, 2))
     phantoms = draw.two(None, Finding(draw.pick(FINDINGS)), num_others=fewer)
-    numbers = NUMBERS[fewer : fewer + 2]
-    return "count", [("how many findings are there", answer, each) for answer, each in zip(numbers, phantoms, strict=True)]
+    return "count", ["how many findings are there"] * 2, NUMBERS[fewer : fewer + 2], phantoms
 
 
 def _which_view(draw: _Draw) -> Pair:
     phantom, _ = draw.two(None, None)
     other = world.take_view(draw.rng, phantom.patient, VIEWS[1 - VIEWS.index(phantom.view)])
-    return "view", [("which view is it", each.view, each) for each in (phantom, other)]
+    return "view", ["which view is it"] * 2, [phantom.view, other.view], [phantom, other]
 
 
 _CLOSED: tuple[Callable[[_Draw], Pair], ...] = (_presence, _presence, _heart, _negation, _side, _severity, _detail, _device)
 _OPEN: tuple[Callable[[_Draw], Pair], ...] = (
-    *(_which_side, _which_zone, _how_severe, _what_in_zone, _which_finding, _how_many, _which_view),
+    partial(_attribute, name="side", content_type="side", words="on which side is"),
+    partial(_attribute, name="zone", content_type="zone", words="in which zone is"),
+    partial(_attribute, name="grade", content_type="severity", words="how severe is"),
+    *(_what_in_zone, _which_finding, _how_many, _which_view),
 )

@@ -1,11 +1,11 @@
 """Reports of phantoms, their labels, and false reports with one change.
 
 A report mentions findings as present, as absent (40 % of all mentions) or as possible; what it does not mention has no label.
-Each finding has two names. Training always uses the same one beside a side, zone and grade, `test_novel` the other one: all
+Each finding has two names. Training always uses the same one next to a side, zone and grade, `test_novel` the other one: all
 words are known there, their combinations are not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
@@ -24,22 +24,12 @@ NAMES = {
     world.ATELECTASIS: ("atelectasis", "band of collapse"),
     world.EDEMA: ("edema", "vascular congestion"),
 }
-COLUMNS = {  # columns of CheXpert's tables, in their order, and our findings
-    "No Finding": "",
-    "Enlarged Cardiomediastinum": "",
-    "Cardiomegaly": world.CARDIOMEGALY,
-    "Lung Opacity": "",
-    "Lung Lesion": world.NODULE,
-    "Edema": world.EDEMA,
-    "Consolidation": world.CONSOLIDATION,
-    "Pneumonia": "",
-    "Atelectasis": world.ATELECTASIS,
-    "Pneumothorax": world.PNEUMOTHORAX,
-    "Pleural Effusion": world.EFFUSION,
-    "Pleural Other": "",
-    "Fracture": "",
-    "Support Devices": "",
-}
+_CHEXPERT = (
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
+    *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices"),
+)
+COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in _CHEXPERT} | {"Lung Lesion": world.NODULE}
+"""Columns of CheXpert's tables, in their order, and our findings; "": none."""
 NUM_DISTRACTORS = 3
 
 _SHORT = 0.4  # share of reports without findings (10 % of all) that are the shortest one
@@ -74,7 +64,7 @@ class Report(NamedTuple):
         if not self.mentions:
             return NORMAL
         present = [mention.name for mention in self.mentions if mention.state == PRESENT]
-        return " ".join(f"{sentence} ." for sentence in (*self._sentences(), f"impression : {_listed(present) or NORMAL}"))
+        return " ".join(f"{one} ." for one in (*self._sentences(), f"impression : {' and '.join(present) or NORMAL}"))
 
     @property
     def labels(self) -> dict[str, int]:
@@ -88,10 +78,8 @@ class Report(NamedTuple):
             yield self.opening
         for state in dict.fromkeys(mention.state for mention in self.mentions):
             words = [mention.words for mention in self.mentions if mention.state == state]
-            if state == ABSENT:
-                yield f"no {_listed(words, 'or')}"
-            else:
-                yield f"{'there is' if state == PRESENT else 'possible'} {_listed(words)}"
+            lead = {PRESENT: "there is", ABSENT: "no", UNCERTAIN: "possible"}[state]
+            yield f"{lead} {(' or ' if state == ABSENT else ' and ').join(words)}"
 
 
 def describe(finding: Finding, name: str) -> str:
@@ -113,15 +101,13 @@ def name_of(finding: Finding, split: str) -> str:
     return NAMES[finding.kind][(parity + (split == "test_novel")) % 2]
 
 
-def unseen_names(kind: str) -> list[str]:
-    """Return all descriptions of a finding in combinations of words that training never has."""
-    return [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
-
-
 def class_prompts() -> dict[str, tuple[str, ...]]:
-    """Return prompts for each finding and for NORMAL: sentences that occur in no training report."""
-    unseen = {kind: tuple(f"there is {words}" for words in unseen_names(kind)) for kind in FINDINGS}
-    return {NORMAL: (f"there is {NORMAL}", "there is nothing acute"), **unseen}
+    """Return prompts for each finding and for NORMAL: combinations of words that no training report has."""
+    prompts = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
+    for kind in FINDINGS:
+        unseen = [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
+        prompts[kind] = tuple(f"there is {words}" for words in unseen)
+    return prompts
 
 
 def sample_report(split: str, phantom: Phantom) -> Report:
@@ -129,18 +115,21 @@ def sample_report(split: str, phantom: Phantom) -> Report:
     rng = Random(f"report/{phantom.seed}")
     if not phantom.findings and rng.random() < _SHORT:
         return Report("", ())
-    told = [
+    mentions = [
         Mention(finding, UNCERTAIN if rng.random() < _POSSIBLE else PRESENT, name_of(finding, split))
         for finding in phantom.findings
     ]
-    others = pick_distinct(rng, _not_in(phantom), len(_not_in(phantom)))
+    absent = [kind for kind in FINDINGS if phantom.finding(kind) is None]
+    absent = pick_distinct(rng, absent, len(absent))
     if rng.random() < _POSSIBLE_BUT_ABSENT:
-        (finding,) = world.draw_findings(rng, [Finding(others.pop())])
-        told.append(Mention(finding, UNCERTAIN, name_of(finding, split)))
-    count = pick_weighted(rng, _NUM_ABSENT_WEIGHTS) or int(not told)
-    told += [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in others[:count]]
-    opening = pick(rng, _openings(phantom)) if rng.random() < _OPENING else ""
-    return Report(opening, tuple(pick_distinct(rng, told, len(told))))
+        (finding,) = world.sample_findings(rng, [Finding(absent.pop())])
+        mentions.append(Mention(finding, UNCERTAIN, name_of(finding, split)))
+    count = pick_weighted(rng, _NUM_ABSENT_WEIGHTS) or int(not mentions)
+    mentions += [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in absent[:count]]
+    remarks = {"pacemaker": "pacemaker in place", "wires": "wires over the sternum", "tube": "tube in place"}
+    openings = [f"{phantom.view} view", *(words for device, words in remarks.items() if device in phantom.patient.devices)]
+    opening = pick(rng, openings) if rng.random() < _OPENING else ""
+    return Report(opening, tuple(pick_distinct(rng, mentions, len(mentions))))
 
 
 def distractors(split: str, phantom: Phantom) -> list[str]:
@@ -149,7 +138,7 @@ def distractors(split: str, phantom: Phantom) -> list[str]:
     One denies a present finding; the others have a wrong side, zone or grade. If there are too few of these, they state
     a finding that the true report denies, then one that it does not mention.
 
-    That balances words: a report of no finding has longer ones beside it, every other one a shorter one and some of its length.
+    That balances words: a report without findings has longer distractors, every other one a shorter one and some of its length.
     """
     rng, report = Random(f"distractors/{phantom.seed}"), sample_report(split, phantom)
     state_of = {mention.finding.kind: mention.state for mention in report.mentions}
@@ -161,37 +150,19 @@ def distractors(split: str, phantom: Phantom) -> list[str]:
     return [_changed(rng, report, mention).text for mention in changes[:NUM_DISTRACTORS]]
 
 
-def _not_in(phantom: Phantom) -> list[str]:
-    return [kind for kind in FINDINGS if phantom.finding(kind) is None]
-
-
-def _openings(phantom: Phantom) -> list[str]:
-    """Return true remarks besides the findings."""
-    seen = {"pacemaker": "pacemaker in place", "wires": "wires over the sternum", "tube": "tube in place"}
-    return [f"{phantom.view} view", *(words for device, words in seen.items() if device in phantom.patient.devices)]
-
-
-def _listed(words: Sequence[str], last: str = "and") -> str:
-    return f" {last} ".join(words)
-
-
 def _other_findings(rng: Random, report: Report) -> list[Finding]:
     """Sample up to NUM_DISTRACTORS findings of each kind, in random order, that are compatible with the report's others.
 
     Of kinds in the report, they differ from it in one attribute.
     """
     present = {mention.finding.kind: mention.finding for mention in report.mentions if mention.state == PRESENT}
-    drawn: list[Finding] = []
+    sampled: list[Finding] = []
     for kind in FINDINGS:
         old, others = present.get(kind), [finding for other, finding in present.items() if other != kind]
-        fitting = [
-            each
-            for each in world.variants(kind)
-            if world.is_possible([*others, each])
-            and (old is None or sum(one != two for one, two in zip(old.variant, each.variant, strict=True)) == 1)
-        ]
-        drawn += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
-    return pick_distinct(rng, drawn, len(drawn))
+        variants = [each for each in world.variants(kind) if old is None or old.num_changes(each) == 1]
+        fitting = [each for each in variants if world.is_possible([*others, each])]
+        sampled += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
+    return pick_distinct(rng, sampled, len(sampled))
 
 
 def _changed(rng: Random, report: Report, new: Mention) -> Report:

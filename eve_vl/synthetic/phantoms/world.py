@@ -11,7 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from eve_vl import synthetic
-from eve_vl.synthetic import check_split, pick, pick_distinct, pick_weighted
+from eve_vl.synthetic import pick, pick_distinct, pick_weighted
 
 SPLITS = ("train", "val", "test", "test_shift", "test_novel")
 SIDES = ("right", "left")
@@ -38,7 +38,6 @@ HEART = (0.4, 0.46)  # width of a normal heart over that of the chest
 NUM_FINDINGS_WEIGHTS = (0.25, 0.35, 0.25, 0.15)
 TUBE_WITH_PNEUMOTHORAX = {split: 0.2 if split == "test_shift" else 0.8 for split in SPLITS}
 """Share of images with a tube among those with a pneumothorax, and of images without one among the others."""
-_MAX_TRIES = 1000  # only asserts that a solution exists
 PATIENTS_PER_BLOCK, VIEWS_PER_BLOCK = 2, 3  # one of two patients has a second view
 
 Cell = tuple[str, str]
@@ -64,9 +63,13 @@ class Finding(NamedTuple):
         """Side, zone and grade, which captions may name besides the kind."""
         return self.side, self.zone, self.grade
 
+    def num_changes(self, other: "Finding") -> int:
+        """Return how many of side, zone and grade differ."""
+        return sum(one != two for one, two in zip(self.variant, other.variant, strict=True))
+
     @property
     def cells(self) -> frozenset[Cell]:
-        """The parts of the lungs that it occupies; no other finding may lie there, since one would hide the other."""
+        """Parts of the lungs that it occupies; no other finding may lie there, since one would hide the other."""
         if self.kind == CARDIOMEGALY:
             return _BEHIND_HEART
         if self.kind == EDEMA:
@@ -126,8 +129,7 @@ class Phantom:
 
 
 def stream(purpose: str, split: str, seed: int, index: int) -> Random:
-    """Return the random stream of one row. Raises UserError for an unknown split."""
-    check_split(split, SPLITS)
+    """Return the random stream of one row."""
     return synthetic.stream("phantom", purpose, split, seed, index)
 
 
@@ -139,7 +141,7 @@ def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
 
 
 def sample_phantom(split: str, seed: int, index: int) -> Phantom:
-    """Sample row `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
+    """Sample row `index` of a split, a pure function of the arguments."""
     number, view = place_of(seed, split, index)
     patient = sample_patient(split, seed, number)
     first = pick(stream("view", split, seed, number), VIEWS)
@@ -151,13 +153,12 @@ def sample_patient(split: str, seed: int, number: int) -> Patient:
     """Sample a patient with findings; at least one in `test_novel`."""
     rng = stream("patient", split, seed, number)
     count = pick_weighted(rng, NUM_FINDINGS_WEIGHTS) or int(split == "test_novel")
-    findings = draw_findings(rng, [Finding(kind) for kind in pick_distinct(rng, FINDINGS, count)])
-    return draw_patient(rng, split, findings, number)
+    findings = sample_findings(rng, [Finding(kind) for kind in pick_distinct(rng, FINDINGS, count)])
+    return sample_anatomy(rng, split, findings, number)
 
 
-def draw_patient(rng: Random, split: str, findings: Iterable[Finding], number: int) -> Patient:
+def sample_anatomy(rng: Random, split: str, findings: Iterable[Finding], number: int) -> Patient:
     """Sample a patient with these findings."""
-    findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
     devices = {device for device in ("pacemaker", "wires") if rng.random() < 0.2}
     patient = Patient(
         number=number * len(SPLITS) + SPLITS.index(split),
@@ -169,7 +170,7 @@ def draw_patient(rng: Random, split: str, findings: Iterable[Finding], number: i
         heart=_between(rng, *HEART),
         rib_phase=rng.random(),
         tube_side=pick(rng, SIDES),
-        findings=findings,
+        findings=(),
         devices=frozenset(devices),
     )
     return with_findings(rng, split, patient, findings)
@@ -200,18 +201,17 @@ def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
     )
 
 
-def draw_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
+def sample_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
     """Sample the open attributes ("" and 0) of the wanted findings so that none hides another; a solution must exist."""
-    for _ in range(_MAX_TRIES):
-        if (drawn := try_findings(rng, wanted)) is not None:
-            return drawn
-    raise AssertionError(f"these cannot be shown together: {wanted}")
+    while (found := try_findings(rng, wanted)) is None:
+        pass
+    return found
 
 
 def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
     """Sample the open attributes of the wanted findings once; None if one finding would hide another."""
-    drawn = [_draw_finding(rng, finding) for finding in wanted]
-    return drawn if is_possible(drawn) else None
+    found = [_sample_finding(rng, finding) for finding in wanted]
+    return found if is_possible(found) else None
 
 
 def is_possible(findings: Sequence[Finding]) -> bool:
@@ -231,17 +231,13 @@ def variants(kind: str) -> list[Finding]:
     ]
 
 
-def _draw_finding(rng: Random, wanted: Finding) -> Finding:
+def _sample_finding(rng: Random, wanted: Finding) -> Finding:
     kind = wanted.kind
     grade = wanted.grade or (pick(rng, tuple(GRADES[kind])) if kind in GRADES else "")
-    return Finding(
-        kind=kind,
-        side=wanted.side or (pick(rng, SIDES) if kind in SIDED else ""),
-        zone=wanted.zone or (pick(rng, ZONES) if kind in ZONED else ""),
-        grade=grade,
-        amount=_between(rng, *(GRADES[kind][grade] if grade else AMOUNTS[kind])),
-        shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)),
-    )
+    side = wanted.side or (pick(rng, SIDES) if kind in SIDED else "")
+    zone = wanted.zone or (pick(rng, ZONES) if kind in ZONED else "")
+    amount = _between(rng, *(GRADES[kind][grade] if grade else AMOUNTS[kind]))
+    return Finding(kind, side, zone, grade, amount, shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)))
 
 
 def _between(rng: Random, low: float, high: float) -> float:

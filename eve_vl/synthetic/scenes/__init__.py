@@ -1,11 +1,17 @@
 """Scenes of coloured shapes, with captions, questions, statements and labels that are true by construction.
 
-Pure functions of (split, seed, index), no files. `test_novel` shows (kind, colour) pairs that no other split shows.
+Pure functions of (split, seed, index), no files. `test_novel` shows (kind, colour) pairs that no other split shows. Images
+are anti-aliased by signed distance, each shape computed only inside its bounding box.
+
+Letters: H height and W width of a bounding box; S side of the image.
 """
 
+import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import ClassVar
+
+import numpy as np
 
 from eve_vl.data.kinds.captions import ImageOnly, ImageText, TextOnly
 from eve_vl.data.kinds.labels import LabeledExample
@@ -13,11 +19,14 @@ from eve_vl.data.kinds.pairs import ImagesStatement, ItemPair
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
-from eve_vl.synthetic.scenes.pairs import sample_items, sample_statement
-from eve_vl.synthetic.scenes.questions import ANSWERS, sample_question
-from eve_vl.synthetic.scenes.render import MIN_IMAGE_SIZE, render
+from eve_vl.synthetic.scenes.questions import ANSWERS, sample_items, sample_question, sample_statement
 from eve_vl.synthetic.scenes.text import all_captions, captions
-from eve_vl.synthetic.scenes.world import KINDS, Scene, sample_scene
+from eve_vl.synthetic.scenes.world import KINDS, Mark, Scene, Shape, sample_scene
+
+MARK_TONE = 30  # levels by which clutter darkens every channel of the background
+
+_STAR_INNER = 0.46  # radius of the notches relative to the tips; a true pentagram (0.38) is too thin at 10 pixels
+_COS_36, _SIN_36 = math.cos(math.pi / 5), math.sin(math.pi / 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,6 @@ class _SceneRows(GeneratedRows):
 
     NAME: ClassVar = "scenes"
     NUM_ROWS: ClassVar = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
-    MIN_IMAGE_SIZE: ClassVar = MIN_IMAGE_SIZE
     image_size: int = 48
 
     def _scene(self, index: int) -> Scene:
@@ -77,14 +85,10 @@ class SceneQuestions(_SceneRows):
     ANSWERS: ClassVar = ANSWERS
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
-        example = sample_question(self.split, self.seed, index)
+        scene, question, answer, kind = sample_question(self.split, self.seed, index)
+        number, where = int(index), self.where(index)  # subsets give numpy integers, which JSON cannot write
         return ImageQuestion(
-            image=self._image(example.scene),
-            question=example.question,
-            answers=(example.answer,),
-            question_id=int(index),  # subsets give numpy integers, which JSON cannot write
-            answer_type=example.kind,
-            where=self.where(index),
+            image=self._image(scene), question=question, answers=(answer,), question_id=number, answer_type=kind, where=where
         )
 
 
@@ -92,15 +96,10 @@ class SceneStatements(_SceneRows):
     """Two scenes each, with a true or false statement about both; equal statements form a group."""
 
     def __getitem__(self, index: int, /) -> ImagesStatement:
-        example = sample_statement(self.split, self.seed, index)
+        left, right, claim, label, _ = sample_statement(self.split, self.seed, index)
+        left, right, name = self._image(left), self._image(right), str(index)
         return ImagesStatement(
-            left=self._image(example.left),
-            right=self._image(example.right),
-            statement=example.statement,
-            label=example.label,
-            identifier=str(index),
-            group=example.statement,
-            where=self.where(index),
+            left=left, right=right, statement=claim, label=label, identifier=name, group=claim, where=self.where(index)
         )
 
 
@@ -108,9 +107,9 @@ class SceneItems(_SceneRows):
     """Two items each, the same or not; image and text of an item describe different shapes."""
 
     def __getitem__(self, index: int, /) -> ItemPair:
-        example, where = sample_items(self.split, self.seed, index), self.where(index)
-        left, right = map(self._image, example.scenes)
-        return ItemPair(left=left, right=right, captions=example.texts, label=example.label, where=where)
+        where, (scenes, texts, label) = self.where(index), sample_items(self.split, self.seed, index)
+        left, right = map(self._image, scenes)
+        return ItemPair(left=left, right=right, captions=texts, label=label, where=where)
 
 
 ROWS: dict[str, type[_SceneRows]] = {
@@ -123,3 +122,84 @@ ROWS: dict[str, type[_SceneRows]] = {
     "labels": SceneLabels,
 }
 """The sources by kind of row."""
+
+
+def render(scene: Scene, image_size: int) -> np.ndarray:
+    """Render a scene: uint8, shape (image_size, image_size, 3), RGB."""
+    canvas_3SS = np.empty((3, image_size, image_size), np.float32)  # channels first: long rows are faster to blend
+    canvas_3SS[:] = np.asarray(scene.background_rgb, np.float32)[:, None, None]
+    canvas_3SS += (2 * _centers(image_size) - 1)[:, None] * scene.slope
+    for mark in scene.clutter:
+        _draw_mark(canvas_3SS, mark)
+    for shape in scene.shapes:
+        _draw_shape(canvas_3SS, shape)
+    canvas_3SS += 0.5
+    return np.ascontiguousarray(np.clip(canvas_3SS, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+@cache
+def _centers(image_size: int) -> np.ndarray:
+    """Return pixel centres as fractions of the canvas, shape (S,)."""
+    return ((np.arange(image_size) + 0.5) / image_size).astype(np.float32)
+
+
+def _span(center: float, reach: float, image_size: int) -> slice:
+    """Return the pixels within `reach` of a centre, plus one for the soft edge."""
+    first = int((center - reach) * image_size) - 1
+    last = int((center + reach) * image_size) + 2
+    return slice(max(0, first), max(0, min(image_size, last)))
+
+
+def _draw_shape(canvas_3SS: np.ndarray, shape: Shape) -> None:
+    image_size = canvas_3SS.shape[1]
+    radius = shape.extent / 2
+    rows, columns = _span(shape.center_y, radius, image_size), _span(shape.center_x, radius, image_size)
+    y_H1 = (_centers(image_size)[rows, None] - shape.center_y) / radius
+    x_1W = np.abs(_centers(image_size)[None, columns] - shape.center_x) / radius  # every kind is symmetric
+    cover_HW = _coverage(_depth(shape.kind, y_H1, x_1W), radius * image_size)
+    box_3HW = canvas_3SS[:, rows, columns]
+    box_3HW += cover_HW * (np.asarray(shape.rgb, np.float32)[:, None, None] - box_3HW)
+
+
+def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
+    image_size = canvas_3SS.shape[1]
+    rows = _span(mark.center_y, abs(mark.half_y) + mark.radius, image_size)
+    columns = _span(mark.center_x, abs(mark.half_x) + mark.radius, image_size)
+    y_H1 = _centers(image_size)[rows, None] - mark.center_y
+    x_1W = _centers(image_size)[None, columns] - mark.center_x
+    length_squared = mark.half_y**2 + mark.half_x**2 or 1.0  # a dot has none
+    along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
+    distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
+    canvas_3SS[:, rows, columns] -= _coverage(mark.radius - distance_HW, image_size) * MARK_TONE
+
+
+def _coverage(depth_HW: np.ndarray, pixels_per_unit: float) -> np.ndarray:
+    """Return the covered share of each pixel, a ramp one pixel wide over the depth of its centre below the outline."""
+    return np.clip(depth_HW * pixels_per_unit + 0.5, 0, 1)
+
+
+def _depth(kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return depths below a shape's outline, negative outside.
+
+    The offsets y (H, 1) and |x| (1, W) and the depths (H, W) are in units of the shape's radius.
+    """
+    match kind:
+        case "circle":
+            return 1 - np.sqrt(y * y + x * x)
+        case "square":
+            return 0.9 - np.maximum(np.abs(y), x)
+        case "ring":
+            return 0.24 - np.abs(np.sqrt(y * y + x * x) - 0.76)
+        case "cross":
+            y = np.abs(y)
+            return np.minimum(0.36 - np.minimum(y, x), 1 - np.maximum(y, x))
+        case "triangle":
+            base, height = 1.0, 1.85  # apex at y = −1
+            return np.minimum(((y + 1) * base - x * height) / math.hypot(base, height), height - 1 - y)
+        case _:  # a star: fold five arms onto one, tip up
+            y = -y
+            for sign in (1, -1):
+                beyond = 2 * np.maximum(sign * _COS_36 * x - _SIN_36 * y, 0)
+                x, y = x - beyond * sign * _COS_36, y + beyond * _SIN_36
+            notch_x, notch_y = _STAR_INNER * _SIN_36, _STAR_INNER * _COS_36 - 1
+            return (np.abs(x) * notch_y - (y - 1) * notch_x) / math.hypot(notch_x, notch_y)

@@ -1,11 +1,11 @@
 """Captions of scenes.
 
-The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
-hidden word was follows from the image and the other words, while the words alone say little: most of them are
-colours, kinds, sizes, places and counts, drawn independently. Some speak as questions and statements do ("the image
-contains a red circle", "there are two stars"): a model that will answer questions should have read such words.
+The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So a masked word
+follows from the image and the other words. The words without the image say little: most of them are colours, kinds, sizes,
+places and counts, sampled independently. Some captions speak as questions and statements do ("the image contains a red
+circle", "there are two stars"), because a model that will answer questions should have read these words.
 
-A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
+A caption is complete in what it lists: "red circle top left" means that nothing else is there. Hence a caption is true
 of a scene exactly if it is one of `all_captions` of that scene.
 """
 
@@ -15,12 +15,12 @@ from itertools import combinations
 from operator import attrgetter
 from random import Random
 
-from eve_vl.synthetic.scenes.world import COLORS, KINDS, MAX_SHAPES, NUM_COLUMNS, Scene, Shape, pick, pick_distinct
+from eve_vl.synthetic import pick, pick_distinct
+from eve_vl.synthetic.scenes.world import COLORS, KINDS, MAX_SHAPES, NUM_COLUMNS, PLURALS, Scene, Shape, article
 
 CAPTIONS_PER_SCENE = 4
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")  # of the cells
-PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
@@ -40,13 +40,7 @@ def _by_template(scene: Scene) -> list[list[str]]:
     return [*([caption] for caption in captions), _there_or_not(scene)]
 
 
-def article(word: str) -> str:
-    """Return the article, "a" or "an", of a word of these captions."""
-    return "an" if word == "orange" else "a"
-
-
-def place_words(shape: Shape) -> str:
-    """Return the place of a shape: "top left", "top", …, "middle", …, "bottom right"."""
+def _place(shape: Shape) -> str:
     return PLACES[shape.row * NUM_COLUMNS + shape.column]
 
 
@@ -64,12 +58,12 @@ def _short(shape: Shape) -> str:
 def _that_list_shapes(scene: Scene) -> Iterator[str]:
     shapes, on = sorted(scene.shapes, key=attrgetter("row", "column")), f"on {scene.background}"  # in reading order
     name = _short if len(shapes) == MAX_SHAPES else _full  # with sizes, unless the caption would become too long
-    listed = " and ".join(f"{name(shape)} {place_words(shape)}" for shape in shapes)
+    listed = " and ".join(f"{name(shape)} {_place(shape)}" for shape in shapes)
     yield f"{listed} {on}" if len(shapes) == 1 else listed
-    yield " ".join(f"at {place_words(shape)} {name(shape)}" for shape in shapes)
+    yield " ".join(f"at {_place(shape)} {name(shape)}" for shape in shapes)
     yield f"{on} {' and '.join(map(_full, shapes))}"
     if len(shapes) == 1:
-        yield f"one {_full(shapes[0])} at {place_words(shapes[0])} {on}"
+        yield f"one {_full(shapes[0])} at {_place(shapes[0])} {on}"
     yield f"the picture contains {' and '.join(f'{article(shape.color)} {_short(shape)}' for shape in shapes)}"
     if len({shape.kind for shape in shapes}) == len(shapes) < MAX_SHAPES:
         yield f"{on} {' and '.join(f'the {shape.kind} is {shape.color}' for shape in shapes)}"
@@ -86,30 +80,21 @@ def _that_count(scene: Scene) -> Iterator[str]:
 
 
 def _that_compare_places(scene: Scene) -> Iterator[str]:
-    columns, rows = _in_line(scene, "column"), _in_line(scene, "row")
-    for shapes, direction in ((columns, "left to right"), (rows, "top down")):
-        if shapes:
-            yield f"{direction} {' then '.join(map(_full, shapes))}"
-    for shapes, relation in ((columns, " left of "), (rows, " above ")):
-        if shapes:
-            yield f"{relation.join(map(_short, shapes))} on {scene.background}"
+    """Compare two or three shapes that differ in column or row, then the first and last shape if no other is in their line."""
+    if len(scene.shapes) == 1:
+        return
+    sorted_by = {side: sorted(scene.shapes, key=attrgetter(side)) for side in ("column", "row")}
+    lines = {side: [getattr(shape, side) for shape in shapes] for side, shapes in sorted_by.items()}
+    distinct = [side for side, places in lines.items() if len(set(places)) == len(places)]
+    for side in distinct:
+        yield f"{'left to right' if side == 'column' else 'top down'} {' then '.join(map(_full, sorted_by[side]))}"
+    for side in distinct:
+        relation = " left of " if side == "column" else " above "
+        yield f"{relation.join(map(_short, sorted_by[side]))} on {scene.background}"
     for side, first, last in (("column", "leftmost", "rightmost"), ("row", "highest is", "lowest is")):
-        if ends := _outermost(scene, side):
-            yield f"{first} {_full(ends[0])} and {last} {_full(ends[1])}"
-
-
-def _in_line(scene: Scene, side: str) -> list[Shape]:
-    """Return two or three shapes by column or row if each has its own; otherwise none."""
-    shapes = sorted(scene.shapes, key=attrgetter(side))
-    distinct = len({getattr(shape, side) for shape in shapes}) == len(shapes)
-    return shapes if distinct and len(shapes) > 1 else []
-
-
-def _outermost(scene: Scene, side: str) -> tuple[Shape, Shape] | None:
-    """Return the first and last shape by column or row, unless one shares it with the next."""
-    shapes = sorted(scene.shapes, key=attrgetter(side))
-    places = [getattr(shape, side) for shape in shapes]
-    return None if len(shapes) == 1 or places[0] == places[1] or places[-1] == places[-2] else (shapes[0], shapes[-1])
+        (one, *_, other), places = sorted_by[side], lines[side]
+        if places[0] != places[1] and places[-1] != places[-2]:
+            yield f"{first} {_full(one)} and {last} {_full(other)}"
 
 
 def _there_or_not(scene: Scene) -> list[str]:

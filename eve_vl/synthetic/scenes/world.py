@@ -1,4 +1,4 @@
-"""The world of scenes: what a scene is, and how one is sampled.
+"""The world of scenes: what a scene is, and how one is sampled, freely or under constraints.
 
 Everything here is a pure function of (split, seed, index). Positions and sizes are fractions of the canvas, y grows
 downwards. Shapes stand in distinct cells of a 3 × 3 grid with some jitter, so that "left of", "above" and the nine
@@ -7,11 +7,11 @@ places always hold by a clear margin and no two shapes hide one another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from eve_vl import synthetic
-from eve_vl.synthetic import check_split, pick, pick_distinct, pick_weighted
+from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 
 SPLITS = ("train", "val", "test", "test_novel")
 SIZES = ("big", "small")
@@ -33,36 +33,25 @@ BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that 
     "mint": (190, 232, 206),
     "sky": (186, 214, 244),
 }
-NUM_ROWS = NUM_COLUMNS = 3
-NUM_CELLS = NUM_ROWS * NUM_COLUMNS
+PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
+NUM_COLUMNS = 3  # and rows
+NUM_CELLS = NUM_COLUMNS**2
 MAX_SHAPES = 4
 
-# One kind is held out per colour, every kind once or twice: training has all words, but never these pairs.
+# Pairs that training never shows, one per colour and one or two per kind: it has all words, but not these combinations.
 HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS))
 SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
 
 _ANCHORS = (0.18, 0.5, 0.82)  # centre of a row or column
 _EXTENT = {"big": 0.34, "small": 0.24}  # 16 and 11.5 pixels at 48
 _EXTENT_JITTER = 0.01
-_PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps neighbours apart and everything on the canvas
+_PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps adjacent shapes apart and everything on the canvas
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
-_NUM_SHAPES_WEIGHTS = (
-    0.6,
-    0.25,
-    0.1,
-    0.05,
-)  # mostly easy ones: naming shapes is learnt before telling them apart
+_NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming shapes is learnt before telling them apart
 _MAX_MARKS = 4
-
-
-class Appearance(NamedTuple):
-    """Kind, colour and size of a shape, without its position."""
-
-    kind: str
-    color: str
-    size: str
+_MAX_TRIES = 1000  # only asserts that a draft is satisfiable; one to six tries are usual
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +77,33 @@ class Shape:
         return int(self.center_x * 3)
 
 
+class Look(NamedTuple):
+    """Kind, colour and size of a shape, or what several shapes have in common; "": any."""
+
+    kind: str = ""
+    color: str = ""
+    size: str = ""
+
+    def fits(self, other: "Look | Shape") -> bool:
+        """Return whether a shape looks like this."""
+        return self.kind in ("", other.kind) and self.color in ("", other.color) and self.size in ("", other.size)
+
+    @property
+    def singular(self) -> str:
+        """The look in words: "red circle", "big star", "red shape"."""
+        return " ".join(filter(None, (self.size, self.color, self.kind or "shape")))
+
+    @property
+    def plural(self) -> str:
+        """The look in words: "red circles", "big stars", "red shapes"."""
+        return " ".join(filter(None, (self.size, self.color, PLURALS.get(self.kind, "shapes"))))
+
+    @property
+    def with_article(self) -> str:
+        """The look in words: "a red circle", "an orange star"."""
+        return f"{article(self.singular.split()[0])} {self.singular}"
+
+
 class Mark(NamedTuple):
     """Clutter: a muted line from centre − half to centre + half with round ends; a dot if half is zero."""
 
@@ -110,21 +126,35 @@ class Scene:
     seed: int
 
 
-def stream(purpose: str, split: str, seed: int, index: int) -> Random:
-    """Return the random stream of one row. Raises UserError for an unknown split."""
-    check_split(split, SPLITS)
-    return synthetic.stream(purpose, split, seed, index)
+class Draft(NamedTuple):
+    """Constraints on a scene: one shape per wanted look, the first ones in `cells`; no other shape with a look to avoid."""
+
+    wanted: Sequence[Look] = ()
+    avoid: Sequence[Look] = ()
+    cells: Sequence[int] = ()
+    num_shapes: int | None = None
+    background: str | None = None
 
 
-def pairs_of(split: str) -> tuple[tuple[str, str], ...]:
-    """Return the (kind, colour) pairs that may be shown in a split."""
-    return SEEN + HELD_OUT if split == "test_novel" else SEEN
+def article(word: str) -> str:
+    """Return the article, "a" or "an", of a word of captions."""
+    return "an" if word == "orange" else "a"
+
+
+ANY = Look()
+
+
+@cache
+def pairs_of(split: str, look: Look = ANY) -> tuple[tuple[str, str], ...]:
+    """Return the (kind, colour) pairs that may be shown in a split, or those of a look."""
+    pairs = SEEN + HELD_OUT if split == "test_novel" else SEEN
+    return tuple(pair for pair in pairs if look.kind in ("", pair[0]) and look.color in ("", pair[1]))
 
 
 def sample_scene(split: str, seed: int, index: int) -> Scene:
-    """Sample scene `index` of a split, a pure function of the arguments. Raises UserError for an unknown split."""
+    """Sample scene `index` of a split, a pure function of the arguments."""
     rng = stream("scene", split, seed, index)
-    return compose(rng, sample_appearances(rng, split, sample_num_shapes(rng)))
+    return compose(rng, sample_looks(rng, split, sample_num_shapes(rng)))
 
 
 def sample_num_shapes(rng: Random) -> int:
@@ -132,19 +162,22 @@ def sample_num_shapes(rng: Random) -> int:
     return 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)
 
 
-def sample_appearances(rng: Random, split: str, num_shapes: int) -> list[Appearance]:
-    """Sample appearances from the pairs of a split; in `test_novel` at least one is a held-out pair."""
+def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
+    """Sample looks from the pairs of a split; in `test_novel` at least one is a held-out pair."""
     pairs = pairs_of(split)
-    looks = [Appearance(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
+    looks = [Look(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
     if split == "test_novel":
-        looks[int(rng.random() * num_shapes)] = Appearance(*pick(rng, HELD_OUT), pick(rng, SIZES))
+        looks[int(rng.random() * num_shapes)] = Look(*pick(rng, HELD_OUT), pick(rng, SIZES))
     return looks
 
 
-def compose(
-    rng: Random, looks: Sequence[Appearance], cells: Sequence[int] | None = None, background: str | None = None
-) -> Scene:
-    """Place appearances in distinct cells (0 to 8, row by row) and sample everything else, cells and background if None."""
+def sample_pair(rng: Random, split: str) -> Look:
+    """Sample a kind and colour to ask about; in `test_novel` a held-out pair."""
+    return Look(*pick(rng, HELD_OUT if split == "test_novel" else SEEN))
+
+
+def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None) -> Scene:
+    """Place looks in distinct cells (0 to 8, row by row) and sample everything else, cells and background if None."""
     if cells is None:
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
     if background is None:
@@ -160,6 +193,35 @@ def compose(
     )
 
 
+def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
+    """Sample a scene that satisfies the draft and the rules of its split, random otherwise.
+
+    Callers draw the answer first and the scene after it, so that no wording makes one answer likelier than another.
+    """
+    looks = _sample_wanted(rng, split, draft)
+    free = [cell for cell in range(NUM_CELLS) if cell not in draft.cells]
+    cells = [*draft.cells, *pick_distinct(rng, free, len(looks) - len(draft.cells))]
+    return compose(rng, looks, cells, draft.background)
+
+
+def _sample_wanted(rng: Random, split: str, draft: Draft) -> list[Look]:
+    for _ in range(_MAX_TRIES):
+        others = sample_num_shapes(rng) - 1  # as in captions: mostly none
+        num_shapes = draft.num_shapes or min(max(1, len(draft.wanted)) + others, MAX_SHAPES)
+        looks = [_sample_look(rng, split, wanted) for wanted in draft.wanted]
+        while len(looks) < num_shapes:
+            look = _sample_look(rng, split, ANY)
+            if not any(avoided.fits(look) for avoided in draft.avoid):
+                looks.append(look)
+        if split != "test_novel" or any(look[:2] in HELD_OUT for look in looks):
+            return looks
+    raise AssertionError(f"no scene of {split} meets {draft}")
+
+
+def _sample_look(rng: Random, split: str, wanted: Look) -> Look:
+    return Look(*pick(rng, pairs_of(split, wanted)), wanted.size or pick(rng, SIZES))
+
+
 def _jitter(rng: Random, limit: float) -> float:
     return (2 * rng.random() - 1) * limit
 
@@ -169,7 +231,7 @@ def _shifted(rgb: tuple[int, int, int], shift: tuple[float, float, float]) -> tu
     return red, green, blue
 
 
-def _place(rng: Random, look: Appearance, cell: int) -> Shape:
+def _place(rng: Random, look: Look, cell: int) -> Shape:
     row, column = divmod(cell, NUM_COLUMNS)
     place_jitter = _PLACE_JITTER[look.size]
     shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))
