@@ -38,7 +38,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
-from eve_vl.search import ann
+from eve_vl.search import nearest
 from eve_vl.search.database import Database
 from eve_vl.search.index import Index
 from eve_vl.train.checkpoint import save_checkpoint
@@ -84,7 +84,7 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         store.db.executemany("INSERT INTO text VALUES (?, ?)", [(slot, f"caption {slot}") for slot in slots])
         store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
     store.db.commit()
-    ann.build_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
+    nearest.build_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
     return Index(store, eve)
 
 

@@ -33,7 +33,7 @@ from serving import BOMB, CALLS, SHOWN, png, sent
 from tiny_runs import TEXTS, tiny_run, write_run
 
 from eve_vl.eve import Eve
-from eve_vl.serve import MB, Limits
+from eve_vl.serve import DECODERS, MB, Limits
 
 LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
 STATUSES = {200, 400, 401, 404, 405, 408, 411, 413, 415, 431, 503}
@@ -265,7 +265,9 @@ def main() -> None:
             finally:
                 server.kill()
         said = (folder / "log").read_text(errors="replace")
-    growth, bound = (peak - idle) / MB, LIMITS.most_mb
+    # each decoding thread holds a body as text, its base64, its bytes, and an image in its format's worst case
+    bound = LIMITS.memory_mb + DECODERS * (3 * LIMITS.body_mb + min(18 * LIMITS.pixels / MB, 600))
+    growth = (peak - idle) / MB
     seen.escapes += [f"exit status {code}"] * (code != 0) + [f"the log: {said[-3000:]}"] * ("Traceback" in said)
     seen.escapes += [f"memory grew by {growth:.0f} MB"] * (growth > bound)
     print(

@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> dict[str, Eve]:
 
 @pytest.fixture(scope="module")
 def index(runs, tmp_path_factory) -> Index:
-    """Thirty images, two of them almost the same, four with captions, one of which looks like HTML."""
+    """Thirty images, two of them near-duplicates, four with captions, one of which looks like HTML."""
     folder = tmp_path_factory.mktemp("site") / "photos"
     folder.mkdir()
     for number in range(30):
@@ -199,7 +199,7 @@ def test_search_as_you_type(site, index, open_page):
     until(page, lambda: names(page), expected(index, "red circle", without="blue"))
     page.get_by_label("How many").select_option("50")
     until(page, lambda: len(names(page)), 31)
-    assert page.locator(".near").all_inner_texts() in (["almost 07.png"], ["almost again.png"])
+    assert page.locator(".near").all_inner_texts() in (["near-duplicate of 07.png"], ["near-duplicate of again.png"])
     page.get_by_label("Without these words").fill("")
     until(page, lambda: names(page), expected(index, "red circle", top=50))
     folder = page.get_by_label("In the folder")
@@ -215,13 +215,13 @@ def test_search_as_you_type(site, index, open_page):
     page.get_by_label("Captions").check()
     until(
         page,
-        lambda: page.locator(".found .said").all_inner_texts(),
+        lambda: page.locator(".found .text").all_inner_texts(),
         [hit.name for hit in index.search("red circle", captions=True)],
     )
-    assert HTML in page.locator(".found .said").all_inner_texts()
+    assert HTML in page.locator(".found .text").all_inner_texts()
     assert page.title() == "Search · EVE"
     words.fill("日本")
-    page.get_by_text("no letter of this is known to the run's tokenizer").wait_for()
+    page.get_by_text("tokens is known to the run's tokenizer").wait_for()
     words.fill("")
     page.get_by_text("Type what you want to see").wait_for()
     examples = page.get_by_role("group", name="Examples").get_by_role("button")

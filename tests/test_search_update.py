@@ -356,7 +356,7 @@ def test_an_update_resumes_after_sigkill(eve, eve_process, run, photos, tmp_path
         elif number % 3 == 1:
             write_image(image, number + 1000)
             image.with_suffix(".txt").write_text(f"blue {number // 2}")
-    assert killed_after("_sweep 1") == 120
+    assert killed_after("_forget 1") == 120
     assert eve(*command).returncode == 0
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
     assert content(tmp_path / "killed").keys() == content(tmp_path / "whole").keys()
@@ -371,7 +371,7 @@ def test_captions_do_not_wait_for_images(model, photos, tmp_path, monkeypatch):
     rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     waiting, flush = [], FeatureWriter.flush
-    monkeypatch.setattr(FeatureWriter, "flush", lambda self: waiting.append(len(self._waiting)) or flush(self))
+    monkeypatch.setattr(FeatureWriter, "flush", lambda self: waiting.append(len(self.waiting)) or flush(self))
     model.index(tmp_path / "table.jsonl", tmp_path / "index", batch_size=4)
     assert max(waiting) == 4
 
@@ -397,14 +397,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
         write_image(photos / "many" / f"{number}{'x' * 100}.png", number)
     with monkeypatch.context() as full:
         if place == "features":
-            real = database.os.pwrite
+            real = database.VectorFile.write
 
-            def pwrite(descriptor: int, data: memoryview, at: int) -> int:
-                if at > 60 * 16:
+            def write(self: database.VectorFile, slots: Any, features: Any) -> None:
+                if max(slots) > 60:
                     raise OSError(28, "No space left on device")
-                return real(descriptor, data, at)
+                real(self, slots, features)
 
-            full.setattr(database.os, "pwrite", pwrite)
+            full.setattr(database.VectorFile, "write", write)
         else:
             opened = database.sqlite3.connect
 

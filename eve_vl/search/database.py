@@ -1,4 +1,4 @@
-"""The files of an index: one SQLite database and two vector files, for images and for captions.
+"""Files of an index: a SQLite database, and vectors of images and of captions.
 
 Images with the same bytes share one slot of the vector files. Vectors are on the disk before the database refers to them:
 a crash or a full disk leaves rows of vectors that the database does not know, and the next update overwrites them.
@@ -13,7 +13,6 @@ import json
 import os
 import sqlite3
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -59,7 +58,9 @@ NO_CAPTION = -1
 
 
 class VectorFile:
-    """Vectors, float16 (n, d), in one file. Slots number the rows; unwritten rows hold anything.
+    """Vectors, float16 (n, d), in one file.
+
+    Slots number the rows; unwritten rows hold anything.
 
     Rows are written through a file handle. Writing through the memory map would kill the process when the disk is full.
     """
@@ -71,25 +72,17 @@ class VectorFile:
     def write(self, slots: Sequence[int], features_Bd: np.ndarray) -> None:
         """Write rows. Raises OSError, and the errors of `check`."""
         self.check()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
+        self.path.touch()
+        with self.path.open("r+b") as file:
             for slot, row in zip(slots, features_Bd.astype("<f2"), strict=True):
-                data = memoryview(row.tobytes())
-                offset = slot * len(data)
-                while data:  # a nearly full disk may take a part of the data
-                    written = os.pwrite(descriptor, data, offset)
-                    data, offset = data[written:], offset + written
-        finally:
-            os.close(descriptor)
+                file.seek(row.nbytes * slot)
+                file.write(row.tobytes())
 
     def sync(self) -> None:
         """Wait until all rows are on the disk. Raises OSError."""
         if self.num_rows:
-            descriptor = os.open(self.path, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with self.path.open("r+b") as file:
+                os.fsync(file)
 
     @property
     def num_rows(self) -> int:
@@ -97,9 +90,12 @@ class VectorFile:
         return self.path.stat().st_size // (2 * self.dim) if self.path.is_file() else 0
 
     def first(self, num: int) -> Iterator[np.ndarray]:
-        """Yield the first rows, float16 (B, d), BLOCK at a time. Raises DamagedError if rows are missing."""
+        """Yield the first rows, float16 (B, d), BLOCK at a time.
+
+        Raises DamagedError if rows are missing.
+        """
         if self.num_rows < num:
-            raise DamagedError(f"{self.path}: lacks features that the database lists; {rebuild_hint(self.path.parent)}")
+            raise DamagedError(f"{self.path}: lacks features that the database lists; {recreate_hint(self.path.parent)}")
         for start in range(0, num, BLOCK):
             # copy on write, because torch refuses read-only arrays; in blocks, because Linux may refuse such a map above RAM
             yield np.memmap(self.path, "<f2", "c", 2 * self.dim * start, (min(BLOCK, num - start), self.dim))
@@ -115,49 +111,40 @@ class FeatureWriter:
     def __init__(
         self, vectors: VectorFile, encode: Callable[[list[Any]], np.ndarray] | None, used: Sequence[int], batch_size: int
     ):
-        """encode: returns the features of values; None if the run has none. used: slots that are not free.
+        """encode: returns the features of values; None if the run has none.
+        used: slots that are not free.
 
         Raises UserError if the features of used slots are missing.
         """
         self.vectors, self.encode, self.batch_size = vectors, encode, batch_size
-        taken = np.array(used, dtype=np.int64)
-        end = int(taken.max(initial=-1)) + 1
+        end = max(used, default=-1) + 1
         if encode is not None:
-            deque(vectors.first(end), maxlen=0)  # rows written behind the end of a truncated file would hide the damage
-        self._free = chain(np.setdiff1d(np.arange(end), taken).tolist(), count(end))
-        self._waiting: list[tuple[int, Any]] = []
+            next(vectors.first(end), None)  # rows written behind the end of a truncated file would hide the damage
+        self._free = chain(np.setdiff1d(np.arange(end), used).tolist(), count(end))
+        self.waiting: list[tuple[int, Any]] = []
+        """Slots and values whose features are not written yet."""
 
     def add(self, value: Any) -> int:
         """Return the slot that the features of a value will have."""
         slot = next(self._free)
         if self.encode is not None:
-            self._waiting.append((slot, value))
+            self.waiting.append((slot, value))
         return slot
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a batch is complete."""
-        return len(self._waiting) >= self.batch_size
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all features are written."""
-        return not self._waiting
 
     def flush(self) -> None:
         """Compute and write all that wait. Raises OSError."""
-        for start in range(0, len(self._waiting), self.batch_size):
-            slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
+        for start in range(0, len(self.waiting), self.batch_size):
+            slots, values = zip(*self.waiting[start : start + self.batch_size], strict=True)
             assert self.encode is not None
             self.vectors.write(slots, self.encode(list(values)))
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 class Database:
     """The open SQLite database and the vector files of an index."""
 
     def __init__(self, folder: Path, db: sqlite3.Connection, check: Callable[[], None]):
-        """check: raises DamagedError if the folder now holds another database than the open one."""
+        """check: raises DamagedError if the folder now holds another database."""
         self.folder, self._db, self._check = folder, db, check
         weakref.finalize(self, db.close)
         self.facts: dict[str, Any] = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM fact")}
@@ -165,7 +152,7 @@ class Database:
 
     @property
     def db(self) -> sqlite3.Connection:
-        """The connection. Raises DamagedError if the index was deleted or rebuilt since it was opened.
+        """The connection. Raises DamagedError if the index was deleted or replaced.
 
         SQLite would still read the deleted file, whose slots do not belong to the vector files that are in the folder now.
         """
@@ -195,21 +182,17 @@ class Database:
         """Open an index. Raises UserError."""
         path = folder / DATABASE
         if not path.is_file():
-            missing = f"holds no {DATABASE}; is it an index?" if folder.is_dir() else "no such index"
-            if inside := sorted(folder.glob(f"*/{DATABASE}")):  # as in the folder of `eve try`
-                raise UserError(f"{folder}: holds no {DATABASE}; did you mean '{inside[0].parent}'?")
-            raise UserError(f"{folder}: {missing} (eve index FOLDER --run RUN --out {folder} makes one)")
+            inside = sorted(folder.glob(f"*/{DATABASE}"))  # as in the folder of `eve try`
+            fix = f"did you mean '{inside[0].parent}'?" if inside else f"eve index FOLDER --run RUN --out {folder} makes one"
+            raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
             check = functools.partial(_refuse_another, path.absolute(), _inode_of(path))
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
-            with contextlib.closing(db.execute("SELECT name, value FROM fact WHERE name IN ('format', 'version')")) as rows:
-                found = dict(rows)
-            if found.get("format") == str(FORMAT):
+            found = db.execute("SELECT value FROM fact WHERE name = 'format'").fetchall()
+            if found == [(str(FORMAT),)]:
                 return cls(folder, db, check)
             db.close()
-        version, form = (found.get(name, "unknown").strip('"') for name in ("version", "format"))
-        made = f"{folder}: was made by version {version} of eve_vl in format {form}"
-        raise UserError(f"{made}, this is version {__version__}, format {FORMAT}; {rebuild_hint(folder)}")
+        raise UserError(f"{folder}: is not in the format of version {__version__} of eve_vl; {recreate_hint(folder)}")
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of an SQL query. Raises DamagedError."""
@@ -226,7 +209,7 @@ class Database:
         self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [name, json.dumps(value)])
 
     def is_of(self, run: LoadedRun) -> bool:
-        """Whether the index was made by these weights and with this tokenizer."""
+        """Return whether the index was made by these weights and with this tokenizer."""
         own = run_fingerprint(run)
         return all(self.facts[name] == own[name] for name in ("weights", "tokenizer", "dim"))
 
@@ -235,7 +218,7 @@ class Database:
         self.db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
 
     def check(self, run: LoadedRun) -> None:
-        """Raise UserError if the index was made by other weights or with another tokenizer."""
+        """Raise UserError if the index was made by other weights or another tokenizer."""
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
@@ -245,13 +228,16 @@ class Database:
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return the hash that identifies an image's bytes: half of SHA-256, for which processors have instructions."""
+    """Return the hash that identifies an image's bytes.
+
+    Half of SHA-256, because processors have instructions for it.
+    """
     return hashlib.sha256(data).digest()[:16]
 
 
-def rebuild_hint(folder: Path) -> str:
+def recreate_hint(folder: Path) -> str:
     """Return the advice to delete an index and make it again."""
-    return f"rebuild it: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"
+    return f"make it again: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"
 
 
 def _inode_of(path: Path) -> tuple[int, int] | None:
@@ -275,15 +261,16 @@ def index_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        is_damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error)  # of 0 bytes
+        code, advice = getattr(error, "sqlite_errorcode", 0) & 0xFF, _advice(str(error))
         is_locked = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        busy = "; another process uses it: run the same command again later, nothing in the index is lost"
-        advice = f"; {rebuild_hint(folder)}" if is_damaged else busy if is_locked else _advice(str(error))
+        if is_locked:
+            advice = "; another process uses it: run the same command again later, nothing in the index is lost"
+        elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):  # a file of 0 bytes
+            advice = f"; {recreate_hint(folder)}"
         raise DamagedError(f"{folder / DATABASE}: {error}{advice}", is_locked=is_locked) from None
     except OSError as error:
-        name = error.filename or folder
-        raise DamagedError(f"{name}: {error.strerror or error}{_advice(str(error.strerror))}") from None
+        reason = error.strerror or str(error)
+        raise DamagedError(f"{error.filename or folder}: {reason}{_advice(reason)}") from None
 
 
 def _advice(reason: str) -> str:
@@ -305,7 +292,10 @@ def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
 
 
 def _sha256(run: LoadedRun, name: str) -> str:
-    """Return the checksum of a run's file; loading has already verified the stored one of the weights."""
+    """Return the checksum of a run's file.
+
+    Loading has already verified the stored one of the weights.
+    """
     known = read_state(run.folder).get("sha256", {})
     if name in known:
         return known[name]
@@ -314,7 +304,10 @@ def _sha256(run: LoadedRun, name: str) -> str:
 
 
 def source_name(spec: str | Path) -> str:
-    """Return a source's name that holds in any working folder. Raises UserError for generated data."""
+    """Return a source's name that holds in any working folder.
+
+    Raises UserError for generated data.
+    """
     if generated(str(spec)) is not None and ":" in str(spec) and not os.path.exists(spec):  # noqa: PTH110 (any text)
         fix = "name folders of images, tables or shards (eve data write scenes captions FOLDER writes some)"
         raise UserError(f"{spec}: is generated data, which has no files to index; {fix}")

@@ -3,6 +3,7 @@
 Letters: N slots, Q queries, K candidates, d width of features.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import shlex
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,17 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import TableSource
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.lock import locked
-from eve_vl.search import ann
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
 from eve_vl.search.indexer import Changes, Update
-from eve_vl.search.query import Filter, FilterMasks, encode_queries, filter_of, match_scores, refuse_invalid_utf8, shrunk
+from eve_vl.search.nearest import Cells, build_cells, topk_exact
+from eve_vl.search.query import Filter, SearchOptions, encode_queries, filter_of, match_scores, shrunk, slots_that_pass
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
-from eve_vl.utils.file_io import expand_user
+from eve_vl.utils.file_io import expand_user, is_text
 
 MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 EXAMPLES = 7, 80  # number of example captions; letters of each, at most
 MOST_FOLDERS = 5  # that a message names
+MOST_MASKS = 8  # masks of the latest filters that are kept; one takes a megabyte for a million images
 
 # Rows about hits: slot, kind, three columns to order by (the second is an image's id), and a name or caption
 _ASKED = "WITH asked(slot) AS (SELECT value FROM json_each(?)), found(slot, kind, is_other, id, tie, name) AS ("
@@ -78,14 +80,14 @@ class Hit:
 
 
 class Index:
-    """Features of images and of their captions on the disk, and the run that made them."""
+    """Features of images and captions on the disk, and the run that made them."""
 
     def __init__(self, database: Database, encoder: Any):
         """encoder: an `Eve` of the run that made the index."""
         self.database, self.encoder = database, encoder
         self._has_match = "match" in encoder.calls
-        self._masks = FilterMasks(database)
-        self._cells = ann.Cells(database)
+        self._mask = functools.lru_cache(maxsize=MOST_MASKS)(lambda _, chosen: slots_that_pass(database, chosen))
+        self._cells = Cells(database)
         self._opened: tuple[int, dict[str, OpenSource]] = (0, {})
         self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads
         self.changes = Changes()
@@ -119,25 +121,26 @@ class Index:
         specs, dropped = ([source_name(spec) for spec in each] for each in lists)
         reading = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
         reading = {name: value for name, value in reading.items() if value not in (None, "auto")}
-        given = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)]
-        if not given and not (folder / DATABASE).exists():
+        opened, lost = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)], {}
+        is_new = not (folder / DATABASE).exists()
+        if is_new and not opened:
             raise UserError(f"{folder}: is no index yet; to make one, name folders of images, tables or shards")
         with index_errors(folder):
-            if folder.is_dir() and not (folder / DATABASE).exists() and any(path.name[0] != "." for path in folder.iterdir()):
+            if is_new and folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
                 raise UserError(f"{folder}: holds files, but no index; name a new folder for it, with --out")
         with locked(folder):
             index = cls(Database.create(folder, encoder.run), encoder)
             known = index.sources()
-            if not (given or dropped or known):
-                raise UserError(f"{folder}: has no sources yet; name folders of images, tables or shards")
             if unknown := [spec for spec in dropped if spec not in known]:
                 raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
+            for spec in () if opened or dropped else known:
+                try:
+                    opened.append(OpenSource.of(spec, known[spec]))
+                except UserError as error:  # one lost source must not stop the rest
+                    lost[spec] = error
             update = Update(index.database, encoder, batch_size)
-            update.drop(dropped)
-            opened, lost = (given, {}) if given or dropped else _open_all(known)
-            if opened:
-                update.run(opened)
-            ann.build_cells(index.database, index._masks.of(index.version, filter_of(None, {})))
+            update.run(opened, dropped)
+            build_cells(index.database, slots_that_pass(index.database, filter_of(SearchOptions())))
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
@@ -153,9 +156,9 @@ class Index:
         return {spec: json.loads(reading) for spec, reading in rows}
 
     def folders(self) -> list[str]:
-        """Return a folder of each source that holds all its images: the source itself, or the start of all their paths.
+        """Return a folder of each source that holds all its images.
 
-        This reads only the index's own disk.
+        It is the source itself, or the start of all its images' paths. This reads only the index's own disk.
         """
         of = "FROM image WHERE image.source = source.id AND slot IS NOT NULL"
         query = f"SELECT spec, (SELECT min(name) {of}), (SELECT max(name) {of}) FROM source ORDER BY id"
@@ -164,7 +167,7 @@ class Index:
         return list(dict.fromkeys(spec if Path(path).is_relative_to(spec) else path for spec, path in common))
 
     def columns(self) -> list[str]:
-        """Return the names of the columns that `search` takes for `where`; updates store them as a fact."""
+        """Return the names of the columns that `search` takes for `where`."""
         return self.database.read_fact("columns")
 
     def examples(self) -> list[str]:
@@ -181,138 +184,114 @@ class Index:
         return self.database.rows("PRAGMA data_version")[0][0]
 
     def __len__(self) -> int:
-        # distinct, because several sources may list one image
-        return self._count("(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)")
+        return self.counts()["images"]
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of images, distinct contents, near-duplicates among these, captions and broken images."""
-        return {
-            "images": len(self),
-            "distinct": self._count("feature"),
-            "near": self._count("feature WHERE near != slot"),
-            "captions": self._count("text"),
-            "broken": self._count("(SELECT DISTINCT name FROM image WHERE slot IS NULL)"),
-        }
+        """Return the numbers of images by kind, and of captions.
 
-    def _count(self, rows: str) -> int:
-        return self.database.rows(f"SELECT count(*) FROM {rows}")[0][0]
-
-    def search(
-        self,
-        query: str = "",
-        *,
-        image: ImageLike | None = None,
-        without: str = "",
-        captions: bool = False,
-        top: int = 20,
-        rerank: int | None = None,
-        folder: str | Path | None = None,
-        where: Mapping[str, str] | None = None,
-    ) -> list[Hit]:
-        """Return the `top` images, or captions, that fit a text, an image or both, away from the text `without`.
-
-        folder: only images in it. where: only images of rows in which these columns have these values. rerank: number of
-        candidates that the matching head orders again, for a text that searches images or an image that searches captions;
-        None: the number that validation chose for the run, perhaps 0. Raises UserError.
+        Kinds: images, distinct contents, near-duplicates among these, broken images.
         """
-        options: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
-        return self.search_each([query], [image], without=without, **options)[0]
+        sets = {
+            "images": "(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)",  # several sources may list one image
+            "distinct": "feature",
+            "near": "feature WHERE near != slot",
+            "captions": "text",
+            "broken": "(SELECT DISTINCT name FROM image WHERE slot IS NULL)",
+        }
+        return {name: self.database.rows(f"SELECT count(*) FROM {rows}")[0][0] for name, rows in sets.items()}
 
-    def search_each(
-        self,
-        queries: Sequence[str],
-        images: Sequence[ImageLike | None],
-        *,
-        without: str = "",
-        captions: bool = False,
-        top: int = 20,
-        rerank: int | None = None,
-        folder: str | Path | None = None,
-        where: Mapping[str, str] | None = None,
-    ) -> list[list[Hit]]:
-        """Return the hits of several queries, each with its image. One pass over the index serves all; see `search`."""
-        if top < 1 or (rerank is not None and rerank < 0):
-            raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
+    def search(self, query: str = "", *, image: ImageLike | None = None, **options: Any) -> list[Hit]:
+        """Return the best images, or captions, for a text, an image or both.
+
+        options: fields of `SearchOptions`. Raises UserError.
+        """
+        return self.search_each([query], [image], **options)[0]
+
+    def search_each(self, queries: Sequence[str], images: Sequence[ImageLike | None], **options: Any) -> list[list[Hit]]:
+        """Return the hits of several queries, each with its image; see `search`.
+
+        One pass over the index serves all.
+        """
+        how = SearchOptions(**options)
+        where = how.where or {}
+        for text in (*queries, how.without, str(how.folder), *where, *where.values()):
+            if not is_text(text):
+                raise UserError(f"{text!r} is not valid UTF-8; correct it")
         if not queries:
             return []
-        where = where or {}
-        refuse_invalid_utf8(query=queries, without=[without], folder=[str(folder)], where=[*where, *where.values()])
-        query_Qd = encode_queries(self.encoder, queries, images, without, captions)
-        chosen = filter_of(folder, where, captions)
-        is_wanted_N = self._masks.of(self.version, chosen, captions)
+        query_Qd, chosen = encode_queries(self.encoder, queries, images, how.without, how.captions), filter_of(how)
+        is_wanted_N = self._mask(self.version, chosen)
         if not len(is_wanted_N):
-            raise UserError(f"{self.database.folder}: {self._why_none(captions, folder, where)}")
+            raise UserError(f"{self.database.folder}: {self._why_none(how)}")
         asked = list(zip(queries, images, strict=True))
-        nums = [self.num_reranked(rerank, *pair, without, captions) for pair in asked]
-        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted_N, captions, is_all=not chosen.values)
-        found = self._hits(slot_QK, score_QK, chosen, captions)
+        nums = [self.num_reranked(*pair, how) for pair in asked]
+        slot_QK, score_QK = self._best(query_Qd, max(how.top, *nums), is_wanted_N, how.captions, is_all=not chosen.values)
+        found = self._hits(slot_QK, score_QK, chosen, how.captions)
         return [
-            (self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top]
+            (self._reranked(hits, text if image is None else image, num, how.captions) if num else hits)[: how.top]
             for (text, image), num, hits in zip(asked, nums, found, strict=True)
         ]
 
     def _best(
         self, query_Qd: np.ndarray, k: int, is_wanted_N: np.ndarray, captions: bool, *, is_all: bool
     ) -> tuple[list[list[int]], list[Any]]:
-        """Return the best slots of each query and their scores, from the cells of a large index if all images are wanted."""
-        found = None
-        if is_all and not captions and len(is_wanted_N) > ann.EXACT_MOST:
-            found = self._cells.topk(query_Qd, k)
+        """Return the best slots of each query and their scores.
+
+        They come from the cells of a large index if all images are wanted.
+        """
+        found = self._cells.topk(query_Qd, k, len(is_wanted_N)) if is_all and not captions else None
         vectors = self.database.texts if captions else self.database.images
-        slot_QK, score_QK = found or ann.topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
+        slot_QK, score_QK = found or topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
         return slot_QK.tolist(), score_QK.tolist()
 
     def _hits(self, slot_QK: list[list[int]], score_QK: list[Any], chosen: Filter, captions: bool) -> list[list[Hit]]:
-        """Return the hits of all queries, by one SQL query, without slots that an update has freed meanwhile."""
+        """Return the hits of all queries, by one SQL query."""
         slots = json.dumps([*{slot for slot_K in slot_QK for slot in slot_K}])
         query = (CAPTION_HITS if captions else IMAGE_HITS).format(filter=chosen.sql)
         known: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
         for slot, kind, number, name in self.database.rows(query, [slots, *chosen.values, MOST_LISTED]):
             known[slot, kind].append((number, name))
-        return [
-            [
-                _hit(known[slot, "image"], known[slot, "caption"], known[slot, "near"], score, captions)
-                for slot, score in zip(slot_K, score_K, strict=True)
-                if known[slot, "image"] and (known[slot, "caption"] or not captions)
-            ]
-            for slot_K, score_K in zip(slot_QK, score_QK, strict=True)
-        ]
 
-    def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
+        def hit(slot: int, score: float) -> Hit | None:
+            images, texts, near = (known[slot, kind] for kind in ("image", "caption", "near"))
+            if not images or (captions and not texts):  # an update has freed the slot meanwhile
+                return None
+            (number, name), names = images[0], tuple(name for _, name in images)
+            if captions:
+                return Hit(id=number, name=texts[0][1], score=score, images=names)
+            other = next((other for _, other in near if other != name), None)
+            return Hit(id=number, name=name, score=score, captions=tuple(text for _, text in texts), images=names, near=other)
+
+        return [[*filter(None, map(hit, *each))] for each in zip(slot_QK, score_QK, strict=True)]
+
+    def _why_none(self, how: SearchOptions) -> str:
         """Return why the filter leaves nothing to search."""
+        known, where = self.columns(), how.where or {}
         if not len(self):
             return "is empty: it holds no image that can be used"
-        known = self.columns()
-        for name in where:
-            if name not in known:
-                return f"no column {nearest(name, known)}" if known else "its images have no columns"
-        asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
-        none = f"no {'caption' if captions else 'image'} of the index" + (f" has {', '.join(asked)}" if asked else "")
-        if folder is None or len(self._masks.of(self.version, filter_of(folder, {}))):
-            return none
-        parent = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
-        query = f"SELECT DISTINCT rtrim({parent}, '/') FROM image WHERE slot IS NOT NULL AND {parent} != '' LIMIT ?"
-        folders = [path for (path,) in self.database.rows(query, [MOST_FOLDERS + 1])]
-        others = " and others" * (len(folders) > MOST_FOLDERS)
-        return none + f"; its folders: {', '.join(folders[:MOST_FOLDERS])}{others}" * bool(folders)
+        if unknown := [name for name in where if name not in known]:
+            return f"no column {nearest(unknown[0], known)}" if known else "its images have no columns"
+        asked = [f"{name} = {value}" for name, value in where.items()]
+        asked += [f"folder {how.folder}; its folders: {', '.join(self.folders()[:MOST_FOLDERS])}"] * (how.folder is not None)
+        return f"no {'caption' if how.captions else 'image'} of the index" + f" has {', '.join(asked)}" * bool(asked)
 
-    def num_reranked(self, rerank: int | None, query: str, image: Any, without: str, captions: bool) -> int:
-        """Return the number of candidates that `search` re-ranks. Raises UserError if `rerank` has no effect."""
-        is_pair = not without and (bool(query) != (image is not None)) and captions == (image is not None)
-        if not (is_pair and self._has_match):
-            if rerank:
-                why = (
-                    "the run has no matching head"
-                    if is_pair
-                    else "only searches of images by text and of captions by image have it"
-                )
-                raise UserError(f"rerank {rerank} has no effect: {why}")
-            return 0
-        own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
-        return own if rerank is None else rerank
+    def num_reranked(self, query: str, image: Any, how: SearchOptions) -> int:
+        """Return the number of candidates that `search` re-ranks.
+
+        Raises UserError if `rerank` has no effect.
+        """
+        is_pair = not how.without and (bool(query) != (image is not None)) and how.captions == (image is not None)
+        if is_pair and self._has_match:
+            own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
+            return own if how.rerank is None else how.rerank
+        if how.rerank:
+            only = "only searches of images by text and of captions by image have it"
+            why = "the run has no matching head" if is_pair else only
+            raise UserError(f"rerank {how.rerank} has no effect: {why}")
+        return 0
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
-        """Order the first `rerank` hits by the matching head; images that cannot be read any more follow them."""
+        """Order the first `rerank` hits by the matching head; unreadable images follow."""
         size, readable, unreadable = self.encoder.run.config.input.image_size, [], []
         asked = shrunk(given_image(given), size) if captions else given
 
@@ -331,12 +310,15 @@ class Index:
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
     def digests(self, numbers: Sequence[int]) -> dict[int, str]:
-        """Return the hashes of images by their numbers (`Hit.id`), without numbers that are gone."""
+        """Return the hashes of images by their numbers (`Hit.id`), if they still exist."""
         query = "SELECT id, hash FROM image JOIN feature USING (slot) WHERE id IN (SELECT value FROM json_each(?))"
         return {number: digest.hex() for number, digest in self.database.rows(query, [json.dumps([*numbers])])}
 
     def image(self, number: int) -> GivenImage:
-        """Return an image by its number (`Hit.id`). Raises BadSampleError if it is gone or its file has changed."""
+        """Return an image by its number (`Hit.id`).
+
+        Raises BadSampleError if it is gone or its file has changed.
+        """
         query = (
             "SELECT name, path, start, image.size, row, spec, hash FROM image JOIN source ON source.id = source "
             "LEFT JOIN feature USING (slot) WHERE image.id = ?"
@@ -366,26 +348,3 @@ class Index:
         if spec not in opened:
             opened[spec] = OpenSource.of(spec, self.sources()[spec])
         return opened[spec].source
-
-
-def _open_all(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], dict[str, UserError]]:
-    """Return the open sources, and the errors of the others by name: one lost source must not stop the rest."""
-    opened, lost = [], {}
-    for spec, reading in known.items():
-        try:
-            opened.append(OpenSource.of(spec, reading))
-        except UserError as error:
-            lost[spec] = error
-    return opened, lost
-
-
-def _hit(
-    images: list[tuple[int, str]], captions: list[tuple[int, str]], near: list[tuple[int, str]], score: float, is_caption: bool
-) -> Hit:
-    """Return the hit of a slot, from the numbers of images and names, captions or near-duplicates, in order."""
-    number, name = images[0]
-    names, texts = (tuple(text for _, text in rows) for rows in (images, captions))
-    if is_caption:
-        return Hit(id=number, name=texts[0], score=score, images=names)
-    other = next((other for _, other in near if other != name), None)
-    return Hit(id=number, name=name, score=score, captions=texts, images=names, near=other)

@@ -1,22 +1,23 @@
-"""Update an index from its sources: only new, changed and removed images cost work.
+"""Updates of an index from its sources: only new and changed images cost work.
 
 A file is read again if its size or the time of its last change differs. Its features are computed unless an image of the
 index has the same bytes. Commits fall between batches: an index that was killed and resumed has the same batches as one that
-was not, and so the same features to the bit. Threads read and decode images ahead of the encoder.
+was not, and so the same features to the bit. Threads read and decode images before the encoder needs them.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import TableSource
-from eve_vl.search import ann, near_duplicates
+from eve_vl.search import nearest
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, printable
@@ -36,18 +37,21 @@ from eve_vl.utils.runtime import usable_cores
 
 SECONDS_PER_COMMIT = 2.0
 SECONDS_FOR_READERS = 60.0  # that an update waits for another process to finish reading
-THREADS = min(usable_cores(), 4)  # each may need transforms.MAX_BYTES; more decode faster than small encoders compute
-AHEAD = 4 * THREADS  # rows that are read before the encoder needs them
-MOST_KEPT = 2**22  # bytes of a file to keep until it is decoded; larger files are read again
-KNOWN = "id, row, start, size, changed, slot, reason"  # columns about an image of an earlier update
+THREADS = min(usable_cores(), 4)  # each may need decoding.MAX_BYTES; more decode faster than small encoders compute
+MOST_WAITING = 4 * THREADS  # rows that are read before the encoder needs them
+SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
+KNOWN = f"SELECT id, row, start, size, changed, slot, reason, {SEEN} FROM image WHERE source = ? AND name = ?"
 
 Item = TypeVar("Item")
-Stat = Callable[[Path], tuple[int, int] | None]
+Stat = Callable[[Path], tuple[int, int] | tuple[None, None]]
+Stamp = tuple[str | None, int | None, int | None, int | None]
+"""File or shard of an image, its start in the shard, its size, and the time of the file's last change."""
+NO_FILE: Stamp = (None, None, None, None)
 
 
 @dataclass
 class Changes:
-    """Numbers of images by what an update found, each image once however many sources list it."""
+    """Images that an update found, by kind; one in several sources counts once."""
 
     new: int = 0
     changed: int = 0
@@ -62,52 +66,37 @@ class Changes:
 def prefetch(
     threads: ThreadPoolExecutor, work: Callable[[Item], None], items: Iterable[Item], is_needed: Callable[[Item], bool]
 ) -> Iterator[Item]:
-    """Yield items in order after threads have worked on those that need it; at most AHEAD wait. Raises errors of `work`."""
-    waiting: deque[tuple[Item, Future[None] | None]] = deque()
+    """Yield items in order after threads have worked on those that need it.
 
-    def first() -> Item:
+    At most MOST_WAITING items wait. Raises errors of `work`.
+    """
+    # a thread costs more than an item that needs no work
+    pairs = ((item, threads.submit(work, item) if is_needed(item) else None) for item in items)
+    waiting = deque(itertools.islice(pairs, MOST_WAITING))
+    while waiting:
         item, future = waiting.popleft()
         if future is not None:
             future.result()
-        return item
-
-    for item in items:
-        # a thread costs more than an item that needs no work
-        waiting.append((item, threads.submit(work, item) if is_needed(item) else None))
-        if len(waiting) >= AHEAD:
-            yield first()
-    while waiting:
-        yield first()
+        yield item
+        waiting.extend(itertools.islice(pairs, 1))
 
 
-def stat_of(path: Path) -> tuple[int, int] | None:
-    """Return size and time of the last change of a file, in nanoseconds; None if they cannot be read."""
+def stat_of(path: Path) -> tuple[int, int] | tuple[None, None]:
+    """Return size of a file and time of its last change, in ns; None if unreadable."""
     try:
         found = os.stat(path)  # noqa: PTH116 (takes any text)
     except (OSError, ValueError):
-        return None
+        return None, None
     return found.st_size, found.st_mtime_ns
 
 
-class FileStamp(NamedTuple):
-    """File or shard of an image, its start in the shard, its size, and the time of the file's last change."""
-
-    path: str | None = None
-    start: int | None = None
-    size: int | None = None
-    changed: int | None = None
-
-    @classmethod
-    def of(cls, image: ImageRef, stat: Stat) -> "FileStamp":
-        """Return the stamp of an image, empty if it has no file."""
-        if not isinstance(image, ImageFile | ImageSpan):
-            return NO_FILE
-        size, changed = stat(image.path) or (None, None)
-        start, size = (image.offset, image.size) if isinstance(image, ImageSpan) else (None, size)
-        return cls(str(image.path), start, size, changed)
-
-
-NO_FILE = FileStamp()
+def stamp_of(image: ImageRef, stat: Stat) -> Stamp:
+    """Return the stamp of an image."""
+    if not isinstance(image, ImageFile | ImageSpan):
+        return NO_FILE
+    size, changed = stat(image.path)
+    start, size = (image.offset, image.size) if isinstance(image, ImageSpan) else (None, size)
+    return str(image.path), start, size, changed
 
 
 @dataclass(slots=True)
@@ -118,14 +107,12 @@ class PendingImage:
     name: str
     record: IndexableImage | None = None
     """None if the row cannot be used."""
-    stamp: FileStamp = NO_FILE
+    stamp: Stamp = NO_FILE
     reason: str | None = None
     """The reason why the image cannot be used."""
     is_unread: bool = False
     """Whether the image must be read: it is neither in the index as it is nor on its way."""
     digest: bytes = b""
-    unseen: ImageRef | None = None
-    """The image between reading and decoding."""
     pixels: Tensor | None = None
 
     @classmethod
@@ -138,36 +125,30 @@ class PendingImage:
         assert isinstance(record, IndexableImage)
         image = record.image
         # an image with a file of its own is named by its path
-        name, stamp = str(image.path) if isinstance(image, ImageFile) else source.name(number), FileStamp.of(image, stat)
-        if not is_text(name) or not is_text(stamp.path or ""):
+        name, stamp = str(image.path) if isinstance(image, ImageFile) else source.name(number), stamp_of(image, stat)
+        if not is_text(name) or not is_text(stamp[0] or ""):
             return cls(number, printable(name), reason="the name of its file is not UTF-8; rename it")
         return cls(number, name, record, stamp)
 
     def is_as(self, known: tuple[Any, ...] | None) -> bool:
-        """Return whether its bytes are those of an image of the index. known: its columns KNOWN."""
-        return known is not None and self.stamp.changed is not None and known[2:5] == self.stamp[1:]
+        """Return whether its bytes are those of an image of the index.
 
-    def read(self) -> None:
-        """Read its image."""
+        known: the image's columns KNOWN.
+        """
+        return known is not None and self.stamp[3] is not None and known[2:5] == self.stamp[1:]
+
+    def read(self, crop: Crop) -> None:
+        """Read and decode its image."""
         assert self.record is not None
+        image, where = self.record.image, self.record.where
         try:
-            data = read_image(self.record.image, self.record.where)
-        except BadSampleError as error:
-            # without the time of the file, so that the next update tries again
-            self.reason, self.stamp = error.reason, FileStamp(self.stamp.path, self.stamp.start)
-        else:
+            data = read_image(image, where)
             self.digest = digest_of(data)
-            self.unseen = ImageBytes(data=data) if len(data) <= MOST_KEPT else self.record.image
-
-    def decode(self, crop: Crop) -> None:
-        """Decode its image."""
-        assert self.record is not None
-        assert self.unseen is not None
-        try:
-            self.pixels = decode(self.unseen, self.record.where, crop=crop)
+            self.pixels = decode(ImageBytes(data=data), where, crop=crop)
         except BadSampleError as error:
             self.reason = error.reason
-        self.unseen = None  # frees the bytes
+            if not self.digest:  # without the time of the file, so that the next update tries again
+                self.stamp = (*self.stamp[:2], None, None)
 
 
 class Update:
@@ -175,7 +156,7 @@ class Update:
 
     def __init__(self, database: Database, encoder: Any, batch_size: int):
         """encoder: an `Eve`."""
-        self.database, self.db, self.changes = database, database.db, Changes()
+        self.database, self.db, self.changes, self.batch_size = database, database.db, Changes(), batch_size
         database.wait_for_lock(SECONDS_FOR_READERS)
         # spilling a large transaction would lock out searches long before its commit
         self.db.execute("PRAGMA cache_spill = OFF")
@@ -192,12 +173,15 @@ class Update:
 
     @torch.no_grad()
     def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
-        self.db.execute("DELETE FROM fact WHERE name = ?", [ann.FACT])  # the cells hold other features of these slots
+        self.db.execute("DELETE FROM fact WHERE name = ?", [nearest.FACT])  # the cells hold other features of these slots
         # not `encode_image`: it would decode and crop each of them, which threads have done
         return self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device)).cpu().numpy()
 
-    def run(self, sources: Sequence[OpenSource]) -> None:
-        """Update the index from sources and forget images that are gone from them. Raises UserError."""
+    def run(self, sources: Sequence[OpenSource], dropped: Sequence[str] = ()) -> None:
+        """Update the index from sources, and forget missing images. Raises UserError.
+
+        dropped: sources to forget with their images.
+        """
         with index_errors(self.database.folder):
             try:
                 self.db.executescript(
@@ -206,6 +190,9 @@ class Update:
                     "CREATE TEMP TABLE seen_caption ("
                     "image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;"
                 )
+                for spec in dropped:
+                    self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
+                    self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
                 for source in sources:
                     self._source(source)
                 self._forget([source.spec for source in sources])
@@ -213,16 +200,6 @@ class Update:
             finally:
                 self.db.rollback()
                 self.db.executescript("DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;")
-
-    def drop(self, specs: Sequence[str]) -> None:
-        """Forget sources and their images."""
-        if not specs:
-            return
-        with index_errors(self.database.folder), self.db:
-            for spec in specs:
-                self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
-                self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
-            self._sweep()
 
     def _source(self, opened: OpenSource) -> None:
         self.db.execute(
@@ -233,21 +210,20 @@ class Update:
         (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
         threads = ThreadPoolExecutor(THREADS, "decode")
         try:
-            read = prefetch(threads, PendingImage.read, self._rows(number, opened), lambda row: row.is_unread)
-            new = map(self._without_known, read)
-            for row in prefetch(threads, partial(PendingImage.decode, crop=self.crop), new, lambda row: row.unseen is not None):
+            work = partial(PendingImage.read, crop=self.crop)
+            for row in prefetch(threads, work, self._rows(number, opened), lambda row: row.is_unread):
                 self._reading.discard(row.name)
                 self._image(number, row)
                 for writer in (self.images, self.texts):
-                    if writer.is_full:
+                    if len(writer.waiting) >= self.batch_size:
                         writer.flush()
-                if time.monotonic() > self._commit_at and self.images.is_empty:
+                if time.monotonic() > self._commit_at and not self.images.waiting:
                     self._commit()
         finally:
             threads.shutdown(cancel_futures=True)  # Ctrl-C does not wait for queued rows
 
     def _rows(self, source_id: int, opened: OpenSource) -> Iterator[PendingImage]:
-        """Yield all rows of a source and mark those whose image is known, from the index or from another row."""
+        """Yield all rows of a source, and mark those whose image must be read."""
         source = opened.source
         stat = functools.lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
         for number in progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source)):
@@ -256,25 +232,12 @@ class Update:
                 if row.record.problem is not None:
                     self.changes.bad_captions[source.name(number)] = row.record.problem
                 known = self._known(source_id, row.name)
-                row.is_unread = not (row.name in self._reading or row.is_as(known) or self._is_seen(known))
+                row.is_unread = not (row.name in self._reading or row.is_as(known) or (known and known[7]))
                 self._reading.add(row.name)
             yield row
 
     def _known(self, source: int, name: str) -> tuple[Any, ...] | None:
-        return self.db.execute(f"SELECT {KNOWN} FROM image WHERE source = ? AND name = ?", [source, name]).fetchone()
-
-    def _is_seen(self, known: tuple[Any, ...] | None) -> bool:
-        return known is not None and self.db.execute("SELECT 1 FROM seen_image WHERE id = ?", [known[0]]).fetchone() is not None
-
-    def _without_known(self, row: PendingImage) -> PendingImage:
-        """Return the row, not to be decoded if the features of its bytes are in the index."""
-        if row.unseen is not None and self._slot(row.digest) is not None:
-            row.unseen = None
-        return row
-
-    def _slot(self, digest: bytes) -> int | None:
-        found = self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()
-        return found and found[0]
+        return self.db.execute(KNOWN, [source, name]).fetchone()
 
     def _image(self, source: int, row: PendingImage) -> None:
         """Put a row into the index unless it is there as it is."""
@@ -282,13 +245,13 @@ class Update:
             self._put(source, row, None)
             return
         known = self._known(source, row.name)
-        if known is not None and self._is_seen(known):
+        if known and known[7]:
             if known[5] is not None:  # another row about this image
                 self._captions(known[0], row.record)
             return
         if row.is_as(known):
             assert known is not None
-            slot, row.reason = known[5:]
+            slot, row.reason = known[5:7]
         else:
             slot = self._content(row)
         image = self._put(source, row, slot, known)
@@ -297,41 +260,42 @@ class Update:
 
     def _content(self, row: PendingImage) -> int | None:
         """Return the slot of an image's bytes, None if the image is unusable."""
-        if row.reason is not None:
+        if row.pixels is None:
             return None
-        slot = self._slot(row.digest)
-        if slot is None:
-            assert row.pixels is not None
-            slot, query = self.images.add(row.pixels), "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
-            self.db.execute(query, [slot, row.digest, near_duplicates.thumbprint(row.pixels)])
+        if found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [row.digest]).fetchone():
+            return found[0]
+        slot, query = self.images.add(row.pixels), "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
+        self.db.execute(query, [slot, row.digest, nearest.thumbprint(row.pixels)])
         return slot
 
     def _put(self, source: int, row: PendingImage, slot: int | None, known: tuple[Any, ...] | None = None) -> int:
         """Write the row of an image if it differs from `known`; return its id."""
-        if row.reason is not None:
-            self.changes.broken[row.name] = row.reason
         values = (row.number, *row.stamp[1:], slot, row.reason)
-        if known is None or known[1:] != values:
+        if known is None or known[1:7] != values:
             (image,) = self.db.execute(
                 "INSERT INTO image (source, name, path, row, start, size, changed, slot, reason) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
                 "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
                 "slot = excluded.slot, reason = excluded.reason RETURNING id",
-                [source, row.name, row.stamp.path, *values],
+                [source, row.name, row.stamp[0], *values],
             ).fetchone()
         else:
             image = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen_image VALUES (?)", [image])
         if row.reason is None:
             self._count(source, row.name, None if known is None else known[5], slot)
+        else:
+            self.changes.broken[row.name] = row.reason
         return image
 
     def _count(self, source: int, name: str, before: int | None, slot: int | None) -> None:
-        """Count a usable image unless it was counted in another source. before: the slot that it had."""
+        """Count a usable image unless it was counted in another source.
+
+        before: the slot that it had.
+        """
+        # SQLite takes slot from the row with the maximum; listing the sources lets it use the index (source, name)
         others = "name = ? AND source IN (SELECT id FROM source WHERE id != ?) AND slot IS NOT NULL"
-        # SQLite takes slot from the row with the maximum
-        query = f"SELECT slot, max(id IN (SELECT id FROM seen_image)) FROM image WHERE {others}"
-        other, is_seen = self.db.execute(query, [name, source]).fetchone()
+        other, is_seen = self.db.execute(f"SELECT slot, max({SEEN}) FROM image WHERE {others}", [name, source]).fetchone()
         if is_seen:
             return
         before = other if before is None else before
@@ -355,47 +319,43 @@ class Update:
             self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
         return found[0]
 
-    def _forget(self, specs: Sequence[str]) -> None:
-        """Delete images and captions that these sources no longer list."""
-        marks = ", ".join("?" * len(specs))
-        seen = "SELECT id FROM seen_image"
-        self._delete(f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN ({seen})", specs)
-        said = "SELECT image, slot, columns FROM seen_caption"
-        self._sweep(f"image IN ({seen}) AND (image, slot, columns) NOT IN ({said})")
-
     def _delete(self, which: str, specs: Sequence[str]) -> None:
         """Delete images, and count those that no other source lists."""
         rows = self.db.execute(f"DELETE FROM image WHERE {which} RETURNING name, slot", specs).fetchall()
-        # listing the sources lets SQLite use the index (source, name)
         kept = "SELECT 1 FROM image WHERE source IN (SELECT id FROM source) AND name = ? AND slot IS NOT NULL"
         for name in {name for name, slot in rows if slot is not None}:
             self.changes.gone += self.db.execute(kept, [name]).fetchone() is None
 
-    def _sweep(self, gone: str = "FALSE") -> None:
-        """Delete captions, texts and features without an image, and mark near-duplicates. gone: SQL of other old captions."""
+    def _forget(self, specs: Sequence[str]) -> None:
+        """Delete what sources no longer list, and mark near-duplicates.
+
+        Texts and features without an image follow.
+        """
+        seen, marks = "SELECT id FROM seen_image", ", ".join("?" * len(specs))
+        self._delete(f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN ({seen})", specs)
         self.images.flush()  # before their slots may become free
         self.texts.flush()
-        if self.db.execute(f"DELETE FROM caption WHERE image NOT IN (SELECT id FROM image) OR ({gone})").rowcount:
+        listed = "(image, slot, columns) IN (SELECT image, slot, columns FROM seen_caption)"
+        gone = f"image NOT IN (SELECT id FROM image) OR (image IN ({seen}) AND NOT {listed})"
+        if self.db.execute(f"DELETE FROM caption WHERE {gone}").rowcount:
             names = self.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")
             self._columns = {name for (name,) in names}
         self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
         shown = "SELECT slot FROM image WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
-            self.db.execute("DELETE FROM fact WHERE name = ?", [ann.FACT])
+            self.db.execute("DELETE FROM fact WHERE name = ?", [nearest.FACT])
             self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
-        self._store_columns()
-        near_duplicates.mark(self.db)
-
-    def _store_columns(self) -> None:
-        """Store the names of columns: exact after a sweep, before it perhaps with names that no row has any more."""
-        if sorted(self._columns) != self.database.read_fact("columns"):  # or searches would take the index for changed
-            self.database.write_fact("columns", sorted(self._columns))
+        nearest.mark_near_duplicates(self.db)
 
     def _commit(self) -> None:
-        """Save everything, vectors before the database."""
+        """Save everything, vectors before the database.
+
+        Names of columns are exact at the end; before, perhaps with names that no row has any more.
+        """
         for writer in (self.images, self.texts):
             writer.flush()
             writer.vectors.sync()
-        self._store_columns()
+        if sorted(self._columns) != self.database.read_fact("columns"):  # or searches would take the index for changed
+            self.database.write_fact("columns", sorted(self._columns))
         self.db.commit()
         self._commit_at = time.monotonic() + SECONDS_PER_COMMIT

@@ -1,12 +1,12 @@
-"""What a search asks for: the vector of a query, the filter of a folder and of columns, and matching scores.
+"""What a search asks for: options, query vector, filter, matching scores.
 
 Letters: N slots, Q queries, P image–text pairs, B of them at a time, T text tokens, d width of features.
 """
 
-import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,72 +18,80 @@ from eve_vl.data.records import ImagePixels
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import is_text
 
 AT_ONCE = 64  # texts or pairs
 NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides
-MOST_MASKS = 8  # masks of the latest filters that are kept; one takes a megabyte for a million images
 UNKNOWN = "[UNK]"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of a search. Raises UserError for a number that is too small."""
+
+    without: str = ""
+    """Text to search away from."""
+    captions: bool = False
+    """Whether to search captions instead of images."""
+    top: int = 20
+    """Number of hits."""
+    rerank: int | None = None
+    """Candidates that the matching head orders again, for a text that searches images or an image that searches captions; None:
+    the number that validation chose for the run, perhaps 0."""
+    folder: str | Path | None = None
+    """Only images in this folder."""
+    where: Mapping[str, str] | None = None
+    """Only images of rows in which these columns have these values."""
+
+    def __post_init__(self):
+        if self.top < 1 or (self.rerank or 0) < 0:
+            raise UserError(f"top {self.top} is not positive" if self.top < 1 else f"rerank {self.rerank} is negative")
+
+
 class Filter(NamedTuple):
-    """SQL about a row of `image` (for captions: of `caption` joined to it), and the values of its question marks."""
+    """Filter of a search, as SQL."""
 
     sql: str
+    """Test of a row of `image`; for captions of `caption` joined to it."""
     values: tuple[Any, ...]
+    """Values of its question marks."""
+    slots: str
+    """SQL of the slots that pass."""
 
 
-def filter_of(folder: str | Path | None, where: Mapping[str, str], captions: bool = False) -> Filter:
-    """Return the filter for images, or captions, in a folder and of rows with some values; neither: all."""
-    tests, values = ["TRUE"], []
-    if folder is not None:
-        prefix = os.path.join(absolute(Path(folder)), "")  # noqa: PTH118
+def filter_of(how: SearchOptions) -> Filter:
+    """Return the filter for a folder and for values of columns; neither: all pass."""
+    tests, values, where = ["TRUE"], [], how.where or {}
+    if how.folder is not None:
+        prefix = os.path.join(absolute(Path(how.folder)), "")  # noqa: PTH118
         tests.append("substr(name, 1, ?) = ?")
         values += [len(prefix), prefix]
     if where:
         has = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
-        tests.append(has if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.image = image.id AND {has})")
+        tests.append(has if how.captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.image = image.id AND {has})")
         values += [part for pair in where.items() for part in pair]
-    return Filter(" AND ".join(tests), tuple(values))
+    test = " AND ".join(tests)
+    slots = f"SELECT slot FROM image WHERE slot IS NOT NULL AND {test}"
+    if not values:
+        slots = f"SELECT slot FROM {'text' if how.captions else 'feature'}"
+    elif how.captions:
+        slots = "SELECT caption.slot FROM caption JOIN image ON image.id = image"
+        slots += f" WHERE caption.slot != {NO_CAPTION} AND {test}"
+    return Filter(test, tuple(values), slots)
 
 
-class FilterMasks:
-    """The slots that pass a filter, looked up once per version of the index."""
-
-    def __init__(self, database: Database):
-        self.database = database
-        self._mask = functools.lru_cache(maxsize=MOST_MASKS)(self._look_up)
-
-    def of(self, version: int, chosen: Filter, captions: bool = False) -> np.ndarray:
-        """Return which slots pass a filter, bool (N,)."""
-        if not chosen.values:
-            query = f"SELECT slot FROM {'text' if captions else 'feature'}"
-        elif captions:
-            captioned = f"FROM caption JOIN image ON image.id = image WHERE caption.slot != {NO_CAPTION}"
-            query = f"SELECT caption.slot {captioned} AND {chosen.sql}"
-        else:
-            query = f"SELECT slot FROM image WHERE slot IS NOT NULL AND {chosen.sql}"
-        return self._mask(version, query, chosen.values)
-
-    def _look_up(self, _: int, query: str, values: tuple[Any, ...]) -> np.ndarray:
-        with index_errors(self.database.folder):
-            slots = np.fromiter((slot for (slot,) in self.database.db.execute(query, values)), dtype=np.int64)
-        is_wanted_N = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
-        is_wanted_N[slots] = True
-        return is_wanted_N
-
-
-def refuse_invalid_utf8(**given: Sequence[str]) -> None:
-    """Raise UserError for a text with half of a surrogate pair: no tokenizer, database or file takes it."""
-    for name, texts in given.items():
-        if bad := [text for text in texts if not is_text(text)]:
-            raise UserError(f"{name}: {bad[0]!r} is not valid UTF-8; correct it")
+def slots_that_pass(database: Database, chosen: Filter) -> np.ndarray:
+    """Return which slots pass a filter, bool (N,)."""
+    with index_errors(database.folder):
+        slots = np.fromiter((slot for (slot,) in database.db.execute(chosen.slots, chosen.values)), dtype=np.int64)
+    is_wanted_N = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
+    is_wanted_N[slots] = True
+    return is_wanted_N
 
 
 def encode_queries(
     encoder: Any, queries: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool
 ) -> np.ndarray:
-    """Return the vectors of queries, float32 (Q, d), each of length 1: text + image − `without`.
+    """Return vectors of queries, float32 (Q, d): text + image − `without`, length 1.
 
     encoder: an `Eve`. Raises UserError.
     """
@@ -113,13 +121,10 @@ def encode_queries(
 
 @torch.no_grad()
 def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
-    """Return the features of texts, float32 (n, d). Raises UserError for a text that the tokenizer does not know."""
-    inputs = encoder.inputs
-    names = ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
-    ids = [
-        _known_ids(given_text(text, name), encoder.tokenizer.backend, inputs.config.max_text_tokens)
-        for text, name in zip(texts, names, strict=True)
-    ]
+    """Return the features of texts, float32 (n, d)."""
+    inputs, names = encoder.inputs, ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
+    given = map(given_text, texts, names)
+    ids = [_known_ids(text, encoder.tokenizer.backend, inputs.config.max_text_tokens) for text in given]
     parts = [encoder.task.text_features(*inputs.padded(some)).cpu().numpy() for some in chunked(ids, AT_ONCE)]
     return np.concatenate(parts)
 
@@ -127,28 +132,20 @@ def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
 def _known_ids(text: str, backend: Any, longest: int) -> np.ndarray:
     """Return the first `longest` token ids of a text, int64 (T,), [CLS] first.
 
-    Raises UserError if the tokenizer knows none of the text's letters: features of such a text would match anything.
+    Raises UserError if these hold no letter (of a text without letters: sign) as more than single bytes: features of unknown
+    letters would match anything.
     """
-    encoding, unit = backend.encode(text), "letter" if any(map(str.isalnum, text)) else "sign"
-    tokens = [*zip(encoding.offsets, encoding.ids, encoding.special_tokens_mask, strict=True)]
+    encoding, has_letters = backend.encode(text), any(map(str.isalnum, text))
+    tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)
     unknown = backend.token_to_id(UNKNOWN)
-    if _knows(text, unit, unknown, tokens[:longest]):
-        return np.array(encoding.ids[:longest])
-    problem = f"no {unit} of this is known to the run's tokenizer; use the language of its training"
-    if _knows(text, unit, unknown, tokens):
-        problem = (
-            f"only {longest - 1} tokens are read, and no {unit} of these is known to the run's tokenizer; "
-            "begin with words of the language of its training"
-        )
-    raise UserError(f"{text!r}: {problem}")
-
-
-def _knows(text: str, unit: str, unknown: int | None, tokens: Iterable[tuple[tuple[int, int], int, int]]) -> bool:
-    """Whether tokens (span, id, is special) hold a letter, or sign, of a text as more than single bytes."""
     spans = [span for span, token, special in tokens if token != unknown and not special]
     tokens_of = Counter(place for start, end in spans for place in range(start, end))
-    places = [place for place, sign in enumerate(text) if (sign.isalnum() if unit == "letter" else not sign.isspace())]
-    return not places or any(tokens_of[place] == 1 for place in places)
+    places = [place for place, sign in enumerate(text) if (sign.isalnum() if has_letters else not sign.isspace())]
+    if places and not any(tokens_of[place] == 1 for place in places):
+        unit = "letter" if has_letters else "sign"
+        problem = f"no {unit} of its first {longest - 1} tokens is known to the run's tokenizer"
+        raise UserError(f"{text!r}: {problem}; use the language of its training")
+    return np.array(encoding.ids[:longest])
 
 
 def shrunk(image: GivenImage, size: int) -> GivenImage:
@@ -158,7 +155,9 @@ def shrunk(image: GivenImage, size: int) -> GivenImage:
 
 @torch.no_grad()
 def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -> np.ndarray:
-    """Return the re-ranking scores (task.rerank_by) of pairs of image, text and their cosine, float32 (P,).
+    """Return re-ranking scores (task.rerank_by), float32 (P,).
+
+    pairs: image, text and their cosine.
 
     encoder: an `Eve` of a run with a matching head.
     """

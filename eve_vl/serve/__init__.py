@@ -39,14 +39,6 @@ class Limits:
     wait_seconds: float = 30.0
     """Seconds a request may wait before it is decoded or computed; then it gets 503."""
 
-    @property
-    def most_mb(self) -> float:
-        """Megabytes that requests take at most, next to models, batches, results and one thumbnail.
-
-        Each decoding thread holds a body as text, its base64, its bytes, and an image in its format's worst case.
-        """
-        return self.memory_mb + DECODERS * (3 * self.body_mb + min(18 * self.pixels / MB, 600))
-
     def check(self) -> None:
         """Raise UserError for a limit that is not positive."""
         for each in dataclasses.fields(Limits):

@@ -1,9 +1,12 @@
-"""Admission of requests: token, host, body size, room in the queue and in memory; and the counters of `/metrics`.
+"""Admission of requests, and the counters of `/metrics`.
+
+Token, host, body size, and room in the queue and in memory decide.
 
 Slow clients, connections without a request and long headers are left to uvicorn's limits and to a reverse proxy.
 """
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import time
@@ -19,7 +22,6 @@ from eve_vl.serve import MB, Limits, RequestRefusedError, busy
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-DRAIN_SECONDS = 2.0  # a body that is announced as too large is read so long: to close before would lose the answer
 
 
 class Room:
@@ -27,10 +29,6 @@ class Room:
 
     def __init__(self, limits: Limits):
         self.limits, self.requests, self.held = limits, 0, 0
-
-    def reserve(self) -> "Reservation":
-        """Return a place for one request, to be used as a context manager."""
-        return Reservation(self)
 
 
 class Reservation:
@@ -50,32 +48,35 @@ class Reservation:
         self.room.held -= self.size
 
     def resize(self, size: int) -> None:
-        """Reserve `size` bytes instead of those before. Raises RequestRefusedError if there is no room."""
+        """Reserve `size` bytes instead of those before.
+
+        Raises RequestRefusedError if there is no room.
+        """
         if size > self.size and self.room.held + size - self.size > self.room.limits.memory_mb * MB:
             raise busy("too many large requests at a time")
         self.size, self.room.held = size, self.room.held + size - self.size
 
     async def body(self, request: Request) -> bytes:
-        """Return the body of a request. Raises RequestRefusedError if it is too large or too slow."""
+        """Return the body of a request.
+
+        Raises RequestRefusedError if it is too large or too slow.
+        """
         limits, parts, size = self.room.limits, [], 0
-        most, announced = limits.body_mb * MB, request.headers.get("content-length", "")
-        is_too_large = announced.isdecimal() and int(announced[:20]) > most
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS if is_too_large else limits.body_seconds):
-                async for chunk in request.stream():
+        most = limits.body_mb * MB
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.body_seconds):
+                async for chunk in request.stream():  # to the end: to close before would lose the answer
                     size += len(chunk)
-                    is_too_large = is_too_large or size > most
-                    if not is_too_large:
+                    if size <= most:
                         self.resize(size)
                         parts.append(chunk)
-        except TimeoutError:
-            if not is_too_large:
-                message = f"the body was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images"
-                raise RequestRefusedError(408, message, {"connection": "close"}) from None
-        if is_too_large:
+                if size <= most:
+                    return b"".join(parts)
+        if size > most:
             message = f"the body has more than {limits.body_mb} MB; send fewer or smaller images"
             raise RequestRefusedError(413, message, {"connection": "close"})
-        return b"".join(parts)
+        message = f"the body was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images"
+        raise RequestRefusedError(408, message, {"connection": "close"})
 
 
 class Counts:
@@ -109,8 +110,7 @@ class AdmissionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         started, status = time.perf_counter(), 500
 
         async def watched(message: Message) -> None:

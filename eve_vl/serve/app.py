@@ -1,14 +1,19 @@
-"""The application: every call of the served runs, and the search in an index, as JSON over HTTP.
+"""The application: calls of runs and the search in an index, as JSON over HTTP.
 
 A request passes admission, its body is decoded on a thread, it waits for the computing thread, and its result becomes JSON.
+Clients see no folders of the server: images of the index are named by their source's folder and the path below it.
 """
 
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
+import os
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,20 +22,19 @@ from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from eve_vl import __version__
 from eve_vl.eve import Eve
-from eve_vl.search.index import Index
+from eve_vl.search.index import Hit, Index
+from eve_vl.search.query import SearchOptions
 from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
-from eve_vl.serve.admission import AdmissionMiddleware, Counts, Room, answer_of
+from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
 from eve_vl.serve.batching import Compute, Job
-from eve_vl.serve.endpoints import BOUNDS, Endpoint, Search, as_json, encoded, served_calls
-from eve_vl.serve.public_paths import PublicIndex, distinct, without_paths
-from eve_vl.serve.server import OWN_PAGES, add_page
+from eve_vl.serve.endpoints import Endpoint, Search, as_json, encoded, served_calls
+from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
 from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
@@ -43,21 +47,13 @@ UNCACHED = {"cache-control": "no-cache", **OWN_PAGES}
 LOCKED = 0.25  # seconds to wait for an index that another process writes, while the computing thread stands still
 NO_INDEX = "this server has no index; start it with --index INDEX"
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
+WORD = r"[^\s/:;,'\"()]+"
+PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
 ERRORS: Any = {
-    status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-    for status, text in {
-        400: "Invalid request; the error says what was expected.",
-        401: "Missing or wrong token.",
-        404: "No such run, call or image.",
-        408: "The body did not arrive in time.",
-        413: "The body is too large.",
-        415: "The body is not JSON.",
-        500: "An error of the server, which its log explains.",
-        503: "The server is full; try again after Retry-After.",
-        "default": "Any other error.",  # or FastAPI would list 422
-    }.items()
-}
+    status: {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": ERROR}}}
+    for status in (400, 401, 404, 408, 413, 415, 500, 503)
+} | {"default": {"description": "Any other error."}}  # or FastAPI would list 422
 
 
 def application(
@@ -68,7 +64,7 @@ def application(
     token: str | None = None,
     page: Mapping[str, Path] | None = None,
 ) -> FastAPI:
-    """Return the server of some runs and of an index, whose encoder is one of the runs.
+    """Return the server of some runs, and of the index of one of them.
 
     token: required by every request except /healthz and the page; None: only requests to localhost are answered.
     page: files of the page by their URL paths (`server.page_files`).
@@ -85,28 +81,20 @@ def application(
     app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", server.metrics, summary="Counters of the server, for Prometheus.", **guarded)
     app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded)
-    for name, calls in server.calls.items():
-        for call, served in calls.items():
-            add_call(app, f"/v1/runs/{name}/{call}", served, server.endpoint(served), f"{call} of the run {name}.", guarded)
+    served = {f"/v1/runs/{run}/{call}": each for run, calls in server.calls.items() for call, each in calls.items()}
+    for path, call in (served | ({} if server.search is None else {"/v1/search": server.search})).items():
+        body = {"required": True, "content": {"application/json": {"schema": call.model.model_json_schema()}}}
+        shown: dict[str, Any] = {"description": call.request.about(), "operation_id": path.strip("/").replace("/", "_")}
+        shown |= {"summary": call.request.about().split("\n")[0], "openapi_extra": {"requestBody": body}}
+        app.add_api_route(path, functools.partial(server.answer, call), methods=["POST"], **shown, **guarded)
     app.add_api_route("/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False)
-    if server.search is not None:
-        add_call(app, "/v1/search", server.search, server.endpoint(server.search), "Search in the index.", guarded)
-    else:
-        app.add_api_route("/v1/search", server.no_index, methods=["POST"], include_in_schema=False)
-    for path, summary in (
-        ("", "An image of the index as JPEG."),
-        ("/{digest}", "The same, if its content has this digest."),
-    ):
-        app.add_api_route(f"/v1/images/{{number}}{path}", server.image, summary=summary, response_class=Response, **guarded)
-    add_page(app, page or {})
+    images: Any = {"response_class": Response, **guarded}
+    app.add_api_route("/v1/images/{number}", server.image, summary="An image of the index as JPEG.", **images)
+    same = "The same, if its content has this digest."
+    app.add_api_route("/v1/images/{number}/{digest}", server.image, summary=same, **images)
+    for path, file in (page or {}).items():
+        app.add_route(path, lambda _, file=file: FileResponse(file, headers=PAGE_HEADERS), include_in_schema=False)
     return app
-
-
-def add_call(app: FastAPI, path: str, served: Endpoint, endpoint: Callable[..., Any], summary: str, guarded: Any) -> None:
-    """Add the route of a call, with its request class in OpenAPI."""
-    body = {"required": True, "content": {"application/json": {"schema": served.model.model_json_schema()}}}
-    more: dict[str, Any] = {"description": served.request.about(), "operation_id": path.strip("/").replace("/", "_")}
-    app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": body}, summary=summary, **more, **guarded)
 
 
 class Service:
@@ -120,12 +108,15 @@ class Service:
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         data = {name: eve.run.config.data for name, eve in self.runs.items()}
         self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it reads the disk
-        self.index, self.found = index, None if index is None else PublicIndex(index)
-        self.search = None if index is None else self._search(index)
+        self.index, self.search = index, None
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
+        self._roots: tuple[int | None, dict[str, str]] = (None, {})
         if index is not None:
             index.database.wait_for_lock(LOCKED)
             index.most_reranked = MOST_RERANKED
+            size = index.encoder.run.config.input.image_size
+            own: Any = {"image_size": size, "by_rows": True, "num_reranked": self._num_reranked}
+            self.search = Endpoint("search", Search, functools.partial(self._search, index), limits, **own)
         self.compute = Compute(limits, self.counts.batch)
         self.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = anyio.CapacityLimiter(DECODERS)
@@ -139,39 +130,13 @@ class Service:
         self.compute.end()
         await asyncio.to_thread(self.compute.join)
 
-    def _search(self, index: Index) -> Endpoint:
-        found = self.found
-        assert found is not None
-
-        def search(query: Any = "", image: Any = None, folder: str | None = None, **options: Any) -> Any:
-            started, path = time.perf_counter(), None if folder is None else found.folder(folder)
-            queries, images = in_rows(query, image)
-            shown = [
-                found.hits(hits, options["captions"]) for hits in index.search_each(queries, images, folder=path, **options)
-            ]
-            each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
-            return each if isinstance(query, list) or isinstance(image, list) else each[0]
-
-        def num_reranked(given: Mapping[str, Any]) -> int:
-            rerank, how = given["rerank"], (given["without"], given["captions"])
-            pairs = zip(*in_rows(given["query"], given["image"]), strict=False)  # lists of other lengths are refused later
-            return max((index.num_reranked(rerank, query, image, *how) for query, image in pairs), default=0)
-
-        more: dict[str, Any] = {"bounds": BOUNDS, "num_reranked": num_reranked}
-        size = index.encoder.run.config.input.image_size
-        return Endpoint("search", Search, search, self.limits, image_size=size, by_rows=True, **more)
-
-    def endpoint(self, served: Endpoint) -> Callable[[Request], Any]:
-        """Return the function that answers requests for a call."""
-        return functools.partial(self.answer, served)
-
     async def answer(self, served: Endpoint, request: Request) -> Response:
         """Answer a request for a call."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             given = kind[:80] or "missing"
             raise RequestRefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
-        with self.room.reserve() as place:
+        with Reservation(self.room) as place:
             body = await place.body(request)
             until = asyncio.get_running_loop().time() + self.limits.wait_seconds
             if len(body) > SMALL_BODY or b"[" in body:
@@ -182,12 +147,15 @@ class Service:
             place.resize(size)
             found = await self._computed(job, request, until)
             del job
-            written = await anyio.to_thread.run_sync(_written, served, found)
+            written = await anyio.to_thread.run_sync(as_json, served, found)
             place.resize(len(written))
             return Response(written, media_type="application/json")
 
     async def _in_thread(self, limiter: anyio.CapacityLimiter, until: float, work: Callable[..., Any], *given: Any) -> Any:
-        """Return the result of work on a thread. Raises RequestRefusedError if no thread is free in time."""
+        """Return the result of work on a thread.
+
+        Raises RequestRefusedError if none is free in time.
+        """
         with anyio.CancelScope(deadline=until):
             return await anyio.to_thread.run_sync(work, *given, limiter=limiter)
         raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
@@ -221,7 +189,7 @@ class Service:
         about = None
         if (index := self.index) is not None:
             until = asyncio.get_running_loop().time() + self.limits.wait_seconds
-            about = await self._in_thread(self.disk, until, lambda: self.about_index(index.version))
+            about = await self._in_thread(self.disk, until, lambda: self.about_index(index, index.version))
         return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": about})
 
     def _about(self, name: str) -> dict[str, Any]:
@@ -233,31 +201,55 @@ class Service:
         about |= {"labels": labels} if labels else {}
         return about | ({"note": self.notes[name]} if self.notes[name] else {})
 
-    def _about_index(self, _: int) -> dict[str, Any]:
+    def _about_index(self, index: Index, _: int) -> dict[str, Any]:
         """Return the facts of a version of the index."""
-        index, found = self.index, self.found
-        assert index is not None and found is not None
         counts, text_queries = index.counts(), bool(index.encoder.task.is_comparable)
         return {
             "images": counts["images"],
             "captions": counts["captions"],
             "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
             "text_queries": text_queries,
-            "folders": list(found.roots),
+            "folders": list(self._roots_of(index)),
             "captions_searchable": text_queries and counts["captions"] > 0,
             "columns": index.columns(),
             "examples": index.examples(),
         }
+
+    def _search(
+        self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the hits of one query, or of each of several."""
+        started, roots = time.perf_counter(), self._roots_of(index)
+        path = None if folder is None else folder_of(roots, folder)
+        found = index.search_each(*in_rows(query, image), folder=path, **options)
+        shown = [hits_as_values(index, roots, hits, is_captions=options["captions"]) for hits in found]
+        each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
+        return each if isinstance(query, list) or isinstance(image, list) else each[0]
+
+    def _num_reranked(self, given: Mapping[str, Any]) -> int:
+        """Return how many hits of a row are re-ranked, at most."""
+        assert self.index is not None
+        how = SearchOptions(**{name: given[name] for name in ("without", "captions", "rerank")})
+        pairs = zip(*in_rows(given["query"], given["image"]), strict=False)  # lists of other lengths are refused later
+        return max((self.index.num_reranked(query, image, how) for query, image in pairs), default=0)
+
+    def _roots_of(self, index: Index) -> dict[str, str]:
+        """Return the folders of the sources by public name.
+
+        Sources may change while the server runs.
+        """
+        version = index.version
+        if self._roots[0] != version:
+            roots = index.folders()
+            names = distinct(Path(root).name or "images" for root in roots)
+            self._roots = version, dict(zip(names, roots, strict=True))
+        return self._roots[1]
 
     async def no_such_call(self, name: str, call: str) -> None:
         """Refuse an unknown run or call, and name the known ones."""
         if name not in self.runs:
             raise RequestRefusedError(404, f"no run {nearest(name, self.runs)}")
         raise RequestRefusedError(404, f"the run {name} has no call {nearest(call, self.calls[name])}")
-
-    async def no_index(self) -> None:
-        """Refuse a search without an index."""
-        raise RequestRefusedError(404, NO_INDEX)
 
     async def image(self, number: int, digest: str | None = None, size: Side = THUMBNAIL) -> Response:
         """Return an image of the index, its longer side at most `size` pixels.
@@ -278,22 +270,24 @@ class Service:
                 LOG.warning("%s", error)
                 raise RequestRefusedError(404, f"image {number} cannot be shown; the server's log says why") from None
 
-        with self.room.reserve():
+        with Reservation(self.room):
             data = await self._in_thread(self.disk, asyncio.get_running_loop().time() + self.limits.wait_seconds, thumbnail)
         return Response(data, media_type="image/jpeg", headers=UNCACHED if digest is None else CACHED)
 
-    def cleaned(self, message: str) -> str:
+    def _cleaned(self, message: str) -> str:
         """Return a message without paths of the server."""
         folders = {eve.run.folder: name for name, eve in self.runs.items()}
-        known = {}
-        if self.index is not None and self.found is not None:
+        if self.index is not None:
             folders[self.index.database.folder] = "index"
-            known = {root: name for name, root in self.found.known.items()}
+        known = {root: name for name, root in self._roots[1].items()}
         known |= {str(path): name for folder, name in folders.items() for path in (folder, folder.absolute())}
         return without_paths(message, known)
 
     async def answer_to(self, _: Request, error: Exception) -> Response:
-        """Return the answer to an error: one line without paths of the server. The log explains errors of the server."""
+        """Return the answer to an error: one line without paths of the server.
+
+        The log explains errors of the server.
+        """
         match error:
             case RequestRefusedError():
                 return answer_of(error)
@@ -302,7 +296,7 @@ class Service:
             case DamagedError():
                 LOG.error("%s", error)
             case UserError():
-                return answer_of(RequestRefusedError(400, self.cleaned(str(error))))
+                return answer_of(RequestRefusedError(400, self._cleaned(str(error))))
             case RequestValidationError():
                 first = error.errors()[0]
                 return answer_of(RequestRefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
@@ -325,7 +319,54 @@ def in_rows(*values: Any) -> list[list[Any]]:
     return [value if isinstance(value, list) else [value] * num for value in values]
 
 
-def _written(served: Endpoint, result: Any) -> bytes:
-    """Return the body of an answer."""
-    shown = result if served.request is Search else {"result": as_json(result)}
-    return to_json(shown, inf_nan_mode="null")  # JSON has no such numbers
+def distinct(names: Iterable[str]) -> list[str]:
+    """Return names with repeated ones numbered: photos, photos-2."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}-{number}" for number in itertools.count(2))
+        found.append(next(each for each in itertools.chain([name], others) if each not in found))
+    return found
+
+
+def without_paths(text: str, known: Mapping[str, str]) -> str:
+    """Replace known paths in a message by names, and other paths by their last part.
+
+    known: names by path, as absolute paths or as a person typed them. Paths of a single part are kept.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        if os.sep in path.strip(os.sep) or os.path.isabs(path):  # noqa: PTH117
+            text = re.sub(rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", lambda _, name=known[path]: name, text)
+    return PATH.sub("", text)
+
+
+def folder_of(roots: Mapping[str, str], given: str) -> str:
+    """Return the path of a folder by its public name. Raises RequestRefusedError."""
+    label, *parts = given.strip("/").split("/")
+    if label not in roots:
+        raise RequestRefusedError(400, f"folder: no folder {nearest(label, roots)}")
+    if {"..", "."} & {*parts}:
+        raise RequestRefusedError(400, f"folder: {given!r} has . or .. in it; name a folder of the index")
+    return os.path.join(roots[label], *parts)  # noqa: PTH118
+
+
+def hits_as_values(index: Index, roots: Mapping[str, str], hits: list[Hit], *, is_captions: bool) -> list[dict[str, Any]]:
+    """Return hits as JSON values, with public names of images."""
+
+    def public(name: str) -> str:
+        for label, root in roots.items():
+            if name.startswith(os.path.join(root, "")):  # noqa: PTH118
+                return f"{label}/{name[len(root) :].lstrip(os.sep)}"
+        return name.rpartition(os.sep)[2]
+
+    digests = index.digests([hit.id for hit in hits])
+    return [
+        {
+            **vars(hit),
+            "name": hit.name if is_captions else public(hit.name),
+            "images": [*map(public, hit.images)],
+            "near": hit.near and public(hit.near),
+            # with its content, because numbers of deleted images are used again
+            "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}",
+        }
+        for hit in hits
+    ]

@@ -1,11 +1,10 @@
-"""Calls over HTTP: the body of a request class, the job that it asks for, and its result as JSON.
+"""Calls over HTTP: body of a request class, its job, and the result as JSON.
 
 Images are base64 text. No text of a client is ever a path.
 """
 
 import base64
 import binascii
-import dataclasses
 import functools
 import inspect
 import io
@@ -16,11 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Union
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import to_json
 
 from eve_vl.data.decoding import size_of
 from eve_vl.data.records import ImageBytes, ImagePixels
@@ -36,9 +36,8 @@ from eve_vl.utils.errors import UserError, nearest
 SHOWN_SIDE = 512  # pixels of images that are returned
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 LARGEST = 2**63 - 1
-BOUNDS = {"top": (1, MOST_HITS), "rerank": (0, MOST_RERANKED)}  # of a search
-TEXT = f"a text of at most {MAX_LENGTH:,} letters"
-WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null", str: TEXT}
+TEXT = Annotated[str, Field(max_length=MAX_LENGTH)]
+IMAGE = Annotated[str, Field(min_length=1, description="An image file as base64 text.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,7 @@ class Search(Request):
 
     by_rows = True
     examples: ClassVar[Mapping[str, str]] = {"query": "a red circle"}
+    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {"top": (1, MOST_HITS), "rerank": (0, MOST_RERANKED)}
     query: Texts = ""
     """Query."""
     image: Images | None = None
@@ -101,22 +101,21 @@ class Endpoint:
         *,
         image_size: int,
         by_rows: bool,
-        bounds: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
         num_reranked: Callable[[Mapping[str, Any]], int] = lambda _: 0,
     ):
-        """by_rows: whether lists are answered row by row, so that several clients can share a batch. bounds: smallest and
-        largest values of numbers. num_reranked: hits of a row that are re-ranked, at most."""
+        """by_rows: whether lists are answered row by row; clients can then share a batch.
+
+        num_reranked: hits of a row that are re-ranked, at most.
+        """
         self.name, self.request, self.call, self.limits = name, request, call, limits
         self.image_size, self.by_rows, self.num_reranked = image_size, by_rows, num_reranked
-        self.fields = fields_of(request)
-        served = {field.name: _served_type(field, limits, bounds.get(field.name)) for field in self.fields.values()}
-        self.expected = {field: words for field, (_, words) in served.items()}
+        self.fields, bounds = fields_of(request), getattr(request, "bounds", {})
         columns: dict[str, Any] = {
-            field.name: (
-                served[field.name][0],
-                Field(... if field.is_required else field.default, description=f"{field.text} ({self.expected[field.name]})"),
+            name: (
+                _served_type(field, limits, bounds.get(name, (-LARGEST, LARGEST))),
+                Field(... if field.is_required else field.default, description=field.text),
             )
-            for field in self.fields.values()
+            for name, field in self.fields.items()
         }
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
         self.model: type[BaseModel] = create_model(f"{name}_request", __config__=strict, **columns)
@@ -126,16 +125,20 @@ class Endpoint:
 
         Raises RequestRefusedError or UserError.
         """
-        given = parsed(self.model, self.expected, body)
+        values, size = parsed(self.model, body), len(body)
         kinds = {name: field.given for name, field in self.fields.items() if field.given is not None}
-        images = {name: kind for name, kind in kinds.items() if kind.kind == "image" and given[name] is not None}
-        opened = {name: [*self._images(name, given[name])] for name in images}
-        self._check_pixels([pixels for each in opened.values() for _, pixels in each])
-        values, size = dict(given), len(body)
+        images = {name: kind for name, kind in kinds.items() if kind.kind == "image" and values[name] is not None}
+        opened = {name: [*self._images(name, values[name])] for name in images}
+        pixels = [num for each in opened.values() for _, num in each]
+        if sum(pixels) > self.limits.pixels:  # they would occupy a decoding thread too long
+            found = f"{len(pixels)} images have {sum(pixels):,} pixels together"
+            most = f"at most {self.limits.pixels:,} are accepted in a request"
+            raise RequestRefusedError(400, f"{found}, {most}; send fewer, or smaller ones")
         for name, each in opened.items():
             found = [decoded(image, None if images[name].is_shown else self.image_size) for image, _ in each]
-            values[name] = found if isinstance(given[name], list) else found[0]
-            size += sum(one.pixels.nbytes for one in found) - sum(map(len, _listed(given[name])))
+            is_list = isinstance(values[name], list)
+            size += sum(one.pixels.nbytes for one in found) - sum(map(len, values[name] if is_list else [values[name]]))
+            values[name] = found if is_list else found[0]
         rows = {name: values[name] for name, kind in kinds.items() if kind.several and values[name] is not None}
         lengths = [len(value) for value in rows.values() if isinstance(value, list)]
         num = max(lengths, default=1) if self.request.by_rows else math.prod(lengths)
@@ -155,15 +158,8 @@ class Endpoint:
             return [opened_image(value, name, self.limits)]
         return [opened_image(one, f"{name} {number}", self.limits) for number, one in enumerate(value)]
 
-    def _check_pixels(self, pixels: list[int]) -> None:
-        """Raise RequestRefusedError for images that would occupy a decoding thread too long."""
-        most = self.limits.pixels
-        if sum(pixels) > most:
-            found = f"{len(pixels)} images have {sum(pixels):,} pixels together, at most {most:,} are accepted in a request"
-            raise RequestRefusedError(400, f"{found}; send fewer, or smaller ones")
-
     def _check_results(self, values: Mapping[str, Any], rows: int) -> None:
-        """Raise RequestRefusedError for results that would occupy the computing thread too long."""
+        """Refuse results that would occupy the computing thread too long."""
         each = {"lists": 1, "top": values.get("top") or 1 if rows > 1 else 1, "rerank": self.num_reranked(values)}
         for name, value in values.items():
             if isinstance(value, dict):  # prompts, each of which is compared with every row
@@ -188,7 +184,10 @@ class Endpoint:
         return found
 
     def form(self) -> dict[str, Any] | None:
-        """Return the call's form for the page: title, and fields with label, kind and example; None without a title."""
+        """Return the call's form for the page: title, fields with label, kind, example.
+
+        None without a title.
+        """
         if not self.request.title:
             return None
         fields = [
@@ -220,54 +219,33 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
     return found
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
+def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int]) -> Any:
+    """Return the type of a field in the body."""
+    given = field.given
+    if given is None:
+        return _bounded(field.hint, limits, bounds)
+    hint = IMAGE if given.kind == "image" else TEXT
+    if given.kind == "prompts":
+        hint = Annotated[dict[str, Annotated[list[TEXT], Field(max_length=limits.items)]], Field(max_length=limits.items)]
+    if given.several:
+        most = 2 if given.is_shown else limits.items
+        hint = Union[hint, Annotated[list[hint], Field(max_length=most)]]  # noqa: UP007 (| lacks bounds)
+    return Union[hint, None] if field.default is None else hint  # noqa: UP007
 
 
-def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int] | None) -> tuple[Any, str]:
-    """Return the type of a field in the body, and the type in words."""
-    text = Annotated[str, Field(max_length=MAX_LENGTH)]
-    match field.given:
-        case None if bounds is not None:
-            low, high = bounds
-            hint, words = Annotated[int, Field(ge=low, le=high)], f"a whole number from {low} to {high}"
-        case None:
-            return _plain_type(field.hint, limits)
-        case given if given.kind == "prompts":
-            texts = Annotated[list[text], Field(max_length=limits.items)]
-            hint = Annotated[dict[str, texts], Field(max_length=limits.items)]
-            words = f'an object of at most {limits.items} entries as {{"name": ["text", …]}}, {TEXT}'
-        case given:
-            is_image, most = given.kind == "image", 2 if given.is_shown else limits.items
-            hint, words = (Annotated[str, Field(min_length=1)], "an image as base64 text") if is_image else (text, TEXT)
-            if given.several:
-                hint = Union[hint, Annotated[list[hint], Field(max_length=most)]]  # noqa: UP007 (| lacks bounds)
-                words = f"{words}, or a list of at most {most}"
-    if field.default is None:
-        hint, words = Union[hint, None], f"{words}, or null"  # noqa: UP007
-    return hint, words
-
-
-def _plain_type(hint: Any, limits: Limits) -> tuple[Any, str]:
-    """Return a type of a field without images as a type of the body, and in words."""
+def _bounded(hint: Any, limits: Limits, bounds: tuple[int, int]) -> Any:
+    """Return a type with bounds on its numbers, texts and lengths."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        found = [_plain_type(part, limits) for part in parts]
-        return Union[tuple(part for part, _ in found)], " or ".join(words for _, words in found)  # noqa: UP007
-    if origin is Literal:
-        return hint, f"one of {', '.join(parts)}"
+        return Union[tuple(_bounded(part, limits, bounds) for part in parts)]  # noqa: UP007
     if origin is tuple:
-        item, words = _plain_type(parts[0], limits)
-        return Annotated[list[item], Field(max_length=MAX_LENGTH)], f"a list of at most {MAX_LENGTH:,}, each {words}"
-    text = Annotated[str, Field(max_length=MAX_LENGTH)]
-    if origin is not None:  # a mapping of texts
-        words = f'an object of at most {limits.items} entries as {{"name": "text"}}, {TEXT}'
-        return Annotated[dict[str, text], Field(max_length=limits.items)], words
-    bounded = {int: Annotated[int, Field(ge=-LARGEST, le=LARGEST)], str: text}
-    return bounded.get(hint, hint), WORDS[hint]
+        return Annotated[list[_bounded(parts[0], limits, bounds)], Field(max_length=MAX_LENGTH)]
+    if origin is Mapping:
+        return Annotated[dict[str, TEXT], Field(max_length=limits.items)]
+    return {int: Annotated[int, Field(ge=bounds[0], le=bounds[1])], str: TEXT}.get(hint, hint)
 
 
-def parsed(model: type[BaseModel], expected: Mapping[str, str], body: bytes) -> dict[str, Any]:
+def parsed(model: type[BaseModel], body: bytes) -> dict[str, Any]:
     """Return the fields of a body, with defaults. Raises RequestRefusedError."""
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # base64 has none of these; small values take 100 bytes each
         raise RequestRefusedError(400, f"the body has more than {MAX_VALUES:,} commas and brackets; send fewer values")
@@ -276,31 +254,15 @@ def parsed(model: type[BaseModel], expected: Mapping[str, str], body: bytes) -> 
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
     # a union (an image or a list of images) gives an error for each part: the deepest is about the part that was meant
-    first = max((each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]), key=lambda each: len(each["loc"]))
-    kind, place, value = first["type"], first["loc"], first["input"]
-    if not place:
-        reason = first["msg"].removeprefix("Invalid JSON: ") if kind == "json_invalid" else f"got {_said(value)}"
-        raise RequestRefusedError(
-            400, f"the body is no JSON object ({reason}); send the arguments as one: {', '.join(expected)}"
-        )
-    name = str(place[0])
-    if kind == "extra_forbidden":
-        raise RequestRefusedError(400, f"no argument {nearest(name, expected)}")
-    if kind == "missing":
-        raise RequestRefusedError(400, f"{name} is missing: expected {expected[name]}")
-    where = name + "".join(f" {part}" for part in place[1:] if isinstance(part, int))
-    raise RequestRefusedError(400, f"{where}: got {_said(value)}, expected {expected[name]}")
-
-
-def _said(value: Any) -> str:
-    """Return a JSON value in words."""
-    if isinstance(value, list):
-        return f"a list of {len(value):,}"
-    if isinstance(value, str):
-        return f"a text of {len(value):,} letters" if len(value) > 40 else f"the text {value!r}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)[:40]
-    return "an object" if isinstance(value, dict) else WORDS.get(type(value), "something else")
+    about = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(about, key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
+    name, *places = first["loc"] or ("the body",)
+    if first["type"] == "extra_forbidden":
+        raise RequestRefusedError(400, f"no argument {nearest(str(name), model.model_fields)}")
+    where = " ".join(map(str, (name, *(place for place in places if isinstance(place, int)))))
+    value = repr(first["input"]) if isinstance(first["input"], int | float | str | None) else ""
+    given = f" ({value} given)" if 0 < len(value) <= 40 and first["type"] != "json_invalid" else ""
+    raise RequestRefusedError(400, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{given}")
 
 
 def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int]:
@@ -317,7 +279,10 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
 
 
 def decoded(given: GivenImage, square: int | None) -> ImagePixels:
-    """Return an image as the run's square, or with at most SHOWN_SIDE pixels a side. Raises UserError."""
+    """Return an image as the run's square, or with at most SHOWN_SIDE pixels a side.
+
+    Raises UserError.
+    """
     if square is None:
         return ImagePixels(pixels=given.at_most(SHOWN_SIDE))
     ref = shrunk(given, square).ref
@@ -332,18 +297,18 @@ def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def as_json(value: Any) -> Any:
-    """Return a result as JSON values: images as base64 PNG, other arrays as lists, dataclasses as objects."""
+def as_json(served: Endpoint, result: Any) -> bytes:
+    """Return a result as JSON.
+
+    Dataclasses become objects, images base64 PNG, other arrays lists.
+    """
+    if hasattr(result, "overlays"):
+        result = {**result.values(), "images": list(result.overlays())}
+    shown = result if served.request is Search else {"result": result}
+    return to_json(shown, inf_nan_mode="null", fallback=_without_arrays)  # JSON has no such numbers
+
+
+def _without_arrays(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
         return base64.b64encode(encoded(value)).decode()
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if hasattr(value, "overlays"):
-        return as_json({**value.values(), "images": list(value.overlays())})
-    if dataclasses.is_dataclass(value):
-        return {each.name: as_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(name): as_json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
-    return value
+    return value.tolist()

@@ -1,17 +1,17 @@
-"""The server process: the port, uvicorn's settings, a stop that loses no request, and the files of the page."""
+"""The server process: port, uvicorn's settings, a clean stop, files of the page."""
 
 import contextlib
 import math
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.responses import FileResponse
 
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
@@ -33,7 +33,10 @@ PAGE_HEADERS: Mapping[str, str] = {
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that ends with status 0 after SIGTERM; its own handler would raise the signal again."""
+    """Uvicorn that ends with status 0 after SIGTERM.
+
+    Its own handler would raise the signal again.
+    """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Finish all requests that have begun; a second signal ends at once."""
@@ -41,7 +44,10 @@ class Server(uvicorn.Server):
 
 
 def serve(app: FastAPI, host: str, port: int, *, opened: Callable[[str], object] = lambda _: None) -> None:
-    """Serve until a signal comes. opened: called with the address. Raises UserError if the port is not available."""
+    """Serve until a signal comes.
+
+    opened: called with the address. Raises UserError if the port is not available.
+    """
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -54,17 +60,10 @@ def serve(app: FastAPI, host: str, port: int, *, opened: Callable[[str], object]
 def settings(app: FastAPI) -> uvicorn.Config:
     """Return uvicorn's settings."""
     limits = app.state.service.limits
-    return uvicorn.Config(
-        app,
-        http="h11",  # bounds the size of headers before anyone asks for the token
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=math.ceil(limits.body_seconds + limits.wait_seconds),
-        ws="none",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-    )
+    seconds = math.ceil(limits.body_seconds + limits.wait_seconds)
+    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
+    bounds: Any = {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": seconds}
+    return uvicorn.Config(app, http="h11", ws="none", **bounds, **quiet)  # h11 bounds the size of headers
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -90,16 +89,3 @@ def page_files() -> dict[str, Path]:
     package = Path(str(files("eve_vl")))
     own = {f"/{path.name}": path for path in sorted((package / "serve" / "page").iterdir())}
     return {"/": own.pop("/index.html"), "/report.css": package / "report" / "templates" / "style.css", **own}
-
-
-def add_page(app: FastAPI, shown: Mapping[str, Path]) -> None:
-    """Add a route for each file of the page."""
-
-    def route(file: Path) -> Callable[[], Awaitable[FileResponse]]:
-        async def answer() -> FileResponse:
-            return FileResponse(file, headers=PAGE_HEADERS)
-
-        return answer
-
-    for path, file in shown.items():
-        app.add_api_route(path, route(file), include_in_schema=False)

@@ -15,7 +15,7 @@ const yesNo = (probability, yes, no) => [
 const VIEWS = {
   answer: {
     rows: (result) => shares(result, "answer"),
-    note: "Each answer is judged by itself, so the shares need not add up to 100 %.",
+    note: "Each answer has a probability of its own, so the shares need not add up to 100 %.",
     explain: ({ image, question }) => ({ image, text: question }),
   },
   verify: {
@@ -236,11 +236,11 @@ function classes(text) {
     .filter(Boolean);
   const found = Object.create(null); // a class may be called anything
   for (const line of lines) {
-    const [name, said] = line.includes(":")
+    const [name, prompts] = line.includes(":")
       ? [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1)]
       : [line, line];
     const all = (found[name.trim()] ??= []); // several lines may name one class
-    all.push(...said.split(";").map((each) => each.trim()).filter(Boolean));
+    all.push(...prompts.split(";").map((each) => each.trim()).filter(Boolean));
   }
   return found;
 }

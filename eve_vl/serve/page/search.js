@@ -167,7 +167,7 @@ export function searchPanel(index, { open, into }) {
     const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
     status.say(
       hits.length
-        ? `${hits.length} of ${among} in ${time}${near ? `, ${near} almost the same as another` : ""}`
+        ? `${hits.length} of ${among} in ${time}${near ? `, ${counted(near, "near-duplicate")}` : ""}`
         : `Nothing found among ${among}.`,
     );
     list.classList.toggle("texts", captions);
@@ -207,9 +207,9 @@ export function searchPanel(index, { open, into }) {
       el(
         "div",
         { class: "about" },
-        text ? el("p", { class: "said" }, text) : null,
+        text ? el("p", { class: "text" }, text) : null,
         captions ? null : el("p", { class: "name", title: hit.name }, hit.name),
-        hit.near ? el("p", { class: "near", title: hit.near }, `almost ${hit.near.split("/").pop()}`) : null,
+        hit.near ? el("p", { class: "near", title: hit.near }, `near-duplicate of ${hit.near.split("/").pop()}`) : null,
       ),
       el(
         "div",
@@ -240,7 +240,7 @@ export function searchPanel(index, { open, into }) {
         ),
       ),
     );
-    const facts = [hit.name, `score ${hit.score.toFixed(3)}`, hit.near && `almost the same as ${hit.near}`].filter(Boolean);
+    const facts = [hit.name, `score ${hit.score.toFixed(3)}`, hit.near && `near-duplicate of ${hit.near}`].filter(Boolean);
     const dialog = el(
       "dialog",
       {

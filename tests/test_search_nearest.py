@@ -9,10 +9,10 @@ from indices import search_model, search_run, some_photos, write_image  # noqa: 
 from tiny_runs import TEXTS
 
 from eve_vl.eve import Eve
-from eve_vl.search import ann, database
-from eve_vl.search.ann import topk_exact
+from eve_vl.search import database, nearest
 from eve_vl.search.index import Index
-from eve_vl.search.query import filter_of
+from eve_vl.search.nearest import topk_exact
+from eve_vl.search.query import SearchOptions, filter_of
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 
@@ -48,7 +48,7 @@ def test_topk_equals_a_full_sort(k, tmp_path, monkeypatch):
 def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     """Return an index of 320 images, enough for cells."""
     pytest.importorskip("faiss")
-    monkeypatch.setattr(ann, "EXACT_MOST", 200)
+    monkeypatch.setattr(nearest, "EXACT_MOST", 200)
     for number in range(100, 400):
         write_image(photos / "many" / f"{number}.png", number)
     return model.index(photos, folder)
@@ -58,11 +58,11 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_pat
     """Cells are rebuilt after a change, and filters make a search exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
-    facts = ann.cell_facts(index.database)
+    facts = nearest.cell_facts(index.database)
     assert facts is not None
-    assert facts["recall@10"] >= ann.RECALL
+    assert facts["recall@10"] >= nearest.RECALL
     asked, is_used = index.database.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
-    assert index._cells.topk(asked, 10) is not None
+    assert index._cells.topk(asked, 10, 320) is not None
     found = index._best(asked, 10, is_used, False, is_all=True)[0]
     exact = topk_exact(index.database.images.first(320), asked, 10, is_used)[0].tolist()
     assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
@@ -72,17 +72,17 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_pat
     (photos / "many" / "100.png").unlink()
     write_image(photos / "many" / "400.png", 400)
     by_chance = {facts["probed"]: facts["recall@10"]}  # as good as before
-    monkeypatch.setattr(ann, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
+    monkeypatch.setattr(nearest, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
     model.index((), tmp_path / "index")
     assert "320 images in 64 cells" in capsys.readouterr().out
     again, asked = Index.open(tmp_path / "index", model), index.database.images.take(np.arange(321))
-    is_used = again._masks.of(again.version, filter_of(None, {}))
+    is_used = again._mask(again.version, filter_of(SearchOptions()))
     assert again._best(asked, 10, is_used, False, is_all=True) == index._best(asked, 10, is_used, False, is_all=True)
 
 
 def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ann, "EXACT_MOST", 10)
-    monkeypatch.setattr(ann, "load_faiss", lambda: None)
+    monkeypatch.setattr(nearest, "EXACT_MOST", 10)
+    monkeypatch.setattr(nearest, "load_faiss", lambda: None)
     index = model.index(photos, tmp_path / "index")
     assert "faiss makes a search among 20 images faster: pip install 'eve-vl[search]'" in capsys.readouterr().out
     assert len(index.search(TEXTS[0])) == 20
@@ -102,7 +102,7 @@ def test_large_k_is_searched_exactly(model, photos, tmp_path, monkeypatch):
 
 def test_a_full_disk_while_writing_cells_is_one_line(eve, model, run, photos, tmp_path, monkeypatch):
     """The rest of the index is there, and searches are exact until the disk has space."""
-    path = tmp_path / "index" / ann.FILE
+    path = tmp_path / "index" / nearest.FILE
     model.index(photos, tmp_path / "index")
     temporary = file_io._sibling(path, "tmp")
     temporary.symlink_to("/dev/full")
@@ -118,7 +118,7 @@ def test_a_full_disk_while_writing_cells_is_one_line(eve, model, run, photos, tm
 
 
 def test_truncated_cells_are_rebuilt_and_damaged_ones_are_one_line(eve, model, photos, tmp_path, monkeypatch):
-    index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / ann.FILE
+    index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / nearest.FILE
     exact = [hit.name for hit in index.search(TEXTS[0], top=5, rerank=0, folder=photos)]
     whole = path.read_bytes()
     for num in (0, 5, 100, 3000, len(whole) - 1):
