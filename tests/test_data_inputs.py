@@ -15,8 +15,8 @@ from twins import tiny_tokenizer
 
 from eve_vl.config import DataConfig, InputConfig
 from eve_vl.data.records import ImagePixels
-from eve_vl.predict import inputs
 from eve_vl.predict.inputs import Inputs, given_images, given_texts
+from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 
 
@@ -112,8 +112,6 @@ def test_a_mode_that_png_lacks_becomes_rgb():
         (np.full((20, 30, 3), np.nan), "float array from nan to nan, expected 0 to 1"),
         (torch.zeros(20, 30, 3), "tensor of shape (20, 30, 3), expected (3, height, width) or (height, width)"),
         (torch.zeros(1, 1, 3, 20, 30), "tensor of shape (1, 1, 3, 20, 30), expected (3, height, width) or (height, width)"),
-        (torch.zeros(3, 20, 30, device="meta"), "tensor of torch.float32 cannot be read ("),
-        (torch.eye(9).to_sparse(), "tensor of torch.float32 cannot be read ("),
         ("~nosuchuser/a.png", "no such file: ~nosuchuser/a.png"),
         ("a" * 300 + ".png", "no such file: aaa"),
         ("\ud800.png", "no such file: \\ud800.png"),
@@ -195,11 +193,12 @@ def test_whatever_is_given_is_a_image_or_an_error_of_the_user(image):
 
 
 def test_a_folder_is_named_on_the_bar_as_it_is(tmp_path: Path, monkeypatch):
-    """Neither as an emoji nor as rich's markup."""
-    (folder := tmp_path / ":x:[bold]").mkdir()
+    """Not as rich's markup."""
+    (folder := tmp_path / "[bold]").mkdir()
     (folder / "a.png").write_bytes(png(Image.fromarray(source_image())))
     screen = io.StringIO()
-    monkeypatch.setattr(inputs, "Console", lambda **_: Console(file=screen, force_terminal=True, width=500))
+    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=500))
+    monkeypatch.setattr(console, "SOON", -1)
     sizes, skipped = InputConfig(image_size=16, patch_size=8), []
     stream = Inputs(sizes, tiny_tokenizer(), torch.device("cpu")).stream
     rows = list(stream(folder, "image", DataConfig(), skipped=skipped, progress=True))

@@ -202,7 +202,10 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
     assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
     for words, problem in (
         ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 needs contrast's candidates, but itc_weight is 0"),
-        ((headless, "--data", "scenes:val", "--rerank", "5"), "--rerank 5 needs a matching head, which this run lacks; leave"),
+        (
+            (headless, "--data", "scenes:val", "--rerank", "5"),
+            "--rerank: rerank 5 needs the matching head, but itm_weight is 0",
+        ),
         ((masked,), "is a masked_signal run, which has no head for retrieval"),
     ):
         with pytest.raises(SystemExit):

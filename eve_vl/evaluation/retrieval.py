@@ -70,12 +70,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)))
         return SearchSet(sources, config, tokenizer)
 
-    def check_heads(self, flags: Mapping[str, Any]) -> None:
-        """Raise UserError if the run lacks the matching head that re-ranks."""
-        if (rerank := flags.get("rerank", 0)) and self.task.contrast.match_head is None:
-            raise UserError(f"--rerank {rerank} needs a matching head, which this run lacks; leave --rerank out")
-
-    def check_dataset(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
+    def check(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
         """Raise UserError if a query has fewer candidates than are to be re-ranked."""
         rerank = flags.get("rerank", 0)
         if rerank > dataset.num_candidates:

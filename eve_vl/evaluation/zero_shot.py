@@ -91,6 +91,9 @@ class ClassScore:
     label: str
     score: float
 
+    def __str__(self) -> str:
+        return f"{self.score:8.4f}  {self.label}"
+
 
 class ZeroShot:
     """Scores of images for classes that are described by prompts: by features if they compare, else by the matching head.

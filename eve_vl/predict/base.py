@@ -131,16 +131,9 @@ def predictor_of(run: Run) -> Predictor:
 def python_parameter(field: Field) -> inspect.Parameter:
     """Return a field of a request as a parameter of its Python function."""
     hint = field.hint
-    match field.given:
-        case None:
-            pass
-        case given if given.kind == "image":
-            hint = Images if given.several else ImageLike
-        case given if given.kind == "text":
-            hint = Strings
-        case _:
-            hint = Any
-    hint = hint | None if field.given and field.default is None else hint
+    if field.given is not None:
+        hint = {"image": Images if field.given.several else ImageLike, "text": Strings, "prompts": Any}[field.given.kind]
+        hint = hint | None if field.default is None else hint
     default = inspect.Parameter.empty if field.is_required else field.default
     return inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint)
 

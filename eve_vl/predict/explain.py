@@ -158,7 +158,7 @@ def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
 
 SIDE = 336  # pixels, of the image of a block
 OPACITY = 0.55  # of an expert's colour over the image
-PAD = 6
+PAD, FONT_SIZE = 6, 13
 GOLDEN = 0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
 
 
@@ -204,10 +204,11 @@ class ExpertMap:
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
-        arrays = [{"experts": each.experts.tolist(), "gates": each.gates.tolist()} for each in self.blocks]
         colors = [[f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)] for each in self.blocks]
-        facts = [{"block": each.number, "colors": color_E} for each, color_E in zip(self.blocks, colors, strict=True)]
-        blocks = [known | found for known, found in zip(facts, arrays, strict=True)]
+        blocks = [
+            {"block": each.number, "colors": color_E, "experts": each.experts.tolist(), "gates": each.gates.tolist()}
+            for each, color_E in zip(self.blocks, colors, strict=True)
+        ]
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
@@ -215,50 +216,32 @@ class ExpertMap:
         return tuple(self._drawn(block) for block in self.blocks)
 
     def _drawn(self, block: Block) -> np.ndarray:
-        font, first = ImageFont.load_default(13), block.experts[:, 0].tolist()
-        lines = list(self._lines(font, first[self.num_image :]))
-        line, top = 13 + 2 * PAD, 13 + 2 * PAD + (SIDE if self.image is not None else 0)
-        sheet = Image.new("RGB", (SIDE, top + PAD + (line + PAD) * len(lines)), "white")
+        font, colors = ImageFont.load_default(FONT_SIZE), expert_colors(block.num_experts)
+        first, line = block.experts[:, 0].tolist(), FONT_SIZE + 2 * PAD
+        top = line + (SIDE if self.image is not None else 0)
+        boxes, x, y = [], PAD, top + PAD
+        for word, expert in zip(self.words, first[self.num_image :], strict=True):
+            width = int(font.getlength(f"{word} {expert}")) + 2 * PAD
+            if x > PAD and x + width > SIDE - PAD:
+                x, y = PAD, y + line + PAD
+            boxes.append((x, y, width, f"{word} {expert}", colors[expert]))
+            x += width + PAD
+        sheet = Image.new("RGB", (SIDE, y + line + PAD if boxes else y), "white")
         draw = ImageDraw.Draw(sheet)
         draw.text((PAD, PAD), f"block {block.number}, {block.num_experts} experts", "black", font)
-        colors = expert_colors(block.num_experts)
         if self.image is not None:
-            sheet.paste(self._patches(self.image, first[1 : self.num_image], colors, font), (0, top - SIDE))
-        for number, words in enumerate(lines):
-            y = top + PAD + number * (line + PAD)
-            for x, width, text, expert in words:
-                draw.rounded_rectangle((x, y, x + width, y + line), 4, colors[expert])
-                draw.text((x + PAD, y + PAD - 1), text, "black", font)
+            (rows, columns), size = self.grid, (SIDE, SIDE)
+            patches = first[1 : self.num_image]
+            tints = Image.fromarray(np.array([colors[expert] for expert in patches], np.uint8).reshape(rows, columns, 3))
+            both = (each.resize(size, Image.Resampling.NEAREST) for each in (Image.fromarray(self.image), tints))
+            sheet.paste(Image.blend(*both, OPACITY), (0, line))
+            for patch, expert in enumerate(patches):
+                center = ((patch % columns + 0.5) * SIDE / columns, line + (patch // columns + 0.5) * SIDE / rows)
+                draw.text(center, str(expert), "black", font, anchor="mm")
+        for x, y, width, text, color in boxes:
+            draw.rounded_rectangle((x, y, x + width, y + line), 4, color)
+            draw.text((x + PAD, y + PAD - 1), text, "black", font)
         return np.asarray(sheet)
-
-    def _patches(
-        self, image: np.ndarray, experts: Sequence[int], colors: Sequence[tuple[int, int, int]], font: Any
-    ) -> Image.Image:
-        """Return an image under the colours and numbers of its patches' experts."""
-        rows, columns = self.grid
-        tints = Image.fromarray(np.array([colors[expert] for expert in experts], np.uint8).reshape(rows, columns, 3))
-        size = SIDE, SIDE
-        whole = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
-        blended = Image.blend(whole, tints.resize(size, Image.Resampling.NEAREST), OPACITY)
-        draw = ImageDraw.Draw(blended)
-        for patch, expert in enumerate(experts):
-            center = ((patch % columns + 0.5) * SIDE / columns, (patch // columns + 0.5) * SIDE / rows)
-            draw.text(center, str(expert), "black", font, anchor="mm")
-        return blended
-
-    def _lines(self, font: Any, experts: Sequence[int]) -> list[list[tuple[int, int, str, int]]]:
-        """Return tokens in lines that fit: x position, width, text and expert of each."""
-        lines: list[list[tuple[int, int, str, int]]] = [[]]
-        x = PAD
-        for word, expert in zip(self.words, experts, strict=True):
-            text = f"{word} {expert}"
-            width = int(font.getlength(text)) + 2 * PAD
-            if lines[-1] and x + width > SIDE - PAD:
-                lines.append([])
-                x = PAD
-            lines[-1].append((x, width, text, expert))
-            x += width + PAD
-        return [line for line in lines if line]
 
 
 def expert_colors(num_experts: int) -> list[tuple[int, int, int]]:

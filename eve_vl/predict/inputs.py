@@ -3,6 +3,7 @@
 Letters: H height, W width, P patches, K kept patches, M masked patches, T text tokens.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig, generated
@@ -26,6 +25,7 @@ from eve_vl.data.masking import PairBatch
 from eve_vl.data.readers import parse_spec, sniff
 from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import expand_user, is_text
 
@@ -52,20 +52,13 @@ class GivenImage:
     ref: ImageRef
     where: str
 
-    def whole(self) -> np.ndarray:
-        """Return the whole image in its own size, uint8 (H, W, 3). Raises UserError."""
-        return self._decoded()
-
-    def _decoded(self, longest: int | None = None) -> np.ndarray:
-        return decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
-
-    def at_most(self, side: int) -> np.ndarray:
-        """Return the whole image, its longer side reduced to at most `side` pixels. Raises UserError."""
-        pixels_HWC = self._decoded(longest=side)
-        if max(pixels_HWC.shape[:2]) <= side:
+    def whole(self, longest: int | None = None) -> np.ndarray:
+        """Return the whole image, uint8 (H, W, 3), its longer side reduced to at most `longest` pixels. Raises UserError."""
+        pixels_HWC = decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
+        if longest is None or max(pixels_HWC.shape[:2]) <= longest:
             return pixels_HWC
         image = Image.fromarray(pixels_HWC)
-        image.thumbnail((side, side))
+        image.thumbnail((longest, longest))
         return np.asarray(image)
 
     def pixels(self, image_size: int) -> Tensor:
@@ -101,14 +94,11 @@ def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[I
 
 def is_source(value: object) -> bool:
     """Return whether a path is a folder, a table or another source of rows, not an image."""
-    if not isinstance(value, str | Path):
-        return False
-    if generated(str(value)) is not None:
-        return True
-    try:
+    if not isinstance(value, str | Path) or generated(str(value)) is not None:
+        return isinstance(value, str | Path)
+    with contextlib.suppress(OSError, ValueError):
         return bool(sniff(parse_spec(value).path))
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -131,32 +121,29 @@ class Inputs:
         """Yield (name, uint8 pixels (3, H, W)) of each image, or (text, int64 token ids (T,)) of each text.
 
         A source yields all its rows. what: image or text. data: options for sources. skipped: receives the errors of unusable
-        rows of sources; other errors are raised. progress: show a bar on a terminal.
+        rows of sources; other errors are raised. progress: show it if it takes long.
         """
-        is_text, console, items = what == "text", Console(stderr=True), listed(given)
-        read = self._named_text if is_text else self._named_image
+        is_text, items = what == "text", listed(given)
         text_kind = "auto" if data.text_column is None else "texts" if data.image_column is None else "captions"
         for number, item in enumerate([given] if items is None else items):
             if not (isinstance(item, Path) if is_text else is_source(item)):
-                yield read(item, what if items is None else f"{what} {number}")
+                yield self._named(item, what if items is None else f"{what} {number}", is_text)
                 continue
             (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "images")
-            is_hidden = not (progress and console.is_terminal)
-            columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
-            with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
-                for index in bar.track(range(len(source)), description=str(item)):
-                    try:
-                        row = source[index]
-                        yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
-                    except BadSampleError as error:
-                        skipped.append(error)
+            rows = range(len(source))
+            for index in console.progress(rows, str(item), len(rows)) if progress else rows:
+                try:
+                    row = source[index]
+                    yield from [self._named(part, row.where, is_text) for part in (row.texts if is_text else row.images)]
+                except BadSampleError as error:
+                    skipped.append(error)
 
-    def _named_image(self, image: ImageLike, where: str) -> tuple[str, Tensor]:
-        given = given_image(image, where)
-        return str(given.ref.path) if isinstance(given.ref, ImageFile) else where, self._pixels(given)
-
-    def _named_text(self, text: str, where: str) -> tuple[str, np.ndarray]:
-        return (text := given_text(text, where)), self.tokens(text)[0]
+    def _named(self, given: Any, where: str, is_text: bool) -> tuple[str, Any]:
+        if is_text:
+            text = given_text(given, where)
+            return text, self.tokens(text)[0]
+        image = given_image(given, where)
+        return str(image.ref.path) if isinstance(image.ref, ImageFile) else where, self._pixels(image)
 
     def images(self, images: Sequence[GivenImage]) -> Tensor:
         """Return images without texts, uint8 (B, 3, H, W)."""
@@ -273,12 +260,8 @@ def _from_tensor(image: Tensor, where: str) -> ImageRef:
         image = image.permute(1, 2, 0)
     elif image.ndim != 2:
         raise UserError(f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)")
-    try:
-        image = image.detach().cpu()
-        array = (image.float() if image.is_floating_point() else image).numpy()
-    except (RuntimeError, TypeError) as error:  # sparse, quantised or meta tensors
-        raise UserError(f"{where}: tensor of {image.dtype} cannot be read ({str(error).splitlines()[0]})") from None
-    return _from_array(array, where, "tensor")
+    image = image.detach().cpu()
+    return _from_array((image.float() if image.is_floating_point() else image).numpy(), where, "tensor")
 
 
 def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:

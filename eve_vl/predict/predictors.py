@@ -39,6 +39,9 @@ class ScoredAnswer:
     answer: str
     probability: float
 
+    def __str__(self) -> str:
+        return f"{self.probability:7.4f}  {self.answer}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -58,6 +61,9 @@ class ScoredLabel:
     label: str
     probability: float
 
+    def __str__(self) -> str:
+        return f"{self.probability:7.4f}  {self.label}"
+
 
 class VQAPredictor(Predictor):
     """Calls of a VQA run."""
@@ -71,8 +77,8 @@ class VQAPredictor(Predictor):
 
         def best(images: Sequence[GivenImage], questions: Sequence[str]) -> list[list[ScoredAnswer]]:
             probability_BA = self.task.predict(self.inputs.pairs(images, questions))[0].sigmoid()
-            classes = (best_classes(probability_A, asked.top) for probability_A in probability_BA)
-            return [[ScoredAnswer(answer=self.task.answers[a], probability=value) for a, value in row] for row in classes]
+            rows = (best_classes(probability_A, asked.top) for probability_A in probability_BA)
+            return [[ScoredAnswer(answer=self.task.answers[a], probability=value) for a, value in row] for row in rows]
 
         return in_batches(best, batch_size, (given_images, asked.image), (given_texts, asked.question))
 
@@ -123,9 +129,7 @@ class ClassificationPredictor(Predictor):
         for what, value in (("image", asked.image), ("text", asked.text)):
             if (value is not None) != (reads in (what, "both")):
                 raise UserError(f"classify: this run reads {reads}; {'give' if value is None else 'leave out'} the {what}")
-        readers = [(given_images, asked.image)] * (asked.image is not None) + [(given_texts, asked.text)] * (
-            asked.text is not None
-        )
+        given = (given_images, asked.image), (given_texts, asked.text)
 
         def best(*columns: Sequence[Any]) -> list[list[ScoredLabel]]:
             tensors = [self.inputs.images(columns[0])] if asked.image is not None else []
@@ -133,7 +137,7 @@ class ClassificationPredictor(Predictor):
             classes = (best_classes(row_C, asked.top) for row_C in self.task.probabilities(self.task.logits(*tensors)[0]))
             return [[ScoredLabel(label=self.task.sizes.labels[c], probability=value) for c, value in row] for row in classes]
 
-        return in_batches(best, batch_size, *readers)
+        return in_batches(best, batch_size, *(one for one in given if one[1] is not None))
 
     def explain(self, asked: Explain) -> Heatmap:
         """Return where in the image the run finds evidence for a label.

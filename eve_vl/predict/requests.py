@@ -4,15 +4,12 @@ To add a call, define a request here and a method of its `name` in a predictor. 
 lists all calls.
 """
 
-import ast
 import dataclasses
 import functools
 import inspect
-import itertools
-import textwrap
-import threading
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,7 +19,7 @@ from tyro.conf import Positional
 if typing.TYPE_CHECKING:
     import numpy as np
 
-PARSING = threading.Lock()  # CPython 3.11: ast.parse in several threads raises SystemError
+FIELD = re.compile(r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE)  # of a dataclass, with its docstring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +45,8 @@ class Request:
 
     name: ClassVar[str]
     """Name of the call in Python and over HTTP; the verb has dashes."""
+    key: ClassVar[str] = ""
+    """Name of the result in JSON, if it is a list or a number; by default the call's."""
     title: ClassVar[str] = ""
     """Name of its tab on the page; "": the page has no form."""
     examples: ClassVar[Mapping[str, str]] = {}
@@ -67,12 +66,15 @@ class Request:
     @classmethod
     def lines(cls, result: Any) -> str:
         """Return a result as lines for the terminal."""
-        return str(result)
+        return "\n".join(map(str, result)) if isinstance(result, list) else str(result)
 
     @classmethod
     def values(cls, result: Any) -> dict[str, Any]:
-        """Return a result as values for the file of `--json`."""
-        return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else {cls.name: result}  # pyright: ignore
+        """Return a result as values for the file of `--json`; of images all but the pixels."""
+        if dataclasses.is_dataclass(result):
+            return result.values() if hasattr(result, "overlays") else dataclasses.asdict(result)  # pyright: ignore
+        rows = [dataclasses.asdict(each) for each in result] if isinstance(result, list) else result
+        return {cls.key or cls.name: rows}
 
     @classmethod
     def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
@@ -88,7 +90,7 @@ class Answer(Request):
     right. Lists of images and questions are answered row by row.
     """
 
-    name, title, by_rows = "answer", "Ask", True
+    name, key, title, by_rows = "answer", "answers", "Ask", True
     examples: ClassVar[Mapping[str, str]] = {"question": "what color is the circle"}
     image: Positional[Images]
     """Image."""
@@ -96,16 +98,6 @@ class Answer(Request):
     """Question."""
     top: int = 5
     """Number of answers to show."""
-
-    @classmethod
-    def lines(cls, result: Any) -> str:
-        """Return a line for each answer."""
-        return "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in result)
-
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return the answers."""
-        return {"answers": [dataclasses.asdict(each) for each in result]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,23 +142,13 @@ class Classify(Request):
     Returns the most probable labels, best first. Lists are answered row by row.
     """
 
-    name, title, by_rows = "classify", "Classify", True
+    name, key, title, by_rows = "classify", "labels", "Classify", True
     image: Positional[Images | None] = None
     """Image, for a run that reads images."""
     text: Texts | None = None
     """Text, for a run that reads texts."""
     top: int = 5
     """Number of labels to show."""
-
-    @classmethod
-    def lines(cls, result: Any) -> str:
-        """Return a line for each label."""
-        return "\n".join(f"{each.probability:7.4f}  {each.label}" for each in result)
-
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return the labels."""
-        return {"labels": [dataclasses.asdict(each) for each in result]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +159,7 @@ class Match(Request):
     training pairs were wrong and hard to tell from true ones, and a run with task.itm_loss learned to rank only.
     """
 
-    name, title = "match", "Match"
+    name, key, title = "match", "probability", "Match"
     examples: ClassVar[Mapping[str, str]] = {"text": "a red circle"}
     image: Positional[Images]
     """Image."""
@@ -189,11 +171,6 @@ class Match(Request):
         """Return the probability."""
         return f"{result:.4f}"
 
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return the probability."""
-        return {"probability": result}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Request):
@@ -203,7 +180,7 @@ class ZeroShot(Request):
     head only. Several images are answered row by row.
     """
 
-    name, title, by_rows = "zero_shot", "Zero-shot", True
+    name, key, title, by_rows = "zero_shot", "classes", "Zero-shot", True
     examples: ClassVar[Mapping[str, str]] = {
         "prompts": "circle: a red circle; a blue circle\nsquare: a red square; a blue square"
     }
@@ -215,16 +192,6 @@ class ZeroShot(Request):
     """Whether a class scores the mean or the maximum of its prompts."""
     top: int = 5
     """Number of classes to show."""
-
-    @classmethod
-    def lines(cls, result: Any) -> str:
-        """Return a line for each class."""
-        return "\n".join(f"{each.score:8.4f}  {each.label}" for each in result)
-
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return the classes."""
-        return {"classes": [dataclasses.asdict(each) for each in result]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,11 +259,6 @@ class Explain(Request):
     block: int | None = None
     """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best (LOG.md)."""
 
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return all that is no image."""
-        return result.values()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(Request):
@@ -311,11 +273,6 @@ class Experts(Request):
     """Image."""
     text: Positional[str] = ""
     """Text."""
-
-    @classmethod
-    def values(cls, result: Any) -> dict[str, Any]:
-        """Return all that is no image."""
-        return result.values()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,29 +297,23 @@ class Field:
 @functools.cache
 def fields_of(request: type[Request]) -> dict[str, Field]:
     """Return the fields of a request by name."""
-    hints, texts, found = typing.get_type_hints(request, include_extras=True), _docstrings(request), {}
-    for each in dataclasses.fields(request):
-        hint, given = hints[each.name], None
-        parts = [hint]
-        while parts:  # Annotated may lie in a union that is annotated itself
-            part = parts.pop()
-            given = next((mark for mark in getattr(part, "__metadata__", ()) if isinstance(mark, Given)), given)
-            parts += [] if typing.get_origin(part) is tuple else typing.get_args(part)
-        plain = typing.get_type_hints(request)[each.name]
-        found[each.name] = Field(name=each.name, hint=plain, given=given, default=each.default, text=texts.get(each.name, ""))
-    return found
+    marked, plain = typing.get_type_hints(request, include_extras=True), typing.get_type_hints(request)
+    kinds = [cls for cls in reversed(request.__mro__) if dataclasses.is_dataclass(cls)]
+    texts = {name: " ".join(text.split()) for cls in kinds for name, text in FIELD.findall(inspect.getsource(cls))}
+    return {
+        each.name: Field(
+            name=each.name,
+            hint=plain[each.name],
+            given=next(_marks(marked[each.name]), None),
+            default=each.default,
+            text=texts.get(each.name, ""),
+        )
+        for each in dataclasses.fields(request)
+    }
 
 
-def _docstrings(request: type) -> dict[str, str]:
-    """Return the docstrings of the fields of a class, without line breaks, by name."""
-    found: dict[str, str] = {}
-    for cls in reversed(request.__mro__):
-        if not dataclasses.is_dataclass(cls):
-            continue
-        with PARSING:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        for field, text in itertools.pairwise(getattr(tree, "body", ())):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
-                    found[name] = " ".join(words.split())
-    return found
+def _marks(hint: Any) -> Iterator[Given]:
+    """Yield the marks of a type; Annotated may lie in a union that is annotated itself."""
+    yield from (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Given))
+    for part in typing.get_args(hint):
+        yield from _marks(part)

@@ -49,7 +49,7 @@ def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path
 def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:
     """Return the (first) image of a hit, small, uint8 (H, W, 3); None if it is gone."""
     try:
-        return index.image(hit.id).at_most(THUMBNAIL_SIDE)
+        return index.image(hit.id).whole(THUMBNAIL_SIDE)
     except UserError:
         return None
 

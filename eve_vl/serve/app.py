@@ -265,7 +265,7 @@ class Service:
                 image = index.image(number)
                 if digest not in (None, index.digests([number]).get(number)):
                     raise RequestRefusedError(404, f"image {number} is another one by now; search again")
-                return encoded(image.at_most(size), "JPEG")
+                return encoded(image.whole(size), "JPEG")
             except BadSampleError as error:  # which may name any file of a source
                 LOG.warning("%s", error)
                 raise RequestRefusedError(404, f"image {number} cannot be shown; the server's log says why") from None

@@ -284,7 +284,7 @@ def decoded(given: GivenImage, square: int | None) -> ImagePixels:
     Raises UserError.
     """
     if square is None:
-        return ImagePixels(pixels=given.at_most(SHOWN_SIDE))
+        return ImagePixels(pixels=given.whole(SHOWN_SIDE))
     ref = shrunk(given, square).ref
     assert isinstance(ref, ImagePixels)
     return ref
