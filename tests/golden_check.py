@@ -88,7 +88,8 @@ class Fixture:
         assert section == expected, section
         sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
         model = replace(model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"])
-        config: Config = config_for(Plan(tensors=tensors, sizes=sizes, model=model, section=section), Path("golden"), "golden")
+        plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+        config: Config = config_for(plan, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(tensors.get("output.3.bias", ()))))
         task = build_untrained(config, Sizes(vocab_size=len(tensors[published.WORDS]), labels=labels))
         own = task.state_dict()

@@ -151,9 +151,9 @@ def damaged(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("code", "eve.pth: refused: it holds more than tensors"),
-        ("code beside weights", "eve.pth: refused: it holds more than tensors"),
-        ("garbage", "eve.pth: not a torch or safetensors checkpoint"),
+        ("code", "eve.pth: refused: no torch checkpoint, or it holds more than tensors"),
+        ("code beside weights", "eve.pth: refused: no torch checkpoint, or it holds more than tensors"),
+        ("garbage", "eve.pth: refused: no torch checkpoint"),
         ("missing", "2 missing: backbone.encoder.layers.2.mlp_moe.moe.experts.experts.1.fc2.bias, backbone.norm.bias"),
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
@@ -192,7 +192,7 @@ def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
         (["--tokenizer", "small.json", "--answers", answers], "has 261 tokens, but the checkpoint has embeddings for 500"),
         (["--tokenizer", words], "has a head for 37 answers; name their list with --answers"),
         (["--tokenizer", words, "--answers", "few.txt"], "lists 2 answers, but the checkpoint has a head for 37"),
-        (["--tokenizer", words, "--answers", answers, "--num-heads", 5], "width 64 is not divisible by 5 heads"),
+        (["--tokenizer", words, "--answers", answers, "--num-heads", 5], "model.embed_dim 64 is not divisible by num_heads 5"),
     ):
         done = eve("convert", "eve.safetensors", "run", "--num-heads", 4, *flags)
         assert done.returncode == 2 and message in done.stderr, done.stderr
@@ -206,12 +206,12 @@ def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
     ("change", "words"),
     [
         ({}, "eve.txt: name a .safetensors or .pth file"),
-        ({"shallow_ffn": "shared"}, "have no shared feed-forward part in block 0"),
-        ({"deep_ffn": "modality"}, "have no modality feed-forward part in block"),
-        ({"activation": "gelu"}, "have no activation gelu"),
-        ({"text_embedding": "bert"}, "have no text embedding of bert"),
-        ({"norm_pre": False}, "have no model without a norm before the first block"),
-        ({"top_k": 1}, "have no top 1 routing"),
+        ({"shallow_ffn": "shared"}, "have no model.shallow_ffn shared"),
+        ({"deep_ffn": "modality"}, "have no model.deep_ffn modality"),
+        ({"activation": "gelu"}, "have no model.activation gelu"),
+        ({"text_embedding": "bert"}, "have no model.text_embedding bert"),
+        ({"norm_pre": False}, "have no model.norm_pre False"),
+        ({"top_k": 1}, "have no model.top_k 1"),
     ],
 )
 def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, change, words):
@@ -228,9 +228,9 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (NLVR2Config(head="compare"), "have no nlvr2 head with head compare, so"),
-        (RetrievalConfig(itm_batchnorm=True), "have no retrieval head with itm_batchnorm True, so"),
-        (RetrievalConfig(itm_weight=0.0, rerank=0), "have no retrieval head with itm_weight 0.0 and rerank 0, so"),
+        (NLVR2Config(head="compare"), "have no task.head compare, so"),
+        (RetrievalConfig(itm_batchnorm=True), "have no task.itm_batchnorm True, so"),
+        (RetrievalConfig(itm_weight=0.0, rerank=0), "have no task.itm_weight 0.0, so"),
     ],
 )
 def test_heads_that_were_not_published_are_named(eve, tmp_path, task, message):
@@ -326,13 +326,16 @@ def test_the_key_table_covers_every_key(name, size):
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
     assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (32, 384, 196, 4)
     assert section == HEADS.get(name, RetrievalConfig(final_norm=False, projection_dim=model.embed_dim))
-    config = convert.config_for(convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section), Path("run"), name)
+    plan = convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+    config = convert.config_for(plan, Path("run"), name)
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128))))
     own = task.state_dict()
     made = sources(key_table(model, section), own)
     assert made.keys() == own.keys()
-    assert sorted([key for each in made.values() for key in each.sources] + [*published.UNUSED]) == sorted(tensors)  # each once
+    assert sorted([key for each in made.values() for key in each.sources] + [*published.BUFFERS]) == sorted(
+        tensors
+    )  # each once
     ours = {key: convert.computed(key, each, tensors, own[key], name) for key, each in made.items()}
     assert {key: tensor.shape for key, tensor in own.items()} == {key: t.shape for key, t in ours.items()}
     back = to_published(ours, made, sizes)

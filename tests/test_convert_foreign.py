@@ -92,7 +92,6 @@ ODD = {  # what is done to a tensor, to some of each file, and what is said then
     "float8": (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense numbers"),
     "quantised": (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "is qint8, expected dense numbers"),
     "sparse": (lambda tensor: tensor.to_sparse(), "is sparse_coo, expected dense numbers"),
-    "nested": (lambda tensor: torch.nested.nested_tensor([tensor]), "is a nested tensor, expected dense numbers"),
     "meta": (lambda tensor: tensor.to("meta"), "expected dense numbers"),
     "NaN": (lambda tensor: torch.full_like(tensor, float("nan")), "holds NaN or infinity"),
     "infinity": (lambda tensor: torch.full_like(tensor, float("-inf")), "holds NaN or infinity"),
@@ -135,11 +134,11 @@ def test_a_tensor_of_another_kind_is_named(eve, tmp_path: Path, words, file, cha
     edit, message = ODD[change]
     for name in names:
         tensors = dict(make())
-        if change == "one" and tensors[name].ndim > 1:
-            continue
+        if (change == "one" and tensors[name].ndim > 1) or (change == "int" and "k_proj" in name):
+            continue  # keys are joined with queries, which makes them float
         tensors[name] = edit(tensors[name])
         line = refused(eve, tmp_path, words, tensors)
-        assert message in line or ("k_proj" in name and "unknown: blocks.0.attn.k.weight" in line), (name, line)
+        assert message in line, (name, line)
 
 
 def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from eve_vl.utils.errors import UserError
 
 BLOCKS, EXPERTS = "backbone.encoder.layers.*", ".mlp_moe.moe.experts.experts.*"
 PATCHES, WORDS = "backbone.patch_embed.weight", "backbone.word_embedding.weight"
-UNUSED = ("backbone.position_ids_vision", "backbone.position_ids_text")
+BUFFERS = ("backbone.position_ids_vision", "backbone.position_ids_text")
 PARTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 BODY: Table = {
     "encoder.image.cls": "backbone.class_embedding_vision",
@@ -71,6 +72,9 @@ HEADS: dict[str, Table] = {
     },
 }
 """Heads of fine-tuned checkpoints, by our task."""
+MODEL = {"activation": "quick_gelu", "norm_pre": True, "stem": "linear", "positions": "learned", "text_embedding": "eve"}
+MODEL |= {"pooler": False, "shallow_ffn": "modality", "deep_ffn": "moe", "top_k": 2}
+"""Fields of the model that have one value in all published models."""
 OTHER_HEADS: dict[str, dict[str, Any]] = {
     "retrieval": {"itc_weight": 0.0, "itm_weight": 0.0, "itm_loss": "ranking", "itm_batchnorm": True, "pooling": "mean"},
     "nlvr2": {"head": "compare", "second_image_type_embedding": True},
@@ -106,7 +110,7 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         model=model,
         section=section,
         table=key_table(model, section),
-        unused=UNUSED,
+        unused="|".join(BUFFERS),
         relative_hint="; attention here has no relative positions",
         words=WORDS,
         max_words=WORDS_KEPT.get(section.name, 30) if args.clean_text else None,
@@ -130,7 +134,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         width, _, patch_size, _ = published[PATCHES].shape
         positions = len(published["backbone.pos_embed_vision"])
         text_length = len(published["backbone.pos_embed_text"])
-        ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
+        mlp_ratio = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias"))) / width
         section = infer_task(published, width)
     except convert.ODD as error:
         first = ", ".join(sorted(published)[:3])
@@ -147,8 +151,8 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     model = EveModelConfig(
         embed_dim=width,
         depth=depth,
-        num_heads=convert.heads_of(width, num_heads, where),
-        mlp_ratio=ffn_dim / width,
+        num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
+        mlp_ratio=mlp_ratio,
         num_deep_blocks=len(deep),
         num_experts=experts or 1,
         top_k=min(2, experts or 1),
@@ -171,7 +175,7 @@ def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:
 
 def to_published(ours: Mapping[str, Tensor], made: Mapping[str, Made], sizes: InputConfig) -> dict[str, Tensor]:
     """Return the published tensors of ours, with the buffers that published models keep and never use."""
-    published = dict(zip(UNUSED, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
+    published = dict(zip(BUFFERS, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
     for name, each in made.items():
         published |= zip(each.sources, ours[name].unbind() if each.compute is stack else (ours[name],), strict=True)
     return published | {PATCHES: published[PATCHES].view(-1, 3, sizes.patch_size, sizes.patch_size)}
@@ -188,9 +192,9 @@ def export_published(run: Path, target: Path) -> str:
         raise UserError(f"{target}: already exists; name a new file")
     folder = checkpoint.chosen_checkpoint(run)
     config = read_config(folder)
-    if not isinstance(config.model, EveModelConfig) or (problems := _unpublished(config, config.model)):
-        what = ", no ".join(problems) if isinstance(config.model, EveModelConfig) else f"model {config.model.name}"
-        raise UserError(f"{run}: the published models have no {what}, so they cannot take its weights")
+    if problems := _unpublished(config):
+        raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
+    assert isinstance(config.model, EveModelConfig)
     checkpoint.verify(folder, "model.safetensors")
     ours = checkpoint.read_model(folder)
     made = sources(key_table(config.model, config.task), ours)
@@ -204,25 +208,12 @@ def export_published(run: Path, target: Path) -> str:
     return words
 
 
-def _unpublished(config: Config, model: EveModelConfig) -> list[str]:
-    """Return the parts of a run that the published models lack."""
-    task, first_deep = config.task, model.depth - model.num_deep_blocks
-    unusual = [
-        f"{policy} feed-forward part in block {block}"
-        for block, policy in enumerate(model.ffn_policies)
-        if policy != ("moe" if block >= first_deep else "modality")
-    ]
-    others = {
-        f"activation {model.activation}": model.activation != "quick_gelu",
-        "model without a norm before the first block": not model.norm_pre,
-        f"stem of {model.stem}": model.stem != "linear",
-        f"{model.positions} positions": model.positions != "learned",
-        f"text embedding of {model.text_embedding}": model.text_embedding != "eve",
-        "pooler": model.pooler,
-        f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
-    }
-    unusual += [words for words, has_it in others.items() if has_it]
-    if any(getattr(task, name) == value for name, value in OTHER_HEADS.get(task.name, {}).items()):
-        own = [each.name for each in fields(task) if getattr(task, each.name) != each.default]
-        unusual.append(f"{task.name} head with {' and '.join(f'{name} {getattr(task, name)}' for name in own)}")
-    return unusual
+def _unpublished(config: Config) -> list[str]:
+    """Return the fields of a run whose values the published models do not have."""
+    model, task = config.model, config.task
+    if not isinstance(model, EveModelConfig):
+        return [f"model {model.name}"]
+    unused = " ".join(model.unused_fields().values()).split()
+    fields = [f"model.{name}" for name, usual in MODEL.items() if name not in unused and getattr(model, name) != usual]
+    fields += [f"task.{name}" for name, other in OTHER_HEADS.get(task.name, {}).items() if getattr(task, name) == other]
+    return [f"{name} {attrgetter(name)(config)}" for name in fields]

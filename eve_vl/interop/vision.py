@@ -27,7 +27,10 @@ from eve_vl.interop.published import PARTS
 from eve_vl.utils.errors import UserError, nearest
 
 WIDE = 16  # heads of the image encoders that are wider than 1024
-UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
+UNUSED = (
+    r"head\.|head_dist\.|lm_head\.|mask_token|cls_pt_layers\.|pre_logits\.|dist_token|fc_norm\."
+    r"|blocks\.\d+\.(norm2|mlp)\.|blocks\.\d+\.attn\.k\.bias"
+)
 RELATIVE = "relative_position"
 TRANSFORMERS = {
     r"^(vit|deit|beit|dinov2)\.": "",
@@ -48,6 +51,21 @@ TRANSFORMERS = {
 """Patterns of transformers' names and their timm names."""
 
 
+FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2", "attn.proj")} | {
+    "attn.qkv.weight": (
+        Made(lambda *parts: torch.cat(parts), ("attn.q.weight", "attn.k.weight", "attn.v.weight")),
+        "attn.qkv.weight",
+    ),
+    "attn.q_bias": ("attn.q_bias", "attn.q.bias", Made(lambda bias: bias.chunk(3)[0], ("attn.qkv.bias",)), 0.0),
+    "attn.v_bias": ("attn.v_bias", "attn.v.bias", Made(lambda bias: bias.chunk(3)[2], ("attn.qkv.bias",)), 0.0),
+    "scale1": ("gamma_1", 1.0),
+    "scale2": ("gamma_2", 1.0),
+    "ffn.fc1": ("mlp.fc1",),
+    "ffn.fc2": ("mlp.fc2",),
+}
+"""Possible sources of each tensor of a block: the first that the file has, else the last."""
+
+
 def _name(name: str) -> str:
     for pattern, new in TRANSFORMERS.items():
         name = re.sub(pattern, new, name)
@@ -60,23 +78,6 @@ def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
     return "patch_embed.proj.weight" in names and not names.isdisjoint(f"blocks.0.attn.{part}.weight" for part in ("qkv", "q"))
 
 
-def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with joined weights of query, key and value, with separate biases, and a final norm, all as in BEiT."""
-    for attention in [name.removesuffix("q.weight") for name in tensors if name.endswith(".attn.q.weight")]:
-        names = [name for part in "qkv" if (name := f"{attention}{part}.weight") in tensors and tensors[name].ndim == 2]
-        if len(names) == 3 and len({(tensors[name].shape, tensors[name].dtype) for name in names}) == 1:
-            tensors[f"{attention}qkv.weight"] = torch.cat([tensors.pop(name) for name in names])
-        tensors.pop(f"{attention}k.bias", None)
-        biases = {part: tensors.pop(f"{attention}{part}.bias", None) for part in "qv"}
-        tensors |= {f"{attention}{part}_bias": bias for part, bias in biases.items() if bias is not None}
-    for name in [name for name in tensors if name.endswith(".attn.qkv.bias")]:
-        q_bias, _, v_bias = tensors.pop(name).flatten().tensor_split(3)
-        tensors |= {name.replace("qkv.bias", "q_bias"): q_bias, name.replace("qkv.bias", "v_bias"): v_bias}
-    if "norm.weight" not in tensors:  # BEiT fine-tuned on the mean of the patches
-        tensors |= {name.removeprefix("fc_"): tensor for name, tensor in tensors.items() if name.startswith("fc_norm.")}
-    return tensors
-
-
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """Return the plan of an encoder to start pre-training from. Raises UserError.
 
@@ -85,7 +86,7 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
     side = _side(tensors, where)  # before --drop takes the positions away
-    tensors = _joined(convert.without(tensors, args.drop, where))
+    tensors = convert.without(tensors, args.drop, where)
     is_deep = any(name.startswith("blocks.23.") for name in tensors)
     model, text_length = _model(args, 3 if is_deep else 2)  # as published
     is_relative = model.positions == "relative"
@@ -95,14 +96,13 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
             "--image-size, and take --architecture eve for absolute ones"
         )
     sizes, model = _sizes(tensors, where, model, args.num_heads, side, args.image_size)
-    indices = [name for name in tensors if name.endswith(f"{RELATIVE}_index") and is_relative]
     return Plan(
         tensors=tensors,
         sizes=replace(sizes, text_length=text_length),
         model=model,
         name="vision",
         table=key_table(tensors, model, args),
-        unused=(*UNUSED, *indices, *[name for name in tensors if re.match(r"blocks\.\d+\.(norm2|mlp)\.", name)]),
+        unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative,
         relative_hint=RELATIVE_HINT,
         is_partial=True,
         notes=f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape",
@@ -113,19 +113,19 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
     """Return the source of each of our tensors that comes from an image encoder."""
     copies = args.copy or ("none" if model.positions == "relative" else "all")
     networks = ["image", *["text"] * (copies != "none"), *["vl"] * (copies == "all")]
-    block: dict[str, Any] = {name: name for name in ("norm1", "norm2", "attn")} | {"ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2"}
+    block: dict[str, Any] = {}
+    for ours, forms in FORMS.items():
+        sources = ((form, form.sources[0] if isinstance(form, Made) else form) for form in forms)
+        block[ours] = next((form for form, source in sources if f"blocks.0.{source}" in tensors), forms[-1])
     block |= {f"ffn.{network}": "mlp" for network in networks} | {f"ffn.norm_{network}": "norm2" for network in networks}
     if copies == "all":  # experts start out alike
         repeat = partial(_repeated, model.num_experts)
         block |= {f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",)) for part in PARTS}
-    missing = {"attn.q_bias": 0.0, "attn.v_bias": 0.0, "scale1": 1.0, "scale2": 1.0}
-    given = {"attn.q_bias": "attn.q_bias", "attn.v_bias": "attn.v_bias", "scale1": "gamma_1", "scale2": "gamma_2"}
-    block = {ours: theirs if f"blocks.0.{theirs}" in tensors else missing[ours] for ours, theirs in given.items()} | block
     table: dict[str, Any] = {
         "encoder.image.cls": Made(torch.flatten, ("cls_token",)),
         "encoder.image.proj.weight": Made(lambda weight: weight.flatten(1), ("patch_embed.proj.weight",)),
         "encoder.image.proj.bias": "patch_embed.proj.bias",
-        "encoder.norm": "norm",
+        "encoder.norm": "norm" if "norm.weight" in tensors else "fc_norm",  # the latter after a mean of the patches
     }
     if "pos_embed" in tensors:
         table["encoder.image.positions"] = Made(lambda positions: positions.flatten(0, 1), ("pos_embed",))
@@ -188,7 +188,7 @@ def _sizes(
     """Return the sections at the image encoder's sizes; image_size applies without positions."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
+        mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
     except convert.ODD as error:
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
@@ -203,5 +203,5 @@ def _sizes(
     if model.num_deep_blocks > depth:
         raise UserError(f"{where}: has {depth} blocks, fewer than --num-deep-blocks {model.num_deep_blocks}")
     return InputConfig(image_size=image_size, patch_size=patch_size), replace(
-        model, embed_dim=width, depth=depth, num_heads=convert.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
+        model, embed_dim=width, depth=depth, num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1), mlp_ratio=mlp_ratio
     )

@@ -37,10 +37,10 @@ SIDES = {"text": "language", "image": "vision"}  # as in the table of types
 PATCHES, KINDS = f"{VISUAL}conv1.weight", "modality_type_embeddings.weight"
 WORDS, PLACES, SEGMENTS = (f"{ROBERTA}embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
 UNUSED = (
-    *("mim_head.", "vision_encoder.token_embedding.", "vision_encoder.positional_embedding", "vision_encoder.ln_final."),
-    *(f"{ROBERTA}embeddings.position_ids", f"{ROBERTA}embeddings.token_type_ids", f"{ROBERTA}pooler."),
+    r"mim_head\.|vision_encoder\.(token_embedding\.|positional_embedding|ln_final\.)|.*\.self\.key\.bias$"
+    r"|language_encoder\.(embeddings\.position_ids|embeddings\.token_type_ids|pooler\.)"
 )
-"""Prefixes of tensors to leave out."""
+"""Tensors to leave out."""
 CLIP: Table = {
     "attn.qkv.weight": "attn.in_proj_weight",
     "attn.q_bias": Made(lambda bias: bias.chunk(3)[0], ("attn.in_proj_bias",)),
@@ -75,14 +75,14 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     tensors = convert.without(tensors, args.drop, where)
     sizes, model, section = infer(tensors, where, args.num_heads)
     return Plan(
-        tensors={name: tensor for name, tensor in tensors.items() if not name.endswith(".self.key.bias")},
+        tensors=tensors,
         sizes=sizes,
         model=model,
         section=section,
         recipe="m3ae_base",
         prefix="m3ae_",
         table=key_table(section),
-        unused=(*UNUSED, *["itm_head."] * isinstance(section, RetrievalConfig)),
+        unused=UNUSED + r"|itm_head\." * isinstance(section, RetrievalConfig),
         words=WORDS,
         text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
         notes="; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors),
@@ -101,7 +101,7 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
-        ffn_dim = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
+        mlp_ratio = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")]) / width
         positions = len(tensors[f"{VISUAL}positional_embedding"])
         text_length = len(tensors[PLACES]) - FIRST_PLACE
     except convert.ODD as error:
@@ -112,8 +112,8 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     model = replace(
         BASE.model,
         embed_dim=width,
-        num_heads=convert.heads_of(width, num_heads, where),
-        mlp_ratio=ffn_dim / width,
+        num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
+        mlp_ratio=mlp_ratio,
         towers="clip_roberta",
         **dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)),
         pixel_layer=min(BASE.model.pixel_layer, depths[2]),

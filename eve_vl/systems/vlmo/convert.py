@@ -42,10 +42,7 @@ BLOCKS, TOP = "transformer.blocks.*.", ".mlp_vl."
 TABLE, TYPES = "relative_position_bias_table", "token_type_embeddings.weight"
 WORDS, SEGMENTS = "text_embeddings.word_embeddings.weight", "text_embeddings.token_type_embeddings.weight"
 PLACES, PATCHES = "text_embeddings.position_embeddings.weight", "transformer.patch_embed.proj.weight"
-UNUSED = (
-    *("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index"),
-    *("text_embeddings.position_ids", "text_embeddings.token_type_ids"),
-)
+UNUSED = r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
 HEADS: dict[str, TaskConfig] = {
     "vqa_classifier.": VQAConfig(),
     "nlvr2_classifier.": NLVR2Config(second_image_type_embedding=True),
@@ -106,7 +103,7 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         recipe=start,
         prefix="vlmo_",
         table=key_table(tensors),
-        unused=(*UNUSED, *[PLACES] * (model.positions == "relative")),
+        unused=f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED,
         words=WORDS,
         text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
         is_partial=is_partial,
@@ -131,7 +128,7 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     """Return a checkpoint's sizes, model, task and nearest recipe from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
-        ffn_dim = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")])
+        mlp_ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
         if is_relative := TABLE in tensors:
             rows, columns = tensors[TABLE].shape
             side, text_length = convert.relative_side_of(rows, 3 + ENDS + TEXTS, where), LONGEST
@@ -152,8 +149,8 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
         like,
         embed_dim=width,
         depth=depth,
-        num_heads=convert.heads_of(width, num_heads or columns // depth or NUM_HEADS.get(width, 0), where),
-        mlp_ratio=ffn_dim / width,
+        num_heads=num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1),
+        mlp_ratio=mlp_ratio,
         num_deep_blocks=num_top,
         positions="relative" if is_relative else "learned",
         text_embedding="bert",
