@@ -15,7 +15,7 @@ import pytest
 from indices import content, features_of, rest, search_model, search_run, some_photos, write_image  # noqa: F401
 from tiny_runs import TEXTS
 
-from eve_vl.run import lock
+from eve_vl.run import loading
 from eve_vl.search import database, indexer
 from eve_vl.search.database import FeatureWriter
 from eve_vl.utils.errors import DamagedError, UserError
@@ -381,7 +381,7 @@ def test_a_disk_without_room_for_the_lock_is_one_line(eve, run, photos, tmp_path
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(lock.os, "write", write)
+        full.setattr(loading.os, "write", write)
         done = eve("index", "photos", "--run", run, "--out", "index")
     assert (done.returncode, (tmp_path / "index").exists()) == (2, False)
     room = "make room, or choose another folder with --out"

@@ -115,11 +115,11 @@ def run_bench(argv: Sequence[str]) -> None:
     values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
     if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
         raise UserError(f"{', '.join(map(_flag, unused))}: no effect on the speed of a step; leave it out")
-    from eve_vl.run.bench import bench
+    from eve_vl.run.bench import bench, lines
 
     measured = bench(args.config, args.steps)
-    print_line("\n".join([f"{name} on {measured.machine}", *measured.lines()]))
-    write_json(args.json, measured.to_dict())
+    print_line("\n".join([f"{name} on {measured['machine']}", *lines(measured)]))
+    write_json(args.json, measured)
 
 
 def recipe_config(name: str, init: Path | None) -> Config:

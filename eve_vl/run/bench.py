@@ -6,8 +6,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.data import Subset
 from eve_vl.config import Config
 from eve_vl.data.dataset import RowBatch
 from eve_vl.data.loader import open_sources, train_loader
-from eve_vl.run.inspect import inspect_config
+from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.summary import expected_memory, machine_line
 from eve_vl.run.training import obtain_tokenizer, tune_threads, with_init_tokenizer
@@ -30,129 +29,96 @@ from eve_vl.utils.runtime import core_seconds, seed_everything, set_threads
 
 WARM = 3  # first steps, which allocate memory and compile kernels, do not count
 NUM_TEXTS = 2000  # rows of each source to train a tokenizer on
+LESS = "give a smaller --train.batch-size or a larger --train.accumulation"
 GEMM = {"cpu": 2048}  # side of the matrices, by device
 GEMM_SIDE, GEMM_ROUNDS = 8192, 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measurements of a recipe's training step, medians over steps."""
+def bench(config: Config, num_steps: int) -> dict[str, Any]:
+    """Run training steps of a recipe from random weights, on batches loaded before. Raises UserError.
 
-    recipe: str
-    machine: str
-    clock: str
-    """Clock of the steps' seconds: processor time or wall time."""
-    steps: int
-    rows: int
-    """Rows per step."""
-    text_length: float
-    """Mean tokens per text without padding; 0 without texts."""
-    seconds: dict[str, float]
-    """Seconds of a step and of its parts."""
-    rows_per_second: float
-    """In wall time."""
-    rows_per_core_second: float
-    tokens_per_second: float
-    """Tokens of images and texts in wall time, without padding, each counted once per step."""
-    flops_per_row: float
-    """Forward and backward FLOPs at the mean text length; padding and recomputed activations do not count."""
-    peak: float
-    """FLOP/s of a large matrix product on this machine."""
-    peak_of: str
-    memory: int
-    """Peak bytes of the process, of the GPU if there is one."""
-    loader_rows_per_core_second: float
-    loader_share: float
-    """Core-seconds of loading a step's rows, divided by the step's core-seconds (on a GPU, its seconds)."""
-
-    @property
-    def flops_per_second(self) -> float:
-        """FLOP/s of the step."""
-        return self.flops_per_row * self.rows / self.seconds["step"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return dataclasses.asdict(self) | {
-            "flops_per_second": self.flops_per_second,
-            "mfu": self.flops_per_second / self.peak,
-        }
-
-    def lines(self) -> list[str]:
-        """Return lines to print."""
-        step, *parts = self.seconds.items()
-        shown = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
-        return [
-            f"step: {1000 * step[1]:,.1f} ms of {self.clock} ({shown}), median of {self.steps} steps of {self.rows:,} rows",
-            f"speed: {self.rows_per_second:,.4g} rows a second, {self.rows_per_core_second:,.4g} a core-second, "
-            f"{self.tokens_per_second:,.4g} tokens a second, texts of {self.text_length:.1f} tokens",
-            f"arithmetic: {self.flops_per_row / 1e9:,.3g} GFLOP a row, {self.flops_per_second / 1e9:,.4g} GFLOP/s, "
-            f"MFU {self.flops_per_second / self.peak:.3f} of {self.peak / 1e9:,.4g} GFLOP/s, {self.peak_of}",
-            f"memory: {self.memory / 2**30:.2f} GiB at most",
-            f"loader: {self.loader_rows_per_core_second:,.4g} rows a core-second, "
-            f"{self.loader_share:.1%} of what the steps take",
-        ]
+    The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the device. rows: per
+    step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second, tokens_per_second: of wall time;
+    each token counts once per step, padding does not. flops_per_row: forward and backward at the mean text length. peak: FLOP/s
+    of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the process or of the GPU. loader_share:
+    core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its seconds).
+    """
+    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
+    trainer, loader = _started(with_init_tokenizer(config))
+    device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
+    micro_batches, start = [next(loader)], time.process_time()  # the first draws the order of an epoch
+    micro_batches += itertools.islice(loader, (WARM + num_steps) * train.accumulation - 1)
+    loading = (time.process_time() - start) / (len(micro_batches) - 1)
+    try:
+        seconds, wall, cores = _time_steps(trainer, micro_batches)
+    except torch.OutOfMemoryError:
+        raise UserError(f"a step does not fit the memory of {device}; {LESS}") from None
+    memory, (peak, peak_of) = peak_memory(), reachable(device, dtype)
+    tokens, text_length = _tokens(micro_batches, config)
+    texts = dataclasses.replace(config.input, text_length=max(1, round(text_length)), padded_text_length=0)
+    flops = 3 * sum(forward_flops(dataclasses.replace(config, input=texts), trainer.task.sizes).values())
+    flops_per_second = flops * train.batch_size / seconds["step"]
+    return {
+        "recipe": config.recipe,
+        "machine": machine_line(device, dtype).removeprefix("machine: "),
+        "clock": "processor time" if has_processor_clock(device) else "wall time",
+        "steps": num_steps,
+        "rows": train.batch_size,
+        "text_length": text_length,
+        "seconds": seconds,
+        "rows_per_second": train.batch_size / wall,
+        "rows_per_core_second": train.batch_size / cores,
+        "tokens_per_second": train.batch_size * tokens / wall,
+        "flops_per_row": flops,
+        "peak": peak,
+        "peak_of": peak_of,
+        "memory": memory,
+        "loader_rows_per_core_second": len(micro_batches[0].where) / loading,
+        "loader_share": loading * train.accumulation / (cores if device.type == "cpu" else wall),
+        "flops_per_second": flops_per_second,
+        "mfu": flops_per_second / peak,
+    }
 
 
-def bench(config: Config, num_steps: int) -> Bench:
-    """Run training steps of a recipe from random weights, on batches loaded before. Raises UserError."""
-    config = with_init_tokenizer(config)
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, num_workers=0),
-        train=dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps)),
-    )
+def _started(config: Config) -> tuple[Trainer, Iterator[RowBatch]]:
+    """Return the trainer of an untrained run, and its micro-batches. Raises UserError."""
     device, kind = pick_device(config.train.device), task_class(type(config.task))
     set_threads(config.train.threads)
     seed_everything(config.train.seed)
-    dtype = pick_dtype(config.train.dtype, device)
     sources = open_sources(config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config))
     few: Any = [Subset(source, range(min(len(source), NUM_TEXTS))) for source in sources]  # pyright: ignore[reportArgumentType]
     tokenizer = obtain_tokenizer(config, few)
     is_known = config.init is not None or config.tokenizer.path is not None
     prepared = kind.prepare(config, sources, None)
     vocab_size = tokenizer.vocab_size if is_known else config.tokenizer.vocab_size
-    sizes = Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels)
     with device:
-        task = build_untrained(config, sizes)
+        task = build_untrained(config, Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels))
     needed, there = expected_memory(config, task), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    less = "give a smaller --train.batch-size or a larger --train.accumulation"
     if device.type == "cpu" and needed > there:
-        raise UserError(f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {less}")
+        raise UserError(f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {LESS}")
     trainer = Trainer(config.train, config.out, task, device=device, texts={})
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset)
-    loader = iter(train_loader(dataset, consumed=0, rank=0, world=1))
-    micro_batches, start = [next(loader)], time.process_time()  # the first draws the order of an epoch
-    micro_batches += itertools.islice(loader, (WARM + num_steps) * config.train.accumulation - 1)
-    loading = (time.process_time() - start) / (len(micro_batches) - 1)
-    try:
-        seconds, wall, cores = _time_steps(trainer, micro_batches)
-    except torch.OutOfMemoryError:
-        raise UserError(f"a step does not fit the memory of {device}; {less}") from None
-    memory = peak_memory()
-    peak, peak_of = reachable(device, dtype)
-    rows = config.train.batch_size
-    tokens, text_length = _tokens(micro_batches, config)
-    texts = dataclasses.replace(config.input, text_length=max(1, round(text_length)), padded_text_length=0)
-    counted = inspect_config(dataclasses.replace(config, input=texts), vocab_size, prepared.labels)
-    return Bench(
-        recipe=config.recipe,
-        machine=machine_line(device, dtype).removeprefix("machine: "),
-        clock="processor time" if has_processor_clock(device) else "wall time",
-        steps=num_steps,
-        rows=rows,
-        text_length=text_length,
-        seconds=seconds,
-        rows_per_second=rows / wall,
-        rows_per_core_second=rows / cores,
-        tokens_per_second=rows * tokens / wall,
-        flops_per_row=counted.flops_per_step,
-        peak=peak,
-        peak_of=peak_of,
-        memory=memory,
-        loader_rows_per_core_second=len(micro_batches[0].where) / loading,
-        loader_share=loading * config.train.accumulation / (cores if device.type == "cpu" else wall),
+    return trainer, iter(train_loader(dataset, consumed=0, rank=0, world=1))
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """Return lines to print of the values that `bench` returns."""
+    (_, step), *parts = found["seconds"].items()
+    shown = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
+    giga = {name: found[name] / 1e9 for name in ("flops_per_row", "flops_per_second", "peak")}
+    texts = (
+        "step: {ms:,.1f} ms of {clock} ({shown}), median of {steps} steps of {rows:,} rows",
+        "speed: {rows_per_second:,.4g} rows a second, {rows_per_core_second:,.4g} a core-second, "
+        "{tokens_per_second:,.4g} tokens a second, texts of {text_length:.1f} tokens",
+        "arithmetic: {flops_per_row:,.3g} GFLOP a row, {flops_per_second:,.4g} GFLOP/s, MFU {mfu:.3f} of {peak:,.4g} GFLOP/s, "
+        "{peak_of}",
+        "memory: {gib:.2f} GiB at most",
+        "loader: {loader_rows_per_core_second:,.4g} rows a core-second, {loader_share:.1%} of what the steps take",
     )
+    values = {**found, **giga, "ms": 1000 * step, "shown": shown, "gib": found["memory"] / 2**30}
+    return [text.format_map(values) for text in texts]
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:

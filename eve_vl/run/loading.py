@@ -1,10 +1,13 @@
-"""Load a run folder as a model, and build the untrained model of a config."""
+"""Run folders: load them as models, lock them; build the untrained model of a config."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -15,9 +18,12 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.train import checkpoint
+from eve_vl.train import checkpoint, processes
+from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user, read_json
+
+LOCK = ".lock"
 
 
 @dataclass(kw_only=True)
@@ -119,3 +125,58 @@ def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
     if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
         return init
     return checkpoint.chosen_checkpoint(init)
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Lock a run folder against other trainings; every process must call this, and the main one holds the lock.
+
+    Makes missing folders, and deletes them if they stay empty. Raises UserError in every process if another training holds the
+    lock or the folder cannot be written.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    file, problem = _acquire(run) if is_main() else (None, None)
+    problem = processes.gather_objects(problem)[0]
+    try:
+        if problem is not None:
+            raise UserError(f"{run}: {problem}")
+        yield
+    finally:
+        if file is not None:
+            (run / LOCK).unlink(missing_ok=True)  # while held: a process that opened it meanwhile sees that it is gone
+            file.close()
+        if is_main():
+            with contextlib.suppress(OSError):  # not empty
+                for folder in made:
+                    folder.rmdir()
+
+
+def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
+    """Return the locked file, or the problem that prevents a lock."""
+    path, file = run / LOCK, None
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = path.open("a+")
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by loader workers of a killed run
+            except (BlockingIOError, PermissionError):
+                file.close()
+                with contextlib.suppress(FileNotFoundError):  # the other process has just ended
+                    holder = path.read_text(errors="replace").strip() or "unknown"
+                    return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
+                continue
+            except OSError:  # a file system without locks
+                return file, None
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its holder has deleted it
+                    break
+            file.close()
+        file.truncate(0)
+        os.write(file.fileno(), str(os.getpid()).encode())
+    except OSError as error:  # such as a full disk
+        if file is not None:
+            file.close()
+            path.unlink(missing_ok=True)
+        return None, f"cannot be written ({error.strerror}); make room, or choose another folder with --out"
+    return file, None

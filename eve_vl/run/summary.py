@@ -21,27 +21,10 @@ ROWS_MEASURED = 200  # of each source, to measure text lengths
 MANY_CUT = 0.02  # share of cut texts below which nothing is printed
 MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
-# fields that a resumed run may change: they do not affect the steps so far
-OPERATIONAL = {
-    *(
-        "out",
-        "code",
-        "data.num_workers",
-        "data.max_invalid_fraction",
-        "data.skip_invalid_val",
-        "data.val_samples",
-        "train.device",
-    ),
-    *(
-        "train.threads",
-        "train.log_every",
-        "train.save_every",
-        "train.keep_checkpoints",
-        "train.steps",
-        "train.val_every",
-        "train.patience",
-    ),
-}
+FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints", "steps", "val_every", "patience")
+FREE_DATA = ("num_workers", "max_invalid_fraction", "skip_invalid_val", "val_samples")
+OPERATIONAL = {"out", "code", *(f"train.{name}" for name in FREE_TRAIN), *(f"data.{name}" for name in FREE_DATA)}
+"""Fields that a resumed run may change, since they do not affect the steps so far."""
 
 
 def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any]) -> list[str]:
@@ -86,12 +69,9 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
     """Return lines on model and training, and a note on many epochs. num_rows: of the training data."""
     train, bytes_needed = config.train, expected_memory(config, task)
     memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
-    total, trained = (
-        sum(each.numel() for each in task.parameters() if each.requires_grad or is_all) for is_all in (True, False)
-    )
-    flops = (
-        3 * sum(forward_flops(config, task.sizes).values()) * train.batch_size
-    )  # the backward pass costs twice the forward one
+    total = sum(each.numel() for each in task.parameters())
+    trained = sum(each.numel() for each in task.parameters() if each.requires_grad)
+    flops = 3 * sum(forward_flops(config, task.sizes).values()) * train.batch_size  # the backward pass costs two forward ones
     cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
     epochs = train.steps * train.batch_size / num_rows
     shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
@@ -114,9 +94,8 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
     train = config.train
     per_weight = 16 + 4 * (train.ema_decay > 0)
     weights = sum(each.numel() * (per_weight if each.requires_grad else 4) for each in task.parameters())
-    inputs = (
-        sum(forward_flops(config, task.sizes).values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
-    )
+    rows, flops = train.batch_size / train.accumulation, sum(forward_flops(config, task.sizes).values())
+    inputs = flops / (2 * config.model.embed_dim) * rows
     kept = 4 * inputs / processes.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
     return LIBRARIES + weights + max(kept, weights / 2)
 

@@ -22,7 +22,7 @@ from eve_vl.data.decoding import read_image
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import TableSource
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
-from eve_vl.run.lock import locked
+from eve_vl.run.loading import locked
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
 from eve_vl.search.indexer import Changes, Update
 from eve_vl.search.nearest import Cells, build_cells, topk_exact
