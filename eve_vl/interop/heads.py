@@ -4,14 +4,12 @@ Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import (
-    ClassificationConfig,
     ContrastMatchConfig,
     HeadlessConfig,
     MaskedSignalConfig,
@@ -23,6 +21,7 @@ from eve_vl.config import (
     subclasses,
 )
 from eve_vl.data.kinds.captions import CaptionBatch
+from eve_vl.model.backbone import Encoded
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import PAIR, Classifier, Task
 from eve_vl.utils.errors import UserError
@@ -30,8 +29,7 @@ from eve_vl.utils.errors import UserError
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Graph:
+class Graph(NamedTuple):
     """A function of tensors that a run exports, for programs without torch."""
 
     inputs: tuple[str, ...]
@@ -43,11 +41,11 @@ class Graph:
 
 
 class Heads:
-    """The heads of one task; this class is that of a task without any. A subclass belongs to the tasks of its `section`."""
+    """Heads of one task, none by default. A subclass belongs to the tasks of its `section`."""
 
     section: ClassVar[type[TaskConfig]]
     missing: str | None = None
-    """A description of the head that `outputs` needs and this run lacks."""
+    """Description of the head that `outputs` needs and this run lacks."""
     class_names: tuple[str, ...] = ()
     """Names of the columns of its logits, unless the run has a list of labels."""
 
@@ -56,12 +54,12 @@ class Heads:
 
     def graphs(self) -> dict[str, Graph]:
         """Return the graphs to export, by the name of the file."""
+        task = self.task
         meaning = "of length 1; their dot product says how alike two are"
-        meaning += "" if self.task.is_comparable else "; an image and a text do not compare"
-        features = {"image_encoder": (self.task.image_features, PAIR[:1]), "text_encoder": (self.task.text_features, PAIR[1:])}
+        meaning += "" if task.is_comparable else "; an image and a text do not compare"
         return {
-            name: Graph(inputs=inputs, output="features", meaning=meaning, compute=compute)
-            for name, (compute, inputs) in features.items()
+            "image_encoder": Graph(PAIR[:1], "features", meaning, task.image_features),
+            "text_encoder": Graph(PAIR[1:], "features", meaning, task.text_features),
         }
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
@@ -71,9 +69,17 @@ class Heads:
         """
         raise UserError(f"the task {self.task.section.name} has no head")
 
+    def encode(self, tensors: Mapping[str, Tensor]) -> Encoded:
+        """Return the states of images, of texts or of pairs. Raises UserError without either."""
+        if not tensors:
+            raise UserError("give pixel_values, input_ids or both")
+        encoder = self.task.encoder
+        image = encoder.image(tensors["pixels"]) if "pixels" in tensors else None
+        return encoder.encode(image, encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None)
+
 
 class HeadlessHeads(Heads):
-    """The encoder only."""
+    """Encoder without heads."""
 
     section = HeadlessConfig
 
@@ -84,17 +90,12 @@ class HeadlessHeads(Heads):
         """
         if labels is not None:
             raise UserError("an encoder without heads has no loss: leave out labels")
-        if not tensors:
-            raise UserError("give pixel_values, input_ids or both")
-        encoder = self.task.encoder
-        image = encoder.image(tensors["pixels"]) if "pixels" in tensors else None
-        text = encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None
-        encoded = encoder.encode(image, text)
+        encoded = self.encode(tensors)
         return {"last_hidden_state": encoded.x_BND, "pooler_output": encoded.cls_BD}
 
 
 class MaskedSignalHeads(Heads):
-    """The token head."""
+    """Token head."""
 
     section = MaskedSignalConfig
 
@@ -107,44 +108,39 @@ class MaskedSignalHeads(Heads):
 
         labels: int64 (B, T), the masked tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
         """
-        encoder = self.task.encoder
-        image, text = encoder.image(tensors["pixels"]), encoder.text(tensors["ids"], tensors["is_padding"])
-        encoded = encoder.encode(image, text)
+        encoded = self.encode({name: tensors[name] for name in PAIR})
         logits_BTV = self.task.token_head(encoded.text_BTD)
         if labels is None:
             return {"logits": logits_BTV}
         is_masked_BT = labels != IGNORED
         loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
-        # transformers wants only the tokens' loss and the balance loss of the weighted sum
-        loss = loss + self.task.output({}, encoded.routers).loss
-        return {"loss": loss, "logits": logits_BTV}
+        # transformers expects only the tokens' loss and the balance loss of the weighted sum
+        return {"loss": loss + self.task.output({}, encoded.routers).loss, "logits": logits_BTV}
 
 
 class ContrastHeads(Heads):
-    """Features that compare, and a matching head."""
+    """Comparable features and a matching head."""
 
     def graphs(self) -> dict[str, Graph]:
-        """Add the matching head."""
-        graphs, task = super().graphs(), self.task
-        if task.contrast.match_head is not None:
-            order = "the second alone"
-            if task.orders_by_sum:
-                temperature = task.contrast.features.temperature
-                order = f"the second less the first plus the features' dot product over {temperature:.6g}"
-            meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
-            logits = lambda *pair: task.match(*pair)[0]  # noqa: E731
-            graphs["matcher"] = Graph(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
-        return graphs
+        """Return the graphs of the encoders and of the matching head."""
+        task = self.task
+        if task.contrast.match_head is None:
+            return super().graphs()
+        order = "the second alone"
+        if task.orders_by_sum:
+            order = f"the second less the first plus the features' dot product over {task.contrast.features.temperature:.6g}"
+        meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
+        return super().graphs() | {"matcher": Graph(PAIR, "logits", meaning, lambda *pair: task.match(*pair)[0])}
 
 
 class ContrastMatchHeads(MaskedSignalHeads, ContrastHeads):
-    """The token head, features and matching."""
+    """Token head, features and matching head."""
 
     section = ContrastMatchConfig
 
 
 class RetrievalHeads(ContrastHeads):
-    """Features and matching of retrieval."""
+    """Features and matching head of retrieval."""
 
     section = RetrievalConfig
 
@@ -157,29 +153,28 @@ class RetrievalHeads(ContrastHeads):
         labels: int64 (B,) of true pairs in order, equal where two pairs show the same image, which makes them no negatives of
         each other. In training mode with labels, only the loss is computed.
         """
-        images, ids, is_padding = (tensors.get(name) for name in ("pixels", "ids", "is_padding"))
+        task = self.task
+        images, ids, is_padding = (tensors.get(name) for name in PAIR)
         if images is None and ids is None:
             raise UserError("give pixel_values, input_ids or both")
         outputs: dict[str, Tensor] = {}
         if labels is not None:
             if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
                 raise UserError("labels need as many pixel_values and input_ids: an image and its text in each row")
-            pairs = CaptionBatch(
-                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), image_id_B=labels, caption_B=labels
-            )
-            outputs["loss"] = self.task(pairs).loss
-            if self.task.training:
+            given = {"images_BCHW": images, "ids_BT": ids, "is_padding_BT": is_padding}
+            outputs["loss"] = task(CaptionBatch(**given, where=(), image_id_B=labels, caption_B=labels)).loss
+            if task.training:
                 return outputs
         if images is not None:
-            outputs["image_embeds"] = self.task.image_features(images)
+            outputs["image_embeds"] = task.image_features(images)
         if ids is not None:
-            outputs["text_embeds"] = self.task.text_features(ids, is_padding)
+            outputs["text_embeds"] = task.text_features(ids, is_padding)
         if images is not None and ids is not None:
-            if self.task.is_comparable:
-                similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / self.task.contrast.features.temperature
+            if task.is_comparable:
+                similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / task.contrast.features.temperature
                 outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
-            if self.task.contrast.match_head is not None and len(images) == len(ids):
-                outputs["match_logits"] = self.task.match(images, ids, is_padding)[0]
+            if task.contrast.match_head is not None and len(images) == len(ids):
+                outputs["match_logits"] = task.match(images, ids, is_padding)[0]
         return outputs
 
 
@@ -188,23 +183,20 @@ class ClassifierHeads(Heads):
 
     name: ClassVar[str] = "classifier"
     """Name of the exported file."""
+    has_sigmoids: ClassVar[bool] = False
+    """Whether each logit is a probability of its own; also with the task's `multilabel`."""
 
     def __init__(self, task: Any):
         super().__init__(task)
         self.class_names = task.class_names
 
-    @property
-    def meaning(self) -> str:
-        """Description of the logits, as in `Graph.meaning`."""
-        logits = f"one per label of {self.task.labels_file}" if self.task.labels_file else ", ".join(self.class_names).lower()
-        return f"{logits}; their softmax is the probability"
-
     def graphs(self) -> dict[str, Graph]:
-        """Add the classifier."""
-        logits = lambda *tensors: self.task.logits(*tensors)[0]  # noqa: E731
-        return super().graphs() | {
-            self.name: Graph(inputs=self.task.reads, output="logits", meaning=self.meaning, compute=logits)
-        }
+        """Return the graphs of the encoders and of the classifier."""
+        task = self.task
+        multilabel = self.has_sigmoids or getattr(task.settings, "multilabel", False)
+        logits = f"one per label of {task.labels_file}" if task.labels_file else ", ".join(self.class_names).lower()
+        meaning = f"{logits}; {'the sigmoid of each is its' if multilabel else 'their softmax is the'} probability"
+        return super().graphs() | {self.name: Graph(task.reads, "logits", meaning, lambda *given: task.logits(*given)[0])}
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, C) and with labels, as the task's `loss` takes them, the `loss`.
@@ -218,31 +210,14 @@ class ClassifierHeads(Heads):
         return {"loss": task.output({task.section.name: task.loss(logits_BC, labels)}, routers).loss, "logits": logits_BC}
 
 
-class ClassificationHeads(ClassifierHeads):
-    """The class head."""
-
-    section = ClassificationConfig
-
-    @property
-    def meaning(self) -> str:
-        """Description of the logits: with several labels each is a yes or no."""
-        kind = "the sigmoid of each is its" if self.task.settings.multilabel else "their softmax is the"
-        return f"one per label of {self.task.labels_file}; {kind} probability"
-
-
 class VQAHeads(ClassifierHeads):
-    """The answer head."""
+    """Answer head."""
 
-    section, name = VQAConfig, "answerer"
-
-    @property
-    def meaning(self) -> str:
-        """Description of the logits."""
-        return f"one per answer of {self.task.labels_file}; the sigmoid of each is its probability of being right"
+    section, name, has_sigmoids = VQAConfig, "answerer", True
 
 
 class NLVR2Heads(ClassifierHeads):
-    """The head that judges a statement."""
+    """Head for the truth of a statement."""
 
     section, name = NLVR2Config, "verify"
 

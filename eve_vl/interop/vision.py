@@ -87,18 +87,30 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
     side = _side(tensors, where)  # before --drop takes the positions away
     tensors = convert.without(tensors, args.drop, where)
-    is_deep = any(name.startswith("blocks.23.") for name in tensors)
-    model, text_length = _model(args, 3 if is_deep else 2)  # as published
+    try:
+        width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+        mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
+    except convert.ODD as error:
+        raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
+    if channels != 3:
+        raise UserError(f"{where}: its images have {channels} channels, not 3")
+    if not (image_size := side * patch_size or args.image_size):
+        raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
+    depth = convert.count_numbered(convert.numbers("blocks.*", tensors), "blocks", where)
+    model, text_length = _model(args, (3 if depth >= 24 else 2) if args.num_deep_blocks is None else args.num_deep_blocks)
+    if model.num_deep_blocks > depth:
+        raise UserError(f"{where}: has {depth} blocks, fewer than --num-deep-blocks {model.num_deep_blocks}")
     is_relative = model.positions == "relative"
     if is_relative and (not side or "pos_embed" in tensors or args.image_size):
         raise UserError(
             f"{where}: --architecture {args.architecture} takes relative positions only, which later runs resize: leave out "
             "--image-size, and take --architecture eve for absolute ones"
         )
-    sizes, model = _sizes(tensors, where, model, args.num_heads, side, args.image_size)
+    num_heads = args.num_heads or (WIDE if width > 1024 else max(width // convert.HEAD_WIDTH, 1))
+    model = replace(model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
     return Plan(
         tensors=tensors,
-        sizes=replace(sizes, text_length=text_length),
+        sizes=InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length),
         model=model,
         name="vision",
         table=key_table(tensors, model, args),
@@ -151,21 +163,18 @@ def _repeated(times: int, tensor: Tensor) -> Tensor:
 
 def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int]:
     """Return the model, not yet of the encoder's sizes, and the longest text. Raises UserError."""
-    num_deep_blocks = num_deep_blocks if args.num_deep_blocks is None else args.num_deep_blocks
     if args.architecture in ("eve", "source"):
         num_experts = EveModelConfig.num_experts if args.num_experts is None else args.num_experts
+        experts = {"num_experts": num_experts, "top_k": min(EveModelConfig.top_k, num_experts)}
         like_source: dict[str, Any] = {"activation": "gelu", "norm_pre": False} if args.architecture == "source" else {}
-        top_k = min(EveModelConfig.top_k, num_experts)
-        model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k, **like_source)
-        return model, InputConfig.text_length
+        return EveModelConfig(num_deep_blocks=num_deep_blocks, **experts, **like_source), InputConfig.text_length
     if (recipe := load_installed("architectures", args.architecture)) is None:
         known = ["eve", "source", *installed("architectures")]
         raise UserError(f"{args.source}: no --architecture {nearest(args.architecture, known)}")
     if args.num_experts is not None:
         name = args.architecture
         raise UserError(f"{args.source}: --num-experts has no effect with --architecture {name}, without experts; leave it out")
-    config = recipe()
-    return replace(config.model, num_deep_blocks=num_deep_blocks), config.input.text_length
+    return replace(recipe().model, num_deep_blocks=num_deep_blocks), recipe().input.text_length
 
 
 RELATIVE_HINT = (
@@ -180,28 +189,3 @@ def _side(tensors: Mapping[str, Tensor], where: str) -> int:
         return convert.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]
     return convert.relative_side_of(tables[0].shape[:1].numel(), 3, where) if tables else 0
-
-
-def _sizes(
-    tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int, side: int, image_size: int
-) -> tuple[InputConfig, EveModelConfig]:
-    """Return the sections at the image encoder's sizes; image_size applies without positions."""
-    try:
-        width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
-    except convert.ODD as error:
-        raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
-    if channels != 3:
-        raise UserError(f"{where}: its images have {channels} channels, not 3")
-    num_heads, depth = (
-        num_heads or (WIDE if width > 1024 else 0),
-        convert.count_numbered(convert.numbers("blocks.*", tensors), "blocks", where),
-    )
-    image_size = side * patch_size or image_size
-    if not image_size:
-        raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
-    if model.num_deep_blocks > depth:
-        raise UserError(f"{where}: has {depth} blocks, fewer than --num-deep-blocks {model.num_deep_blocks}")
-    return InputConfig(image_size=image_size, patch_size=patch_size), replace(
-        model, embed_dim=width, depth=depth, num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1), mlp_ratio=mlp_ratio
-    )

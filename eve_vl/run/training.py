@@ -163,17 +163,12 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
     if not (truth := dataset.truth.removesuffix("s")):
         return
     first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
-    if any(map(dataset.has_truth, first_rows)):
-        return
-    if config.data.val == (HELD_OUT,):
-        raise UserError(
-            f"data.train {' '.join(config.data.train)}: no {truth} among the first {ROWS_PROBED} rows held out; if a "
-            "column of another name has them, give --data.label-column"
-        )
-    raise UserError(
-        f"data.val {' '.join(config.data.val)}: no {truth} among its first {ROWS_PROBED} rows, so the best weights cannot "
-        f"be chosen; name validation data that has them, or {HELD_OUT}"
-    )
+    if not any(map(dataset.has_truth, first_rows)):
+        where, fix = f"data.val {' '.join(config.data.val)}", f"name validation data that has them, or {HELD_OUT}"
+        if config.data.val == (HELD_OUT,):
+            where, fix = f"data.train {' '.join(config.data.train)}", "name the column that has them with --data.label-column"
+        problem = f"no {truth} in the first {ROWS_PROBED} validation rows, so the best weights cannot be chosen"
+        raise UserError(f"{where}: {problem}; {fix}")
 
 
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
