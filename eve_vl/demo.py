@@ -29,7 +29,7 @@ from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.compare import write_comparison
-from eve_vl.report.templating import Section, draw
+from eve_vl.report.drawing import Section, draw
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train import StoppedError

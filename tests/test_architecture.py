@@ -49,7 +49,6 @@ MAY_IMPORT = {
         "evaluation",
         "predict",
         "run",
-        "search",
     },
     "systems": {
         *("utils", "config", "recipes", "data", "model", "objectives", "metrics", "train", "tasks", "evaluation", "predict"),

@@ -19,7 +19,7 @@ from eve_vl.config import Config
 from eve_vl.evaluation import classifiers
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
-from eve_vl.report.templating import percent, points
+from eve_vl.report.drawing import percent, points
 from eve_vl.run import training
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import re
 import statistics
 import sys
 import xml.etree.ElementTree as ET
@@ -391,3 +392,15 @@ def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_p
     with pytest.raises(SystemExit):
         command.arguments(["--tasks", "emoji", "--budgets", "10"])
     assert "--emoji FOLDER" in capsys.readouterr().err
+
+
+def test_dots_lie_at_means_and_strokes_between_the_least_and_the_largest():
+    chart = tables.dot_chart("x", [("a", [0.2, 0.4]), ("b", [0.6])], show=tables.percent, level=("guess", 0.1))
+    ticks = [float(place) for place in re.findall(r'class="grid" x1="([\d.]+)"', chart)]
+    shown = [float(share) / 100 for share in re.findall(r">([\d.]+) %</text>", chart)]
+    (first, a), (last, b) = zip(shown[:: len(shown) - 1], ticks[:: len(ticks) - 1], strict=True)
+    value = lambda place: first + (last - first) * (float(place) - a) / (b - a)  # noqa: E731
+    assert [value(x) for x in re.findall(r'<circle class="c0" cx="([\d.]+)"', chart)] == pytest.approx([0.3, 0.6], abs=2e-3)
+    strokes = re.findall(r'<line class="c0" x1="([\d.]+)" x2="([\d.]+)"', chart)
+    assert [value(x) for ends in strokes for x in ends] == pytest.approx([0.2, 0.4, 0.6, 0.6], abs=2e-3)
+    assert [value(x) for x in re.findall(r'<line class="ref" x1="([\d.]+)"', chart)[:1]] == pytest.approx([0.1], abs=2e-3)

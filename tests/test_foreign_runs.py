@@ -30,7 +30,7 @@ from eve_vl.interop.convert import import_weights, read_tensors
 from eve_vl.interop.published import EVE
 from eve_vl.interop.vision import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.report.charts import Curves
+from eve_vl.report.drawing import Curves
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint

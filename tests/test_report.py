@@ -19,10 +19,10 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router
+from eve_vl.report.drawing import number, percent, pluralize
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.page import write_report
-from eve_vl.report.task import TaskReport, routing_of
-from eve_vl.report.templating import number, percent, pluralize
+from eve_vl.report.task import NUM_SEEN, TaskReport, routing_of
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.tasks.masked_signal import MaskedSignal
@@ -222,7 +222,8 @@ def test_routing_shares(run: Path):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
         assert shares_ME.numpy() == pytest.approx(counts, abs=2e-3)  # a token on the brink may tip over
     page = Page(run / "report.html")
-    whole = MaskedSignalReport(fresh).routing().shares_ME[3]
+    report = MaskedSignalReport(fresh)
+    whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN))).shares_ME[3]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2" in page.text
     assert "Experts by modality, block 3" in page.text

@@ -15,10 +15,9 @@ from eve_vl.data.records import ImageDrawing
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.metrics import intervals
-from eve_vl.report.charts import clock, over
-from eve_vl.report.compare import comparison_page, find_runs, read_run, write_comparison
+from eve_vl.report.compare import comparison_page, find_runs, over, read_run, write_comparison
+from eve_vl.report.drawing import clock, number, points
 from eve_vl.report.task import TaskReport
-from eve_vl.report.templating import number, points
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.utils.errors import UserError

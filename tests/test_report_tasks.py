@@ -27,10 +27,10 @@ from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.moe import Router
 from eve_vl.predict.base import predictor_of
 from eve_vl.recipes import get_finetune_recipe
+from eve_vl.report.drawing import percent
+from eve_vl.report.finetuned import Query, RetrievalReport, content_word
 from eve_vl.report.page import command_line, task_report, write_report
-from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.task import routing_of
-from eve_vl.report.templating import percent
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements

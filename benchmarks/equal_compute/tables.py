@@ -3,7 +3,7 @@
 import itertools
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +12,7 @@ from markupsafe import Markup
 from equal_compute.arms import REFERENCES
 from equal_compute.cells import Cell, Unit
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
-from eve_vl.report.charts import Series, dot_chart, line_chart
-from eve_vl.report.templating import TEMPLATES, Section, number, percent
+from eve_vl.report.drawing import TEMPLATES, Frame, Section, Series, line_chart, number, percent, ticks
 from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
@@ -37,6 +36,31 @@ TABLE = """<div class="card wide-table"><table class="compared">
 <tbody>{% for line in lines[1:] %}
 <tr><th scope="row">{{ line[0] }}</th>{% for word in line[1:] %}<td>{{ word }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>"""
+DOTS = """{% from "charts.html" import text %}
+{% set bottom = 20 * lines|length + 6 %}
+<figure class="card chart">
+  <figcaption>{{ title }}</figcaption>
+  <svg viewBox="0 0 380 {{ bottom + 20 }}" role="img" aria-label="{{ title }}">
+    {% for tick in x_ticks %}
+    <line class="grid" x1="{{ x(tick) }}" x2="{{ x(tick) }}" y1="4" y2="{{ bottom }}"/>
+    {{ text(x(tick), bottom + 15, show(tick), "middle") }}
+    {% endfor %}
+    {% if level %}
+    <line class="ref" x1="{{ x(level[1]) }}" x2="{{ x(level[1]) }}" y1="4" y2="{{ bottom }}"/>
+    {% endif %}
+    {% for name, mean, least, largest in lines %}
+    {% set y = 20 * loop.index - 6 %}
+    {{ text(left - 8, y + 4, name, "end") }}
+    <line class="c0" x1="{{ x(least) }}" x2="{{ x(largest) }}" y1="{{ y }}" y2="{{ y }}"/>
+    <circle class="c0" cx="{{ x(mean) }}" cy="{{ y }}" r="4"><title>{{ name }}: {{ show(mean) }}</title></circle>
+    {% endfor %}
+  </svg>
+  {% if level %}
+  <ul class="legend"><li><svg class="key" viewBox="0 0 22 10" aria-hidden="true">
+    <line class="ref" x1="1" x2="21" y1="5" y2="5"/></svg>{{ level[0] }} <b>{{ show(level[1]) }}</b></li></ul>
+  {% endif %}
+</figure>"""
+"""lines: (name, mean, least, largest). x: returns where a value lies. level: (name, value), or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +312,28 @@ def dots(arms: Arms) -> Markup:
         rows = [(arm, values) for arm, values in of_arm.items() if values]
         drawn.append(dot_chart(name, rows, show=percent, level=("without the image", max(known)) if known else None))
     return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
+
+
+def dot_chart(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    *,
+    show: Callable[[float], str],
+    level: tuple[str, float] | None = None,
+) -> Markup:
+    """Return a <figure> of rows: a dot at the mean, a stroke from minimum to maximum.
+
+    level: a dashed line for comparison.
+    """
+    values = [*(value for _, values in rows for value in values), *([level[1]] if level else ())]
+    x_ticks, left, right = ticks(min(values), max(values), 3), 12 + 7 * max(len(name) for name, _ in rows), Frame.right - 10
+
+    def place(value: float) -> float:
+        return round(left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
+
+    lines = [(name, statistics.fmean(of_row), min(of_row), max(of_row)) for name, of_row in rows]
+    values = {"title": title, "lines": lines, "x_ticks": x_ticks, "level": level, "show": show, "left": left, "x": place}
+    return Markup(TEMPLATES.from_string(DOTS).render(**values))
 
 
 def html_table(lines: Sequence[Sequence[str]]) -> Markup:

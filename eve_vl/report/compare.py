@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.loader import OPTIONS
 from eve_vl.metrics import intervals
-from eve_vl.report.charts import Curves, Loss, line_chart, over
+from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
 from eve_vl.report.page import run_facts, run_folder, task_report, write_page
 from eve_vl.report.task import Example, Measured
-from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
@@ -125,7 +125,7 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
         groups[run.config.task.name].append(run)
     sections = [*top]
     for task, group in groups.items():
-        on_same_rows = len({json.dumps(rows_of(run)) for run in group}) == 1
+        on_same_rows = len(set(map(rows_of, group))) == 1
         parts = {
             "numbers": (paired(group), on_same_rows),
             "config": differences(group),
@@ -144,18 +144,16 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
 
 def paired(runs: Sequence[ComparedRun]) -> list[tuple[str, str, intervals.MeasuredValue]]:
     """Return (a, b, mean score difference a - b) for pairs of runs on the same rows."""
-    pairs = [
-        (a, b) for a, b in itertools.combinations(runs, 2) if rows_of(a) == rows_of(b) and a.scores.keys() & b.scores.keys()
-    ]
-    found = [(a.name, b.name, intervals.paired(a.scores, b.scores)) for a, b in pairs]
+    pairs = [(a, b) for a, b in itertools.combinations(runs, 2) if rows_of(a) == rows_of(b)]
+    found = [(a.name, b.name, intervals.paired(a.scores, b.scores)) for a, b in pairs if a.scores.keys() & b.scores.keys()]
     return [(a, b, difference) for a, b, difference in found if isinstance(difference, intervals.MeasuredValue)]
 
 
-def rows_of(run: ComparedRun) -> dict[str, Any]:
-    """Return the settings that select and prepare a run's validation rows."""
+def rows_of(run: ComparedRun) -> str:
+    """Return the settings that select and prepare a run's validation rows, as JSON."""
     values, held_out = flat(to_dict(run.config)), ("data.train",) * (run.config.data.val == (HELD_OUT,))
-    found = {name: values.get(name) for name in (*SAME_ROWS, *held_out)}
-    return found | {"num_samples": run.measured and run.measured.num_samples}
+    found = [values.get(name) for name in (*SAME_ROWS, *held_out)]
+    return json.dumps([*found, run.measured and run.measured.num_samples])
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
@@ -180,10 +178,18 @@ def curves(runs: Sequence[ComparedRun]) -> dict[str, list[Markup]]:
     return drawn
 
 
+def over(log: Sequence[dict], batch_size: int, axis: str) -> list[dict]:
+    """Return a log with `step` replaced by an axis: step, pairs seen, or minutes."""
+    if axis == "minutes":
+        steps, seconds = clock(log, batch_size)
+        return [row | {"step": float(np.interp(row["step"], steps, seconds)) / 60} for row in log]
+    return [row | {"step": row["step"] * (batch_size if axis == "pairs" else 1)} for row in log]
+
+
 def same_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Example]]:
     """Return the rows that several runs have seen, each as run name → output."""
-    seen: dict[str, dict[str, Example]] = defaultdict(dict)
+    seen: dict[Any, dict[str, Example]] = defaultdict(dict)
     for run in runs:
         for number, example in enumerate(run.examples):
-            seen[json.dumps([rows_of(run), number, example.where])][run.name] = example
+            seen[rows_of(run), number, example.where][run.name] = example
     return [of_runs for of_runs in seen.values() if len(of_runs) > 1]

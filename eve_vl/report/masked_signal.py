@@ -5,6 +5,7 @@ Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,9 @@ from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embeddings import gray_out, to_images
-from eve_vl.report.charts import Loss
-from eve_vl.report.retrieval import CONTRAST_LOSSES
+from eve_vl.report.drawing import Choice, Loss, Section, draw
+from eve_vl.report.finetuned import CONTRAST_LOSSES
 from eve_vl.report.task import Example, TaskReport, best_choices
-from eve_vl.report.templating import Choice, Section, draw
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
@@ -90,10 +90,10 @@ class MaskedSignalReport(TaskReport):
     @torch.inference_mode()
     def compared(self, num: int) -> list[ShownPair]:
         """Return evenly spread validation rows with the model's output in float32."""
-        batch = next(self.batches(self.dataset(num)))
+        batch, tokenizer = next(self.batches(self.dataset(num))), self.run.tokenizer
         task, texts = self.task, batch if isinstance(batch, MaskedTexts) else None
         wrong = batch.wrong if isinstance(batch, PairBatch) else None
-        shown, seen_by_text = {}, {}
+        shown, seen = {}, {}
         if isinstance(batch, MaskedImages) and task.settings.mim_weight:
             shown = task.reconstructions(batch)
         if isinstance(batch, PairBatch) and wrong is not None:
@@ -102,22 +102,21 @@ class MaskedSignalReport(TaskReport):
             seen = {"image": task.patches(batch), "wrong image": task.patches(wrong)}
             if task.settings.joint_masking:
                 seen = {name: gray_out(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
-            size = self.run.config.input.patch_size
-            seen_by_text = {name: to_images(patches_BPX, size) for name, patches_BPX in seen.items()}
-        tokens = self.guesses(texts) if task.settings.mlm_weight and texts else [[] for _ in batch.where]
-        no_text = [[] for _ in batch.where]
-        ids, masks = (texts.ids_BT.tolist(), texts.is_masked_BT.tolist()) if texts else (no_text, no_text)
+            seen = {name: to_images(patches_BPX, self.run.config.input.patch_size) for name, patches_BPX in seen.items()}
+        none = [[] for _ in batch.where]
+        tokens = self.guesses(texts) if task.settings.mlm_weight and texts else none
+        ids, masks = (texts.ids_BT.tolist(), texts.is_masked_BT.tolist()) if texts else (none, none)
         return [
             ShownPair(
                 where=where,
                 images={name: made[row] for name, made in shown.items() if name in GIVEN},
-                text=self.run.tokenizer.decode(ids[row]),
+                text=tokenizer.decode(ids[row]),
                 choices=[replace(each.guesses[0], text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
-                made={"reconstructed": shown["reconstructed"][row]} if shown else {},
+                made={name: made[row] for name, made in shown.items() if name == "reconstructed"},
                 with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
-                pieces=caption_pieces(self.run.tokenizer, ids[row], masks[row]),
-                wrong_caption=self.run.tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
-                seen_by_text={name: made[row] for name, made in seen_by_text.items()},
+                pieces=caption_pieces(tokenizer, ids[row], masks[row]),
+                wrong_caption=tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
+                seen_by_text={name: made[row] for name, made in seen.items()},
                 masked_tokens=tokens[row],
             )
             for row, where in enumerate(batch.where)
@@ -137,14 +136,9 @@ class MaskedSignalReport(TaskReport):
         truths = batch.ids_BT[rows, columns].tolist()
         for row, truth, *each_V in zip(rows.tolist(), truths, *probabilities, strict=True):
             first, *others = (best_choices(one_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for one_V in each_V)
-            tokens[row].append(
-                MaskedToken(
-                    truth=tokenizer.word(truth),
-                    guesses=first,
-                    wrong_image=others[0][0] if others else None,
-                    truth_probability=(each_V[0][truth].item(), each_V[-1][truth].item()),
-                )
-            )
+            wrong, both = others[0][0] if others else None, (each_V[0][truth].item(), each_V[-1][truth].item())
+            guessed: Any = {"guesses": first, "wrong_image": wrong, "truth_probability": both}
+            tokens[row].append(MaskedToken(truth=tokenizer.word(truth), **guessed))
         return tokens
 
 
@@ -157,7 +151,7 @@ class ContrastMatchReport(MaskedSignalReport):
     losses = (
         *MaskedSignalReport.losses,
         *CONTRAST_LOSSES,
-        Loss(term="svd", title="Singular-value term", note="Largest singular value of the similarities, in task.svd_form."),
+        Loss("svd", "Singular-value term", "Largest singular value of the similarities, in task.svd_form."),
     )
 
 

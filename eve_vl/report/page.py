@@ -14,13 +14,11 @@ from eve_vl import builtin
 from eve_vl.config import Config, define, flat, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
-from eve_vl.report import classifiers, masked_signal, retrieval  # noqa: F401  each defines the reports of its tasks
-from eve_vl.report.charts import Curves, clock
-from eve_vl.report.task import TaskReport, routing_section
-from eve_vl.report.templating import Section, document, draw
+from eve_vl.report import finetuned, masked_signal  # noqa: F401  each defines the reports of its tasks
+from eve_vl.report.drawing import Curves, Section, clock, document, draw
+from eve_vl.report.task import TaskReport, routing_sections
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config
-from eve_vl.search.index import Hit, Index
 from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
@@ -39,19 +37,19 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return write_page(out or run / "report.html", run_page(load_run(run)))
 
 
-def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path:
-    """Write the page of a search's hits and return its path. Raises UserError."""
-    shown = [(hit, thumbnail(index, hit)) for hit in hits]
+def write_results(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path:
+    """Write the page of a search's hits in an `Index`; return its path.
+
+    Raises UserError.
+    """
+
+    def thumbnail(hit: Any) -> np.ndarray | None:
+        with suppress(UserError):  # its file is gone
+            return index.image(hit.id).whole(THUMBNAIL_SIDE)
+
+    shown = [(hit, thumbnail(hit)) for hit in hits]
     section = Section(name="found", title="Hits", body=draw("search_sections.html", "found", shown=shown))
     return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
-
-
-def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:
-    """Return the (first) image of a hit, small, uint8 (H, W, 3); None if it is gone."""
-    try:
-        return index.image(hit.id).whole(THUMBNAIL_SIDE)
-    except UserError:
-        return None
 
 
 def write_page(path: Path, text: str) -> Path:
@@ -84,34 +82,21 @@ def run_page(run: LoadedRun) -> str:
         try:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
-            values = {
-                "measured": measured,
-                "remarks": run.evaluator.warnings(measured.values),
-                "shown": report.numbers(measured),
-            }
             comparison = run.evaluator.comparison(measured.values)
-            body = draw("run_sections.html", "numbers", comparison=comparison, **values)
+            shown = {"shown": report.numbers(measured), "remarks": run.evaluator.warnings(measured.values)}
+            body = draw("run_sections.html", "numbers", measured=measured, comparison=comparison, **shown)
             numbers = Section(name="numbers", title="Numbers", body=body)
-            routing = report.routing()
-            chosen = [routing_section(report, routing, curves)] if routing.shares_ME else []
-            sections = [numbers, drawn, *report.evidence(report.num_each), *chosen]
+            sections = [numbers, drawn, *report.evidence(report.num_each), *routing_sections(report, curves)]
         except UserError as error:  # without the data, the run folder still gives curves and config
             problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
             warn(f"warning: {problem}")
-    texts = [row["text"] for row in curves.log if row["kind"] == "note"]
-    return document(
-        "run.html",
-        [*sections, config_section(config)],
-        name=folder.resolve().name,
-        run=run,
-        config=config,
-        problem=problem,
-        source_note=source_note((*config.data.train, *config.data.val)),
-        notes=[
-            text for text in texts if not (comparison and text.endswith((comparison, NO_BASELINE)))
-        ],  # training has no baselines
-        **run_facts(run, curves.log, counts),
-    )
+    notes = [row["text"] for row in curves.log if row["kind"] == "note"]
+    if comparison:  # training has no baselines
+        notes = [text for text in notes if not text.endswith((comparison, NO_BASELINE))]
+    sections.append(config_section(config))
+    facts = {"name": folder.resolve().name, "run": run, "config": config, "problem": problem, "notes": notes}
+    facts |= run_facts(run, curves.log, counts) | {"source_note": source_note((*config.data.train, *config.data.val))}
+    return document("run.html", sections, **facts)
 
 
 def run_folder(run: LoadedRun) -> Path:

@@ -24,8 +24,7 @@ from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.probes import replace_submodules
 from eve_vl.predict.base import predictor_of
 from eve_vl.predict.explain import Heatmap
-from eve_vl.report.charts import Curves, Loss, bar_chart
-from eve_vl.report.templating import Choice, Section, draw, percent
+from eve_vl.report.drawing import Choice, Curves, Loss, Section, bar_chart, draw, percent
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
@@ -95,12 +94,11 @@ class TaskReport:
 
         for_evaluation: rows as evaluation takes them, not as training does.
         """
-        run, val = self.run, self.sources[1]
-        data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
-        config = dataclasses.replace(run.config, data=data)
+        config, val, tokenizer = self.run.config, self.sources[1], self.run.tokenizer
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num_samples, num_workers=0))
         if for_evaluation:
-            return self.run.evaluator.dataset(val, config, run.tokenizer)
-        return self.task.dataset(val, config, run.tokenizer, training=False)
+            return self.run.evaluator.dataset(val, config, tokenizer)
+        return self.task.dataset(val, config, tokenizer, training=False)
 
     def batches(self, dataset: Any) -> Iterator[Any]:
         """Yield the batches of a dataset on the run's device."""
@@ -115,15 +113,14 @@ class TaskReport:
         A checkpoint that was never validated is measured now, on fewer rows.
         """
         num_samples, step = self.run.config.data.val_samples, self.run.step
-        for row in reversed(log):
-            if row["kind"] == "val" and row["step"] <= step:
-                values = {name: value for name, value in row.items() if name != "step" and isinstance(value, float | int)}
-                values |= self.evaluated(num_samples).numbers if self.has_baselines else {}
-                where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
-                return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
-        num_samples = min(num_samples, NUM_MEASURED)
-        values = self.evaluated(num_samples).numbers
-        where = f"at most {pluralize(num_samples, f'validation {self.row}')}"
+        if rows := [row for row in log if row["kind"] == "val" and row["step"] <= step]:
+            values = {name: value for name, value in rows[-1].items() if name != "step" and isinstance(value, float | int)}
+            values |= self.evaluated(num_samples).numbers if self.has_baselines else {}
+            step, before = rows[-1]["step"], step
+            where = "the run's validation data" + ", the last time before this checkpoint" * (step < before)
+        else:
+            num_samples = min(num_samples, NUM_MEASURED)
+            values, where = self.evaluated(num_samples).numbers, f"at most {pluralize(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
     def numbers(self, measured: Measured) -> Markup:
@@ -156,13 +153,6 @@ class TaskReport:
             return calls.call("explain")(list(images), text, word=word) if images and "explain" in calls.offered() else None
         except UserError:  # e.g. a model with a single block
             return None
-
-    def routing(self) -> Routing:
-        """Return the choices of the routers on validation rows."""
-        try:
-            return routing_of(self.task, self.batches(self.dataset(NUM_SEEN)))
-        except NotImplementedError:  # `routers` is optional for a task of the user's own
-            return Routing(shares_ME={}, num_rows=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,18 +197,14 @@ class ClassifierReport(TaskReport):
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of right and wrong examples."""
         seen = self.compared(NUM_SEEN)
-        headings = {"Right": True, "Wrong": False}
+        groups = {"Right": [one for one in seen if one.is_right], "Wrong": [one for one in seen if one.is_right is False]}
+        num_right = len(groups["Right"])
         if all(example.is_right is None for example in seen):
-            headings, num_each = {"Truth unknown": None}, 2 * num_each
-        shown = {}
-        for heading, is_right in headings.items():
-            chosen = round_robin([example for example in seen if example.is_right is is_right])[:num_each]
-            shown[heading] = [(example, self._images(example)) for example in chosen]
-        num_right = sum(example.is_right is True for example in seen)
+            groups, num_each = {"Truth unknown": seen}, 2 * num_each
+        shown = {name: [(one, self._images(one)) for one in round_robin(group)[:num_each]] for name, group in groups.items()}
         has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
-        counts = {"num_seen": len(seen), "num_right": num_right}
-        body = draw("examples.html", "examples", report=self, shown=shown, has_heat=has_heat, **counts)
-        return [Section(name=self.name, title=self.title, body=body)]
+        values = {"shown": shown, "num_seen": len(seen), "num_right": num_right, "has_heat": has_heat}
+        return [Section(name=self.name, title=self.title, body=draw("examples.html", "examples", report=self, **values))]
 
     def _images(self, example: Example) -> dict[str, np.ndarray]:
         """Return an example's images, each also with its heatmap."""
@@ -270,13 +256,17 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
     return Routing(shares_ME=dict(zip(blocks, shares, strict=False)), num_rows=num_rows)  # no rows: empty
 
 
-def routing_section(report: TaskReport, routing: Routing, curves: Curves) -> Section:
-    """Return the section on which experts serve which modality."""
+def routing_sections(report: TaskReport, curves: Curves) -> list[Section]:
+    """Return the section on which experts serve which modality, if there are experts."""
+    try:
+        routing = routing_of(report.task, report.batches(report.dataset(NUM_SEEN)))
+    except NotImplementedError:  # `routers` is optional for a task of the user's own
+        return []
     charts, E = [], 1
     for block, shares_ME in routing.shares_ME.items():
         E = shares_ME.shape[1]
         bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
-        title, experts = f"Experts by modality, block {block}", [str(expert) for expert in range(E)]
-        charts.append(bar_chart(title, experts, bars, level=("even load, 1/E", 1 / E), show=percent, axis="expert"))
+        even = {"level": ("even load, 1/E", 1 / E), "show": percent, "axis": "expert"}
+        charts.append(bar_chart(f"Experts by modality, block {block}", list(map(str, range(E))), bars, **even))
     body = draw("routing.html", "routing", report=report, routing=routing, charts=charts, curves=curves, E=E, ln_E=math.log(E))
-    return Section(name="routing", title="Routing", body=body)
+    return [Section(name="routing", title="Routing", body=body)] * bool(charts)

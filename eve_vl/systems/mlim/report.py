@@ -6,8 +6,8 @@ Letters: B batch.
 from collections.abc import Iterator
 
 from eve_vl.data.kinds.pairs import ItemBatch
-from eve_vl.report.charts import Loss
-from eve_vl.report.classifiers import two_image_examples
+from eve_vl.report.drawing import Loss
+from eve_vl.report.finetuned import two_image_examples
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.task import ClassifierReport, Example
 

@@ -1,17 +1,26 @@
-"""Charts as inline SVG without scripts: curves of a log, lines, bars, ranges."""
+"""Drawing of pages: templates, images, number formats, charts as inline SVG.
 
+Python selects and measures; the templates define how it looks. They escape all values except other templates' output
+(`Markup`).
+"""
+
+import base64
+import io
 import itertools
 import math
-import statistics
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from eve_vl.report.templating import draw, number, percent
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.train.log import TIMING
+from eve_vl.utils.console import pluralize
 
 NUM_COLORS = 6  # of lines; further lines reuse them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows
@@ -19,6 +28,24 @@ HUGE = 1e100  # larger values are left out: their sums may overflow
 OTHER_KEYS = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 Points = list[tuple[float, float]]
 Show = Callable[[float], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page: anchor, heading and content."""
+
+    name: str
+    title: str
+    body: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One output that a model proposes: a token, an answer, a class."""
+
+    text: str
+    probability: float
+    is_right: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +59,55 @@ class Series:
     """(x, low, high): vertical strokes."""
 
 
-def constant(name: str, value: float, last_step: int) -> Series:
-    """Return a horizontal reference line over all steps."""
-    return Series(name=name, points=[(0, value), (last_step, value)], is_reference=True)
+@dataclass(frozen=True)
+class Loss:
+    """A loss term, with its names in training and, if present, validation rows."""
+
+    term: str
+    title: str
+    note: str
+    validation: str = ""
+
+
+def draw(template: str, macro: str, **values: Any) -> Markup:
+    """Return the output of a template's macro."""
+    return getattr(TEMPLATES.get_template(template).module, macro)(**values).strip()
+
+
+def document(template: str, sections: Sequence[Section], **values: Any) -> str:
+    """Return a complete page, without line breaks between elements."""
+    page = TEMPLATES.get_template(template).render(sections=sections, **values)
+    return re.sub(r">\s*\n\s*<", "><", page)
+
+
+def png(pixels_HWC: np.ndarray) -> str:
+    """Return a uint8 (H, W, 3) image as a PNG in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def interval(value: float, show: Show) -> str:
+    """Return a MeasuredValue's 95 % interval and n as text, else ""."""
+    return f"{show(value.low)} to {show(value.high)}, n {value.n:,}" if isinstance(value, MeasuredValue) else ""
+
+
+def percent(share: float) -> str:
+    """Return a share as percentage: 0.4401 → 44.0 %; NaN → –."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits: 0.0839, 5.58e-05, 1234, 480k."""
+    if math.isfinite(value) and abs(value) >= 10_000:
+        size, unit = next((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= size)
+        return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 10_000 else f"{value:.3g}"
+
+
+def points(difference: float) -> str:
+    """Return a difference of shares in percentage points: 0.5 → +50.0; NaN → –."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -117,23 +190,6 @@ def bar_chart(
     return draw("charts.html", "bars", frame=frame, group=group, every=every, font=font if every == 1 else 12.0, **values)
 
 
-def dot_chart(
-    title: str, rows: Sequence[tuple[str, Sequence[float]]], *, show: Show, level: tuple[str, float] | None = None
-) -> Markup:
-    """Return a <figure> of rows: a dot at the mean, a stroke from minimum to maximum.
-
-    level: a dashed line for comparison.
-    """
-    values = [*(value for _, values in rows for value in values), *([level[1]] if level else ())]
-    x_ticks, left, right = ticks(min(values), max(values), 3), 12 + 7 * max(len(name) for name, _ in rows), Frame.right - 10
-
-    def place(value: float) -> float:
-        return round(left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
-
-    lines = [(name, statistics.fmean(of_row), min(of_row), max(of_row)) for name, of_row in rows]
-    return draw("charts.html", "dots", title=title, lines=lines, x_ticks=x_ticks, level=level, show=show, left=left, x=place)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Frame:
     """Mapping of values to positions in a chart."""
@@ -174,16 +230,6 @@ def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axi
     return list(zip(edges, edges[1:], hints, strict=False))
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A loss term, with its names in training and, if present, validation rows."""
-
-    term: str
-    title: str
-    note: str
-    validation: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Curves:
     """A run's log as curves, with a mark at `step`, the checkpoint of the page."""
@@ -191,17 +237,21 @@ class Curves:
     log: Sequence[dict]
     step: int
 
+    def _points(self, kind: str, key: str) -> Points:
+        return [(row["step"], row[key]) for row in self.log if row["kind"] == kind and isinstance(row.get(key), float | int)]
+
     def train(self, key: str, name: str = "") -> Series:
         """Return a training number as a line."""
-        return Series(name=name or f"{key}, training", points=points_of(self.log, "train", key))
+        return Series(name=name or f"{key}, training", points=self._points("train", key))
 
     def val(self, key: str, name: str = "", *, is_reference: bool = False) -> Series:
         """Return a validation number as a line."""
-        return Series(name=name or f"{key}, validation", points=points_of(self.log, "val", key), is_reference=is_reference)
+        return Series(name=name or f"{key}, validation", points=self._points("val", key), is_reference=is_reference)
 
     def constant(self, name: str, value: float) -> Series:
         """Return a horizontal line over all steps of the log."""
-        return constant(name, value, max((row["step"] for row in self.log), default=0))
+        last_step = max((row["step"] for row in self.log), default=0)
+        return Series(name=name, points=[(0, value), (last_step, value)], is_reference=True)
 
     def chart(self, title: str, series: Sequence[Series], note: str = "", **how: Any) -> Markup:
         """Return a chart with the checkpoint's mark. how: options of `line_chart`."""
@@ -221,11 +271,6 @@ class Curves:
         return [name for name in self.names() if name not in skipped and "/" not in name]
 
 
-def points_of(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, float]]:
-    """Return (step, value) of a number in the rows of one kind."""
-    return [(row["step"], row[name]) for row in log if row["kind"] == kind and isinstance(row.get(name), float | int)]
-
-
 def clock(log: Sequence[dict], batch_size: int) -> tuple[list[int], list[float]]:
     """Return the steps of a log, from 0, and the seconds of training up to each."""
     steps, seconds = [0], [0.0]
@@ -236,9 +281,9 @@ def clock(log: Sequence[dict], batch_size: int) -> tuple[list[int], list[float]]
     return steps, seconds
 
 
-def over(log: Sequence[dict], batch_size: int, axis: str) -> list[dict]:
-    """Return a log with `step` replaced by an axis: step, pairs seen, or minutes."""
-    if axis == "minutes":
-        steps, seconds = clock(log, batch_size)
-        return [row | {"step": float(np.interp(row["step"], steps, seconds)) / 60} for row in log]
-    return [row | {"step": row["step"] * (batch_size if axis == "pairs" else 1)} for row in log]
+TEMPLATES = Environment(
+    loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+TEMPLATES.filters |= {each.__name__: each for each in (png, pluralize, interval, percent, number, points)}
+TEMPLATES.globals |= {"percent": percent, "number": number, "bar_chart": bar_chart, "isfinite": math.isfinite}
+TEMPLATES.globals |= {"nan": math.nan, "source_note": ""}

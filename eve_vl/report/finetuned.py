@@ -1,13 +1,14 @@
-"""Report page of image–text retrieval: recalls, and the hits of a few queries.
+"""Report pages of VQA, NLVR2, classification and image–text retrieval.
 
-Letters: I images, T captions, Q queries, C candidates, K best candidates of a query, d feature dimension.
+Letters: B batch, A answers, I images, T captions, Q queries, C classes or candidates, K best candidates of a query,
+d feature dimension.
 """
 
 import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,14 +17,23 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from eve_vl.data.dataset import ImageBatch, TextBatch, eval_rows
+from eve_vl.data.kinds.labels import LabelBatch
+from eve_vl.data.kinds.pairs import ItemBatch, StatementBatch
+from eve_vl.data.kinds.questions import QuestionBatch
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.report.charts import Loss, bar_chart
-from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
-from eve_vl.report.templating import Section
+from eve_vl.metrics.classification import confusion
+from eve_vl.metrics.vqa import accuracy_of
+from eve_vl.report.drawing import Loss, Section
+from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, TaskReport, best_choices, pixels_of
 from eve_vl.tasks.retrieval import Retrieval
 
+NUM_ROWS = 1000  # validation rows behind the confusion matrix
+NUM_CLASSES = 20  # the most frequent ones: a larger matrix does not fit on a page
+NUM_CONFUSED = 8
+TRUTH_VALUES = ("false", "true")
 NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; fewer if every pair takes a fusion pass
 NUM_QUERIES = 30  # per direction, evenly spread; the page shows some of them
 NUM_HITS = 5
@@ -31,17 +41,110 @@ MAX_RERANKED = 16
 WORD = re.compile(r"\w{3,}")
 COMMON = 0.05  # share of the captions; the model seldom learnt rarer words
 CONTRAST_LOSSES = (
-    Loss(
-        term="itc",
-        title="Contrastive loss",
-        note="Cross-entropy of the true partner in a batch, mean of both directions, in nats.",
-    ),
-    Loss(
-        term="itm",
-        title="Matching loss",
-        note="Cross-entropy in nats: match or no match, or an image's own caption among others.",
-    ),
+    Loss("itc", "Contrastive loss", "Cross-entropy of the true partner in a batch, mean of both directions, in nats."),
+    Loss("itm", "Matching loss", "Cross-entropy in nats: match or no match, or an image's own caption among others."),
 )
+
+
+class VQAReport(ClassifierReport):
+    """Accuracy next to guesses from the question without the image."""
+
+    name = "vqa"
+    title, template = "Questions", "vqa.html"
+    row = "question"
+    heat_for = "the first answer"
+    has_baselines = True
+    losses = (Loss("vqa", "Answer loss", "Binary cross-entropy of the answers, summed over the list."),)
+
+    def examples(self, batch: QuestionBatch) -> Iterator[Example]:
+        """Yield the questions with the best answers."""
+        labels, probability_BA = self.task.answers, self.task.predict(batch)[0].float().sigmoid()
+        for row, given in enumerate(batch.answers):
+            is_right = lambda c, given=given: bool(given) and accuracy_of(labels[c], given) > 0  # noqa: E731
+            yield Example(
+                where=batch.where[row],
+                images={"image": pixels_of(batch.images_BCHW[row])},
+                text=batch.questions[row],
+                choices=best_choices(probability_BA[row], NUM_CHOICES, labels.__getitem__, is_right),
+                truth=", ".join(dict.fromkeys(given)),
+                kind=batch.answer_types[row],
+            )
+
+
+class NLVR2Report(ClassifierReport):
+    """Accuracy and consistency next to those of a coin."""
+
+    name = "nlvr2"
+    title, template = "Statements", "nlvr2.html"
+    row = "statement"
+    heat_for = "the statement being true"
+    losses = (Loss("nlvr2", "Statement loss", "Cross-entropy of true or false, in nats."),)
+
+    def examples(self, batch: StatementBatch) -> Iterator[Example]:
+        """Yield the statements with the model's choice."""
+        return two_image_examples(batch, batch.statements, self.task.predict(batch)[0], TRUTH_VALUES)
+
+    def numbers(self, measured: Measured) -> Markup:
+        """Return accuracy and consistency (if complete) next to guessing, as HTML."""
+        rows = [row for row in eval_rows(self.sources[1], measured.num_samples) if row.label is not None]
+        share = sum(row.label for row in rows) / (len(rows) or 1)
+        sizes = Counter(row.group for row in rows).values()
+        majority = max(share, 1 - share) if rows else None
+        all_by_chance = math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None
+        return self.draw("numbers", values=measured.values, majority=majority, all_by_chance=all_by_chance)
+
+
+def two_image_examples(
+    batch: StatementBatch | ItemBatch, texts: Sequence[str], logits_B2: Tensor, names: Sequence[str]
+) -> Iterator[Example]:
+    """Yield rows of two images with the probabilities of the two classes."""
+    probability_B2 = logits_B2.float().softmax(1)
+    for row, label in enumerate(batch.labels):
+        choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda c, label=label: c == label)
+        yield Example(
+            where=batch.where[row],
+            images={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
+            text=texts[row],
+            choices=choices,
+            truth="" if label is None else names[label],
+            kind=choices[0].text,
+        )
+
+
+class ClassificationReport(ClassifierReport):
+    """Accuracy next to the most frequent label, and which classes are confused."""
+
+    name = "classification"
+    title, template = "Labels", "classification.html"
+    row = "row"
+    has_baselines = True
+    heat_for = "the first label"
+    losses = (Loss("classification", "Label loss", "Cross-entropy in nats; multi-label: summed over the labels."),)
+
+    def examples(self, batch: LabelBatch) -> Iterator[Example]:
+        """Yield the rows with the best labels."""
+        names, probability_BC = self.task.sizes.labels, self.task.probabilities(self.task.predict(batch)[0])
+        for row, given in enumerate(batch.labels):
+            is_right = lambda c, given=given: names[c] in given  # noqa: E731
+            yield Example(
+                where=batch.where[row],
+                images={"image": pixels_of(batch.images_BCHW[row])} if isinstance(batch, ImageBatch) else {},
+                text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, TextBatch) else "",
+                choices=best_choices(probability_BC[row], NUM_CHOICES, names.__getitem__, is_right),
+                truth=", ".join(given),
+                kind=given[0] if given else "",
+            )
+
+    def numbers(self, measured: Measured) -> Markup:
+        """Return the numbers and, for single labels, the confusion matrix, as HTML."""
+        classes, counts_CC, confused = [], [], []
+        if "acc" in measured.values:
+            seen = [each for each in self.evaluated(min(measured.num_samples, NUM_ROWS)).examples if each.labels]
+            pairs = Counter((each.labels[0], each.label) for each in seen)
+            classes = [name for name, _ in Counter(each.labels[0] for each in seen).most_common(NUM_CLASSES)]
+            counts_CC = confusion([each.label for each in seen], [each.labels[0] for each in seen], classes).tolist()
+            confused = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess][:NUM_CONFUSED]
+        return self.draw("numbers", values=measured.values, classes=classes, counts=counts_CC, confused=confused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +186,13 @@ class RetrievalReport(TaskReport):
         rerank = int(measured.values.get("rerank_k", self.task.settings.rerank))
         searched = {"rerank": rerank, "tried": r_means_tried(measured.values), "recalls": metrics.RECALLS}
         searched |= {"precisions": metrics.PRECISIONS, "by": "contrast" if self.task.is_comparable else "matching"}
-        return self.draw("numbers", bar_chart=bar_chart, **searched, **shown)
+        return self.draw("numbers", **searched, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and their hits."""
         dataset = self._searched()
-        by_text, by_image = self.searches(dataset, num_each)
-        body = self.draw("searches", dataset=dataset, by_text=by_text, by_image=by_image)
-        return [Section(name=self.name, title=self.title, body=body)]
+        both = dict(zip(("by_text", "by_image"), self.searches(dataset, num_each), strict=True))
+        return [Section(name=self.name, title=self.title, body=self.draw("searches", dataset=dataset, **both))]
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
