@@ -1,4 +1,4 @@
-"""Losses: tensors in, scalar out. They know neither the model nor the process group.
+"""Losses: tensors in, scalar out, without a model or a process group.
 
 Letters: B batch, P patches, M masked patches or tokens, X values in a patch, E experts, V vocabulary,
 A answers, L labels, D width of features, C candidates over all processes, R singular values.
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
-    """Return the cross-entropy of masked tokens in nats, summed and divided by num_targets."""
+    """Return the summed cross-entropy of masked tokens over num_targets, in nats."""
     return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum") / num_targets
 
 
@@ -20,26 +20,29 @@ def masked_pixels(predicted_BMX: Tensor, target_BMX: Tensor) -> Tensor:
 
 
 def balance(first_E: Tensor, gate_E: Tensor, num_tokens: Tensor) -> Tensor:
-    """Return the load-balancing loss N · Σ f_i · p_i, 1 when even, from first choices and summed gates over num_tokens tokens.
+    """Return the load-balancing loss N · Σ f_i · p_i, 1 when even.
 
-    Leading axes are kept: (…, E) and (…) give (…).
+    first_E, gate_E: first choices and summed gates over num_tokens tokens. Leading axes are kept: (…, E) and (…) give (…).
     """
     return first_E.shape[-1] * (first_E * gate_E).sum(-1) / num_tokens.square()
 
 
 def patch_statistics(patches_BPX: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each patch, (B, P, 1), as MAE normalises its targets with (§4)."""
+    """Return mean and standard deviation of each patch, (B, P, 1), as MAE (§4) does."""
     variance, mean = torch.var_mean(patches_BPX.float(), dim=2, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
 def even_targets(is_match_BC: Tensor) -> Tensor:
-    """Return contrastive targets, shared evenly by a row's matches (bool, at least one each), float32 (B, C)."""
+    """Return contrastive targets, shared evenly by a row's matches, float32 (B, C).
+
+    is_match_BC: bool, at least one match each.
+    """
     return is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
 
 
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
-    """Return contrastive targets by labels (MedCLIP), float32 (B, C), equal in both directions.
+    """Return contrastive targets by labels (MedCLIP), float32 (B, C).
 
     They are the softmax over all candidates of products of label vectors: 1 present, -1 absent, 0 unknown.
     """
@@ -55,9 +58,10 @@ def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tens
 def contrastive(
     image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, target_BC: Tensor, temperature: Tensor
 ) -> Tensor:
-    """Return the image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
+    """Return the image–text contrastive loss (ITC).
 
-    Features have length 1. target_BC: share of each candidate in a row's target, equal for an image and its text.
+    It is the mean over both directions of the cross-entropy over all C candidates. Features have length 1. target_BC: share of
+    each candidate in a row's target, equal for an image and its text.
     """
     loss_image = F.cross_entropy(similarities(image_BD, text_CD, temperature), target_BC)
     loss_text = F.cross_entropy(similarities(text_BD, image_CD, temperature), target_BC)
@@ -65,10 +69,10 @@ def contrastive(
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
-    """Return the singular values of the similarities I Tᵀ of all images and texts, float32 (min(C, D),), largest first.
+    """Return the singular values of similarities I Tᵀ, float32 (min(C, D),).
 
-    The gradient of each is u vᵀ of its singular vectors. These are computed without a gradient, in the smaller space of rows or
-    features. It is not unique for equal values.
+    I and T are all images and texts; the largest comes first. The gradient of each is u vᵀ of its singular vectors. These are
+    computed without a gradient, in the smaller space of rows or features. It is not unique for equal values.
     """
     with torch.autocast(image_CD.device.type, enabled=False):
         image_CD, text_CD = image_CD.float(), text_CD.float()
@@ -80,7 +84,7 @@ def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
 
 
 def effective_rank(value_R: Tensor) -> Tensor:
-    """Return exp of the entropy of normalised singular values: their number if all were equal."""
+    """Return exp of the entropy of normalised singular values; N if all N are equal."""
     share_R = value_R.clamp(min=0) / value_R.sum()
     return torch.special.entr(share_R).sum().exp()
 
@@ -88,7 +92,7 @@ def effective_rank(value_R: Tensor) -> Tensor:
 def hard_negatives(
     similarity_BC: Tensor, is_match_BC: Tensor, draw_B: Tensor | None = None, own_B: Tensor | None = None
 ) -> Tensor:
-    """Sample one column without a match for each row, by its softmax (ALBEF): int64 (B,).
+    """Sample one column without a match for each row, by softmax (ALBEF): int64 (B,).
 
     draw_B: random numbers in [0, 1) that choose the column; None: torch's generator does. own_B: int64, the column of a row
     without a negative; None: the row's number.
@@ -106,22 +110,28 @@ def hard_negatives(
 
 
 def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
-    """Return the sampling weight of each column for each row, not normalised; 0 for matches."""
+    """Return the sampling weight of each column for each row; 0 for matches."""
     return (similarity_BC.float().softmax(1) + 1e-5).masked_fill(is_match_BC, 0)
 
 
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
-    """Return the matching loss (ITM): cross-entropy of whether text and image belong together; class 1 is yes."""
+    """Return the matching loss (ITM): cross-entropy of two classes, 1 for a match."""
     return F.cross_entropy(logits_B2.float(), is_match_B.long())
 
 
 def listwise_ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
-    """Return the cross-entropy of the first candidate, the row's own; other true ones (bool) do not count."""
+    """Return the cross-entropy of the first candidate, the row's own.
+
+    Other true candidates (is_true_BC, bool) do not count.
+    """
     is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
     own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
     return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
 
 
 def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
-    """Return the binary cross-entropy with soft targets, summed over answers, mean over questions."""
+    """Return the binary cross-entropy with soft targets.
+
+    It is summed over answers, and the mean over questions.
+    """
     return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)

@@ -30,8 +30,8 @@ from eve_vl.metrics.masked_signal import Sums
 from eve_vl.run.loading import load_run
 from eve_vl.systems.mlim.tasks import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.train.log import RunLog, read_log
-from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
 
 COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}

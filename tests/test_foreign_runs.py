@@ -34,7 +34,7 @@ from eve_vl.report.drawing import Curves
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
-from eve_vl.train.log import BadSamples, RunLog, read_bad_samples, read_log
+from eve_vl.train.log import BadSamples, Meter, RunLog, read_bad_samples, read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -147,21 +147,19 @@ def only_user_errors(call: Callable[[], object], path: Path) -> None:
 
 
 def without_sums(folder: Path) -> None:
-    """Make a checkpoint one of an older version, which had no checksums: damage gets further."""
+    """Make a checkpoint one of an older version, which had no checksums."""
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({name: value for name, value in state.items() if name != "sha256"}))
 
 
 @pytest.fixture(scope="module")
 def guesses(tmp_path_factory) -> Path:
-    """A run at step 2 of 4 with best weights, an open log window and bad samples, without checksums."""
+    """A run at step 2 of 4 with best weights, an open log window and bad samples."""
     run = tmp_path_factory.mktemp("guesses") / "run"
     train_guess(run, Guess(scored(0.5, 0.4)), CONFIG_4)
     shutil.rmtree(step_folder(run, 4))
     rows = [{"where": f"rows.jsonl:{row}", "reason": "cannot be read"} for row in range(3)]
     (run / "bad_samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for folder in (*checkpoint.checkpoint_folders(run), run / "best"):
-        without_sums(folder)
     return run
 
 
@@ -171,8 +169,8 @@ def resume(run: Path) -> None:
     trainer = Trainer(CONFIG_4, run, task, task, device=torch.device("cpu"), texts={})
     trainer.resume()
     BadSamples(run, num_rows=1, max_share=1, writes=True)
-    if trainer.meter.num_steps:
-        trainer.meter.result(CONFIG_4, 3)
+    if trainer.window:
+        Meter(trainer.window).result(CONFIG_4, 3)
     assert all(tensor.isfinite().all() for tensor in task.state_dict().values())
 
 
@@ -304,9 +302,7 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
     certain = {"kind": "val", "step": 2, "acc": 0.5, "certainty": {"acc": {"n": 2, "low": 0, "high": 1.0, "method": "wilson"}}}
     bad = [
         *(3, [], None, {}, {"kind": "train"}, {"step": 1}, {"kind": "train", "step": "1"}, {"kind": ["train"], "step": 1}),
-        *({"kind": "train", "step": True}, {"kind": "val", "step": 1, "acc": "high"}, {"kind": "val", "step": -1}),
-        *({"kind": "val", "step": 1, "acc": None}, {"kind": "note", "step": 1}),
-        {"kind": "val", "step": 10**30},
+        *({"kind": "train", "step": True}, {"kind": "val", "step": 10**30}),
     ]
     uncertain = [certain | {"certainty": damaged} for damaged in ({"acc": {"n": 2}}, 3)]
     lines = [json.dumps(row).encode() for pair in zip(bad, good * 9, strict=False) for row in pair]

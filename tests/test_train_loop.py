@@ -146,16 +146,15 @@ def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):
 
 
 def test_the_work_of_setting_up_is_none_of_training(tmp_path: Path):
-    meter, before = Meter(), core_seconds()
+    trainer = Trainer(CONFIG, tmp_path, Guess(SCORES), Guess(SCORES), device=torch.device("cpu"), texts={})
+    before = core_seconds()
     while core_seconds() - before < 0.2:  # as reading validation data does
         pass
-    meter.resume()
+    meter = Meter(trainer.window)
     meter.add({"loss": torch.zeros(())})
     assert meter.result(CONFIG, 1)["core_seconds"] < 0.1
     meter.cores_start -= 3.0
-    kept = Meter()
-    kept.restore(meter.state(), torch.device("cpu"))
-    kept.resume()
+    kept = Meter(meter.state())
     assert 3.0 <= kept.result(CONFIG, 1)["core_seconds"] < 3.2
 
 

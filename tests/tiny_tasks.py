@@ -18,7 +18,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.trainer import evaluation_batches
+from eve_vl.train import evaluation_batches
 
 TOKENIZER = tiny_tokenizer()
 ANSWER_LIST = (*ANSWERS, "no idea", "A Blue!", "3")  # a list need not be in normal form

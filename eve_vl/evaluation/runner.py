@@ -20,8 +20,8 @@ from eve_vl.evaluation.evaluator import Evaluated, Evaluator, How, evaluator_of,
 from eve_vl.metrics import intervals
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
+from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.train.checkpoint import chosen_checkpoint
-from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
 

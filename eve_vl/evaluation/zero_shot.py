@@ -27,7 +27,7 @@ from eve_vl.metrics import classification as metrics
 from eve_vl.metrics import intervals
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.tasks.task import Task
-from eve_vl.train.trainer import evaluation_batches, num_skipped
+from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user, read_json
 

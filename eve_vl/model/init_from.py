@@ -13,7 +13,7 @@ from eve_vl.utils.errors import UserError, matching
 ENCODER = "encoder."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Transfer:
     """Result of a start from another run's weights."""
 
@@ -28,10 +28,10 @@ class Transfer:
 def transfer(
     tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = (), text_length: int | None = None
 ) -> Transfer:
-    """Copy fitting weights; the encoder must fit as a whole, after resizing, except for names that match may_lack.
+    """Copy the weights of another run that fit.
 
-    where: the source of `tensors` in messages. text_length: of the source run. Raises UserError, also for a pattern without a
-    match.
+    The encoder must fit as a whole, after resizing, except for names that match may_lack. where: the source of `tensors` in
+    messages. text_length: of the source run. Raises UserError, also for a pattern without a match.
     """
     own = task.state_dict()
     for name in own.keys() & tensors.keys():
@@ -57,9 +57,7 @@ def transfer(
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    return Transfer(
-        new=frozenset(own.keys() - fitting.keys()), unused=frozenset(tensors.keys() - fitting.keys()), resized=resized
-    )
+    return Transfer(frozenset(own.keys() - fitting.keys()), frozenset(tensors.keys() - fitting.keys()), resized)
 
 
 def _way_with_texts(config: Config, there: int | None) -> list[str]:
@@ -71,6 +69,6 @@ def _way_with_texts(config: Config, there: int | None) -> list[str]:
 
 
 def parts(names: Iterable[str]) -> str:
-    """Return the model parts of parameters, for messages: `answer_head, contrast.match_head`."""
+    """Return the model parts of parameters, as in `answer_head, contrast.match_head`."""
     depth = {"contrast": 2, "encoder": 2}
     return ", ".join(sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}))

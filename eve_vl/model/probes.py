@@ -34,7 +34,7 @@ def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return Grad-CAM of an attention, (B, N, N), and rows with an effect, bool (B, N).
+    """Return Grad-CAM of an attention, (B, N, N), and rows with effect, bool (B, N).
 
     It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
     are queries, columns keys; padding keys have 0. attention: its name in the module. score: runs the twin that it gets once

@@ -88,7 +88,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     notes = changed if folders else list(prepared.notes)
     if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
-    new = checkpoint.read_new(folders[-1]) if folders else None
+    new = checkpoint.read_state(folders[-1]).get("new") if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes.append(note)

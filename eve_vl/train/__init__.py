@@ -1,17 +1,20 @@
-"""Training: what a task and its evaluator are to the training loop.
+"""Training: the interface of tasks and evaluators to the training loop.
 
 A task is an nn.Module with `forward(batch) → StepOutput`. Optional members: `before_step(micro_batches) → micro_batches`, with
 counts over all micro-batches of a step, and `find_unused_parameters`, passed to DDP. A batch has `to(device)`, `where` (the
 names of its rows) and `skipped` (the errors of unusable rows).
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from eve_vl.utils.errors import SharedError
+from eve_vl.train.processes import autocast, gather_objects, world_size
+from eve_vl.utils.errors import SharedError, UserError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,3 +57,52 @@ class StoppedError(SharedError):
 
     code: int
     """Exit status of the shell."""
+
+
+def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
+    """Return the number of rows that all processes skipped in evaluation.
+
+    Empty without any.
+    """
+    num = sum(map(len, gather_objects(skipped))) if skipped is not None else 0
+    return {"num_skipped": num} if num else {}
+
+
+@contextlib.contextmanager
+def evaluation_batches(
+    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, skipped: list[Any] | None = None
+) -> Iterator[Iterator[Any]]:
+    """Yield the batches of a loader on the device, the task in evaluation mode.
+
+    skipped: list that takes the errors of unusable rows. None: the first raises UserError, because numbers of part of a set
+    compare with nothing.
+    """
+    was_training = task.training
+    task.eval()
+
+    def batches() -> Iterator[Any]:
+        num = 0
+        for batch in loader:
+            if skipped is not None:
+                skipped.extend(batch.skipped)
+            elif batch.skipped:
+                raise unusable(batch.skipped[0])
+            if batch.where:
+                num += 1
+                yield batch.to(device)
+        if skipped and not num and world_size() == 1:
+            raise UserError(f"no row to evaluate on can be used; the last: {skipped[-1]}")
+
+    try:
+        with autocast(device, dtype):
+            yield batches()
+    finally:
+        task.train(was_training)
+
+
+def unusable(error: UserError) -> UserError:
+    """Return the error of a row that evaluation may not skip."""
+    return UserError(
+        f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
+        "leave them out: --skip-invalid in eve evaluate, --data.skip-invalid-val in training"
+    )

@@ -1,16 +1,19 @@
-"""Records of a run: log.jsonl, TensorBoard, console lines, bad_samples.jsonl, and environment.json (machine, versions)."""
+"""Records of a run: log, TensorBoard, console, unusable rows, environment.
 
-import contextlib
+The files are log.jsonl, tensorboard/, bad_samples.jsonl and environment.json (machine, versions).
+"""
+
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import eve_vl
 from eve_vl.config import TrainConfig
-from eve_vl.metrics.intervals import CERTAINTY, from_json, to_json
+from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train import processes
 from eve_vl.train.checkpoint import COUNTS
 from eve_vl.train.optim import learning_rate
@@ -43,46 +46,38 @@ STEPS_TIMED = 4  # first steps, before the first estimate of the remaining time
 
 
 def read_log(run: Path) -> list[dict]:
-    """Return the valid rows of a run's log, oldest first. Raises UserError.
+    """Return the whole rows of a run's log, oldest first. Raises UserError.
 
     All have a `kind` and a `step`, notes a `text`. The other values of training and validation rows are numbers, MeasuredValue
     where they have an interval.
     """
-    rows = _read_rows(run / LOG, kind=str, step=int)
-    return [from_json(row) for row in rows if row["step"] >= 0 and _is_sound(**row)]
+    return [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
 
 
 def read_numbers(path: Path) -> dict[str, float]:
-    """Return the numbers of a file such as metrics.json by name, without other values. Raises UserError."""
-    values = read_json(path, dict)
-    return from_json(
-        {name: value for name, value in values.items() if name == CERTAINTY or has_fields(values, **{name: float})}
-    )
+    """Return the numbers of a file such as metrics.json by name. Raises UserError."""
+    return {name: value for name, value in from_json(read_json(path, dict)).items() if isinstance(value, int | float)}
 
 
 def read_bad_samples(run: Path) -> dict[str, dict[str, str]]:
-    """Return the unusable rows, each with `where`, `reason` and `row`, by unique name. Raises UserError."""
-    return {_name(**row): row for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
+    """Return the unusable rows by unique name. Raises UserError.
 
-
-def _name(*, where: str, row: object = "", **_: object) -> str:
-    return f"{row} {where}".lstrip()
-
-
-def _is_sound(*, kind: str, text: object = None, certainty: object = None, **values: Any) -> bool:
-    """Return whether a row of the log has values of the right types; `from_json` checks `certainty`."""
-    if kind not in ("train", "val"):
-        return kind != "note" or isinstance(text, str)
-    return has_fields(values, **dict.fromkeys(values, float))
+    Each has `where`, `reason` and `row`.
+    """
+    rows = _read_rows(run / BAD_SAMPLES, where=str, reason=str)
+    return {f"{row.get('row', '')} {row['where']}".lstrip(): row for row in rows}
 
 
 def _read_rows(path: Path, **kinds: type) -> list[dict]:
-    """Return the rows of a JSON-lines file with values of these types, without rows that a crash cut short."""
+    """Return the rows of a JSON-lines file with values of these types.
+
+    A crash may have cut a row short.
+    """
     rows = []
     with reading(path):
         lines = read_bytes(path).split(b"\n") if path.exists() else ()
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             rows.append(parse_json(line))
     return [row for row in rows if has_fields(row, **kinds)]
 
@@ -92,7 +87,7 @@ def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class RunLog:
-    """Log of one run; a resumed run drops rows after its first step, a new run drops all."""
+    """Log of one run; it drops rows after the first step, a new run's all."""
 
     def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
         self.enabled, self.first_step, self.num_steps = enabled, first_step, num_steps
@@ -104,7 +99,7 @@ class RunLog:
         write_file(run / LOG, _json_lines(map(to_json, self.old)))
         self.file = (run / LOG).open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self.said = time.monotonic()
+        self.printed_at = time.monotonic()
         name, note = TextColumn("[bold]steps"), TextColumn("{task.fields[note]}")
         columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note
         self.bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=math.inf)
@@ -113,11 +108,17 @@ class RunLog:
         self.bar.start()
 
     def has_row(self, kind: str, step: int) -> bool:
-        """Return whether the log had this row when the run resumed; valid in the process that writes the log."""
+        """Return whether the log had this row when the run resumed.
+
+        Valid in the process that writes the log.
+        """
         return any((row["kind"], row["step"]) == (kind, step) for row in self.old)
 
     def values(self, name: str | None) -> list[float]:
-        """Return a number of all validations so far; valid in the process that writes the log."""
+        """Return a number of all validations so far.
+
+        Valid in the process that writes the log.
+        """
         return [row[name] for row in self.old if row["kind"] == "val" and name in row]
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
@@ -150,14 +151,17 @@ class RunLog:
             self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
 
     def tick(self, step: int) -> None:
-        """Show that a step is done: on the bar; else as a line after STEPS_TIMED steps or PATIENCE seconds without one."""
+        """Show that a step is done on the bar or, sometimes, as a line.
+
+        That is after STEPS_TIMED steps, and after PATIENCE seconds without a line.
+        """
         if not self.enabled:
             return
         self.bar.update(self.steps.id, completed=step)
         if step == self.first_step + STEPS_TIMED and not self.steps.finished:
             seconds = 1 / (self.steps.speed or math.inf)
             self.print_line(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
-        elif self.bar.disable and time.monotonic() - self.said > PATIENCE:
+        elif self.bar.disable and time.monotonic() - self.printed_at > PATIENCE:
             self.print_line(f"step  {self._at(step)}{self._eta()}")
 
     def _at(self, step: int) -> str:
@@ -170,7 +174,7 @@ class RunLog:
     def print_line(self, text: str) -> None:
         """Show one line."""
         if self.enabled:
-            self.said = time.monotonic()
+            self.printed_at = time.monotonic()
             print_line(text)
 
     def note(self, step: int, text: str) -> None:
@@ -185,7 +189,7 @@ class RunLog:
         if not self.enabled:
             return
         if not self.bar.disable:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.bar.stop()
         self.board.close()
         self.file.close()
@@ -202,10 +206,12 @@ class BadSamples:
             write_file(self.path, _json_lines(before.values()))
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
-        """List unusable rows. Raises SharedError above max_share of the rows seen so far, counted as at least 1,000."""
-        new = {
-            name: error for error in errors if not self.known & {error.where, name := _name(where=error.where, row=error.row)}
-        }
+        """List unusable rows.
+
+        Raises SharedError above max_share of the rows seen so far, counted as at least 1,000.
+        """
+        named = {f"{error.row} {error.where}".lstrip(): error for error in errors}
+        new = {name: error for name, error in named.items() if not self.known & {error.where, name}}
         if not new:
             return
         self.known |= new.keys()
@@ -221,7 +227,7 @@ class BadSamples:
                 f"{len(self.known)} of {seen} rows to train on cannot be used, "
                 f"more than data.max_invalid_fraction {self.max_share:g}; "
                 f"all so far are in {self.path}; the last: {last}; "
-                "repair them (eve data check lists all, of rows held out too) or allow more with --data.max-invalid-fraction"
+                "repair them (eve data check lists all, of held-out rows too) or allow more with --data.max-invalid-fraction"
             )
 
 
@@ -231,42 +237,28 @@ class Meter:
     Validation and saving count as CPU core-seconds, not as seconds.
     """
 
-    def __init__(self) -> None:
-        self.terms: dict[str, Tensor] = {}
-        self.num_steps = 0
-        self.loading_seconds = 0.0
-        self.cores_start = core_seconds()
-        self.seconds = self.cores = 0.0
-        self.start = time.perf_counter()
-
-    def resume(self) -> None:
-        """Restart both clocks after the time that this window has used; the set-up before is no training."""
-        self.start = time.perf_counter() - self.seconds
-        self.cores_start = core_seconds() - self.cores
+    def __init__(self, state: Mapping[str, Tensor] | None = None):
+        """Start a window, or continue one from the sums that `state` returned."""
+        counts = state[COUNTS].tolist() if state else [0.0] * 4
+        self.terms = {name: value for name, value in (state or {}).items() if name != COUNTS}
+        self.num_steps, self.loading_seconds = int(counts[0]), counts[2]
+        self.start, self.cores_start = time.perf_counter() - counts[1], core_seconds() - counts[3]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sums of this window for `restore`; empty without steps."""
+        """Return the sums of this window; empty without steps."""
         if not self.num_steps:
             return {}
-        seconds = time.perf_counter() - self.start
-        counts = [self.num_steps, seconds, self.loading_seconds, core_seconds() - self.cores_start]
+        counts = [self.num_steps, time.perf_counter() - self.start, self.loading_seconds, core_seconds() - self.cores_start]
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
 
-    def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Set the sums that `state` returned."""
-        if COUNTS in state:
-            steps, self.seconds, self.loading_seconds, self.cores = state[COUNTS].tolist()
-            self.num_steps = int(steps)
-            self.terms = {name: value.to(device) for name, value in state.items() if name != COUNTS}
-
-    @contextlib.contextmanager
+    @contextmanager
     def loading(self) -> Iterator[None]:
         """Count the time of the context as waiting for data."""
         start = time.perf_counter()
         yield
         self.loading_seconds += time.perf_counter() - start
 
-    @contextlib.contextmanager
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time of the context out."""
         start = time.perf_counter()
@@ -281,8 +273,7 @@ class Meter:
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
         """Return the averages of this window and the CPU core-seconds, over all processes."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        names = sorted(self.terms)
+        seconds, names = max(time.perf_counter() - self.start, 1e-9), sorted(self.terms)
         means = processes.sum_over_processes(torch.stack([self.terms[name] for name in names]))
         cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
         means = (means / (self.num_steps * processes.world_size())).tolist()
@@ -319,16 +310,19 @@ def record(run: Path, device: torch.device) -> None:
 
 
 def read_environment(run: Path) -> list[dict[str, Any]]:
-    """Return the facts of each start of a run, oldest first; empty if the file is missing or damaged."""
+    """Return the facts of each start of a run, oldest first.
+
+    Empty if the file is missing or damaged.
+    """
     with suppress(UserError):
-        return [start for start in read_json(run / ENVIRONMENT, list) if isinstance(start, dict)]
+        return read_json(run / ENVIRONMENT, list)
     return []
 
 
 def _processor() -> str:
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    with suppress(OSError):  # Linux
+        if found := re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedule, parameter groups (frozen layers, layer-wise rates) and averages of the weights."""
+"""Optimisers, learning rates, frozen layers and averages of the weights."""
 
 import contextlib
 import math
@@ -18,14 +18,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: not to 1-D parameters, nor to stacked biases of experts."""
+    """Return whether weight decay applies.
+
+    It does not to 1-D parameters, nor to stacked biases of experts.
+    """
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def muon_parts(name: str, parameter: nn.Parameter) -> int:
-    """Return the number of matrices in a parameter's rows that Muon makes orthogonal; 0 leaves it to AdamW.
+    """Return the number of matrices in a parameter's rows that Muon makes orthogonal.
 
-    In the blocks: 3 for a qkv projection, 1 for any other matrix or stack of matrices.
+    0 leaves it to AdamW. In the blocks: 3 for a qkv projection, 1 for any other matrix or stack of matrices.
     """
     if ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
         return 0
@@ -38,10 +41,10 @@ def build_optimizer(
     new: Collection[str] = (),
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Return fused AdamW or Muon (train.optimizer); `products` is the type of Muon's matrix products.
+    """Return fused AdamW or Muon (train.optimizer).
 
-    Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see `muon_parts`). Raises UserError if a
-    pattern of train.lr_multipliers matches nothing.
+    products: type of Muon's matrix products. Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see
+    `muon_parts`). Raises UserError if a pattern of train.lr_multipliers matches nothing.
     """
     named = dict(named_parameters)
     scales = lr_scales(named, config, new)
@@ -58,12 +61,18 @@ def build_optimizer(
 
 
 def set_found_inf(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
-    """Let an optimiser skip its next update unless `allowed`, a bool on the device; None allows it."""
+    """Let an optimiser skip its next update unless `allowed`, a bool on the device.
+
+    None allows it.
+    """
     optimizer.found_inf = None if allowed is None else (~allowed).float()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Return the optimiser state of a parameter before its first step; parts: of its group."""
+    """Return the optimiser state of a parameter before its first step.
+
+    parts: of its group.
+    """
     zeros = torch.zeros_like(parameter, device=device)
     if parts:
         return {"momentum": zeros}
@@ -72,10 +81,10 @@ def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | st
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum (Jordan et al. 2024) for groups with `parts`, fused AdamW for the others.
+    """Orthogonalised momentum for groups with `parts`, fused AdamW for the others.
 
-    Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does with
-    adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each expert of a stack and each part of a qkv
+    As in Jordan et al. 2024. Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does
+    with adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each expert of a stack and each part of a qkv
     projection is a matrix.
     """
 
@@ -125,7 +134,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x_MOI: Tensor) -> Tensor:
-    """Return matrices with singular values near 1, by five quintic Newton–Schulz iterations; same shape and dtype."""
+    """Return matrices with singular values near 1, of the same shape and dtype.
+
+    Five quintic Newton–Schulz iterations.
+    """
     is_tall = x_MOI.shape[-2] > x_MOI.shape[-1]
     x = x_MOI.mT if is_tall else x_MOI
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -137,7 +149,10 @@ def orthogonalize(x_MOI: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of step `step` (0-based): linear warm-up from 0, then cosine or linear decay to 0."""
+    """Return the learning rate of step `step` (0-based).
+
+    It warms up linearly from 0, then decays to 0, by a cosine or linearly.
+    """
     num_warmup = int(config.warmup * config.steps)
     if step < num_warmup:
         return config.lr * step / num_warmup
@@ -146,9 +161,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
-    """Freeze parameters whose names match a pattern; return the normalisations whose running averages freeze too.
+    """Freeze parameters whose names match a pattern.
 
-    Those belong to heads without any parameter that trains. Raises UserError if a pattern matches nothing, or all match.
+    Returns the normalisations whose running averages freeze too. Those belong to heads without any parameter that trains.
+    Raises UserError if a pattern matches nothing, or all match.
     """
     named = dict(task.named_parameters())
     for pattern in patterns:
@@ -160,7 +176,10 @@ def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
 
 
 def _trains(task: nn.Module, name: str) -> bool:
-    """Return whether a parameter trains in a module or, if it has none, in the nearest enclosing module with one."""
+    """Return whether a parameter trains in a module.
+
+    If it has none, the nearest enclosing module with one counts.
+    """
     while not (parameters := list(task.get_submodule(name).parameters())):
         name = name.rpartition(".")[0]
     return any(parameter.requires_grad for parameter in parameters)
@@ -190,9 +209,10 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int, *, allowed: Tensor | None = None) -> None:
-        """Add the weights after optimiser step `step` (0-based) unless `allowed`, a bool on the device, is false.
+        """Add the weights after optimiser step `step` (0-based).
 
-        The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the random first weights.
+        allowed: bool on the device, False to skip it. The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the
+        random first weights.
         """
         if self.values:
             weight = 1 - min(self.decay, (2 + step) / (11 + step))
@@ -218,7 +238,7 @@ class Averages:
 
     @torch.no_grad()
     def restore(self, live: Mapping[str, Tensor]) -> None:
-        """Make the task's weights, loaded from a checkpoint, the averages, and give the task the `live` ones."""
+        """Make the task's weights the averages, and give the task the `live` ones."""
         for name, parameter in self.parameters.items():
             self.values[name].copy_(parameter)
             parameter.copy_(live[name])

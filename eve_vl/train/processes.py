@@ -1,4 +1,4 @@
-"""Processes and devices of a run: one process or many, their number type, clock and memory.
+"""Processes and devices of a run, with their number type, clock and memory.
 
 Only this file knows process groups and DistributedDataParallel; without torchrun, torch.distributed is never touched. Every
 process holds all weights and trains on its own rows.
@@ -29,7 +29,10 @@ from eve_vl.utils.errors import UserError
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes with a gradient: torch's own is deprecated, and its replacement has no gradient in torch 2.10."""
+    """Sum over all processes with a gradient.
+
+    torch's own is deprecated, and its replacement has no gradient in torch 2.10.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -43,7 +46,10 @@ class _Sum(torch.autograd.Function):
 
 
 def setup(device: torch.device) -> None:
-    """Join the process group of torchrun, if there is one: nccl for CUDA tensors, gloo for CPU tensors."""
+    """Join the process group of torchrun, if there is one.
+
+    nccl is for CUDA tensors, gloo for CPU tensors.
+    """
     if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
@@ -65,21 +71,24 @@ def world_size() -> int:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Return x summed over all processes; gradients flow from all results to every process's x."""
+    """Return x summed over all processes.
+
+    Gradients flow from all results to every process's x.
+    """
     return cast(Tensor, _Sum.apply(x)) if dist.is_initialized() else x
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Return the rows of all processes, in order of rank; gradients flow to every process's rows.
+    """Return the rows of all processes, in order of rank.
 
-    All processes must have the same number of rows.
+    Gradients flow to every process's rows. All processes must have the same number of rows.
     """
     own = [x if each == rank() else torch.zeros_like(x) for each in range(world_size())]
     return sum_over_processes(torch.cat(own))
 
 
 def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process; hosts exchange it without a GPU sync."""
+    """Return whether the flag is set in any process, without a GPU sync."""
     return bool(sum_over_processes(torch.tensor(float(flag))).item()) if dist.is_initialized() else flag
 
 
@@ -102,7 +111,10 @@ SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")  # one option, its 
 
 
 def parallelize(task: nn.Module, device: torch.device) -> Any:
-    """Return a callable in place of the task that averages gradients over processes; build the optimiser after this."""
+    """Return a callable in place of the task that averages gradients over processes.
+
+    Build the optimiser after this.
+    """
     if world_size() == 1:
         return task
     # without buffer sync: process 0's running averages would overwrite those of the others in each step
@@ -112,7 +124,7 @@ def parallelize(task: nn.Module, device: torch.device) -> Any:
 
 
 def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
-    """Return the context of a backward pass to which later ones add before gradients are averaged.
+    """Return the context of a backward pass whose gradients are averaged later.
 
     Where parameters may stay unused, DDP averages after each pass: it leaves out those unused in the last one.
     """
@@ -122,7 +134,10 @@ def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
 
 @torch.no_grad()
 def share_running_averages(task: nn.Module) -> None:
-    """Give all processes the mean of their running averages, so that their evaluations agree."""
+    """Give all processes the mean of their running averages.
+
+    Their evaluations then agree.
+    """
     if world_size() == 1:
         return
     buffers = [
@@ -139,9 +154,9 @@ def share_running_averages(task: nn.Module) -> None:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return a torch device; auto is cuda if available. Under torchrun, cuda is this process's own GPU.
+    """Return a torch device; auto is cuda if available.
 
-    Raises UserError for a device that does not exist here.
+    Under torchrun, cuda is this process's own GPU. Raises UserError for a device that does not exist here.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -159,7 +174,10 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the autocast type for train.dtype; auto is bfloat16 if the hardware multiplies it (CPU: AVX512-BF16 or AMX)."""
+    """Return the autocast type for train.dtype.
+
+    auto is bfloat16 if the hardware multiplies it (CPU: AVX512-BF16 or AMX).
+    """
     if name != "auto":
         return getattr(torch, name)
     on_cuda = device.type == "cuda"
@@ -178,14 +196,14 @@ def send(x: Tensor, device: torch.device) -> Tensor:
 
 
 def has_processor_clock(device: torch.device) -> bool:
-    """Return whether `now` is processor time; several threads would spin while they wait."""
+    """Return whether `now` is processor time; several threads would spin in waits."""
     return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def now(device: torch.device) -> float:
-    """Return seconds after a GPU sync: processor time with one CPU thread, else wall time.
+    """Return seconds after a GPU sync.
 
-    Other work on the core does not lengthen processor time.
+    Processor time with one CPU thread, else wall time. Other work on the core does not lengthen processor time.
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -203,9 +221,10 @@ def peak_memory() -> int:
 
 
 def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
-    """Apply train.compile and train.checkpoint_activations to all modules named `…blocks.N`; evaluation stays as it is.
+    """Apply train.compile and train.checkpoint_activations to `…blocks.N`.
 
-    A recomputed block draws the same dropout and drop-path. Raises UserError without a block or a compiler.
+    Evaluation stays as it is. A recomputed block draws the same dropout and drop-path. Raises UserError without a block or a
+    compiler.
     """
     if not (config.compile or config.checkpoint_activations):
         return

@@ -8,22 +8,27 @@ import operator
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig, flat
-from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, processes
+from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.nan_guard import NanGuard
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, set_found_inf
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
+from eve_vl.utils.file_io import write_file
 from eve_vl.utils.runtime import stop_signals
+
+ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; 1 elsewhere, where asking costs little
+MAX_BYTES = 2**28  # of batches kept until the host asks; steps that large take so long that asking costs nothing
 
 
 class Trainer:
@@ -63,7 +68,7 @@ class Trainer:
         if config.patience and self.watched is None:
             raise UserError("train.patience: validation of this task has no number to watch; leave it out")
         self.scores: list[float] = []
-        self.meter = Meter()
+        self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
         self.step = 0
         self.best: dict[str, float] | None = None
         self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
@@ -85,7 +90,7 @@ class Trainer:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
             self.step = state["step"]
             if state["num_processes"] == processes.world_size():
-                self.meter.restore(state["meter"], self.device)
+                self.window = {name: value.to(self.device) for name, value in state["meter"].items()}
             best, name = checkpoint.read_best(self.run), self.main_metric
             is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
             self.best = best["numbers"] if best and is_of_use else None
@@ -114,9 +119,9 @@ class Trainer:
         processes.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
-        """Train to the last step and return the numbers of the last validation, or of the best if the task chooses by one.
+        """Train to the last step; return the numbers of the last or best validation.
 
-        train_loader: endless micro-batches, starting after `samples_consumed` samples.
+        The best counts if the task has a main metric. train_loader: endless micro-batches after `samples_consumed` samples.
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
@@ -129,7 +134,7 @@ class Trainer:
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: Collection[int]
     ) -> dict[str, float]:
         config = self.config
-        self.meter.resume()
+        self.meter = Meter(self.window)
         self.scores, was_validated = processes.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
         is_stalled = self.step < config.steps and self._has_stalled()
         for text in () if is_stalled else self.notes:  # they describe the training that follows
@@ -173,7 +178,7 @@ class Trainer:
         return self.best or numbers or self.evaluate(val_loader)
 
     def _has_stalled(self) -> bool:
-        """Return whether the last train.patience validations were no better than the best before them."""
+        """Return whether the last train.patience validations brought no improvement."""
         sign = 1 if self.main_metric else -1
         scores = [-math.inf if math.isnan(score) else sign * score for score in self.scores]
         return 0 < self.config.patience < len(scores) - (scores.index(max(scores)) if scores else 0)
@@ -204,7 +209,10 @@ class Trainer:
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
-        """Save the weights if the main metric is higher than ever; every process must call this."""
+        """Save the weights if the main metric is higher than ever.
+
+        Every process must call this.
+        """
         name = self.main_metric
         if name is not None and name not in numbers:
             lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
@@ -220,7 +228,10 @@ class Trainer:
         processes.barrier()
 
     def time_one_pass(self, batch: Any) -> float:
-        """Return the seconds of a forward and backward pass; only random generators keep a trace of it."""
+        """Return the seconds of a forward and backward pass.
+
+        Only random generators keep a trace of it.
+        """
         buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
         with autocast(self.device, self.dtype):
             loss = self.task(batch).loss
@@ -263,7 +274,8 @@ class Trainer:
         self.optimizer.step()
         self.averages.update(self.step, allowed=self.finite.allowed)
         share_running_averages(self.task)
-        self.finite.end()
+        if self.finite.every > 1:  # else the host has checked
+            self.finite.undo()
         self.mark("optimizer")
         return terms
 
@@ -286,14 +298,14 @@ class Trainer:
                 with torch.no_grad():
                     log.show(self.step, self.evaluator.log_samples(first[0]))
             numbers = self.evaluator.evaluate(itertools.chain(first, batches))
-        failed += [_unusable(error) for error in skipped or () if not self.skip_invalid]
+        failed += [unusable(error) for error in skipped or () if not self.skip_invalid]
         if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
         return numbers | num_skipped(skipped)
 
 
 def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any]:
-    """Yield batches; list a UserError instead of raising it if other processes wait in sums over all."""
+    """Yield batches; list a UserError if other processes wait in sums over all."""
     try:
         yield from loader
     except UserError as error:
@@ -302,46 +314,77 @@ def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any
         failed.append(error)
 
 
-def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
-    """Return the number of rows that all processes skipped in evaluation; empty without any."""
-    num = sum(map(len, processes.gather_objects(skipped))) if skipped is not None else 0
-    return {"num_skipped": num} if num else {}
+class NanGuard:
+    """Check of all steps for a loss or gradient norm that is not finite.
 
-
-@contextlib.contextmanager
-def evaluation_batches(
-    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, skipped: list[Any] | None = None
-) -> Iterator[Iterator[Any]]:
-    """Yield the batches of a loader on the device, with the task in evaluation mode until the end.
-
-    skipped: list that takes the errors of unusable rows. None: the first raises UserError, because numbers of part of a set
-    compare with nothing.
+    Reading a value waits for the device, so the host asks every few steps. From the first bad value on, the device itself skips
+    all updates, so that the weights stay those from before that step.
     """
-    was_training = task.training
-    task.eval()
 
-    def batches() -> Iterator[Any]:
-        num = 0
-        for batch in loader:
-            if skipped is not None:
-                skipped.extend(batch.skipped)
-            elif batch.skipped:
-                raise _unusable(batch.skipped[0])
-            if batch.where:
-                num += 1
-                yield batch.to(device)
-        if skipped and not num and processes.world_size() == 1:
-            raise UserError(f"no row to evaluate on can be used; the last: {skipped[-1]}")
+    def __init__(self, task: nn.Module, run: Path, device: torch.device):
+        self.task, self.run = task, run
+        self.every = ASKED_EVERY if device.type == "cuda" else 1
+        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.pending: list[tuple[int, Sequence[Any], Mapping[str, Tensor], Tensor]] = []
+        self.buffers = [buffer for module in task.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
+        self.before: list[Tensor] = []
 
-    try:
-        with autocast(device, dtype):
-            yield batches()
-    finally:
-        task.train(was_training)
+    @property
+    def allowed(self) -> Tensor | None:
+        """Permission to update, bool on the device; None if the host has checked."""
+        return None if self.every == 1 else self.is_finite
+
+    def begin(self) -> None:
+        """Save the buffers that the forward pass of a step changes."""
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def add(self, step: int, micro_batches: Sequence[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
+        """Add the losses of a step's micro-batches, and last its gradient norm.
+
+        Raises as `ask`, when that is due.
+        """
+        num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
+        self.is_finite = self.is_finite & (num_bad_V == 0).all()
+        self.pending.append((step, micro_batches, terms, num_bad_V))
+        if len(self.pending) >= self.every or sum(_num_bytes(batches) for _, batches, *_ in self.pending) > MAX_BYTES:
+            self.ask()
+
+    def undo(self) -> None:
+        """Restore the buffers from before the step, unless all values were finite."""
+        for buffer, before in zip(self.buffers, self.before, strict=False):
+            buffer.copy_(buffer.where(self.is_finite, before))
+
+    def ask(self) -> None:
+        """Raise SharedError in all processes for a value that is not finite.
+
+        Saves batch, rows and weights.
+        """
+        pending, self.pending = self.pending, []
+        if not pending or bool(self.is_finite):
+            return
+        self.undo()
+        step, micro_batches, terms, num_bad_V = next(each for each in pending if each[3].any())
+        first = int(num_bad_V.bool().int().argmax())
+        is_loss = first < len(micro_batches)
+        batch = micro_batches[first if is_loss else -1]
+        folder = self.run / f"non_finite_step_{step:08d}_rank_{processes.rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_tensors(folder / "batch.safetensors", _tensors(batch))
+        write_file(folder / "samples.txt", "\n".join(batch.where))
+        if is_main():
+            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+        processes.barrier()  # the first process that ends would end the others
+        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
+        raise SharedError(
+            f"{'loss' if is_loss else 'gradient norm'} is not finite at step {step} ({numbers}): stopped before the update; "
+            f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
+        )
 
 
-def _unusable(error: UserError) -> UserError:
-    return UserError(
-        f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
-        "go on without them: --skip-invalid in eve evaluate, --data.skip-invalid-val in training"
-    )
+def _tensors(batch: Any) -> dict[str, Tensor]:
+    return {field.name: value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)}
+
+
+def _num_bytes(micro_batches: Sequence[Any]) -> int:
+    parts = (part for batch in micro_batches for part in getattr(batch, "parts", (batch,)))
+    return sum(tensor.nbytes for part in parts for tensor in _tensors(part).values())
