@@ -127,9 +127,10 @@ def read_best(run: Path) -> dict[str, Any] | None:
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    if not has_fields(state, numbers=dict):
+    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict) else None
+    if not has_fields(numbers, **dict.fromkeys(numbers or (), float)):
         raise _damaged(run / BEST, "state.json holds no numbers")
-    return {"step": state["step"], "numbers": from_json(state["numbers"])}
+    return {"step": state["step"], "numbers": numbers}
 
 
 def _write_folder(
