@@ -192,7 +192,7 @@ def test_other_flags_in_the_same_folder_are_refused(eve):
     assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2").returncode == 0
     done = eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.lr", "0.1", "--model.top-k", "1")
     assert done.returncode == 2
-    assert "holds a run with other values: model.top_k 2 → 1; train.lr 0.001 → 0.1. Give the same flags" in done.stderr
+    assert "holds a run with other values: model.top_k 2 → 1; train.lr 0.001 → 0.1; give the same flags" in done.stderr
     assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.keep_checkpoints", "1").returncode == 0
 
 

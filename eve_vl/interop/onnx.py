@@ -7,6 +7,7 @@ Letters: B batch, T text tokens, H height, W width.
 """
 
 import importlib.util
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -85,10 +86,9 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
         name = run.config.task.name
         raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
     if run.task.encoder.results_depend_on_batch:
-        raise UserError(
-            f"{path}: model.routing is reference, which samples second experts and drops tokens over capacity, so no file "
-            "gives the same numbers; export a run with routing dropless or reference-dropless"
-        )
+        why = "samples second experts and drops tokens over capacity, so no file gives the same numbers"
+        fix = "export a run with routing dropless or reference-dropless"
+        raise UserError(f"{path}: model.routing is reference, which {why}; {fix}")
     with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # "." has no name
         exported = [_export(run, name, temporary) for name in parts or known]
         for name, text in _texts(run, exported).items():
@@ -123,24 +123,17 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
     _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
     onnx = opened(path, part.inputs)
     largest, shape = 0.0, ()
-    for batch, length in CHECKED:
-        for padded in (False, True):
-            given = example(run, part.inputs, batch, length, padded=padded)
-            expected, found = part(*given), torch.from_numpy(onnx(*given))
-            assert found.shape == expected.shape
-            difference = float((found - expected).abs().max())
-            if not difference <= TOLERANCE:  # NaN fails too
-                raise UserError(
-                    f"{path.name}: differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
-                    "nothing was written"
-                )
-            largest, shape = max(largest, difference), ("batch", *found.shape[1:])
-    return Exported(
-        name=name,
-        output_shape=shape,
-        bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights are in a second file
-        largest_difference=largest,
-    )
+    for (batch, length), padded in itertools.product(CHECKED, (False, True)):
+        given = example(run, part.inputs, batch, length, padded=padded)
+        expected, found = part(*given), torch.from_numpy(onnx(*given))
+        assert found.shape == expected.shape
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE:  # NaN fails too
+            problem = f"differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}"
+            raise UserError(f"{path.name}: {problem}; nothing was written")
+        largest, shape = max(largest, difference), ("batch", *found.shape[1:])
+    num_bytes = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))  # large weights are in a second file
+    return Exported(name=name, output_shape=shape, bytes=num_bytes, largest_difference=largest)
 
 
 def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
@@ -176,20 +169,17 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
 
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
     """Return the texts of the folder's other files by name."""
-    task, sizes, known = run.task, run.config.input, heads_of(run.task).graphs()
-    image = ["batch", 3, sizes.image_size, sizes.image_size]
-
-    def described(name: str) -> dict[str, Any]:
-        dtype, meaning = INPUTS[name]
-        return {"dtype": dtype, "shape": image if meaning == PIXELS else ["batch", "tokens"], "meaning": meaning}
-
-    parts = {}
+    sizes, graphs = run.config.input, heads_of(run.task).graphs()
+    image, parts = ["batch", 3, sizes.image_size, sizes.image_size], {}
     for one in exported:
-        part = known[one.name]
-        output = {"dtype": "float32", "shape": one.output_shape, "meaning": part.meaning}
-        inputs = {name: described(name) for name in part.inputs}
-        parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {part.output: output}}
-    texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(task)}
+        graph, inputs = graphs[one.name], {}
+        for name in graph.inputs:
+            dtype, meaning = INPUTS[name]
+            shape = image if meaning == PIXELS else ["batch", "tokens"]
+            inputs[name] = {"dtype": dtype, "shape": shape, "meaning": meaning}
+        output = {"dtype": "float32", "shape": one.output_shape, "meaning": graph.meaning}
+        parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {graph.output: output}}
+    texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(run.task)}
     about = {
         "task": run.config.task.name,
         "step": run.step,
@@ -197,7 +187,7 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
         "max_text_tokens": sizes.max_text_tokens,
         "cls_id": run.tokenizer.cls_id,
         "pad_id": run.tokenizer.pad_id,
-        "comparable": task.is_comparable,
+        "comparable": run.task.is_comparable,
         "parts": parts,
         "files": sorted(texts),
     }

@@ -178,39 +178,34 @@ def _counted_as(section: Any) -> Any:
 
 def _example_batch(task: Task[Any]) -> RowBatch:
     """Return a micro-batch as a task reads it in training."""
-    config, settings = task.config, task.settings
-    B, T = config.train.batch_size, config.input.text_length
-    shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
+    config, settings, B = task.config, task.settings, task.config.train.batch_size
     if isinstance(task, Classifier):
+        shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
         return _filled(ItemBatch, config, B * len(shown), shown=shown * B)
-
-    def masked(of_image: float, of_text: float) -> Any:
-        num_patches, num_tokens = num_masked_patches(config.input.num_patches, of_image), round((T - 1) * of_text)
-        return _filled(MASKED[config.data.modality], config, B, num_patches, num_tokens)
-
-    if hasattr(settings, "hidden_shares"):  # MLIM masks rows in several ways
-        parts = {name: masked(*shares) for name, shares in settings.hidden_shares().items()}
-        return BatchByMask(where=("",) * B * len(parts), **parts)
-    return masked(getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))
+    shares = {"": (getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))}
+    if hasattr(settings, "hidden_shares"):  # of a task that masks rows in several ways
+        shares = settings.hidden_shares()
+    kind = MASKED[config.data.modality]
+    parts: dict[str, Any] = {name: _filled(kind, config, B, *both) for name, both in shares.items()}
+    return parts[""] if "" in parts else BatchByMask(where=("",) * B * len(parts), **parts)
 
 
-def _filled(kind: type[RowBatch], config: Config, B: int, num_patches: int = 0, num_tokens: int = 0, **more: Any) -> RowBatch:
-    """Return a batch of a kind with B rows; num_patches per row and num_tokens per row are masked."""
-    side, T = config.input.image_size, config.input.text_length
+def _filled(kind: type[RowBatch], config: Config, B: int, of_image: float = 0.0, of_text: float = 0.0, **more: Any) -> RowBatch:
+    """Return a batch of a kind with B rows, with these shares of the patches and of the tokens masked."""
+    side, T, P = config.input.image_size, config.input.text_length, config.input.num_patches
+    num_masked = num_masked_patches(P, of_image)
     integers, pixels = partial(torch.empty, dtype=torch.long), torch.empty(B, 3, side, side, dtype=torch.uint8)
     values: dict[str, Any] = {
+        "where": ("",) * B,
         **dict.fromkeys(("images_BCHW", "right_BCHW"), pixels),
         **dict.fromkeys(("ids_BT", "right_ids_BT"), integers(B, T)),
         **dict.fromkeys(("is_padding_BT", "right_is_padding_BT")),
         **dict.fromkeys(("image_id_B", "caption_B"), integers(B)),
         **dict.fromkeys(("captions", "labels"), ()),
-        "keep_BK": integers(B, config.input.num_patches - num_patches),
-        "hidden_BM": integers(B, num_patches),
+        "keep_BK": integers(B, P - num_masked),
+        "hidden_BM": integers(B, num_masked),
         "is_masked_BT": torch.empty(B, T, dtype=torch.bool),
-        "masked_M": integers(B * num_tokens),
-    }
-    return kind(
-        where=("",) * B,
-        **{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values},
+        "masked_M": integers(B * round((T - 1) * of_text)),
         **more,
-    )
+    }
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})

@@ -193,23 +193,18 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
 def with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths, for use from another folder."""
 
-    def absolute(source: str) -> str:
-        if named := generated(source):
-            return ":".join(named)
-        return source if source == HELD_OUT else absolute_spec(source)
+    def absolute(spec: str) -> str:
+        named = generated(spec)
+        return ":".join(named) if named else spec if spec == HELD_OUT else absolute_spec(spec)
 
-    def with_absolute_fields(section: Any) -> Any:
-        parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}
+    def with_paths(section: Any, **others: Any) -> Any:
         paths = {name: path for name, path in vars(section).items() if isinstance(path, Path) and not builtin.is_named(path)}
-        paths = {name: expand_user(path).absolute() for name, path in paths.items()}
-        return dataclasses.replace(section, **parts, **paths)
+        return dataclasses.replace(section, **{name: expand_user(path).absolute() for name, path in paths.items()} | others)
 
-    data = dataclasses.replace(
-        config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
-    )
-    code = dict(config.code) | origins(type(config.task), type(config.model))
-    absolute_paths = with_absolute_fields(dataclasses.replace(config, data=data))
-    return dataclasses.replace(absolute_paths, out=config.out, code=tuple(code.items()))
+    data = with_paths(config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val)))
+    code = tuple((dict(config.code) | origins(type(config.task), type(config.model))).items())
+    sections = {"data": data, "task": with_paths(config.task), "tokenizer": with_paths(config.tokenizer)}
+    return with_paths(config, **sections, out=config.out, code=code)
 
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
@@ -224,10 +219,8 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
     rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
     texts = [text for row in rows for text in row.texts]
     if not texts:
-        raise UserError(
-            "the sources hold no usable text to train a tokenizer on; name the column of texts with --data.text-column, or "
-            "a tokenizer with --tokenizer.path (eve tokenizer train TEXTS makes one of other texts)"
-        )
+        fix = "name the column of texts with --data.text-column, or a tokenizer with --tokenizer.path"
+        raise UserError(f"the sources hold no usable text to train a tokenizer on; {fix}")
     print_line(f"training a tokenizer of at most {vocab_size:,} tokens on {pluralize(len(texts), 'text')}")
     return Tokenizer.train(texts, vocab_size)
 
@@ -270,13 +263,10 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
         return []
     old = read_config(config.out)
     if old.recipe != config.recipe:
-        raise UserError(
-            f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
-        )
+        both = f"recipe {old.recipe!r}, not {config.recipe!r}"
+        raise UserError(f"{config.out}: holds a run of {both}; choose another folder with --out")
     refused, allowed = changes(old, config, checkpoint.read_state(folders[-1])["step"])
     if refused:
-        raise UserError(
-            f"{config.out}: holds a run with other values: {'; '.join(refused)}. "
-            "Give the same flags to resume, or choose another folder with --out"
-        )
+        fix = "give the same flags to resume, or choose another folder with --out"
+        raise UserError(f"{config.out}: holds a run with other values: {'; '.join(refused)}; {fix}")
     return allowed
