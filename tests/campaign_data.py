@@ -20,7 +20,7 @@ from twins import CAPTIONS, tiny_config, tiny_tokenizer
 
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.data.kinds.questions import read_answers
+from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.readers.image_files import INDEX_SUFFIX, _index
 from eve_vl.data.tokenizer import Tokenizer

@@ -11,15 +11,23 @@ import torch
 from twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.dataset import Batch, ImageBatch, TextBatch, row_keys
+from eve_vl.data.dataset import Batch, ImageBatch, TextBatch
 from eve_vl.data.kinds.captions import CaptionedImages, ImageOnly, TextOnly
-from eve_vl.data.kinds.labels import LabelBatch, LabeledExample, LabeledImages, LabeledPairs, LabeledRows, LabeledTexts
+from eve_vl.data.kinds.labels import (
+    LabelBatch,
+    LabeledExample,
+    LabeledImages,
+    LabeledPairs,
+    LabeledRows,
+    LabeledTexts,
+    QuestionRows,
+)
 from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
-from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
 from eve_vl.data.readers import open_source
-from eve_vl.data.validate import check_source
+from eve_vl.data.records import row_keys
+from eve_vl.data.validate import check_source, report_lines
 from eve_vl.synthetic.scenes import ROWS, SceneLabels
 from eve_vl.synthetic.scenes.world import KINDS, sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -260,7 +268,7 @@ def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
     assert kept | held == set(lines)
     assert sum(map(len, train)) + sum(map(len, val)) == 1100
     (tmp_path / "a.txt").write_text("one\none\n")
-    with pytest.raises(UserError, match="has too few texts to hold some out; name validation data"):
+    with pytest.raises(UserError, match="has too few images or texts for a held-out split; name other data"):
         open_train_and_val(config, "texts")
 
 
@@ -277,21 +285,22 @@ def test_keys_are_the_images_or_else_the_texts():
 def test_checks_of_one_modality_and_of_labels(tmp_path: Path):
     (tmp_path / "t.txt").write_text("one two\none two\nthree\nb\xfcd\n", encoding="latin-1")
     report = check_source(open_source(tmp_path / "t.txt", kind="texts"))
-    assert (report.kind, report.rows, report.usable, report.texts, report.duplicate_texts) == ("texts", 4, 3, 3, 1)
-    lines = report.lines()
+    numbers = ("kind", "rows", "usable", "texts", "duplicate_texts")
+    assert [report[name] for name in numbers] == ["texts", 4, 3, 3, 1]
+    lines = report_lines(report)
     assert {"texts               3", "words per text      1 / 2 / 2", "repeated texts      1"} <= set(lines)
     assert lines[-1].startswith("broken: t.txt:4: not UTF-8 text")
     assert not any(word in line for line in lines for word in ("pixels", "images", "labels", "answers"))
     report = check_source(images(3))
-    assert (report.kind, report.usable, report.texts) == ("images", 3, 0)
-    assert not any("text" in line or "words" in line for line in report.lines())
+    assert (report["kind"], report["usable"], report["texts"]) == ("images", 3, 0)
+    assert not any("text" in line or "words" in line for line in report_lines(report))
     report = check_source(labelled(8, text=True))
-    assert report.labels == {"red": 3, "ring": 3, "blue": 3, "kept back": 2}
-    assert {"labels              red 3, ring 3, blue 3, kept back 2", "texts               8"} <= set(report.lines())
+    assert report["labels"] == {"red": 3, "ring": 3, "blue": 3, "kept back": 2}
+    assert {"labels              red 3, ring 3, blue 3, kept back 2", "texts               8"} <= set(report_lines(report))
     many = [{"text": str(number), "label": number % 12} for number in range(24)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     report = check_source(open_source(tmp_path / "t.jsonl", kind="labels"))
-    assert len(report.labels) == 12
+    assert len(report["labels"]) == 12
     assert any(
-        line.startswith("labels              0 2, 1 2") and line.endswith("9 2, … (12 in all)") for line in report.lines()
+        line.startswith("labels              0 2, 1 2") and line.endswith("9 2, … (12 in all)") for line in report_lines(report)
     )

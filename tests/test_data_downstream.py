@@ -17,8 +17,8 @@ from twins import ListSource, noise, pairs, questions, statements, tiny_config, 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.dataset import RowDataset, Sample, eval_positions
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages, ImageText
+from eve_vl.data.kinds.labels import ImageQuestion, QuestionRows
 from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
-from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.records import ImageBytes, Source

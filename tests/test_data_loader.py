@@ -20,7 +20,7 @@ from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import epoch_order, eval_loader, open_sources, open_train_and_val, train_batches, train_loader
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.table import TableSource
+from eve_vl.data.table import Table
 from eve_vl.predict.inputs import is_source
 from eve_vl.search.database import source_name
 from eve_vl.utils.errors import UserError
@@ -301,9 +301,9 @@ def test_a_set_of_one_caption_has_no_wrong_partner():
         eval_rows(config_of(), ListSource([row, replace(row, where="list:1")]), batch_size=2)
 
 
-def test_a_lone_pair_is_told_when_the_data_are_opened():
+def test_a_lone_pair_is_reported_before_training():
     with pytest.raises(UserError, match="list:0: none of the 2 validation pairs is usable and has another caption"):
-        MaskedPairs([pairs(2, bad=[1])], config_of(), TOKENIZER, training=False)
+        eval_loader(MaskedPairs([pairs(2, bad=[1])], config_of(), TOKENIZER, training=False), rank=0, world=1)
 
 
 # Rows that cannot be used
@@ -427,8 +427,8 @@ def test_the_held_out_split_moves_with_its_folder(tmp_path):
 def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, write):
     source = write(tmp_path / "data")
     read = []
-    original = TableSource.__getitem__
-    monkeypatch.setattr(TableSource, "__getitem__", lambda self, index: read.append(index) or original(self, index))
+    original = Table.__getitem__
+    monkeypatch.setattr(Table, "__getitem__", lambda self, index: read.append(index) or original(self, index))
     config = replace(config_of(), data=replace(config_of().data, train=(str(source),), val=("held-out",), val_fraction=0.2))
     train, val = open_train_and_val(config)
     assert len(train[0]) + len(val[0]) == 200

@@ -11,10 +11,9 @@ import pytest
 from broken_rows import LANGUAGE, MISSING, WAYS, break_rows
 from PIL import Image
 
-from eve_vl.data.kinds.labels import LabeledExample
-from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.readers.medical_rows import print_once
+from eve_vl.data.readers.medical_layouts import print_once
 from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
 from eve_vl.synthetic.write import FIVE, LAYOUTS, PANEL_KINDS, PANEL_LABELS, sample_panel, write
@@ -320,7 +319,7 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
     for split in splits:
         source = opened(f"{tmp_path / layout}{split}", must_be_usable=False)
         named = problems(source)
-        rows = {index: source._table.where(index) for index in range(len(source))}
+        rows = {index: source.where(index) for index in range(len(source))}
         names.update(rows.values())
         listed = {row.row: row for row in broken if row.row in rows.values() and _is_of(row.file, split, layout)}
         at = {where.split(",")[0]: reason for where, reason in named.items()}

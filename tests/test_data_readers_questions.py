@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from cards import COLORS, encoded_card, reason, write_images
 
-from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.kinds.labels import ImageQuestion
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageBytes, ImageFile, Source
 from eve_vl.utils.errors import UserError
@@ -200,8 +200,6 @@ def test_forms_and_kinds_that_do_not_go_together(root: Path):
         tar.add(root / "images" / "red.txt", arcname="0.txt")
     with pytest.raises(UserError, match=r"x.tar: looks like images with captions \(fields image, caption\), expected"):
         questions(root / "x.tar")
-    with pytest.raises(UserError, match="no kind of data 'question'; did you mean 'questions'"):
-        open_source(root / "images", kind="question")
     assert guess_kind(root / "images") == guess_kind(root / "x.tar") == "captions"
 
 
@@ -297,11 +295,11 @@ def test_vqa2_image_missing(tmp_path: Path):
     (tmp_path / "train2014" / "COCO_train2014_000000000042.jpg").unlink()
     path = vqa2(tmp_path)
     assert reason(questions(path), 2) == (
-        f"{path.name} row 3, question 42000: no image COCO_train2014_000000000042.jpg in {tmp_path} or in its train2014; "
+        f"{path.name} row 3: no image COCO_train2014_000000000042.jpg in {tmp_path} or in its train2014; "
         "name their folder: --data.image-root"
     )
     (tmp_path / "train2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"none of the first 3 rows can be used. The first: .*question 9000: no image"):
+    with pytest.raises(UserError, match=r"none of the first 3 rows can be used. The first: .*row 1: no image"):
         questions(path)
 
 

@@ -176,7 +176,7 @@ def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     )
     (tmp_path / "answers.txt").write_text("perhaps\nnever\n")
     line = complaint(eve(*start, "--task.answers", "answers.txt"))
-    assert "answers none of the 1000 training questions" in line
+    assert "answers none of these 1000 training questions" in line
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoints"))
 
 

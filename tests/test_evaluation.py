@@ -14,7 +14,7 @@ from tiny_tasks import CPU, TOKENIZER, build, config_of, numbers_of
 from twins import ListSource, pairs, questions, statements
 
 from eve_vl.config import DataConfig
-from eve_vl.data.kinds.questions import QuestionRows
+from eve_vl.data.kinds.labels import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
 from eve_vl.evaluation import classifiers

@@ -32,7 +32,7 @@ from twins import CAPTIONS, ListSource, tiny_config
 
 from eve_vl.config import ContrastMatchConfig, EveModelConfig, to_dict
 from eve_vl.data.dataset import Sample, TextBatch
-from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
+from eve_vl.data.kinds.labels import ImageQuestion, QuestionRows
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve

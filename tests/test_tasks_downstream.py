@@ -11,8 +11,8 @@ from tiny_tasks import ANSWER_LIST, SECTIONS, SIZES, build, config_of, eval_set,
 from twins import questions, statements
 
 from eve_vl.config import Config
+from eve_vl.data.kinds.labels import QuestionBatch
 from eve_vl.data.kinds.pairs import StatementBatch
-from eve_vl.data.kinds.questions import QuestionBatch
 from eve_vl.evaluation.evaluator import evaluator_of, with_settings
 from eve_vl.run.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2

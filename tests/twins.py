@@ -24,8 +24,8 @@ from eve_vl.config import (
     TrainConfig,
 )
 from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.kinds.labels import ImageQuestion
 from eve_vl.data.kinds.pairs import ImagesStatement
-from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import ImagePixels, Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import MoE

@@ -79,7 +79,7 @@ def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
     check_writable(args.json)
     from eve_vl.data.loader import open_sources
-    from eve_vl.data.validate import check_source
+    from eve_vl.data.validate import check_source, report_lines
 
     kind, require = args.kind, None
     if args.recipe is not None:
@@ -94,9 +94,9 @@ def run_data_check(args: CheckArgs) -> None:
         raise UserError("--init has no effect without --recipe; name one")
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
-    CONSOLE.print("\n".join(report.lines()), markup=False)
-    write_json(args.json, report.to_dict())
-    if report.broken:
+    CONSOLE.print("\n".join(report_lines(report)), markup=False)
+    write_json(args.json, report)
+    if report["broken"]:
         sys.exit(1)
 
 

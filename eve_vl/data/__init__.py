@@ -1,1 +1,1 @@
-"""Data: records and readers, built-in scenes, transforms, tokenizer, masks, batches and loaders."""
+"""Data: readers and records, images, tokenizer, masks, batches and loaders."""

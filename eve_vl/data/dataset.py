@@ -7,7 +7,6 @@ Letters: B batch, T text tokens.
 """
 
 import dataclasses
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,65 +16,51 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
-from eve_vl.data.records import (
-    Crop,
-    ImageBytes,
-    ImageDrawing,
-    ImageFile,
-    ImageRef,
-    ImageSpan,
-    Record,
-    Source,
-    Unencoded,
-    to_tensor,
-    train_crop,
-    usable_rows,
-)
+from eve_vl.data.records import Crop, ImageRef, Source, Unencoded, row_name, to_tensor, train_crop, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a wrong setting, not a few broken files
 EVAL_SEED = 0  # random choices of evaluation do not depend on the seed of the run
-WHOLE = (1.0, 1.0)
 NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
-SAMPLE, PICKS = 3, 5  # purposes of random streams, beside those of the loader and of masking
+SAMPLE, PICKS = 3, 5  # purposes of random streams, next to those of the loader and of masking
 
 
 def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tensor, Tensor]:
-    """Stack token ids, padded to `length` tokens (0: the longest): int64 (B, T), and is_padding, bool."""
-    T = length or max(map(len, texts))
-    ids_BT = np.full((len(texts), T), pad_id, dtype=np.int64)
-    is_padding_BT = np.ones((len(texts), T), dtype=bool)
-    for row, ids_T in enumerate(texts):
-        ids_BT[row, : len(ids_T)] = ids_T
-        is_padding_BT[row, : len(ids_T)] = False
-    return torch.from_numpy(ids_BT), torch.from_numpy(is_padding_BT)
+    """Return token ids as int64 (B, T), and is_padding, bool.
+
+    length: tokens to pad to; 0: those of the longest text.
+    """
+    length_B = torch.tensor([len(ids_T) for ids_T in texts])
+    ids_BT = pad_sequence([torch.as_tensor(ids_T) for ids_T in texts], batch_first=True, padding_value=pad_id)
+    ids_BT = F.pad(ids_BT, (0, (length or ids_BT.shape[1]) - ids_BT.shape[1]), value=pad_id)
+    return ids_BT, torch.arange(ids_BT.shape[1]) >= length_B[:, None]
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [-1, 1] (mean = std = 0.5); floats are already normalised."""
+    """Return uint8 images as float32 in [-1, 1] (mean = std = 0.5).
+
+    Floats stay as they are: already normalised.
+    """
     return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
 
 
 # How the values of all samples become a field of their batch; each rule takes (values, pad_id, length).
 
 
-def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
-    """Stack the values to a tensor."""
-    return torch.stack([torch.as_tensor(value) for value in values])
-
-
-def stack_if_any(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
-    """Stack the values, or return None if one is None."""
-    return None if any(value is None for value in values) else stack(values, pad_id, length)
+def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
+    """Stack the values to a tensor; None if one is None."""
+    return None if any(value is None for value in values) else torch.stack([torch.as_tensor(value) for value in values])
 
 
 def pad_ids(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
@@ -99,7 +84,7 @@ def each(name: str, combine: Callable[[Sequence[Any], int, int], Any] = plain, *
 
 
 class Sample(SimpleNamespace):
-    """One row, ready to be batched: `where`, and the values that the fields of its `batch` are made from."""
+    """One row, ready to be batched: the values for the fields of its `batch`."""
 
     name: str = ""
     """In evaluation: a name unique among all rows (see `row_name`)."""
@@ -145,7 +130,7 @@ class RowBatch:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Copy the tensors to page-locked memory, so that copies to a GPU overlap with its work."""
+        """Copy the tensors to page-locked memory: copies to a GPU overlap with its work."""
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
@@ -154,14 +139,17 @@ class RowBatch:
         return dataclasses.replace(self, **changed)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Return the fields of each row that are no tensors, under the names of the sample's attributes."""
+        """Yield the plain fields of each row, by the names of the sample's attributes."""
         fields = {field.metadata["name"]: field.name for field in dataclasses.fields(self) if plain in field.metadata.values()}
         columns = zip(*(getattr(self, name) for name in fields.values()), strict=True)
         return (dict(zip(fields, row, strict=True)) for row in columns)
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], pad_id: int, length: int = 0) -> Self:
-        """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
+        """Stack samples.
+
+        length: tokens to pad texts to; 0: those of the longest of the batch.
+        """
         rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
         columns = {name: [getattr(sample, rule["name"]) for sample in samples] for name, rule in rules.items()}
         return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
@@ -193,7 +181,7 @@ class Batch(ImageBatch, TextBatch):
 
 
 def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
-    """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width) or (3, crop.size, crop.size).
+    """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width).
 
     longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or decoded.
     """
@@ -203,9 +191,10 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
 
 
 def random_ink(pixels: Tensor) -> Tensor:
-    """Recolour half of the images, a quarter in grey and a quarter in shades of one dark random colour; uint8 (3, H, W).
+    """Recolour half of the images, uint8 (3, H, W).
 
-    Drawings are then recognised by their lines. Random numbers come from torch's generator, as in torchvision.
+    A quarter is in grey, a quarter in shades of one dark random colour. Drawings are then recognised by their lines.
+    Random numbers come from torch's generator, as in torchvision.
     """
     draw_grey, draw_ink, *ink = torch.rand(5).tolist()
     if draw_grey < 0.5:
@@ -258,9 +247,9 @@ class SampleSet(Dataset[Sample], ABC):
 
 
 class RowDataset(SampleSet):
-    """Samples by (epoch, source, row). In training, the next row replaces an unusable one.
+    """Samples by (epoch, source, row).
 
-    Evaluation augments nothing.
+    In training, the next row replaces an unusable one. Evaluation augments nothing.
     """
 
     kind: ClassVar[str]
@@ -316,7 +305,10 @@ class RowDataset(SampleSet):
 
     @abstractmethod
     def sample(self, row: Any, rng: np.random.Generator) -> Sample:
-        """Return the sample of a row; all randomness comes from `rng`. Raises BadSampleError."""
+        """Return the sample of a row. Raises BadSampleError.
+
+        All randomness comes from `rng`.
+        """
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
@@ -324,12 +316,15 @@ class RowDataset(SampleSet):
         return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
     def load_image(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
-        """Return uint8 (3, H, W), augmented in training; not mirrored if that made it or a text false."""
+        """Return an image as uint8 (3, H, W), augmented in training.
+
+        It is not mirrored if that made it or a text false.
+        """
         size, data = self.config.input.image_size, self.config.data
-        is_cropped = self.training and data.crop_scale != WHOLE
+        is_cropped = self.training and data.crop_scale != (1, 1)
         crop = train_crop(size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=size)
         pixels = decode(image, where, crop=crop)
-        has_sides = (isinstance(image, ImageDrawing) and image.has_sides) or any(map(NAMES_A_SIDE.search, texts))
+        has_sides = getattr(image, "has_sides", False) or any(map(NAMES_A_SIDE.search, texts))
         if self.training and data.flip and rng.random() < 0.5 and not has_sides:
             pixels = pixels.flip(2)
         if self.training and data.augment != "none":
@@ -344,40 +339,11 @@ def unusable(error: BadSampleError) -> Sample:
     return Sample(batch=RowBatch, where=error.where, skipped=(error,))
 
 
-def image_key(image: ImageRef, where: str) -> int:
-    """Return a 64-bit hash that identifies an image without decoding it; a generated one by its row, `where`."""
-    match image:
-        case ImageFile(path=path):
-            name = str(path).encode(errors="surrogatepass")
-        case ImageSpan(path=path, offset=offset):
-            name = f"{path}:{offset}".encode(errors="surrogatepass")
-        case ImageBytes(data=data):
-            name = data
-        case _:
-            name = where.encode()
-    return hash_of(name)
-
-
-def row_name(row: Record) -> str:
-    """Return a row's unique name: where it is, and a hash of its content, since files may share a name."""
-    values = (getattr(row, field.name) for field in dataclasses.fields(row))
-    held = [image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
-    return f"{row.where} {hash_of(repr(held).encode()):x}"
-
-
-def row_keys(row: Record) -> tuple[int, ...]:
-    """Return 64-bit hashes of a row's images or, without images, its texts. Training and validation share none."""
-    keys = tuple(image_key(image, row.where) for image in row.images)
-    return keys or tuple(hash_of(text.encode()) for text in row.texts)
-
-
-def hash_of(data: bytes) -> int:
-    """Return a signed 64-bit hash of some bytes."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
-
-
 def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
-    """Return at most num_samples positions, spread evenly over all rows of all sources; the same at each call."""
+    """Return at most num_samples positions, spread evenly over all rows.
+
+    They are the same at each call.
+    """
     total = sum(lengths)
     num = min(num_samples, total)
     edges = np.arange(num + 1) * total // max(num, 1)

@@ -11,13 +11,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
@@ -33,7 +32,6 @@ BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
 MAX_BYTES: Final = 600 * 2**20  # keeps a process with its libraries below 1 GB
 MAX_SCANNED: Final = 2**31  # pixels of a JPEG over all scans: seconds; usual are up to ten scans, but 73 bytes can hold one
 JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\x01\xd0-\xd7\xff]")
-ORIENTATION_TAG: Final = 0x0112
 NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, in messages
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
 
@@ -41,9 +39,8 @@ PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adob
 _PILLOW_MODULES: Final = re.compile(r"PIL\.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodedImage:
-    """A decoded image: uint8 pixels (3, height, width), its file format, and the conversions made."""
+class DecodedImage(NamedTuple):
+    """A decoded image: uint8 pixels (3, height, width), format, conversions made."""
 
     pixels: Tensor
     format: str
@@ -64,11 +61,11 @@ def read_image(image: ImageRef, where: str) -> bytes:
 
 
 def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None) -> DecodedImage:
-    """Return an encoded image, or a crop of it, as RGB: upright, transparency on white, first frame.
+    """Return an encoded image, or a crop of it, as RGB.
 
-    longest: pixels that suffice for the longer side of a whole image; a JPEG is then decoded at a multiple of an eighth of
-    its size. Raises BadSampleError (naming `where`) if it cannot be decoded or has more than MAX_PIXELS pixels, which is
-    checked before decoding.
+    It is upright, on white where it is transparent, the first frame of several. longest: pixels that suffice for the
+    longer side of a whole image; a JPEG is then decoded at a multiple of an eighth of its size. Raises BadSampleError
+    (naming `where`) if it cannot be decoded or has more than MAX_PIXELS pixels, which is checked before decoding.
     """
     with _explained(data, where):
         image = _open(data)
@@ -90,14 +87,20 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: 
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height of an encoded image without decoding it. Raises BadSampleError."""
+    """Return width and height of an encoded image. Raises BadSampleError.
+
+    The image is not decoded.
+    """
     with _explained(data, where):
         return _open(data).size
 
 
 @contextlib.contextmanager
 def _explained(data: bytes, where: str) -> Iterator[None]:
-    """Turn errors of decoding into a BadSampleError; Pillow's plugins raise almost anything on broken files."""
+    """Turn errors of decoding into a BadSampleError.
+
+    Pillow's plugins raise almost anything on broken files.
+    """
     try:
         yield
     except BadSampleError:
@@ -109,15 +112,19 @@ def _explained(data: bytes, where: str) -> Iterator[None]:
         reason = f"cannot decode image: {str(error).rstrip('.') or type(error).__name__}"
         if isinstance(error, Image.UnidentifiedImageError):
             is_markup = data[:512].lstrip().startswith(b"<")
-            known = ", ".join(FORMATS)
-            reason = "a web page or other markup, not an image" if is_markup else f"not an image in a known format ({known})"
+            reason = (
+                "a web page or other markup, not an image"
+                if is_markup
+                else f"not an image in a known format ({', '.join(FORMATS)})"
+            )
         raise BadSampleError(where, reason) from None
 
 
 def _open(data: bytes) -> Image.Image:
-    """Open an image with Pillow. This process ignores Pillow's warnings (large images, odd metadata) from then on.
+    """Open an image with Pillow.
 
-    A process-wide filter, because `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
+    This process ignores Pillow's warnings (large images, odd metadata) from then on. A process-wide filter, because
+    `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
     """
     if not (warnings.filters and warnings.filters[0][3] == _PILLOW_MODULES):  # else another filter may be first
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
@@ -125,7 +132,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
-    """Raise BadSampleError if decoding would exceed MAX_BYTES or MAX_SCANNED. Tests measure these assumptions."""
+    """Raise BadSampleError if decoding would exceed MAX_BYTES or MAX_SCANNED.
+
+    Tests measure these assumptions.
+    """
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
     most = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
@@ -141,7 +151,10 @@ def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
 
 
 def _num_scans(data: bytes) -> int:
-    """Return the number of scans of a JPEG's image; bytes before and after it may look like any number of scans."""
+    """Return the number of scans of a JPEG's image.
+
+    Bytes before and after the image may look like any number of scans.
+    """
     num, place = 0, 2
     while (found := JPEG_MARKER.search(data, place)) and found[0][-1] != 0xD9:
         num += found[0][-1] == 0xDA
@@ -150,16 +163,19 @@ def _num_scans(data: bytes) -> int:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return the mode of the stored pixels, such as "RGB;16B"; Pillow's mode is "RGB" for 16 bits a channel too."""
+    """Return the mode of the stored pixels, such as "RGB;16B".
+
+    Pillow's mode is "RGB" for 16 bits a channel too.
+    """
     tiles = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else image.mode
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: int | None) -> Tensor | None:
-    """Return the pixels, or a crop, of a plain JPEG or PNG whose header is `image`, None for anything else.
+    """Return the pixels, or a crop, of a plain JPEG or PNG; None for anything else.
 
-    Pillow gets what these decoders refuse; it has the better messages and now and then succeeds.
+    image: its header. Pillow gets what these decoders refuse; it has the better messages and now and then succeeds.
     """
     if image.mode not in ("RGB", "L", "P"):
         return None
@@ -225,14 +241,17 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG" and b"eXIf" not in data and not image.info.keys() & PNG_EXIF_KEYS:
         return 1  # Pillow would decode the whole PNG to read what follows its pixels
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF is common, and the image is still good
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
-    """Undo an EXIF orientation (EXIF 2.3, tag 0x0112): first mirror rows or columns, then swap them."""
+    """Undo an EXIF orientation (EXIF 2.3, tag 0x0112).
+
+    First mirror rows or columns, then swap them.
+    """
     flipped = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [1], 7: [1, 2], 8: [2]}[orientation]
     pixels = pixels.flip(flipped) if flipped else pixels
     return pixels.transpose(1, 2) if orientation >= 5 else pixels

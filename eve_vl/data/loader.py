@@ -1,4 +1,4 @@
-"""From sources to batches: opening sources, the held-out split, order and resumable position.
+"""From sources to batches: opening, held-out split, order, resumable position.
 
 Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
 number of processes and workers, and restarts, change nothing.
@@ -6,7 +6,7 @@ number of processes and workers, and restarts, change nothing.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import compress, count
+from itertools import chain, compress, count
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,16 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator, hash_of, image_key
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator
-from eve_vl.data.table import TableSource
+from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator, hash_of, image_key, row_keys
+from eve_vl.data.table import Table
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
-ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
+ORDER, ROWS = 1, 2  # purposes of the random streams, next to those of the datasets
 
 
 def open_sources(
@@ -46,8 +46,6 @@ def open_sources(
             options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
             own = guess_kind(spec, format=data.format, options=options) if kind == "auto" else kind
             sources.append(open_source(spec, kind=own, **options, must_be_usable=must_be_usable))
-        if not len(sources[-1]):
-            raise UserError(f"{spec}: holds no {own}")
     return sources
 
 
@@ -62,14 +60,12 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
     keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in train]
     held = [_held_out([place for place, _ in rows], config.data.val_fraction) for rows in keys]
-    shown = {
-        key for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held) for key in contents
-    }
+    in_val = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
+    shown = {*chain.from_iterable(in_val)}
     kept = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
     for name, is_kept, is_held in zip(config.data.train, kept, held, strict=True):
         if not (is_kept.any() and is_held.any()):
-            what = "texts" if kind == "texts" else "images"
-            raise UserError(f"{name}: has too few {what} to hold some out; name validation data with --data.val")
+            raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
     return _subsets(train, kept), _subsets(train, held)
 
 
@@ -77,41 +73,39 @@ def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> li
     return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
 
 
-def _split_keys(source: Source[Any], row: int) -> tuple[int | None, tuple[int, ...]]:
-    """Return the hash that decides whether a row is held out, None if it is unusable, and `row_keys`.
+def _split_keys(source: Table, row: int) -> tuple[int | None, tuple[int, ...]]:
+    """Return the hash that decides on which side of a split a row is, and `row_keys`.
 
-    The hash is of the first image's place within the source, so it stays when the data move; of a text, it is of its
-    words. Folders and shards know the place without reading the row.
+    None: the row is unusable. The hash is of the first image's place within the source, so it stays when the data
+    move; of a text, it is of its words. Folders and shards know the place without reading the row.
     """
-    is_table = isinstance(source, TableSource)
-    image, where = source.image(row) if is_table else None, ""
-    if image is not None:
-        images, texts = (image,), ()
-    else:
+    image, where = source.image(row) if source.columns.images else None, ""
+    images = () if image is None else (image,)
+    if not images:
         try:
             record = source[row]
         except BadSampleError:
             return None, ()
-        images, texts, where = record.images, record.texts, record.where
-    if not images:
-        keys = tuple(hash_of(text.encode()) for text in texts)
-        return (keys[0] if keys else None), keys
+        images, where = record.images, record.where
+        if not images:
+            return next(iter(row_keys(record)), None), row_keys(record)
+    keys = tuple(image_key(each, where) for each in images)
     match images[0]:
-        case ImageFile(path=path) if is_table:
+        case ImageFile(path=path):
             place = path.relative_to(source.root(row)).as_posix()
-            first = hash_of(place.encode(errors="surrogatepass"))
         case ImageSpan(path=path, offset=offset):
-            first = hash_of(f"{path.name}:{offset}".encode(errors="surrogatepass"))
-        case other:
-            first = image_key(other, where)
-    return first, tuple(image_key(each, where) for each in images)
+            place = f"{path.name}:{offset}"
+        case _:
+            return keys[0], keys
+    return hash_of(place.encode(errors="surrogatepass")), keys
 
 
 def _held_out(places: Sequence[int | None], share: float) -> np.ndarray:
-    """Return which rows are held out, bool: those whose hash lies in the lowest `share` of all possible hashes.
+    """Return which rows are in the held-out split, bool: those with the lowest hashes.
 
-    Rows with one hash stay together. A row's membership does not depend on the other rows, except in tiny sources: at
-    least two hashes are held out, if that leaves as many for training.
+    These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does
+    not depend on the other rows, except in tiny sources: the split has at least two hashes, if that leaves as many for
+    training.
     """
     distinct = sorted({place for place in places if place is not None})
     num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
@@ -120,7 +114,7 @@ def _held_out(places: Sequence[int | None], share: float) -> np.ndarray:
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """Return the (source, row) of every sample of one epoch, int64 (L, 2), L the sum of lengths.
+    """Return source and row of every sample of one epoch, int64 (sum of lengths, 2).
 
     Without weights each row comes once. With weights each source fills its share of the epoch. It cycles through its own
     shuffled rows, so that over the epochs all its rows come equally often.
@@ -158,7 +152,10 @@ def train_batches(
 
 
 def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -> DataLoader[Any]:
-    """Return endless training micro-batches of this process, starting after `consumed` samples of the whole run."""
+    """Return endless training micro-batches of this process.
+
+    They start after `consumed` samples of the whole run.
+    """
     config = dataset.config
     micro_batch = config.train.batch_size // (config.train.accumulation * world)
     lengths = [len(source) for source in dataset.sources]

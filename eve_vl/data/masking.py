@@ -1,53 +1,39 @@
-"""Masks, and the samples and batches of pre-training: image–text pairs, images only or texts only, with masks.
+"""Masks, and the samples and batches of pre-training.
 
-Letters: B batch, P patches, K kept patches, M masked patches or tokens, T text tokens, L labels.
+Rows are image–text pairs, images only or texts only. Letters: B batch, P patches, K kept patches, M masked patches or
+tokens, T text tokens, L labels.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.dataset import (
-    ImageBatch,
-    RowBatch,
-    RowDataset,
-    Sample,
-    TextBatch,
-    each,
-    eval_positions,
-    eval_rows,
-    generator,
-    hash_of,
-    image_key,
-    padded,
-    stack,
-    stack_if_any,
-)
+from eve_vl.data.dataset import ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each, eval_rows, generator, pad_ids, stack
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText
-from eve_vl.data.records import Record, Source, is_generated
-from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.records import Record, hash_of, image_key, is_generated
 from eve_vl.utils.errors import BadSampleError, UserError
 
 MAX_LABELS = 32  # of a row, present or known to be absent
 MAX_PARTNERS = 200  # attempts to find a pair with another caption
-FEW_PAIRS = 16  # with so few validation pairs, each is loaded before training starts
 NUM_PROBED = 100  # validation rows read, to see whether they have several texts
-PARTNER = 4  # purpose of a random stream, beside those of the loader and of datasets
+PARTNER = 4  # purpose of a random stream, next to those of the loader and of datasets
 KINDS = {"image_text": "captions", "image": "images", "text": "texts"}  # of rows, by data.modality
 
 
 def num_masked_patches(num_patches: int, ratio: float) -> int:
-    """Return how many patches are masked: at least one (unless ratio is 0), never all."""
+    """Return the number of patches to mask: at least one unless ratio is 0, never all."""
     return min(max(round(num_patches * ratio), 1), num_patches - 1) if ratio else 0
 
 
 def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Sample the patches to mask: sorted int64 positions, kept (K,) and masked (M,), at least one of each unless ratio is 0."""
+    """Sample the patches to mask; return sorted positions, kept and masked, int64.
+
+    There is at least one of each, unless ratio is 0.
+    """
     order, num = rng.permutation(num_patches), num_masked_patches(num_patches, ratio)
     return np.sort(order[num:]), np.sort(order[:num])
 
@@ -55,11 +41,11 @@ def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tu
 def mask_tokens(
     is_special_T: np.ndarray, ratio: float, rng: np.random.Generator, word_T: np.ndarray | None = None
 ) -> np.ndarray:
-    """Sample the tokens to mask: bool (T,), True = masked; at least one unless ratio is 0; no special token.
+    """Sample the tokens to mask: bool (T,), True = masked; no special token.
 
-    word_T: the word of each token, int; words are then masked whole, in random order, so that the masked tokens make up
-    exactly the share (VLMo skips words that no longer fit, and often masks fewer). If no set of words reaches the share,
-    the largest sum below it is masked; if every word is longer, the shortest one.
+    At least one is masked, unless ratio is 0. word_T: the word of each token, int; words are then masked whole, in random
+    order, so that the masked tokens are exactly the share (VLMo skips words that no longer fit, and often masks fewer).
+    If no set of words reaches the share, the largest sum below it is masked; if every word is longer, the shortest one.
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
@@ -76,7 +62,10 @@ def mask_tokens(
 
 
 def _subset(sizes: list[int], total: int) -> list[int]:
-    """Return positions of sizes that sum to total, early ones first; else to the nearest sum below, else the least above."""
+    """Return positions of sizes that sum to total, early ones first.
+
+    If none do, they sum to the nearest number below, else to the least above.
+    """
     sums = [1]  # from the end, of the sizes from here on: bit n is set if some of them sum to n
     for size in reversed(sizes):
         sums.append(sums[-1] | sums[-1] << size)
@@ -91,7 +80,7 @@ def _subset(sizes: list[int], total: int) -> list[int]:
 
 
 def _positions(is_chosen_BT: Tensor) -> Tensor:
-    """Return which of the B·T tokens are chosen, int64 (M,), in order."""
+    """Return the positions of chosen tokens among B·T, int64 (M,), in order."""
     return is_chosen_BT.flatten().nonzero().squeeze(1)
 
 
@@ -107,17 +96,17 @@ class MaskedImages(ImageBatch):
 class MaskedTexts(TextBatch):
     """Texts with their masks."""
 
-    is_masked_BT: Tensor = each("is_masked_T", lambda values, pad_id, length: padded(values, False, length)[0].bool())
+    is_masked_BT: Tensor = each("is_masked_T", lambda masks, _, T: pad_ids(masks, False, T).bool())
     """True = masked."""
     masked_M: Tensor | None = each(
-        "is_masked_T", lambda values, _, length: _positions(padded(values, False, length)[0]), default=None
+        "is_masked_T", lambda values, _, size: _positions(pad_ids(values, False, size)), default=None
     )
     """The result of `places`, computed by the loader to avoid a GPU sync; None: `places` computes it."""
     num_targets: Tensor | None = None
     """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
 
     def places(self) -> Tensor:
-        """Return which of the B·T tokens are masked, int64 (M,), in order."""
+        """Return the positions of masked tokens among B·T, int64 (M,), in order."""
         return _positions(self.is_masked_BT) if self.masked_M is None else self.masked_M
 
     def targets(self) -> Tensor:
@@ -134,10 +123,10 @@ class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
         default=None,
     )
     """In evaluation: other pairs, whose images or texts are the negatives of these."""
-    draw_B3: Tensor | None = each("draw", stack_if_any, default=None)
+    draw_B3: Tensor | None = each("draw", stack, default=None)
     """float32 in [0, 1), per row, so that random choices do not depend on the number of processes."""
 
-    label_BL: Tensor | None = each("label_L", stack_if_any, default=None)
+    label_BL: Tensor | None = each("label_L", stack, default=None)
     """int64, hashes of labels that each row has or, negative, is known not to have; 0: padding."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
@@ -147,7 +136,10 @@ class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
 
 
 class BatchByMask(RowBatch):
-    """Pairs by which side is masked; within a part, each row has as many masked patches. None: no such rows."""
+    """Pairs by masked side: the image, the text or both; None: no rows.
+
+    Within a part, each row has the same number of masked patches.
+    """
 
     image: PairBatch | None = None
     text: PairBatch | None = None
@@ -167,18 +159,11 @@ MASKED: dict[str, type[RowBatch]] = {"image_text": PairBatch, "image": MaskedIma
 
 
 class MaskedPairs(RowDataset):
-    """Pairs with masks or, by data.modality, images only or texts only. Evaluation uses the first caption.
+    """Pairs with masks or, by data.modality, images only or texts only.
 
-    In evaluation each pair comes with a wrong partner: the pair half the data away or, if that shares a caption with it,
-    a random one.
+    Evaluation uses the first caption. There each pair comes with a wrong partner: the pair half the data away or, if that
+    shares a caption with it, a random one.
     """
-
-    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
-        super().__init__(sources, config, tokenizer, training=training)
-        if not training and config.data.modality == "image_text" and sum(map(len, sources)) <= FEW_PAIRS:
-            for _, source, row in eval_positions([len(source) for source in sources], FEW_PAIRS):
-                with contextlib.suppress(BadSampleError):  # a missing partner should stop the run before training
-                    self.load(0, source, row)
 
     @classmethod
     def kind_of(cls, config: Config) -> str:
@@ -186,17 +171,19 @@ class MaskedPairs(RowDataset):
         return KINDS[config.data.modality]
 
     def notes(self) -> list[str]:
-        """Return a remark if rows have several texts, of which evaluation masks the first only."""
-        if self.config.data.modality == "image" or not getattr(self.config.task, "mlm_weight", 0):
-            return []
-        probed = eval_rows([source for source in self.sources if not is_generated(source)], NUM_PROBED)
-        if not any(len(row.texts) > 1 for row in probed):
-            return []
-        what = "text of each row" if self.config.data.modality == "text" else "caption of each image"
-        return [f"evaluation masks words of the first {what} only, training those of any"]
+        """Return a remark if rows have several texts: evaluation masks the first only."""
+        modality, has_words = self.config.data.modality, getattr(self.config.task, "mlm_weight", 0)
+        own = [source for source in self.sources if not is_generated(source)]
+        probed = eval_rows(own, NUM_PROBED) if has_words and modality != "image" else []
+        what = "text of each row" if modality == "text" else "caption of each image"
+        note = f"evaluation masks words of the first {what} only, training those of any"
+        return [note] if any(len(row.texts) > 1 for row in probed) else []
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
-        """Return one pair, image or text; in evaluation a pair with its wrong partner. Raises BadSampleError."""
+        """Return one pair, image or text. Raises BadSampleError.
+
+        In evaluation a pair comes with its wrong partner.
+        """
         sample = super().load(epoch, source, row)
         if not self.training and sample.batch is PairBatch:
             sample.wrong = self._wrong_partner(epoch, source, row)
@@ -208,7 +195,10 @@ class MaskedPairs(RowDataset):
         return self.masked(row, self.config.data.modality, task.image_mask_ratio, task.text_mask_ratio, rng)
 
     def masked(self, row: Record, shown: str, image_ratio: float, text_ratio: float, rng: np.random.Generator) -> Sample:
-        """Return the part of a row that `shown` names, one of MASKED, masked by these ratios. Raises BadSampleError."""
+        """Return a row, masked by these ratios. Raises BadSampleError.
+
+        shown: the part of the row to return, one of MASKED.
+        """
         sizes, task = self.config.input, cast(MaskedSignalConfig, self.config.task)
         sample = Sample(batch=MASKED[shown], where=row.where)
         number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
@@ -231,10 +221,9 @@ class MaskedPairs(RowDataset):
         num_rows = len(self.sources[source])
         captions = set(self.sources[source][row].captions)
         rng = generator(self.seed, PARTNER, source, row)
-        others = [(source, (row + num_rows // 2) % num_rows)]
-        for other in rng.integers(len(self.sources), size=MAX_PARTNERS).tolist():
-            others.append((other, int(rng.integers(len(self.sources[other])))))
-        for other, other_row in others:
+        picks = rng.integers(len(self.sources), size=MAX_PARTNERS).tolist()
+        random_rows = ((other, int(rng.integers(len(self.sources[other])))) for other in picks)
+        for other, other_row in ((source, (row + num_rows // 2) % num_rows), *random_rows):
             with contextlib.suppress(BadSampleError):
                 if captions.isdisjoint(self.sources[other][other_row].captions):
                     return super().load(epoch, other, other_row)
@@ -244,9 +233,9 @@ class MaskedPairs(RowDataset):
 
 
 def label_hashes(row: ImageText) -> np.ndarray:
-    """Return hashes of a row's labels, negative for absent ones, int64 (MAX_LABELS,), padded with 0.
+    """Return hashes of a row's labels, negative if absent, int64 (MAX_LABELS,).
 
-    Raises BadSampleError for none or too many.
+    They are padded with 0. Raises BadSampleError for none or too many.
     """
     if not 0 < (number := len(row.labels) + len(row.absent)) <= MAX_LABELS:
         raise BadSampleError(row.where, f"{number or 'no'} labels, but task.itc_targets semantic needs 1 to {MAX_LABELS}")

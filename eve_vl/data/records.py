@@ -1,4 +1,4 @@
-"""Images and parts of them, the base of all records, sources of rows, and what data needs to know of generators.
+"""Images and crops, the base of all records, sources of rows, generators.
 
 A `Source` is a random-access sequence of rows. Opening one is cheap: it builds an index and reads no image. Reading
 row i touches only row i, so shuffling is exact and a resumed run needs no replay.
@@ -6,6 +6,7 @@ row i touches only row i, so shuffling is exact and a resumed run needs no repla
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,10 @@ class ImagePixels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageDrawing:
-    """A synthetic image, drawn when its pixels are read. has_sides: mirroring would make its captions false."""
+    """A synthetic image, drawn when its pixels are read.
+
+    has_sides: mirroring would make its captions false.
+    """
 
     draw: Callable[[], np.ndarray]
     has_sides: bool = False
@@ -101,7 +105,7 @@ def whole_box(height: int, width: int) -> Box:
 
 
 def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
-    """Sample a box that covers `scale` of the image, with an aspect ratio from 3/4 to 4/3.
+    """Sample a box that covers `scale` of an image; its aspect ratio is 3/4 to 4/3.
 
     Like torchvision's RandomResizedCrop, it falls back to the centre after ten failed attempts.
     """
@@ -117,10 +121,10 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crop:
-    """The box that `choose` returns for (height, width), resized (bicubic) to a square of `size` pixels.
+    """A box of an image, resized (bicubic) to a square of `size` pixels.
 
-    The box is chosen before EXIF rotates the image. A JPEG is decoded at a smaller size if the box keeps `sharpness`
-    pixels per pixel of the square.
+    choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A JPEG is decoded at
+    a smaller size if the box keeps `sharpness` pixels per pixel of the square.
     """
 
     size: int
@@ -128,11 +132,17 @@ class Crop:
     sharpness: float = 1.0
 
     def divisor(self, box: Box) -> int:
-        """Return the largest divisor for the sides of the image, among those that libjpeg-turbo has fast code for."""
+        """Return the largest divisor for the sides of the image.
+
+        libjpeg-turbo has fast code for these divisors.
+        """
         return next((divisor for divisor in (8, 4, 2) if min(box[2:]) >= divisor * self.sharpness * self.size), 1)
 
     def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
-        """Return uint8 (3, size, size) from an image whose sides were divided; a box of the right size stays."""
+        """Return uint8 (3, size, size) from an image whose sides were divided.
+
+        A box of the right size stays.
+        """
         top, left, height, width = box
         rows = slice(top // divisor, -(-(top + height) // divisor))
         columns = slice(left // divisor, -(-(left + width) // divisor))
@@ -156,16 +166,16 @@ def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float
 
 
 def to_tensor(image: Unencoded, crop: Crop | None = None) -> Tensor:
-    """Return the pixels of an image in memory, or a crop of them, as uint8 (3, height, width)."""
+    """Return an image in memory, or a crop of it, as uint8 (3, height, width)."""
     pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)  # in memory the channels stay last
     return crop(pixels) if crop else pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One row of any kind; each kind is a subclass in data/kinds. Generic code uses `images` and `texts`.
+    """One row of any kind; each kind is a subclass in data/kinds.
 
-    where: the row's name in messages, e.g. `train.jsonl:17`.
+    Generic code uses `images` and `texts`. where: the row's name in messages, e.g. `train.jsonl:17`.
     """
 
     KIND: ClassVar[str]
@@ -195,7 +205,7 @@ Row_co = TypeVar("Row_co", bound=Record, covariant=True)
 
 
 class Source(Protocol[Row_co]):
-    """A random-access set of rows. `source[i]` raises BadSampleError if row i is unusable."""
+    """A random-access set of rows; unusable rows raise BadSampleError."""
 
     def __len__(self) -> int: ...
 
@@ -213,18 +223,62 @@ def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) ->
             yield index, source[index]
 
 
+def image_key(image: ImageRef, where: str) -> int:
+    """Return a 64-bit hash that identifies an image without decoding it.
+
+    A generated image is identified by its row, `where`.
+    """
+    match image:
+        case ImageFile(path=path):
+            name = str(path)
+        case ImageSpan(path=path, offset=offset):
+            name = f"{path}:{offset}"
+        case ImageBytes(data=data):
+            return hash_of(data)
+        case _:
+            name = where
+    return hash_of(name.encode(errors="surrogatepass"))
+
+
+def row_name(row: Record) -> str:
+    """Return a row's unique name: its place, and a hash of its content.
+
+    Files may share a name.
+    """
+    values = (getattr(row, field.name) for field in dataclasses.fields(row))
+    held = [image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
+    return f"{row.where} {hash_of(repr(held).encode()):x}"
+
+
+def row_keys(row: Record) -> tuple[int, ...]:
+    """Return 64-bit hashes of a row's images or, without images, its texts.
+
+    Training and validation share none.
+    """
+    keys = tuple(image_key(image, row.where) for image in row.images)
+    return keys or tuple(hash_of(text.encode()) for text in row.texts)
+
+
+def hash_of(data: bytes) -> int:
+    """Return a signed 64-bit hash of some bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
+
+
 # Generators: sources of rows that code makes. Their module is found by name in config.training.GENERATORS and has
 # `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (evaluation/zero_shot.py).
 
 
 class GeneratedSource:
-    """Base class of sources whose rows are generated. Two with equal settings are equal."""
+    """Base class of generated sources; two with equal settings are equal."""
 
     ANSWERS: ClassVar[tuple[str, ...]] = ()
     """The closed list of answers, for questions."""
 
     def true_captions(self, index: int) -> list[str] | None:
-        """Return every caption that is true of a row's image, its own included; None: only its own are known."""
+        """Return every caption that is true of a row's image, its own included.
+
+        None: only its own are known.
+        """
         return None
 
     def distractors(self, index: int) -> list[str]:

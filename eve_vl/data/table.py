@@ -1,10 +1,9 @@
-"""Tables: a form on disk yields the fields of each row, the columns of a kind turn them into a typed record."""
+"""Tables: the fields of each row become a typed record of its kind."""
 
-import contextlib
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,27 +21,27 @@ MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 NUM_PROBED = 16  # rows read on opening, to catch a wrong column or image root before a run starts
 Fields = Mapping[str, object]
-NamedRow = tuple[str, Fields | str]
+Row = tuple[str, Fields | str]
 """Name of a row, and its fields or the reason why it has none."""
 
-# Values of fields
+# Values of fields: each function raises ValueError with the reason, to which Table adds the row
 
 
 def where_row(path: Path, index: int) -> str:
-    """Name row `index` of a file whose rows are not lines, counted from 1: `train.parquet row 17`."""
+    """Name row `index` of a file whose rows are not lines: `train.json row 17`."""
     return f"{path.name} row {index + 1}"
 
 
 def first_of(fields: Fields, names: Sequence[str]) -> object:
-    """Return the first of the fields `names` that is not missing, null or blank, else None."""
+    """Return the first of some fields that is not missing, null or blank, else None."""
     present = (value for value in map(fields.get, names) if value is not None)
     return next((value for value in present if not isinstance(value, str) or value.strip()), None)
 
 
-def field(row: Fields, name: str, where: str) -> object:
-    """Return `row[name]`. Raises BadSampleError that lists the fields."""
+def field(row: Fields, name: str) -> object:
+    """Return `row[name]`. Raises ValueError that lists the fields."""
     if name not in row:
-        raise BadSampleError(where, no_field(row, name))
+        raise ValueError(no_field(row, name))
     return row[name]
 
 
@@ -51,127 +50,114 @@ def no_field(row: Fields, name: str) -> str:
     return f"no field '{name}' (fields: {', '.join(map(str, row)) or 'none'})"
 
 
-def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | str:
-    """Return the first of the fields `names`, else the row number. Raises BadSampleError."""
+def row_id(fields: Fields, names: Sequence[str], row: int) -> int | str:
+    """Return the first of some fields, else the row number. Raises ValueError."""
     value = first_of(fields, names)
     if value is None:
         return row
     if not isinstance(value, int | str) or isinstance(value, bool):
-        raise BadSampleError(where, f"{names[0]} is {type(value).__name__}, expected a whole number or text")
-    return _valid_unicode(value, names[0], where) if isinstance(value, str) else value
+        raise ValueError(f"{names[0]} is {type(value).__name__}, expected a whole number or text")
+    return _valid_unicode(value, names[0]) if isinstance(value, str) else value
 
 
-def image_ref(value: object, root: Path, where: str) -> ImageRef:
-    """Return the image of a field: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
+def image_ref(value: object, root: Path) -> ImageRef:
+    """Return the image of a field: a path, bytes, or Hugging Face's struct of both.
+
+    Raises ValueError.
+    """
     if isinstance(value, ImageRef):
         return value
     if isinstance(value, dict):  # bytes if the image is embedded, otherwise the path
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    return ImageBytes(data=value) if isinstance(value, bytes) else _image_file(value, root, where)
+    return ImageBytes(data=value) if isinstance(value, bytes) else _image_file(value, root)
 
 
-def _image_file(value: object, root: Path, where: str) -> ImageFile:
+def _image_file(value: object, root: Path) -> ImageFile:
     """Return the image at path `value`, relative to the absolute folder `root`.
 
-    Raises BadSampleError if it is no path or leaves `root`. The check reads no disk: links are the owner's choice,
+    Raises ValueError if it is no path or leaves `root`. The check reads no disk: links are the owner's choice,
     `..` and absolute paths in a downloaded table are not.
     """
     if not isinstance(value, str):
-        raise BadSampleError(where, "image is " + ("missing" if value is None else f"{type(value).__name__}, expected a path"))
+        raise ValueError("image is " + ("missing" if value is None else f"{type(value).__name__}, expected a path"))
     if not value.strip():
-        raise BadSampleError(where, "image path is empty")
+        raise ValueError("image path is empty")
     if value.startswith(("http://", "https://")):
-        raise BadSampleError(where, f"image is a web address ({value[:80]}); download the images first")
+        raise ValueError(f"image is a web address ({value[:80]}); download the images first")
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
-        raise BadSampleError(where, f"image path '{value}' leaves {root}; name the images' folder: --data.image-root")
+        raise ValueError(f"image path '{value}' leaves {root}; name the images' folder: --data.image-root")
     return ImageFile(path=path)
 
 
-def find_image(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
-    """Return image `name` from the first of `folders` below `root` that has it. Raises BadSampleError."""
+def find_image(name: str, root: Path, folders: Sequence[str]) -> ImageFile:
+    """Return an image from the first of some folders that has it. Raises ValueError.
+
+    folders: relative to `root`.
+    """
     for folder in folders:
-        image = _image_file(str(Path(folder) / name), root, where)
+        image = _image_file(str(Path(folder) / name), root)
         if is_file(image.path):
             return image
     inside = ", ".join(filter(None, folders))
     places = f"{root} or in its {inside}" if inside else f"{root}"
-    raise BadSampleError(where, f"no image {name} in {places}; name their folder: --data.image-root")
+    raise ValueError(f"no image {name} in {places}; name their folder: --data.image-root")
 
 
-def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
-    """Return the texts of a field, one text or a list: stripped, without those that show nothing; none if it is null.
+def to_texts(value: object, name: str) -> tuple[str, ...]:
+    """Return the texts of a field, one text or a list; none if it is null.
 
-    name: what messages call the field. Raises BadSampleError if one is not text or has more than MAX_CAPTION_WORDS words.
+    They are stripped, without those that show nothing. name: what messages call the field. Raises ValueError if one
+    is not text or has more than MAX_CAPTION_WORDS words.
     """
     kept = []
     for text in value if isinstance(value, list) else [] if value is None else [value]:
         if not isinstance(text, str):
-            raise BadSampleError(where, f"{name} is {type(text).__name__}, expected text")
+            raise ValueError(f"{name} is {type(text).__name__}, expected text")
         num_words = len(text.split())
         if num_words > MAX_CAPTION_WORDS:
-            raise BadSampleError(where, f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
-        if any(letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name, where)):
+            raise ValueError(f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
+        if any(letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name)):
             kept.append(text.strip())
     return tuple(kept)
 
 
-def _valid_unicode(text: str, name: str, where: str) -> str:
-    """Return a text that UTF-8 can encode. Raises BadSampleError, e.g. for JSON that was cut within an emoji's escape."""
+def _valid_unicode(text: str, name: str) -> str:
+    """Return a text that UTF-8 can encode. Raises ValueError.
+
+    JSON that was cut within an emoji's escape has half a pair.
+    """
     if not file_io.is_text(text):
-        raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
+        raise ValueError(f"{name} is not valid Unicode (it has half of a surrogate pair)")
     return text
 
 
-def to_some_texts(value: object, name: str, where: str) -> tuple[str, ...]:
-    """Return the texts of a field, at least one. Raises BadSampleError."""
-    texts = to_texts(value, name, where)
+def to_some_texts(value: object, name: str) -> tuple[str, ...]:
+    """Return the texts of a field, at least one. Raises ValueError."""
+    texts = to_texts(value, name)
     if not texts:
-        raise BadSampleError(where, f"{name} is {'missing' if value is None else 'empty'}")
+        raise ValueError(f"{name} is {'missing' if value is None else 'empty'}")
     return texts
 
 
-def to_text(value: object, name: str, where: str) -> str:
-    """Return the text of a field, neither missing nor blank. Raises BadSampleError."""
+def to_text(value: object, name: str) -> str:
+    """Return the text of a field, neither missing nor blank. Raises ValueError."""
     if isinstance(value, list):
-        raise BadSampleError(where, f"{name} is list, expected text")
-    return to_some_texts(value, name, where)[0]
-
-
-@contextlib.contextmanager
-def one_row(where: str, file: str = "") -> Iterator[None]:
-    """Turn read errors of one row into a BadSampleError. file: the faulty file, if `where` does not name it."""
-    try:
-        yield
-    except OSError as error:
-        raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise BadSampleError(where, f"{file}: {error}" if file else str(error)) from None
-
-
-def decode_text(data: bytes, where: str) -> str:
-    """Return UTF-8 text without its byte order mark. Raises BadSampleError."""
-    with one_row(where):
-        return file_io.decode_text(data)
-
-
-def parse_object(data: bytes, where: str) -> dict[str, object]:
-    """Return one JSON object. Raises BadSampleError."""
-    with one_row(where):
-        return file_io.require_type(file_io.parse_json(data.rstrip()), dict)
+        raise ValueError(f"{name} is list, expected text")
+    return to_some_texts(value, name)[0]
 
 
 def is_file(path: Path) -> bool:
-    """Return whether an ordinary file exists; False for a name that cannot be one, e.g. one too long."""
+    """Return whether an ordinary file exists; False for an impossible name."""
     return os.path.isfile(path)  # noqa: PTH113 (pathlib raises for some of these)
 
 
 @dataclass(frozen=True, slots=True)
 class PackedStrings:
-    """An immutable list of texts in two arrays: `blob` (uint8, all UTF-8 bytes) and `ends` (int64, starting with 0).
+    """An immutable list of texts in two arrays.
 
-    Forked loader workers would copy millions of Python strings page by page, because reference counts change. Two
-    arrays stay shared.
+    `blob` (uint8) has all UTF-8 bytes, `ends` (int64) starts with 0. Forked loader workers would copy millions of
+    Python strings page by page, because reference counts change. Two arrays stay shared.
     """
 
     blob: np.ndarray
@@ -198,7 +184,10 @@ class PackedStrings:
 
 @dataclass(frozen=True, kw_only=True)
 class RowColumns(ABC):
-    """The columns that rows of one kind need, and how they become a record. Each kind is a subclass."""
+    """The columns that rows of one kind need, and how they become a record.
+
+    Each kind is a subclass.
+    """
 
     DESCRIPTION: ClassVar[str]
     """What people call these rows."""
@@ -241,9 +230,15 @@ class RowColumns(ABC):
 
     @classmethod
     def pick(cls, table: "Table", given: Mapping[str, str | None]) -> Self:
-        """Pick the columns of a table; `given` are those that the user names. Raises UserError."""
+        """Pick the columns of a table. Raises UserError.
+
+        given: those that the user names.
+        """
         options = ("image", "text", "label")
         images, texts, labels = (cls.pick_some(table, name, given[name]) if name in cls.USUAL else () for name in options)
+        if not images and not texts:
+            advice = "Name one with --data.image-column or --data.text-column"
+            raise table.lacks("none of its columns is a usual one of images or texts", advice)
         return cls(images=images, texts=texts, labels=labels, folders=table.image_folders)
 
     @classmethod
@@ -256,16 +251,22 @@ class RowColumns(ABC):
 
     @abstractmethod
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Any:
-        """Return the typed record of row number `row`, with images below `root`. Raises BadSampleError."""
+        """Return the typed record of a row. Raises ValueError or OSError.
 
-    def image(self, fields: Fields, root: Path, where: str) -> ImageRef:
-        """Return the image of a row. Raises BadSampleError."""
-        value = field(fields, self.images[0], where)
-        return find_image(str(value), root, self.folders, where) if self.folders else image_ref(value, root, where)
+        root: parent of its images. row: its number.
+        """
+
+    def image(self, fields: Fields, root: Path) -> ImageRef:
+        """Return the image of a row. Raises ValueError."""
+        value = field(fields, self.images[0])
+        return find_image(str(value), root, self.folders) if self.folders else image_ref(value, root)
 
 
 class Table(ABC):
-    """One form on disk. Opening it finds the columns; `select` must be called before the first row is read."""
+    """Rows of one form on disk.
+
+    Its constructor finds the columns; `open` makes it a source of typed records.
+    """
 
     path: Path
     names: Sequence[str]
@@ -280,12 +281,52 @@ class Table(ABC):
     """The default kind of a layout that fits several."""
     image_folders: tuple[str, ...] = ()
     """Where below the image root to find images given by file name only."""
-    notes: Sequence[str] = ()
-    """Remarks on files that belong to no row."""
 
     def select(self, columns: RowColumns) -> None:
         """Prepare to read these columns and no others. Raises UserError."""
         self.wanted, self.optional = columns.used, columns.optional
+
+    def open(self, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True) -> Self:
+        """Select the columns and return the table, a source of records.
+
+        must_be_usable: raise UserError if none of the first rows is usable.
+        """
+        self.select(columns)
+        self.columns, self.image_root = columns, image_root
+        problems = []
+        for index in range(min(len(self), NUM_PROBED) if must_be_usable else 0):
+            try:
+                images = self[index].images
+            except BadSampleError as error:
+                problems.append(error)
+                continue
+            if image_root is not None and any(isinstance(image, ImageBytes) for image in images):
+                raise UserError(f"{self.path}: holds the images themselves; leave out --data.image-root")
+            missing = [image.path for image in images if isinstance(image, ImageFile) and not is_file(image.path)]
+            if not missing:
+                return self
+            problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
+        if problems:
+            raise UserError(f"{self.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
+        return self
+
+    def __getitem__(self, index: int, /) -> Any:
+        index = range(len(self))[index]
+        where = printable(self.where(index))
+        try:
+            return self.columns.record(self.fields(index), root=self.root(index), where=where, row=index)
+        except OSError as error:
+            raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise BadSampleError(where, str(error)) from None
+
+    def name(self, index: int) -> str:
+        """Return a row's name that is unique over all sources: `where` with its folder."""
+        return str(self.folder(index) / printable(self.where(index)))
+
+    def root(self, index: int) -> Path:
+        """Return the folder that a row's image paths are relative to."""
+        return self.folder(index) if self.image_root is None else self.image_root
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -307,8 +348,8 @@ class Table(ABC):
         return None
 
     @abstractmethod
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the fields of a row. Raises BadSampleError."""
+    def fields(self, index: int) -> Fields:
+        """Return the fields of a row. Raises ValueError or OSError."""
 
     def column(self, given: str | None, usual: Sequence[str], role: str, option: str) -> str:
         """Return the column `given`, or by default the first usual one.
@@ -316,9 +357,8 @@ class Table(ABC):
         role: its purpose. option: its name on the command line. Raises UserError that lists the columns.
         """
         candidates = usual if given is None else [given]
-        for name in candidates:
-            if name in self.names:
-                return name
+        if found := next((name for name in candidates if name in self.names), None):
+            return found
         hint = next((f" ({hint})" for hint in (did_you_mean(name, self.names) for name in candidates) if hint), "")
         problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
         problem = problem if given is None else f"it has no column {given!r}"
@@ -327,51 +367,3 @@ class Table(ABC):
     def lacks(self, problem: str, advice: str) -> UserError:
         """Return the error of a table without a needed column; it lists the columns."""
         return UserError(f"{self.path}: {problem}. Its columns: {', '.join(self.names)}. {advice}")
-
-
-class TableSource:
-    """Rows of one kind from a table of any form."""
-
-    def __init__(self, table: Table, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True):
-        """Select the columns. must_be_usable: raise UserError if none of the first rows is usable."""
-        table.select(columns)
-        self._table, self._columns, self._root = table, columns, image_root
-        problems = []
-        for index in range(min(len(self), NUM_PROBED) if must_be_usable else 0):
-            try:
-                images = self[index].images
-            except BadSampleError as error:
-                problems.append(error)
-                continue
-            missing = [image.path for image in images if isinstance(image, ImageFile) and not is_file(image.path)]
-            if not missing:
-                return
-            problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
-        if problems:
-            raise UserError(f"{table.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Remarks on files that belong to no row."""
-        return self._table.notes
-
-    def name(self, index: int) -> str:
-        """Return a row's name that is unique over all sources: `where` with its folder."""
-        return str(self._table.folder(index) / printable(self._table.where(index)))
-
-    def root(self, index: int) -> Path:
-        """Return the folder that a row's image paths are relative to."""
-        return self._table.folder(index) if self._root is None else self._root
-
-    def image(self, index: int) -> ImageRef | None:
-        """Return a row's image if the kind has one and its place is known without reading the row, else None."""
-        return self._table.image(index) if self._columns.images else None
-
-    def __getitem__(self, index: int, /) -> Any:
-        index = range(len(self))[index]
-        where = printable(self._table.where(index))
-        fields = self._table.fields(index, where)
-        return self._columns.record(fields, root=self.root(index), where=where, row=index)

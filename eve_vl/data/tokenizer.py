@@ -1,4 +1,4 @@
-"""Text to token ids: a byte-level BPE trained here, or any tokenizer.json or BERT vocab.txt.
+"""Tokenizers: a byte-level BPE trained here, any tokenizer.json or BERT vocab.txt.
 
 Special ids always come from the tokenizer; no other file has such a number.
 """
@@ -18,7 +18,7 @@ from eve_vl.utils.console import CONSOLE
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, read_text
 
-MASK_TEXT = "[MASK]"  # how users write a masked word, whatever the tokenizer calls it
+MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
 PROBE = "a \N{SNOWMAN} zqxj " * 8
@@ -31,7 +31,7 @@ _WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that joins adjacent words; i
 
 
 class Tokenizer:
-    """A tokenizer with the three special tokens that masked modelling needs: padding, [CLS] and [MASK]."""
+    """A tokenizer with three special tokens: padding, [CLS] and [MASK]."""
 
     def __init__(self, backend: Backend, where: str):
         self.backend = backend
@@ -60,7 +60,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json, a BERT vocab.txt or a folder with one of them, as transformers saves it.
+        """Read a tokenizer.json, a BERT vocab.txt or a folder with one of them.
 
         Missing special tokens are `added`. Raises UserError if it is missing or broken.
         """
@@ -84,9 +84,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Collection[str], vocab_size: int) -> "Tokenizer":
-        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound.
+        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised.
 
-        No token has more than one ideograph: Chinese and Japanese have no spaces, and a whole caption would become one.
+        vocab_size: an upper bound. No token has more than one ideograph: Chinese and Japanese have no spaces, and a
+        whole caption would become one.
         """
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -103,9 +104,10 @@ class Tokenizer:
         return cls(backend, "the trained tokenizer")
 
     def clean_as_published(self, num_words: int) -> None:
-        """Clean every text first as the published EVE cleans captions; the tokenizer's file keeps this.
+        """Clean every text first as the published EVE cleans captions.
 
-        Lower case, no punctuation, - and / as spaces, single spaces, the first num_words words.
+        The tokenizer's file keeps this. Lower case, no punctuation, - and / as spaces, single spaces, the first
+        num_words words.
         """
         own = self.backend.normalizer
         cleaning = [
@@ -120,22 +122,29 @@ class Tokenizer:
         self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
 
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids, int64 (T,), T ≤ max_length, [CLS] first; and which are special, bool (T,)."""
+        """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,).
+
+        T ≤ max_length.
+        """
         encoding = self.backend.encode(text)
         return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
     def words(self, text: str, max_length: int) -> np.ndarray:
-        """Return the word of each token of `encode`, int64 (T,), as the tokenizer splits texts; -1: none."""
+        """Return the word of each token of `encode`, int64 (T,); -1: none.
+
+        Words are as the tokenizer splits texts.
+        """
         return np.array([-1 if word is None else word for word in self.backend.encode(text).word_ids[:max_length]])
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids and specials as `encode` does, with a mask token per "[MASK]" in the text; and which are masks.
+        """Return ids and specials as `encode` does, and which are masks.
 
-        A letter that the text does not have replaces each "[MASK]", so that the words around it are tokenised as usual.
+        Each "[MASK]" in the text becomes one mask token. A letter that the text does not have replaces each "[MASK]",
+        so that the words around it are tokenised as usual.
         """
         letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
-        beside = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
-        spaced = re.sub(beside, " ", text.replace(MASK_TEXT, letter))
+        adjacent = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
+        spaced = re.sub(adjacent, " ", text.replace(MASK_TEXT, letter))
         encoding = self.backend.encode(spaced)
         tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
@@ -154,7 +163,7 @@ class Tokenizer:
         return np.array(ids), np.array(special, dtype=bool), np.array(is_masked)
 
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
-        """Return the first character and the end of each token of `encode`; empty spans for special ones."""
+        """Return the characters of each token of `encode`: first and end; special: empty."""
         encoding = self.backend.encode(text)
         tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
         return [(0, 0) if special else span for span, special in tokens][:max_length]

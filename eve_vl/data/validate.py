@@ -1,25 +1,21 @@
-"""Validation of a source before a run depends on it: broken rows, conversions, statistics (`eve data check`)."""
+"""Validation of a source (`eve data check`): broken rows, conversions, statistics."""
 
-import dataclasses
 import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from eve_vl.data.dataset import decode, hash_of
 from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
-from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded
+from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, hash_of, to_tensor
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
-CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
 NUM_SHOWN = 10  # frequent answers or labels
 ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
 
@@ -27,88 +23,7 @@ SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_questi
 TALLIES = ("formats", "conversions", "answer_types", "labels")
 
 Require = Callable[[Record], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """Minimum, median and maximum of some counts."""
-
-    min: int
-    median: float
-    max: int
-
-    def __str__(self) -> str:
-        return f"{self.min} / {self.median:g} / {self.max}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """The result of `check_source`. Spreads are None if there is nothing to count.
-
-    A text is a caption, question, statement or plain text. Fields that a kind of rows lacks are 0, None or empty.
-    """
-
-    kind: str
-    rows: int
-    usable: int
-    broken: tuple[BadSampleError, ...]
-    """Rows that training would skip, and the reasons."""
-    width: Spread | None
-    height: Spread | None
-    """In pixels, after EXIF rotation."""
-    formats: dict[str, int]
-    conversions: dict[str, int]
-    """Number of images by kind of conversion."""
-    texts: int
-    texts_per_row: Spread | None
-    text_words: Spread | None
-    duplicate_images: int
-    """Images equal to an earlier one byte for byte."""
-    duplicate_texts: int
-    duplicate_ids: int
-    """Questions or statements with the id of an earlier one."""
-    answers_per_question: Spread | None
-    answer_types: dict[str, int]
-    """Number of questions by type; "": none."""
-    distinct_answers: int
-    top_answers: dict[str, int]
-    """The most frequent answers as given."""
-    labels: dict[str, int]
-    """Number of rows by label (True, False) or class; rows without one count as "kept back"."""
-    notes: tuple[str, ...] = ()
-    """Remarks on content that is in no row, such as captions without an image."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return dataclasses.asdict(self) | {"broken": [{"where": row.where, "reason": row.reason} for row in self.broken]}
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        texts = self.kind if self.kind in (CAPTIONS, QUESTIONS, STATEMENTS) else "texts"
-        has_images, has_texts = (found or not self.usable for found in (self.formats, self.texts))
-        is_of_questions = self.kind == QUESTIONS
-        table = [
-            (True, "rows", self.rows),
-            (True, "usable", self.usable),
-            (True, "broken", len(self.broken)),
-            (has_images, "width in pixels", f"{self.width or '-'}   (min / median / max)"),
-            (has_images, "height in pixels", self.height or "-"),
-            (has_images, "formats", _shown(self.formats)),
-            (has_images, "converted", _shown(self.conversions)),
-            (has_images, "repeated images", self.duplicate_images),
-            (has_texts, texts, self.texts),
-            (has_texts, f"words per {texts[:-1]}", self.text_words or "-"),
-            (has_texts, f"repeated {texts}", self.duplicate_texts),
-            (self.kind == CAPTIONS, "captions per image", self.texts_per_row or "-"),
-            (is_of_questions, "answers each", self.answers_per_question or "-"),
-            (is_of_questions, "answer types", _shown({name or "none": count for name, count in self.answer_types.items()})),
-            (is_of_questions, "distinct answers", self.distinct_answers),
-            (is_of_questions, "frequent answers", _shown(self.top_answers)),
-            (self.kind in (QUESTIONS, STATEMENTS), "repeated ids", self.duplicate_ids),
-            (self.labels, "labels", _shown(self.labels)),
-        ]
-        broken = [f"broken: {row}" for row in self.broken]
-        return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken + [*self.notes]
+Report = dict[str, Any]
 
 
 class _Facts(Dataset[list[Fact] | BadSampleError]):
@@ -137,7 +52,7 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     if isinstance(image, Unencoded):
         drawn = ImagePixels(pixels=image.pixels)  # draw only once
-        data, decoded = drawn.pixels.tobytes(), DecodedImage(pixels=decode(drawn, where), format="pixels", conversions=())
+        data, decoded = drawn.pixels.tobytes(), DecodedImage(pixels=to_tensor(drawn), format="pixels", conversions=())
     else:
         data = read_image(image, where)
         decoded = decode_bytes(data, where)
@@ -147,10 +62,15 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
 
 
 def check_source(source: Source, *, require: Require | None = None, num_workers: int | None = None) -> Report:
-    """Read every row, decode its images, and return a report.
+    """Read every row, decode its images, and return counts as JSON values, by name.
+
+    A text is a caption, question, statement or plain text. `width` and `height` are in pixels, after EXIF rotation, and
+    have min, median and max, or are None; `broken` has the rows that training would skip, in their order, with the
+    reasons; `conversions` is the number of images by kind of conversion; `duplicate_images` are equal to an earlier one
+    byte for byte; `labels` counts rows without one as "kept back".
 
     require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
-    rows. `Report.broken` keeps the order of rows. A terminal shows a progress bar.
+    rows. A terminal shows a progress bar.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
@@ -167,25 +87,57 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
             for name, value in row:
                 counts[name][value] += 1
     usable = counts["kind"].total()
-    of_facts: dict[str, Any] = {name: _spread(counts[name]) for name in SPREADS}
-    of_facts |= {name: dict(counts[name].most_common()) for name in TALLIES}
-    of_facts |= {f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")}
-    return Report(
-        kind=next(iter(counts["kind"]), CAPTIONS),
-        rows=usable + len(broken),
-        usable=usable,
-        broken=tuple(broken),
-        texts=counts["text"].total(),
-        distinct_answers=len(counts["answer"]),
-        top_answers=dict(counts["answer"].most_common(NUM_SHOWN)),
-        notes=tuple(getattr(source, "notes", ())),
-        **of_facts,
-    )
+    return {
+        "kind": next(iter(counts["kind"]), "captions"),
+        "rows": usable + len(broken),
+        "usable": usable,
+        "broken": [{"where": row.where, "reason": row.reason} for row in broken],
+        "texts": counts["text"].total(),
+        "distinct_answers": len(counts["answer"]),
+        "top_answers": dict(counts["answer"].most_common(NUM_SHOWN)),
+        **{name: _spread(counts[name]) for name in SPREADS},
+        **{name: dict(counts[name].most_common()) for name in TALLIES},
+        **{f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")},
+    }
 
 
-def _spread(counts: Counter[int]) -> Spread | None:
+def _spread(counts: Counter[int]) -> dict[str, float] | None:
     values = list(counts.elements())
-    return Spread(min=min(values), median=float(np.median(values)), max=max(values)) if values else None
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)} if values else None
+
+
+def report_lines(report: Report) -> list[str]:
+    """Return the result of `check_source` as lines of text."""
+    kind, spreads = report["kind"], {}
+    for name in SPREADS:
+        spread = report[name]
+        spreads[name] = f"{spread['min']} / {spread['median']:g} / {spread['max']}" if spread else "-"
+    texts = kind if kind in ("captions", "questions", "statements") else "texts"
+    has_images, has_texts = (bool(report[name]) or not report["usable"] for name in ("formats", "texts"))
+    is_of_questions = kind == "questions"
+    answer_types = {name or "none": count for name, count in report["answer_types"].items()}
+    table = [
+        (True, "rows", report["rows"]),
+        (True, "usable", report["usable"]),
+        (True, "broken", len(report["broken"])),
+        (has_images, "width in pixels", f"{spreads['width']}   (min / median / max)"),
+        (has_images, "height in pixels", spreads["height"]),
+        (has_images, "formats", _shown(report["formats"])),
+        (has_images, "converted", _shown(report["conversions"])),
+        (has_images, "repeated images", report["duplicate_images"]),
+        (has_texts, texts, report["texts"]),
+        (has_texts, f"words per {texts[:-1]}", spreads["text_words"]),
+        (has_texts, f"repeated {texts}", report["duplicate_texts"]),
+        (kind == "captions", "captions per image", spreads["texts_per_row"]),
+        (is_of_questions, "answers each", spreads["answers_per_question"]),
+        (is_of_questions, "answer types", _shown(answer_types)),
+        (is_of_questions, "distinct answers", report["distinct_answers"]),
+        (is_of_questions, "frequent answers", _shown(report["top_answers"])),
+        (kind in ("questions", "statements"), "repeated ids", report["duplicate_ids"]),
+        (report["labels"], "labels", _shown(report["labels"])),
+    ]
+    broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"]]
+    return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken
 
 
 def _shown(counts: dict[str, int]) -> str:

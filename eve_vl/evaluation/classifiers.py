@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig, generated
-from eve_vl.data.kinds.labels import LabelBatch
+from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch, QuestionRows
 from eve_vl.data.kinds.pairs import StatementBatch
-from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import usable_rows
 from eve_vl.data.tokenizer import Tokenizer

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig
-from eve_vl.data.dataset import hash_of
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.records import hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import NUM_SAMPLES_LOGGED, Baseline, Evaluated, Evaluator
 from eve_vl.metrics import masked_signal as metrics

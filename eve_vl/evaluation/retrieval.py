@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.dataset import hash_of
-from eve_vl.data.records import Source
+from eve_vl.data.records import Source, hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.evaluation.retrieval_set import (

@@ -25,14 +25,12 @@ from eve_vl.data.dataset import (
     decode,
     each,
     eval_positions,
-    image_key,
     normalize,
-    row_name,
     stack,
     unusable,
 )
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.records import Crop, GeneratedSource, Source, is_generated
+from eve_vl.data.records import Crop, GeneratedSource, Source, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask

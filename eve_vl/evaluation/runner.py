@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import HELD_OUT, Config, config_from_dict, generated
-from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_rows, generator, hash_of, row_keys
+from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_rows, generator
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.records import Source, hash_of, row_keys, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator, How, evaluator_of, with_settings
 from eve_vl.metrics import intervals

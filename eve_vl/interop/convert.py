@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eve_vl import builtin
 from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, TaskConfig, config_to_json
-from eve_vl.data.kinds.questions import read_answers
+from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import get_recipe, recipes

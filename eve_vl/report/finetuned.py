@@ -18,9 +18,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.data.dataset import ImageBatch, TextBatch, eval_rows
-from eve_vl.data.kinds.labels import LabelBatch
+from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch
 from eve_vl.data.kinds.pairs import ItemBatch, StatementBatch
-from eve_vl.data.kinds.questions import QuestionBatch
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics

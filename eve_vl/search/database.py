@@ -25,7 +25,7 @@ from eve_vl import __version__, builtin
 from eve_vl.config import DataConfig, generated
 from eve_vl.data.loader import open_sources
 from eve_vl.data.readers import absolute_spec
-from eve_vl.data.table import TableSource
+from eve_vl.data.table import Table
 from eve_vl.run.loading import LoadedRun
 from eve_vl.train.checkpoint import read_state
 from eve_vl.utils.errors import DamagedError, UserError
@@ -320,7 +320,7 @@ class OpenSource:
 
     spec: str
     reading: dict[str, Any]
-    source: TableSource
+    source: Table
 
     @classmethod
     def of(cls, spec: str, reading: dict[str, Any]) -> "OpenSource":
@@ -328,5 +328,5 @@ class OpenSource:
         if not is_text(spec):
             raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
-        assert isinstance(source, TableSource)  # generated rows have no place to find them again
+        assert isinstance(source, Table)  # generated rows have no place to find them again
         return cls(spec=spec, reading=reading, source=source)

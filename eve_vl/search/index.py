@@ -20,7 +20,7 @@ import numpy as np
 
 from eve_vl.data.decoding import read_image
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
-from eve_vl.data.table import TableSource
+from eve_vl.data.table import Table
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.loading import locked
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
@@ -340,7 +340,7 @@ class Index:
             raise BadSampleError(name, "is not the image that was indexed; update the index")
         return GivenImage(ref=ImageBytes(data=data), where=name)
 
-    def _source(self, spec: str) -> TableSource:
+    def _source(self, spec: str) -> Table:
         """Return an open source, for images without files of their own."""
         version, opened = self._opened
         if version != self.version:  # its rows may have changed

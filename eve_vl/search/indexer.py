@@ -27,7 +27,7 @@ from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImageRef, ImageSpan
-from eve_vl.data.table import TableSource
+from eve_vl.data.table import Table
 from eve_vl.search import nearest
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress
@@ -116,7 +116,7 @@ class PendingImage:
     pixels: Tensor | None = None
 
     @classmethod
-    def of(cls, source: TableSource, number: int, stat: Stat) -> "PendingImage":
+    def of(cls, source: Table, number: int, stat: Stat) -> "PendingImage":
         """Return a row before its image is read."""
         try:
             record = source[number]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.kinds.labels import LabelBatch, LabeledRows
-from eve_vl.data.kinds.questions import read_answers
+from eve_vl.data.kinds.labels import LabelBatch, LabeledRows, read_answers
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig
-from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.kinds.labels import QuestionBatch, QuestionRows, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize

@@ -1,12 +1,11 @@
-"""The kinds of rows. One file per kind holds its record, its columns in tables, its batch and its samples.
+"""The kinds of rows: each file has records, columns in tables, batches, samples.
 
 A new kind is one file here and one line in KINDS.
 """
 
 from eve_vl.data.kinds.captions import CaptionColumns, FindableColumns, ImageColumns, TextColumns
-from eve_vl.data.kinds.labels import LabelColumns
+from eve_vl.data.kinds.labels import LabelColumns, QuestionColumns
 from eve_vl.data.kinds.pairs import ItemColumns, StatementColumns
-from eve_vl.data.kinds.questions import QuestionColumns
 from eve_vl.data.table import RowColumns
 
 KINDS: dict[str, type[RowColumns]] = {

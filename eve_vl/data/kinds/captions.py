@@ -1,6 +1,6 @@
-"""Images with captions, images only, texts only, and images to index: records, columns, batch, samples."""
+"""Images with captions, images only, texts only, images to index."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from eve_vl.data.dataset import Batch, RowDataset, Sample, each, hash_of, image_key, stack
-from eve_vl.data.records import ImageRef, Record
+from eve_vl.data.dataset import Batch, RowDataset, Sample, each, stack
+from eve_vl.data.records import ImageRef, Record, hash_of, image_key
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
-from eve_vl.utils.errors import BadSampleError
 
 ABSENT_COLUMN = "absent_labels"
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
@@ -32,8 +31,8 @@ class ImageColumns(RowColumns):
     USUAL: ClassVar = {"image": IMAGE_COLUMNS}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageOnly:
-        """Return an image. Raises BadSampleError."""
-        return ImageOnly(image=self.image(fields, root, where), where=where)
+        """Return an image. Raises ValueError."""
+        return ImageOnly(image=self.image(fields, root), where=where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +50,10 @@ class TextColumns(RowColumns):
     USUAL: ClassVar = {"text": ("text", *TEXT_COLUMNS, "sentence")}
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> TextOnly:
-        """Return a text. Raises BadSampleError."""
-        texts = to_some_texts(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        """Return a text. Raises ValueError."""
+        texts = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
         if len(texts) != 1:
-            raise BadSampleError(where, f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
+            raise ValueError(f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
         return TextOnly(text=texts[0], where=where)
 
 
@@ -75,7 +74,7 @@ class ImageText(Record):
 
 
 class CaptionColumns(RowColumns):
-    """One image, one caption or a list of them, and perhaps its classes and the classes that it lacks."""
+    """One image, one or several captions, perhaps its classes and absent classes."""
 
     DESCRIPTION = "images with captions"
     TEXT_ROLE = "caption"
@@ -83,9 +82,9 @@ class CaptionColumns(RowColumns):
     OTHERS = ("labels", "label", ABSENT_COLUMN)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
-        """Return an image with its captions. Raises BadSampleError."""
-        image = self.image(fields, root, where)
-        captions = to_some_texts(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        """Return an image with its captions. Raises ValueError."""
+        image = self.image(fields, root)
+        captions = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
         present, absent = first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
         labels, absent = (
             tuple(str(label) for label in (given if isinstance(given, list) else [given]) if isinstance(label, int | str))
@@ -134,17 +133,12 @@ class IndexableImage(Record):
 
 
 class FindableColumns(RowColumns):
-    """One image, its captions, if any, and all other columns that hold a short text or a number."""
+    """One image, captions, if any, and other columns of short texts and numbers."""
 
     DESCRIPTION = "images to find"
     TEXT_ROLE = "caption"
     USUAL: ClassVar = CaptionColumns.USUAL
     OPTIONAL = ("text",)
-
-    @classmethod
-    def looks_like(cls, names: Sequence[str]) -> bool:
-        """Return False: this kind is never guessed."""
-        return False
 
     @classmethod
     def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
@@ -153,22 +147,22 @@ class FindableColumns(RowColumns):
         return replace(columns, optional=tuple(name for name in table.names if name not in columns.images))
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
-        """Return an image with captions and columns. Raises BadSampleError for the image only."""
-        image = self.image(fields, root, where)
+        """Return an image with captions and columns. Raises ValueError for the image only."""
+        image = self.image(fields, root)
         value, problem, captions = fields.get(self.texts[0]) if self.texts else None, None, ()
         try:
-            if isinstance(value, BadSampleError):
+            if isinstance(value, Exception):
                 raise value
-            captions = to_texts(value, self.TEXT_ROLE, where)
-        except BadSampleError as error:
-            problem = error.reason
+            captions = to_texts(value, self.TEXT_ROLE)
+        except ValueError as error:
+            problem = str(error)
         shown = {name: _short_text(value) for name, value in fields.items() if name not in (*self.images, *self.texts)}
         columns = {name: text for name, text in shown.items() if text is not None and name.isprintable()}
         return IndexableImage(image=image, captions=captions, columns=columns, problem=problem, where=where)
 
 
 def _short_text(value: object) -> str | None:
-    """Return a short text or number as text, booleans as in JSON; None for anything else."""
+    """Return a short text or number as text, else None; booleans as in JSON."""
     if not isinstance(value, str | int | float):
         return None
     text = str(value).lower() if isinstance(value, bool) else str(value)

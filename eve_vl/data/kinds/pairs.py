@@ -1,4 +1,4 @@
-"""Rows with two images, statements about both and pairs of items: records, columns, batches, samples."""
+"""Rows with two images: statements about both, pairs of items."""
 
 import re
 from collections.abc import Sequence
@@ -16,27 +16,15 @@ from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.records import Fact, ImageRef, Record, Source
 from eve_vl.data.table import Fields, RowColumns, Table, field, find_image, first_of, image_ref, row_id, to_text
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.errors import UserError
 
 STATEMENT_IDS = ("identifier", "id")
-LIST_COLUMN = "images"
-PAIR_COLUMNS = (
-    ("image_left", "image_right"),
-    ("left_image", "right_image"),
-    ("left", "right"),
-    ("image_0", "image_1"),
-    ("image0", "image1"),
-)
-TEXT_LIST_COLUMN = "captions"
-TEXT_PAIR_COLUMNS = tuple(
-    pair
-    for name in ("caption", "text", "title")
-    for pair in ((f"left_{name}", f"right_{name}"), (f"{name}_left", f"{name}_right"))
-)
-TWO_COLUMNS = {"image": (LIST_COLUMN, PAIR_COLUMNS), "text": (TEXT_LIST_COLUMN, TEXT_PAIR_COLUMNS)}
+SIDES = ("image_left/image_right", "left_image/right_image", "left/right", "image_0/image_1", "image0/image1")
+SIDES_OF = ("left_{0}/right_{0}", "{0}_left/{0}_right")
+TEXT_SIDES = tuple(sides.format(name) for name in ("caption", "text", "title") for sides in SIDES_OF)
+TWO_COLUMNS = {"image": ("images", *SIDES), "text": ("captions", *TEXT_SIDES)}
 """Usual columns of two images or of two texts: a list of both, or one for each."""
 DIRECTORY_COLUMN = "directory"
-NLVR2_COLUMNS = {"identifier", "sentence"}
 NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 SHOWN = ("image_text", "image", "text")
@@ -73,7 +61,7 @@ class StatementColumns(RowColumns):
     DESCRIPTION = "statements about two images"
     TEXT_ROLE = "statement"
     USUAL: ClassVar = {
-        "image": (LIST_COLUMN,),
+        "image": ("images",),
         "text": ("sentence", "statement", "caption"),
         "label": ("label", "labels", "answer"),
     }
@@ -87,7 +75,7 @@ class StatementColumns(RowColumns):
 
     @classmethod
     def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
-        """Pick the columns; for images a list, one for each, or none if NLVR2's identifiers name them."""
+        """Pick the columns; for images a list, one for each, or none in NLVR2's files."""
         if option != "image":
             return super().pick_some(table, option, given)
         if given is None and (columns := _image_columns(table.names)) is not None:
@@ -95,23 +83,20 @@ class StatementColumns(RowColumns):
         return _two_columns(table, option, given)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
-        """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""
-        statement = to_text(field(fields, self.texts[0], where), self.TEXT_ROLE, where)
-        identifier = str(row_id(fields, STATEMENT_IDS, row, where))
+        """Return a statement. Raises ValueError.
+
+        Its identifier is the row number if the table has none.
+        """
+        statement = to_text(field(fields, self.texts[0]), self.TEXT_ROLE)
+        identifier = str(row_id(fields, STATEMENT_IDS, row))
         parts = NLVR2_IDENTIFIER.fullmatch(identifier)
         if self.images:
-            left, right = (image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
+            left, right = (image_ref(value, root) for value in _two_values(fields, self.images, "images"))
         else:
-            left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root, where)
-        return ImagesStatement(
-            left=left,
-            right=right,
-            statement=statement,
-            label=_label(first_of(fields, self.labels), where),
-            identifier=identifier,
-            group=f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
-            where=where,
-        )
+            left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root)
+        label, group = _label(first_of(fields, self.labels)), f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement
+        texts = {"statement": statement, "identifier": identifier, "group": group, "where": where}
+        return ImagesStatement(left=left, right=right, label=label, **texts)
 
 
 class StatementBatch(Batch):
@@ -126,7 +111,10 @@ class StatementBatch(Batch):
 
 
 class StatementRows(RowDataset):
-    """Samples of statements. Groups need all rows of a source; a subset has none, and no consistency is reported."""
+    """Samples of statements.
+
+    Groups need all rows of a source. A subset has none, and no consistency is reported.
+    """
 
     kind, truth = "statements", "label"
 
@@ -162,17 +150,13 @@ class ItemPair(Record):
 
 
 class ItemColumns(RowColumns):
-    """Two items, each an image and a text, and, outside test sets, whether they are the same.
+    """Two items, each an image and a text; perhaps whether they are the same.
 
     images, texts: one column that lists both, or a column for each.
     """
 
     DESCRIPTION = "pairs of items"
-    USUAL: ClassVar = {
-        "image": (LIST_COLUMN,),
-        "text": (TEXT_LIST_COLUMN,),
-        "label": ("same", "label", "labels", "match"),
-    }
+    USUAL: ClassVar = {"image": ("images",), "text": ("captions",), "label": ("same", "label", "labels", "match")}
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -185,16 +169,16 @@ class ItemColumns(RowColumns):
         return _two_columns(table, option, given) if option in TWO_COLUMNS else super().pick_some(table, option, given)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:
-        """Return a pair of items. Raises BadSampleError."""
-        left, right = (image_ref(value, root, where) for value in _two_values(fields, self.images, "images", where))
-        texts = zip(self.texts * 2, _two_values(fields, self.texts, "texts", where), strict=False)
-        left_text, right_text = (to_text(value, name, where) for name, value in texts)
-        label = _label(first_of(fields, self.labels), where)
+        """Return a pair of items. Raises ValueError."""
+        left, right = (image_ref(value, root) for value in _two_values(fields, self.images, "images"))
+        texts = zip(self.texts * 2, _two_values(fields, self.texts, "texts"), strict=False)
+        left_text, right_text = (to_text(value, name) for name, value in texts)
+        label = _label(first_of(fields, self.labels))
         return ItemPair(left=left, right=right, captions=(left_text, right_text), label=label, where=where)
 
 
 class ItemBatch(Batch):
-    """Pairs of items: `images_BCHW` with `ids_BT` on the left, `right_BCHW` with `right_ids_BT`."""
+    """Pairs of items: `images_BCHW`, `ids_BT` and `right_BCHW`, `right_ids_BT`."""
 
     right_BCHW: Tensor = each("right", stack)
     """uint8, RGB."""
@@ -207,7 +191,10 @@ class ItemBatch(Batch):
 
 
 class ItemRows(RowDataset):
-    """Samples of pairs of items; with task.modality_dropout, training shows images only, texts only or both."""
+    """Samples of pairs of items.
+
+    With task.modality_dropout, training shows images only, texts only or both.
+    """
 
     kind, truth = "items", "label"
 
@@ -221,13 +208,13 @@ class ItemRows(RowDataset):
 
 
 def _usual_pair(option: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the usual column that lists two images or texts, or one for each; empty if there is none."""
-    listed, pairs = TWO_COLUMNS[option]
-    return (listed,) if listed in names else next((pair for pair in pairs if set(pair) <= set(names)), ())
+    """Return the usual column of two images or texts, or one for each, if any."""
+    usual = [tuple(columns.split("/")) for columns in TWO_COLUMNS[option]]
+    return next((columns for columns in usual if {*columns} <= {*names}), ())
 
 
 def _two_columns(table: Table, option: str, given: str | None) -> tuple[str, ...]:
-    """Return the column that lists two images or texts, or one for each. Raises UserError."""
+    """Return the column of two images or texts, or one for each. Raises UserError."""
     if given is not None:
         columns = given.split(",")
         if len(columns) > 2:
@@ -235,48 +222,51 @@ def _two_columns(table: Table, option: str, given: str | None) -> tuple[str, ...
         return tuple(table.column(name, (), option, option) for name in columns)
     if columns := _usual_pair(option, table.names):
         return columns
-    listed, pairs = TWO_COLUMNS[option]
-    what = "images" if option == "image" else "texts"
-    problem = f"none of its columns is a usual column of two {what} ({listed}; {', '.join('/'.join(pair) for pair in pairs)})"
+    listed, *sides = TWO_COLUMNS[option]
+    problem = f"none of its columns is a usual column of two {option}s ({listed}; {', '.join(sides)})"
     raise table.lacks(problem, f"Name them with --data.{option}-column: LIST or LEFT,RIGHT")
 
 
-def _two_values(fields: Fields, columns: tuple[str, ...], what: str, where: str) -> list[object]:
-    """Return the two images or texts of a row. Raises BadSampleError."""
-    values = [field(fields, name, where) for name in columns]
+def _two_values(fields: Fields, columns: tuple[str, ...], what: str) -> list[object]:
+    """Return the two images or texts of a row. Raises ValueError."""
+    values = [field(fields, name) for name in columns]
     if len(values) == 2:
         return values
     (both,) = values
     if not isinstance(both, list) or len(both) != 2:
         problem = f"lists {len(both)}" if isinstance(both, list) else f"is {type(both).__name__}"
-        raise BadSampleError(where, f"{columns[0]} {problem}, expected a list of two {what}")
+        raise ValueError(f"{columns[0]} {problem}, expected a list of two {what}")
     return both
 
 
 def _image_columns(names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the usual column that lists two images, one for each, or none for NLVR2's files; else None."""
+    """Return the usual column of two images, or one for each; none for NLVR2's files.
+
+    None: these are no columns of statements.
+    """
     pair = _usual_pair("image", names)
-    return pair if pair or set(names) >= NLVR2_COLUMNS else None
+    return pair if pair or {"identifier", "sentence"} <= {*names} else None
 
 
-def _nlvr2_images(identifier: str, directory: object, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
-    """Find the two images of a row of NLVR2's files, which name no path, in the usual folder layouts."""
+def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[ImageRef, ImageRef]:
+    """Find the two images of a row of NLVR2's files in the usual folder layouts.
+
+    The files name no path.
+    """
     parts = NLVR2_IDENTIFIER.fullmatch(identifier)
     if not parts:
-        raise BadSampleError(where, f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
+        raise ValueError(f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
     split, stem = parts[1], identifier.rpartition("-")[0]
     folders = [f"images/{split}", split, ""]
     if isinstance(directory, int | str) and str(directory).isalnum():  # only NLVR2's training images have directories
         folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
-    left, right = (find_image(f"{stem}-img{side}.png", root, folders, where) for side in (0, 1))
+    left, right = (find_image(f"{stem}-img{side}.png", root, folders) for side in (0, 1))
     return left, right
 
 
-def _label(value: object, where: str) -> bool | None:
-    if value is None:
-        return None
-    text = str(value).strip().lower() if isinstance(value, int | str) else ""
-    if text not in TRUTH:
+def _label(value: object) -> bool | None:
+    label = None if value is None else TRUTH.get(str(value).strip().lower())
+    if value is not None and (label is None or not isinstance(value, int | str)):
         shown = f"'{value[:80]}'" if isinstance(value, str) else f"{value}"
-        raise BadSampleError(where, f"label is {shown}, expected True or False")
-    return TRUTH[text]
+        raise ValueError(f"label is {shown}, expected True or False")
+    return label

@@ -1,8 +1,9 @@
-"""Readers of rows, by form on disk. `open_source` recognises the form from the path."""
+"""Readers of rows by form on disk, which `open_source` recognises from the path."""
 
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from eve_vl.data.readers.json_documents import json_table, refuse_parts
 from eve_vl.data.readers.medical import medical_table
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.records import Source
-from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table, TableSource
+from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
 from eve_vl.utils.file_io import expand_user, open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
-OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}
+OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable, "csv": CsvTable}
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -40,7 +41,10 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """The parts of a source's name: `PATH`, `QUESTIONS.json+ANNOTATIONS.json`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`."""
+    """The parts of a source's name.
+
+    A name is `PATH`, `QUESTIONS.json+ANNOTATIONS.json`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`.
+    """
 
     path: Path
     second: Path | None = None
@@ -48,7 +52,10 @@ class Spec:
 
 
 def parse_spec(spec: AnyPath) -> Spec:
-    """Return the parts of a source's name, paths made absolute. An existing path is never split."""
+    """Return the parts of a source's name, with absolute paths.
+
+    An existing path is never split.
+    """
     text = os.fspath(spec)
     path = absolute(Path(text))
     if not os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
@@ -62,7 +69,10 @@ def parse_spec(spec: AnyPath) -> Spec:
 
 
 def absolute_spec(spec: str) -> str:
-    """Return a source's name with its paths made absolute; `#split`, `+SECOND` and brace patterns stay."""
+    """Return a source's name with absolute paths.
+
+    `#split`, `+SECOND` and brace patterns stay.
+    """
     parts = parse_spec(spec)
     second = "" if parts.second is None else f"+{parts.second}"
     split = "" if parts.split is None else f"#{parts.split}"
@@ -70,23 +80,18 @@ def absolute_spec(spec: str) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """Return a path in a form that is comparable with others; links are only followed to remove `..`.
+    """Return a path in a form that is comparable with others.
 
-    Raises UserError if it is no path.
+    Links are only followed to remove `..`.
     """
-    try:
-        if b"\0" in os.fsencode(path):
-            raise ValueError("NUL character")
-        whole = expand_user(path).absolute()
-        if ".." not in whole.parts:
-            return whole
-        return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, half of a surrogate pair
-        raise UserError(f"{path}: is not the name of a file or folder ({getattr(error, 'strerror', None) or error})") from None
+    whole = expand_user(path).absolute()
+    if ".." not in whole.parts:
+        return whole
+    return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
 
 
 def expand(path: Path) -> list[Path]:
-    """Return the existing paths that `path`, perhaps a pattern such as `name-{0000..0099}.tar`, means."""
+    """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
     if path.exists():
         return [path]
     if "{" not in str(path):
@@ -113,7 +118,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def explain_missing(path: Path) -> str:
-    """Return a message that `path` does not exist, with its existing part and the nearest name."""
+    """Return the message of a missing path: its existing part, the nearest name."""
     folder = next(parent for parent in path.parents if parent.exists())
     child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
@@ -123,7 +128,10 @@ def explain_missing(path: Path) -> str:
 
 
 def sniff(path: Path) -> str:
-    """Return the form of `path`, from its name and, for JSON, its first line. Raises UserError."""
+    """Return the form of a path, from its name and, for JSON, its first line.
+
+    Raises UserError.
+    """
     suffix, name = path.suffix.lower(), path.name.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
@@ -143,17 +151,14 @@ def sniff(path: Path) -> str:
 
 
 def _sniff_json(path: Path) -> str:
-    """Distinguish a JSON document from JSON lines with this suffix, whose first line is a whole object."""
+    """Distinguish a JSON document from JSON lines by the first line, a whole object."""
     with open_ordinary(path) as file:
         start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
     first_line, _, rest = start.partition(b"\n")
-    if not start.startswith(b"{") or not rest.strip():
-        return "json"
-    try:
-        parse_json(first_line)
-    except ValueError:
-        return "json"
-    return "jsonl"
+    with suppress(ValueError):
+        if start.startswith(b"{") and rest.strip() and parse_json(first_line):
+            return "jsonl"
+    return "json"
 
 
 # Opening
@@ -182,25 +187,23 @@ def open_source(
 
     Raises UserError, also for options without effect. Rows of the source raise BadSampleError.
     """
-    if kind not in KINDS:
-        raise UserError(f"no kind of data {nearest(kind, KINDS)}")
     options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
     spec = parse_spec(path)
     try:
         root = None if image_root is None else absolute(Path(image_root))
         if root is not None and not root.is_dir():
             raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
-        table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
+        table = _open_table(spec, format, text_column)
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
             raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
-        return TableSource(table, columns, root, must_be_usable=must_be_usable)
+        return table.open(columns, root, must_be_usable=must_be_usable)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
 def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] = ()) -> str:  # noqa: A002 (the option's name)
-    """Return the kind of rows at `path`: the first of KINDS that its columns fit, else captions.
+    """Return the kind of rows at a path: the first with these columns, else captions.
 
     Kinds without a use for one of `options`, such as label_column, are left out. Raises UserError.
     """
@@ -214,7 +217,7 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
     return next(kind for kind in likely if named <= KINDS[kind].USUAL.keys())
 
 
-def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
+def _open_table(spec: Spec, format: str, text_field: str | None = None) -> Table:  # noqa: A002
     """Open a table of any form. Raises UserError."""
     path = spec.path
     if format == "auto" and spec.second is None and (medical := medical_table(path, spec.split)) is not None:
@@ -238,15 +241,12 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
     refuse_parts(path, split=spec.split, second=spec.second)
     if form in SHARDED:
         files = _shards(files, SHARDED[form])
-        is_tar = form == "webdataset"
-        return WebdatasetTable(files, text_field=text_field) if is_tar else ParquetTable(files, has_image_root=has_image_root)
-    if form in ("csv", "tsv"):
-        return CsvTable(path, delimiter="\t" if form == "tsv" else None)
-    return OF_ONE_PATH[form](path)
+        return WebdatasetTable(files, text_field=text_field) if form == "webdataset" else ParquetTable(files)
+    return CsvTable(path, delimiter="\t") if form == "tsv" else OF_ONE_PATH[form](path)
 
 
 def _shards(paths: list[Path], suffix: str) -> list[Path]:
-    """Return the files of a sharded form: the given ones, or all in a given folder, by name. Raises UserError."""
+    """Return the files of a sharded form, those in a folder by name. Raises UserError."""
     files = []
     for path in paths:
         inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == suffix) if path.is_dir() else [path]
@@ -257,7 +257,10 @@ def _shards(paths: list[Path], suffix: str) -> list[Path]:
 
 
 def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
-    """Pick the columns of a table for a kind of row. Raises UserError, also for options without effect."""
+    """Pick the columns of a table for a kind of row.
+
+    Raises UserError, also for options without effect.
+    """
     if table.kind not in ("", kind) and kind not in ("images", "findable"):
         raise _another_kind(table, table.kind, kind)
     for name, value in options.items():

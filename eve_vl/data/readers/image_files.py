@@ -1,41 +1,26 @@
-"""Images as files: folders, with captions in text files and classes as folders; tar shards as img2dataset writes them."""
+"""Images as files: in folders, and in tar shards as img2dataset writes them."""
 
-import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from eve_vl.data.records import ImageFile, ImageSpan
-from eve_vl.data.table import (
-    IMAGE_SUFFIXES,
-    MAX_TEXT_BYTES,
-    Fields,
-    PackedStrings,
-    Table,
-    decode_text,
-    field,
-    one_row,
-    parse_object,
-)
+from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, PackedStrings, Table, field
 from eve_vl.utils import file_io
-from eve_vl.utils.console import pluralize, progress
-from eve_vl.utils.errors import BadSampleError, UserError
-from eve_vl.utils.file_io import write_file
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import UserError
 
-NUM_SHOWN = 5
 BLOCK = 512  # bytes of a tar's header
 INDEX_SUFFIX = ".index"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 COLUMNS = dict.fromkeys(IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
-DIGEST_SIZE = 64  # of blake2b
 MAX_NAME_BYTES = 2**20  # of a long name or attributes; more is damage
 
 
@@ -53,16 +38,11 @@ class FolderTable(Table):
         """List `folder`. Raises UserError if it has no images."""
         self.path = folder
         found = list(_walk(folder))
-        images = [name for name, has_text in found if has_text is not None]
-        if not images:
+        if not found:
             raise UserError(f"{folder}: no images in this folder ({self._others()})")
-        self._names = PackedStrings.pack(images)
-        self._has_text = np.array([has_text for _, has_text in found if has_text is not None])
-        alone = [name for name, has_text in found if has_text is None]
-        if alone and self._has_text.any():
-            shown = ", ".join(alone[:NUM_SHOWN]) + ", …" * (len(alone) > NUM_SHOWN)
-            self.notes = (f"{pluralize(len(alone), 'text file')} without an image of the same name: {shown}",)
-        has_classes = sum("/" in name for name in images) > len(images) / 2
+        self._names = PackedStrings.pack(name for name, _ in found)
+        self._has_text = np.array([has_text for _, has_text in found])
+        has_classes = sum("/" in name for name, _ in found) > len(found) / 2
         self.names = ["image", *["captions"] * bool(self._has_text.any()), *["class"] * has_classes]
 
     def __len__(self) -> int:
@@ -94,34 +74,32 @@ class FolderTable(Table):
         """Return the image of a row."""
         return ImageFile(path=self.path / self._names[index])
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Return path, captions and class of an image, as far as they are wanted. Raises BadSampleError.
+    def fields(self, index: int) -> Fields:
+        """Return path, captions and class of an image, as far as they are wanted.
 
-        Optional captions that cannot be read are returned as the BadSampleError.
+        Optional captions that cannot be read are returned as the ValueError. Raises ValueError.
         """
         name = self._names[index]
         folder, slash, _ = name.partition("/")
         fields: dict[str, object] = {"image": name} | ({"class": folder} if slash else {})
         if "class" in self.wanted and not slash and "class" not in self.optional:
-            raise BadSampleError(where, "is in no folder that names its class")
+            raise ValueError("is in no folder that names its class")
         if "captions" in self.wanted and (self._has_text[index] or "captions" not in self.optional):
             text = (self.path / name).with_suffix(".txt")
             if not self._has_text[index]:
-                raise BadSampleError(where, f"no captions: {text.name} is missing")
+                raise ValueError(f"no captions: {text.name} is missing")
             try:
-                with one_row(where):
-                    data = file_io.read_bytes(text, MAX_TEXT_BYTES)
-                with one_row(where, text.name):
-                    fields["captions"] = file_io.decode_text(data).splitlines()
-            except BadSampleError as error:
+                fields["captions"] = file_io.decode_text(file_io.read_bytes(text, MAX_TEXT_BYTES)).splitlines()
+            except (OSError, ValueError) as error:
+                problem = ValueError(f"{text.name}: {getattr(error, 'strerror', None) or error}")
                 if "captions" not in self.optional:
-                    raise
-                fields["captions"] = error
+                    raise problem from None
+                fields["captions"] = problem
         return fields
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
-    """Yield each image's path below `folder` and whether it has a text file; also text files without an image, with None.
+def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each image's path below `folder` and whether it has a text file.
 
     Hidden names are left out. Raises UserError for a folder that cannot be read, because its images would count as
     deleted.
@@ -137,28 +115,26 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
         seen.add(os.path.realpath(root))
         shown = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
         folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in seen]  # noqa: PTH118
-        texts = {name for name in files if name.endswith(".txt") and not name.startswith(".")}
-        used = set[str]()
+        texts = {name for name in files if name.endswith(".txt")}
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
         for name in sorted(files):  # as strings: a million Path objects take half a minute
             stem, _, suffix = name.rpartition(".")
             if f".{suffix.lower()}" in IMAGE_SUFFIXES and not name.startswith("."):
                 yield below + name, f"{stem}.txt" in texts
-                used.add(f"{stem}.txt")
-        for name in sorted(texts - used):
-            yield below + name, None
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The index of one tar: `spans` int64 (rows, 6), offset and size of image, .txt and .json (offset -1: absent)."""
+class Shard(NamedTuple):
+    """The index of one tar: `keys` and `spans` of its rows.
+
+    spans: int64 (rows, 6), offset and size of image, .txt and .json; offset -1: absent.
+    """
 
     spans: np.ndarray
     keys: PackedStrings
 
 
 class WebdatasetTable(Table):
-    """Rows of one or more tar shards, in the order of their first members: an image and perhaps a caption.
+    """Rows of one or more tar shards, in the order of their first members.
 
     `KEY.jpg` has a `KEY.txt` or a `KEY.json` with a "caption". Rows are read in any order through an index of byte spans.
     One pass over the tar's headers makes it; a file next to the shard keeps it, if that folder is writable.
@@ -208,47 +184,48 @@ class WebdatasetTable(Table):
         """Return the image of a row."""
         return self._span(index, IMAGE)
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Return image and caption, as far as they are wanted. Raises BadSampleError."""
+    def fields(self, index: int) -> Fields:
+        """Return image and caption, as far as they are wanted. Raises ValueError."""
         fields: dict[str, object] = {}
         if "image" in self.wanted:
             fields["image"] = self.image(index)
             if fields["image"] is None:
-                raise BadSampleError(where, "no image for the caption")
+                raise ValueError("no image for the caption")
         if self._text_name in self.wanted:
             text = self._span(index, TEXT) if self._text_field is None else None
             row = self._span(index, JSON) if text is None else None
             if text is not None:
-                fields[self._text_name] = decode_text(_read(text, where), where)
+                fields[self._text_name] = _read(text)
             elif row is not None:
-                fields[self._text_name] = field(parse_object(_read(row, where), where), self._text_name, where)
+                fields[self._text_name] = field(file_io.require_type(file_io.parse_json(_read(row)), dict), self._text_name)
             elif not self.optional:
                 expected = ".txt or .json" if self._text_field is None else ".json"
-                raise BadSampleError(where, f"no {expected} next to the image")
+                raise ValueError(f"no {expected} next to the image")
         return fields
 
 
-def _read(text: ImageSpan, where: str) -> bytes:
+def _read(text: ImageSpan) -> str:
     if text.size > MAX_TEXT_BYTES:
-        raise BadSampleError(where, f"its text has more than {MAX_TEXT_BYTES >> 20} MB")
-    with one_row(where):
-        return text.read()
+        raise ValueError(f"its text has more than {MAX_TEXT_BYTES >> 20} MB")
+    return file_io.decode_text(text.read())
 
 
 def _index(path: Path) -> Shard:
-    """Return the saved index of a tar if it is up to date, else a new one, saved if possible."""
+    """Return the saved index of a tar if it is up to date, else a new one.
+
+    A new one is saved, if the folder is writable.
+    """
     stat = path.stat()
-    stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns]).tobytes()
+    stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
     saved = path.with_name(path.name + INDEX_SUFFIX)
-    with suppress(OSError):  # absent, or larger than any index of this tar
-        data = file_io.read_bytes(saved, max(stat.st_size, 2**20))
-        if data[:DIGEST_SIZE] == hashlib.blake2b(stamp + data[DIGEST_SIZE:]).digest():  # of this tar and not damaged
-            with np.load(io.BytesIO(data[DIGEST_SIZE:])) as arrays:
-                return Shard(arrays["spans"], PackedStrings(arrays["blob"], arrays["ends"]))
+    with suppress(Exception):  # absent, of an older version or damaged, which the checksums of a zip show
+        arrays = dict(np.load(io.BytesIO(file_io.read_bytes(saved, max(stat.st_size, 2**20)))))
+        if np.array_equal(arrays["stamp"], stamp):
+            return Shard(arrays["spans"], PackedStrings(arrays["blob"], arrays["ends"]))
     shard, file = _scan(path), io.BytesIO()
-    np.savez(file, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
+    np.savez(file, stamp=stamp, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
     with suppress(OSError):  # a read-only or full disk: the index stays in memory
-        write_file(saved, hashlib.blake2b(stamp + file.getvalue()).digest() + file.getvalue())
+        file_io.write_file(saved, file.getvalue())
     return shard
 
 
@@ -267,10 +244,10 @@ def _scan(path: Path) -> Shard:
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of each regular file of a tar, from its headers (POSIX ustar and pax, GNU names).
+    """Yield name, offset and size of each regular file of a tar.
 
-    The standard library's tarfile takes 3 to 4 times as long (20,000 members: 0.8 s against 2.7 s) and accepts a tar that
-    is cut short. Raises UserError.
+    They are in its headers (POSIX ustar and pax, GNU names). The standard library's tarfile takes 3 to 4 times as
+    long (20,000 members: 0.8 s against 2.7 s) and accepts a tar that is cut short. Raises UserError.
     """
     file_size = file.seek(0, os.SEEK_END)
     data, long_name, long_size = 0, None, None
@@ -311,7 +288,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _parse_header(header: bytes) -> tuple[str, int, bytes]:
-    """Return name, size and type of a tar header. Raises ValueError, also if its checksum is wrong."""
+    """Return name, size and type of a tar header. Raises ValueError."""
     if _octal(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         raise ValueError("wrong checksum")
     is_binary = header[124] & 0x80  # GNU, for 8 GB and more
@@ -326,7 +303,10 @@ def _octal(digits: bytes) -> int:
 
 
 def _parse_pax(data: bytes) -> dict[str, str]:
-    """Return the attributes of a pax header: lines of `LENGTH KEY=VALUE`, LENGTH counting the whole line."""
+    """Return the attributes of a pax header: lines of `LENGTH KEY=VALUE`.
+
+    LENGTH counts the whole line.
+    """
     attributes, start = {}, 0
     while start < len(data) and (length := int(data[start : data.index(b" ", start)])) > 0:
         key, _, value = data[start : start + length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")

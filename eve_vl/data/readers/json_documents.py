@@ -1,4 +1,4 @@
-"""JSON documents: lists of rows, COCO captions, Karpathy's splits of COCO and Flickr30k, VQA v2 questions and answers."""
+"""JSON documents: lists of rows, COCO captions, Karpathy's splits, VQA v2."""
 
 import contextlib
 import re
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers.medical import medical_list
-from eve_vl.data.readers.tables import PackedTable, load_json
+from eve_vl.data.readers.tables import PackedTable
 from eve_vl.data.table import Fields, Table, is_file, where_row
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import read_json
 
 CAPTIONS = ("image", "caption")  # columns
 QUESTIONS = ("image", "question", "question_id", "answers", "answer_type")
@@ -23,7 +24,7 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
 
     split: of a Karpathy file. second: annotations of VQA v2 questions, by default the file next to them.
     """
-    document = load_json(path)
+    document = read_json(path, object)
     match document:
         case {"annotations": [{"answers": _}, *_]}:
             raise UserError(f"{path}: holds VQA v2 annotations; name the file of questions next to it")
@@ -41,7 +42,7 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
         case {"images": list(), "annotations": list()}:
             # images of captions_train2014.json lie in the folder train2014 of the image root, or in the root itself
             subset = re.search(r"(train|val|test)\d{4}", path.stem)
-            options = {"layout": "a COCO caption file", "kind": "captions", "folders": (subset[0], "") if subset else ()}
+            options = {"layout": "a COCO caption file", "kind": "captions", "image_folders": (subset[0], "") if subset else ()}
             return _packed(path, CAPTIONS, _coco_rows(path, document), **options)
         case dict():
             raise _not_rows(path, f"an object with fields {', '.join(list(document)[:10]) or '(none)'}")
@@ -49,7 +50,7 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
 
 
 def refuse_parts(path: Path, *, split: str | None = None, second: Path | None = None) -> None:
-    """Raise UserError for a split or second file in the name of a source that has none."""
+    """Raise UserError for a split or second file of a source that has none."""
     if split is not None:
         raise UserError(f"{path}: is no Karpathy file, so there is no split '{split}'; leave out #{split}")
     if second is not None:
@@ -62,22 +63,25 @@ def _packed(path: Path, names: Iterable[str], rows: Iterable[Fields | str], **op
 
 
 def _list_table(path: Path, rows: list[Any]) -> PackedTable:
-    """Return the rows of a list: objects (ALBEF, X-VLM, BLIP) or pairs (ViLT). Raises UserError if there are none."""
+    """Return the rows of a list: objects (ALBEF, X-VLM, BLIP) or pairs (ViLT).
 
-    def is_pair(row: object) -> bool:
-        return isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
+    Raises UserError if there are none.
+    """
 
-    first = next((row for row in rows if isinstance(row, dict) or is_pair(row)), None)
+    def fields(row: Any) -> Fields | None:
+        is_pair = isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
+        return row if isinstance(row, dict) else dict(zip(CAPTIONS, row, strict=True)) if is_pair else None
+
+    first = next((row for row in rows if fields(row) is not None), None)
     if first is None:
         raise _not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
-    if isinstance(first, dict):
-        kept = (row if isinstance(row, dict) else f"JSON {type(row).__name__}, expected an object" for row in rows)
-        return _packed(path, first, kept)
-    pairs = (
-        dict(zip(CAPTIONS, row, strict=True)) if is_pair(row) else f"JSON {type(row).__name__}, expected [image path, caption]"
-        for row in rows
+    expected = "an object" if isinstance(first, dict) else "[image path, caption]"
+    found = (fields(row) if type(row) is type(first) else None for row in rows)
+    kept = (
+        row if row is not None else f"JSON {type(given).__name__}, expected {expected}"
+        for row, given in zip(found, rows, strict=True)
     )
-    return _packed(path, CAPTIONS, pairs)
+    return _packed(path, fields(first) or (), kept)
 
 
 def _not_rows(path: Path, content: str) -> UserError:
@@ -86,7 +90,10 @@ def _not_rows(path: Path, content: str) -> UserError:
 
 @contextlib.contextmanager
 def _expecting(path: Path, what: str) -> Iterator[None]:
-    """Turn errors of missing or mistyped fields into a UserError that names the expected content."""
+    """Turn errors of missing or mistyped fields into a UserError.
+
+    what: the expected content.
+    """
     try:
         yield
     except UserError:
@@ -96,7 +103,7 @@ def _expecting(path: Path, what: str) -> Iterator[None]:
 
 
 def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
-    """Yield the images of a COCO caption file that have captions, in its order, each with all of them."""
+    """Yield the images of a COCO caption file that have captions, with all of them."""
     captions: dict[object, list[object]] = {}
     images = document["images"]
     with _expecting(path, "a COCO caption file (images need id and file_name, annotations image_id and caption)"):
@@ -126,21 +133,25 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
 
 
 def _vqa_table(path: Path, document: dict[str, Any], annotations: Path | None) -> PackedTable:
-    """Return the questions of a file with the answers in `annotations`, by default the file next to it.
+    """Return the questions of a file with the answers in `annotations`.
 
-    Images are given by file name; they lie in a folder of their own or in the image root itself.
+    By default these are the file next to it. Images are given by file name; they lie in a folder of their own or in
+    the image root itself.
     """
     subtype = document.get("data_subtype")
     if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
         raise UserError(f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014")
     subtype = SAME_IMAGES.get(subtype, subtype)
     rows = _vqa_rows(path, document["questions"], annotations or _adjacent_annotations(path), subtype)
-    options = {"layout": "a VQA v2 file of questions", "kind": "questions", "folders": (subtype, "")}
+    options = {"layout": "a VQA v2 file of questions", "kind": "questions", "image_folders": (subtype, "")}
     return _packed(path, QUESTIONS, rows, **options)
 
 
 def _adjacent_annotations(path: Path) -> Path | None:
-    """Return v2_mscoco_train2014_annotations.json next to v2_OpenEnded_mscoco_train2014_questions.json, if it exists."""
+    """Return the annotations next to a file of questions, if they exist.
+
+    E.g. v2_mscoco_train2014_annotations.json for v2_OpenEnded_mscoco_train2014_questions.json.
+    """
     name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
     other = path.with_name(name)
     return other if other != path and is_file(other) else None
@@ -151,8 +162,7 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
         rows: dict[object, dict[str, object]] = {
             question["question_id"]: {
                 "image": f"COCO_{subtype}_{question['image_id']:012d}.jpg",
-                "question": question["question"],
-                "question_id": question["question_id"],
+                **{name: question[name] for name in ("question", "question_id")},
             }
             for question in questions
         }
@@ -168,18 +178,15 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
 
 def _vqa_answers(path: Path) -> dict[object, Fields]:
     """Return answers and answer type by question id."""
-    document = load_json(path)
+    document = read_json(path, object)
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
         raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
     with _expecting(path, "a VQA v2 file of annotations (each needs question_id and answers)"):
         _refuse_repeated(path, annotations)
         return {
-            each["question_id"]: {
-                "answers": [answer["answer"] for answer in each["answers"]],
-                "answer_type": each.get("answer_type"),
-            }
-            for each in annotations
+            row["question_id"]: {"answers": [one["answer"] for one in row["answers"]], "answer_type": row.get("answer_type")}
+            for row in annotations
         }
 
 

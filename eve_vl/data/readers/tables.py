@@ -1,13 +1,11 @@
-"""Tables: CSV and TSV, JSON lines, plain text lines, Parquet; and rows that are read as a whole."""
+"""Tables: CSV and TSV, JSON lines, text lines, Parquet; rows read as a whole."""
 
 import contextlib
 import csv
-import gc
 import gzip
 import io
 import itertools
 import json
-import re
 import zlib
 from array import array
 from bisect import bisect_right
@@ -19,72 +17,36 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from eve_vl.data.table import (
-    MAX_TEXT_BYTES,
-    Fields,
-    NamedRow,
-    PackedStrings,
-    RowColumns,
-    Table,
-    decode_text,
-    no_field,
-    one_row,
-    parse_object,
-    where_row,
-)
+from eve_vl.data.table import MAX_TEXT_BYTES, Fields, PackedStrings, Row, RowColumns, Table, no_field
 from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError, UserError
-from eve_vl.utils.file_io import is_text, open_ordinary, read_json
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import decode_text, is_text, open_ordinary, parse_json, require_type
 
-DELIMITERS = ",\t;|"
 NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns
 MAX_UNPACKED_BYTES = 2**29  # of a .gz, which stays in memory
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet files
-
-
-def load_json(path: Path) -> Any:
-    """Return a whole JSON document. Raises UserError."""
-    with without_gc():
-        return read_json(path, object)
-
-
-@contextlib.contextmanager
-def without_gc() -> Iterator[None]:
-    """Pause the garbage collector, which scans all objects of a document repeatedly: half of the reading time."""
-    is_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if is_on:
-            gc.enable()
+Rows = Iterable[Row] | Callable[[RowColumns], Iterable[Row]]
 
 
 class PackedTable(Table):
-    """Rows that are read as a whole; the used columns stay in memory, in about the size of their text.
+    """Rows that are read as a whole.
 
-    rows: name and content of each, or a function that returns them for the selected columns.
+    The used columns stay in memory, in about the size of their text. rows: name and content of each, or a function
+    that returns them for the selected columns.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        names: Iterable[str],
-        rows: Iterable[NamedRow] | Callable[[RowColumns], Iterable[NamedRow]],
-        *,
-        layout: str = "",
-        kind: str = "",
-        folders: tuple[str, ...] = (),
-        root: Path | None = None,
-    ):
-        self.path, self.names, self.layout, self.kind = path, list(names), layout, kind
-        self.image_folders, self._folder, self._rows = folders, root or path.parent, rows
+    def __init__(self, path: Path, names: Iterable[str], rows: Rows, root: Path | None = None, **attributes: Any):
+        """Prepare to read rows.
+
+        root: folder that image paths are relative to by default. attributes: of a Table, such as its layout.
+        """
+        self.path, self.names, self._rows, self._folder = path, list(names), rows, root or path.parent
+        vars(self).update(attributes)
 
     def select(self, columns: RowColumns) -> None:
         """Keep these columns. Raises UserError if there are no rows."""
         super().select(columns)
-        with without_gc():
-            self._strings = PackedStrings.pack(self._packed(columns))
+        self._strings = PackedStrings.pack(self._packed(columns))
         if not len(self):
             raise UserError(f"{self.path}: holds no rows{self.layout and f' of {self.layout}'}")
         del self._rows  # a document is far larger than the kept columns
@@ -111,28 +73,32 @@ class PackedTable(Table):
         """Return the folder that image paths are relative to by default."""
         return self._folder
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the kept columns of a row. Raises BadSampleError if a reason was kept instead."""
+    def fields(self, index: int) -> Fields:
+        """Return the kept columns of a row. Raises ValueError with a kept reason."""
         values = json.loads(self._strings[2 * index + 1])
         if isinstance(values, str):
-            raise BadSampleError(where, values)
+            raise ValueError(values)
         return dict(zip(self.wanted, values, strict=True))
 
 
 class CsvTable(PackedTable):
-    """A CSV or TSV file with a header line; all fields are text, and a quoted field may span lines."""
+    """A CSV or TSV file with a header line.
 
-    def __init__(self, path: Path, *, delimiter: str | None):
-        """Read the header line. `delimiter` None takes the most frequent one in it. Raises UserError."""
-        with _open_csv(path) as file:
-            self._delimiter = delimiter or max(DELIMITERS, key=file.readline(MAX_TEXT_BYTES).count)
+    All fields are text, and a quoted field may span lines.
+    """
+
+    def __init__(self, path: Path, *, delimiter: str | None = None):
+        """Read the header line. Raises UserError.
+
+        delimiter: None takes the most frequent one in it.
+        """
+        names: list[str] = []
+        with _open_csv(path) as file, contextlib.suppress(csv.Error):
+            self._delimiter = delimiter or max(",\t;|", key=file.readline(MAX_TEXT_BYTES).count)
             file.seek(0)
-            try:
-                names = next(self._reader(file), [])
-            except csv.Error as error:
-                raise UserError(f"{path}: the header line is not valid CSV ({error})") from None
+            names = next(self._reader(file), [])
         if not names:
-            raise UserError(f"{path}: the file has no header line")
+            raise UserError(f"{path}: the file has no header line, or one that is not valid CSV")
         super().__init__(path, names, lambda columns: self.read(columns.used))
 
     def _reader(self, file: TextIO) -> Any:
@@ -140,9 +106,11 @@ class CsvTable(PackedTable):
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
-    def read(self, wanted: Iterable[str]) -> Iterator[NamedRow]:
-        """Yield the wanted fields of each row, or why there are none. A row is named by its first line."""
-        columns = {name: self.names.index(name) for name in self.names if name in wanted}
+    def read(self, wanted: Iterable[str]) -> Iterator[Row]:
+        """Yield the wanted fields of each row, or why there are none.
+
+        A row is named by its first line.
+        """
         with _open_csv(self.path) as file:
             reader = self._reader(file)
             next(reader)
@@ -155,7 +123,7 @@ class CsvTable(PackedTable):
                 except csv.Error as error:
                     yield where, f"not valid CSV ({error})"
                     continue
-                row = {name: values[column] for name, column in columns.items() if column < len(values)}
+                row = {name: value for name, value in zip(self.names, values, strict=False) if name in wanted}
                 if values and len(values) != len(self.names):
                     yield where, f"row has {len(values)} fields, the header has {len(self.names)}"
                 elif values:
@@ -168,13 +136,16 @@ def _open_csv(path: Path) -> TextIO:
 
 
 class LineTable(Table):
-    """Non-blank lines of a file, in 8 bytes of memory per row. A .gz is unpacked once and stays in memory."""
+    """Non-blank lines of a file, in 16 bytes of memory per row.
+
+    A .gz is unpacked once and stays in memory.
+    """
 
     def __init__(self, path: Path):
         """Index the lines of `path`. Raises UserError if it has none."""
         self.path = path
         self._unpacked = _unpack(path) if path.suffix.lower() == ".gz" else None
-        self._starts, self._rows_before_blank = self._index_lines()
+        self._starts, self._numbers = self._index_lines()
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
 
@@ -183,34 +154,33 @@ class LineTable(Table):
 
     def where(self, index: int) -> str:
         """Name a row by its line, counting blank ones."""
-        num_blank = int(np.searchsorted(self._rows_before_blank, index, side="right"))
-        return f"{self.path.name}:{index + num_blank + 1}"
+        return f"{self.path.name}:{self._numbers[index]}"
 
-    def line(self, index: int, where: str) -> bytes:
-        """Return the line of a row. Raises BadSampleError."""
-        with one_row(where), self._open() as file:
+    def line(self, index: int) -> bytes:
+        """Return the line of a row. Raises ValueError."""
+        with self._open() as file:
             file.seek(int(self._starts[index]))
             line = file.readline(MAX_TEXT_BYTES + 1)
         if len(line) > MAX_TEXT_BYTES:
-            raise BadSampleError(where, f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
+            raise ValueError(f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
         return line
 
     def _open(self) -> BinaryIO:
         return open_ordinary(self.path) if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def _index_lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the start of each non-blank line, and the number of rows before each blank line (both int64)."""
-        starts, rows_before_blank, position, is_start = array("q"), array("q"), 0, True
+        """Return where each non-blank line starts, in bytes, and its number, both int64."""
+        starts, numbers, position, number, is_start = array("q"), array("q"), 0, 1, True
         with self._open() as file:
             lines = iter(partial(file.readline, MAX_TEXT_BYTES), b"")  # a file without line ends would fill the memory
             for line in progress(lines, f"indexing {self.path.name}"):
-                if is_start and line.isspace():
-                    rows_before_blank.append(len(starts))
-                elif is_start:
+                if is_start and not line.isspace():
                     starts.append(position)
+                    numbers.append(number)
                 position += len(line)
                 is_start = line.endswith(b"\n")
-        return np.array(starts, dtype=np.int64), np.array(rows_before_blank, dtype=np.int64)
+                number += is_start
+        return np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
 
 
 def _unpack(path: Path) -> bytes:
@@ -233,45 +203,44 @@ class TextTable(LineTable):
 
     def hint(self) -> str:
         """Return the uses of texts without images."""
-        options = "with --data.modality text --task.mim-weight 0 for EVE, and for VLMo in its stage of texts (vlmo_tiny_texts)"
-        return f"; rows of texts only are for pre-training, {options}"
+        return "; rows of texts only are for pre-training: --data.modality text --task.mim-weight 0, or recipe vlmo_tiny_texts"
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the text of a line. Raises BadSampleError."""
-        return {"text": decode_text(self.line(index, where), where)}
+    def fields(self, index: int) -> Fields:
+        """Return the text of a line. Raises ValueError."""
+        return {"text": decode_text(self.line(index))}
 
 
 class JsonlTable(LineTable):
     """One JSON object per line."""
 
     def __init__(self, path: Path):
-        """Index the lines of `path`. Raises UserError if none of the first ones is an object."""
+        """Index the lines. Raises UserError if none of the first ones is an object."""
         super().__init__(path)
-        problems: list[BadSampleError] = []
+        first = None
         for index in range(min(len(self), NUM_LINES_TO_PARSE)):
             try:
-                self.names = list(self.fields(index, self.where(index)))
+                self.names = list(self.fields(index))
                 return
-            except BadSampleError as error:
-                problems.append(error)
-        raise UserError(f"{path}: no JSON object among its first lines. The first: {problems[0]}")
+            except ValueError as error:
+                first = first or f"{self.where(index)}: {error}"
+        raise UserError(f"{path}: no JSON object among its first lines. The first: {first}")
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Parse a line. Raises BadSampleError."""
-        return parse_object(self.line(index, where), where)
+    def fields(self, index: int) -> Fields:
+        """Parse a line. Raises ValueError."""
+        return require_type(parse_json(self.line(index).rstrip()), dict)
 
 
 class ParquetTable(Table):
-    """Rows of one or more Parquet files with the same columns; an image is a path, bytes, or Hugging Face's struct of both.
+    """Rows of one or more Parquet files with the same columns.
 
-    A row cannot be read without its row group. Row groups are cached up to CACHE_BYTES, which fits a whole table of
-    paths. A table of embedded images in random order decodes a row group for almost every row: write it with small row
-    groups (about 100 rows), or use tar shards.
+    An image is a path, bytes, or Hugging Face's struct of both. A row cannot be read without its row group. Row
+    groups are cached up to CACHE_BYTES, which fits a whole table of paths. A table of embedded images in random order
+    decodes a row group for almost every row: write it with small row groups (about 100 rows), or use tar shards.
     """
 
-    def __init__(self, paths: Sequence[Path], *, has_image_root: bool):
-        """Read the footers of `paths`. Raises UserError if there are no rows or pyarrow is missing."""
-        self.path, self._paths, self._has_image_root = paths[0], list(paths), has_image_root
+    def __init__(self, paths: Sequence[Path]):
+        """Read the footers. Raises UserError, also without rows or pyarrow."""
+        self.path, self._paths = paths[0], list(paths)
         self._groups: list[tuple[int, int, int]] = []  # file, number and first row there of each row group
         self._schemas, sizes = [], []
         for file, path in enumerate(self._paths):
@@ -292,24 +261,13 @@ class ParquetTable(Table):
         self.names = self._schemas[0].names
 
     def select(self, columns: RowColumns) -> None:
-        """Select columns. Raises UserError if one is missing from a file, repeated or of a wrong type."""
+        """Select columns. Raises UserError if one is missing from a file or repeated."""
         self._columns = [name for name in self.names if name in columns.used]
         for path, schema in zip(self._paths, self._schemas, strict=True):
             for name in self._columns:
                 if schema.names.count(name) != 1:
                     problem = "has two columns named" if name in schema.names else f"unlike {self.path.name}, has no column"
                     raise UserError(f"{path}: {problem} '{name}'")
-        for name in columns.required:
-            kept = self._schemas[0].field(name).type
-            item, is_image = _item_type(kept), name in columns.images
-            if item != "string" and not (is_image and re.fullmatch(r"binary|struct<.*\b(bytes|path): .*", item)):
-                expected = "paths, bytes, or a struct of bytes and path" if is_image else "a text or a list of texts"
-                raise UserError(f"{self.path}: column '{name}' holds {kept}, expected {expected}")
-            if item == "binary" and self._has_image_root:
-                raise UserError(f"{self.path}: column '{name}' holds the images themselves; leave out --data.image-root")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": OrderedDict()}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -322,16 +280,16 @@ class ParquetTable(Table):
     def where(self, index: int) -> str:
         """Name a row by its number in its file."""
         block, path, row = self._place(index)
-        return where_row(path, self._groups[block][2] + row)
+        return f"{path.name} row {self._groups[block][2] + row + 1}"
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's file."""
         return self._place(index)[1].parent
 
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the selected fields of a row. Raises BadSampleError."""
+    def fields(self, index: int) -> Fields:
+        """Return the selected fields of a row. Raises ValueError."""
         block, path, row = self._place(index)
-        with one_row(where), _reading(path):
+        with _reading(path):
             if block in self._cache:
                 self._cache.move_to_end(block)
             else:
@@ -344,7 +302,7 @@ class ParquetTable(Table):
 
 
 def _open_parquet(path: Path) -> Any:
-    """Return a `pyarrow.parquet.ParquetFile` after reading its footer. Its errors are for `_reading`."""
+    """Return a `pyarrow.parquet.ParquetFile`; `_reading` handles its errors."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -355,7 +313,10 @@ def _open_parquet(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn pyarrow's errors of many types, about damaged files and unsupported values, into a UserError."""
+    """Turn pyarrow's errors into a UserError.
+
+    They have many types, for damaged files and unsupported values.
+    """
     try:
         yield
     except UserError:
@@ -363,10 +324,3 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
-
-
-def _item_type(column: Any) -> str:
-    """Return the name of a type, for lists and dictionaries of their items: string, binary, struct<bytes: …>."""
-    while hasattr(column, "value_type"):
-        column = column.value_type
-    return str(column).removeprefix("large_")

@@ -14,9 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from eve_vl.data.kinds.captions import ImageOnly, ImageText, TextOnly
-from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
 from eve_vl.data.kinds.pairs import ImagesStatement, ItemPair
-from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.scenes.questions import ANSWERS, sample_items, sample_question, sample_statement

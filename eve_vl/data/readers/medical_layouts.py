@@ -1,4 +1,4 @@
-"""Rows of the medical layouts: name, and fields or the reason why there are none. `medical` finds the files."""
+"""Tables of the medical layouts; `medical` finds their files."""
 
 import functools
 import hashlib
@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.tables import CsvTable
-from eve_vl.data.table import MAX_TEXT_BYTES, Fields, NamedRow, RowColumns, is_file, no_field, where_row
+from eve_vl.data.readers.tables import CsvTable, PackedTable
+from eve_vl.data.table import MAX_TEXT_BYTES, Fields, Row, RowColumns, Table, is_file, no_field, where_row
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, require_type
+from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, read_json, require_type
 
 CHEXPERT_LABELS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
@@ -25,6 +25,8 @@ LANGUAGES = {"": "en", "-zh": "zh", "-all": ""}  # of SLAKE, by the ending of a 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 MEDICAT_HELD_OUT = 1000  # figures in each of the other two splits; at most a tenth
 ANNOTATORS = 4  # votes for each alternative answer: enough for full VQA accuracy
+CAPTIONS = ("image", "caption")  # columns
+QUESTIONS = ("image", "question", "question_id", "answers", "answer_type", "content_type")
 IN_SPLIT = 3  # parts of a path that name a file: train/radiology/captions.txt
 ALIASES = {"validation": "val", "valid": "val", "validate": "val", "dev": "val"}
 
@@ -35,23 +37,23 @@ def print_once(text: str) -> None:
     console.print_line(text)
 
 
-class _Ids:
-    """The ids so far, and their rows."""
+def _add_id(ids: dict[object, str], what: str, value: object, where: str) -> None:
+    """Add an id with its row to the ids so far.
 
-    def __init__(self):
-        self._first: dict[object, str] = {}
-
-    def add(self, what: str, value: object, where: str) -> None:
-        """Raise ValueError for an id that is unusable or repeated."""
-        if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
-            given = "empty" if value == "" else type(value).__name__
-            raise ValueError(f"{what} is {given}, expected a whole number or text")
-        if (first := self._first.setdefault(value, where)) != where:
-            raise ValueError(f"{what} {value} is repeated, first in {first}")
+    Raises ValueError if it is unusable or repeated.
+    """
+    if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
+        given = "empty" if value == "" else type(value).__name__
+        raise ValueError(f"{what} is {given}, expected a whole number or text")
+    if (first := ids.setdefault(value, where)) != where:
+        raise ValueError(f"{what} {value} is repeated, first in {first}")
 
 
-def _parsed(rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]) -> Iterator[NamedRow]:
-    """Yield the fields that `parse` returns for each row, or the reason in its ValueError; leave out rows without both."""
+def _parsed(rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]) -> Iterator[Row]:
+    """Yield the fields that `parse` returns for each row, or its ValueError's reason.
+
+    None leaves a row out.
+    """
     for where, row in rows:
         try:
             fields = parse(where, row)
@@ -89,21 +91,39 @@ def _require(row: Fields, *names: str) -> None:
 
 
 def _collapsed(texts: Iterable[object]) -> list[object]:
-    """Return texts with single spaces, without blank ones; other values stay for the reader to refuse."""
+    """Return texts with single spaces, without blank ones.
+
+    Other values stay for the reader to refuse.
+    """
     single = [" ".join(text.split()) if isinstance(text, str) else text for text in texts]
     return [text for text in single if text != ""]
 
 
-def roco_rows(path: Path, references: Path | None) -> Iterator[NamedRow]:
+def _table(path: Path, names: Sequence[str], rows: Any, layout: str, folders: tuple[str, ...], root: Path) -> PackedTable:
+    """Return a table. root: parent of the images' folders."""
+    kind = {"kind": "questions" if "question" in names else "captions"}
+    labels = {"likely": "labels", "fixed": ("image_column", "text_column")}
+    return PackedTable(path, names, rows, root, layout=layout, image_folders=folders, **(labels if "label" in names else kind))
+
+
+def _roco_table(path: Path) -> Table:
+    split = path.parent.parent
+    name = f"roco_{ALIASES.get(split.name, split.name)}_references.jsonl"
+    places = (path.parent / name, split / name, split.parent / name, split.parent / "roco_files" / name)
+    rows = _roco_rows(path, next(filter(is_file, places), None))
+    return _table(path, CAPTIONS, rows, "ROCO", ("images",), path.parent)
+
+
+def _roco_rows(path: Path, references: Path | None) -> Iterator[Row]:
     """Yield caption and inline references, if any, of each line of captions.txt."""
     more = _roco_references(path, references) if references else {}
-    ids, num = _Ids(), Counter()
+    ids, num = {}, Counter()
 
     def parse(where: str, line: bytes) -> Fields:
         parts = _split(line, "\t")
         if len(parts) != 2:
             raise ValueError(f"line has {len(parts) - 1} tabs, expected one: id, caption")
-        ids.add("id", parts[0], where)
+        _add_id(ids, "id", parts[0], where)
         texts = _collapsed([parts[1], *more.get(parts[0], [])]) if parts[1] else []
         num["texts"] += len(texts)
         return {"image": f"{parts[0]}.jpg", "caption": texts}
@@ -134,13 +154,18 @@ def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
     return found
 
 
-def medicat_rows(path: Path, split: str) -> Iterator[NamedRow]:
+def _medicat_table(path: Path, split: str = "") -> Table:
+    root = path.parent.parent if path.parent.name == "release" else path.parent
+    return _table(path, CAPTIONS, _medicat_rows(path, split), "MedICaT", ("figures",), root)
+
+
+def _medicat_rows(path: Path, split: str) -> Iterator[Row]:
     """Yield caption and references of the radiology figures of a split ("": all).
 
     Splits are by paper, because figures of one paper describe each other.
     """
     part_of = _parts_by_paper(Counter(_paper(line) for _, line in _lines(path)))
-    ids, num = _Ids(), Counter()
+    ids, num = {}, Counter()
 
     def parse(where: str, line: bytes) -> Fields | None:
         if split and part_of[_paper(line)] != split:
@@ -151,7 +176,7 @@ def medicat_rows(path: Path, split: str) -> Iterator[NamedRow]:
             num["others"] += 1
             return None
         figure, caption, references = f"{row['pdf_hash']}_{row['fig_uri']}", row["s2_caption"], row.get("s2orc_references")
-        ids.add("figure", figure, where)
+        _add_id(ids, "figure", figure, where)
         has_caption = isinstance(caption, str) and caption.strip()
         texts = _collapsed([caption, *(references if isinstance(references, list) else [])]) if has_caption else []
         return {"image": figure, "caption": texts}
@@ -170,7 +195,10 @@ def _paper(line: bytes) -> str:
 
 
 def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
-    """Return the split of each paper: in the order of a hash of their names, papers fill test, then val, then train."""
+    """Return the split of each paper.
+
+    In the order of a hash of their names, papers fill test, then val, then train.
+    """
     part_of, held = {"": "train"}, Counter()
     del papers[""]
     wanted = min(MEDICAT_HELD_OUT, papers.total() // 10)
@@ -181,14 +209,35 @@ def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
     return part_of
 
 
-def question_rows(path: Path, rows: list[Any], names: dict[str, str], language: str | None = None) -> Iterator[NamedRow]:
-    """Yield rows with the columns of `names`, of SLAKE in one language ("": all; None: the file is not SLAKE's)."""
+def _rad_table(path: Path) -> Table:
+    rows = read_json(path, list)
+    other = path.with_name({"valset.json": "testset.json", "testset.json": "valset.json"}.get(path.name, path.name))
+    if other != path and is_file(other) and read_json(other, object) == rows:
+        print_once(
+            f"{path}: is a copy of {other.name}, as in many copies of VQA-RAD: a model chosen on it is chosen on the test set; "
+            "validate on training rows instead, --data.val held-out"
+        )
+    rows = _question_rows(path, rows, {"image": "image_name", "question_id": "qid", "content_type": "question_type"})
+    return _table(path, QUESTIONS, rows, "VQA-RAD", ("images", ""), path.parent)
+
+
+def _slake_table(path: Path, language: str = "en") -> Table:
+    names = {"image": "img_name", "question_id": "qid", "content_type": "content_type"}
+    rows = _question_rows(path, read_json(path, list), names, language)
+    return _table(path, QUESTIONS, rows, "SLAKE", ("imgs", ""), path.parent)
+
+
+def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language: str | None = None) -> Iterator[Row]:
+    """Yield rows with the columns of `names`.
+
+    language: of SLAKE's rows; "": all; None: the file is not SLAKE's.
+    """
     num_in = Counter(str(row.get("q_lang")) for row in rows if isinstance(row, dict)) if language else Counter()
     for ending, other in LANGUAGES.items():
         if num_in[other] and other != language:
             split = f"{path.parent.name}#{ALIASES.get(path.stem, path.stem)}{ending}"
             print_once(f"{path}: {num_in[other]:,} questions in {other} are left out; {split} has these")
-    ids, languages = _Ids(), [*filter(None, LANGUAGES.values())]
+    ids, languages = {}, [*filter(None, LANGUAGES.values())]
 
     def parse(where: str, row: object) -> Fields | None:
         row = require_type(row, dict)
@@ -196,7 +245,7 @@ def question_rows(path: Path, rows: list[Any], names: dict[str, str], language: 
         if language and tongue in languages and tongue != language:
             return None
         _require(row, *names.values(), "question", "answer", "answer_type", *(() if language is None else ("q_lang",)))
-        ids.add(names["question_id"], row[names["question_id"]], where)
+        _add_id(ids, names["question_id"], row[names["question_id"]], where)
         answer = str(row["answer"]).strip() if isinstance(row["answer"], str | int | float) else ""
         if not answer:
             raise ValueError("answer is empty")
@@ -210,12 +259,12 @@ def question_rows(path: Path, rows: list[Any], names: dict[str, str], language: 
     return _parsed(((where_row(path, index), row) for index, row in enumerate(rows)), parse)
 
 
-def medvqa_rows(files: Sequence[Path]) -> Iterator[NamedRow]:
-    """Yield the questions of MedVQA-2019: lines of image, question and answer; # separates alternative answers.
+def _medvqa_table(files: Sequence[Path]) -> Table:
+    """Return the questions of MedVQA-2019: lines of image, question and answer.
 
-    Lines of the official test file have four fields, the second is the category.
+    # separates alternative answers. Lines of the official test file have four fields, the second is the category.
     """
-    ids, number = _Ids(), itertools.count()
+    ids, number = {}, itertools.count()
 
     def parse(where: str, line: bytes) -> Fields:
         parts = _split(line, "|")
@@ -223,25 +272,29 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[NamedRow]:
             raise ValueError(f"line has {len(parts)} fields, expected image|question|answer")
         image, question, answer, is_official = parts[0], parts[-2], parts[-1], len(parts) == 4
         category = parts[1].capitalize() if is_official else Path(where.rpartition(":")[0]).stem
-        ids.add(f"{category} question about", f"{image} ({category})", where)
+        _add_id(ids, f"{category} question about", f"{image} ({category})", where)
         answers = _alternatives(answer, optional=is_official)
         if not answers:
             raise ValueError("answer is empty")
         fields = {"image": f"{image}.jpg", "question": question, "question_id": next(number), "content_type": category}
         return fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
 
-    return _parsed((row for file in files for row in _lines(file, IN_SPLIT)), parse)
+    root, lines = files[0].parent.parent, (row for file in files for row in _lines(file, IN_SPLIT))
+    return _table(root / "QA", QUESTIONS, _parsed(lines, parse), "MedVQA-2019", ("images",), root)
 
 
 def _alternatives(answer: str, *, optional: bool) -> list[str]:
-    """Return the answers between #. optional: with and without words in parentheses, as in the official test."""
+    """Return the answers between #.
+
+    optional: with and without words in parentheses, as in the official test.
+    """
     forms = answer.split("#")
     if optional:
         forms = [re.sub(taken, "", form) for form in forms for taken in (r"[()]", r"\(.*?\)")]
     return list(dict.fromkeys(" ".join(form.split()) for form in forms if form.strip()))
 
 
-def _csv_rows(path: Path, *required: str) -> Iterator[NamedRow]:
+def _csv_rows(path: Path, *required: str) -> Iterator[Row]:
     """Yield all fields of a CSV file. Raises UserError if a column is missing."""
     table = CsvTable(path, delimiter=",")
     for name in required:
@@ -251,7 +304,7 @@ def _csv_rows(path: Path, *required: str) -> Iterator[NamedRow]:
 
 
 def _filled(row: Fields | str, *names: str) -> Fields:
-    """Return the fields of a row. Raises ValueError if there are none or one of `names` is blank."""
+    """Return the fields of a row. Raises ValueError, also if one of `names` is blank."""
     if isinstance(row, str):
         raise ValueError(row)
     for name in names:
@@ -260,9 +313,20 @@ def _filled(row: Fields | str, *names: str) -> Fields:
     return row
 
 
-def chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[NamedRow]:
-    """Yield images with the labels that are 1, without lateral views and, if labels are read, without unlabelled ones."""
-    ids, num = _Ids(), Counter()
+def _chexpert_table(path: Path) -> Table:
+    header = CsvTable(path, delimiter=",").names
+    names = ("image", "label", "absent_labels", *(("caption",) if "report" in header else ()))
+    root = path.parent.parent if path.parent.name.startswith("CheXpert") else path.parent
+    rows = partial(_chexpert_rows, path, "Path" if "Path" in header else "imgpath")
+    return _table(path, names, rows, "CheXpert", ("",), root)
+
+
+def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]:
+    """Yield images with the labels that are 1.
+
+    Lateral views are left out, and unlabelled images if labels are read.
+    """
+    ids, num = {}, Counter()
 
     def parse(where: str, row: Fields | str) -> Fields | None:
         row = _filled(row)
@@ -272,7 +336,7 @@ def chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Named
         for name, state in states.items():
             if state not in ("", "1", "0", "-1"):
                 raise ValueError(f"{name} is {str(row[name]).strip()!r}, expected 1, 0, -1 or nothing")
-        ids.add(image, row[image], where)
+        _add_id(ids, image, row[image], where)
         _filled(row, *(("report",) if "report" in row else ()))
         left_out = (
             "lateral" if row.get("Frontal/Lateral") == "Lateral" else "" if present or not columns.labels else "unlabelled"
@@ -290,13 +354,26 @@ def chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Named
         )
 
 
-def melinda_rows(path: Path) -> Iterator[NamedRow]:
-    """Yield the panels of MELINDA."""
-    ids = _Ids()
+def _melinda_table(path: Path) -> Table:
+    """Return the panels of MELINDA; the default label is p_meth_label."""
+    ids, names = {}, ("image", "caption", "label", "p_meth_label", "i_meth_label", "p_meth", "i_meth")
 
     def parse(where: str, row: Fields | str) -> Fields:
-        ids.add("figure_file", _filled(row)["figure_file"], where)
+        _add_id(ids, "figure_file", _filled(row)["figure_file"], where)
         row = _filled(row, "caption", "p_meth_label")
         return {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
 
-    return _parsed(_csv_rows(path, "figure_file", "caption", "p_meth_label"), parse)
+    rows = _parsed(_csv_rows(path, "figure_file", "caption", "p_meth_label"), parse)
+    return _table(path, names, rows, "MELINDA", ("melinda_images", ""), path.parent)
+
+
+TABLES: dict[str, Callable[..., Table]] = {
+    "ROCO": _roco_table,
+    "MedICaT": _medicat_table,
+    "VQA-RAD": _rad_table,
+    "SLAKE": _slake_table,
+    "MedVQA-2019": _medvqa_table,
+    "MELINDA": _melinda_table,
+    "CheXpert": _chexpert_table,
+}
+"""By layout: makes the table of one file, or of several of MedVQA-2019."""
