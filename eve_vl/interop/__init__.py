@@ -50,7 +50,10 @@ class ConvertArgs:
     """Leave out keys with one of these in their names."""
 
     def refuse_without_effect(self, allowed: Sequence[str], title: str) -> None:
-        """Raise UserError for a flag that was set, is not allowed and has no effect on this kind of source."""
+        """Refuse flags without an effect on this kind of source.
+
+        Raises UserError for a flag that was set and is not in `allowed`.
+        """
         for each in fields(self):
             if each.name not in ("source", "target", *allowed) and getattr(self, each.name) != each.default:
                 flag = each.name.replace("_", "-")

@@ -1,7 +1,8 @@
-"""Import of foreign weights as run folders: one driver for all families of checkpoints.
+"""Import of foreign weights as run folders.
 
-A family recognises its tensors and plans what they become, mostly by a table of names. EVE's published checkpoints and image
-encoders are in this room. Others are entry points of the group `eve_vl.converters`, such as those of related systems.
+One driver serves all families of checkpoints. A family recognises its tensors and plans what they become, mostly by a table of
+names. EVE's published checkpoints and image encoders are in this room. Others are entry points of the group
+`eve_vl.converters`, such as those of related systems.
 """
 
 import pickle
@@ -100,9 +101,9 @@ class Family:
 
 
 def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], args: ConvertArgs) -> str:
-    """Write a checkpoint's run folder by the first family that matches; return a summary.
+    """Write a checkpoint's run folder and return a summary.
 
-    Raises UserError.
+    The first family that matches plans it. Raises UserError.
     """
     family, where, run = next(each for each in families if each.matches(tensors)), str(args.source), args.target
     args.refuse_without_effect((*FLAGS, *family.flags), family.title)
@@ -163,7 +164,10 @@ def under(ours: str, theirs: str, table: Table) -> dict[str, str | float | Made]
 
 
 def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
-    """Return how each of our tensors that the table covers is made; without sources, a constant."""
+    """Return how each of our tensors that a table covers is made.
+
+    Without sources it is a constant.
+    """
     patterns = [(re.compile(re.escape(key).replace(r"\*", r"(\d+)") + r"(\..+)?"), rule) for key, rule in table.items()]
     made = {}
     for name in names:
@@ -180,9 +184,9 @@ def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
 
 
 def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, where: str) -> Tensor:
-    """Return one of our tensors, a copy, since a file may tie some; `own` has the shape that it must have.
+    """Return one of our tensors, a copy, since a file may tie some.
 
-    Raises UserError for foreign tensors of other shapes or types.
+    `own` has the shape that it must have. Raises UserError for foreign tensors of other shapes or types.
     """
     if not made.sources:
         return made.compute().expand(own.shape).clone()
@@ -204,7 +208,10 @@ def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, 
 
 
 def resized(task: Task[Any], sizes: InputConfig) -> Task[Any]:
-    """Return a task at other sizes: image positions are interpolated, text positions cut."""
+    """Return a task at other sizes.
+
+    Image positions are interpolated, text positions cut.
+    """
     with torch.device("meta"):
         new = type(task)(replace(task.config, input=sizes), task.sizes)
     tensors, own = task.state_dict(), new.state_dict()
@@ -225,7 +232,7 @@ def check_new(run: Path) -> None:
 
 
 def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
-    """Write an atomic run folder of weights that were not trained here. Raises UserError."""
+    """Write an atomic run folder of weights from elsewhere. Raises UserError."""
     check_new(run)
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # the limits of tokenizer.vocab_size
     config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=bound))
@@ -271,7 +278,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> dict[str, Tensor]:
-    """Return the tensors whose names contain no part in `drop`, in float32. Raises UserError for unusual tensors."""
+    """Return the tensors whose names contain no part in `drop`, in float32.
+
+    Raises UserError for unusual tensors.
+    """
     kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
     checkpoint.check_tensors(kept, where)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
@@ -290,14 +300,20 @@ def numbers(pattern: str, names: Iterable[str]) -> set[int]:
 
 
 def count_numbered(found: Set[int], what: str, where: str) -> int:
-    """Return how many blocks or experts there are. Raises UserError unless they are numbered from 0."""
+    """Return how many blocks or experts there are.
+
+    Raises UserError unless they are numbered from 0.
+    """
     if found != set(range(len(found))):
         raise UserError(f"{where}: has {len(found)} {what}, numbered up to {max(found)}, expected 0 to {len(found) - 1}")
     return len(found)
 
 
 def side_of(positions: int, where: str) -> int:
-    """Return the patches per side from the number of positions with [CLS]. Raises UserError if they are no square."""
+    """Return the patches per side from the number of positions with [CLS].
+
+    Raises UserError if they are no square.
+    """
     side = round(max(positions - 1, 0) ** 0.5)
     if side < 2 or side**2 + 1 != positions:
         raise UserError(f"{where}: {positions} image positions are no [CLS] and a square of patches")
@@ -305,9 +321,9 @@ def side_of(positions: int, where: str) -> int:
 
 
 def relative_side_of(rows: int, others: int, where: str) -> int:
-    """Return the patches per side from the rows of a table of relative positions, `others` of which are not between patches.
+    """Return the patches per side from the rows of a table of relative positions.
 
-    Raises UserError if they are no square.
+    others: rows that are not between patches. Raises UserError if they are no square.
     """
     side = round((max(rows - others, 0) ** 0.5 + 1) / 2)
     if side < 2 or (2 * side - 1) ** 2 + others != rows:
@@ -347,9 +363,10 @@ def check_answers(path: Path | None, labels: Sequence[str], plan: Plan, made: Ma
 
 
 def config_for(plan: Plan, run: Path, where: str) -> Config:
-    """Return the config of a plan: that of the task's recipe after `prefix`, else of `recipe`, at the plan's sizes.
+    """Return the config of a plan.
 
-    Raises UserError for impossible sizes.
+    It is that of the task's recipe after `prefix`, else of `recipe`, at the plan's sizes. Raises UserError for impossible
+    sizes.
     """
     config = get_recipe(plan.recipe)
     if (finetune := recipes("finetune").get(plan.prefix + plan.section.name)) is not None:

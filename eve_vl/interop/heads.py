@@ -1,4 +1,4 @@
-"""The heads of each task for other programs: graphs for ONNX, outputs for transformers.
+"""Heads of each task for other programs: ONNX graphs, transformers outputs.
 
 Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, V vocabulary, D width, d width of features.
 """
@@ -41,7 +41,10 @@ class Graph(NamedTuple):
 
 
 class Heads:
-    """Heads of one task, none by default. A subclass belongs to the tasks of its `section`."""
+    """Heads of one task, none by default.
+
+    A subclass belongs to the tasks of its `section`.
+    """
 
     section: ClassVar[type[TaskConfig]]
     missing: str | None = None
@@ -63,14 +66,17 @@ class Heads:
         }
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return the outputs of the heads by transformers' names, with labels also the `loss`.
+        """Return the outputs by transformers' names, with labels also the `loss`.
 
         tensors: the given ones of pixels, right (float, (B, 3, H, W), in [-1, 1]), ids and is_padding. Raises UserError.
         """
         raise UserError(f"the task {self.task.section.name} has no head")
 
     def encode(self, tensors: Mapping[str, Tensor]) -> Encoded:
-        """Return the states of images, of texts or of pairs. Raises UserError without either."""
+        """Return the states of images, of texts or of pairs.
+
+        Raises UserError without either.
+        """
         if not tensors:
             raise UserError("give pixel_values, input_ids or both")
         encoder = self.task.encoder
@@ -84,9 +90,10 @@ class HeadlessHeads(Heads):
     section = HeadlessConfig
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `last_hidden_state` (B, N, D) after the final norm: the image's [CLS] and patches, then the text.
+        """Return `last_hidden_state` (B, N, D) after the final norm.
 
-        Also `pooler_output` (B, D), the state of the text [CLS], of the image's where there is no text.
+        It holds the image's [CLS] and patches, then the text. Also `pooler_output` (B, D), the state of the text [CLS], of the
+        image's where there is no text.
         """
         if labels is not None:
             raise UserError("an encoder without heads has no loss: leave out labels")
@@ -104,7 +111,7 @@ class MaskedSignalHeads(Heads):
         self.missing = None if task.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, T, V) of texts with [MASK] for masked tokens, given the whole images.
+        """Return `logits` (B, T, V) of texts with [MASK] and whole images.
 
         labels: int64 (B, T), the masked tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
         """
@@ -199,9 +206,9 @@ class ClassifierHeads(Heads):
         return super().graphs() | {self.name: Graph(task.reads, "logits", meaning, lambda *given: task.logits(*given)[0])}
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, C) and with labels, as the task's `loss` takes them, the `loss`.
+        """Return `logits` (B, C) and with labels the `loss`.
 
-        `pixels` may be those of the left image.
+        Labels are those that the task's `loss` takes. `pixels` may be those of the left image.
         """
         task = self.task
         logits_BC, routers = task.logits(*(tensors["pixels" if name == "left" else name] for name in task.reads))
@@ -223,7 +230,10 @@ class NLVR2Heads(ClassifierHeads):
 
 
 def heads_class(section: type[TaskConfig]) -> type[Heads]:
-    """Return the heads of a section, else those of the section that it refines, else those of its kind of task."""
+    """Return the heads of a section.
+
+    Without heads of its own, it has those of the section that it refines, else those of its kind of task.
+    """
     define("eve_vl.interop", section.name)
     own = {vars(each)["section"]: each for each in subclasses(Heads) if "section" in vars(each)}
     kinds = (kind for kind in section.__mro__ if kind in own)

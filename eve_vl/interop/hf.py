@@ -1,4 +1,4 @@
-"""EVE in the way of `transformers`: configs, models and processors for its Auto classes, hub and Trainer.
+"""Configs, models and processors for `transformers`: Auto classes, hub, Trainer.
 
 Importing this module registers them. `from_run` and `to_run` convert a run folder to a model and processor, and back. Each kind
 of task has a class: EveFor and its name, e.g. `EveForContrastMatch`, unless a class is listed here.
@@ -47,10 +47,10 @@ ALIGNMENT = 64  # bytes; products of matrices mapped from a file at other offset
 
 
 class EveConfig(PreTrainedConfig):
-    """The sections `input`, `model` and `task` of our `Config` as JSON values, and the size of the vocabulary.
+    """Sections `input`, `model` and `task` of our `Config`, and the vocabulary size.
 
-    A classifier's labels, e.g. VQA's answers, are `id2label`. The config names no folders or data, since it may go to a hub.
-    Raises UserError for unknown or missing keys and for contradictory values.
+    The sections are JSON values. A classifier's labels, e.g. VQA's answers, are `id2label`. The config names no folders or
+    data, since it may go to a hub. Raises UserError for unknown or missing keys and for contradictory values.
     """
 
     model_type = "eve"
@@ -125,10 +125,10 @@ class EvePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
-        """Load a folder or a hub repository with safetensors weights; a pickle can run code.
+        """Load a folder or a hub repository with safetensors weights.
 
-        Weights stay float32, as in training; autocast computes in bfloat16. Raises UserError for use_safetensors=False or
-        another dtype, OSError for a missing file.
+        A pickle can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises UserError for
+        use_safetensors=False or another dtype, OSError for a missing file.
         """
         if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (None, "auto", "float32", torch.float32):
             raise UserError("the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True")
@@ -164,7 +164,10 @@ class EvePreTrainedModel(PreTrainedModel):
         input_ids_right: Tensor | None = None,
         attention_mask_right: Tensor | None = None,
     ) -> Any:
-        """Return the class's outputs. attention_mask None: no padding. …_right: for tasks with two images or texts."""
+        """Return the class's outputs.
+
+        attention_mask None: no padding. …_right: for tasks with two images or texts.
+        """
         if pixel_values_right is not None and "right" not in getattr(self.task, "reads", ()):
             raise UserError(f"{type(self).__name__} reads one image; leave out pixel_values_right")
         tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
@@ -267,7 +270,7 @@ class EveForVisualQuestionAnswering(EvePreTrainedModel):
 
 
 class EveForNLVR2(EvePreTrainedModel):
-    """Truth of a statement about two images, pixel_values on the left and pixel_values_right.
+    """Truth of a statement about pixel_values, left, and pixel_values_right.
 
     labels: int64 (B,), 1 = true. loss: their cross-entropy plus the weighted balance loss. logits: (B, 2).
     """
@@ -295,10 +298,10 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
 
 
 def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
-    """Return the model, in evaluation mode, and the processor of a run folder or checkpoint.
+    """Return the model and the processor of a run folder or checkpoint.
 
-    A folder gives its best weights, else its newest. A pre-trained run without a token head gives retrieval or, without
-    contrast and matching, its encoder. Raises UserError.
+    The model is in evaluation mode. A folder gives its best weights, else its newest. A pre-trained run without a token head
+    gives retrieval or, without contrast and matching, its encoder. Raises UserError.
     """
     run = load_run(path)
     found = run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
@@ -319,7 +322,10 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
 
 
 def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path) -> Path:
-    """Write a run folder for `eve`, `Eve` and --init, and return its path. Raises UserError."""
+    """Write a run folder for `eve`, `Eve` and --init; return its path.
+
+    Raises UserError.
+    """
     folder = expand_user(path)
     tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str())
     if tokenizer.vocab_size != model.config.vocab_size:

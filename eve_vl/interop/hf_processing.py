@@ -23,10 +23,10 @@ WHOLE = sys.maxsize  # tokens
 
 
 class EveImageProcessor(BaseImageProcessor):
-    """Images in any form that `Eve` takes, resized to a square and normalised with mean = std = 0.5.
+    """Images in any form that `Eve` takes, resized to a square.
 
-    size: {"height": H, "width": H}. A JPEG as a path or bytes is shrunk during decoding, as in evaluation. One that Pillow has
-    decoded differs a little.
+    They are normalised with mean = std = 0.5. size: {"height": H, "width": H}. A JPEG as a path or bytes is shrunk during
+    decoding, as in evaluation. One that Pillow has decoded differs a little.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -41,7 +41,10 @@ class EveImageProcessor(BaseImageProcessor):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Images, return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one image or a list of them. Raises UserError."""
+        """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one image or a list.
+
+        Raises UserError.
+        """
         pixels = [image.pixels(self.size["height"]) for image in given_images(images)]
         if not pixels:
             raise UserError("images is an empty list")
@@ -49,10 +52,11 @@ class EveImageProcessor(BaseImageProcessor):
 
 
 class EveTokenizerFast(PreTrainedTokenizerFast):
-    """A run's tokenizer: the ids of `Tokenizer.encode`; truncation=True cuts them at the run's longest text.
+    """Tokenizer of a run: the ids of `Tokenizer.encode`.
 
-    A special token written in a text is ordinary text. With split_special_tokens=False each "[MASK]" is a masked token, as in
-    `Eve.fill_mask`; the output then has only ids and attention mask, and pairs of texts are not supported.
+    truncation=True cuts them at the run's longest text. A special token written in a text is ordinary text. With
+    split_special_tokens=False each "[MASK]" is a masked token, as in `Eve.fill_mask`; the output then has only ids and
+    attention mask, and pairs of texts are not supported.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -84,7 +88,10 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         split_special_tokens: bool | None = True,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Encode, cut as `Tokenizer.encode` does (the library would keep a final special token), and pad."""
+        """Encode, cut and pad.
+
+        Texts are cut as `Tokenizer.encode` does. The library would keep a final special token.
+        """
         if split_special_tokens is False:
             own, is_one = Tokenizer(self.backend_tokenizer, "tokenizer"), isinstance(text, str)
             ids = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if is_one else text)]
@@ -131,10 +138,10 @@ class EveProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Return a model's inputs: pixel_values, input_ids, attention_mask, and with _right those of right images and texts.
+        """Return a model's inputs: pixel_values, input_ids, attention_mask.
 
-        One image and one text are a batch of one; an empty text is only its [CLS]. kwargs go to the tokenizer; padding and
-        truncation are on. Raises UserError for no or invalid inputs.
+        Those of right images and texts end in _right. One image and one text are a batch of one; an empty text is only its
+        [CLS]. kwargs go to the tokenizer; padding and truncation are on. Raises UserError for no or invalid inputs.
         """
         if images is None and text is None:
             raise UserError("give images, text or both")

@@ -1,7 +1,7 @@
-"""Export of runs as ONNX files, one per graph of the task, for programs without torch.
+"""Export of runs as ONNX files, one per graph of the task.
 
-Each file is traced from the code of evaluation and `Eve`, experts from a traceable twin. An export succeeds only if onnxruntime
-gives torch's numbers, at other sizes than the traced one.
+They serve programs without torch. Each file is traced from the code of evaluation and `Eve`, experts from a traceable twin. An
+export succeeds only if onnxruntime gives torch's numbers, at other sizes than the traced one.
 
 Letters: B batch, T text tokens, H height, W width.
 """
@@ -66,12 +66,15 @@ class Part(nn.Module):
         self.inputs = self.graph.inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Compute the graph: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
+        """Compute the graph.
+
+        pixels: uint8 (B, 3, H, W). ids: int64 (B, T). is_padding: bool (B, T).
+        """
         return self.graph.compute(*tensors)
 
 
 def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
-    """Write a run's ONNX files, their description export.json and the tokenizer into a new folder.
+    """Write a run's ONNX files, export.json and the tokenizer into a new folder.
 
     parts: names of the task's graphs; empty: all. Raises UserError and writes nothing if packages are missing, the folder is in
     use, the run has no such graph, its results are random, or onnxruntime gives other numbers.
@@ -106,7 +109,10 @@ def to_table(exported: Sequence[Exported]) -> Table:
 
 
 def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
-    """Return fixed random inputs. padded: texts of all lengths from 1 to T, else all of T tokens."""
+    """Return fixed random inputs.
+
+    padded: texts of all lengths from 1 to T, else all of T tokens.
+    """
     length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
@@ -158,7 +164,7 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
 
 
 def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
-    """Return a function that runs a file by onnxruntime with torch's number of threads."""
+    """Return a function that runs a file with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -195,9 +201,9 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
 
 
 class TraceableMoE(nn.Module):
-    """Twin of a mixture of experts without drops, in operations that ONNX has; it shares the weights.
+    """Twin of a mixture of experts without drops, in operations that ONNX has.
 
-    Each expert selects its own rows, so that only chosen experts compute, as in `MoE`.
+    It shares the weights. Each expert selects its own rows, so that only chosen experts compute, as in `MoE`.
     """
 
     def __init__(self, moe: MoE):
@@ -227,7 +233,10 @@ class TraceableMoE(nn.Module):
 
 
 def _feed_forward(experts: Experts, expert: int) -> FeedForward:
-    """Return one expert as a network of its own, so that a file holds its weights apart and need not cut them out."""
+    """Return one expert as a network of its own.
+
+    A file then holds its weights separately.
+    """
     _, ffn_dim, embed_dim = experts.fc1_weight.shape
     with torch.device("meta"):
         feed_forward = FeedForward(embed_dim, ffn_dim)
@@ -238,6 +247,9 @@ def _feed_forward(experts: Experts, expert: int) -> FeedForward:
 
 
 def traceable(module: Module) -> Module:
-    """Return a twin of a module, with the same weights, in which every mixture of experts is its traceable twin."""
+    """Return a twin of a module with traceable mixtures of experts.
+
+    It has the same weights.
+    """
     experts = {name: part for name, part in module.named_modules() if isinstance(part, MoE)}
     return replace_submodules(module, {name: TraceableMoE(moe) for name, moe in experts.items()})

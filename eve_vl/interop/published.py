@@ -1,4 +1,4 @@
-"""EVE's published checkpoints into run folders, and run folders back; bit for bit both ways."""
+"""Conversion between EVE's published checkpoints and run folders, bit for bit."""
 
 import re
 from collections.abc import Mapping
@@ -129,7 +129,10 @@ def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
-    """Return a published checkpoint's sizes, model and task from its tensors. Raises UserError."""
+    """Return the sizes, model and task of a published checkpoint.
+
+    Raises UserError.
+    """
     try:
         width, _, patch_size, _ = published[PATCHES].shape
         positions = len(published["backbone.pos_embed_vision"])
@@ -162,7 +165,10 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
 
 
 def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:
-    """Return the task of a checkpoint by its head; a fine-tuned one may still have heads of earlier training."""
+    """Return the task of a checkpoint by its head.
+
+    A fine-tuned one may still have heads of earlier training.
+    """
     if "nlvr2_output.weight" in published:
         return NLVR2Config(head="paired")
     if "output.0.weight" in published:  # the head of VQA reads one state, that of NLVR2 two
@@ -174,7 +180,10 @@ def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:
 
 
 def to_published(ours: Mapping[str, Tensor], made: Mapping[str, Made], sizes: InputConfig) -> dict[str, Tensor]:
-    """Return the published tensors of ours, with the buffers that published models keep and never use."""
+    """Return the published tensors of ours.
+
+    They include buffers that published models keep and never use.
+    """
     published = dict(zip(BUFFERS, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
     for name, each in made.items():
         published |= zip(each.sources, ours[name].unbind() if each.compute is stack else (ours[name],), strict=True)

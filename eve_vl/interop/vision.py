@@ -1,4 +1,6 @@
-"""Image encoders as a start for pre-training: BEiT, BEiT v2, timm's beit and vit, transformers' ViT, DeiT, BEiT and DINOv2.
+"""Image encoders as a start for pre-training.
+
+These are BEiT, BEiT v2, timm's beit and vit, transformers' ViT, DeiT, BEiT and DINOv2.
 
 | ours | comes from |
 |---|---|
@@ -162,7 +164,10 @@ def _repeated(times: int, tensor: Tensor) -> Tensor:
 
 
 def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int]:
-    """Return the model, not yet of the encoder's sizes, and the longest text. Raises UserError."""
+    """Return the model, not yet of the encoder's sizes, and the longest text.
+
+    Raises UserError.
+    """
     if args.architecture in ("eve", "source"):
         num_experts = EveModelConfig.num_experts if args.num_experts is None else args.num_experts
         experts = {"num_experts": num_experts, "top_k": min(EveModelConfig.top_k, num_experts)}
@@ -184,7 +189,7 @@ RELATIVE_HINT = (
 
 
 def _side(tensors: Mapping[str, Tensor], where: str) -> int:
-    """Return the patches per side from absolute or relative positions; 0 without either."""
+    """Return the patches per side from positions; 0 without any."""
     if "pos_embed" in tensors:
         return convert.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]

@@ -1,4 +1,7 @@
-"""Measure a training step of a recipe on this machine: time, memory, FLOP/s, and their share of a matrix product's (MFU)."""
+"""Measurement of a training step: time, memory, FLOP/s.
+
+MFU is the share of a large matrix product's FLOP/s.
+"""
 
 import dataclasses
 import itertools
@@ -35,13 +38,14 @@ GEMM_SIDE, GEMM_ROUNDS = 8192, 20
 
 
 def bench(config: Config, num_steps: int) -> dict[str, Any]:
-    """Run training steps of a recipe from random weights, on batches loaded before. Raises UserError.
+    """Run training steps of a recipe from random weights, on loaded batches.
 
-    The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the device. rows: per
-    step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second, tokens_per_second: of wall time;
-    each token counts once per step, padding does not. flops_per_row: forward and backward at the mean text length. peak: FLOP/s
-    of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the process or of the GPU. loader_share:
-    core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its seconds).
+    Raises UserError. The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the
+    device. rows: per step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second,
+    tokens_per_second: of wall time; each token counts once per step, padding does not. flops_per_row: forward and backward at
+    the mean text length. peak: FLOP/s of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the
+    process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
+    seconds).
     """
     train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
@@ -122,7 +126,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
-    """Return medians over steps: seconds of the step and of its parts, wall seconds, CPU core-seconds."""
+    """Return medians over steps.
+
+    These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
+    """
     device, num, found, wall, cores = trainer.device, trainer.config.accumulation, [], [], []
     for first in progress(range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num):
         parts: dict[str, float] = defaultdict(float)
@@ -155,7 +162,7 @@ def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
 
 
 def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the FLOP/s that a device reaches in a large matrix product of a type, and a description of it."""
+    """Return the FLOP/s of a large matrix product, and a description of it."""
     side = GEMM.get(device.type, GEMM_SIDE)
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []

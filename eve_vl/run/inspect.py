@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a run, by part of its task, without building its weights.
+"""Parameters and FLOPs of a run by part, without building its weights.
 
 Letters: B rows of a micro-batch, T text tokens, K kept patches, M hidden patches.
 """
@@ -52,7 +52,7 @@ class Inspection:
 
     @property
     def flops_per_step(self) -> float:
-        """Forward and backward FLOPs per row; the backward pass costs twice the forward pass."""
+        """Forward and backward FLOPs per row; the latter cost twice as much."""
         return 3 * sum(self.flops.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,10 @@ def inspect_run(path: Path) -> Inspection:
 
 
 def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequence[str] = ()) -> Inspection:
-    """Count a config. Defaults: a vocabulary of tokenizer.vocab_size and NUM_LABELS labels."""
+    """Count a config.
+
+    Defaults: a vocabulary of tokenizer.vocab_size and NUM_LABELS labels.
+    """
     sizes = Sizes(vocab_size=vocab_size or config.tokenizer.vocab_size, labels=tuple(labels) or ("",) * NUM_LABELS)
     with torch.device("meta"):
         task = build_untrained(config, sizes)
@@ -121,10 +124,10 @@ def _order(task: Task[Any], part: str) -> tuple[int, str]:
 
 
 def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
-    """Return the forward FLOPs of a training step by part of the task, per row with texts of full length.
+    """Return the forward FLOPs per row of a training step, by part of the task.
 
-    torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not train, or is the
-    user's own: only its author knows the batches that it reads.
+    Texts have full length. torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not
+    train, or is the user's own: only its author knows the batches that it reads.
     """
     task = task_class(type(config.task))
     if issubclass(task, Headless) or not task.__module__.startswith("eve_vl."):
@@ -166,7 +169,10 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
 
 
 def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
-    """Return the shape of `Experts.forward` at its cost: without values, no row knows its expert."""
+    """Return the shape of `Experts.forward` at its cost.
+
+    Without values, no row knows its expert.
+    """
     return experts.activation(x_RD @ experts.fc1_weight[0].t()) @ experts.fc2_weight[0].t()
 
 
@@ -191,7 +197,7 @@ def _example_batch(task: Task[Any]) -> RowBatch:
 
 
 def _filled(kind: type[RowBatch], config: Config, B: int, of_image: float = 0.0, of_text: float = 0.0, **more: Any) -> RowBatch:
-    """Return a batch of a kind with B rows, with these shares of the patches and of the tokens masked."""
+    """Return a batch of B rows with shares of patches and tokens masked."""
     side, T, P = config.input.image_size, config.input.text_length, config.input.num_patches
     num_masked = num_masked_patches(P, of_image)
     integers, pixels = partial(torch.empty, dtype=torch.long), torch.empty(B, 3, side, side, dtype=torch.uint8)

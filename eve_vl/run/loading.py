@@ -1,4 +1,4 @@
-"""Run folders: load them as models, lock them; build the untrained model of a config."""
+"""Run folders as models, their lock, and untrained models of configs."""
 
 import contextlib
 import dataclasses
@@ -62,9 +62,10 @@ class LoadedRun:
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
-    """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
+    """Load a run folder or one of its checkpoints, in evaluation mode.
 
-    Checks the weights against their checksum. The config may be edited, e.g. for data that has moved. Raises UserError.
+    A run folder gives its best weights, else its newest. Checks the weights against their checksum. The config may be edited,
+    e.g. for data that has moved. Raises UserError.
     """
     folder = checkpoint.chosen_checkpoint(expand_user(path))
     step = checkpoint.verify(folder, "model.safetensors")["step"]
@@ -77,7 +78,10 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
 
 
 def as_task(run: LoadedRun, name: str) -> LoadedRun:
-    """Return a run as one of another task whose heads it has, as pre-trained matching serves retrieval. Raises UserError."""
+    """Return a run as one of another task whose heads it has.
+
+    Pre-trained matching serves retrieval, for example. Raises UserError.
+    """
     if run.config.task.name == name:
         return run
     if (task := run.task.as_task(name)) is None:
@@ -129,10 +133,10 @@ def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Lock a run folder against other trainings; every process must call this, and the main one holds the lock.
+    """Lock a run folder against other trainings.
 
-    Makes missing folders, and deletes them if they stay empty. Raises UserError in every process if another training holds the
-    lock or the folder cannot be written.
+    Every process must call this, and the main one holds the lock. Makes missing folders, and deletes them if they stay empty.
+    Raises UserError in every process if another training holds the lock or the folder cannot be written.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     file, problem = _acquire(run) if is_main() else (None, None)

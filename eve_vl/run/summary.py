@@ -1,4 +1,7 @@
-"""The lines that a run prints before it starts, and the fields that a resumed run may change."""
+"""Lines that a run prints before it starts; fields that may change.
+
+A resumed run may change some fields.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -37,15 +40,18 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
     if config.data.val == (HELD_OUT,):
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
-        beside = f"; left out: {pluralize(lost, 'row that shows', 'rows that show')} a held-out image too" if lost else ""
+        more = f"; left out: {pluralize(lost, 'row that shows', 'rows that show')} a held-out image too" if lost else ""
         few = f"; numbers on fewer than {FEW_ROWS} rows tell little, --data.val-fraction keeps more" * (num_val < FEW_ROWS)
-        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{beside}{few}"
+        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{more}{few}"
     used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
     return [f"training data: {train}", f"validation data: {val}{used}"]
 
 
 def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
-    """Return a note on the share of texts that the model cuts, measured on some rows of each source."""
+    """Return a note on the share of texts that the model cuts.
+
+    It is measured on some rows of each source.
+    """
     evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
     rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
     lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for row in rows for text in row.texts)
@@ -66,7 +72,10 @@ def machine_line(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
-    """Return lines on model and training, and a note on many epochs. num_rows: of the training data."""
+    """Return lines on model and training, and a note on many epochs.
+
+    num_rows: of the training data.
+    """
     train, bytes_needed = config.train, expected_memory(config, task)
     memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
     total = sum(each.numel() for each in task.parameters())

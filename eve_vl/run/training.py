@@ -45,9 +45,9 @@ MIN_SCENE_SIZE = 16  # pixels; a tokenizer reads texts only
 
 
 def train(config: Config, *, must_resume: bool = False) -> bool:
-    """Train a run, or resume the one in config.out, and write metrics.json; return whether this is the main process.
+    """Train a run, or resume the one in config.out, and write metrics.json.
 
-    must_resume: refuse to start a new run. Raises UserError.
+    Returns whether this is the main process. must_resume: refuse to start a new run. Raises UserError.
     """
     builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
@@ -124,7 +124,10 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
 
 
 def check_batch_size(config: Config, world: int) -> None:
-    """Raise UserError for a batch that does not divide into micro-batches of all processes, or that are too small."""
+    """Raise UserError for a batch that does not divide into micro-batches.
+
+    They must not be too small either.
+    """
     train, count = config.train, config.train.accumulation * world
     if train.batch_size % count:
         where = f"train.batch_size {train.batch_size} is not divisible by train.accumulation"
@@ -135,9 +138,9 @@ def check_batch_size(config: Config, world: int) -> None:
 
 
 def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> None:
-    """Set one thread or all of the process's cores, whichever is faster in timed passes, unless the user gave a number.
+    """Set one thread or as many as cores, the faster one in timed passes.
 
-    kept: the number of threads of a resumed run.
+    A number that the user gave stays. kept: the number of threads of a resumed run.
     """
     most, train, task = torch.get_num_threads(), trainer.config, trainer.task
     is_given = train.threads or "OMP_NUM_THREADS" in os.environ
@@ -158,7 +161,10 @@ def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> Non
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
-    """Raise UserError if no best weights can be chosen: the first validation rows have no labels or answers."""
+    """Raise UserError if no best weights can be chosen.
+
+    The first validation rows then have no labels or answers.
+    """
     dataset = task_class(type(config.task)).dataset
     if not (truth := dataset.truth.removesuffix("s")):
         return
@@ -172,9 +178,10 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
 
 
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
-    """Copy the weights of config.init unless config.scratch; return the new parameters, and a note.
+    """Copy the weights of config.init; return the new parameters and a note.
 
-    Raises UserError if the encoders differ in more than config.init_allow_missing allows.
+    With config.scratch the weights stay random. Raises UserError if the encoders differ in more than config.init_allow_missing
+    allows.
     """
     assert config.init is not None
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
@@ -226,7 +233,10 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
 
 
 def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:
-    """Return the run's tokenizer: from its folder, the --init run, tokenizer.path, or trained on the captions."""
+    """Return the run's tokenizer.
+
+    It is from its folder, the --init run or tokenizer.path, or trained on the captions.
+    """
     if checkpoint.checkpoint_folders(config.out):
         return Tokenizer.load(config.out / "tokenizer.json")
     if config.init is not None:
@@ -252,9 +262,9 @@ def with_init_tokenizer(config: Config) -> Config:
 
 
 def check_out_folder(config: Config, must_resume: bool) -> list[str]:
-    """Refuse to resume a folder that holds another run; return sentences on fields that may change and did.
+    """Refuse to resume a folder that holds another run.
 
-    Raises UserError with the fields that differ.
+    Returns sentences on fields that may change and did. Raises UserError with the fields that differ.
     """
     folders = checkpoint.checkpoint_folders(config.out)
     if not folders:

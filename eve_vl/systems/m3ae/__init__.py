@@ -1,6 +1,7 @@
-"""M3AE, the medical one (Chen et al. 2022, MICCAI): towers with co-attention, masked tokens, masked pixels and matching.
+"""M3AE, the medical one (Chen et al. 2022, MICCAI).
 
-The small recipes run on phantoms, which prove nothing about medicine.
+Towers with co-attention learn by masked tokens, masked pixels and matching. The small recipes run on phantoms, which prove
+nothing about medicine.
 """
 
 from dataclasses import replace
@@ -151,9 +152,9 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
 
 def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
-    """Return a run on images of the published size, for a small model of its own; the towers learn slowest.
+    """Return a run on images of the published size, for a small model its own.
 
-    Texts keep the length that the towers have positions for.
+    The towers learn slowest. Texts keep the length that the towers have positions for.
     """
     data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
     train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}

@@ -1,4 +1,4 @@
-"""Published checkpoints of M3AE, the medical one (zhjohnchan/M3AE), into run folders: the same numbers under our names.
+"""Conversion of published M3AE checkpoints (zhjohnchan/M3AE) into run folders.
 
 Tensors that are joined, split or left out:
 

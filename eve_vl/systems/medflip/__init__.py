@@ -1,4 +1,7 @@
-"""MedFLIP (arXiv 2403.04626): contrast of two towers, from images with half of their patches dropped."""
+"""MedFLIP (arXiv 2403.04626): contrast of two towers.
+
+The images have half of their patches dropped.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""MLIM (arXiv 2109.12178): masked texts and images in one pass, and its purpose, pairs of items."""
+"""MLIM (arXiv 2109.12178): masked texts and images in one pass; pairs of items."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -51,9 +51,10 @@ REFINING = (32, 32, 3)
 
 
 class ConvDecoder(nn.Sequential):
-    """Decoder of whole images: transposed 2 × 2 convolutions of stride 2 up to pixels, 3 × 3 convolutions, sigmoid.
+    """Decoder of whole images.
 
-    GELU stands between all. 2,763,123 parameters at width 1,024 and seven doublings.
+    Transposed 2 × 2 convolutions of stride 2 lead up to pixels, then 3 × 3 convolutions and a sigmoid. GELU stands between all.
+    2,763,123 parameters at width 1,024 and seven doublings.
     """
 
     def __init__(self, embed_dim: int, patch_size: int):
@@ -65,15 +66,15 @@ class ConvDecoder(nn.Sequential):
         super().__init__(*[part for layer in layers for part in (layer, nn.GELU())][:-1], nn.Sigmoid())
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Decode states of patches in reading order, (B, P, D), to pixels in [0, 1], (B, 3, H, W)."""
+        """Decode states of patches (B, P, D) to pixels in [0, 1] (B, 3, H, W)."""
         side = round(input.shape[1] ** 0.5)
         return super().forward(input.mT.unflatten(2, (side, side)))
 
 
 class AwareMasks(MaskedPairs):
-    """Pairs with MLIM's masks: training masks most of the image, most of the text, or little of both, a third each.
+    """Pairs with MLIM's masks.
 
-    Evaluation always masks little of both.
+    Training masks most of the image, most of the text, or little of both, a third each. Evaluation always masks little of both.
     """
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
@@ -111,7 +112,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return ConvDecoder(self.config.model.embed_dim, self.config.input.patch_size)
 
     def before_step(self, micro_batches: list[BatchByMask]) -> list[Any]:
-        """Give each micro-batch the step's mean number of masked tokens and of patches in the loss."""
+        """Set each micro-batch's mean numbers of masked tokens and of patches.
+
+        They are means of the step; the patches are those in the loss.
+        """
         parts = [part for batch in micro_batches for part in batch.parts]
         tokens = sum(len(part.places()) for part in parts)
         patches = sum(self.painted_positions(part).numel() for part in parts)
@@ -121,9 +125,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return super().before_step(counted)
 
     def forward(self, batch: BatchByMask) -> StepOutput:
-        """Return the sum of both losses by task.mlm_weight and task.mim_weight; a loss without rows is 0.
+        """Return the sum of both losses; a loss without rows is 0.
 
-        Rows with the same number of masked patches go through the encoder together.
+        task.mlm_weight and task.mim_weight weigh them. Rows with the same number of masked patches go through the encoder
+        together.
         """
         if batch.num_tokens is None or batch.num_patches is None:
             (batch,) = self.before_step([batch])
@@ -149,7 +154,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return 3 * (error_BMX / 2).square().mean(2)  # our pixels are in [-1, 1]
 
     def painted_positions(self, batch: MaskedImages) -> Tensor:
-        """Return the positions of the patches in the reconstruction loss (task.recon_target), int64 (B, M)."""
+        """Return the positions of the patches in the loss, int64 (B, M).
+
+        task.recon_target chooses them.
+        """
         if self.settings.recon_target == "masked":
             return batch.hidden_BM
         return torch.cat([batch.keep_BK, batch.hidden_BM], dim=1)
@@ -165,7 +173,7 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return gather_patches(self.painted(encoded), batch.hidden_BM)
 
     def embed_images(self, batch: MaskedImages) -> Tokens:
-        """Embed images with the word [MASK] in place of masked patches, at their positions."""
+        """Embed images with the word [MASK] in place of masked patches."""
         assert isinstance(self.encoder, Encoder)
         word_BMD = self.encoder.text.without_place(torch.full_like(batch.hidden_BM, self.sizes.mask_id))
         return self.encoder.image(batch.pixels(), instead=(batch.hidden_BM, word_BMD))
@@ -212,12 +220,12 @@ class ItemPairs(Classifier[PairConfig]):
         initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
-        """Return logits (B, 2), class 1 = the same, and the router statistics of each pass."""
+        """Return logits (B, 2), class 1 = the same, and router statistics per pass."""
         (left_BD, right_BD), routers = self.states(tensors, "image_text")
         return self.compare_head(left_BD, right_BD), routers
 
     def states(self, tensors: Sequence[Any], shown: str) -> tuple[Tensor, Routers]:
-        """Return the [CLS] states of both items, (2, B, D), and the router statistics of each pass.
+        """Return the [CLS] states of both items, (2, B, D), and router statistics.
 
         tensors: those that `reads` names. shown: image_text, image or text.
         """
@@ -232,7 +240,7 @@ class ItemPairs(Classifier[PairConfig]):
         return torch.stack(states), routers
 
     def predict(self, batch: ItemBatch) -> tuple[Tensor, Routers]:
-        """Return logits (B, 2) of a batch's pairs as shown, and the router statistics of each pass."""
+        """Return logits (B, 2) of a batch's pairs as shown, and router statistics."""
         tensors = [getattr(batch, FIELDS[name]) for name in self.reads]
         states, order, routers = [], [], []
         for kind in dict.fromkeys(batch.shown):
@@ -254,7 +262,10 @@ class ItemPairs(Classifier[PairConfig]):
 
 @dataclass(frozen=True, kw_only=True)
 class PairExample:
-    """A pair of items with the probabilities of being the same, by metric (SHOWN), and the true label (None if kept back)."""
+    """Pair of items with its label and the probabilities of being the same.
+
+    probabilities: by metric (SHOWN). label: None if kept back.
+    """
 
     probabilities: Mapping[str, float]
     captions: tuple[str, str]

@@ -1,7 +1,8 @@
-"""VLMo (Bao et al. 2022, arXiv 2111.02358): EVE's encoder with a network for pairs in the top blocks and relative positions.
+"""VLMo (Bao et al. 2022, arXiv 2111.02358).
 
-It trains in three stages, each the --init of the next: images; texts with frozen attention; pairs by contrast, matching and
-masked tokens. The paper's first stage is a published BEiT, which also learnt from labels; ours reconstructs pixels.
+It is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains in three stages, each the
+--init of the next: images; texts with frozen attention; pairs by contrast, matching and masked tokens. The paper's first stage
+is a published BEiT, which also learnt from labels; ours reconstructs pixels.
 """
 
 from dataclasses import replace
@@ -203,7 +204,10 @@ def _tiny(name: str, modality: Kind, *, steps: int) -> Config:
 
 
 def _stage(name: str, model: EveModelConfig, modality: Kind, *, lr: float) -> Config:
-    """Return a stage at the paper's scale: texts of 196 tokens with relative positions, captions of 40."""
+    """Return a stage at the paper's scale.
+
+    Texts have 196 tokens with relative positions, captions 40.
+    """
     is_short = modality == "image_text" or model.positions == "learned"
     train = {"steps": 200_000, "batch_size": 1024, "accumulation": 4 if model is VLMO else 8, "lr": lr, "warmup": 0.0125}
     train |= {"schedule": "linear", "clip_norm": 0.0, "val_every": 5000, "save_every": 5000}
@@ -231,7 +235,10 @@ def _sized(init: Config, base: float, plus: float, large: float) -> float:
 
 
 def _finetuned(init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any) -> Config:
-    """Return a run at the paper's scale, where by default new parameters learn as fast as others."""
+    """Return a run at the paper's scale.
+
+    By default new parameters learn as fast as others.
+    """
     train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
     model = replace(init.model, drop_path=drop_path) if isinstance(init.model, EveModelConfig) else init.model
     return at_paper_scale(replace(init, model=model), name, task, image_size, "rand", **train)

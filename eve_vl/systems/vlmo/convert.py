@@ -1,4 +1,4 @@
-"""Published VLMo checkpoints (microsoft/unilm, vlmo) into run folders: the same numbers under our names.
+"""Conversion of published VLMo checkpoints (microsoft/unilm) into run folders.
 
 Tensors that are joined, split or left out:
 
@@ -125,7 +125,10 @@ def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig, str]:
-    """Return a checkpoint's sizes, model, task and nearest recipe from its tensors. Raises UserError."""
+    """Return a checkpoint's sizes, model, task and nearest recipe.
+
+    Raises UserError.
+    """
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
         mlp_ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
