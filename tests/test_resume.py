@@ -172,7 +172,7 @@ def test_a_run_folder_in_use_is_refused(eve, eve_process, tmp_path: Path):
     os.kill(process.pid, signal.SIGKILL)  # its loader's worker outlives it for a moment
     process.communicate()
     done = eve("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--train.lr", 1)
-    assert "other values: train.lr 0.001 → 1.0. " in done.stderr
+    assert "other values: train.lr 0.001 → 1.0; " in done.stderr
     assert not (tmp_path / "run/.lock").exists()
 
 
