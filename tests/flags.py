@@ -16,7 +16,8 @@ def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
             flags |= flags_of(section, value, "" if field.name == "config" else f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is not typing.Annotated:  # annotated ones are positional or fixed
+        elif typing.get_origin(hint) is not typing.Annotated or isinstance(hint.__metadata__[0], str):  # an interval
+            # other annotated ones are positional or fixed
             flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:
                 flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint

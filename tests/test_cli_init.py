@@ -12,7 +12,7 @@ import pytest
 from eve_vl.config import config_to_json
 from eve_vl.recipes import get_recipe
 
-STOP = "train.steps must be above 0, got 0"
+STOP = "train.steps 0 is not in [1, inf)"
 OWN = "start from a run of that recipe"
 EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"
 BLOCKS = (

@@ -197,7 +197,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "Unrecognized options: --rerank, 3"),
         (("evaluate", "headless", "masked"), "no task 'headless'; choose from classification, contrast_match, masked_signal, "),
-        (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),
+        (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank -1 is not in [0, inf)"),
         (
             ("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 4, "--rerank", 99),
             "--rerank 99: a query",

@@ -227,8 +227,7 @@ def _refuse_unused(config: Config, recipe: Config) -> None:
     problems = [
         f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")
         for name in ("model", "task", "data")
-        for why, fields in getattr(config, name).unused_fields().items()
-        for field in fields.split()
+        for field, why in getattr(config, name).unused_fields().items()
         if getattr(getattr(config, name), field) != getattr(getattr(recipe, name), field)
     ]
     if problems:

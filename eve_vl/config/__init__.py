@@ -5,7 +5,6 @@ Each section lists its own problems. `Config` reports all of them at once, by th
 
 import dataclasses
 import json
-import math
 import os
 import types
 import typing
@@ -62,34 +61,37 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        problems = []
-        for name in ("input", "model", "task", "data", "tokenizer", "train"):
-            problems += [f"{name}.{problem}" for problem in getattr(self, name).validate()]
-        by_rows = self.task.problems_with_rows(self.data.modality) + self.model.problems_with(self.task, self.data.modality)
-        problems += [f"task.{problem}" for problem in by_rows]
-        task, stem, patch = self.task, getattr(self.model, "stem", "linear"), self.input.patch_size
-        if stem != "linear" and patch.bit_count() != 1:
-            problems.append(f"model.stem {stem} needs an input.patch_size that is a power of 2 (value given: {patch})")
-        elif stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK:
-            problems.append(f"model.stem patch_conv needs an input.patch_size from 2 to {LARGEST_BLOCK} (value given: {patch})")
+        task, model, train, init = self.task, self.model, self.train, self.init
+        by_task = [
+            *(*task.problems_with_rows(self.data.modality), *model.problems_with(task, self.data.modality)),
+            *task.problems_with_pairs(train.batch_size // max(1, train.accumulation)),
+        ]
+        names = ("input", "model", "task", "data", "tokenizer", "train")
+        found = [f"{name}.{problem}" for name in names for problem in getattr(self, name).validate()]
+        found += [f"task.{problem}" for problem in by_task]
+        stem, patch = getattr(model, "stem", "linear"), self.input.patch_size
+        sizes = f"from 2 to {LARGEST_BLOCK}" if patch.bit_count() == 1 else "that is a power of 2"
+        is_unfit = stem != "linear" and (patch.bit_count() != 1 or (stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK))
         is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masked_image and not (task.mlm_weight or task.itm_weight)
-        if is_masked and stem == "conv":
-            problems.append(
-                "task.itc_masked_image with model.stem conv, which must see whole images during training too: set "
-                "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
-            )
-        by_pairs = task.problems_with_pairs(self.train.batch_size // self.train.accumulation)
-        problems += [f"task.{problem}" for problem in by_pairs]
-        if self.scratch and self.init is None:
-            problems.append("scratch limits what --init gives, but there is no --init; name a run")
-        if self.init is not None and self.tokenizer.path is not None:
-            problems.append("tokenizer.path has no effect with --init, which brings its run's tokenizer")
-        if self.train.head_lr_multiplier != 1 and self.init is None:
-            problems.append("train.head_lr_multiplier has no effect without --init: all parameters are new")
-        if self.init_allow_missing and (self.init is None or self.scratch):
-            problems.append("init_allow_missing has no effect without weights from an --init run")
-        if problems:
-            raise UserError("; ".join(problems))
+        whole = (
+            "task.itc_masked_image with model.stem conv, which must see whole images during training too: set "
+            "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
+        )
+        conflicts = {
+            f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
+            whole: is_masked and stem == "conv",
+            "scratch limits what --init gives, but there is no --init; name a run": self.scratch and init is None,
+            "tokenizer.path has no effect with --init, which brings its run's tokenizer": init and self.tokenizer.path,
+            "train.head_lr_multiplier has no effect without --init: all parameters are new": (
+                train.head_lr_multiplier != 1 and init is None
+            ),
+            "init_allow_missing has no effect without weights from an --init run": (
+                self.init_allow_missing and (init is None or self.scratch)
+            ),
+        }
+        found += [sentence for sentence, holds in conflicts.items() if holds]
+        if found:
+            raise UserError("; ".join(found))
 
 
 def config_to_json(config: Config) -> str:
@@ -160,44 +162,29 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
 
 def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
     """Return a JSON value in the declared type of the field `key`. Raises UserError."""
-    origin = typing.get_origin(hint) or hint
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return None if value is None else read_value(typing.get_args(hint)[0], value, where, key)
+        return None if value is None else read_value(args[0], value, where, key)
     if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{where}: {key} {shown(value)} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        if value not in args:
+            raise UserError(f"{where}: {key} {shown(value)} is not one of {', '.join(map(str, args))}")
         return value
     try:
-        _check(value, dict if dataclasses.is_dataclass(hint) else {tuple: list, Path: str}.get(origin, origin))
+        require_type(value, dict if dataclasses.is_dataclass(hint) else {tuple: list, Path: str}.get(origin, origin))
+        if isinstance(value, str):
+            os.fsencode(value.replace("\0", "\ud800"))  # no file name can hold these
     except ValueError as error:
         raise UserError(f"{where}: {key} {shown(value)}: {error}") from None
     if origin is tuple:
-        return _items(typing.get_args(hint), value, where, key)
+        hints = args[:1] * len(value) if args[1:] == (...,) else args
+        if len(hints) != len(value):
+            raise UserError(f"{where}: {key} {shown(value)} has {len(value)} values, expected {len(hints)}")
+        return tuple(read_value(hints[place], item, where, f"{key}[{place}]") for place, item in enumerate(value))
     if not dataclasses.is_dataclass(hint):
         return Path(value) if hint is Path else value
     if issubclass(typing.cast(type, hint), Section):
         return _section(typing.cast(type, hint), value, where, key)
     return from_dict(typing.cast(type, hint), value, where, f"{key}.")
-
-
-def _check(value: Any, kind: type) -> None:
-    """Raise ValueError with the reason if a JSON value is not of a type or cannot be used."""
-    require_type(value, kind)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("not a finite number")
-    if isinstance(value, str):
-        os.fsencode(value.replace("\0", "\ud800"))  # no file name can hold these
-
-
-def _items(hints: tuple[Any, ...], values: list[Any], where: str, key: str) -> tuple[Any, ...]:
-    """Return the items of a JSON list in a tuple's declared types."""
-    if hints[1:] == (...,):
-        hints = hints[:1] * len(values)
-    if len(hints) != len(values):
-        raise UserError(f"{where}: {key} {shown(values)} has {len(values)} values, expected {len(hints)}")
-    return tuple(
-        read_value(hint, value, where, f"{key}[{place}]") for place, (hint, value) in enumerate(zip(hints, values, strict=True))
-    )
 
 
 def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str) -> Section:

@@ -8,43 +8,80 @@ mentions is shown and never run. A related system registers itself by an entry_p
 import hashlib
 import importlib
 import importlib.util
-import math
 import os
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
 
-WIDEST, DEEPEST = 65_536, 1_000
-"""Larger sizes in a file are damage; building them would take for ever."""
+# Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are damage, and building them
+# would take for ever.
+Count, CountOrZero = Annotated[int, "[1, inf)"], Annotated[int, "[0, inf)"]
+Width, Depth = Annotated[int, "[1, 65536]"], Annotated[int, "[1, 1000]"]
+Positive, Weight = Annotated[float, "(0, inf)"], Annotated[float, "[0, inf)"]
+Share, InnerShare = Annotated[float, "[0, 1)"], Annotated[float, "(0, 1)"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class Values:
+    """A section of a config."""
+
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = ()
+    """Field such as task.mim_weight, value, names of the fields without effect then; a subclass lists its own rules only."""
+
+    def validate(self) -> list[str]:
+        """Return the problems of these values, one sentence each: of single values or, without any, of several together."""
+        found = []
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value, allowed = getattr(self, name, None), typing.get_args(hint)
+            if typing.get_origin(hint) is Literal and value not in allowed:
+                found.append(f"{name} {value!r} is not one of {', '.join(allowed)}")
+            elif typing.get_origin(hint) is Annotated and isinstance(allowed[1], str) and not _is_in(allowed[1], value):
+                found.append(f"{name} {value} is not in {allowed[1]}")
+        return found or [sentence for sentence, holds in self.conflicts().items() if holds]
+
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds.
+
+        Each value lies in its range when this is asked.
+        """
+        return {}
+
+    def unused_fields(self) -> dict[str, str]:
+        """Return the fields without effect next to the other values, with the reason."""
+        found: dict[str, str] = {}
+        for field, value, names in (rule for kind in reversed(type(self).__mro__) for rule in vars(kind).get("unused", ())):
+            if getattr(self, field.partition(".")[2]) == value:
+                found = dict.fromkeys(names.split(), f"as {field} is {value}") | found
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section(Values):
     """A section of one of several kinds; a subclass with a `name` is a kind, known once it is defined."""
 
     name: ClassVar[str]
     """Name of this kind in config.json."""
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        return wrong_choices(self)
-
-    def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
-        return {}
-
 
 Kind = TypeVar("Kind")
+
+
+def _is_in(interval: str, value: Any) -> bool:
+    """Return whether a value, or each of a tuple, lies in an interval such as `[0, 1)`; NaN lies in none."""
+    if isinstance(value, tuple):
+        return all(_is_in(interval, item) for item in value)
+    low, high = map(float, interval[1:-1].split(","))
+    return (low < value or (value == low and interval[0] == "[")) and (value < high or (value == high and interval[-1] == "]"))
 
 
 def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
@@ -57,32 +94,6 @@ def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
 def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
     """Return all kinds of a section or of another class, by name."""
     return {vars(kind)["name"]: kind for kind in subclasses(base) if "name" in vars(kind)}
-
-
-def negative(config: Any, names: str, most: float = math.inf) -> list[str]:
-    """Return a sentence for each named value that is below 0, above `most` or not finite."""
-    return not_positive(config, names, most, or_zero=True)
-
-
-def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bool = False) -> list[str]:
-    """Return a sentence for each named value that is not above 0 (or_zero: at least 0), above `most` or not finite."""
-    must, both = ("be finite and not negative", ", ") if or_zero else ("be above 0", " and ")
-    return [
-        f"{name} must {must}{f'{both}at most {most:,}' * (value > most)}, got {value}"
-        for name, value in ((name, getattr(config, name)) for name in names.split())
-        if not 0 <= value <= most or value == math.inf or (value == 0 and not or_zero)
-    ]
-
-
-def wrong_choices(section: Any) -> list[str]:
-    """Return a sentence for each value of a dataclass that its field's Literal does not list."""
-    hints = typing.get_type_hints(type(section))
-    choices = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
-    return [
-        f"{name} {getattr(section, name)!r} is not one of {', '.join(allowed)}"
-        for name, allowed in choices.items()
-        if getattr(section, name) not in allowed
-    ]
 
 
 VARIABLE = "EVE_CODE"

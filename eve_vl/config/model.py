@@ -1,18 +1,16 @@
 """Sections of the model, one kind per backbone."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import DEEPEST, WIDEST, Section, negative, not_positive
+from eve_vl.config.base import Depth, Positive, Section, Share, Weight, Width
 from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
-Positions = Literal["learned", "relative"]
-TextEmbedding = Literal["eve", "bert"]
 Routing = Literal["dropless", "reference", "reference-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
-TowerBlocks = Literal["eve", "clip_roberta"]
 Stem = Literal["linear", "conv", "patch_conv"]
 NORM_EPS, CLIP_EPS, BERT_EPS = 1e-6, 1e-5, 1e-12  # of LayerNorm; RoBERTa has CLIP's
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers
@@ -22,13 +20,13 @@ LARGEST_BLOCK = 128  # pixels of a patch: seven layers
 class ModelConfig(Section):
     """Fields of all backbones: the width that heads read, and initial values."""
 
-    embed_dim: int = 768
+    embed_dim: Width = 768
     """Width of the states."""
-    layer_scale_init: float = 0.1
+    layer_scale_init: Positive = 0.1
     """Initial value of LayerScale on both branches of a block."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Standard deviation of initial weights and embeddings; narrow models on short runs need more."""
-    pos_embed_init_std: float = 0.02
+    pos_embed_init_std: Positive = 0.02
     """Standard deviation of initial positions; short runs need more, since positions grow slowly next to normed words."""
 
     @property
@@ -45,10 +43,6 @@ class ModelConfig(Section):
     def block(self) -> "EveModelConfig":
         """Shape of this backbone's Transformer blocks, for the pixel decoder."""
         return EveModelConfig()
-
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        return super().validate() + not_positive(self, "embed_dim layer_scale_init init_std pos_embed_init_std", WIDEST)
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """Return the problems of a task with this backbone on rows of a `data.modality`, one sentence each."""
@@ -68,15 +62,16 @@ class EveModelConfig(ModelConfig):
     """EVE's unified Transformer ([paper] Tables 7 and 8 compare its feed-forward policies)."""
 
     name: ClassVar[str] = "eve"
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("model.positions", "relative", "pos_embed_init_std"),)
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping convolutions of stride 2
     with batch normalisation (Xiao et al. 2021), which see masked patches as grey; small models learn sooner (LOG.md).
     patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
-    depth: int = 12
+    depth: Depth = 12
     """Number of blocks."""
-    num_heads: int = 12
+    num_heads: Width = 12
     """Attention heads per block."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0
     """Width of every feed-forward network and expert, as a multiple of embed_dim."""
     shallow_ffn: FFNPolicy = "modality"
     """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality (hard router).
@@ -85,9 +80,9 @@ class EveModelConfig(ModelConfig):
     """Feed-forward part of the last num_deep_blocks blocks."""
     num_deep_blocks: int = 2
     """Number of last blocks with deep_ffn."""
-    num_experts: int = 32
+    num_experts: Width = 32
     """Experts of each `moe` block."""
-    top_k: int = 2
+    top_k: Width = 2
     """Experts per token."""
     modality_routing: bool = True
     """Add a learned modality embedding to the router's input ([paper] Eq. 6, Table 8)."""
@@ -97,20 +92,20 @@ class EveModelConfig(ModelConfig):
     arithmetic without noise and drops, for published weights (docs/fidelity.md)."""
     activation: Activation = "quick_gelu"
     """Activation of every feed-forward network and expert; ViT and BEiT have gelu."""
-    positions: Positions = "learned"
+    positions: Literal["learned", "relative"] = "learned"
     """learned: vectors added to patches and words. relative: attention biases by distance, per head and block (BEiT)."""
-    text_embedding: TextEmbedding = "eve"
+    text_embedding: Literal["eve", "bert"] = "eve"
     """Embedding of words. eve: LayerNorm, then the position. bert: the position, then LayerNorm with an epsilon of 1e-12, also
     in the token head (BERT)."""
     pooler: bool = False
     """Give heads tanh(Linear) of a pair's [CLS] state instead of the state (BERT)."""
     norm_pre: bool = True
     """LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
-    balance_weight: float = 0.001
+    balance_weight: Weight = 0.001
     """Weight of the load-balancing loss, averaged over the `moe` blocks."""
-    drop_path: float = 0.1
+    drop_path: Share = 0.1
     """Stochastic depth of the last block, growing linearly from 0 at the first."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout on text embeddings."""
 
     @property
@@ -139,41 +134,31 @@ class EveModelConfig(ModelConfig):
         """Hidden width of every feed-forward network and expert."""
         return round(self.embed_dim * self.mlp_ratio)
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = super().validate() + not_positive(self, "num_heads num_experts top_k mlp_ratio", WIDEST)
-        problems += not_positive(self, "depth", DEEPEST)
-        if problems:
-            return problems
-        if self.embed_dim % self.num_heads:
-            problems.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        if not 0 <= self.num_deep_blocks <= self.depth:
-            problems.append(f"num_deep_blocks {self.num_deep_blocks} is not between 0 and depth {self.depth}")
-        if self.top_k > self.num_experts:
-            problems.append(f"top_k {self.top_k} is larger than num_experts {self.num_experts}")
-        for name in ("drop_path", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)} is not in [0, 1)")
-        if self.routing != "dropless" and self.top_k != 2:
-            problems.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
-        return problems + negative(self, "balance_weight")
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        width, heads, depth, deep, k = self.embed_dim, self.num_heads, self.depth, self.num_deep_blocks, self.top_k
+        return {
+            f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
+            f"num_deep_blocks {deep} is not between 0 and depth {depth}": not 0 <= deep <= depth,
+            f"top_k {k} is larger than num_experts {self.num_experts}": k > self.num_experts,
+            f"top_k {k}, but routing {self.routing} is always top 2": self.routing != "dropless" and k != 2,
+        }
 
     def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
-        experts = "" if "moe" in self.ffn_policies else "num_experts top_k modality_routing routing balance_weight"
-        blocks = {"shallow_ffn": self.depth - self.num_deep_blocks, "deep_ffn": self.num_deep_blocks}
-        unused = " ".join(name for name, count in blocks.items() if not count)
-        return {
-            "without a block of experts (moe)": experts,
-            "as no block has it (model.num_deep_blocks)": unused,
-            "as model.positions is relative": "pos_embed_init_std" if self.positions == "relative" else "",
-        }
+        """Return the fields without effect next to the other values, with the reason."""
+        found = super().unused_fields()
+        if "moe" not in self.ffn_policies:
+            experts = "num_experts top_k modality_routing routing balance_weight"
+            found |= dict.fromkeys(experts.split(), "without a block of experts (moe)")
+        for name, count in (("shallow_ffn", self.depth - self.num_deep_blocks), ("deep_ffn", self.num_deep_blocks)):
+            found |= {} if count else {name: "as no block has it (model.num_deep_blocks)"}
+        return found
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields that make another section another system, not another size; `name`: another backbone."""
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
-        idle = " ".join([*self.unused_fields().values(), *other.unused_fields().values()]).split()
+        idle = {*self.unused_fields(), *other.unused_fields()}
         names = [name for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler") if name not in idle]
         if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
             names.append("num_deep_blocks")  # 0 in one of them: what the other's deep blocks do, none of its blocks does
@@ -193,26 +178,26 @@ class DualEncoderConfig(ModelConfig):
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch. conv: overlapping convolutions with batch normalisation, which
     see masked patches as grey. patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
-    image_depth: int = 12
+    image_depth: Depth = 12
     """Blocks of the image tower."""
-    text_depth: int = 12
+    text_depth: Depth = 12
     """Blocks of the text tower."""
-    towers: TowerBlocks = "eve"
+    towers: Literal["eve", "clip_roberta"] = "eve"
     """Blocks of both towers. eve: EVE's. clip_roberta: CLIP's for images, with quick_gelu, and RoBERTa's for texts, with
     LayerNorm after each branch and after the positions. Its epsilon is 1e-5 in both, 1e-12 in co-attention and the token head.
     Classifiers of pairs are half as wide."""
-    fusion_depth: int = 6
+    fusion_depth: Annotated[int, "[0, 1000]"] = 6
     """Layers in which each modality attends to itself, then to the other; 0: pairs have no states of their own."""
     pixel_layer: int = 3
     """Layers of co-attention before the states that reconstruct masked pixels; later ones are not computed then. 0: no layer,
     so no word reaches the pixels."""
-    num_heads: int = 12
+    num_heads: Width = 12
     """Attention heads per block and layer."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0
     """Width of every feed-forward network, as a multiple of embed_dim."""
     activation: Activation = "gelu"
     """Activation of every feed-forward network except those of CLIP's blocks."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout on text embeddings and on each branch of co-attention and RoBERTa's blocks."""
 
     @property
@@ -233,29 +218,24 @@ class DualEncoderConfig(ModelConfig):
         shape |= {"activation": "quick_gelu"} if self.towers == "clip_roberta" else {}
         return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = super().validate() + not_positive(self, "num_heads mlp_ratio", WIDEST)
-        problems += not_positive(self, "image_depth text_depth", DEEPEST) + negative(self, "fusion_depth", DEEPEST)
-        if not problems and self.embed_dim % self.num_heads:
-            problems.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        if not 0 <= self.pixel_layer <= self.fusion_depth:
-            problems.append(f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {self.fusion_depth}")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout {self.dropout} is not in [0, 1)")
-        return problems
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        width, heads, last = self.embed_dim, self.num_heads, self.fusion_depth
+        is_inside = 0 <= self.pixel_layer <= last
+        return {
+            f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
+            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not is_inside,
+        }
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """Return the problems of a task with the towers, one sentence each."""
-        problems = super().problems_with(task, rows)
+        found = super().problems_with(task, rows)
         if not self.fusion_depth and rows == "image_text":
             without = "needs states of pairs, which model.fusion_depth 0 does not give"
-            problems += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
+            found += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
         if getattr(task, "joint_masking", False):
-            problems.append(
-                "joint_masking masks both modalities in one pass, but the towers reconstruct pixels in their own pass"
-            )
-        return problems
+            found.append("joint_masking masks both modalities in one pass, but the towers reconstruct pixels in their own pass")
+        return found
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields that make another section another system, not another size; `name`: another backbone."""

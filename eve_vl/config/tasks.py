@@ -3,13 +3,12 @@
 The code of a task is in `eve_vl.tasks.<name>`, its part of the report in `eve_vl.report.<name>`.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import DEEPEST, WIDEST, Section, negative, not_positive
+from eve_vl.config.base import Count, CountOrZero, Depth, InnerShare, Section, Weight, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,12 @@ class TaskConfig(Section):
     """Its own flags of `eve evaluate`."""
     alone: ClassVar[Mapping[str, str]] = {}
     """Modalities of rows besides pairs that it takes, each with the weight of the loss that they do not allow."""
+    of_pairs: ClassVar[tuple[str, ...]] = ()
+    """Fields that, unless they are 0, need states of pairs, which a backbone may lack."""
 
     def reads_pairs(self) -> tuple[str, ...]:
-        """Return the fields whose values need states of pairs, which a backbone may lack."""
-        return ()
+        """Return the fields whose values need states of pairs."""
+        return tuple(name for name in self.of_pairs if getattr(self, name))
 
     def problems_with_rows(self, rows: str) -> list[str]:
         """Return the problems of training on rows of a `data.modality`, one sentence each."""
@@ -74,65 +75,46 @@ class MaskedSignalConfig(TaskConfig):
     title: ClassVar[str] = "masked signal modelling"
     is_pretraining: ClassVar[bool] = True
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
-    image_mask_ratio: float = 0.75
+    of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.mim_weight", 0, "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
+        ("task.mlm_weight", 0, "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"),
+        ("task.mask_replace_prob", 0, "mask_replace_source"),
+    )
+    image_mask_ratio: InnerShare = 0.75
     """Share of masked patches in the image pass ([paper] Fig. 4)."""
-    text_mask_ratio: float = 0.5
+    text_mask_ratio: InnerShare = 0.5
     """Share of masked non-special tokens in the text pass ([paper] Fig. 4)."""
     whole_word_masking: bool = False
     """Mask whole words with all their pieces instead of tokens, as later versions of BERT do."""
-    mask_replace_prob: float = 0.0
+    mask_replace_prob: Annotated[float, "[0, 1]"] = 0.0
     """Share of masked tokens that show a word instead of [MASK] in training: half of them their own, half another one
     (BERT: 0.2). The model then learns whether the text is true of the image (LOG.md)."""
     mask_replace_source: Literal["batch", "vocabulary"] = "batch"
     """Source of the other words. batch: masked words of the batch, as frequent as true ones; vocabulary: all words (BERT)."""
-    mim_weight: float = 1.0
+    mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
-    mlm_weight: float = 1.0
+    mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False
     """Mask both modalities in one pass: the paper's negative result (Table 5), for ablation."""
     normalize_targets: bool = True
     """Predict pixels normalised per patch (MAE §4) instead of raw pixels."""
-    decoder_depth: int = 4
+    decoder_depth: Depth = 4
     """Blocks of the pixel decoder."""
-    decoder_dim: int = 384
+    decoder_dim: Width = 384
     """Width of the pixel decoder."""
-    decoder_num_heads: int = 6
+    decoder_num_heads: Width = 6
     """Attention heads of the pixel decoder."""
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = (
-            super().validate()
-            + not_positive(self, "decoder_depth", DEEPEST)
-            + not_positive(self, "decoder_dim decoder_num_heads", WIDEST)
-        )
-        problems += negative(self, "mim_weight mlm_weight")
-        for name in ("image_mask_ratio", "text_mask_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
-        if not 0 <= self.mask_replace_prob <= 1:
-            problems.append(f"mask_replace_prob {self.mask_replace_prob} is not in [0, 1]")
-        if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
-            problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
-        if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
-            problems.append("mim_weight and mlm_weight are both 0: nothing to learn")
-        if not problems and self.decoder_dim % (4 * self.decoder_num_heads):
-            problems.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
-        return problems
-
-    def reads_pairs(self) -> tuple[str, ...]:
-        """Return the positive weights of losses on pairs; masked pixels need no pair."""
-        return tuple(name for name in ("mlm_weight", "itm_weight") if getattr(self, name, 0))
-
-    def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
-        of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
-        of_tokens = "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        learns_nothing = type(self) is MaskedSignalConfig and not (self.mim_weight or self.mlm_weight)
+        lacks_one, width, heads = 0 in (self.mim_weight, self.mlm_weight), self.decoder_dim, self.decoder_num_heads
         return {
-            "as task.mim_weight is 0": "" if self.mim_weight else of_pixels,
-            "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens,
-            "as task.mask_replace_prob is 0": "" if self.mask_replace_prob or not self.mlm_weight else "mask_replace_source",
+            "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking and lacks_one,
+            "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
+            f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
         }
 
 
@@ -143,13 +125,19 @@ class ContrastMatchConfig(MaskedSignalConfig):
     name: ClassVar[str] = "contrast_match"
     title: ClassVar[str] = "contrast, matching and masked signals"
     alone: ClassVar[Mapping[str, str]] = {}
-    mim_weight: float = 0.0
+    of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight", "itm_weight")
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.itc_weight", 0, "projection_dim itc_masked_image itc_targets svd_form svd_weight"),
+        ("task.itm_weight", 0, "itm_negatives"),
+        ("task.svd_form", "off", "svd_weight"),
+    )
+    mim_weight: Weight = 0.0
     """Weight of the masked-pixel loss; 0: no image pass."""
-    itc_weight: float = 1.0
+    itc_weight: Weight = 1.0
     """Weight of the image–text contrastive loss with its two unimodal passes; 0: off."""
-    itm_weight: float = 1.0
+    itm_weight: Weight = 1.0
     """Weight of the image–text matching loss; 0: off."""
-    projection_dim: int = 0
+    projection_dim: Annotated[int, "[0, 65536]"] = 0
     """Width of the contrastive features; 0: embed_dim."""
     itc_masked_image: bool = False
     """In training, contrast sees only the patches that image_mask_ratio leaves (FLIP); in evaluation whole images."""
@@ -164,34 +152,25 @@ class ContrastMatchConfig(MaskedSignalConfig):
     svd_form: Literal["off", "sigma1", "sigma1_share"] = "off"
     """Term of the largest singular value σ1 of the cosines of all images with all texts of a step. sigma1: σ1 over the number
     of rows, in (0, 1]; sigma1_share: σ1 over the sum of all singular values; off: neither the term nor its numbers."""
-    svd_weight: float = 0.1
+    svd_weight: Annotated[float, "(-inf, inf)"] = 0.1
     """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs it."""
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = super().validate() + negative(self, "itc_weight itm_weight projection_dim", WIDEST)
-        if not math.isfinite(self.svd_weight):
-            problems.append(f"svd_weight must be finite, got {self.svd_weight}")
-        if not any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight)):
-            problems.append("mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn")
-        if self.itm_weight and not self.itc_weight and self.itm_negatives in ("local", "global"):
-            problems.append(
-                f"itm_negatives {self.itm_negatives} are sampled by contrastive similarity, but itc_weight is 0: "
-                "set it to random_half"
-            )
-        return problems
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        learns = any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
+        samples = self.itm_weight and self.itm_negatives != "random_half"
+        how = "are sampled by contrastive similarity, but itc_weight is 0: set it to random_half"
+        return super().conflicts() | {
+            "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn": not learns,
+            f"itm_negatives {self.itm_negatives} {how}": samples and not self.itc_weight,
+        }
 
     def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
-        idle = super().unused_fields()
+        """Return the fields without effect next to the other values, with the reason."""
+        found = super().unused_fields()
         if self.itc_weight and self.itc_masked_image:
-            idle["as task.mim_weight is 0"] = idle["as task.mim_weight is 0"].replace("image_mask_ratio ", "")
-        of_contrast = "projection_dim itc_masked_image itc_targets svd_form svd_weight"
-        return idle | {
-            "as task.itc_weight is 0": "" if self.itc_weight else of_contrast,
-            "as task.itm_weight is 0": "" if self.itm_weight else "itm_negatives",
-            "as task.svd_form is off": "svd_weight" if self.itc_weight and self.svd_form == "off" else "",
-        }
+            found.pop("image_mask_ratio", None)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,17 +197,24 @@ class RetrievalConfig(TaskConfig):
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "image–text retrieval"
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
-    itc_weight: float = 1.0
+    of_pairs: ClassVar[tuple[str, ...]] = ("itm_weight",)
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.rerank", 0, "rerank_by"),
+        ("task.itc_weight", 0, "projection_dim pooling final_norm"),
+        ("task.itm_weight", 0, "itm_loss"),
+        ("task.itm_loss", "pairs", "ranking_candidates"),
+    )
+    itc_weight: Weight = 1.0
     """Weight of the contrastive loss. 0: no comparable features, random negatives of matching, and search by one fusion pass
     per image–text pair; rerank must be 0 too."""
-    itm_weight: float = 1.0
+    itm_weight: Weight = 1.0
     """Weight of the matching loss; 0: no matching head; rerank must be 0 too."""
     itm_loss: Literal["pairs", "ranking"] = "pairs"
     """pairs: classify true and wrong pairs. ranking: find an image's own text among ranking_candidates, by a score that starts
     as the --init run's match logit."""
-    ranking_candidates: int = 16
+    ranking_candidates: Annotated[int, "[2, inf)"] = 16
     """Texts per image that ranking compares: its own and others of the micro-batch, one fusion pass each."""
-    projection_dim: int = 0
+    projection_dim: Annotated[int, "[0, 65536]"] = 0
     """Width of the features; 0: embed_dim."""
     itm_batchnorm: bool = False
     """Batch-normalise the matching head's input; small models learn to match sooner."""
@@ -236,13 +222,13 @@ class RetrievalConfig(TaskConfig):
     """Features from the [CLS] state, as in the paper, or from the mean of the states, which learns sooner (LOG.md)."""
     final_norm: bool = True
     """Search by features after the encoder's final norm, as in training; the published code takes those before it."""
-    rerank: int = 128
+    rerank: CountOrZero = 128
     """Most candidates of each query to re-rank by the matching head (k_test); 0: none. Validation tries this number, its half,
     its quarter and so on, and none; best/ keeps the best choice."""
     rerank_by: Literal["match", "sum"] = "match"
     """Order of re-ranking. match: by the matching head, as published. sum: by its log-odds plus the similarity over the
     temperature. Training samples negatives by that similarity, so the head learns a correction of it."""
-    captions_per_image: int = 0
+    captions_per_image: CountOrZero = 0
     """Captions per image in evaluation; 0: all."""
     dedup_captions: bool = False
     """Equal captions count as one text, true of every image that has it, and are no negatives of each other in training. For
@@ -255,43 +241,20 @@ class RetrievalConfig(TaskConfig):
             return []
         return [f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"]
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = (
-            super().validate()
-            + negative(self, "itc_weight itm_weight projection_dim", WIDEST)
-            + negative(self, "rerank captions_per_image")
-        )
-        if self.rerank == 1:
-            problems.append("rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1")
-        if self.ranking_candidates < 2:
-            problems.append(f"ranking_candidates {self.ranking_candidates} must be at least 2, an image's own text and another")
-        if not (self.itc_weight or self.itm_weight):
-            problems.append("itc_weight and itm_weight are both 0: nothing to learn")
-        if not self.itc_weight and self.rerank:
-            problems.append(
-                f"rerank {self.rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
-            )
-        if self.pooling == "mean" and not self.final_norm:
-            problems.append("pooling mean takes states after the final norm: leave final_norm at True")
-        if not problems and not self.itm_weight:
-            if self.rerank:
-                problems.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
-            if self.itm_batchnorm:
-                problems.append("itm_batchnorm has no effect while itm_weight is 0: there is no matching head")
-        return problems
-
-    def reads_pairs(self) -> tuple[str, ...]:
-        """Return the weight of matching, if it is above 0."""
-        return ("itm_weight",) * bool(self.itm_weight)
-
-    def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        rerank, contrasts, matches = self.rerank, bool(self.itc_weight), bool(self.itm_weight)
+        is_unnormed = self.pooling == "mean" and not self.final_norm
+        pairs = f"rerank {rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
         return {
-            "as task.rerank is 0": "" if self.rerank else "rerank_by",
-            "as task.itc_weight is 0": "" if self.itc_weight else "projection_dim pooling final_norm",
-            "as task.itm_weight is 0": "" if self.itm_weight else "itm_loss",
-            "as task.itm_loss is pairs": "ranking_candidates" if self.itm_loss == "pairs" else "",
+            "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1": rerank == 1,
+            "itc_weight and itm_weight are both 0: nothing to learn": not contrasts and not matches,
+            pairs: rerank and not contrasts,
+            "pooling mean takes states after the final norm: leave final_norm at True": is_unnormed,
+            f"rerank {rerank} needs the matching head, but itm_weight is 0: set it to 0 too": rerank
+            and contrasts
+            and not matches,
+            "itm_batchnorm has no effect while itm_weight is 0: there is no matching head": self.itm_batchnorm and not matches,
         }
 
 
@@ -301,21 +264,16 @@ class VQAConfig(TaskConfig):
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "visual question answering"
+    of_pairs: ClassVar[tuple[str, ...]] = ("name",)
     answers: Path | None = None
     """Answer list: a JSON list, one answer a line, or BEiT-3's answer2label.txt; default: built from the training data."""
-    min_answer_count: int = 9
+    min_answer_count: Count = 9
     """Training questions that an answer of a built list needs."""
 
-    def reads_pairs(self) -> tuple[str, ...]:
-        """Return the task itself."""
-        return ("name",)
-
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = super().validate() + not_positive(self, "min_answer_count")
-        if self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count:
-            problems.append("min_answer_count has no effect with an answer list (answers)")
-        return problems
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        has_both = self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count
+        return {"min_answer_count has no effect with an answer list (answers)": has_both}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,15 +282,12 @@ class NLVR2Config(TaskConfig):
 
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "statements about two images (NLVR2)"
+    of_pairs: ClassVar[tuple[str, ...]] = ("name",)
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side. paired: each side attends to the other first (UNITER). compare: the two
     standardised states, their distance and their product (InferSent), with which small models learn soonest."""
     second_image_type_embedding: bool = False
     """Give the right image its own type embedding, initialised with the left one's."""
-
-    def reads_pairs(self) -> tuple[str, ...]:
-        """Return the task itself."""
-        return ("name",)
 
 
 @dataclass(frozen=True, kw_only=True)

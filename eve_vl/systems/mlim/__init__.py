@@ -1,6 +1,6 @@
 """MLIM (arXiv 2109.12178): masked texts and images in one pass; pairs of items."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import Suppress
 
 from eve_vl.config import Config, DataConfig, DualEncoderConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config.base import InnerShare
 from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
 from eve_vl.recipes.finetune import SCENES, finetuned, starts_from
 from eve_vl.recipes.pretrain import SMALL
@@ -20,14 +21,15 @@ class MlimConfig(MaskedSignalConfig):
     name: ClassVar[str] = "mlim"
     title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
     alone: ClassVar[Mapping[str, str]] = {}
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("task.masking", "light", "heavy_mask_ratio"),)
     masking: Literal["aware", "light"] = "aware"
     """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
     or few of both (MLIM's modality-aware masking). light: always the last."""
-    image_mask_ratio: float = 0.15
+    image_mask_ratio: InnerShare = 0.15
     """Share of masked patches where few are masked."""
-    text_mask_ratio: float = 0.15
+    text_mask_ratio: InnerShare = 0.15
     """Share of masked non-special tokens where few are masked."""
-    heavy_mask_ratio: float = 0.8
+    heavy_mask_ratio: InnerShare = 0.8
     """Share of masked patches or tokens where most are masked."""
     recon_target: Literal["all", "masked"] = "all"
     """Patches in the reconstruction loss: all, since an embedded patch has lost something too, or the masked ones."""
@@ -52,18 +54,10 @@ class MlimConfig(MaskedSignalConfig):
             "layers its decoder mirrors"
         ]
 
-    def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each."""
-        problems = super().validate()
-        if not 0 < self.heavy_mask_ratio < 1:
-            problems.append(f"heavy_mask_ratio {self.heavy_mask_ratio} is not in (0, 1)")
-        if 0 in (self.mim_weight, self.mlm_weight):
-            problems.append("mim_weight and mlm_weight must both be above 0 in MLIM")
-        return problems
-
-    def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, by the reason."""
-        return super().unused_fields() | {"as task.masking is light": "heavy_mask_ratio" * (self.masking == "light")}
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together, each with whether it holds."""
+        lacks_one = 0 in (self.mim_weight, self.mlm_weight)
+        return super().conflicts() | {"mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one}
 
 
 @dataclass(frozen=True, kw_only=True)
