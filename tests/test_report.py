@@ -216,14 +216,14 @@ def test_routing_shares(run: Path):
     task_of(loaded).encode(batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]
     fresh = load_run(run)
-    found = routing_of(fresh.task, [one_batch(fresh, 12)]).shares_ME
+    found = routing_of(fresh.task, [one_batch(fresh, 12)])[0]
     assert len(found) == len(expected) == 2
     for shares_ME, counts in zip(found.values(), expected, strict=True):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
         assert shares_ME.numpy() == pytest.approx(counts, abs=2e-3)  # a token on the brink may tip over
     page = Page(run / "report.html")
     report = MaskedSignalReport(fresh)
-    whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN))).shares_ME[3]
+    whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN)))[0][3]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2" in page.text
     assert "Experts by modality, block 3" in page.text

@@ -210,8 +210,9 @@ def test_chance_is_that_of_drawing_without_replacement():
         assert chance_recall(k, num, matches) == pytest.approx(sum(hits) / len(hits))
 
 
-def of_task(name: str) -> Any:
-    config = SimpleNamespace(task=SimpleNamespace(name=name), data=SimpleNamespace(modality="image_text"))
+def of_task(name: str, *, is_pretraining: bool = False) -> Any:
+    task = SimpleNamespace(name=name, is_pretraining=is_pretraining)
+    config = SimpleNamespace(task=task, data=SimpleNamespace(modality="image_text"))
     return SimpleNamespace(config=config, task=None)
 
 
@@ -220,7 +221,7 @@ def test_a_tasks_report_is_found_by_its_name():
         name = "own"
 
     for name, kind in all_kinds(TaskConfig, "tasks").items():
-        run = of_task(name)
+        run = of_task(name, is_pretraining=kind.is_pretraining)
         run.task = object.__new__(task_class(kind))  # a system's report lies next to its task
         report = type(task_report(run))
         assert (report is not TaskReport, report.__dict__.get("name")) == (kind.has_numbers, name if kind.has_numbers else None)

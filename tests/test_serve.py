@@ -168,7 +168,7 @@ def test_the_body_follows_from_the_fields_of_any_request():
         flag: bool = False
         rate: float | None = None
 
-    endpoint = Endpoint("any", Anything, lambda **_: None, Limits(items=2), image_size=16, by_rows=False)
+    endpoint = Endpoint(request=Anything, call=lambda **_: None, limits=Limits(items=2), image_size=16, by_rows=False)
     body = {
         "images": ["x", "y"],
         "names": "z",

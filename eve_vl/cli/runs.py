@@ -10,23 +10,13 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import (
-    HELP,
-    DeviceArgs,
-    RunArgs,
-    SourceArgs,
-    check_writable,
-    parse,
-    print_line,
-    print_list,
-    with_own,
-    write_json,
-)
+from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, print_list, with_own, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, all_kinds
 from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import recipes
+from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest
 
 ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
@@ -125,7 +115,6 @@ def run_evaluate(argv: Sequence[str]) -> None:
     flags = {flag: value for flag, value in own.items() if value is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.runner import evaluated, leaks
-    from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import as_task, load_run
     from eve_vl.train.processes import pick_device
 
@@ -144,8 +133,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     numbers = found.numbers
     notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(numbers)]
-    _print_numbers(numbers, notes, run.evaluator.comparison(numbers))
-    write_json(args.json, to_json(numbers))
+    _show(args.json, numbers, notes, run.evaluator.comparison(numbers))
 
 
 def run_zero_shot(args: ZeroShotArgs) -> None:
@@ -157,7 +145,6 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     from eve_vl.evaluation.evaluator import comparison_of
     from eve_vl.evaluation.runner import leaks
     from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot
-    from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import load_run
     from eve_vl.train.processes import pick_device
 
@@ -169,12 +156,12 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     notes = leaks(run, sources)
     if unlabelled := numbers.get("num_unlabelled"):
         notes.append(f"rows without a label, left out: {unlabelled:,}")
-    _print_numbers(numbers, notes, comparison_of(numbers, BASELINES))
-    write_json(args.json, to_json(numbers))
+    _show(args.json, numbers, notes, comparison_of(numbers, BASELINES))
 
 
-def _print_numbers(numbers: Mapping[str, float], warnings: Sequence[str], comparison: str) -> None:
-    """Print numbers with intervals, warnings and the comparison with the baseline."""
+def _show(file: Path | None, numbers: Mapping[str, float], warnings: Sequence[str], comparison: str) -> None:
+    """Print numbers, warnings and the comparison with the baseline; write the numbers."""
+
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         print_line(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())

@@ -137,7 +137,7 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
                 continue
             title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
             body = draw("compare_sections.html", part, runs=group, found=found)
-            sections.append(Section(name=f"{task}-{part}", title=title, body=body))
+            sections.append(Section(f"{task}-{part}", title, body))
     note = source_note(source for run in runs for source in (*run.config.data.train, *run.config.data.val))
     return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=note)
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,8 +30,7 @@ Points = list[tuple[float, float]]
 Show = Callable[[float], str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """A part of a page: anchor, heading and content."""
 
     name: str
@@ -39,8 +38,7 @@ class Section:
     body: Markup
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(NamedTuple):
     """One output that a model proposes: a token, an answer, a class."""
 
     text: str
@@ -59,8 +57,7 @@ class Series:
     """(x, low, high): vertical strokes."""
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """A loss term, with its names in training and, if present, validation rows."""
 
     term: str

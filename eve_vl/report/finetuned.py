@@ -6,7 +6,6 @@ d feature dimension.
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,16 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.classification import confusion
 from eve_vl.metrics.vqa import accuracy_of
 from eve_vl.report.drawing import Loss, Section
-from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, TaskReport, best_choices, pixels_of
+from eve_vl.report.task import (
+    CONTRAST_LOSSES,
+    NUM_CHOICES,
+    ClassifierReport,
+    Example,
+    Measured,
+    TaskReport,
+    best_choices,
+    pixels_of,
+)
 from eve_vl.tasks.retrieval import Retrieval
 
 NUM_ROWS = 1000  # validation rows behind the confusion matrix
@@ -37,12 +45,6 @@ NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; fewer if every pair takes a fusio
 NUM_QUERIES = 30  # per direction, evenly spread; the page shows some of them
 NUM_HITS = 5
 MAX_RERANKED = 16
-WORD = re.compile(r"\w{3,}")
-COMMON = 0.05  # share of the captions; the model seldom learnt rarer words
-CONTRAST_LOSSES = (
-    Loss("itc", "Contrastive loss", "Cross-entropy of the true partner in a batch, mean of both directions, in nats."),
-    Loss("itm", "Matching loss", "Cross-entropy in nats: match or no match, or an image's own caption among others."),
-)
 
 
 class VQAReport(ClassifierReport):
@@ -157,10 +159,8 @@ class Query:
     """Whether each hit is a true match."""
     truth: Example
     """One of the true matches."""
-    word: str = ""
-    """Image queries: a word of the true caption."""
     heat: tuple[np.ndarray, ...] = ()
-    """Image queries: the image with the word's Grad-CAM for the match, if available."""
+    """Image queries: the image with the Grad-CAM of the match with its caption, if available."""
 
 
 class RetrievalReport(TaskReport):
@@ -191,7 +191,7 @@ class RetrievalReport(TaskReport):
         """Return the section of queries and their hits."""
         dataset = self._searched()
         both = dict(zip(("by_text", "by_image"), self.searches(dataset, num_each), strict=True))
-        return [Section(name=self.name, title=self.title, body=self.draw("searches", dataset=dataset, **both))]
+        return [Section(self.name, self.title, self.draw("searches", dataset=dataset, **both))]
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
@@ -219,7 +219,7 @@ class RetrievalReport(TaskReport):
             gallery = gathered(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
             by_text, by_image = (_right_and_wrong(queries, num_each) for queries in found)
-        return by_text, [self._with_heat(query, dataset.texts) for query in by_image]
+        return by_text, [self._with_heat(query) for query in by_image]
 
     def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES captions or images that have a match, with their hits."""
@@ -242,11 +242,10 @@ class RetrievalReport(TaskReport):
             for query, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
         ]
 
-    def _with_heat(self, query: Query, texts: Sequence[str]) -> Query:
-        """Return an image query with the Grad-CAM of a word of its true caption."""
-        word = content_word(query.truth.text, texts)
-        heat = self.heatmap([*query.item.images.values()], query.truth.text, word) if word else None
-        return dataclasses.replace(query, word=word, heat=heat.overlays() if heat is not None else ())
+    def _with_heat(self, query: Query) -> Query:
+        """Return an image query with the Grad-CAM of its match with a true caption."""
+        heat = self.heatmap([*query.item.images.values()], query.truth.text)
+        return query if heat is None else dataclasses.replace(query, heat=heat.overlays())
 
 
 def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:
@@ -257,17 +256,6 @@ def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> floa
     n = num_candidates
     missed = (math.prod(max(n - m - i, 0) / (n - i) for i in range(min(k, n))) for m in matches)
     return 1 - math.fsum(missed) / len(matches)
-
-
-def content_word(text: str, texts: Sequence[str]) -> str:
-    """Return the most specific word of a caption.
-
-    The rarest word that at least COMMON of all captions have, else the rarest; of several the longest. "" without words.
-    """
-    counts = Counter(word for each in texts for word in set(WORD.findall(each)))
-    words = WORD.findall(text)
-    common = [word for word in words if counts[word] >= COMMON * len(texts)]
-    return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
 
 
 def best_candidates(

@@ -15,8 +15,7 @@ from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embeddings import gray_out, to_images
 from eve_vl.report.drawing import Choice, Loss, Section, draw
-from eve_vl.report.finetuned import CONTRAST_LOSSES
-from eve_vl.report.task import Example, TaskReport, best_choices
+from eve_vl.report.task import CONTRAST_LOSSES, Example, TaskReport, best_choices
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
@@ -85,7 +84,7 @@ class MaskedSignalReport(TaskReport):
         values = {"pairs": self.compared(num_each), "settings": self.task.settings, "rows": rows}
         titles = [("images", "Images"), ("captions", "Masked texts" if rows == "text" else "Masked captions")]
         shown = {"image": titles[:1], "text": titles[1:]}.get(rows, titles)
-        return [Section(name=name, title=title, body=draw("masked_signal.html", name, **values)) for name, title in shown]
+        return [Section(name, title, draw("masked_signal.html", name, **values)) for name, title in shown]
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[ShownPair]:
@@ -111,7 +110,7 @@ class MaskedSignalReport(TaskReport):
                 where=where,
                 images={name: made[row] for name, made in shown.items() if name in GIVEN},
                 text=tokenizer.decode(ids[row]),
-                choices=[replace(each.guesses[0], text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
+                choices=[each.guesses[0]._replace(text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
                 made={name: made[row] for name, made in shown.items() if name == "reconstructed"},
                 with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
                 pieces=caption_pieces(tokenizer, ids[row], masks[row]),

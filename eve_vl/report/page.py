@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from eve_vl import builtin
 from eve_vl.config import Config, define, flat, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
-from eve_vl.report import finetuned, masked_signal  # noqa: F401  each defines the reports of its tasks
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
 from eve_vl.report.task import TaskReport, routing_sections
 from eve_vl.run.inspect import inspect_run
@@ -48,7 +48,7 @@ def write_results(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Pa
             return index.image(hit.id).whole(THUMBNAIL_SIDE)
 
     shown = [(hit, thumbnail(hit)) for hit in hits]
-    section = Section(name="found", title="Hits", body=draw("search_sections.html", "found", shown=shown))
+    section = Section("found", "Hits", draw("search_sections.html", "found", shown=shown))
     return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
 
 
@@ -66,6 +66,7 @@ def task_report(run: LoadedRun) -> TaskReport:
 
     A package with tasks of its own defines their reports next to the task or in its file report.py.
     """
+    import_module("eve_vl.report.masked_signal" if run.config.task.is_pretraining else "eve_vl.report.finetuned")
     if package := type(run.task).__module__.rpartition(".")[0]:
         define(package, "report")
     return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
@@ -78,15 +79,15 @@ def run_page(run: LoadedRun) -> str:
     sections, counts, problem, comparison = [], [None, None], "", ""
     if config.task.has_numbers:
         body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
-        sections = [drawn := Section(name="curves", title="Curves", body=body)]
+        sections = [drawn := Section("curves", "Curves", body)]
         try:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
             comparison = run.evaluator.comparison(measured.values)
             shown = {"shown": report.numbers(measured), "remarks": run.evaluator.warnings(measured.values)}
             body = draw("run_sections.html", "numbers", measured=measured, comparison=comparison, **shown)
-            numbers = Section(name="numbers", title="Numbers", body=body)
-            sections = [numbers, drawn, *report.evidence(report.num_each), *routing_sections(report, curves)]
+            others = [*report.evidence(report.num_each), *routing_sections(report, curves)]
+            sections = [Section("numbers", "Numbers", body), drawn, *others]
         except UserError as error:  # without the data, the run folder still gives curves and config
             problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
             warn(f"warning: {problem}")
@@ -132,7 +133,7 @@ def config_section(config: Config) -> Section:
         recipe, is_exact = recipe_of(config)
         defaults, command = to_dict(recipe), command_line(config, recipe)
     shown = {"config": config, "command": command, "is_exact": is_exact, "values": values, "defaults": defaults}
-    return Section(name="config", title="Config", body=draw("run_sections.html", "config", **shown))
+    return Section("config", "Config", draw("run_sections.html", "config", **shown))
 
 
 def recipe_of(config: Config) -> tuple[Config, bool]:

@@ -34,6 +34,10 @@ NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never valida
 NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted
 NUM_CHOICES = 3
 BATCH = 32
+CONTRAST_LOSSES = (
+    Loss("itc", "Contrastive loss", "Cross-entropy of the true partner in a batch, mean of both directions, in nats."),
+    Loss("itm", "Matching loss", "Cross-entropy in nats: match or no match, or an image's own caption among others."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +51,6 @@ class Measured:
     """The data, in words."""
     num_samples: int
     """Maximum number of validation rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """Choices of a run's routers on some rows."""
-
-    shares_ME: Mapping[int, Tensor]
-    """Block number, from 1 → share of each modality's choices that each expert gets; rows sum to 1."""
-    num_rows: int
 
 
 class TaskReport:
@@ -204,7 +199,7 @@ class ClassifierReport(TaskReport):
         shown = {name: [(one, self._images(one)) for one in round_robin(group)[:num_each]] for name, group in groups.items()}
         has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
         values = {"shown": shown, "num_seen": len(seen), "num_right": num_right, "has_heat": has_heat}
-        return [Section(name=self.name, title=self.title, body=draw("examples.html", "examples", report=self, **values))]
+        return [Section(self.name, self.title, draw("examples.html", "examples", report=self, **values))]
 
     def _images(self, example: Example) -> dict[str, np.ndarray]:
         """Return an example's images, each also with its heatmap."""
@@ -238,8 +233,12 @@ def pixels_of(image_CHW: Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
-    """Return the routers' choices for all tokens, even those that no head reads."""
+def routing_of(task: Task[Any], batches: Iterable[Any]) -> tuple[dict[int, Tensor], int]:
+    """Return the routers' choices on some rows, and the number of rows.
+
+    Choices: block number, from 1 → share of each modality's choices that each expert gets (M, E); rows sum to 1. Tokens that
+    no head reads count too.
+    """
     encoder = copy.copy(task.encoder)
     encoder.computes_all = True
     twin = replace_submodules(task, {"encoder": encoder})
@@ -253,20 +252,21 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
     policies = getattr(task.config.model, "ffn_policies", ("moe",) * len(chosen))  # without policies: count all routers
     blocks = [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
     shares = [chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen]
-    return Routing(shares_ME=dict(zip(blocks, shares, strict=False)), num_rows=num_rows)  # no rows: empty
+    return dict(zip(blocks, shares, strict=False)), num_rows  # no rows: empty
 
 
 def routing_sections(report: TaskReport, curves: Curves) -> list[Section]:
     """Return the section on which experts serve which modality, if there are experts."""
     try:
-        routing = routing_of(report.task, report.batches(report.dataset(NUM_SEEN)))
+        blocks, num_rows = routing_of(report.task, report.batches(report.dataset(NUM_SEEN)))
     except NotImplementedError:  # `routers` is optional for a task of the user's own
         return []
     charts, E = [], 1
-    for block, shares_ME in routing.shares_ME.items():
+    for block, shares_ME in blocks.items():
         E = shares_ME.shape[1]
         bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
         even = {"level": ("even load, 1/E", 1 / E), "show": percent, "axis": "expert"}
         charts.append(bar_chart(f"Experts by modality, block {block}", list(map(str, range(E))), bars, **even))
-    body = draw("routing.html", "routing", report=report, routing=routing, charts=charts, curves=curves, E=E, ln_E=math.log(E))
-    return [Section(name="routing", title="Routing", body=body)] * bool(charts)
+    values = {"report": report, "blocks": blocks, "num_rows": num_rows, "charts": charts, "curves": curves}
+    body = draw("routing.html", "routing", E=E, ln_E=math.log(E), **values)
+    return [Section("routing", "Routing", body)] * bool(charts)

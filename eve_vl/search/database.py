@@ -221,10 +221,8 @@ class Database:
         """Raise UserError if the index was made by other weights or another tokenizer."""
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
-            raise UserError(
-                f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}, and their features cannot "
-                "be compared; name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
-            )
+            problem = f"was made by another run ({made}) than {run.shown}, step {run.step}; their features do not compare"
+            raise UserError(f"{self.folder}: {problem}; name that run, or make another index with another --out")
 
 
 def digest_of(data: bytes) -> bytes:

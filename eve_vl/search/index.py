@@ -144,10 +144,8 @@ class Index:
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
-            others = "; the other sources are up to date" * bool(opened)
-            others += f"; {len(lost) - 1} more cannot be opened" * (len(lost) > 1)
             fix = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
-            raise UserError(f"{error}{others}; to forget it and its images: {fix}")
+            raise UserError(f"{error}; the other sources are up to date; to forget it and its images: {fix}")
         return index
 
     def sources(self) -> dict[str, dict[str, Any]]:

@@ -115,8 +115,8 @@ class Service:
             index.database.wait_for_lock(LOCKED)
             index.most_reranked = MOST_RERANKED
             size = index.encoder.run.config.input.image_size
-            own: Any = {"image_size": size, "by_rows": True, "num_reranked": self._num_reranked}
-            self.search = Endpoint("search", Search, functools.partial(self._search, index), limits, **own)
+            own: Any = {"image_size": size, "by_rows": True, "num_reranked": self._num_reranked, "limits": limits}
+            self.search = Endpoint(request=Search, call=functools.partial(self._search, index), **own)
         self.compute = Compute(limits, self.counts.batch)
         self.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = anyio.CapacityLimiter(DECODERS)

@@ -89,36 +89,27 @@ class Search(Request):
 REQUESTS = {"encode_image": EncodeImage, "encode_text": EncodeText}
 
 
+@dataclass(kw_only=True, eq=False)
 class Endpoint:
     """A call of `Eve`, or the search in an index, over HTTP."""
 
-    def __init__(
-        self,
-        name: str,
-        request: type[Request],
-        call: Callable[..., Any],
-        limits: Limits,
-        *,
-        image_size: int,
-        by_rows: bool,
-        num_reranked: Callable[[Mapping[str, Any]], int] = lambda _: 0,
-    ):
-        """by_rows: whether lists are answered row by row; clients can then share a batch.
+    request: type[Request]
+    call: Callable[..., Any]
+    limits: Limits
+    image_size: int
+    by_rows: bool
+    """Whether lists are answered row by row; clients can then share a batch."""
+    num_reranked: Callable[[Mapping[str, Any]], int] = lambda _: 0
+    """Returns how many hits of a row are re-ranked, at most."""
 
-        num_reranked: hits of a row that are re-ranked, at most.
-        """
-        self.name, self.request, self.call, self.limits = name, request, call, limits
-        self.image_size, self.by_rows, self.num_reranked = image_size, by_rows, num_reranked
-        self.fields, bounds = fields_of(request), getattr(request, "bounds", {})
-        columns: dict[str, Any] = {
-            name: (
-                _served_type(field, limits, bounds.get(name, (-LARGEST, LARGEST))),
-                Field(... if field.is_required else field.default, description=field.text),
-            )
-            for name, field in self.fields.items()
-        }
+    def __post_init__(self):
+        self.fields, bounds = fields_of(self.request), getattr(self.request, "bounds", {})
+        columns: dict[str, Any] = {}
+        for name, field in self.fields.items():
+            hint = _served_type(field, self.limits, bounds.get(name, (-LARGEST, LARGEST)))
+            columns[name] = hint, Field(... if field.is_required else field.default, description=field.text)
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        self.model: type[BaseModel] = create_model(f"{name}_request", __config__=strict, **columns)
+        self.model: type[BaseModel] = create_model(self.request.__name__, __config__=strict, **columns)
 
     def prepare(self, body: bytes) -> tuple[Job, int]:
         """Return the job that a body asks for, and its size in bytes with images decoded.
@@ -128,7 +119,7 @@ class Endpoint:
         values, size = parsed(self.model, body), len(body)
         kinds = {name: field.given for name, field in self.fields.items() if field.given is not None}
         images = {name: kind for name, kind in kinds.items() if kind.kind == "image" and values[name] is not None}
-        opened = {name: [*self._images(name, values[name])] for name in images}
+        opened = {name: _opened(values[name], name, self.limits) for name in images}
         pixels = [num for each in opened.values() for _, num in each]
         if sum(pixels) > self.limits.pixels:  # they would occupy a decoding thread too long
             found = f"{len(pixels)} images have {sum(pixels):,} pixels together"
@@ -151,12 +142,6 @@ class Endpoint:
         options = {name: value for name, value in values.items() if name not in rows}
         key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
         return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
-
-    def _images(self, name: str, value: Any) -> list[tuple[GivenImage, int]]:
-        """Return the images of a field and the pixels of each."""
-        if not isinstance(value, list):
-            return [opened_image(value, name, self.limits)]
-        return [opened_image(one, f"{name} {number}", self.limits) for number, one in enumerate(value)]
 
     def _check_results(self, values: Mapping[str, Any], rows: int) -> None:
         """Refuse results that would occupy the computing thread too long."""
@@ -215,7 +200,7 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
         if "batch_size" in inspect.signature(call).parameters:
             call = functools.partial(call, batch_size=limits.batch)
         size, by_rows = eve.run.config.input.image_size, is_exact and request.by_rows
-        found[name] = Endpoint(name, request, call, limits, image_size=size, by_rows=by_rows)
+        found[name] = Endpoint(request=request, call=call, limits=limits, image_size=size, by_rows=by_rows)
     return found
 
 
@@ -263,6 +248,12 @@ def parsed(model: type[BaseModel], body: bytes) -> dict[str, Any]:
     value = repr(first["input"]) if isinstance(first["input"], int | float | str | None) else ""
     given = f" ({value} given)" if 0 < len(value) <= 40 and first["type"] != "json_invalid" else ""
     raise RequestRefusedError(400, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{given}")
+
+
+def _opened(value: str | list[str], name: str, limits: Limits) -> list[tuple[GivenImage, int]]:
+    """Return the images of a field and the pixels of each."""
+    named = {f"{name} {number}": one for number, one in enumerate(value)} if isinstance(value, list) else {name: value}
+    return [opened_image(one, where, limits) for where, one in named.items()]
 
 
 def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int]:
