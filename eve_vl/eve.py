@@ -1,7 +1,8 @@
-"""`Eve`, the Python interface to a run: `Eve.load(RUN)`, then a method for each call that its heads allow.
+"""`Eve`, the Python interface to a run.
 
-All calls run in float32 and in evaluation mode, so the numbers equal those of `eve evaluate`. Other rows of a batch never
-change a result, except with model.routing reference, whose experts drop tokens.
+`Eve.load(RUN)` has a method for each call that the run's heads allow. All calls run in float32 and in evaluation mode, so the
+numbers equal those of `eve evaluate`. Other rows of a batch never change a result, except with model.routing reference, whose
+experts drop tokens.
 
 Letters: n inputs, d width of features.
 """
@@ -33,7 +34,10 @@ class NoSuchCallError(UserError, AttributeError):
 
 
 class Features(np.ndarray):
-    """Features, float32 (n, d), with the names of their rows; results of arithmetic are plain arrays."""
+    """Features, float32 (n, d), with the names of their rows.
+
+    Results of arithmetic are plain arrays.
+    """
 
     names: tuple[str, ...] = ()
     """Name of each row: the image's path, its row in a source, or the text itself; slices have no names."""
@@ -45,9 +49,10 @@ class Features(np.ndarray):
 
 
 class Eve:
-    """A loaded run. `calls` lists its methods, such as `answer` and `match` (see `help(eve.answer)`).
+    """A loaded run.
 
-    Any other call raises UserError, which says how to get a run that allows it. `predict.requests` documents all calls.
+    `calls` lists its methods, such as `answer` and `match` (see `help(eve.answer)`). Any other call raises UserError, which
+    says how to get a run that allows it. `predict.requests` documents all calls.
 
     Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W). Values are uint8
     or floats in [0, 1]. Images are squeezed to the run's square, as in evaluation. Texts are cut after input.text_length
@@ -145,7 +150,10 @@ class Eve:
         return Index.update(out, self, sources, batch_size=batch_size, **reading)
 
     def need(self, call: str) -> None:
-        """Raise UserError if the run's heads do not allow a call; the error says how to get a run that does."""
+        """Raise UserError if the run's heads do not allow a call.
+
+        The error says how to get a run that does.
+        """
         if call in self.calls:
             return
         config, shown = self.run.config, self.run.shown

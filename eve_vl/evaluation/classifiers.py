@@ -1,4 +1,4 @@
-"""Evaluation of questions, statements and labels: metrics, baselines and prediction files."""
+"""Metrics, baselines and prediction files of questions, statements and labels."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
 
     def predict_batch(self, batch: QuestionBatch) -> list[Prediction]:
         """Return the answers to the questions of a batch."""
-        probability_B, best_B = self.task.predict(batch)[0].float().sigmoid().max(1)
+        probability_B, best_B = self.task.probabilities(self.task.predict(batch)[0]).max(1)
         return [
             Prediction(answer=self.task.answers[best], probability=probability, **row)
             for row, probability, best in zip(batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True)
@@ -67,7 +67,10 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         return str(type(prediction.question_id)), prediction.question_id, prediction.where
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the metrics of `metrics.vqa`, and the number of questions without an answer in the list."""
+        """Return the metrics of `metrics.vqa` and `num_outside_list`.
+
+        The latter counts the questions without an answer in the list.
+        """
         numbers = vqa_metrics.summary(*_columns(predictions, "answer answers answer_type image_id content_type group"))
         known = (map(vqa_metrics.normalize, each.answers) for each in predictions if each.answers)
         outside = sum(self.task.answer_ids.keys().isdisjoint(given) for given in known)
@@ -82,12 +85,18 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         return found
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the accuracy of each question that has answers; questions about one image belong together."""
+        """Return the accuracy of each question that has answers.
+
+        Questions about one image belong together.
+        """
         known = [each for each in predictions if each.answers]
         return {f"{each.name}{GROUP}{each.image_id}": vqa_metrics.accuracy_of(each.answer, each.answers) for each in known}
 
     def data_baselines(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return baselines that see no image; empty if training or evaluation has no answers to compare."""
+        """Return baselines that see no image.
+
+        Empty if training or evaluation has no answers to compare.
+        """
         train = training_questions(self.task.config)
         if not train or not any(each.answers for each in predictions):
             return {}
@@ -113,9 +122,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
 
 
 def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
-    """Return question and answers of a run's training rows that have answers, without the held-out rows.
+    """Return question and answers of a run's training rows that have answers.
 
-    Empty where the training data is out of reach.
+    Held-out rows are left out. Empty where the training data is out of reach.
     """
     try:
         sources = open_train_and_val(config, QuestionRows.kind_of(config))[0]
@@ -130,7 +139,10 @@ def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
 
 
 class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
-    """NLVR2 accuracy and consistency. Predictions have `is_true` and the `probability` of being true."""
+    """NLVR2 accuracy and consistency.
+
+    Predictions have `is_true` and the `probability` of being true.
+    """
 
     section = NLVR2Config
     main_metric = "nlvr2_acc"
@@ -138,7 +150,7 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
 
     def predict_batch(self, batch: StatementBatch) -> list[Prediction]:
         """Return whether the statements of a batch are true."""
-        probability_B = self.task.predict(batch)[0].float().softmax(1)[:, 1]
+        probability_B = self.task.probabilities(self.task.predict(batch)[0])[:, 1]
         return [
             Prediction(is_true=probability > 0.5, probability=probability, **row)
             for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
@@ -153,19 +165,28 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         return classification_metrics.nlvr2_summary(*_columns(predictions, "is_true label group"))
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return whether each labelled pair is judged right; pairs of one statement belong together."""
+        """Return whether each labelled pair is judged right.
+
+        Pairs of one statement belong together.
+        """
         known = [each for each in predictions if each.label is not None]
         return {f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label) for each in known}
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
-        """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
+        """Return the CSV that NLVR2's evaluation takes.
+
+        Each line holds the identifier and True or False. There is no header.
+        """
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((each.identifier, each.is_true) for each in predictions)
         return text.getvalue()
 
 
 class ClassificationEvaluator(ClassifierEvaluator[Classification]):
-    """Accuracy or average precision. Predictions have all labels' `probability_C` and the most probable `label`."""
+    """Accuracy or average precision.
+
+    Predictions have the `probability_C` of all labels and the most probable `label`.
+    """
 
     section = ClassificationConfig
     score_name = "acc"
@@ -205,11 +226,17 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         return classification_metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return whether the most probable label of each labelled row is one of its labels."""
+        """Return whether the most probable label of each row is one of its labels.
+
+        Rows without labels are left out.
+        """
         return {each.name: float(each.label in each.labels) for each in predictions if each.labels}
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
-        """Return a JSON line for each row: label and probability; of several labels all from 0.5 on."""
+        """Return a JSON line for each row: label and probability.
+
+        With several labels, all of probability 0.5 or more.
+        """
 
         def line(each: Prediction) -> dict[str, object]:
             named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)

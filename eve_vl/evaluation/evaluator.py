@@ -1,4 +1,4 @@
-"""Metrics of a task, baselines to compare them with, and the predictions behind them.
+"""Metrics of a task, its baselines, and the predictions behind them.
 
 The evaluator of the task `name` is in `eve_vl.evaluation.<name>` or `classifiers`; your own code defines its own.
 """
@@ -25,7 +25,7 @@ from eve_vl.train.processes import gather_objects
 from eve_vl.utils.console import pluralize
 
 How = Literal["noise", "wrong_image", "image_only"]
-FEW = 30  # independent groups; fewer prove nothing, whatever their interval
+FEW = 30  # independent groups; fewer prove nothing, at any interval
 DIFFERENCE = ", difference "
 WIDE = 0.1  # an interval this wide could hide a difference that matters; for errors, a share of the baseline
 
@@ -51,9 +51,10 @@ class Baseline:
     """Further baselines, metrics by name with their descriptions; the best of all known ones counts."""
 
     def compare(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
-        """Return a sentence, and whether the metric is better; None if one of the two is unknown.
+        """Return a sentence and whether the metric is better than its baseline.
 
-        The interval of the difference decides if both are of the same rows, else whether their intervals are apart.
+        None if one of the two is unknown. The interval of the difference decides if both are of the same rows, else whether
+        their intervals are apart.
         """
         known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
         if known and self.baseline in numbers:
@@ -93,15 +94,18 @@ class Baseline:
 
 
 def _written(ours: float, base: float, *ends: float) -> list[str]:
-    """Format numbers with three decimals, or with enough that the first two differ and no end of a difference reads 0."""
+    """Format numbers with three decimals, or with more to tell them apart.
+
+    The first two then differ, and no end of a difference reads 0.
+    """
     tries = [[f"{each:.{decimals}f}" for each in (ours, base, *ends)] for decimals in range(3, 10)]
     return next((texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1])
 
 
 def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -> str:
-    """Return a sentence that compares metrics with their baselines; "" if no baseline is known.
+    """Return a sentence that compares metrics with their baselines.
 
-    A metric that fails a baseline is compared no further, nor is any metric `after` it.
+    It is empty if no baseline is known. A metric that fails a baseline is compared no further, nor is any metric `after` it.
     """
     sentences, failed = [], set()
     for each in baselines:
@@ -119,7 +123,7 @@ NO_BASELINE = "without a baseline to compare it with"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The metrics of an evaluation with the predictions that they come from, where a task has them."""
+    """Metrics of an evaluation and, if a task has them, the predictions behind them."""
 
     numbers: dict[str, float]
     examples: Sequence[Any] = ()
@@ -156,17 +160,26 @@ class Evaluator(Generic[AnyTask]):
         """Raise UserError if evaluation flags do not fit the data."""
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the metrics of validation over the batches of all processes; deterministic."""
+        """Return the metrics of validation over the batches of all processes.
+
+        Deterministic.
+        """
         return self.evaluate_with_rows(loader).numbers
 
     def evaluate_with_rows(self, loader: Iterable[Any]) -> Evaluated:
-        """Return the metrics over the batches of all processes with their rows; deterministic."""
+        """Return the metrics and rows over the batches of all processes.
+
+        Deterministic.
+        """
         predictions = self.predict_all(loader)
         scores = self.per_row_scores(predictions)
         return Evaluated(numbers=self.metrics(predictions), examples=predictions, row_scores=scores)
 
     def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
-        """Return the predictions for the rows of all processes, in an order that does not depend on batches."""
+        """Return the predictions for the rows of all processes.
+
+        Their order does not depend on batches.
+        """
         raise NotImplementedError
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
@@ -174,16 +187,19 @@ class Evaluator(Generic[AnyTask]):
         raise NotImplementedError
 
     def per_row_scores(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """Return a score for each row by its name, higher is better, to compare two runs row by row (`intervals.paired`).
+        """Return a score for each row by its name, higher is better.
 
-        A label or a query's first hit scores 1 if it is right; a text scores the share of masked tokens guessed right. Rows
-        without a truth are left out. A name is that of `row_name`, with all that changes the score, then GROUP and the name of
-        the rows that belong together.
+        Scores compare two runs row by row (`intervals.paired`). A label or a query's first hit scores 1 if it is right; a text
+        scores the share of masked tokens guessed right. Rows without a truth are left out. A name is that of `row_name`, with
+        all that changes the score, then GROUP and the name of the rows that belong together.
         """
         return {}
 
     def data_baselines(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """Return the metrics of baselines that need the training data and no model; empty if the data is out of reach."""
+        """Return the metrics of baselines that need training data and no model.
+
+        Empty if the data is out of reach.
+        """
         return {}
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
@@ -192,20 +208,27 @@ class Evaluator(Generic[AnyTask]):
         return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
 
     def comparison(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence that compares metrics, which know their intervals, with their baselines; "" if there are none."""
+        """Return a sentence that compares metrics with their baselines.
+
+        Metrics know their intervals. The sentence is empty if there are no baselines.
+        """
         text, ours = comparison_of(numbers, self.baselines), numbers.get(self.main_metric or "")
         if not text and isinstance(ours, MeasuredValue):
             return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
         return text
 
     def selected_settings(self, numbers: Mapping[str, float]) -> TaskConfig:
-        """Return the task's section with the values that validation, by its metrics, selected for these weights."""
+        """Return the task's section with the values that validation selected.
+
+        numbers: the metrics of validation.
+        """
         return self.task.settings
 
     def log_samples(self, batch: Any) -> Mapping[str, np.ndarray | str]:
-        """Return images (uint8, (H, W, 3)) or texts, by name, that show the model at work on an evaluation batch's first rows.
+        """Return images or texts that show the model at work, by name.
 
-        It draws nothing at random and talks to no other process.
+        They are of the first rows of an evaluation batch. Images are uint8 (H, W, 3). It draws nothing at random and talks to
+        no other process.
         """
         return {}
 
@@ -215,7 +238,10 @@ class Evaluator(Generic[AnyTask]):
 
 
 class Prediction(SimpleNamespace):
-    """A row's fields that are no tensors (see `RowBatch.rows`), and the model's output under the names of its evaluator."""
+    """Fields of a row that are no tensors, and the model's output for it.
+
+    The fields are those of `RowBatch.rows`; each evaluator names its outputs.
+    """
 
     name: str = ""
     position: tuple[int, int] = (0, 0)
@@ -244,7 +270,10 @@ class ClassifierEvaluator(Evaluator[AnyClassifier]):
 
 
 def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
-    """Return the evaluator of a section, else that of the section that it refines, else one that knows no metrics."""
+    """Return the evaluator of a section.
+
+    Without one of its own, it is that of the section that it refines, else one that knows no metrics.
+    """
     kinds = [kind for kind in section.__mro__ if "name" in vars(kind)]
     for name in ("classifiers", *(kind.name for kind in kinds)):
         define("eve_vl.evaluation", name)
@@ -258,9 +287,10 @@ def evaluator_of(task: Task[Any], tokenizer: Tokenizer | None = None) -> Evaluat
 
 
 def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
-    """Return a JSON line for each prediction, in the order of the sources and their rows.
+    """Return a JSON line for each prediction.
 
-    Each holds the number of its source and the row's position there, both from 0, before the values of `line`.
+    Lines are in the order of the sources and their rows. Each holds the number of its source and the row's position there, both
+    from 0, before the values of `line`.
     """
     rows = sorted(predictions, key=lambda each: each.position)
     named = ({"source": each.position[0], "position": each.position[1], "row": each.where} for each in rows)

@@ -1,4 +1,6 @@
-"""Evaluation of masked signal modelling: accuracy of masked tokens, error of masked patches, both also with a wrong partner.
+"""Accuracy of masked tokens and error of masked patches.
+
+Both are also measured with a wrong partner.
 
 Letters: B batch, P patches, M hidden patches or masked tokens, T text tokens, X values in a patch, d width of features.
 """
@@ -71,14 +73,17 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
             for name, each in rows.items():
                 encoded = task.encode_for_pixels(each)
                 sums.add_pixels(name, task.predict_pixels(encoded, batch), hidden_BMX, names)
-            neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
-            for name, guess_BMX in (("mim_mse_mean_baseline", neighbours_BMX), ("mim_mse_image_mean", image_BMX)):
+            visible_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
+            for name, guess_BMX in (("mim_mse_mean_baseline", visible_BMX), ("mim_mse_image_mean", image_BMX)):
                 # with targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if settings.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX, names)
 
     def log_samples(self, batch: MaskedBatch) -> dict[str, np.ndarray | str]:
-        """Return the first images next to masked and reconstructed ones, the first texts above the same with masks filled."""
+        """Return the first images and texts with their reconstructions.
+
+        Images stand next to masked and reconstructed ones, texts above the same with masks filled.
+        """
         shown: dict[str, np.ndarray | str] = {}
         task = self.task
         if task.settings.mim_weight and isinstance(batch, MaskedImages):
@@ -96,7 +101,7 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
 
 
 class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
-    """Masked signals, and the recognition of wrong pairs by contrast and by the matching head."""
+    """Masked signals, and wrong pairs recognised by contrast and matching."""
 
     section = ContrastMatchConfig
     baselines = (
@@ -129,9 +134,9 @@ class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
 
 
 def names_of(batch: MaskedBatch) -> list[str]:
-    """Return a name for each row that includes its masked tokens: other masks ask another question.
+    """Return a name for each row that includes its masked tokens.
 
-    Pairs of one image belong together.
+    Other masks ask another question. Pairs of one image belong together.
     """
     names = batch.names
     if isinstance(batch, MaskedTexts):

@@ -1,7 +1,9 @@
-"""Evaluation of retrieval: recalls by contrast and after re-ranking, precision by class, hard false captions, COCO 1K folds.
+"""Metrics of retrieval, by contrast and after re-ranking.
 
-Letters: I images, G images with false texts, T captions, N distinct texts, P pairs, K best candidates of a query, Q queries,
-C candidates, L classes, d width of features.
+Recalls, precision by class, hard false captions, COCO 1K folds.
+
+Letters: I images, G images with false texts, T captions, N distinct texts, P pairs, K best candidates of a query, Q queries, C
+candidates, L classes, d width of features.
 """
 
 from collections import Counter
@@ -62,7 +64,10 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
 
     @classmethod
     def dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
-        """Return the images and texts to search among, at most MAX_SEARCHED rows if every pair takes a fusion pass."""
+        """Return the images and texts to search among.
+
+        They are of at most MAX_SEARCHED rows if every pair takes a fusion pass.
+        """
         if not cast(RetrievalConfig, config.task).itc_weight:
             if (num := min(sum(map(len, sources)), config.data.val_samples)) > MAX_SEARCHED:
                 print_line(f"searched among {MAX_SEARCHED:,} of {num:,} rows: without contrast each pair takes a fusion pass")
@@ -76,7 +81,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
     def evaluate(self, loader: Iterable[SearchImages | SearchTexts]) -> dict[str, float]:
-        """Return the metrics of validation, which selects how many candidates to re-rank; see `search`."""
+        """Return the metrics of validation, which selects `rerank_k`; see `search`."""
         return self._evaluated(loader, selects=True).numbers
 
     def evaluate_with_rows(self, loader: Iterable[SearchImages | SearchTexts]) -> Evaluated:
@@ -109,9 +114,10 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks))
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
-        """Return `…_merged`: recalls where equal captions count as one caption that is true of all their images.
+        """Return recalls with equal captions merged, named `…_merged`.
 
-        By contrast only, or by matching only; empty if no two captions are equal.
+        Equal captions count as one caption that is true of all their images. By contrast only, or by matching only; empty if no
+        two captions are equal.
         """
         texts, text_T = gallery.text_T.unique(return_inverse=True)
         if len(texts) == len(text_T):
@@ -125,9 +131,10 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
 
     def precisions(self, gallery: RetrievalSet) -> dict[str, float]:
-        """Return precision_tr1 … precision_ir10: the share of first hits with a class of the query, next to random order.
+        """Return precision_tr1 … precision_ir10 and their chance.
 
-        By contrast only, or by matching only; empty if images have no classes. A hit need not be the query's own.
+        Each is the share of first hits with a class of the query. By contrast only, or by matching only; empty if images have
+        no classes. A hit need not be the query's own.
         """
         column = {name: number for number, name in enumerate(sorted({name for given in gallery.labels for name in given}))}
         label_IL = torch.zeros(len(gallery.labels), len(column), dtype=torch.bool)
@@ -151,12 +158,12 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return numbers
 
     def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:
-        """Return tr1_hard: how often an image's own text comes first among hard false texts, ordered as a search orders.
+        """Return tr1_hard: how often an image's own text precedes hard false texts.
 
-        Also by chance, and with the image of another row, which shows how much the words give away. Empty if there are no
-        false texts.
+        Texts are ordered as a search orders them. Also by chance, and with the image of another row, which shows how much the
+        words give away. Empty if there are no false texts.
         """
-        same: dict[tuple[int, ...], int] = {}  # texts cut to the same tokens tie, whatever their rounding
+        same: dict[tuple[int, ...], int] = {}  # texts cut to the same tokens tie, with any rounding
         first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
         groups = [(image, [first[text] for text in texts]) for image, texts in enumerate(gallery.hard) if texts]
         if not groups:
@@ -178,11 +185,14 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return numbers
 
     def selected_settings(self, numbers: Mapping[str, float]) -> RetrievalConfig:
-        """Return the section with the number of candidates to re-rank that validation selected."""
+        """Return the section with the number of candidates to re-rank.
+
+        Validation selected that number.
+        """
         return replace(self.task.settings, rerank=int(numbers.get("rerank_k", 0)))
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
-        """Add sentences on captions left out with their images, and on the gain or loss by re-ranking."""
+        """Add sentences on captions left out, and on the effect of re-ranking."""
         ranked, alone, found = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().warnings(numbers)
         if left_out := numbers.get("num_captions_skipped"):
             found.append(f"captions left out with their images: {left_out:,}")
@@ -203,9 +213,9 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
     def search(
         self, gallery: RetrievalSet, most: int, *, selects: bool = False
     ) -> tuple[dict[str, float], tuple[metrics.Ranks, metrics.Ranks]]:
-        """Return tr1 … rsum after re-ranking the best candidates of each query, and the ranks of images' captions (I,) and of
-        captions' images (T,).
+        """Return tr1 … rsum after re-ranking, and the ranks of both directions.
 
+        The best candidates of each query are re-ranked. Ranks are those of images' captions (I,) and of captions' images (T,).
         With a matching head also `…_itc_only`, by contrast only, and `rerank_k`, the number re-ranked. That is `most` or, if it
         selects, the k of `most`, most/2, most/4 … with the highest r_mean (all are in `r_mean_k…`), provided that the 95 %
         interval of its gain over contrast, query by query, is above 0; else 0.
@@ -246,7 +256,10 @@ def halves(k: int) -> list[int]:
 
 
 def r_means_tried(numbers: Mapping[str, float]) -> dict[int, float]:
-    """Return r_mean by each number of re-ranked candidates that validation tried, the largest number first."""
+    """Return r_mean by each number of re-ranked candidates that was tried.
+
+    The largest number comes first.
+    """
     return {int(name[len(TRIED) :]): value for name, value in numbers.items() if name.startswith(TRIED)}
 
 
@@ -259,10 +272,10 @@ def gain(r_mean: float) -> tuple[float, float]:
 def first_hits(
     names: Sequence[str], relevance: metrics.Relevance, ranks_I: metrics.Ranks, ranks_T: metrics.Ranks
 ) -> dict[str, float]:
-    """Return a score for each query by its name: 1 if its first hit is true, the share of true hits if several tie.
+    """Return a score for each query by its name: whether its first hit is true.
 
-    An image is named by its row, a caption by its number there, both with a hash of the set that is searched; the captions of
-    an image belong together.
+    If several hits tie, it is the share of true ones. An image is named by its row, a caption by its number there, both with a
+    hash of the set that is searched; the captions of an image belong together.
     """
     sides = relevance.texts_of_image
     pool = hash_of(repr((names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())

@@ -1,4 +1,4 @@
-"""Images and captions of all processes to search among, and pairs of them scored by the matching head.
+"""Images and captions to search among, and pairs scored by the matching head.
 
 Letters: B batch, I images, T captions, N distinct texts, P pairs, K best candidates of a query, d width of features, L text
 tokens.
@@ -63,16 +63,16 @@ class SearchTexts(SearchBatch, TextBatch):
 
 
 class SearchSet(SampleSet):
-    """The images and captions of at most data.val_samples rows, to be searched in both directions.
+    """Images and captions of at most data.val_samples rows.
 
-    Candidates are the images and the first task.captions_per_image captions of each image, over all its rows (0: all).
-    COCO and Flickr30K count each caption as its own, true of its image only. With task.dedup_captions equal captions are
-    one, true of every image that has it among all of its captions; generated scenes know every true caption. Texts come
-    longest first, so that batches hold little padding.
+    They are searched in both directions. Candidates are the images and the first task.captions_per_image captions of each
+    image, over all its rows (0: all). COCO and Flickr30K count each caption as its own, true of its image only. With
+    task.dedup_captions equal captions are one, true of every image that has it among all of its captions; generated scenes know
+    every true caption. Texts come longest first, so that batches hold little padding.
 
-    images: (source, row) of each. captions: the words of each. texts: the distinct ones, then hard false captions, which
-    are no candidates. captions_in: the captions of each text. captions_of: the true captions of each image. hard: for
-    each image with hard false captions its own first text and theirs, else empty.
+    images: (source, row) of each. captions: the words of each. texts: the distinct ones, then hard false captions, which are no
+    candidates. captions_in: the captions of each text. captions_of: the true captions of each image. hard: for each image with
+    hard false captions its own first text and theirs, else empty.
     """
 
     def __init__(self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer):
@@ -111,7 +111,7 @@ class SearchSet(SampleSet):
             self.captions_of = _grouped([image for image, _ in searched], len(self.images))
 
     def _read_rows(self) -> dict[int, tuple[tuple[int, int], list[str], set[str]]]:
-        """Return by image: its first (source, row), its captions, and all captions that are true of it."""
+        """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
         for _, number, row in eval_positions([len(source) for source in self.sources], self.config.data.val_samples):
             source = self.sources[number]
@@ -143,7 +143,10 @@ class SearchSet(SampleSet):
         return max(len(self.captions), len(self.images))
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
-        """Return this process's share of all texts and of all images, never both in a batch."""
+        """Return this process's share of all texts and images.
+
+        No batch holds both.
+        """
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
         batches = []
         for which, indices in ((TEXT, texts), (IMAGE, range(len(self.images)))):
@@ -231,9 +234,10 @@ class RetrievalSet:
 
 
 def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> RetrievalSet:
-    """Compute the features of each image and text once, or without contrast all match logits, and gather them.
+    """Compute the features of each image and text once, and gather them.
 
-    Captions without a usable image are left out. Raises UserError if nothing is left.
+    Without contrast, compute all match logits instead. Captions without a usable image are left out. Raises UserError if
+    nothing is left.
     """
     images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
     texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
@@ -243,8 +247,8 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
             features = _features(task, batch, task.image_features, batch.images_BCHW)
             for row, index in enumerate(batch.index_B.tolist()):
                 # a view would keep its batch in memory
-                said = batch.names[row], batch.labels[row], batch.hard[row]
-                images[index] = features[row].clone(), batch.captions[row], rank(), *said
+                known = batch.names[row], batch.labels[row], batch.hard[row]
+                images[index] = features[row].clone(), batch.captions[row], rank(), *known
                 pixels[index] = batch.images_BCHW[row]
         else:
             features = _features(task, batch, task.text_features, batch.ids_BT, batch.is_padding_BT)
@@ -291,9 +295,9 @@ def _features(task: AnyTask, batch: SearchBatch, compute: Callable[..., Tensor],
 
 
 def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
-    """Return the match logit of each image with each distinct text of the search, float32 (I, N) on the CPU, 0 for others.
+    """Return the match logits of all images and searched texts.
 
-    Each process computes those of its own images. An image passes its tower once.
+    float32 (I, N) on the CPU, 0 for other texts. Each process computes those of its own images. An image passes its tower once.
     """
     own_I, searched_N = (gallery.owner_I == rank()).nonzero()[:, 0], gallery.text_T.unique()
     num_texts, device = len(searched_N), next(task.parameters()).device
@@ -322,7 +326,10 @@ def _padded(gallery: RetrievalSet, texts: Tensor, device: torch.device) -> tuple
 
 
 def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the matching head's logits of each image's captions (I, K) and of each caption's images (T, K)."""
+    """Return the match logits of the candidates in both directions.
+
+    They are of each image's captions (I, K) and of each caption's images (T, K).
+    """
     num_texts = len(gallery.ids)
     pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + gallery.text_T[captions_IK]
     score_IK, score_TK = pair_scores(task, gallery, pairs_IK, images_TK * num_texts + gallery.text_T[:, None])
@@ -330,9 +337,10 @@ def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, ima
 
 
 def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Tensor]:
-    """Return the scores of pairs in the same shapes. A pair is its image's index times the number of texts plus its text's.
+    """Return the scores of pairs in the same shapes.
 
-    A pair is scored once, however often it occurs. Each process scores the pairs of its own images.
+    A pair is its image's index times the number of texts plus its text's. A pair is scored once, however often it occurs. Each
+    process scores the pairs of its own images.
     """
     num_texts = len(gallery.ids)
     pair_P = torch.cat([each.flatten() for each in pairs]).unique()
@@ -344,9 +352,9 @@ def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Te
 
 
 def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: Tensor) -> Tensor:
-    """Return the scores that pairs are ordered by (task.rerank_by), float32 (P,) on the CPU.
+    """Return the scores that pairs are ordered by (task.rerank_by).
 
-    Pairs with texts of similar length are scored together.
+    float32 (P,) on the CPU. Pairs with texts of similar length are scored together.
     """
     device = gallery.image_Id.device
     length_P = torch.tensor(gallery.lengths)[text_P]

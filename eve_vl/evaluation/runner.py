@@ -1,4 +1,7 @@
-"""Evaluation of a loaded run on any data: metrics, baselines, ablations, prediction files, and rows it was trained on."""
+"""Evaluation of a loaded run on any data.
+
+Metrics, baselines, ablations, prediction files, and rows that it was trained on.
+"""
 
 import contextlib
 import dataclasses
@@ -97,9 +100,10 @@ def evaluated(
 def ablated_metrics(
     evaluator: Evaluator[Any], rows: RowDataset, whole: Evaluated, device: torch.device, *, skip_invalid: bool
 ) -> dict[str, float]:
-    """Return the main metrics with a part of each row taken away, as NAME_noise, and so on for all `Evaluator.ablations`.
+    """Return the main metrics with a part of each row taken away.
 
-    The metrics of whole rows get their differences from these.
+    They are named NAME_noise, and so on for all `Evaluator.ablations`. The metrics of whole rows get their differences from
+    these.
     """
     numbers: dict[str, float] = {}
     main, score_name = evaluator.main_metric or "", evaluator.score_name or evaluator.main_metric or ""
@@ -118,10 +122,11 @@ def ablated_metrics(
 
 
 def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
-    """Return a sentence for each known set of rows that sources, by default the run's validation sources, share.
+    """Return a sentence for each known set of rows that the sources share.
 
-    Known are the training rows of the run and of the runs that it started from (--init), and, for other sources, the
-    rows that its weights were chosen on. Data that cannot be read are left out.
+    The sources are by default the run's validation sources. Known are the training rows of the run and of the runs that it
+    started from (--init), and, for other sources, the rows that its weights were chosen on. Data that cannot be read are left
+    out.
     """
     data, found = run.config.data, []
     with contextlib.suppress(UserError):
@@ -142,7 +147,10 @@ def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
 
 
 def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
-    """Yield folder and config of the runs whose weights a run started from, as far as they can be read."""
+    """Yield folder and config of the runs that a run started from.
+
+    Runs that cannot be read end the sequence.
+    """
     with contextlib.suppress(UserError):
         while config.init is not None and not config.scratch:
             folder = config.init
@@ -152,7 +160,7 @@ def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
 
 
 def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]) -> tuple[int, int]:
-    """Return how many rows of sources are also in known sources, and how many were compared.
+    """Return the numbers of rows that are known and of rows that were compared.
 
     Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a text. Of large sources only a
     part is compared, so that it takes seconds.
@@ -169,11 +177,11 @@ MAX_OTHERS = 20  # tries to find a different image
 
 
 class AblatedRows(SampleSet):
-    """The evaluation rows of a dataset, each without its image (`noise`: noise of equal histogram), with the image of another
-    row (`wrong_image`), or without its text (`image_only`).
+    """Evaluation rows of a dataset without their image, right image or text.
 
-    The other row is of the same group (such as one patient), else one with the same text (such as the same question), else any.
-    Its image differs.
+    `noise`: noise of equal histogram replaces the image. `wrong_image`: the image of another row replaces it. `image_only`: the
+    text is empty. The other row is of the same group (such as one patient), else one with the same text (such as the same
+    question), else any. Its image differs.
     """
 
     def __init__(self, rows: RowDataset, how: How):
@@ -185,7 +193,10 @@ class AblatedRows(SampleSet):
         self.alike = [self._alike(number) for number in (0, 1)] if how == "wrong_image" else []
 
     def _alike(self, number: int) -> dict[Position, list[int]]:
-        """Return the places of all rows with the same group (0) or the same text (1), by row; rows without one are left out."""
+        """Return the places of rows with the same group (0) or text (1), by row.
+
+        Rows without one are left out.
+        """
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         keys: dict[Position, tuple[str, ...]] = {}
         for at, source in enumerate(self.rows.sources):

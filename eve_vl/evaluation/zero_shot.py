@@ -1,4 +1,6 @@
-"""Zero-shot classification: an image belongs to the class whose prompts are most similar to it.
+"""Zero-shot classification by the similarity of images and prompts.
+
+An image belongs to the class whose prompts are most similar to it.
 
 Letters: B batch, R rows, C classes, P prompts, d width of features.
 """
@@ -44,10 +46,11 @@ Prompts = Mapping[str, tuple[str, ...]]
 
 
 def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
-    """Return the texts of each class, and the name of their origin: a JSON file, one of BUILT_IN, or a mapping.
+    """Return the texts of each class, and the name of their origin.
 
-    A class has a list of texts, or lists of parts by name, whose combinations are the texts: `{"Edema": {"severity":
-    ["mild", "severe"], "what": ["edema"]}}`. A part may be "". Raises UserError.
+    The origin is a JSON file, one of BUILT_IN, or a mapping. A class has a list of texts, or lists of parts by name, whose
+    combinations are the texts: `{"Edema": {"severity": ["mild", "severe"], "what": ["edema"]}}`. A part may be "". Raises
+    UserError.
     """
     if isinstance(given, Mapping):
         values, where = given, "prompts"
@@ -86,7 +89,10 @@ def check_classes(prompts: Prompts, classes: set[str], where: str, data: str) ->
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """A class and its score: a cosine if features compare, else the log-odds of a match; not a probability."""
+    """Class and its score.
+
+    The score is a cosine if features compare, else the log-odds of a match. It is no probability.
+    """
 
     label: str
     score: float
@@ -96,14 +102,17 @@ class ClassScore:
 
 
 class ZeroShot:
-    """Scores of images for classes that are described by prompts: by features if they compare, else by the matching head.
+    """Scores of images for classes that are described by prompts.
 
-    The score of a class is the mean (or the maximum) over its prompts. Nothing is standardised over images, so the other images
-    never change a prediction.
+    Features are compared; if they do not compare, the matching head scores pairs. The score of a class is the mean (or the
+    maximum) over its prompts. Nothing is standardised over images, so the other images never change a prediction.
     """
 
     def __init__(self, task: Task[Any], tokenizer: Tokenizer, prompts: Prompts, by: By = "mean"):
-        """Compute the prompts' features once. Raises UserError for a run that cannot score how well a text fits."""
+        """Compute the prompts' features once.
+
+        Raises UserError for a run that cannot score how well a text fits.
+        """
         self.task: Any = task
         self.classes, self.by = tuple(prompts), by
         if by not in get_args(By):
@@ -145,10 +154,11 @@ class ZeroShot:
     def metrics(
         self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool
     ) -> tuple[dict[str, float], np.ndarray]:
-        """Return the metrics of labelled rows, and whether the best class of each is right, float64 (R,).
+        """Return the metrics of labelled rows, and whether each row is right, (R,).
 
-        Rows of one label have accuracy and recall by class, next to chance and the prior of each class. Rows of several labels
-        have the mean average precision. A row whose best classes tie is right to the share of its labels among them.
+        A row is right if its best class is one of its labels. Rows of one label have accuracy and recall by class, next to
+        chance and the prior of each class. Rows of several labels have the mean average precision. A row whose best classes tie
+        is right to the share of its labels among them.
         """
         is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
         right_R = (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
@@ -169,11 +179,12 @@ def zero_shot(
     skip_invalid: bool = False,
     data: str = "the data",
 ) -> Evaluated:
-    """Return the metrics of zero-shot classification of labelled images, next to chance, class priors and images of noise.
+    """Return the metrics of zero-shot classification of labelled images.
 
-    In float32; deterministic. prompts: see `read_prompts`; of built-in prompts only the classes of the data are used. data:
-    name of the sources in messages. Rows without labels are left out and counted. The classes, and whether a row may have
-    several, follow from all rows, for any num_samples. Raises UserError, also if prompts and data differ in classes.
+    They stand next to chance, class priors and images of noise. In float32; deterministic. prompts: see `read_prompts`; of
+    built-in prompts only the classes of the data are used. data: name of the sources in messages. Rows without labels are left
+    out and counted. The classes, and whether a row may have several, follow from all rows, for any num_samples. Raises
+    UserError, also if prompts and data differ in classes.
     """
     texts, where = read_prompts(prompts)
     kinds = {row.labels for source in sources for _, row in usable_rows(source)}
@@ -203,7 +214,10 @@ def zero_shot(
 def _scored(
     run: Run, scorer: ZeroShot, rows: SampleSet, skipped: list[UserError] | None
 ) -> tuple[np.ndarray, dict[str, tuple[str, ...]], int]:
-    """Return the scores of labelled rows (R, C), their labels by name, and the number of rows without labels."""
+    """Return the scores of labelled rows, their labels, and a count of the others.
+
+    Scores are (R, C); labels are by name of the row.
+    """
     scores, labels, num_rows = [], {}, 0
     with evaluation_batches(run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped) as batches:
         for batch in batches:

@@ -31,7 +31,10 @@ from eve_vl.utils.errors import UserError
 
 
 class Predictor:
-    """Calls of the runs of one task, in float32 and in evaluation mode. A method answers the request of its name."""
+    """Calls of the runs of one task; a method answers the request of its name.
+
+    All compute in float32 and in evaluation mode.
+    """
 
     section: ClassVar[type[TaskConfig]] = TaskConfig
     """Section of the task, and of tasks below it that have no predictor of their own."""
@@ -43,24 +46,36 @@ class Predictor:
 
     @classmethod
     def requests(cls) -> dict[str, type[Request]]:
-        """Return the requests that it can answer for some run, by name; `explain` needs an `_evidence` of its own."""
+        """Return the requests that it can answer for some run, by name.
+
+        `explain` needs an `_evidence` of its own.
+        """
         lacking = "explain" if cls._evidence is Predictor._evidence else ""
         return {name: request for name, request in kinds_of(Request).items() if hasattr(cls, name) and name != lacking}
 
     def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow; default: all, if the task has one of its own."""
+        """Return the calls that the run's heads allow.
+
+        Default: all, if the task has one of its own.
+        """
         return tuple(name for name in self.requests() if name != "experts")
 
     def calls(self) -> tuple[str, ...]:
-        """Return the calls that the run allows: `offered`, and `experts` if it has experts."""
+        """Return the calls that the run allows.
+
+        They are `offered`, and `experts` if it has experts.
+        """
         return (*self.offered(), *["experts"] * bool(mixtures(self.task.encoder)))
 
     def how_to_get(self, call: str) -> str | None:
-        """Return how to train a run of this task that allows a call; None if no run of it does."""
+        """Return how to train a run of this task that allows a call.
+
+        None if no run of it does.
+        """
         return None
 
     def call(self, name: str) -> Callable[..., Any]:
-        """Return a call as a Python function, whose arguments are the fields of its request."""
+        """Return a call as a Python function of the fields of its request."""
         request, method = self.requests()[name], getattr(self, name)
         parameters = [python_parameter(field) for field in fields_of(request).values()]
         size = inspect.signature(method).parameters.get("batch_size")
@@ -101,18 +116,22 @@ class Predictor:
         return expert_map(self.task, self.inputs, image, asked.text and given_text(asked.text))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        """Return the score that `explain` differentiates. positions: tokens of the word, if one is given."""
+        """Return the score that `explain` differentiates.
+
+        positions: tokens of the word, if one is given.
+        """
         raise NotImplementedError
 
-    def _label_evidence(
-        self, logits: Callable[[Any], Tensor], chosen: int | None, what: str, *, is_one_of_many: bool
-    ) -> Evidence:
-        """Return the evidence for a label, which messages call `what`; None: the label with the highest logit."""
+    def _label_evidence(self, logits: Callable[[Any], Tensor], chosen: int | None, what: str) -> Evidence:
+        """Return the evidence for a label; None: the label with the highest logit.
+
+        what: name of labels in messages.
+        """
         if chosen is None:
             with torch.no_grad():
                 chosen = int(logits(self.task).argmax())
         words = f'the {what} "{self.task.sizes.labels[chosen]}"'
-        return Evidence(logits=logits, classes=[chosen], words=words, is_one_of_many=is_one_of_many)
+        return Evidence(logits=logits, classes=[chosen], words=words, is_one_of_many=not self.task.is_multilabel)
 
 
 def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
@@ -139,7 +158,10 @@ def python_parameter(field: Field) -> inspect.Parameter:
 
 
 def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
-    """Return the classes of the highest probabilities, best first. Raises UserError if `top` is not positive."""
+    """Return the most probable classes, best first.
+
+    Raises UserError if `top` is not positive.
+    """
     if top < 1:
         raise UserError(f"top {top} is not positive")
     values, classes = probability_C.topk(min(top, len(probability_C)))

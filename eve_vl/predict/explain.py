@@ -1,7 +1,7 @@
-"""Grad-CAM heatmaps over images, and maps of the experts that patches and tokens go to.
+"""Grad-CAM heatmaps over images, and expert maps of patches and tokens.
 
-Letters: B batch, P patches, N all tokens, T text tokens, R rows of logits, C classes, H height, W width,
-K chosen experts, E experts.
+Letters: B batch, P patches, N all tokens, T text tokens, R rows of logits, C classes, H height, W width, K chosen experts, E
+experts.
 """
 
 import colorsys
@@ -61,7 +61,10 @@ class Heatmap:
 
 
 def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1], from blue through green and yellow to red."""
+    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1].
+
+    Colours go from blue through green and yellow to red.
+    """
     steps = np.linspace(0, 1, len(_COLORS))
     colors = np.stack([np.interp(heat_HW, steps, channel) for channel in _COLORS.T], axis=-1)
     share = (_OVERLAY[0] + _OVERLAY[1] * heat_HW)[:, :, None]
@@ -105,10 +108,10 @@ def heatmap(
     word: str | None,
     block: int | None,
 ) -> Heatmap:
-    """Return where in the images the text tokens at `positions` find the evidence. Raises UserError.
+    """Return where in the images the text tokens at `positions` find the evidence.
 
-    positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the first, -1 the last;
-    None: the last for a masked word, else the last but one, which point best at the object (LOG.md).
+    Raises UserError. positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the
+    first, -1 the last; None: the last for a masked word, else the last but one, which point best at the object (LOG.md).
     """
     names, start = task.encoder.looking(at_pair=positions is not None)
     rows, P = [start + position for position in positions or [0]], task.config.input.num_patches
@@ -140,9 +143,9 @@ def heatmap(
 
 
 def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
-    """Return the token positions of the first occurrence of a word or phrase; "[CLS]": [CLS]'s; None: all positions.
+    """Return the token positions of the first occurrence of a word or phrase.
 
-    Raises UserError if the text lacks the word.
+    "[CLS]" has [CLS]'s position; None has all positions. Raises UserError if the text lacks the word.
     """
     spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
     if word is None or word == CLS:
@@ -212,7 +215,10 @@ class ExpertMap:
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
-        """Return an image of each block, uint8 (H, SIDE, 3): patches, and tokens below, in the colour of their best expert."""
+        """Return an image of each block, uint8 (H, SIDE, 3).
+
+        Patches, and tokens below, have the colour of their best expert.
+        """
         return tuple(self._drawn(block) for block in self.blocks)
 
     def _drawn(self, block: Block) -> np.ndarray:
@@ -251,7 +257,10 @@ def expert_colors(num_experts: int) -> list[tuple[int, int, int]]:
 
 
 def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -> ExpertMap:
-    """Return which experts the tokens of an image, a text or the pair go to, with nothing masked."""
+    """Return which experts the tokens of an image, a text or a pair go to.
+
+    Nothing is masked.
+    """
     pixels = None if image is None else inputs.images([image])
     image_tokens = None if pixels is None else task.encoder.image(normalize(pixels))
     ids = inputs.tokens(text)[0] if text else np.zeros(0, dtype=np.int64)

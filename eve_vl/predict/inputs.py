@@ -53,7 +53,10 @@ class GivenImage:
     where: str
 
     def whole(self, longest: int | None = None) -> np.ndarray:
-        """Return the whole image, uint8 (H, W, 3), its longer side reduced to at most `longest` pixels. Raises UserError."""
+        """Return the whole image, uint8 (H, W, 3).
+
+        Its longer side is reduced to at most `longest` pixels. Raises UserError.
+        """
         pixels_HWC = decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
         if longest is None or max(pixels_HWC.shape[:2]) <= longest:
             return pixels_HWC
@@ -62,7 +65,10 @@ class GivenImage:
         return np.asarray(image)
 
     def pixels(self, image_size: int) -> Tensor:
-        """Return the square that evaluation uses, uint8 (3, image_size, image_size). Raises UserError."""
+        """Return the square that evaluation uses, uint8 (3, image_size, image_size).
+
+        Raises UserError.
+        """
         return decode(self.ref, self.where, crop=Crop(size=image_size))
 
 
@@ -82,7 +88,10 @@ def given_images(images: Images, where: str = "image") -> list[GivenImage]:
 
 
 def given_texts(texts: Strings) -> list[str]:
-    """Return one or several texts, stripped. Raises UserError for an empty text or another type."""
+    """Return one or several texts, stripped.
+
+    Raises UserError for an empty text or another type.
+    """
     return _each(given_text, texts, "text")
 
 
@@ -93,7 +102,7 @@ def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[I
 
 
 def is_source(value: object) -> bool:
-    """Return whether a path is a folder, a table or another source of rows, not an image."""
+    """Return whether a path is a source of rows, such as a folder or a table."""
     if not isinstance(value, str | Path) or generated(str(value)) is not None:
         return isinstance(value, str | Path)
     with contextlib.suppress(OSError, ValueError):
@@ -102,7 +111,10 @@ def is_source(value: object) -> bool:
 
 
 def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Return lists of `size` items, lazily; the last may be shorter. Raises UserError if `size` is not positive."""
+    """Return lists of `size` items, lazily; the last may be shorter.
+
+    Raises UserError if `size` is not positive.
+    """
     if size < 1:
         raise UserError(f"batch_size {size} is not positive")
     iterator = iter(items)
@@ -110,7 +122,10 @@ def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class Inputs:
-    """Batches from user input, as in evaluation: images squeezed to a square, texts cut."""
+    """Batches from user input, as in evaluation.
+
+    Images are squeezed to a square, texts are cut.
+    """
 
     def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
         self.config, self.tokenizer, self.device = config, tokenizer, device
@@ -118,10 +133,11 @@ class Inputs:
     def stream(
         self, given: Any, what: str, data: DataConfig, *, skipped: list[BadSampleError], progress: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        """Yield (name, uint8 pixels (3, H, W)) of each image, or (text, int64 token ids (T,)) of each text.
+        """Yield (name, pixels) of each image, or (text, token ids) of each text.
 
-        A source yields all its rows. what: image or text. data: options for sources. skipped: receives the errors of unusable
-        rows of sources; other errors are raised. progress: show it if it takes long.
+        Pixels are uint8 (3, H, W), token ids int64 (T,). A source yields all its rows. what: image or text. data: options for
+        sources. skipped: receives the errors of unusable rows of sources; other errors are raised. progress: show it if it
+        takes long.
         """
         is_text, items = what == "text", listed(given)
         text_kind = "auto" if data.text_column is None else "texts" if data.image_column is None else "captions"
@@ -150,7 +166,7 @@ class Inputs:
         return torch.stack([self._pixels(image) for image in images]).to(self.device)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return texts without images: token ids (B, T), int64, and the padding mask, bool."""
+        """Return texts without images: token ids (B, T), int64, and the padding mask."""
         return self.padded([self.tokens(text)[0] for text in texts])
 
     def padded(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -183,7 +199,10 @@ class Inputs:
         return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids, int64 (T,), [CLS] first, and the mask of special tokens, bool (T,)."""
+        """Return token ids, int64 (T,), and the mask of special tokens, bool (T,).
+
+        [CLS] comes first.
+        """
         return self.tokenizer.encode(text, self.config.max_text_tokens)
 
     def _pixels(self, image: GivenImage) -> Tensor:
@@ -237,9 +256,9 @@ def given_text(text: str, where: str = "text") -> str:
 
 
 def _from_pillow(image: Image.Image, where: str) -> ImageRef:
-    """Return a Pillow image as pixels, or as a PNG where transparency, a palette or 16 bits need the treatment of a file.
+    """Return a Pillow image as pixels or as a PNG.
 
-    The EXIF orientation is applied.
+    It is a PNG if transparency, a palette or 16 bits need the treatment of a file. The EXIF orientation is applied.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; convert them to 8 or 16 bits")

@@ -1,7 +1,9 @@
-"""Predictors of the tasks: answer, verify, classify, match, zero_shot, fill_mask, reconstruct, explain.
+"""Predictors of the tasks.
 
-Letters: B batch, A answers, C classes, n images, m texts, P patches, K kept patches, M masked tokens,
-T text tokens, V vocabulary.
+Calls: answer, verify, classify, match, zero_shot, fill_mask, reconstruct, explain.
+
+Letters: B batch, A answers, C classes, n images, m texts, P patches, K kept patches, M masked tokens, T text tokens, V
+vocabulary.
 """
 
 import re
@@ -76,7 +78,7 @@ class VQAPredictor(Predictor):
         """Return the best answers of each row."""
 
         def best(images: Sequence[GivenImage], questions: Sequence[str]) -> list[list[ScoredAnswer]]:
-            probability_BA = self.task.predict(self.inputs.pairs(images, questions))[0].sigmoid()
+            probability_BA = self.task.probabilities(self.task.predict(self.inputs.pairs(images, questions))[0])
             rows = (best_classes(probability_A, asked.top) for probability_A in probability_BA)
             return [[ScoredAnswer(answer=self.task.answers[a], probability=value) for a, value in row] for row in rows]
 
@@ -86,7 +88,7 @@ class VQAPredictor(Predictor):
         batch, known = self.inputs.pairs(images, [text]), [None]
         if answer is not None and not (known := self.task.answer_ids.get(normalize_answer(answer), ())):
             raise UserError(f"no answer {nearest(answer, self.task.answers)}")
-        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer", is_one_of_many=False)
+        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer")
 
 
 class NLVR2Predictor(Predictor):
@@ -157,8 +159,8 @@ class ClassificationPredictor(Predictor):
         labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
         if answer is not None and answer not in labels:
             raise UserError(f"no label {nearest(answer, labels)}")
-        chosen, is_one_of_many = None if answer is None else labels.index(answer), not self.task.settings.multilabel
-        return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label", is_one_of_many=is_one_of_many)
+        chosen = None if answer is None else labels.index(answer)
+        return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class FilledText:
-    """A caption with its masks filled by the best guesses, and the guesses for each mask, best first."""
+    """A caption with its masks filled, and the guesses for each mask, best first."""
 
     text: str
     guesses: tuple[tuple[Guess, ...], ...]
@@ -186,7 +188,10 @@ class FilledText:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """An image as the run reads it, with masked patches in grey, and reconstructed; uint8 (image_size, image_size, 3)."""
+    """An image as the run reads it, masked in grey, and reconstructed.
+
+    All are uint8 (image_size, image_size, 3).
+    """
 
     original: np.ndarray
     masked: np.ndarray
@@ -207,7 +212,10 @@ class MaskedSignalPredictor(Predictor):
         return ("fill_mask", "explain") * bool(task.mlm_weight) + ("reconstruct",) * bool(task.mim_weight)
 
     def how_to_get(self, call: str) -> str | None:
-        """Return how to train a run of this task that allows a call; None if no run of it does."""
+        """Return how to train a run of this task that allows a call.
+
+        None if no run of it does.
+        """
         weight = {"fill_mask": "mlm_weight", "explain": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
         if weight is None:
             return None
@@ -239,7 +247,10 @@ class MaskedSignalPredictor(Predictor):
         return in_batches(guessed, batch_size, (given_images, asked.image), (given_texts, asked.text))
 
     def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the token ids of a text and its mask. Raises UserError without a [MASK], or for one beyond the limit."""
+        """Return the token ids of a text and its mask.
+
+        Raises UserError without a [MASK], or for one beyond the limit.
+        """
         limit = self.inputs.config.max_text_tokens
         if MASK_TEXT not in text:
             raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
@@ -250,7 +261,10 @@ class MaskedSignalPredictor(Predictor):
 
     @torch.no_grad()
     def reconstruct(self, asked: Reconstruct) -> Reconstruction:
-        """Return an image with patches masked, and these reconstructed from the others and the caption."""
+        """Return an image with patches masked and reconstructed.
+
+        They are reconstructed from the others and the caption.
+        """
         sizes, settings = self.inputs.config, self.task.settings
         P = sizes.num_patches
         ratio = settings.image_mask_ratio if asked.share is None else asked.share
@@ -318,7 +332,7 @@ class ContrastPredictor(Predictor):
 
 
 class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
-    """Calls of a run pre-trained by contrast and matching as well as by masked signals."""
+    """Calls of a run pre-trained by contrast, matching and masked signals."""
 
     section = ContrastMatchConfig
     task: ContrastMatch  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,7 +1,7 @@
-"""One dataclass per call of a run; each defines the verb, HTTP body, Python signature, docs and page form of its call.
+"""One dataclass per call of a run.
 
-To add a call, define a request here and a method of its `name` in a predictor. Imports no torch, because the command line
-lists all calls.
+Each defines the verb, HTTP body, Python signature, docs and page form of its call. To add a call, define a request here and a
+method of its `name` in a predictor. Imports no torch, because the command line lists all calls.
 """
 
 import dataclasses
@@ -41,7 +41,10 @@ Prompts = Annotated[str, Given(kind="prompts")]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Arguments of a call. The docstring's first line is its help, fields are its flags."""
+    """Arguments of a call.
+
+    The docstring's first line is its help, fields are its flags.
+    """
 
     name: ClassVar[str]
     """Name of the call in Python and over HTTP; the verb has dashes."""
@@ -70,7 +73,10 @@ class Request:
 
     @classmethod
     def values(cls, result: Any) -> dict[str, Any]:
-        """Return a result as values for the file of `--json`; of images all but the pixels."""
+        """Return a result as values for the file of `--json`.
+
+        Pixels of images are left out.
+        """
         if dataclasses.is_dataclass(result):
             return result.values() if hasattr(result, "overlays") else dataclasses.asdict(result)  # pyright: ignore
         rows = [dataclasses.asdict(each) for each in result] if isinstance(result, list) else result
@@ -102,9 +108,9 @@ class Answer(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Request):
-    """Tell whether a statement about two images is true: eve verify RUN LEFT RIGHT "STATEMENT".
+    """Tell whether a statement is true: eve verify RUN LEFT RIGHT "STATEMENT".
 
-    Lists are answered row by row.
+    The statement is about two images. Lists are answered row by row.
     """
 
     name, title, by_rows = "verify", "Verify", True
@@ -119,9 +125,9 @@ class Verify(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Same(Request):
-    """Tell whether two items, each an image with a text, are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
+    """Tell whether two items are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
 
-    Lists are answered row by row.
+    Each item is an image with a text. Lists are answered row by row.
     """
 
     name, title, by_rows = "same", "Same item", True
@@ -174,10 +180,10 @@ class Match(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Request):
-    """Classify an image by captions of each class, without training: eve zero-shot RUN IMAGE PROMPTS.json.
+    """Classify an image by captions: eve zero-shot RUN IMAGE PROMPTS.json.
 
-    Returns the best classes, best first. Scores are cosines of features, or log-odds of a match where the run has a matching
-    head only. Several images are answered row by row.
+    Nothing is trained for the classes. Returns the best classes, best first. Scores are cosines of features, or log-odds of a
+    match where the run has a matching head only. Several images are answered row by row.
     """
 
     name, key, title, by_rows = "zero_shot", "classes", "Zero-shot", True
@@ -196,7 +202,7 @@ class ZeroShot(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class FillMask(Request):
-    """Guess the tokens behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".
+    """Guess the tokens behind [MASK]: eve fill-mask RUN IMAGE "a [MASK] circle".
 
     All masks of a caption are guessed at once. Lists are answered row by row.
     """
@@ -213,7 +219,7 @@ class FillMask(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Request):
-    """Mask patches of an image and reconstruct them: eve reconstruct RUN IMAGE "CAPTION".
+    """Mask and reconstruct patches: eve reconstruct RUN IMAGE "CAPTION".
 
     Where targets were normalised per patch, each masked patch gets its true mean and contrast.
     """
@@ -238,10 +244,11 @@ class Reconstruct(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(Request):
-    """Show what in an image supports the answer (Grad-CAM): eve explain RUN IMAGE "TEXT" --word star --out heat.png.
+    """Show what supports the answer: eve explain RUN IMAGE "TEXT" --word star.
 
-    A fine-tuned run explains its answer, label (of a statement "true") or match; a pre-trained run explains a masked word. In
-    the last block the heads read [CLS] only (except NLVR2's paired head), so no other token's attention matters there.
+    The heatmap is a Grad-CAM. A fine-tuned run explains its answer, label (of a statement "true") or match; a pre-trained run
+    explains a masked word. In the last block the heads read [CLS] only (except NLVR2's paired head), so no other token's
+    attention matters there.
     """
 
     name, image_file = "explain", "heatmap.png"
@@ -262,7 +269,7 @@ class Explain(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(Request):
-    """Show which experts patches and tokens go to: eve experts RUN IMAGE "TEXT" --out experts.png.
+    """Show the experts of patches and tokens: eve experts RUN IMAGE "TEXT".
 
     Routing depends on what tokens attend to: give the image, the text, or both for the pass over the pair. Nothing is masked.
     With model.routing reference, second choices are sampled.
@@ -313,7 +320,10 @@ def fields_of(request: type[Request]) -> dict[str, Field]:
 
 
 def _marks(hint: Any) -> Iterator[Given]:
-    """Yield the marks of a type; Annotated may lie in a union that is annotated itself."""
+    """Yield the marks of a type.
+
+    Annotated may lie in a union that is annotated itself.
+    """
     yield from (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Given))
     for part in typing.get_args(hint):
         yield from _marks(part)

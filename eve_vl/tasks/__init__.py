@@ -1,4 +1,7 @@
-"""Tasks: each joins a batch type, the model and its objectives. The task `name` is in `eve_vl.tasks.<name>`."""
+"""Tasks: each joins a batch type, the model and its objectives.
+
+The task `name` is in `eve_vl.tasks.<name>`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Classification of an image, a text or both: one label, or a yes or no per label; read off the [CLS].
+"""Classification of an image, a text or both, read off the [CLS].
+
+A row has one label, or a yes or no per label.
 
 Letters: B batch, C classes, D width.
 """
@@ -10,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabelBatch, LabeledRows, read_answers
 from eve_vl.data.records import Source, usable_rows
@@ -33,19 +34,22 @@ class Classification(Classifier[ClassificationConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        several = self.settings.multilabel
+        self.is_multilabel = self.settings.multilabel
         self.reads = READS[self.settings.inputs]
         self.find_unused_parameters |= self.settings.inputs != "both"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
         D = config.model.embed_dim
         self.class_head = MLPHead(self.encoder.pair_dim if self.settings.inputs == "both" else D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
-        if several:
+        if self.is_multilabel:
             self.class_head.start_as_one_of_many()
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
-        """Read the list of classes or collect those of the rows. Raises UserError if there are none, or too many."""
+        """Read the list of classes, or collect those of the rows.
+
+        Raises UserError if there are none, or too many.
+        """
         assert isinstance(config.task, ClassificationConfig)
         given = [row.labels for source in sources for _, row in usable_rows(source)]
         used, listed, where = set(itertools.chain(*given)), config.task.classes, f"data.train {' '.join(config.data.train)}"
@@ -67,19 +71,11 @@ class Classification(Classifier[ClassificationConfig]):
         notes = (note,) if most < 2 and config.task.multilabel else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
-    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of one label, or the sum of binary ones over all labels; mean over rows.
-
-        labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
-        """
-        return objectives.answer_bce(logits_BC, labels.float()) if self.settings.multilabel else super().loss(logits_BC, labels)
-
-    def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """Return the probability of each label, float32 (B, C); they add up to 1 unless several labels are possible."""
-        return logits_BC.float().sigmoid() if self.settings.multilabel else logits_BC.float().softmax(1)
-
     def targets(self, batch: LabelBatch) -> Tensor:
-        """Return 1 for each label of a row, 0 elsewhere, float32 (B, C) on the CPU. Raises UserError for unknown labels."""
+        """Return 1 for each label of a row and 0 elsewhere, float32 (B, C), on the CPU.
+
+        Raises UserError for unknown labels.
+        """
         target_BC = torch.zeros(len(batch.labels), len(self.sizes.labels))
         for row, labels in enumerate(batch.labels):
             for label in labels:

@@ -1,7 +1,7 @@
-"""Image–text contrast (ITC) and matching (ITM): the losses of retrieval, of EVE's baselines and of related systems.
+"""Image–text contrast (ITC) and matching (ITM): heads, losses, negatives.
 
-Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features,
-X contrasts, C candidates over all processes, R singular values.
+Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features, X
+contrasts, C candidates over all processes, R singular values.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_averages_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the running averages of batch normalisation after the passes in this context."""
+    """Restore the running averages of batch normalisation after some passes."""
     buffers = [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -57,9 +57,9 @@ def running_averages_kept(model: nn.Module) -> Iterator[None]:
 
 
 def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return label vectors (1 present, -1 absent, 0 unknown) over all labels of the second rows (see `PairBatch.label_BL`).
+    """Return label vectors over all labels of the second rows.
 
-    The first rows are among the second.
+    1 is present, -1 absent, 0 unknown; see `PairBatch.label_BL`. The first rows are among the second.
     """
     known, column_CL = label_CL.abs().unique(return_inverse=True)
     column_BL = torch.searchsorted(known, label_BL.abs())
@@ -84,12 +84,12 @@ def shares_key(keys_BK: Tensor, keys_CK: Tensor) -> Tensor:
 
 
 def global_row_index(x: Tensor) -> Tensor:
-    """Return the positions of this process's rows among the rows of all processes, int64 (B,)."""
+    """Return this process's positions among the rows of all processes, int64 (B,)."""
     return rank() * len(x) + torch.arange(len(x), device=x.device)
 
 
 def hard(image: Tokens, text: Tokens, is_match_BB: Tensor, similarity_BB: Tensor) -> Pairs:
-    """Return the true pairs, the texts with a hard wrong image, and the images with a hard wrong text."""
+    """Return the true pairs, then texts and images with a hard wrong partner."""
     own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
     wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
     wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
@@ -99,7 +99,10 @@ def hard(image: Tokens, text: Tokens, is_match_BB: Tensor, similarity_BB: Tensor
 
 
 def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
-    """Return the texts, half of them (rounded down) with their image, the others with a random wrong one (M3AE)."""
+    """Return the texts, half of them (rounded down) with their image (M3AE).
+
+    The others have a random wrong image.
+    """
     B, device = len(is_match_BB), is_match_BB.device
     any_B = objectives.hard_negatives(torch.zeros(B, B, device=device), is_match_BB)
     changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
@@ -108,9 +111,10 @@ def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
 
 
 def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> Pairs:
-    """Return each image with its own text and num - 1 different random ones (M3AE), texts that are true of it last.
+    """Return each image with its own text and num - 1 random ones (M3AE).
 
-    The order is all images with their own texts, then all images with their second text, and so on.
+    Texts that are true of it come last. The order is all images with their own texts, then all images with their second text,
+    and so on.
     """
     own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
     order_BB = torch.rand(is_match_BB.shape, device=own_B.device).masked_fill(is_match_BB, 2)
@@ -123,11 +127,11 @@ def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> 
 def gather_hard_negatives(
     batches: Sequence[PairBatch], image_Bd: Tensor, text_Bd: Tensor, keys_BK: Tensor, temperature: Tensor, L: int
 ) -> list[HardNegatives]:
-    """Draw hard negative partners among the pairs of all micro-batches and processes, and fetch them.
+    """Draw hard negative partners among all pairs of a step, and fetch them.
 
-    image_Bd, text_Bd, keys_BK: of the micro-batches, concatenated. L: longest text in tokens. Each pair brings three random
-    numbers: the first orders all pairs, the others draw the partners. Partners are therefore the same on any number of
-    processes and micro-batches, except for rounding.
+    The pairs are those of all micro-batches and processes. image_Bd, text_Bd, keys_BK: of the micro-batches, concatenated. L:
+    longest text in tokens. Each pair brings three random numbers: the first orders all pairs, the others draw the partners.
+    Partners are therefore the same on any number of processes and micro-batches, except for rounding.
     """
     draws = [batch.draw_B3 for batch in batches if batch.draw_B3 is not None]
     order_B, for_text_B, for_image_B = torch.cat(draws).unbind(1)
@@ -176,7 +180,7 @@ def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> Pair
 
 @dataclass(frozen=True, kw_only=True)
 class CachedContrast:
-    """The losses of contrast over all micro-batches of a step, and their gradients by the features of one micro-batch."""
+    """Losses of contrast over all micro-batches of a step, and their gradients."""
 
     rng_state: dict[str, Tensor]
     """The random state before the features were computed."""
@@ -187,10 +191,7 @@ class CachedContrast:
     wrong: HardNegatives | None
 
     def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
-        """Return the losses over all micro-batches with the gradients of this one.
-
-        values: the features and the temperatures.
-        """
+        """Return the losses with gradients by the values: features and temperatures."""
         losses = {}
         for name, loss in self.losses.items():
             products = ((value * by).sum() for value, by in zip(values, self.gradients[name], strict=True))
@@ -227,7 +228,7 @@ class Contrast(nn.Module):
         return [self.features, *self.more_features] if self.num_contrasts else []
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `itc`, `svd` and `itm` that are switched on, scalars for the log, and the routers' statistics."""
+        """Return the losses `itc`, `svd`, `itm`, scalars for the log, and routers."""
         whole: CachedContrast | None = batch.contrast
         losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
         if self.num_contrasts:
@@ -262,7 +263,7 @@ class Contrast(nn.Module):
         return losses, terms, routers
 
     def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
-        """Return the matching loss, and the share of pairs (with ranking: of images) that are right."""
+        """Return the matching loss, and the share of right pairs (ranking: images)."""
         if not self.num_ranked:
             return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
         score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
@@ -270,7 +271,7 @@ class Contrast(nn.Module):
         return objectives.listwise_ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
-        """Return the embedded images and texts, their features (B, X, d), and the routers' statistics."""
+        """Return the embedded images and texts, their features (B, X, d), and routers."""
         keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedImages) else None
         image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
         text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
@@ -283,7 +284,7 @@ class Contrast(nn.Module):
     def states(
         self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
     ) -> tuple[list[Tensor], Routers]:
-        """Return the states (B, D) of an image or a text, one per contrast, and the routers' statistics."""
+        """Return the states (B, D) of an image or a text, one per contrast, and routers."""
         if self.num_contrasts > 1:
             return encoder.alone(image, text, final_norm)
         state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
@@ -307,7 +308,7 @@ class Contrast(nn.Module):
         return [head.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE) for head in self.heads]
 
     def _keys(self, batch: CaptionBatch) -> Tensor:
-        """Return the image and, if captions are merged, the caption of each pair, int64 (B, 1 or 2).
+        """Return the image of each pair and, if merged, its caption, int64 (B, 1 or 2).
 
         Pairs that share one of them are no negatives of each other.
         """
@@ -346,10 +347,11 @@ class Contrast(nn.Module):
         return losses, terms
 
     def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
-        """Return the micro-batches of a step with their share of a contrast over all of them (GradCache, Gao et al. 2021).
+        """Return the micro-batches with their share of a contrast over all of them.
 
-        Every pair keeps all the others as negatives, whatever the accumulation. Features are first computed without a gradient,
-        then the losses and their gradients by the features. `forward` repeats the features, with the same dropout.
+        This is GradCache (Gao et al. 2021). Every pair keeps all the others as negatives, with any accumulation. Features
+        are first computed without a gradient, then the losses and their gradients by the features. `forward` repeats the
+        features, with the same dropout.
         """
         rng_states, parts = [], []
         with torch.no_grad(), running_averages_kept(encoder):  # `forward` updates them, once as without accumulation
@@ -367,30 +369,27 @@ class Contrast(nn.Module):
             by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # the training loop divides by num
             for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
                 mine[name] = *by_both, *by_all[2:]
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        return [
-            dataclasses.replace(
-                batch, contrast=CachedContrast(rng_state=rng, losses=losses, gradients=by, terms=terms, wrong=each)
-            )
-            for batch, rng, by, each in zip(micro_batches, rng_states, gradients, wrong, strict=True)
-        ]
+        shared = {"losses": {name: loss.detach() for name, loss in losses.items()}, "terms": terms}
+        rows = zip(rng_states, gradients, wrong, strict=True)
+        cached = [CachedContrast(rng_state=rng, gradients=by, wrong=each, **shared) for rng, by, each in rows]
+        return [dataclasses.replace(batch, contrast=own) for batch, own in zip(micro_batches, cached, strict=True)]
 
+    @torch.no_grad()
     def _fetched(
         self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
     ) -> Sequence[HardNegatives | None]:
-        """Return each micro-batch's negative partners from all micro-batches and processes; None if it uses its own."""
+        """Return each micro-batch's negatives of the step; None if it uses its own."""
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
         pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
-        keys_BK = torch.cat([self._keys(batch) for batch in batches])
-        with torch.no_grad():
-            limit = encoder.sizes.text_length
-            return gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
+        keys_BK, limit = torch.cat([self._keys(batch) for batch in batches]), encoder.sizes.text_length
+        return gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
-        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics.
+        """Return logits (B, 2) of pairs, class 1 = match, and routers.
 
-        num_passes: equal parts of the batch that the published code takes one after the other.
+        They are read off the text [CLS]. num_passes: equal parts of the batch that the published code takes one after the
+        other.
         """
         assert self.match_head is not None
         cls_BD, routers = encoder.cls(image, text, num_passes=num_passes)

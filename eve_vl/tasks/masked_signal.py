@@ -1,10 +1,11 @@
-"""Pre-training by masked signal modelling: reconstruct masked pixels or tokens from the rest and the other modality.
+"""Pre-training by masked signal modelling.
 
-Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows
-of images only or of texts only (`data.modality`) train one of the two, for pre-training in stages.
+Masked pixels or tokens are reconstructed from the rest and the other modality. Source: the paper's "Pre-training Task"; masking
+ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows of images only or of texts only (`data.modality`)
+train one of the two, for pre-training in stages.
 
-Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all tokens, D width,
-X values in a patch, V vocabulary.
+Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all tokens, D width, X values
+in a patch, V vocabulary.
 """
 
 import dataclasses
@@ -32,7 +33,10 @@ Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
 
 class MaskedSignalTask(Task[Settings]):
-    """Encoder, token head and pixel decoder with their losses; subclasses add losses of their own."""
+    """Encoder, token head and pixel decoder with their losses.
+
+    Subclasses add losses of their own.
+    """
 
     dataset = MaskedPairs
 
@@ -52,14 +56,14 @@ class MaskedSignalTask(Task[Settings]):
         return PixelDecoder(config.model.embed_dim, config.input.patch_dim, config.model.block, **shape)
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Give each micro-batch the mean number of masked tokens per micro-batch of this step."""
+        """Give each micro-batch the step's mean number of masked tokens."""
         if isinstance(micro_batches[0], MaskedTexts):
             mean = mean_masked(micro_batches)
             micro_batches = [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
         return super().before_step(micro_batches)
 
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `mim` and `mlm`, scalars for the log, and the routers' statistics.
+        """Return the losses `mim` and `mlm`, scalars for the log, and routers.
 
         A loss without a weight, or without rows for it, is left out.
         """
@@ -88,7 +92,10 @@ class MaskedSignalTask(Task[Settings]):
         return patchify(batch.pixels(), self.config.input.patch_size)
 
     def embed(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> tuple[Tokens | None, Any]:
-        """Embed a batch: with `keep` only the kept patches, with `mask` [MASK] for masked tokens."""
+        """Embed a batch.
+
+        `keep`: only the kept patches. `mask`: [MASK] for masked tokens.
+        """
         image = text = None
         if isinstance(batch, MaskedImages):
             image = self.embed_images(batch) if keep else self.encoder.image(batch.pixels())
@@ -151,7 +158,10 @@ class MaskedSignalTask(Task[Settings]):
         return scatter_patches(patches_BPX, batch.hidden_BM, predicted_BMX)
 
     def reconstructions(self, batch: MaskedImages) -> dict[str, list[np.ndarray]]:
-        """Return the images as they are, with masked patches in grey, and reconstructed, by name; uint8 (H, W, 3)."""
+        """Return images as they are, masked in grey, and reconstructed, by name.
+
+        All are uint8 (H, W, 3).
+        """
         patches_BPX = self.patches(batch)
         shown = {
             "original": patches_BPX,
@@ -168,7 +178,10 @@ class MaskedSignalTask(Task[Settings]):
         return (patches_BPX - mean) / std
 
     def routers(self, batch: MaskedBatch) -> Routers:
-        """Return the routers' statistics of each pass that masks, or of one over the whole rows if training masks nothing."""
+        """Return the routers' statistics of each pass that masks.
+
+        If training masks nothing, they are of one pass over the whole rows.
+        """
         task = self.settings
         has_images, has_texts = isinstance(batch, MaskedImages), isinstance(batch, MaskedTexts)
         passes = [(True, False)] if task.mim_weight and has_images else []
@@ -187,20 +200,27 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
         initialize(self, config.model)
 
     def forward(self, batch: MaskedBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
+        """Return the weighted sum of the losses.
+
+        Weights: task.mim_weight, task.mlm_weight, the model's balance weight.
+        """
         losses, terms, routers = self.masked_losses(batch)
         return self.output(losses, routers, **terms)
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:
-    """Return the mean number of masked tokens per micro-batch over all processes (total at least 1), float32 scalar.
+    """Return the mean number of masked tokens per micro-batch, float32 scalar.
 
-    Losses are divided by it. Gradients averaged over micro-batches and processes are then those of the whole batch.
+    The mean is over all processes, and the total is at least 1. Losses are divided by it. Gradients averaged over micro-batches
+    and processes are then those of the whole batch.
     """
     count = torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum()
     return mean_count(count, len(micro_batches))
 
 
 def mean_count(count: Tensor, num_micro_batches: int) -> Tensor:
-    """Return the mean per micro-batch of counts over all processes (total at least 1). count: of this process, float32."""
+    """Return the mean per micro-batch of counts over all processes.
+
+    The total is at least 1. count: of this process, float32.
+    """
     return sum_over_processes(count).clamp(min=1) / (world_size() * num_micro_batches)

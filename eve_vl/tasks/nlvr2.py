@@ -1,4 +1,6 @@
-"""NLVR2: is a statement true of two images? The encoder reads each image with the statement; a head reads both results.
+"""NLVR2: is a statement true of two images?
+
+The encoder reads each image with the statement; a head reads both results.
 
 Letters: B batch, N all tokens, D width.
 """

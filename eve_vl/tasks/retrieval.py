@@ -1,4 +1,4 @@
-"""Image–text retrieval, and pre-training by contrast and matching: tasks with both heads.
+"""Image–text retrieval, and pre-training by contrast and matching.
 
 A search compares features and re-ranks the best by the matching head; without contrast the matching head scores every pair.
 
@@ -46,7 +46,10 @@ class ContrastTask(Task[Settings]):
         return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
 
     def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected state of an image or a text, float32 (B, d); without contrast the state."""
+        """Return the projected state of an image or a text, float32 (B, d).
+
+        Without contrast it is the state.
+        """
         state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
         if not self.is_comparable:
             return state_BD
@@ -59,7 +62,7 @@ class ContrastTask(Task[Settings]):
         is_padding_BT: Tensor | None,
         pairs: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Routers]:
-        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers' statistics.
+        """Return the match logits (B, 2) of pairs, class 1 = match, and routers.
 
         pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
         """
@@ -69,7 +72,7 @@ class ContrastTask(Task[Settings]):
         return self.contrast.match(self.encoder, image, text)
 
     def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
-        """Return the matching head's logits of each embedded image with each text, (I, N, 2)."""
+        """Return the match logits of each embedded image with each text, (I, N, 2)."""
         num_images, num_texts = len(image.x_BND), len(ids_NT)
         rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
         text = self.encoder.text(ids_NT, is_padding_NT)
@@ -90,15 +93,15 @@ class ContrastTask(Task[Settings]):
         similarity_B: Tensor,
         pairs: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Return the scores that re-ranking orders pairs by (task.rerank_by), float32 (B,).
+        """Return the scores that re-ranking orders pairs by, float32 (B,).
 
-        similarity_B: products of their features. pairs: as in `match`.
+        See task.rerank_by. similarity_B: products of their features. pairs: as in `match`.
         """
         no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
         return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
 
     def routers(self, batch: Any) -> Routers:
-        """Return the routers' statistics of images, of texts and, with a matching head, of pairs."""
+        """Return the routers' statistics of images, of texts and, if matched, of pairs."""
         routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
@@ -120,7 +123,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         initialize(self, config.model)
 
     def init_weights_from(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
-        """Return the weights of another run that this one can start from; ranking scores start as its match logit."""
+        """Return the weights of another run that this one can start from.
+
+        Ranking scores start as its match logit.
+        """
         kept = super().init_weights_from(tensors, labels)
         for name in ("contrast.match_head.weight", "contrast.match_head.bias") if self.contrast.num_ranked else ():
             if name in kept:
@@ -128,7 +134,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return kept
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
+        """Return the weighted sum of the losses.
+
+        Weights: task.itc_weight, task.itm_weight, the model's balance weight.
+        """
         losses, terms, routers = self.contrast(self.encoder, batch)
         return self.output(losses, routers, **terms)
 
@@ -145,7 +154,10 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.…_weight, the model's balance weight)."""
+        """Return the weighted sum of the losses.
+
+        Weights: task.…_weight, the model's balance weight.
+        """
         losses, terms, routers = self.masked_losses(batch)
         contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
@@ -162,6 +174,9 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         return task.eval()
 
     def routers(self, batch: Any) -> Routers:
-        """Return the routers' statistics of all passes of a step; matching without wrong pairs."""
+        """Return the routers' statistics of all passes of a step.
+
+        Matching is without wrong pairs.
+        """
         masks = self.settings.mim_weight or self.settings.mlm_weight
         return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)

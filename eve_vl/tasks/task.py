@@ -84,17 +84,23 @@ class Task(nn.Module, Generic[Settings]):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
-        """Prepare the training sources before the task is built. labels: of the run to resume. Raises UserError."""
+        """Prepare the training sources before the task is built.
+
+        labels: of the run to resume. Raises UserError.
+        """
         return Prepared(sources=sources)
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Return the micro-batches of an optimiser step with the values that need all of them, such as counts of tokens."""
+        """Return the micro-batches of a step with the values that need all of them.
+
+        Such a value is the mean number of masked tokens.
+        """
         return micro_batches
 
     def output(self, losses: Mapping[str, Tensor], routers: Routers, **terms: Tensor) -> StepOutput:
-        """Return the sum of the losses, each times `task.<name>_weight` if there is one, plus the weighted balance loss.
+        """Return the weighted sum of the losses plus the weighted balance loss.
 
-        terms: further scalars for the log.
+        A loss has the weight `task.<name>_weight`, if there is one, else 1. terms: further scalars for the log.
         """
         routing = routing_terms(routers)
         weighted = [getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()]
@@ -102,16 +108,25 @@ class Task(nn.Module, Generic[Settings]):
         return StepOutput(loss=sum(weighted, start=torch.zeros(())), terms={**losses, **terms, **routing})
 
     def init_weights_from(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
-        """Return the weights of another run, whose labels are given, that this one can start from."""
+        """Return the weights of another run that this one can start from.
+
+        labels: of that run.
+        """
         unfit = f"{self.label_layer}." if self.label_layer and tuple(labels) != self.sizes.labels else None
         return {name: tensor for name, tensor in tensors.items() if not (unfit and name.startswith(unfit))}
 
     def as_task(self, name: str) -> "Task[Any] | None":
-        """Return these weights as another task whose heads they have; None if they lack them."""
+        """Return these weights as another task whose heads they have.
+
+        None if they lack them.
+        """
         return None
 
     def routers(self, batch: Any) -> Routers:
-        """Return the routers' statistics of the passes that training makes over an evaluation batch."""
+        """Return the routers' statistics of the passes that training makes.
+
+        batch: of evaluation.
+        """
         raise NotImplementedError
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
@@ -133,12 +148,17 @@ class Task(nn.Module, Generic[Settings]):
 
 
 class Classifier(Task[Settings]):
-    """A task whose head gives each row logits over labels, or over the truth of a statement."""
+    """A task whose head gives each row logits over labels.
+
+    Labels are classes, answers, or the truth of a statement.
+    """
 
     reads: tuple[str, ...] = PAIR
     """The arguments of `logits`, by the names in FIELDS."""
     class_names: ClassVar[tuple[str, ...]] = ()
     """Names of the logits of a task without a list of labels."""
+    is_multilabel: bool = False
+    """Whether a row may have several labels, each of its own probability."""
     accuracy: ClassVar[str] = "acc"
     """The log's name for the mean target of the best classes."""
 
@@ -151,7 +171,7 @@ class Classifier(Task[Settings]):
         return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
-        """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass.
+        """Return logits (B, C) of the tensors that `reads` names, and routers.
 
         Default: those of the head that `label_layer` is in, read off the [CLS]. num_real: number of tokens that are no padding,
         if known.
@@ -164,21 +184,27 @@ class Classifier(Task[Settings]):
         return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
 
     def targets(self, batch: Any) -> Tensor:
-        """Return the target of each class of each row, float32 (B, C) in [0, 1], or the right class, (B,), on the CPU.
+        """Return the target of each class, float32 (B, C) in [0, 1], or the right class.
 
-        Raises UserError.
+        Both are on the CPU; the right class is (B,). Raises UserError.
         """
         raise NotImplementedError
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
-        """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""
+        """Return logits (B, C) of a batch's rows, and the routers' statistics."""
         return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads), num_real=getattr(batch, "num_real", None))
 
-    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of the rows; default: the cross-entropy of one class each.
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Return the probability of each class, float32 (B, C)."""
+        return logits_BC.float().sigmoid() if self.is_multilabel else logits_BC.float().softmax(1)
 
-        labels: int64 (B,), or `targets`. Raises UserError if they do not fit.
+    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the rows.
+
+        If they have several labels, it is the sum of binary ones over labels. labels: int64 (B,), or `targets`.
         """
+        if self.is_multilabel:
+            return objectives.answer_bce(logits_BC, labels.float())
         return F.cross_entropy(logits_BC.float(), labels.long() if labels.ndim == 1 else labels)
 
     def routers(self, batch: Any) -> Routers:
@@ -187,15 +213,19 @@ class Classifier(Task[Settings]):
 
 
 def label_files(task: Task[Any]) -> dict[str, str]:
-    """Return the text of a task's `labels_file` by its name; empty for a task without labels."""
+    """Return the text of a task's `labels_file` by its name.
+
+    Empty for a task without labels.
+    """
     return {} if task.labels_file is None else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
 
 
 def routing_terms(routers: Routers) -> dict[str, Tensor]:
-    """Return the balance loss, and per block the load of the busiest expert and the entropy of the gate, as log terms.
+    """Return the balance loss, and each block's load and entropy, as log terms.
 
-    The loss is the mean over blocks and passes; all terms are over the tokens of all processes. Empty without `moe` blocks.
-    routers: per pass through the encoder, the statistics of each `moe` block.
+    Load is that of the busiest expert; entropy is that of the gate. The loss is the mean over blocks and passes; all terms are
+    over the tokens of all processes. Empty without `moe` blocks. routers: per pass through the encoder, the statistics of each
+    `moe` block.
     """
     if not routers or not routers[0]:
         return {}

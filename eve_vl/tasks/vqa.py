@@ -1,4 +1,6 @@
-"""Visual question answering: classification over an answer list, read off the text [CLS] of the pair.
+"""Visual question answering by classification over an answer list.
+
+The head reads the text [CLS] of the pair.
 
 Letters: B batch, A answers, D width, T text tokens.
 """
@@ -9,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig
 from eve_vl.data.kinds.labels import QuestionBatch, QuestionRows, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import Source, usable_rows
@@ -25,6 +26,7 @@ class VQA(Classifier[VQAConfig]):
 
     section = VQAConfig
     dataset = QuestionRows
+    is_multilabel = True
     accuracy = "target_acc"
     labels_file = "answers.json"
     label_layer = "answer_head.3"
@@ -41,7 +43,10 @@ class VQA(Classifier[VQAConfig]):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
-        """Read the answer list or build it from the questions, and leave out the questions without an answer in it."""
+        """Read the answer list or build it from the questions.
+
+        Questions without an answer in it are left out.
+        """
         answers = labels or _answer_list(config, sources)
         kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
         if not labels and cast(VQAConfig, config.task).answers is None:
@@ -49,7 +54,10 @@ class VQA(Classifier[VQAConfig]):
         return Prepared(sources=kept, labels=tuple(answers), notes=notes)
 
     def targets(self, batch: QuestionBatch) -> Tensor:
-        """Return the soft targets (B, A), float32 on the CPU; answers outside the list train nothing."""
+        """Return the soft targets (B, A), float32 on the CPU.
+
+        Answers outside the list train nothing.
+        """
         target_BA = torch.zeros(len(batch.answers), len(self.answers))
         given = [
             (row, index, score)
@@ -62,15 +70,12 @@ class VQA(Classifier[VQAConfig]):
             target_BA[rows, indices] = torch.tensor(scores)
         return target_BA
 
-    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of the rows. labels: soft targets (B, A) in [0, 1]. Raises UserError for another shape."""
-        if labels.shape != logits_BC.shape:
-            raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BC.shape)}")
-        return objectives.answer_bce(logits_BC, labels.float())
-
 
 def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
-    """Return the given answer list, else the frequent answers of the questions. Raises UserError if there are none."""
+    """Return the given answer list, else the frequent answers of the questions.
+
+    Raises UserError if there are none.
+    """
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
