@@ -108,8 +108,9 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
             if number > 1 and typing.get_origin(hints.get(flag[2:].replace("-", "_"))) is tuple:  # tyro drops the first values
                 raise UserError(f"{flag}: given {number} times; give it once, with all its values")
         cls = _with_metavars(cls)
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as box:
+        with contextlib.redirect_stderr(box):
             args = tyro.cli(cls, args=[*argv], prog=prog, description=description, **kwargs)
     except SystemExit as stop:
         if not stop.code:  # --help

@@ -5,11 +5,12 @@ d feature dimension.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,20 +25,12 @@ from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, m
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.classification import confusion
 from eve_vl.metrics.vqa import accuracy_of
-from eve_vl.report.drawing import Loss, Section
-from eve_vl.report.task import (
-    CONTRAST_LOSSES,
-    NUM_CHOICES,
-    ClassifierReport,
-    Example,
-    Measured,
-    TaskReport,
-    best_choices,
-    pixels_of,
-)
+from eve_vl.report.drawing import Loss, Section, draw
+from eve_vl.report.task import CONTRAST_LOSSES, NUM_SEEN, Example, Measured, TaskReport, best_choices
 from eve_vl.tasks.retrieval import Retrieval
 
 NUM_ROWS = 1000  # validation rows behind the confusion matrix
+NUM_CHOICES = 3
 NUM_CLASSES = 20  # the most frequent ones: a larger matrix does not fit on a page
 NUM_CONFUSED = 8
 TRUTH_VALUES = ("false", "true")
@@ -45,6 +38,41 @@ NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; fewer if every pair takes a fusio
 NUM_QUERIES = 30  # per direction, evenly spread; the page shows some of them
 NUM_HITS = 5
 MAX_RERANKED = 16
+
+
+class ClassifierReport(TaskReport):
+    """Base of the reports of tasks that choose among labels: right and wrong examples."""
+
+    heat_for: ClassVar[str] = "its first choice"
+    """Output that the Grad-CAM explains."""
+
+    def examples(self, batch: Any) -> Iterable[Example]:
+        """Return the rows of a batch with the model's output."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def compared(self, num: int) -> list[Example]:
+        """Return validation rows with the model's output."""
+        return [example for batch in self.batches(self.dataset(num)) for example in self.examples(batch)]
+
+    def evidence(self, num_each: int) -> list[Section]:
+        """Return the section of right and wrong examples."""
+        seen = self.compared(NUM_SEEN)
+        groups = {"Right": [one for one in seen if one.is_right], "Wrong": [one for one in seen if one.is_right is False]}
+        num_right = len(groups["Right"])
+        if all(example.is_right is None for example in seen):
+            groups, num_each = {"Truth unknown": seen}, 2 * num_each
+        shown = {name: [(one, self._images(one)) for one in round_robin(group)[:num_each]] for name, group in groups.items()}
+        has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
+        values = {"shown": shown, "num_seen": len(seen), "num_right": num_right, "has_heat": has_heat}
+        return [Section(self.name, self.title, draw("examples.html", "examples", report=self, **values))]
+
+    def _images(self, example: Example) -> dict[str, np.ndarray]:
+        """Return an example's images, each also with its heatmap."""
+        images = dict(example.images)
+        heat = self.heatmap(list(images.values()), example.text)
+        names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
+        return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
 
 class VQAReport(ClassifierReport):
@@ -280,3 +308,16 @@ def best_candidates(
 
 def _right_and_wrong(queries: Sequence[Query], num_each: int) -> list[Query]:
     return [each for right in (True, False) for each in [one for one in queries if one.is_match[0] is right][:num_each]]
+
+
+def round_robin(examples: Sequence[Example]) -> list[Example]:
+    """Return all examples in a round robin over their kinds."""
+    kinds: dict[str, list[Example]] = {}
+    for example in examples:
+        kinds.setdefault(example.kind, []).append(example)
+    return [example for turn in itertools.zip_longest(*kinds.values()) for example in turn if example is not None]
+
+
+def pixels_of(image_CHW: Tensor) -> np.ndarray:
+    """Return a uint8 image as (H, W, 3)."""
+    return image_CHW.permute(1, 2, 0).cpu().numpy()

@@ -5,7 +5,6 @@ Letters: C classes, E experts, H height, W width; in chosen_ME and shares_ME, M 
 
 import copy
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ from eve_vl.utils.errors import UserError
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
 NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted
-NUM_CHOICES = 3
 BATCH = 32
 CONTRAST_LOSSES = (
     Loss("itc", "Contrastive loss", "Cross-entropy of the true partner in a batch, mean of both directions, in nats."),
@@ -174,41 +172,6 @@ class Example:
         return self.choices[0].is_right if self.truth else None
 
 
-class ClassifierReport(TaskReport):
-    """Base of the reports of tasks that choose among labels: right and wrong examples."""
-
-    heat_for: ClassVar[str] = "its first choice"
-    """Output that the Grad-CAM explains."""
-
-    def examples(self, batch: Any) -> Iterable[Example]:
-        """Return the rows of a batch with the model's output."""
-        raise NotImplementedError
-
-    @torch.inference_mode()
-    def compared(self, num: int) -> list[Example]:
-        """Return validation rows with the model's output."""
-        return [example for batch in self.batches(self.dataset(num)) for example in self.examples(batch)]
-
-    def evidence(self, num_each: int) -> list[Section]:
-        """Return the section of right and wrong examples."""
-        seen = self.compared(NUM_SEEN)
-        groups = {"Right": [one for one in seen if one.is_right], "Wrong": [one for one in seen if one.is_right is False]}
-        num_right = len(groups["Right"])
-        if all(example.is_right is None for example in seen):
-            groups, num_each = {"Truth unknown": seen}, 2 * num_each
-        shown = {name: [(one, self._images(one)) for one in round_robin(group)[:num_each]] for name, group in groups.items()}
-        has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
-        values = {"shown": shown, "num_seen": len(seen), "num_right": num_right, "has_heat": has_heat}
-        return [Section(self.name, self.title, draw("examples.html", "examples", report=self, **values))]
-
-    def _images(self, example: Example) -> dict[str, np.ndarray]:
-        """Return an example's images, each also with its heatmap."""
-        images = dict(example.images)
-        heat = self.heatmap(list(images.values()), example.text)
-        names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
-        return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
-
-
 def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
     """Return the num most probable classes, best first.
 
@@ -217,19 +180,6 @@ def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is
     values, classes = probability_C.topk(min(num, len(probability_C)))
     best = zip(classes.tolist(), values.tolist(), strict=True)
     return [Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best]
-
-
-def round_robin(examples: Sequence[Example]) -> list[Example]:
-    """Return all examples in a round robin over their kinds."""
-    kinds: dict[str, list[Example]] = {}
-    for example in examples:
-        kinds.setdefault(example.kind, []).append(example)
-    return [example for turn in itertools.zip_longest(*kinds.values()) for example in turn if example is not None]
-
-
-def pixels_of(image_CHW: Tensor) -> np.ndarray:
-    """Return a uint8 image as (H, W, 3)."""
-    return image_CHW.permute(1, 2, 0).cpu().numpy()
 
 
 @torch.inference_mode()

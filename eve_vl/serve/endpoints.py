@@ -209,7 +209,7 @@ def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int])
     given = field.given
     if given is None:
         return _bounded(field.hint, limits, bounds)
-    hint = IMAGE if given.kind == "image" else TEXT
+    hint: Any = IMAGE if given.kind == "image" else TEXT
     if given.kind == "prompts":
         hint = Annotated[dict[str, Annotated[list[TEXT], Field(max_length=limits.items)]], Field(max_length=limits.items)]
     if given.several:
@@ -221,10 +221,12 @@ def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int])
 def _bounded(hint: Any, limits: Limits, bounds: tuple[int, int]) -> Any:
     """Return a type with bounds on its numbers, texts and lengths."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    items: list[Any] = [_bounded(part, limits, bounds) for part in parts if part is not ...]
     if origin in (Union, types.UnionType):
-        return Union[tuple(_bounded(part, limits, bounds) for part in parts)]  # noqa: UP007
+        return Union[tuple(items)]  # noqa: UP007
     if origin is tuple:
-        return Annotated[list[_bounded(parts[0], limits, bounds)], Field(max_length=MAX_LENGTH)]
+        item = items[0]
+        return Annotated[list[item], Field(max_length=MAX_LENGTH)]
     if origin is Mapping:
         return Annotated[dict[str, TEXT], Field(max_length=limits.items)]
     return {int: Annotated[int, Field(ge=bounds[0], le=bounds[1])], str: TEXT}.get(hint, hint)

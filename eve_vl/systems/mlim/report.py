@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.report.drawing import Loss
-from eve_vl.report.finetuned import two_image_examples
+from eve_vl.report.finetuned import ClassifierReport, two_image_examples
 from eve_vl.report.masked_signal import MaskedSignalReport
-from eve_vl.report.task import ClassifierReport, Example
+from eve_vl.report.task import Example
 
 
 class MlimReport(MaskedSignalReport):
