@@ -9,17 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import (
-    ContrastMatchConfig,
-    HeadlessConfig,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-    define,
-    subclasses,
-)
+from eve_vl.config import define, subclasses
+from eve_vl.config import tasks as sections
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.model.backbone import Encoded
 from eve_vl.tasks import task_class
@@ -46,7 +37,7 @@ class Heads:
     A subclass belongs to the tasks of its `section`.
     """
 
-    section: ClassVar[type[TaskConfig]]
+    section: ClassVar[type[sections.TaskConfig]]
     missing: str | None = None
     """Description of the head that `outputs` needs and this run lacks."""
     class_names: tuple[str, ...] = ()
@@ -87,7 +78,7 @@ class Heads:
 class HeadlessHeads(Heads):
     """Encoder without heads."""
 
-    section = HeadlessConfig
+    section = sections.HeadlessConfig
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `last_hidden_state` (B, N, D) after the final norm.
@@ -104,7 +95,7 @@ class HeadlessHeads(Heads):
 class MaskedSignalHeads(Heads):
     """Token head."""
 
-    section = MaskedSignalConfig
+    section = sections.MaskedSignalConfig
 
     def __init__(self, task: Any):
         super().__init__(task)
@@ -143,13 +134,13 @@ class ContrastHeads(Heads):
 class ContrastMatchHeads(MaskedSignalHeads, ContrastHeads):
     """Token head, features and matching head."""
 
-    section = ContrastMatchConfig
+    section = sections.ContrastMatchConfig
 
 
 class RetrievalHeads(ContrastHeads):
     """Features and matching head of retrieval."""
 
-    section = RetrievalConfig
+    section = sections.RetrievalConfig
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `image_embeds` (I, d) and `text_embeds` (C, d) and, given both, scores.
@@ -220,16 +211,16 @@ class ClassifierHeads(Heads):
 class VQAHeads(ClassifierHeads):
     """Answer head."""
 
-    section, name, has_sigmoids = VQAConfig, "answerer", True
+    section, name, has_sigmoids = sections.VQAConfig, "answerer", True
 
 
 class NLVR2Heads(ClassifierHeads):
     """Head for the truth of a statement."""
 
-    section, name = NLVR2Config, "verify"
+    section, name = sections.NLVR2Config, "verify"
 
 
-def heads_class(section: type[TaskConfig]) -> type[Heads]:
+def heads_class(section: type[sections.TaskConfig]) -> type[Heads]:
     """Return the heads of a section.
 
     Without heads of its own, it has those of the section that it refines, else those of its kind of task.

@@ -19,9 +19,7 @@ from torch import Tensor
 try:
     import transformers as _transformers
 except ModuleNotFoundError as error:
-    if error.name != "transformers":
-        raise
-    raise ImportError("eve_vl.interop.hf needs transformers: pip install 'eve-vl[hf]'") from None
+    raise ImportError("eve_vl.interop.hf needs transformers: pip install 'eve-vl[hf]'") from error
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput

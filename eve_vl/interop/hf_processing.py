@@ -146,10 +146,9 @@ class EveProcessor(ProcessorMixin):
         if images is None and text is None:
             raise UserError("give images, text or both")
         found: dict[str, Any] = {}
-        if images is not None:
-            found |= self.image_processor(images, return_tensors)
-        if images_right is not None:
-            found["pixel_values_right"] = self.image_processor(images_right, return_tensors)["pixel_values"]
+        for given, ending in ((images, ""), (images_right, "_right")):
+            if given is not None:
+                found[f"pixel_values{ending}"] = self.image_processor(given, return_tensors)["pixel_values"]
         for given, ending in ((text, ""), (text_right, "_right")):
             if given is None:
                 continue

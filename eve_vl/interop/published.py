@@ -140,11 +140,8 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         mlp_ratio = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias"))) / width
         section = infer_task(published, width)
     except convert.ODD as error:
-        first = ", ".join(sorted(published)[:3])
-        raise UserError(
-            f"{where}: not a published EVE checkpoint ({error or 'a feed-forward network'} is missing or unusual), nor a BEiT "
-            f"or ViT image encoder (patch_embed.proj.weight, blocks.0…); it holds {first} …"
-        ) from None
+        what = f"{error or 'a feed-forward network'} is missing or unusual; it holds {', '.join(sorted(published)[:3])} …"
+        raise UserError(f"{where}: not a published EVE checkpoint, nor a BEiT or ViT image encoder: {what}") from None
     depth = convert.count_numbered(convert.numbers(BLOCKS, published), "blocks", where)
     experts = convert.count_numbered(convert.numbers(BLOCKS + EXPERTS, published), "experts", where)
     deep = convert.numbers(f"{BLOCKS}.mlp_moe.moe.experts.", published)

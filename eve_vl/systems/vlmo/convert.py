@@ -18,15 +18,8 @@ from operator import itemgetter
 
 from torch import Tensor
 
-from eve_vl.config import (
-    EveModelConfig,
-    HeadlessConfig,
-    InputConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-)
+from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
+from eve_vl.config import tasks as sections
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK
@@ -44,11 +37,11 @@ WORDS, SEGMENTS = "text_embeddings.word_embeddings.weight", "text_embeddings.tok
 PLACES, PATCHES = "text_embeddings.position_embeddings.weight", "transformer.patch_embed.proj.weight"
 UNUSED = r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
 HEADS: dict[str, TaskConfig] = {
-    "vqa_classifier.": VQAConfig(),
-    "nlvr2_classifier.": NLVR2Config(second_image_type_embedding=True),
+    "vqa_classifier.": sections.VQAConfig(),
+    "nlvr2_classifier.": sections.NLVR2Config(second_image_type_embedding=True),
     "itm_score.": TASKS["image_text"],
     "mlm_score.": TASKS["text"],
-    "itc_": RetrievalConfig(itm_weight=0.0, rerank=0),
+    "itc_": sections.RetrievalConfig(itm_weight=0.0, rerank=0),
 }
 """Tasks by the prefix of their head; the first match counts."""
 BODY: Table = {
@@ -160,4 +153,4 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     )
     sizes = InputConfig(image_size=side * patch_size, patch_size=patch_size, text_length=text_length)
     found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
-    return sizes, model, next(found, HeadlessConfig()), start
+    return sizes, model, next(found, sections.HeadlessConfig()), start
