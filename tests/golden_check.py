@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from twins import router_sums
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
@@ -133,7 +134,9 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
             if moe.drops:
                 check("slots (exact)", f"{name}.slot", found.slots_S2)
             stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.long))
-            balances.append(objectives.balance(stats.first_E, stats.gate_E, stats.num_tokens))
+            balances.append(
+                objectives.balance(router_sums(stats).first_E, router_sums(stats).gate_E, router_sums(stats).num_tokens)
+            )
             check("balance loss", f"{name}.l_aux", balances[-1][None])
             return found
 

@@ -5,6 +5,7 @@ Letters: B batch, N queries, M keys, D width, H heads, d width of a head.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,14 @@ def arguments(*, keys: bool, padded: bool, bias: str | None) -> dict[str, Tensor
     }
 
 
+def attended(attention: Attention, *, bias_HNM: Tensor | None, **given: Any) -> Tensor:
+    """What attention makes of its arguments, with something added to the scores."""
+    if bias_HNM is None:
+        return attention(**given)
+    heads = attention.split(given["x_BND"], given["keys_BMD"])
+    return attention.join(attention.attend(*heads, layers.attention_mask(given["is_padding_BM"], bias_HNM)))
+
+
 def with_gradient(given: dict[str, Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in given.values() if tensor is not None and tensor.requires_grad]
 
@@ -112,7 +121,7 @@ def test_forward_and_backward_equal_torchs(keys, padded, bias):
     added = None if bias_HNM is None else bias_HNM.expand(B, -1, -1, -1).flatten(0, 1)
     minus_infinity = None if mask is None else torch.zeros(mask.shape).masked_fill(mask, float("-inf"))
     expected, _ = twin(x_BND, source_BMD, source_BMD, key_padding_mask=minus_infinity, attn_mask=added, need_weights=False)
-    found = attention(**given)
+    found = attended(attention, **given)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(B, N, D)
     inputs = with_gradient(given)
@@ -162,12 +171,12 @@ def test_bfloat16_stays_close_to_the_loop_forward_and_backward(keys, padded, bia
     attention, given = random_attention(), arguments(keys=keys, padded=padded, bias=bias)
     expected = slow_attention(attention, given)
     with torch.autocast("cpu", torch.bfloat16):
-        found = attention(**given)
+        found = attended(attention, **given)
     assert found.dtype == torch.bfloat16
     assert calls == [1]
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fused = attention(**given)
+        fused = attended(attention, **given)
     assert calls == [1]
     torch.testing.assert_close(fused.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
     upstream, wanted = torch.randn(B, N, D), [*with_gradient(given), *attention.parameters()]
@@ -190,7 +199,7 @@ def test_a_learned_bias_gets_its_gradient(keys, padded, dtype):
         upstream = torch.randn(B, N, D)
         (exact,) = torch.autograd.grad((slow_attention(attention, given) * upstream).sum(), bias_HNM)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = attention(**given)
+            found = attended(attention, **given)
         (gradient,) = torch.autograd.grad((found.float() * upstream).sum(), bias_HNM)
         assert (gradient - exact).norm() < (1e-4 if dtype == torch.float32 else 0.03) * exact.norm()
         mask = given["is_padding_BM"]
@@ -202,9 +211,9 @@ def test_a_float32_bias_goes_with_bfloat16_weights():
     """As in a model that is held in bfloat16: both forms return its type."""
     attention, given = random_attention().bfloat16(), arguments(keys=False, padded=False, bias="alike")
     given["x_BND"] = torch.randn(B, N, D).bfloat16()
-    explicit = attention(**given)
+    explicit = attended(attention, **given)
     with torch.no_grad():
-        fused = attention(**given)
+        fused = attended(attention, **given)
     assert explicit.dtype == fused.dtype == torch.bfloat16
     assert (explicit - fused).norm() < 0.03 * fused.norm()
 
@@ -216,7 +225,7 @@ def test_what_padding_holds_changes_nothing():
     assert keys_BMD is not None
     assert mask is not None
     other = given | {"keys_BMD": torch.where(mask[:, :, None], torch.full_like(keys_BMD, 1e3), keys_BMD)}
-    torch.testing.assert_close(attention(**given), attention(**other))
+    torch.testing.assert_close(attended(attention, **given), attended(attention, **other))
 
 
 # By lengths, as on a GPU
@@ -249,7 +258,7 @@ def test_attention_by_lengths_equals_that_by_a_mask(packs, reads, monkeypatch):
     for by_lengths in (True, False):
         monkeypatch.setattr(layers, "takes_lengths", lambda *_, by_lengths=by_lengths: by_lengths)
         x_SD = rows.collect(x_BMD).requires_grad_()
-        out = attention.among(x_SD, rows, read)
+        out = attention.over_rows(x_SD, rows, read)
         attention.zero_grad()
         (out * upstream).sum().backward()
         found[by_lengths] = {"out": out[is_read], "x": x_SD.grad, **gradients(attention)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from twins import TwinStats, in_rows, random_moe, randomize, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
+from twins import TwinStats, in_rows, random_moe, randomize, router_sums, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
 
 from eve_vl import objectives
 from eve_vl.model.layers import quick_gelu
@@ -42,7 +42,7 @@ def run(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | Non
 
 
 def balance_of(stats: RouterStats) -> Tensor:
-    return objectives.balance(stats.first_E, stats.gate_E, stats.num_tokens)
+    return objectives.balance(router_sums(stats).first_E, router_sums(stats).gate_E, router_sums(stats).num_tokens)
 
 
 def gradients(moe: MoE, x_BND: Tensor, output: Tensor, extra: Tensor | float = 0.0) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def test_bfloat16_autocast_stays_close(padded):
     with torch.autocast("cpu", torch.bfloat16):
         output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
     assert output.dtype == torch.bfloat16
-    assert stats.gate_E.dtype == torch.float32
+    assert router_sums(stats).gate_E.dtype == torch.float32
     expected, twin = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
     assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
@@ -145,7 +145,7 @@ def test_an_expert_without_tokens_gets_an_exactly_zero_gradient_and_one_with_all
     output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
     expected, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-    assert stats.first_E.tolist() == [0, 18, 0, 0]
+    assert router_sums(stats).first_E.tolist() == [0, 18, 0, 0]
     found = gradients(moe, x_BND, output)
     assert_same(found, gradients(moe, x_BND, expected), 1e-5)
     for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
@@ -189,12 +189,12 @@ def test_statistics_equal_hand_counts():
     is_padding_BN = torch.tensor([[False, False, False, True], [False, False, True, False]])
     _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
     # choices: (0,1) (1,2) | (0,2) pad || (2,0) (0,1) | pad (2,1); image tokens: first two of each row
-    assert stats.first_E.tolist() == [3, 1, 2]
+    assert router_sums(stats).first_E.tolist() == [3, 1, 2]
     assert stats.chosen_ME.tolist() == [[3, 3, 2], [1, 1, 2]]
-    assert stats.num_tokens.item() == 6
+    assert router_sums(stats).num_tokens.item() == 6
     gates = torch.tensor([[3.0, 2, 1], [1, 3, 2], [3, 1, 2], [2, 1, 3], [3, 2, 1], [1, 2, 3]]).softmax(-1)
-    torch.testing.assert_close(stats.gate_E, gates.sum(0))
-    torch.testing.assert_close(stats.entropy, -(gates * gates.log()).sum())
+    torch.testing.assert_close(router_sums(stats).gate_E, gates.sum(0))
+    torch.testing.assert_close(router_sums(stats).entropy, -(gates * gates.log()).sum())
 
 
 def test_statistics_equal_the_loops_counts():
@@ -207,10 +207,10 @@ def test_statistics_equal_the_loops_counts():
         for expert in choices:
             chosen[is_text][expert] += 1
     assert stats.chosen_ME.tolist() == chosen
-    assert stats.first_E.tolist() == [sum(choice[0] == expert for choice in twin.choices) for expert in range(5)]
-    assert stats.entropy.item() == pytest.approx(slow_entropy(twin), rel=1e-5)
-    assert stats.num_tokens.item() == len(twin.gates) == 18
-    assert [stats.gate_E[e].item() for e in range(5)] == pytest.approx(
+    assert router_sums(stats).first_E.tolist() == [sum(choice[0] == expert for choice in twin.choices) for expert in range(5)]
+    assert router_sums(stats).entropy.item() == pytest.approx(slow_entropy(twin), rel=1e-5)
+    assert router_sums(stats).num_tokens.item() == len(twin.gates) == 18
+    assert [router_sums(stats).gate_E[e].item() for e in range(5)] == pytest.approx(
         [sum(gates[e] for gates in twin.gates) for e in range(5)], rel=1e-5
     )
 
@@ -221,7 +221,7 @@ def test_balance_loss_is_1_when_even_and_its_gradient_flows_through_the_gates_al
     moe = random_moe().double()
     x_BND, is_text_BN, is_padding_BN = inputs(torch.float64)
     _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
-    assert not stats.first_E.requires_grad
+    assert not router_sums(stats).first_E.requires_grad
     balance_of(stats).backward()
     gradient = moe.router.weight.grad
     assert gradient is not None

@@ -114,10 +114,10 @@ def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
     """The first by its own networks, whatever those of pairs are; the second by these from the first block that has them."""
     model = encoder(**VLMO, num_deep_blocks=2)
     image, text = tokens_of(model, kind)
-    (own_BD, vl_BD), routers = model.alone(image, text)
+    (own_BD, vl_BD), routers = model.for_contrast(image, text)
     assert (model.num_contrasts, routers) == (2, [[], []])
     torch.testing.assert_close(own_BD, model.cls(image, text)[0])
-    before = model.alone(image, text, final_norm=False)[0]
+    before = model.for_contrast(image, text, final_norm=False)[0]
     for state_BD, same_BD in zip((own_BD, vl_BD), before, strict=True):
         torch.testing.assert_close(model.norm(same_BD), state_BD)
     for block in model.blocks[1:]:  # put the networks of pairs in the place of its own
@@ -128,7 +128,7 @@ def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
     torch.testing.assert_close(model.cls(image, text)[0], vl_BD)
     assert (own_BD - vl_BD).abs().max() > 0.1
     one = encoder()
-    assert (one.num_contrasts, len(one.alone(*tokens_of(one, kind))[0])) == (1, 1)
+    assert (one.num_contrasts, len(one.for_contrast(*tokens_of(one, kind))[0])) == (1, 1)
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
     image, text = encoder.image(pixels), encoder.text(ids, is_padding)
     encoded, (pooled, _) = encoder.encode(image, text), encoder.cls(image, text)
     places = torch.tensor([0, 1, 6, 15])
-    some, _ = encoder.some(image, text, places)
+    some, _ = encoder.for_tokens(image, text, places)
     assert pooled.shape == (3, encoder.pair_dim) == (3, 32)
     for b, length in enumerate(LENGTHS):
         states = slow_tower(encoder.image, encoder.image.embed(pixels[b : b + 1]).x_BND[0], is_image=True)

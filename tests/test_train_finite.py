@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_train_best import CONFIG
 from torch import Tensor, nn
 
-from eve_vl.train import StepOutput, trainer
+from eve_vl.train import StepOutput
 from eve_vl.train.log import BadSamples, read_log
 from eve_vl.train.optim import set_found_inf
 from eve_vl.train.trainer import Trainer
@@ -150,14 +150,6 @@ def test_it_is_asked_in_time(tmp_path: Path, every, log_every, asked):
     assert f"step {BAD}" in said
     assert trainer.step == asked
     assert all(row["step"] <= BAD for row in read_log(tmp_path / "run"))
-
-
-def test_large_batches_are_not_kept(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(trainer, "MAX_BYTES", 0)
-    stopped, said = trained(tmp_path / "run", 100, float("nan"), "adamw")
-    assert f"step {BAD}" in said
-    assert stopped.step == BAD
-    assert not stopped.finite.pending
 
 
 def test_a_gradient_that_is_not_finite_is_told_from_a_loss(tmp_path: Path):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from eve_vl.data.kinds.labels import ImageQuestion
 from eve_vl.data.kinds.pairs import ImagesStatement
 from eve_vl.data.records import ImagePixels, Record
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.moe import MoE
+from eve_vl.model.moe import MoE, RouterStats
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.utils.errors import BadSampleError
 
@@ -92,6 +93,13 @@ def slow_moe(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor 
             stats.choices.append(chosen)
             stats.is_text.append(bool(is_text_BN[b, n]))
     return torch.stack(rows).view(B, N, D), stats
+
+
+def router_sums(stats: RouterStats) -> SimpleNamespace:
+    """By expert over both modalities: first choices, gates (with gradient); over all experts: entropy, tokens."""
+    first_ME, gate_ME, entropy_ME, _ = stats.sums_2X.unflatten(1, (4, -1)).unbind(1)
+    first_E = first_ME.detach().sum(0)
+    return SimpleNamespace(first_E=first_E, gate_E=gate_ME.sum(0), entropy=entropy_ME.detach().sum(), num_tokens=first_E.sum())
 
 
 def slow_balance(stats: TwinStats) -> float:

@@ -63,7 +63,7 @@ class Backbone(nn.Module):
     find_unused_parameters: bool = False
     """Whether some parameters may get no gradient, depending on the states that are read."""
     num_contrasts: int = 1
-    """Number of states that `alone` returns, each for its own contrastive head."""
+    """Number of states that `for_contrast` returns, each for its own contrastive head."""
     pixel_tokens: Literal["pair", "image"] = "pair"
     """Modalities whose states reconstruct masked pixels."""
     parts: ClassVar[Mapping[str, str]] = {"image": "image embedding", "text": "text embedding"}
@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         Only states that these need are computed. final_norm: False returns the states before it.
         """
 
-    def alone(
+    def for_contrast(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
         """Return states (B, D) of an image or a text for contrast, and the routers.
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         """Return states of pixel_tokens' modalities that reconstruct masked pixels."""
         return self.encode(image, text)
 
-    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some text tokens, and the routers.
 
         token_M: int64, among the flattened (B, T).
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
     def attention_names(self) -> list[str]:
         """Names of the attention modules over whole pairs, first to last."""
 
-    def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
+    def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of attention modules from text to image, and a row.
 
         First to last; the row is that of the text's [CLS]. Without at_pair: those of images alone, and the row of the image's

@@ -35,7 +35,7 @@ class PostNormBlock(nn.Module):
 
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, None]:
         """Return the states after this block, (S, D), and no router statistics."""
-        x_SD = self.norm1(x_SD + self.dropout(self.attn.among(x_SD, rows)))
+        x_SD = self.norm1(x_SD + self.dropout(self.attn.over_rows(x_SD, rows)))
         return self.norm2(x_SD + self.dropout(self.ffn(x_SD))), None
 
 
@@ -182,7 +182,7 @@ class DualEncoder(Backbone):
         pooled = self.fusion.text_pooler(texts.x_BND[:, 0]), self.fusion.image_pooler(images.x_BND[:, 0])
         return torch.cat(pooled, dim=1).tanh(), [[]]
 
-    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some text tokens, and no routers."""
         states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
         return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]
@@ -219,7 +219,7 @@ class DualEncoder(Backbone):
         """Names of the modules of text-to-image attention, first layer to last."""
         return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
 
-    def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
+    def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of text-to-image attention or of attention within images.
 
         The row of each [CLS] is 0.

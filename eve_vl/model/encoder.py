@@ -58,7 +58,7 @@ class Block(nn.Module):
         # a router needs all rows that count in the balance loss, so these must attend
         sees_all = self.policy == "moe" and read is not None and (self.training or read.positions is None)
         now, then = (None, read) if sees_all else (read, None)
-        branch = self.attn.among(self.norm1(x_SD), rows, now, bias_BHNN)
+        branch = self.attn.over_rows(self.norm1(x_SD), rows, now, bias_BHNN)
         x_SD, rows = rows.narrowed(x_SD, now)
         x_SD = x_SD + drop_path(self.scale1 * branch, rows, self.drop_path_rate, self.training)
         if self.policy == "moe":
@@ -141,7 +141,7 @@ class Encoder(Backbone):
         x_BD = self.norm(x_BD)
         return x_BD if self.pooler is None or not rows.is_pair else self.pooler(x_BD).tanh(), [routers]
 
-    def alone(
+    def for_contrast(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
         """Return the [CLS] states (B, D) of an image or a text, and the routers.
@@ -149,7 +149,7 @@ class Encoder(Backbone):
         With networks for pairs there are two, for VLMo's two contrasts: by the modality's own networks, and by those of pairs.
         """
         if self.num_contrasts == 1:
-            return super().alone(image, text, final_norm)
+            return super().for_contrast(image, text, final_norm)
         tokens = join(image, text)
         rows = self.rows(tokens)
         blocks, read, first = self._with_biases(tokens), rows.between(0, 1), self.first_with_pairs
@@ -158,7 +158,7 @@ class Encoder(Backbone):
         states = [self.norm(x_BD) if final_norm else x_BD for x_BD, _ in both]
         return states, [below + routers for _, routers in both]
 
-    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some text tokens, and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)

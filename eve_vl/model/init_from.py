@@ -34,9 +34,6 @@ def transfer(
     messages. text_length: of the source run. Raises UserError, also for a pattern without a match.
     """
     own = task.state_dict()
-    for name in own.keys() & tensors.keys():
-        if own[name].is_floating_point() != tensors[name].is_floating_point():
-            raise UserError(f"{where}: {name} has type {tensors[name].dtype}, expected {own[name].dtype}")
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     encoder, resized = task.encoder.resized(encoder)
     tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}

@@ -56,22 +56,15 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(
-        self,
-        x_BND: Tensor,
-        is_padding_BM: Tensor | None,
-        *,
-        keys_BMD: Tensor | None = None,
-        bias_HNM: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x_BND: Tensor, is_padding_BM: Tensor | None, *, keys_BMD: Tensor | None = None) -> Tensor:
         """Attend from each of N tokens to M without padding: (B, N, D) to (B, N, D).
 
         keys_BMD: source of keys and values (co-attention), by default the tokens themselves. is_padding_BM: padding among
-        them. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
+        them.
         """
-        return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, bias_HNM)))
+        return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, None)))
 
-    def among(
+    def over_rows(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> Tensor:
         """Attend from each row, or each that is read, to all real tokens of its sequence.

@@ -31,35 +31,13 @@ class RouterStats:
     """Sums over the real tokens of a `moe` block; passes and processes can be added."""
 
     sums_2X: Tensor
-    """float32 (2, 4·E): by modality (image, text), the values of the properties for all experts."""
-
-    @property
-    def first_E(self) -> Tensor:
-        """Number of tokens with each expert as first choice."""
-        return self._sums(0).detach().sum(0)
-
-    @property
-    def gate_E(self) -> Tensor:
-        """Summed gate probability of each expert (with gradient)."""
-        return self._sums(1).sum(0)
-
-    @property
-    def entropy(self) -> Tensor:
-        """Summed entropy of the gate in nats."""
-        return self._sums(2).detach().sum()
+    """float32 (2, 4·E): by modality (image, text), for all experts: tokens with the expert as first choice; gate probability
+    (with gradient); terms of the gate's entropy in nats; tokens with it among the K choices."""
 
     @property
     def chosen_ME(self) -> Tensor:
-        """Number of times each expert was among the K choices, per modality."""
-        return self._sums(3).detach()
-
-    @property
-    def num_tokens(self) -> Tensor:
-        """Number of real tokens."""
-        return self.first_E.sum()
-
-    def _sums(self, number: int) -> Tensor:
-        return self.sums_2X.unflatten(1, (4, -1))[:, number]
+        """Number of times each expert was one of the K choices, per modality."""
+        return self.sums_2X.detach().unflatten(1, (4, -1))[:, 3]
 
 
 class Router(nn.Module):
@@ -212,11 +190,11 @@ def grouped_mm_works(x_RI: Tensor, weight_EOI: Tensor) -> bool:
 
     It takes float32 or half types on CPU, bfloat16 on CUDA, and 16-byte rows.
     """
-    dtypes = (torch.float32, torch.bfloat16, torch.float16) if x_RI.device.type == "cpu" else (torch.bfloat16,)
-    aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
-    if x_RI.device.type == "cuda" and torch.cuda.get_device_capability(x_RI.device) < (8, 0):
-        return False
-    return x_RI.dtype in dtypes and aligned and x_RI.device.type in ("cpu", "cuda")
+    if x_RI.device.type == "cuda":
+        fits = x_RI.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RI.device) >= (8, 0)
+    else:
+        fits = x_RI.device.type == "cpu" and x_RI.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return fits and all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
 
 
 @dataclass(kw_only=True, slots=True)

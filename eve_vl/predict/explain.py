@@ -113,7 +113,7 @@ def heatmap(
     Raises UserError. positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the
     first, -1 the last; None: the last for a masked word, else the last but one, which point best at the object (LOG.md).
     """
-    names, start = task.encoder.looking(at_pair=positions is not None)
+    names, start = task.encoder.image_attention(at_pair=positions is not None)
     rows, P = [start + position for position in positions or [0]], task.config.input.num_patches
     depth = len(names)
     if block is None:

@@ -286,7 +286,7 @@ class Contrast(nn.Module):
     ) -> tuple[list[Tensor], Routers]:
         """Return the states (B, D) of an image or a text, one per contrast, and routers."""
         if self.num_contrasts > 1:
-            return encoder.alone(image, text, final_norm)
+            return encoder.for_contrast(image, text, final_norm)
         state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
         return [state_BD], routers
 

@@ -77,7 +77,7 @@ class MaskedSignalTask(Task[Settings]):
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             if joint is None:
                 image, text = self.embed(batch, mask=True)
-                states_MD, text_routers = self.encoder.some(image, text, batch.places())
+                states_MD, text_routers = self.encoder.for_tokens(image, text, batch.places())
                 logits_MV, routers = self.token_head(states_MD), routers + text_routers
             else:
                 logits_MV = self.predict_tokens(joint, batch)

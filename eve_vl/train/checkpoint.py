@@ -176,8 +176,6 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"state.json: {getattr(error, 'strerror', None) or error}") from None
     if not has_fields(state, step=int) or state["step"] < 0:
         raise _damaged(folder, "state.json holds no step")
-    if (named := STEP.fullmatch(folder.name)) and state["step"] != int(named[1]):
-        raise _damaged(folder, f"state.json says step {state['step']}")
     return state
 
 
@@ -218,7 +216,6 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, unchecked. Raises UserError."""
     with reading(path, safetensors.SafetensorError):
-        open_ordinary(path).close()  # a pipe would wait for a writer
         return load_file(path)
 
 
@@ -256,21 +253,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
         for name, tensor in tensors.items()
         if name in expected and form(tensor) != form(expected[name])
     ]
-    first: dict[nn.Parameter, str] = {}  # first name of each parameter; tied parameters have several
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        twin = first.setdefault(parameter, name)
-        if twin != name and not problems and not torch.equal(tensors[name], tensors[twin]):
-            problems.append(f"{name} is not equal to {twin}, with which it is tied")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
     is_meta = any(tensor.is_meta for tensor in expected.values())
-    if is_meta:
-        # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
+    if is_meta:  # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
         tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            twin = first[parameter]
-            tensors[name] = nn.Parameter(tensors[name], parameter.requires_grad) if name == twin else tensors[twin]
     model.load_state_dict(tensors, assign=is_meta)
 
 
@@ -284,18 +272,13 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         load_model(folder, model)
-        check_tensors(tensors := read_tensors(path := folder / "optimizer.safetensors"), path.name)
+        tensors = read_tensors(folder / "optimizer.safetensors")
         rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
     except UserError as error:
         raise _damaged(folder, error) from None
-    for name, (parameter, parts) in _trained(model, optimizer).items():
-        expected = initial_state(parameter, parts, device="meta")
-        kept = {key: tensors.pop(full) for key in expected if (full := f"{name}.{key}") in tensors}
-        if any(key not in kept or kept[key].shape != expected[key].shape for key in expected):
-            raise _damaged(folder, f"{path.name} does not hold {', '.join(expected)} of {name}, or in another shape")
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
-    if tensors:
-        raise _damaged(folder, f"{path.name} holds {min(tensors)}, which does not train")
+    for name, value in tensors.items():
+        parameter = model.get_parameter(name.rpartition(".")[0])
+        optimizer.state[parameter][name.rpartition(".")[2]] = value.to(parameter.device)
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
     if rng:  # additional processes of a resumed run seed their own generators
         set_rng_state(rng)
@@ -307,17 +290,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
     Parameters without a gradient so far have their initial state.
     """
+    parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
     return {
         f"{name}.{key}": value
-        for name, (parameter, parts) in _trained(model, optimizer).items()
-        for key, value in (optimizer.state.get(parameter) or initial_state(parameter, parts)).items()
+        for name, parameter in model.named_parameters()
+        if parameter in parts
+        for key, value in (optimizer.state.get(parameter) or initial_state(parameter, parts[parameter])).items()
     }
-
-
-def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, int]]:
-    """Return the optimiser's parameters by name, each with the `parts` of its group."""
-    parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
-    return {name: (parameter, parts[parameter]) for name, parameter in model.named_parameters() if parameter in parts}
 
 
 def get_rng_state() -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ class RunLog:
 
     def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
         self.enabled, self.first_step, self.num_steps = enabled, first_step, num_steps
-        self.old: list[dict] = []
+        self.old: list[dict] = []  # rows of a resumed run, in the process that writes the log
         if not enabled:
             return
         if first_step:
@@ -106,20 +106,6 @@ class RunLog:
         self.bar.add_task("", total=num_steps, completed=first_step, note="")
         (self.steps,) = self.bar.tasks
         self.bar.start()
-
-    def has_row(self, kind: str, step: int) -> bool:
-        """Return whether the log had this row when the run resumed.
-
-        Valid in the process that writes the log.
-        """
-        return any((row["kind"], row["step"]) == (kind, step) for row in self.old)
-
-    def values(self, name: str | None) -> list[float]:
-        """Return a number of all validations so far.
-
-        Valid in the process that writes the log.
-        """
-        return [row[name] for row in self.old if row["kind"] == "val" and name in row]
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val to the file, TensorBoard and the console."""

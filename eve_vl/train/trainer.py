@@ -27,8 +27,7 @@ from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import write_file
 from eve_vl.utils.runtime import stop_signals
 
-ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; 1 elsewhere, where asking costs little
-MAX_BYTES = 2**28  # of batches kept until the host asks; steps that large take so long that asking costs nothing
+ASKED_EVERY = 8  # steps on a GPU, which runs behind the host and keeps their batches; 1 elsewhere, where asking costs little
 
 
 class Trainer:
@@ -135,7 +134,8 @@ class Trainer:
     ) -> dict[str, float]:
         config = self.config
         self.meter = Meter(self.window)
-        self.scores, was_validated = processes.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
+        past = [row for row in processes.gather_objects(log.old)[0] if row["kind"] == "val"]
+        self.scores = [row[self.watched] for row in past if self.watched in row]
         is_stalled = self.step < config.steps and self._has_stalled()
         for text in () if is_stalled else self.notes:  # they describe the training that follows
             log.note(self.step, text)
@@ -144,6 +144,7 @@ class Trainer:
             left += f": train.patience {config.patience} has ended it; a larger one, or 0, continues" * is_stalled
             log.print_line(f"resuming from step {self.step} of {config.steps}{left}")
         numbers: dict[str, float] | None = None
+        was_validated = any(row["step"] == self.step for row in past)
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped between saving and validation
             numbers = self._validate(val_loader, log)
         while self.step < config.steps and not self._has_stalled():
@@ -156,8 +157,7 @@ class Trainer:
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
-            is_last = self.step == config.steps
-            is_stopped = processes.any_process(bool(stop)) and not is_last
+            is_stopped = processes.any_process(bool(stop)) and self.step < config.steps
             is_saved = self._is_due(config.save_every) or is_stopped
             if is_saved or self._is_due(config.log_every) or self._is_due(config.val_every):
                 self.finite.ask()
@@ -346,7 +346,7 @@ class NanGuard:
         num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
         self.is_finite = self.is_finite & (num_bad_V == 0).all()
         self.pending.append((step, micro_batches, terms, num_bad_V))
-        if len(self.pending) >= self.every or sum(_num_bytes(batches) for _, batches, *_ in self.pending) > MAX_BYTES:
+        if len(self.pending) >= self.every:
             self.ask()
 
     def undo(self) -> None:
@@ -369,7 +369,8 @@ class NanGuard:
         batch = micro_batches[first if is_loss else -1]
         folder = self.run / f"non_finite_step_{step:08d}_rank_{processes.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_tensors(folder / "batch.safetensors", _tensors(batch))
+        tensors = {each.name: value for each in fields(batch) if isinstance(value := getattr(batch, each.name), Tensor)}
+        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
         if is_main():
             checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
@@ -379,12 +380,3 @@ class NanGuard:
             f"{'loss' if is_loss else 'gradient norm'} is not finite at step {step} ({numbers}): stopped before the update; "
             f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
         )
-
-
-def _tensors(batch: Any) -> dict[str, Tensor]:
-    return {field.name: value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)}
-
-
-def _num_bytes(micro_batches: Sequence[Any]) -> int:
-    parts = (part for batch in micro_batches for part in getattr(batch, "parts", (batch,)))
-    return sum(tensor.nbytes for part in parts for tensor in _tensors(part).values())
