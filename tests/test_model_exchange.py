@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from twins import randomize
 
-from eve_vl.model.probes import replace_submodules
+from eve_vl.model.layers import replace_submodules
 
 
 class Double(nn.Module):

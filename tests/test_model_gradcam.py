@@ -15,9 +15,9 @@ from twins import randomize, tiny_config
 from eve_vl.config import EveModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.layers import Attention, attention_weights, replace_submodules
 from eve_vl.model.packing import PackedTokens
-from eve_vl.model.probes import gradcam, replace_submodules
+from eve_vl.model.probes import gradcam
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.interop.heads import heads_of
-from eve_vl.model.layers import FeedForward
+from eve_vl.model.layers import FeedForward, Module, replace_submodules
 from eve_vl.model.moe import Experts, MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, ReadPositions
-from eve_vl.model.probes import Module, replace_submodules
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.tasks.task import Task, label_files
 from eve_vl.utils.errors import UserError, nearest

@@ -4,7 +4,7 @@ Ranks start at 0. Among equal scores the candidate with the lower index comes fi
 random order.
 
 Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width,
-L labels. Lower case: q queries of one chunk, m their matches.
+L labels. Lower case: q queries of one chunk, m their matches, o queries whose last places tie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -100,10 +100,14 @@ def _count(is_true_QC: Tensor) -> Tensor:
 
 def rank_by_score(scores_QC: Tensor, k: int) -> Tensor:
     """Return the k best candidates of each query, best first: int64 (Q, min(k, C))."""
-    kth_Q1 = scores_QC.topk(k := min(k, scores_QC.shape[1]), dim=1).values[:, -1:]
-    is_above_QC, is_tied_QC = scores_QC > kth_Q1, scores_QC == kth_Q1  # topk would pick any of the ties
-    is_first_QC = is_tied_QC.cumsum(1, dtype=torch.int32) <= (k - _count(is_above_QC))[:, None]
-    chosen_QK = (is_above_QC | (is_tied_QC & is_first_QC)).nonzero()[:, 1].view(-1, k)
+    k, num = min(k, scores_QC.shape[1]), scores_QC.shape[1]
+    best = scores_QC.topk(min(k + 1, num), dim=1)
+    chosen_QK = best.indices[:, :k].sort(dim=1).values
+    if k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any():  # topk picks any of the ties
+        scores_oC, kth_o1 = scores_QC[is_open_Q], best.values[is_open_Q, k - 1, None]
+        is_above_oC, is_tied_oC = scores_oC > kth_o1, scores_oC == kth_o1
+        is_first_oC = is_tied_oC.cumsum(1, dtype=torch.int32) <= (k - _count(is_above_oC))[:, None]
+        chosen_QK[is_open_Q] = (is_above_oC | (is_tied_oC & is_first_oC)).nonzero()[:, 1].view(-1, k)
     order_QK = scores_QC.gather(1, chosen_QK).sort(dim=1, descending=True, stable=True).indices
     return chosen_QK.gather(1, order_QK)
 

@@ -3,8 +3,9 @@
 Letters: B batch, N tokens, M keys, S rows of a batch, D width, H heads, F feed-forward width.
 """
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from eve_vl.config.model import NORM_EPS, Activation
 from eve_vl.model.packing import PackedTokens, ReadPositions
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
@@ -190,3 +193,17 @@ def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> 
         return x_SD
     keep_B = torch.empty(rows.shape[0], device=x_SD.device).bernoulli_(1 - rate).div_(1 - rate)
     return x_SD * keep_B.to(x_SD.dtype).index_select(0, rows.sample_S)[:, None]
+
+
+def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module:
+    """Return a twin of a module with other submodules.
+
+    parts: by name, such as `encoder.blocks.0.attn`. It copies only the modules above these, without tensors. The original stays
+    unchanged and usable, unlike with a hook or a patched attribute.
+    """
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    for name, part in parts.items():
+        first, _, rest = name.partition(".")
+        twin._modules[first] = replace_submodules(twin.get_submodule(first), {rest: part}) if rest else part
+    return twin

@@ -1,36 +1,19 @@
-"""Inspection of a model: other submodules, Grad-CAM, choices of routers.
+"""Inspection of a model: Grad-CAM on attention, choices of routers.
 
 Letters: B batch, S rows of a batch, N all tokens of a sequence, H heads, K chosen experts.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.model.backbone import Backbone
-from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
 from eve_vl.model.moe import Assignment, MoE, OfficialMoE, RouterStats
 from eve_vl.model.packing import PackedTokens, Tokens
-
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module:
-    """Return a twin of a module with other submodules.
-
-    parts: by name, such as `encoder.blocks.0.attn`. It copies only the modules above these, without tensors. The original stays
-    unchanged and usable, unlike with a hook or a patched attribute.
-    """
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    for name, part in parts.items():
-        first, _, rest = name.partition(".")
-        twin._modules[first] = replace_submodules(twin.get_submodule(first), {rest: part}) if rest else part
-    return twin
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:

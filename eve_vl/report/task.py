@@ -20,7 +20,7 @@ from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
-from eve_vl.model.probes import replace_submodules
+from eve_vl.model.layers import replace_submodules
 from eve_vl.predict.base import predictor_of
 from eve_vl.predict.explain import Heatmap
 from eve_vl.report.drawing import Choice, Curves, Loss, Section, bar_chart, draw, percent
