@@ -243,8 +243,7 @@ def test_contents_of_padding_change_nothing_and_are_not_counted():
     other = torch.where(is_padding_BN[:, :, None], torch.full_like(x_BND, 1e3), x_BND)
     again, stats_again = run(moe, other, is_text_BN, is_padding_BN)
     assert torch.equal(output, again)
-    for name in ("first_E", "gate_E", "chosen_ME", "entropy", "num_tokens"):
-        assert torch.equal(getattr(stats, name), getattr(stats_again, name)), name
+    assert torch.equal(stats.sums_2X, stats_again.sums_2X)
 
 
 def test_a_samples_output_never_depends_on_its_batch_mates():
