@@ -1,4 +1,6 @@
-"""EVE: one Transformer for images, texts and pairs, pre-trained by masked signal modelling.
+"""EVE, one Transformer for images, texts and pairs.
+
+It is pre-trained by masked signal modelling.
 
 from eve_vl import Eve
 eve = Eve.load("runs/scenes_vqa")
@@ -11,7 +13,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Eve` when it is asked for: the command line sets the environment before torch is imported."""
+    """Import `Eve` on first use.
+
+    The command line sets the environment before torch is imported.
+    """
     if name == "Eve":
         from eve_vl.eve import Eve
 

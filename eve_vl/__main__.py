@@ -16,8 +16,10 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but end at once while a module loads: nothing is to be saved yet, and libraries that are cut off
-    half-way make other errors of it."""
+    """Raise KeyboardInterrupt, or end at once while a module loads.
+
+    Nothing is to be saved yet then, and libraries that are cut off half-way raise other errors.
+    """
     if any(caller.f_code.co_filename.startswith("<frozen importlib") for caller, _ in traceback.walk_stack(frame)):
         os.write(2, b"eve: interrupted\n")
         os._exit(128 + number)

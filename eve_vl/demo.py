@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -45,28 +45,20 @@ TASKS = ("vqa", "nlvr2", "retrieval")  # the shortest first
 SPLITS = {"test": "", "test_novel": "_novel"}  # test splits → suffix of their numbers
 TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that are not in the training data")
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, which holds the numbers of all tasks
-GAINS = {  # number → task, and prefix of its rows; pre-trained and from-scratch runs are compared row by row
-    "vqa_acc": ("vqa", ""),
-    "nlvr2_acc": ("nlvr2", ""),
-    "retrieval_tr1": ("retrieval", "tr1 "),
-    "retrieval_ir1": ("retrieval", "ir1 "),
+NUMBERS = {  # number → task, prefix of its rows, name for people, baseline; runs are compared row by row
+    "vqa_acc": ("vqa", "", "Questions: accuracy", "vqa_acc_blind"),
+    "nlvr2_acc": ("nlvr2", "", "Statements: accuracy", 0.5),
+    "retrieval_tr1": ("retrieval", "tr1 ", "Image → caption: recall at 1", "retrieval_tr1_chance"),
+    "retrieval_ir1": ("retrieval", "ir1 ", "Caption → image: recall at 1", "retrieval_ir1_chance"),
 }
-NAMES = ("Questions: accuracy", "Statements: accuracy", "Image → caption: recall at 1", "Caption → image: recall at 1")
-BASELINES = ("vqa_acc_blind", 0.5, "retrieval_tr1_chance", "retrieval_ir1_chance")
 TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # in each run folder: test numbers, and row scores per split
 NUM_ROWS = "num_test_rows"
 LOG = "run.log"  # in each run folder: its output
 POLL_SECONDS = 0.5
 
 
-class Result(NamedTuple):
-    """One line of the results table; NaN if a number is unknown."""
-
-    name: str
-    pretrained: float
-    scratch: float
-    gain: MeasuredValue | None
-    baseline: float
+Result = tuple[str, float, float, MeasuredValue | None, float]
+"""Name, pre-trained, from scratch, gain and baseline of a number; NaN if unknown."""
 
 
 def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
@@ -74,10 +66,8 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
 
     num_test: rows per test split. After an interruption the same call resumes. Raises UserError if a run fails.
     """
-    start = time.perf_counter()
-    configs = plan(out)
+    start, configs = time.perf_counter(), plan(out)
     at_once = min(usable_cores(), len(configs))
-    configs = {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
@@ -104,14 +94,12 @@ def plan(out: Path) -> dict[str, Config]:
     for task, suffix in [*((task, suffix) for suffix in (SCRATCH, "") for task in long), (short, SCRATCH), (short, "")]:
         config = get_finetune_recipe(f"demo_{task}", pretrain)
         configs[task + suffix] = replace(config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix))
-    return configs
+    return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
 
 
 def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> None:
     """Run all configs, at_once at a time, with a progress bar per run on a terminal."""
-    waiting, running = dict(configs), {}
-    started = time.perf_counter()
-    finished: set[str] = set()
+    waiting, running, finished, started = dict(configs), {}, set[str](), time.perf_counter()
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
@@ -216,7 +204,7 @@ def collect(out: Path) -> dict[str, float]:
             for name, value in read_numbers(out / (task + arm) / TEST_FILE).items():
                 split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
                 numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
-    for key, (task, start) in GAINS.items():
+    for key, (task, start, *_) in NUMBERS.items():
         ours, scratch = (read_json(out / (task + arm) / ROWS_FILE, dict) for arm in ("", SCRATCH))
         for split, suffix in SPLITS.items():
             own = {row: value for row, value in ours.get(split, {}).items() if row.startswith(start)}
@@ -228,12 +216,11 @@ def results(numbers: Mapping[str, float]) -> list[tuple[str, list[Result]]]:
     """Return a table per test split. numbers: those of `collect`."""
     tables = []
     for suffix, title in zip(SPLITS.values(), TITLES, strict=True):
-        rows = []
-        for key, name, baseline in zip(GAINS, NAMES, BASELINES, strict=True):
+        rows: list[Result] = []
+        for key, (_, _, name, baseline) in NUMBERS.items():
             ours, scratch, gain = (numbers.get(key + end + suffix, math.nan) for end in ("", SCRATCH, "_gain"))
-            if isinstance(baseline, str):
-                baseline = numbers.get(baseline + suffix, math.nan)
-            rows.append(Result(name, ours, scratch, gain if isinstance(gain, MeasuredValue) else None, baseline))
+            guess = numbers.get(baseline + suffix, math.nan) if isinstance(baseline, str) else baseline
+            rows.append((name, ours, scratch, gain if isinstance(gain, MeasuredValue) else None, guess))
         tables.append((title, rows))
     return tables
 

@@ -35,7 +35,7 @@ from campaign_runs import make_base, run_readers
 from mutations import make_special, odd_name
 
 import eve_vl
-from eve_vl.utils.errors import BIDI, UserError
+from eve_vl.utils.errors import UserError
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
 ALLOWED_NEW = (".tar.index", "report.html", "metrics.json", "log.jsonl", "config.json", "tokenizer.json", "answers.json")
@@ -159,6 +159,9 @@ def problems_of(message: str, names: set[str]) -> Iterator[str]:
         yield "names no file"
     if len(message) > 20_000:
         yield "is very long"
+
+
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def unprintable(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Runs and icons that the package ships. A run is named builtin:NAME wherever a run folder is accepted.
+"""Runs and icons that the package ships.
+
+A run is named builtin:NAME in each place that takes a run folder.
 
     icons/          a run folder with float16 weights; its README.md says how it was made and what it reaches
     lucide.zip      1,778 icons that the run was not trained on, with their names
@@ -30,7 +32,10 @@ def is_named(run: str | Path) -> bool:
 
 
 def located(run: str | Path) -> Path:
-    """Return the folder of a builtin:NAME, any other path unchanged. Raises UserError for an unknown NAME."""
+    """Return the folder of a builtin:NAME, any other path unchanged.
+
+    Raises UserError for an unknown NAME.
+    """
     if not is_named(run):
         return Path(run)
     if str(run) not in names():
@@ -39,7 +44,9 @@ def located(run: str | Path) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """Return the lasting name of a run or checkpoint: its absolute path, or builtin:NAME for the package's own.
+    """Return the lasting name of a run or checkpoint.
+
+    It is the absolute path, or builtin:NAME for the package's own.
 
     The package's folder moves with every installation.
     """
@@ -56,7 +63,10 @@ def refuse(path: Path) -> None:
 
 
 def unpack_icons(folder: Path) -> Path:
-    """Unpack the icons into a folder unless they are there, and return their table. Raises UserError."""
+    """Unpack the icons into a folder and return their table.
+
+    Complete files stay. Raises UserError.
+    """
     with zipfile.ZipFile(ICONS) as icons, reporting_write_errors(folder):
         for one in icons.infolist():  # writes files again that a crash has truncated
             path = folder / one.filename

@@ -77,17 +77,15 @@ class Config:
             "task.itc_masked_image with model.stem conv, which must see whole images during training too: set "
             "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
         )
+        is_scaled = init is None and train.head_lr_multiplier != 1
+        allows_nothing = self.init_allow_missing and (init is None or self.scratch)
         conflicts = {
             f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
             whole: is_masked and stem == "conv",
             "scratch limits what --init gives, but there is no --init; name a run": self.scratch and init is None,
             "tokenizer.path has no effect with --init, which brings its run's tokenizer": init and self.tokenizer.path,
-            "train.head_lr_multiplier has no effect without --init: all parameters are new": (
-                train.head_lr_multiplier != 1 and init is None
-            ),
-            "init_allow_missing has no effect without weights from an --init run": (
-                self.init_allow_missing and (init is None or self.scratch)
-            ),
+            "train.head_lr_multiplier has no effect without --init: all parameters are new": is_scaled,
+            "init_allow_missing has no effect without weights from an --init run": allows_nothing,
         }
         found += [sentence for sentence, holds in conflicts.items() if holds]
         if found:
@@ -141,7 +139,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """Rebuild a config from `to_dict`; a missing key takes its default.
+    """Return the config from `to_dict`; a missing key takes its default.
 
     Raises UserError for unknown keys, missing keys without a default and values of another type. `where` names the file,
     `prefix` the section.
@@ -182,21 +180,22 @@ def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(read_value(hints[place], item, where, f"{key}[{place}]") for place, item in enumerate(value))
     if not dataclasses.is_dataclass(hint):
         return Path(value) if hint is Path else value
-    if issubclass(typing.cast(type, hint), Section):
-        return _section(typing.cast(type, hint), value, where, key)
-    return from_dict(typing.cast(type, hint), value, where, f"{key}.")
-
-
-def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str) -> Section:
-    """Return the section of the kind that the value's `name` names."""
-    name, what = value.get("name"), base.__name__.removesuffix("Config").lower()
-    if not isinstance(name, str) or (kind := find_kind(base, f"{what}s", name)) is None:
-        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), all_kinds(base, f'{what}s'))}")
-    return from_dict(kind, {each: item for each, item in value.items() if each != "name"}, where, f"{key}.")
+    kind, what = typing.cast(type, hint), hint.__name__.removesuffix("Config").lower()
+    if issubclass(kind, Section):
+        name, value = value.get("name"), {field_name: item for field_name, item in value.items() if field_name != "name"}
+        found = find_kind(kind, f"{what}s", name) if isinstance(name, str) else None
+        if found is None:
+            known = nearest(str(name), all_kinds(kind, f"{what}s"))
+            raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {known}")
+        kind = found
+    return from_dict(kind, value, where, f"{key}.")
 
 
 def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values of a config.json without its format. Raises UserError unless the format is FORMAT."""
+    """Return the values of a config.json without its format.
+
+    Raises UserError unless the format is FORMAT.
+    """
     form = values.get("format", 1)
     if form != FORMAT:
         fix = "update the package" if type(form) is int and form > FORMAT else "train the run again"

@@ -1,4 +1,4 @@
-"""Kinds of sections, told apart by their `name`, checks of their values, and registered code that may define more kinds.
+"""Kinds of sections, checks of their values, and registered code with more kinds.
 
 Code is registered as files that the user names, entry points of installed packages and of related systems. A file runs only if
 the user names it, as FILE.py:RECIPE, with --code or in the environment variable EVE_CODE. Code that a run's config.json
@@ -39,7 +39,10 @@ class Values:
     """Field such as task.mim_weight, value, names of the fields without effect then; a subclass lists its own rules only."""
 
     def validate(self) -> list[str]:
-        """Return the problems of these values, one sentence each: of single values or, without any, of several together."""
+        """Return the problems of these values, one sentence each.
+
+        Problems of several values together are reported if each lies in its range.
+        """
         found = []
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             value, allowed = getattr(self, name, None), typing.get_args(hint)
@@ -50,7 +53,9 @@ class Values:
         return found or [sentence for sentence, holds in self.conflicts().items() if holds]
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds.
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
 
         Each value lies in its range when this is asked.
         """
@@ -67,7 +72,10 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Section(Values):
-    """A section of one of several kinds; a subclass with a `name` is a kind, known once it is defined."""
+    """A section of one of several kinds.
+
+    A subclass with a `name` is a kind, known once it is defined.
+    """
 
     name: ClassVar[str]
     """Name of this kind in config.json."""
@@ -77,7 +85,10 @@ Kind = TypeVar("Kind")
 
 
 def _is_in(interval: str, value: Any) -> bool:
-    """Return whether a value, or each of a tuple, lies in an interval such as `[0, 1)`; NaN lies in none."""
+    """Return whether a value lies in an interval such as `[0, 1)`.
+
+    Of a tuple, each item must. NaN lies in none.
+    """
     if isinstance(value, tuple):
         return all(_is_in(interval, item) for item in value)
     low, high = map(float, interval[1:-1].split(","))
@@ -102,7 +113,9 @@ SYSTEMS = Path(__file__).parents[1] / "systems"
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """Import a user's file under its own name from its own folder, as `python FILE.py` does.
+    """Import a user's file under its own name, as `python FILE.py` does.
+
+    The module is found in the file's own folder.
 
     It can import files next to it, and loader workers find it by any start method. Raises UserError; errors of the code itself
     keep their traceback for its author.
@@ -121,7 +134,10 @@ def load_file(path: str | Path) -> ModuleType:
 
 @cache
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
-    """Return the entry points `eve_vl.GROUP` of all installed packages and of the related systems, by name."""
+    """Return the entry points `eve_vl.GROUP` by name.
+
+    They come from all installed packages and from the related systems.
+    """
     systems = [metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))]
     ours = [entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")]
     return {entry.name: entry for entry in (*metadata.entry_points(group=f"{OURS}.{group}"), *ours)}
@@ -129,7 +145,10 @@ def installed(group: str) -> dict[str, metadata.EntryPoint]:
 
 @cache
 def load_installed(group: str, name: str) -> Any:
-    """Return the object of an entry point; None without one or, after a warning, if it cannot be loaded."""
+    """Return the object of an entry point.
+
+    None without one or, after a warning, if it cannot be loaded.
+    """
     if (entry := installed(group).get(name)) is None:
         return None
     try:
@@ -166,14 +185,19 @@ def define(room: str, name: str) -> None:
 
 
 def all_kinds(base: type[Kind], group: str) -> dict[str, type[Kind]]:
-    """Return all kinds of a section or of another class, those of entry points included, by name."""
+    """Return all kinds of a section or another class by name.
+
+    Those of entry points are included.
+    """
     for name in installed(group):
         load_installed(group, name)
     return kinds_of(base)
 
 
 def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
-    """Return a kind of a section or of another class by its name; None if nothing defines it.
+    """Return a kind of a section or another class by its name.
+
+    None if nothing defines it.
 
     Looks in this package, then in the files of EVE_CODE, then in entry points. Raises UserError for a missing file.
     """
@@ -185,7 +209,10 @@ def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
 
 
 def origins(*codes: Any) -> dict[str, str]:
-    """Return the origins of external classes and functions: packages with versions, files with checksums."""
+    """Return the origins of external classes and functions.
+
+    Packages come with versions, files with checksums.
+    """
     found = {}
     for module in (sys.modules[code.__module__] for code in codes):
         name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)

@@ -37,7 +37,7 @@ class ModelConfig(Section):
     @property
     def fits_other_sizes(self) -> bool:
         """Whether its weights, resized, fit images of another size and shorter texts."""
-        return False
+        return getattr(self, "positions", "") == "relative"
 
     @property
     def block(self) -> "EveModelConfig":
@@ -45,11 +45,17 @@ class ModelConfig(Section):
         return EveModelConfig()
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
-        """Return the problems of a task with this backbone on rows of a `data.modality`, one sentence each."""
+        """Return the problems of a task with this backbone, one sentence each.
+
+        rows: a `data.modality`.
+        """
         return task.problems_with_model(self)
 
     def incompatible_fields(self, other: "ModelConfig") -> list[str]:
-        """Return the fields that make another section another system, not another size; `name`: another backbone."""
+        """Return the fields in which another section is another system.
+
+        Sizes do not count. `name` means another backbone.
+        """
         return [] if type(self) is type(other) else ["name"]
 
     def __str__(self) -> str:
@@ -59,7 +65,10 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EveModelConfig(ModelConfig):
-    """EVE's unified Transformer ([paper] Tables 7 and 8 compare its feed-forward policies)."""
+    """EVE's unified Transformer.
+
+    [paper] Tables 7 and 8 compare its feed-forward policies.
+    """
 
     name: ClassVar[str] = "eve"
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (("model.positions", "relative", "pos_embed_init_std"),)
@@ -114,11 +123,6 @@ class EveModelConfig(ModelConfig):
         return BERT_EPS if self.text_embedding == "bert" else NORM_EPS
 
     @property
-    def fits_other_sizes(self) -> bool:
-        """Whether its weights, resized, fit images of another size and shorter texts."""
-        return self.positions == "relative"
-
-    @property
     def block(self) -> "EveModelConfig":
         """Shape of the blocks."""
         return self
@@ -135,7 +139,10 @@ class EveModelConfig(ModelConfig):
         return round(self.embed_dim * self.mlp_ratio)
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         width, heads, depth, deep, k = self.embed_dim, self.num_heads, self.depth, self.num_deep_blocks, self.top_k
         return {
             f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
@@ -155,7 +162,10 @@ class EveModelConfig(ModelConfig):
         return found
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
-        """Return the fields that make another section another system, not another size; `name`: another backbone."""
+        """Return the fields in which another section is another system.
+
+        Sizes do not count. `name` means another backbone.
+        """
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
         idle = {*self.unused_fields(), *other.unused_fields()}
@@ -219,7 +229,10 @@ class DualEncoderConfig(ModelConfig):
         return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         width, heads, last = self.embed_dim, self.num_heads, self.fusion_depth
         is_inside = 0 <= self.pixel_layer <= last
         return {
@@ -238,7 +251,10 @@ class DualEncoderConfig(ModelConfig):
         return found
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
-        """Return the fields that make another section another system, not another size; `name`: another backbone."""
+        """Return the fields in which another section is another system.
+
+        Sizes do not count. `name` means another backbone.
+        """
         if type(self) is not type(other) or not isinstance(other, DualEncoderConfig):
             return ["name"]
         has_other_fusion = bool(self.fusion_depth) != bool(other.fusion_depth)

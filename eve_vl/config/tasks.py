@@ -49,7 +49,7 @@ class TaskConfig(Section):
         return [f"{lacking} {weight:g}, but data.modality is {rows}: set it to 0"] if weight else []
 
     def problems_with_pairs(self, num_pairs: int) -> list[str]:
-        """Return the problems of num_pairs rows in a process's micro-batch, one sentence each."""
+        """Return the problems of a micro-batch of num_pairs, one sentence each."""
         return []
 
     def problems_with_model(self, model: Any) -> list[str]:
@@ -108,7 +108,10 @@ class MaskedSignalConfig(TaskConfig):
     """Attention heads of the pixel decoder."""
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         learns_nothing = type(self) is MaskedSignalConfig and not (self.mim_weight or self.mlm_weight)
         lacks_one, width, heads = 0 in (self.mim_weight, self.mlm_weight), self.decoder_dim, self.decoder_num_heads
         return {
@@ -120,7 +123,10 @@ class MaskedSignalConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastMatchConfig(MaskedSignalConfig):
-    """Pre-training by contrast (ITC), matching (ITM) and masked signals: the baselines of [paper] Tables 1 and 6."""
+    """Pre-training by contrast (ITC), matching (ITM) and masked signals.
+
+    These are the baselines of [paper] Tables 1 and 6.
+    """
 
     name: ClassVar[str] = "contrast_match"
     title: ClassVar[str] = "contrast, matching and masked signals"
@@ -156,7 +162,10 @@ class ContrastMatchConfig(MaskedSignalConfig):
     """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs it."""
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         learns = any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
         samples = self.itm_weight and self.itm_negatives != "random_half"
         how = "are sampled by contrastive similarity, but itc_weight is 0: set it to random_half"
@@ -189,7 +198,9 @@ class SearchFlags(EvaluationFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(TaskConfig):
-    """Image–text retrieval by contrast (ITC), matching with hard negatives (ITM) and re-ranking ([paper] "Downstream Tasks").
+    """Image–text retrieval by contrast (ITC), matching (ITM) and re-ranking.
+
+    Negatives of matching are hard ([paper] "Downstream Tasks").
 
     Without contrast, matching scores every pair.
     """
@@ -236,13 +247,16 @@ class RetrievalConfig(TaskConfig):
     as on COCO and Flickr30K."""
 
     def problems_with_pairs(self, num_pairs: int) -> list[str]:
-        """Return the problems of num_pairs rows in a process's micro-batch, one sentence each."""
+        """Return the problems of a micro-batch of num_pairs, one sentence each."""
         if self.itm_loss != "ranking" or num_pairs >= self.ranking_candidates:
             return []
         return [f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"]
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         rerank, contrasts, matches = self.rerank, bool(self.itc_weight), bool(self.itm_weight)
         is_unnormed = self.pooling == "mean" and not self.final_norm
         pairs = f"rerank {rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
@@ -260,7 +274,10 @@ class RetrievalConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VQAConfig(TaskConfig):
-    """Visual question answering as classification over an answer list ([paper] "Downstream Tasks")."""
+    """Visual question answering as classification over an answer list.
+
+    See [paper] "Downstream Tasks".
+    """
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "visual question answering"
@@ -271,7 +288,10 @@ class VQAConfig(TaskConfig):
     """Training questions that an answer of a built list needs."""
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         has_both = self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count
         return {"min_answer_count has no effect with an answer list (answers)": has_both}
 

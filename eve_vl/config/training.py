@@ -1,4 +1,4 @@
-"""Sections of training: sizes of model inputs, sources of rows, the tokenizer, optimisation."""
+"""Sections of training: model inputs, data, tokenizer, optimisation."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ GENERATORS = {"scenes": "eve_vl.synthetic.scenes", "phantoms": "eve_vl.synthetic
 
 
 def generated(source: str) -> tuple[str, str] | None:
-    """Return the generator and split that a source names, e.g. `scenes:val`; None for a path.
+    """Return the generator and split of a source such as `scenes:val`.
+
+    None for a path.
 
     The default split is train. Raises UserError if the name is also that of a path.
     """
@@ -60,7 +62,10 @@ class InputConfig(Values):
         return 3 * self.patch_size**2
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         size, patch, padded, longest = self.image_size, self.patch_size, self.padded_text_length, self.text_length
         divisible = patch * max(1, round(size / patch))
         return {
@@ -120,7 +125,10 @@ class DataConfig(Values):
         return self.skip_invalid_val or HELD_OUT in self.val
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         holds_out, made, crop, weights = HELD_OUT in self.val, _generators(self.train), self.crop_scale, len(self.train_weights)
         own, lacking = next(iter(made), ""), next((name for name in _generators(self.val) if name not in made), "")
         is_own_share = self.val_fraction != DataConfig.val_fraction
@@ -138,13 +146,10 @@ class DataConfig(Values):
 
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
-        found: dict[str, str] = {}
-        if all(map(generated, (*self.train, *self.val))):
-            reading = "format image_root image_column text_column label_column"
-            found |= dict.fromkeys(reading.split(), "on generated data")
-        if self.modality == "text":
-            found |= dict.fromkeys(["crop_scale", "flip", "augment"], "on texts without images")
-        return found
+        is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
+        reading = ("format", "image_root", "image_column", "text_column", "label_column")
+        unused = dict.fromkeys(reading if is_generated else (), "on generated data")
+        return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +164,9 @@ class TokenizerConfig(Values):
 
 
 def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
-    """Return train.lr_multipliers that shrink by `rate` per encoder block from the top, as in BEiT.
+    """Return train.lr_multipliers that shrink by `rate` per block from the top.
+
+    This is BEiT's layer-wise decay.
 
     Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have rate^(num_blocks + 1).
     """
@@ -225,7 +232,10 @@ class TrainConfig(Values):
     """Newest checkpoints to keep."""
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         factors = {
             f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": factor
             for name, factor in self.lr_multipliers

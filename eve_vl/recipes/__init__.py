@@ -1,4 +1,6 @@
-"""Recipes: one function per run that returns a whole config; its docstring names command, time and score.
+"""Recipes: one function per run that returns a whole config.
+
+Its docstring names command, time and score.
 
 A function without parameters is a pre-training recipe. A function of `init`, the config of the run to start from, is a
 fine-tuning recipe. EVE's are here; others come from related systems, installed packages, users' files and a run's config.json.
@@ -15,7 +17,7 @@ from typing import Any
 from eve_vl.config import Config, config_from_dict
 from eve_vl.config.base import installed, load_file, load_installed, origins
 from eve_vl.recipes import finetune, pretrain
-from eve_vl.recipes.finetune import starts_from as starts_from
+from eve_vl.recipes.pretrain import starts_from as starts_from
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import expand_user, read_json
 
@@ -25,7 +27,10 @@ NUM_ARGUMENTS = {"pretrain": (0,), "finetune": (1,), EITHER: (0, 1)}
 
 
 def _recipes(module: ModuleType) -> dict[str, Recipe]:
-    """Return the functions that a module defines with no parameter or with `init` only, by name."""
+    """Return the recipes that a module defines, by name.
+
+    They are its functions without parameters or with `init` only.
+    """
     functions = {name: each for name, each in vars(module).items() if inspect.isfunction(each)}
     return {
         name: each
@@ -39,23 +44,34 @@ OWN = _recipes(pretrain) | _recipes(finetune)
 
 
 def recipes(verb: str) -> dict[str, Recipe]:
-    """Return the recipes of a verb by name: EVE's, those of related systems and those of installed packages."""
+    """Return the recipes of a verb by name.
+
+    They are EVE's, those of related systems and those of installed packages.
+    """
     found = OWN | {name: load_installed("recipes", name) for name in installed("recipes") if name not in OWN}
     return {name: each for name, each in found.items() if _is_for(verb, each)}
 
 
 def get_recipe(name: str) -> Config:
-    """Return a pre-training recipe's config. Raises UserError for an unknown name, with the nearest one."""
+    """Return a pre-training recipe's config.
+
+    Raises UserError for an unknown name, with the nearest one.
+    """
     return _known("pretrain", name)()
 
 
 def get_finetune_recipe(name: str, init: Config) -> Config:
-    """Return a fine-tuning recipe's config for a pre-trained run's. Raises UserError for an unknown name."""
+    """Return a fine-tuning recipe's config for a pre-trained run's.
+
+    Raises UserError for an unknown name.
+    """
     return _known("finetune", name)(init)
 
 
 def find_recipe(verb: str, name: str) -> Recipe:
-    """Return the recipe that was typed after a verb (or EITHER): a name, FILE.py:NAME or a run's config.json.
+    """Return the recipe named after a verb (or EITHER).
+
+    A recipe is given as a name, as FILE.py:NAME or as a run's config.json.
 
     Imports FILE.py. Raises UserError.
     """
@@ -72,7 +88,10 @@ def find_recipe(verb: str, name: str) -> Recipe:
 
 
 def start_of(name: str, make: Recipe) -> str | None:
-    """Return the pre-training recipe that a found recipe starts from, by default base; None for pre-training."""
+    """Return the pre-training recipe that a recipe starts from.
+
+    The default is base; None for pre-training.
+    """
     if name.endswith(".json") or not inspect.signature(make).parameters:
         return None
     return getattr(make, "start", "base")
@@ -94,7 +113,10 @@ def _is_for(verb: str, recipe: Any) -> bool:
 
 
 def _wrap(verb: str, name: str, recipe: Any) -> Recipe:
-    """Return a recipe that sets its configs' `recipe` and `code`. Raises UserError if it is not a recipe."""
+    """Return a recipe that sets its configs' `recipe` and `code`.
+
+    Raises UserError if it is not a recipe.
+    """
 
     @functools.wraps(recipe)
     def named(*args: Config) -> Config:
@@ -110,7 +132,10 @@ def _wrap(verb: str, name: str, recipe: Any) -> Recipe:
 
 
 def _of_run(verb: str, path: Path) -> Recipe:
-    """Return the config of a run as a recipe; without another --out, training resumes that run."""
+    """Return the config of a run as a recipe.
+
+    Without another --out, training resumes that run.
+    """
     config = config_from_dict(read_json(path, dict), str(path))
     if verb not in (EITHER, right := "pretrain" if config.task.is_pretraining else "finetune"):
         raise UserError(f"{path}: config of a {config.task.name} run; use eve {right}")

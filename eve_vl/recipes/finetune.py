@@ -1,9 +1,11 @@
-"""Fine-tuning: each recipe takes the config of the run to start from and keeps its encoder."""
+"""Fine-tuning recipes.
 
-from collections.abc import Callable
+Each takes the config of the run to start from and keeps its encoder.
+"""
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from eve_vl.config import (
     ClassificationConfig,
@@ -16,8 +18,8 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
+from eve_vl.recipes.pretrain import starts_from
 
-Recipe = TypeVar("Recipe", bound=Callable[..., Config])
 OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 PHANTOMS = replace(SCENES, train=("phantoms:train",), val=("phantoms:val",))
@@ -30,18 +32,10 @@ FAST_ANSWERS: dict[str, Any] = MUON | {"batch_size": 64, "lr": 1e-3, "head_lr_mu
 FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "head_lr_multiplier": 1.0}
 
 
-def starts_from(recipe: str) -> Callable[[Recipe], Recipe]:
-    """Mark a fine-tuning recipe with the pre-training recipe that it starts from; without a mark: base."""
-
-    def mark(function: Recipe) -> Recipe:
-        function.start = recipe  # pyright: ignore[reportFunctionMemberAccess]
-        return function
-
-    return mark
-
-
 def vqa(init: Config) -> Config:
-    """VQA v2 as in the paper: 480 pixels, 10 epochs of 433k questions, batch 128; Visual Genome questions may be added.
+    """VQA v2 as in the paper: 480 pixels, 10 epochs of 433k questions, batch 128.
+
+    Visual Genome questions may be added.
 
     eve finetune vqa --init runs/base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
@@ -58,7 +52,9 @@ def nlvr2(init: Config) -> Config:
 
 
 def retrieval(init: Config) -> Config:
-    """COCO retrieval as in the paper: 384 pixels, 10 epochs of 567k captions, batch 256; Flickr30K: lr 1e-5, batch 128.
+    """COCO retrieval as in the paper: 384 pixels, 10 epochs of 567k captions.
+
+    The batch has 256 pairs. Flickr30K: lr 1e-5, batch 128.
 
     eve finetune retrieval --init runs/base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
@@ -66,7 +62,9 @@ def retrieval(init: Config) -> Config:
 
 
 def classification(init: Config) -> Config:
-    """Classification of images, texts or both at the size of the run to start from: 10,000 steps of batch 128.
+    """Classification of images, texts or both: 10,000 steps of batch 128.
+
+    Images have the size of the run to start from.
 
     eve finetune classification --init runs/base --data.train FOLDER-PER-CLASS --data.val held-out
     """
@@ -75,7 +73,9 @@ def classification(init: Config) -> Config:
 
 @starts_from("demo")
 def demo_vqa(init: Config) -> Config:
-    """Questions about built-in scenes, part of `make demo`: a minute and a half on one core; accuracy 0.90.
+    """Questions about built-in scenes: a minute and a half on one core; accuracy 0.90.
+
+    It is part of `make demo`.
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
@@ -84,7 +84,9 @@ def demo_vqa(init: Config) -> Config:
 
 @starts_from("demo")
 def demo_nlvr2(init: Config) -> Config:
-    """Statements about two built-in scenes, part of `make demo`: a minute on one core; accuracy 0.80.
+    """Statements about two built-in scenes: a minute on one core; accuracy 0.80.
+
+    It is part of `make demo`.
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
@@ -93,7 +95,9 @@ def demo_nlvr2(init: Config) -> Config:
 
 @starts_from("demo")
 def demo_retrieval(init: Config) -> Config:
-    """Captions of built-in scenes, part of `make demo`, by contrast only: forty seconds on one core; R@1 0.81 and 0.88.
+    """Captions of built-in scenes: forty seconds on one core; R@1 0.81 and 0.88.
+
+    It learns by contrast only and is part of `make demo`.
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
@@ -103,7 +107,9 @@ def demo_retrieval(init: Config) -> Config:
 
 @starts_from("demo")
 def demo_classification(init: Config) -> Config:
-    """Kinds of shapes in a built-in scene, several at once; mean AP 1.000, by chance 0.245; time not measured.
+    """Kinds of shapes in a built-in scene, several at once; mean AP 1.000.
+
+    Chance is 0.245; the time was not measured.
 
     Measured on `scenes:val` from `scenes --train.steps 2000`. --data.train takes any labelled images; add
     --task.no-multilabel if each has one label.
@@ -115,7 +121,9 @@ def demo_classification(init: Config) -> Config:
 
 @starts_from("scenes")
 def scenes_vqa(init: Config) -> Config:
-    """Questions about built-in scenes with more steps: four minutes on one core; accuracy 0.97 from half of `scenes`.
+    """Questions about built-in scenes: four minutes on one core; accuracy 0.97.
+
+    It has more steps than `demo_vqa` and started from half of `scenes`.
 
     eve finetune scenes_vqa --init runs/scenes
     """
@@ -124,7 +132,9 @@ def scenes_vqa(init: Config) -> Config:
 
 @starts_from("scenes")
 def scenes_nlvr2(init: Config) -> Config:
-    """Statements about two built-in scenes with more steps; accuracy 0.98 within 900 CPU core-seconds, `scenes` included.
+    """Statements about two built-in scenes with more steps; accuracy 0.98.
+
+    It takes 900 CPU core-seconds, `scenes` included.
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
@@ -133,7 +143,9 @@ def scenes_nlvr2(init: Config) -> Config:
 
 @starts_from("scenes")
 def scenes_retrieval(init: Config) -> Config:
-    """Captions of built-in scenes, by contrast and matching: three minutes on one core; R@1 0.96 and 0.99.
+    """Captions of scenes: three minutes on one core; R@1 0.96 and 0.99.
+
+    It learns by contrast and matching.
 
     eve finetune scenes_retrieval --init runs/scenes
     """
@@ -142,7 +154,9 @@ def scenes_retrieval(init: Config) -> Config:
 
 @starts_from("scenes")
 def easy_vqa(init: Config) -> Config:
-    """easy-VQA: one coloured shape, 13 answers; two epochs of 38,575 questions; accuracy 0.989; time not measured.
+    """easy-VQA: one coloured shape, 13 answers; accuracy 0.989.
+
+    It takes two epochs of 38,575 questions; the time was not measured.
 
     Measured on its published test set from the `scenes` of 2026-11-25.
 
@@ -154,7 +168,9 @@ def easy_vqa(init: Config) -> Config:
 
 @starts_from("emoji")
 def emoji_retrieval(init: Config) -> Config:
-    """Emoji and their names by contrast only: minutes on one core; R@1 0.33 and 0.35 with --init builtin:icons.
+    """Emoji and their names by contrast: minutes on one core; R@1 0.33 and 0.35.
+
+    Both numbers are with --init builtin:icons.
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -165,7 +181,9 @@ def emoji_retrieval(init: Config) -> Config:
 
 @starts_from("icons")
 def icons_search(init: Config) -> Config:
-    """Icons and their names by contrast only; `--scratch --train.steps 6659`, 1,334 CPU core-seconds: R@1 0.43 and 0.44.
+    """Icons and their names by contrast; R@1 0.43 and 0.44.
+
+    Measured with `--scratch --train.steps 6659`, 1,334 CPU core-seconds.
 
     Measured on two unseen sets, from icon to name and from name to icon; `builtin:icons` is that run.
 
@@ -205,7 +223,9 @@ def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OW
 def at_paper_scale(
     init: Config, recipe: str, task: TaskConfig, image_size: int = 0, augment: Any = "none", **train: Any
 ) -> Config:
-    """Return a run at the paper's scale on images of image_size, rounded to whole patches.
+    """Return a run at the paper's scale.
+
+    Images have image_size, rounded to whole patches.
 
     image_size 0 or a small model: the size of the run to start from.
     """
@@ -229,7 +249,10 @@ def _scenes(
 
 
 def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
-    """Return retrieval on data with recurring captions, for a model with little time to learn matching."""
+    """Return retrieval on data with recurring captions.
+
+    It suits a model with little time to learn matching.
+    """
     return RetrievalConfig(
         rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, dedup_captions=True, itm_batchnorm=True
     )

@@ -1,4 +1,6 @@
-"""Built-in data made by code: scenes and phantoms. This file holds random streams, the base of their sources, a disclaimer.
+"""Built-in data made by code: scenes and phantoms.
+
+This file holds random streams, the base of the sources, and a disclaimer.
 
 data/ finds a generator by its name in config.training.GENERATORS; its module has `ROWS`, the sources by kind of row.
 """
@@ -58,7 +60,9 @@ def pick_weighted(rng: Random, weights: Sequence[float]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedRows(GeneratedSource):
-    """Rows of one split of a generator, a pure function of split, seed and index. Raises UserError for invalid settings.
+    """Rows of one split of a generator.
+
+    They are a pure function of split, seed and index. Raises UserError for invalid settings.
 
     image_size: in pixels. num_rows: number of rows (None: NUM_ROWS of the split).
     """
@@ -92,7 +96,10 @@ class GeneratedRows(GeneratedSource):
 
 
 def source_note(sources: Iterable[str]) -> str:
-    """Return the disclaimer of pages about phantoms, recognised by name or by MARKER; "" for other data."""
+    """Return the disclaimer of pages about phantoms, "" for other data.
+
+    Phantoms are recognised by name or by MARKER.
+    """
     return NO_MEDICINE if any(map(_are_phantoms, sources)) else ""
 
 

@@ -1,4 +1,6 @@
-"""Built-in data as files (`eve data write`): scenes as a user's own folder, phantoms in the layouts of medical data sets.
+"""Built-in data as files (`eve data write`).
+
+Scenes are written as a user's own folder, phantoms in the layouts of medical data sets.
 
 Letters: S side of a panel.
 """
@@ -65,7 +67,10 @@ class _Folder(NamedTuple):
         self.text(file, "".join(f"{line}\n" for line in lines))
 
     def table(self, file: str, rows: Sequence[Row]) -> None:
-        """Write a .json, .jsonl or .csv table as published: SLAKE is one line with Chinese letters, VQA-RAD is indented."""
+        """Write a .json, .jsonl or .csv table as published.
+
+        SLAKE is one line with Chinese letters, VQA-RAD is indented.
+        """
         if file.endswith(".jsonl"):
             self.lines(file, list(map(json.dumps, rows)))
         elif file.endswith(".json"):
@@ -128,7 +133,10 @@ def _statements(out: _Folder) -> None:
 
 
 def _tables(out: _Folder, make: Callable[[int, str, int], tuple[Row, str, np.ndarray]], files: Mapping[str, str]) -> None:
-    """Write a table per split; make returns row, image file and pixels for a seed, a split and an index."""
+    """Write a table per split.
+
+    make returns row, image file and pixels for a seed, a split and an index.
+    """
     for split, file in files.items():
         rows = []
         for index in out.indices(split):
@@ -235,7 +243,10 @@ def _five_row(seed: int, _split: str, index: int) -> tuple[Row, str, np.ndarray]
 
 
 def _five(out: _Folder) -> None:
-    """Write images with exactly one of five findings each; prompts.json words each unlike any training report."""
+    """Write images with exactly one of five findings each.
+
+    prompts.json words each unlike any training report.
+    """
     _tables(out._replace(num_rows=len(FIVE) * out.num_rows), _five_row, {"train": "chexpert_5x200.csv"})
     prompts = class_prompts()
     out.text("prompts.json", json.dumps({label: prompts[COLUMNS[label]] for label in FIVE}, indent=1))

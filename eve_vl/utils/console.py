@@ -19,7 +19,10 @@ SOON = 1  # seconds of a loop before a terminal shows a bar
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files for the run: under torchrun, only the first process does."""
+    """Return whether this process prints and writes files for the run.
+
+    Under torchrun, only the first process does.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
@@ -41,19 +44,25 @@ def warn(text: str) -> None:
 
 
 def pluralize(count: float, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: the plural, by default with s or es."""
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches.
+
+    many: the plural, by default with s or es.
+    """
     text = f"{count:,.0f}" if count == int(count) or count >= 1000 else f"{count:.3g}"
     return f"{text} {one if count == 1 else many or one + ('es' if one.endswith('ch') else 's')}"
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show progress: a bar on a terminal after SOON seconds, else a line every PATIENCE seconds."""
-    told_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
+    """Yield the items and show progress.
+
+    A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds.
+    """
+    shown_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
     for done, item in enumerate(items):
-        if is_bar and time.monotonic() - told_at > SOON:
+        if is_bar and time.monotonic() - shown_at > SOON:
             yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
             return
-        if time.monotonic() - told_at > PATIENCE:
-            told_at = time.monotonic()
+        if time.monotonic() - shown_at > PATIENCE:
+            shown_at = time.monotonic()
             print_line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
         yield item

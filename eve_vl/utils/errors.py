@@ -2,25 +2,21 @@
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 LONGEST = 4000  # characters of a message, which may quote a very long name or value
 WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # torch's prefix of an error in a loader worker
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
-BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, halves of surrogate pairs, line ends, and marks that reverse the text after them."""
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with escapes for characters that a terminal, a log or a file cannot take."""
-    if text.isascii() and text.isprintable():
-        return text
+    """Return a text on one line.
 
-    def is_plain(letter: str) -> bool:
-        return unicodedata.category(letter) not in UNPRINTABLE and letter not in BIDI
-
-    return "".join(letter if is_plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
+    Characters that a terminal, a log or a file cannot take become escapes.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shortened(text: str) -> str:
@@ -29,7 +25,10 @@ def shortened(text: str) -> str:
 
 
 class UserError(ValueError):
-    """A mistake in user input, in one line: where, problem, fix. The command line prints it and exits."""
+    """A mistake in user input, in one line: where, problem, fix.
+
+    The command line prints it and exits.
+    """
 
     def __init__(self, message: object):
         text = printable(WRAPPED.sub("", str(message), count=1).rstrip("\n"))
@@ -64,7 +63,10 @@ class BadSampleError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `name` quoted, with the nearest known name or else all: the end of an error message."""
+    """Return `name` quoted, with the nearest known name or else all.
+
+    It ends an error message.
+    """
     known = sorted(known)
     hint = did_you_mean(name, known)
     return f"{name!r}; {hint or 'choose from ' + ', '.join(known)}"
@@ -77,7 +79,10 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
-    """Return the parameter names that a flag's pattern matches. Raises UserError without a match."""
+    """Return the parameter names that a flag's pattern matches.
+
+    Raises UserError without a match.
+    """
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}

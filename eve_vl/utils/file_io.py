@@ -23,12 +23,18 @@ NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with `~` expanded; an unknown `~user` stays, and opening the file reports it."""
+    """Return a path with `~` expanded.
+
+    An unknown `~user` stays, and opening the file reports it.
+    """
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
 
 
 def open_ordinary(path: Path) -> BufferedReader:
-    """Open a file for reading. Raises OSError, also for a pipe, which would wait, or a device, which has no end."""
+    """Open a file for reading.
+
+    Raises OSError, also for a pipe, which would wait, or a device, which has no end.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a NUL character or half of a surrogate pair
@@ -40,7 +46,10 @@ def open_ordinary(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """Return the content of an ordinary file. Raises OSError, also if it has more than `limit` bytes."""
+    """Return the content of an ordinary file.
+
+    Raises OSError, also if it has more than `limit` bytes.
+    """
     with open_ordinary(path) as file:
         if limit is not None and os.fstat(file.fileno()).st_size > limit:
             raise OSError(0, f"has more than {limit >> 20} MB", str(path))
@@ -48,7 +57,10 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """Return UTF-8 text without its byte order mark. Raises ValueError whose message is the reason."""
+    """Return UTF-8 text without its byte order mark.
+
+    Raises ValueError whose message is the reason.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,7 +68,10 @@ def decode_text(data: bytes) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Return whether a text is valid UTF-8; file names, arguments and JSON may hold halves of surrogate pairs."""
+    """Return whether a text is valid UTF-8.
+
+    File names, arguments and JSON may hold halves of surrogate pairs.
+    """
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
@@ -78,7 +93,10 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def require_type(value: object, kind: type[Value]) -> Value:
-    """Return a JSON value of a required type. Raises ValueError whose message is the reason."""
+    """Return a JSON value of a required type.
+
+    Raises ValueError whose message is the reason.
+    """
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # in Python, a bool is an int
         raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
@@ -97,7 +115,10 @@ def has_fields(value: object, /, **kinds: type) -> bool:
 
 @contextlib.contextmanager
 def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Turn read errors into a UserError that names the path; others: further exception types."""
+    """Turn read errors into a UserError that names the path.
+
+    others: further exception types.
+    """
     try:
         yield
     except (OSError, ValueError, *others) as error:
@@ -133,7 +154,10 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file; at the end it replaces `path`, after an error it is deleted."""
+    """Yield the path of a temporary file.
+
+    At the end it replaces `path`; after an error it is deleted.
+    """
     temporary = _sibling(path, "tmp")
     try:
         yield temporary
@@ -147,7 +171,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; at the end it replaces `folder`, after an error it is deleted."""
+    """Yield an empty temporary folder.
+
+    At the end it replaces `folder`; after an error it is deleted.
+    """
     temporary = _sibling(folder, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -22,7 +22,10 @@ def usable_cores() -> int:
 
 
 def core_seconds() -> float:
-    """Return the CPU core-seconds of this process and of the processes that it started, such as loader workers."""
+    """Return the CPU core-seconds of this process and its children.
+
+    Children are the processes that it started, such as loader workers.
+    """
     total = time.process_time() + sum(os.times()[2:4])  # this one, and children that have ended
     for child in multiprocessing.active_children():
         with suppress(OSError):  # as clock_getcpuclockid does, on Linux only
@@ -64,7 +67,10 @@ def seed_everything(seed: int) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Set the number of threads of this process; 0: OMP_NUM_THREADS, else this process's share of the cores."""
+    """Set the number of threads of this process.
+
+    0: OMP_NUM_THREADS, else this process's share of the cores.
+    """
     import torch
 
     cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -74,7 +80,9 @@ def set_threads(threads: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Collection[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying; signals that the process ignored from its start stay ignored.
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying.
+
+    Signals that the process ignored from its start stay ignored.
 
     The same SIGINT or SIGTERM acts as usual once AGAIN seconds have passed. Within that time repeated signals count as one: a
     key hit twice, a terminal and a parent process, a closed terminal and its shell. A pool of processes sends SIGTERM to all

@@ -1,4 +1,6 @@
-"""Phantoms: schematic chest radiographs with reports, labels and questions that are true by construction.
+"""Phantoms: schematic chest radiographs.
+
+Their reports, labels and questions are true by construction.
 
 Pure functions of (split, seed, index), no files. They prove code and protocols, and say nothing about medicine. In
 `test_shift` a shortcut of the training data is broken. `test_novel` combines findings with sides, zones and grades in
@@ -66,7 +68,10 @@ class PhantomPairs(PhantomRows):
         return ImageText(image=self.image(phantom), where=self.where(index), **texts)
 
     def distractors(self, index: int) -> list[str]:
-        """Return three false reports of a row's phantom, each with one change to the true one."""
+        """Return three false reports of a row's phantom.
+
+        Each has one change to the true one.
+        """
         return distractors(self.split, self.phantom(index))
 
 
@@ -85,7 +90,10 @@ class PhantomTexts(PhantomRows):
 
 
 class PhantomLabels(PhantomRows):
-    """Phantoms and their reports with the findings, or NORMAL, in the order of FINDINGS."""
+    """Phantoms and their reports, labeled with the findings or NORMAL.
+
+    Findings are in the order of FINDINGS.
+    """
 
     def __getitem__(self, index: int, /) -> LabeledExample:
         where, phantom = self.where(index), self.phantom(index)
@@ -93,7 +101,9 @@ class PhantomLabels(PhantomRows):
 
 
 class PhantomQuestions(PhantomRows):
-    """Phantoms with a question and its answer (one of ANSWERS) each; rows 2k and 2k + 1 are a minimal pair.
+    """Phantoms with a question and its answer (one of ANSWERS) each.
+
+    Rows 2k and 2k + 1 are a minimal pair.
 
     answer_type is CLOSED or OPEN, content_type one of CONTENT_TYPES.
     """
@@ -138,7 +148,10 @@ def to_pixels(drawing_SS: np.ndarray) -> np.ndarray:
 
 
 def noise(phantom: Phantom, image_size: int) -> np.ndarray:
-    """Return the film's noise (S, S) in levels: almost normal, from a generator with a sequence that NumPy guarantees."""
+    """Return the film's noise (S, S) in levels.
+
+    It is almost normal, from a generator with a sequence that NumPy guarantees.
+    """
     uniform_4SS = np.random.Generator(np.random.PCG64(phantom.seed)).random((4, image_size, image_size))
     return SIGMA * math.sqrt(3) * (uniform_4SS.sum(axis=0) - 2)
 
@@ -191,7 +204,10 @@ class _Film:
         return np.clip(depth_SS * self.size / pixels + 0.5, 0, 1)
 
     def line(self, y: float, x: float, to_y: float, to_x: float, radius: float) -> np.ndarray:
-        """Return the share of each pixel covered by a line with round ends; x from the body's middle."""
+        """Return the share of each pixel covered by a line with round ends.
+
+        x is measured from the body's middle.
+        """
         half_y, half_x = (to_y - y) / 2, (to_x - x) / 2
         from_y, from_x = self.y - y - half_y, self.x - x - half_x
         along = np.clip((from_y * half_y + from_x * half_x) / (half_y**2 + half_x**2), -1, 1)

@@ -33,7 +33,10 @@ Pair = tuple[str, Sequence[str], Sequence[str], Sequence[Phantom]]
 
 
 class Question(NamedTuple):
-    """A phantom, a question about it and the answer (one of ANSWERS); content_type is one of CONTENT_TYPES."""
+    """A phantom, a question and the answer (one of ANSWERS).
+
+    content_type is one of CONTENT_TYPES.
+    """
 
     phantom: Phantom
     question: str
@@ -58,7 +61,7 @@ class _Draw:
         return self.pick(NAMES[kind])
 
     def phantoms(self, first: Sequence[Finding], second: Sequence[Finding]) -> tuple[Phantom, Phantom]:
-        """Sample a patient in either view, once with the first findings and once with the second."""
+        """Sample a patient in either view with the first and the second findings."""
         patient = world.sample_anatomy(self.rng, self.split, first, self.number)
         phantom = world.take_view(self.rng, patient, self.pick(VIEWS))
         changed = world.with_findings(self.rng, self.split, phantom.patient, second)
@@ -69,7 +72,9 @@ class _Draw:
         return int(self.rng.random() * 2**32)
 
     def two(self, one: Finding | None, other: Finding | None, num_others: int | None = None) -> tuple[Phantom, Phantom]:
-        """Return two phantoms of one patient that differ in one finding, which one of them may lack.
+        """Return two phantoms of one patient that differ in one finding.
+
+        One of them may lack it.
 
         Both also have up to two findings of other kinds.
         """
@@ -91,7 +96,10 @@ class _Draw:
 
 
 def sample_question(split: str, seed: int, index: int) -> Question:
-    """Sample question `index` of a split, a pure function of the arguments; rows 2k and 2k + 1 are a minimal pair."""
+    """Sample question `index` of a split, a pure function of the arguments.
+
+    Rows 2k and 2k + 1 are a minimal pair.
+    """
     draw = _Draw(split, seed, index // 2)
     is_closed = split == "test_novel" or draw.rng.random() < 0.5
     template = _detail if split == "test_novel" else draw.pick(_CLOSED if is_closed else _OPEN)
@@ -101,7 +109,10 @@ def sample_question(split: str, seed: int, index: int) -> Question:
 
 
 def _filled(wanted: Finding, first: Finding) -> Finding:
-    """Return a wanted finding of the same kind, with its open attributes taken from `first`."""
+    """Return a wanted finding with its open attributes taken from `first`.
+
+    Both are of the same kind.
+    """
     return wanted._replace(side=wanted.side or first.side, zone=wanted.zone or first.zone, grade=wanted.grade or first.grade)
 
 
@@ -140,7 +151,10 @@ def _severity(draw: _Draw) -> Pair:
 
 
 def _detail(draw: _Draw) -> Pair:
-    """Ask about all attributes of a finding; the other image has another side, zone or grade."""
+    """Ask about all attributes of a finding.
+
+    The other image has another side, zone or grade.
+    """
     kind = draw.pick(FINDINGS)
     asked = draw.pick(world.variants(kind))
     question = f"is there {describe(asked, name_of(asked, draw.split))}"

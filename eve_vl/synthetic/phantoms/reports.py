@@ -40,7 +40,10 @@ _OPENING = 0.5
 
 
 class Mention(NamedTuple):
-    """One finding in a report; state is PRESENT, ABSENT or UNCERTAIN, name is one of NAMES."""
+    """One finding in a report.
+
+    state is PRESENT, ABSENT or UNCERTAIN, name is one of NAMES.
+    """
 
     finding: Finding
     state: int
@@ -48,7 +51,7 @@ class Mention(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Words such as "small left pleural effusion" or "nodule in the right upper zone"; only the name if absent."""
+        """Words such as "small left pleural effusion"; only the name if absent."""
         return describe(self.finding, self.name) if self.state != ABSENT else self.name
 
 
@@ -60,7 +63,10 @@ class Report(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The report's text: NORMAL if there is nothing to mention, else two to five sentences, ending with the impression."""
+        """Two to five sentences, ending with the impression.
+
+        NORMAL if there is nothing to mention.
+        """
         if not self.mentions:
             return NORMAL
         present = [mention.name for mention in self.mentions if mention.state == PRESENT]
@@ -68,7 +74,10 @@ class Report(NamedTuple):
 
     @property
     def labels(self) -> dict[str, int]:
-        """CheXpert's labels by column, as its labeller would read them; findings not mentioned are left out."""
+        """CheXpert's labels by column, as its labeller would read them.
+
+        Findings that are not mentioned are left out.
+        """
         state_of = {mention.finding.kind: mention.state for mention in self.mentions}
         labels = {column: state_of[kind] for column, kind in COLUMNS.items() if kind in state_of}
         return labels if {PRESENT, UNCERTAIN} & set(labels.values()) else {"No Finding": PRESENT, **labels}
@@ -83,7 +92,10 @@ class Report(NamedTuple):
 
 
 def describe(finding: Finding, name: str) -> str:
-    """Return a finding in words: "small left pleural effusion", "nodule in the right upper zone"."""
+    """Return a finding in words.
+
+    Examples: "small left pleural effusion", "nodule in the right upper zone".
+    """
     if finding.zone:
         name = f"{name} in the {finding.side} {finding.zone} zone"
     elif finding.kind == world.ATELECTASIS and finding.side:
@@ -102,7 +114,10 @@ def name_of(finding: Finding, split: str) -> str:
 
 
 def class_prompts() -> dict[str, tuple[str, ...]]:
-    """Return prompts for each finding and for NORMAL: combinations of words that no training report has."""
+    """Return prompts for each finding and for NORMAL.
+
+    They combine words as no training report does.
+    """
     prompts = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
     for kind in FINDINGS:
         unseen = [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
@@ -133,7 +148,9 @@ def sample_report(split: str, phantom: Phantom) -> Report:
 
 
 def distractors(split: str, phantom: Phantom) -> list[str]:
-    """Return NUM_DISTRACTORS false but possible reports, each with one finding changed.
+    """Return NUM_DISTRACTORS false but possible reports.
+
+    Each has one finding changed.
 
     One denies a present finding; the others have a wrong side, zone or grade. If there are too few of these, they state
     a finding that the true report denies, then one that it does not mention.
@@ -151,7 +168,9 @@ def distractors(split: str, phantom: Phantom) -> list[str]:
 
 
 def _other_findings(rng: Random, report: Report) -> list[Finding]:
-    """Sample up to NUM_DISTRACTORS findings of each kind, in random order, that are compatible with the report's others.
+    """Sample up to NUM_DISTRACTORS findings of each kind, in random order.
+
+    They are compatible with the report's others.
 
     Of kinds in the report, they differ from it in one attribute.
     """

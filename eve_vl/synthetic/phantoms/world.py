@@ -1,4 +1,6 @@
-"""The world of phantoms: what a schematic chest radiograph shows, and how one is sampled.
+"""The world of phantoms: what a schematic radiograph shows.
+
+This file also samples it.
 
 A patient is sampled first: anatomy, findings and devices; then one or two views. Everything is a pure function of (split,
 seed, number), and no two splits share the number of a patient. Lengths are fractions of the canvas, y grows downwards;
@@ -69,7 +71,10 @@ class Finding(NamedTuple):
 
     @property
     def cells(self) -> frozenset[Cell]:
-        """Parts of the lungs that it occupies; no other finding may lie there, since one would hide the other."""
+        """Parts of the lungs that it occupies.
+
+        No other finding may lie there, since one would hide the other.
+        """
         if self.kind == CARDIOMEGALY:
             return _BEHIND_HEART
         if self.kind == EDEMA:
@@ -82,7 +87,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patient:
-    """A patient. number: unique over all splits. half_width: of the chest. heart: its width over the chest's.
+    """A patient.
+
+    number: unique over all splits. half_width: of the chest. heart: its width over the chest's.
 
     tube_side: the side of a tube, if there is one. findings: in the order of FINDINGS.
     """
@@ -134,7 +141,10 @@ def stream(purpose: str, split: str, seed: int, index: int) -> Random:
 
 
 def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
-    """Return patient and view (0 or 1) of row `index`; one of every two patients has a second view."""
+    """Return patient and view (0 or 1) of row `index`.
+
+    One of every two patients has a second view.
+    """
     block, row = divmod(index, VIEWS_PER_BLOCK)
     first = 2 if stream("block", split, seed, block).random() < 0.5 else 1  # views of the first of the two patients
     return PATIENTS_PER_BLOCK * block + (row >= first), row - first * (row >= first)
@@ -177,7 +187,10 @@ def sample_anatomy(rng: Random, split: str, findings: Iterable[Finding], number:
 
 
 def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[Finding]) -> Patient:
-    """Return the same patient with other findings, and with a tube as often as the split has one with these."""
+    """Return the same patient with other findings.
+
+    A tube is as frequent as in the split's images with these findings.
+    """
     findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
     air = next((each for each in findings if each.kind == PNEUMOTHORAX), None)
     has_tube = (rng.random() < TUBE_WITH_PNEUMOTHORAX[split]) == (air is not None)
@@ -202,26 +215,38 @@ def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
 
 
 def sample_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
-    """Sample the open attributes ("" and 0) of the wanted findings so that none hides another; a solution must exist."""
+    """Sample the open attributes ("" and 0) of the wanted findings.
+
+    None hides another. A solution must exist.
+    """
     while (found := try_findings(rng, wanted)) is None:
         pass
     return found
 
 
 def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
-    """Sample the open attributes of the wanted findings once; None if one finding would hide another."""
+    """Sample the open attributes of the wanted findings once.
+
+    None if one finding would hide another.
+    """
     found = [_sample_finding(rng, finding) for finding in wanted]
     return found if is_possible(found) else None
 
 
 def is_possible(findings: Sequence[Finding]) -> bool:
-    """Return whether an image can have these findings: not too many, and none hides another."""
+    """Return whether an image can have these findings.
+
+    They must not be too many, and none may hide another.
+    """
     cells = [cell for finding in findings for cell in finding.cells]
     return len(findings) <= MAX_FINDINGS and len(cells) == len(set(cells))
 
 
 def variants(kind: str) -> list[Finding]:
-    """Return every finding of a kind that words can distinguish, with the middle of its range as amount."""
+    """Return every finding of a kind that words can distinguish.
+
+    The amount is the middle of its range.
+    """
     grades = GRADES.get(kind, {"": AMOUNTS.get(kind, (0, 0))})
     return [
         Finding(kind, side, zone, grade, sum(grades[grade]) / 2)

@@ -1,4 +1,6 @@
-"""Scenes of coloured shapes, with captions, questions, statements and labels that are true by construction.
+"""Scenes of coloured shapes.
+
+Captions, questions, statements and labels are true by construction.
 
 Pure functions of (split, seed, index), no files. `test_novel` shows (kind, colour) pairs that no other split shows. Images
 are anti-aliased by signed distance, each shape computed only inside its bounding box.
@@ -79,7 +81,10 @@ class SceneLabels(_SceneRows):
 
 
 class SceneQuestions(_SceneRows):
-    """Scenes with a question and its answer (one of ANSWERS) each; answer_type is one of QUESTION_KINDS."""
+    """Scenes with a question and its answer (one of ANSWERS) each.
+
+    answer_type is one of QUESTION_KINDS.
+    """
 
     ANSWERS: ClassVar = ANSWERS
 
@@ -92,7 +97,10 @@ class SceneQuestions(_SceneRows):
 
 
 class SceneStatements(_SceneRows):
-    """Two scenes each, with a true or false statement about both; equal statements form a group."""
+    """Two scenes each, with a true or false statement about both.
+
+    Equal statements form a group.
+    """
 
     def __getitem__(self, index: int, /) -> ImagesStatement:
         left, right, claim, label, _ = sample_statement(self.split, self.seed, index)
@@ -103,7 +111,10 @@ class SceneStatements(_SceneRows):
 
 
 class SceneItems(_SceneRows):
-    """Two items each, the same or not; image and text of an item describe different shapes."""
+    """Two items each, the same or not.
+
+    Image and text of an item describe different shapes.
+    """
 
     def __getitem__(self, index: int, /) -> ItemPair:
         where, (scenes, texts, label) = self.where(index), sample_items(self.split, self.seed, index)
@@ -173,7 +184,10 @@ def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
 
 
 def _coverage(depth_HW: np.ndarray, pixels_per_unit: float) -> np.ndarray:
-    """Return the covered share of each pixel, a ramp one pixel wide over the depth of its centre below the outline."""
+    """Return the covered share of each pixel.
+
+    It is a ramp one pixel wide over the depth of the centre below the outline.
+    """
     return np.clip(depth_HW * pixels_per_unit + 0.5, 0, 1)
 
 

@@ -1,4 +1,6 @@
-"""Questions about one scene; statements about two, true or false; pairs of items, the same or not.
+"""Questions about one scene, statements about two, and pairs of items.
+
+Statements are true or false; items are the same or not.
 
 For every wording of a question the answer is sampled evenly from those that are plausible, so that none can be guessed
 without the image: yes or no, zero to four, a colour, a kind, a size, a direction.
@@ -55,7 +57,10 @@ StatementDraft = tuple[str, Draft, Draft]
 
 
 class Question(NamedTuple):
-    """A scene, a question about it, and the answer (one of ANSWERS). `kind` is one of QUESTION_KINDS."""
+    """A scene, a question about it, and the answer (one of ANSWERS).
+
+    `kind` is one of QUESTION_KINDS.
+    """
 
     scene: Scene
     question: str
@@ -64,7 +69,10 @@ class Question(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """Two scenes, a statement about both, and whether it is true. `kind` is one of STATEMENT_KINDS."""
+    """Two scenes, a statement about both, and whether it is true.
+
+    `kind` is one of STATEMENT_KINDS.
+    """
 
     left: Scene
     right: Scene
@@ -168,7 +176,10 @@ def _exists(rng: Random, split: str, *features: str) -> QuestionDraft:
 
 
 def _resembling(rng: Random, split: str, look: Look) -> Look:
-    """Return a look that shares one feature, so that one feature does not decide the answer."""
+    """Return a look that shares one feature.
+
+    So one feature does not decide the answer.
+    """
     if look.kind and look.color:
         return Look(*pick(rng, [pair for pair in pairs_of(split) if (pair[0] == look.kind) != (pair[1] == look.color)]))
     if look.kind:
@@ -202,7 +213,10 @@ def _two_pairs(rng: Random, split: str) -> list[Look]:
 
 
 def _related_cells(rng: Random, direction: str) -> list[int]:
-    """Sample the cells of two shapes, the first of which lies in that direction from the second."""
+    """Sample the cells of two shapes.
+
+    The first lies in that direction from the second.
+    """
     along = sorted(pick_distinct(rng, range(NUM_COLUMNS), 2))
     across = [int(rng.random() * NUM_COLUMNS) for _ in range(2)]
     rows, columns = (across, along) if direction in SIDES else (along, across)
@@ -272,7 +286,10 @@ def _one_of(rng: Random, split: str) -> Look:
 
 
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
-    """State that a whole caption is true of either image; if false, all three are independent."""
+    """State that a whole caption is true of either image.
+
+    If the statement is false, all three are independent.
+    """
     claimed, other, another = (_single(rng, split) for _ in range(3))
     in_words = f"one {claimed.wanted[0].singular} at {PLACES[claimed.cells[0]]} on {claimed.background}"
     images = pick_distinct(rng, (claimed if label else another, other), 2)

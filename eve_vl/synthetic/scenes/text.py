@@ -24,7 +24,10 @@ PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom lef
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Return CAPTIONS_PER_SCENE true captions of the scene, from different templates chosen by its seed."""
+    """Return CAPTIONS_PER_SCENE true captions of the scene.
+
+    The scene's seed chooses different templates.
+    """
     rng = Random(scene.seed)
     return tuple(pick(rng, wordings) for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE))
 
@@ -80,7 +83,10 @@ def _that_count(scene: Scene) -> Iterator[str]:
 
 
 def _that_compare_places(scene: Scene) -> Iterator[str]:
-    """Compare two or three shapes that differ in column or row, then the first and last shape if no other is in their line."""
+    """Compare two or three shapes that differ in column or row.
+
+    Then compare the first and last shape if no other is in their line.
+    """
     if len(scene.shapes) == 1:
         return
     sorted_by = {side: sorted(scene.shapes, key=attrgetter(side)) for side in ("column", "row")}
@@ -98,7 +104,9 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
 
 
 def _there_or_not(scene: Scene) -> list[str]:
-    """Name missing values, too, so that a masked word requires checking the visible ones against the image.
+    """Name missing values, too.
+
+    A masked word then requires checking the visible ones against the image.
 
     One or two missing values, from any start, so that neither number nor position reveals which are present.
     """

@@ -1,4 +1,6 @@
-"""The world of scenes: what a scene is, and how one is sampled, freely or under constraints.
+"""The world of scenes: what a scene is, and how one is sampled.
+
+Sampling is free or under constraints.
 
 Everything here is a pure function of (split, seed, index). Positions and sizes are fractions of the canvas, y grows
 downwards. Shapes stand in distinct cells of a 3 × 3 grid with some jitter, so that "left of", "above" and the nine
@@ -78,7 +80,7 @@ class Shape:
 
 
 class Look(NamedTuple):
-    """Kind, colour and size of a shape, or what several shapes have in common; "": any."""
+    """Kind, colour and size of a shape, or of several; "": any."""
 
     kind: str = ""
     color: str = ""
@@ -105,7 +107,10 @@ class Look(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Clutter: a muted line from centre − half to centre + half with round ends; a dot if half is zero."""
+    """Clutter: a muted line from centre − half to centre + half with round ends.
+
+    It is a dot if half is zero.
+    """
 
     center_y: float
     center_x: float
@@ -116,7 +121,10 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One image before rendering. slope: by how many levels the bottom edge is lighter than the middle."""
+    """One image before rendering.
+
+    slope: by how many levels the bottom edge is lighter than the middle.
+    """
 
     shapes: tuple[Shape, ...]
     background: str
@@ -127,7 +135,10 @@ class Scene:
 
 
 class Draft(NamedTuple):
-    """Constraints on a scene: one shape per wanted look, the first ones in `cells`; no other shape with a look to avoid."""
+    """Constraints on a scene.
+
+    One shape per wanted look is in it, the first ones in `cells`. No other shape has a look to avoid.
+    """
 
     wanted: Sequence[Look] = ()
     avoid: Sequence[Look] = ()
@@ -146,7 +157,7 @@ ANY = Look()
 
 @cache
 def pairs_of(split: str, look: Look = ANY) -> tuple[tuple[str, str], ...]:
-    """Return the (kind, colour) pairs that may be shown in a split, or those of a look."""
+    """Return the (kind, colour) pairs of a split, or those of a look."""
     pairs = SEEN + HELD_OUT if split == "test_novel" else SEEN
     return tuple(pair for pair in pairs if look.kind in ("", pair[0]) and look.color in ("", pair[1]))
 
@@ -163,7 +174,10 @@ def sample_num_shapes(rng: Random) -> int:
 
 
 def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
-    """Sample looks from the pairs of a split; in `test_novel` at least one is a held-out pair."""
+    """Sample looks from the pairs of a split.
+
+    In `test_novel` at least one is a held-out pair.
+    """
     pairs = pairs_of(split)
     looks = [Look(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
     if split == "test_novel":
@@ -177,7 +191,10 @@ def sample_pair(rng: Random, split: str) -> Look:
 
 
 def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None) -> Scene:
-    """Place looks in distinct cells (0 to 8, row by row) and sample everything else, cells and background if None."""
+    """Place looks in distinct cells and sample everything else.
+
+    Cells (0 to 8, row by row) and background are sampled if None.
+    """
     if cells is None:
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
     if background is None:
@@ -194,7 +211,7 @@ def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = No
 
 
 def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
-    """Sample a scene that satisfies the draft and the rules of its split, random otherwise.
+    """Sample a scene that satisfies the draft and the rules of its split.
 
     Callers draw the answer first and the scene after it, so that no wording makes one answer likelier than another.
     """

@@ -21,8 +21,8 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned, starts_from
-from eve_vl.recipes.pretrain import SMALL
+from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned
+from eve_vl.recipes.pretrain import SMALL, starts_from
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""

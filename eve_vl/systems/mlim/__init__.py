@@ -10,8 +10,8 @@ from tyro.conf import Suppress
 from eve_vl.config import Config, DataConfig, DualEncoderConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
 from eve_vl.config.base import InnerShare
 from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
-from eve_vl.recipes.finetune import SCENES, finetuned, starts_from
-from eve_vl.recipes.pretrain import SMALL
+from eve_vl.recipes.finetune import SCENES, finetuned
+from eve_vl.recipes.pretrain import SMALL, starts_from
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.finetune import SCENES, at_paper_scale, starts_from
-from eve_vl.recipes.pretrain import SMALL
+from eve_vl.recipes.finetune import SCENES, at_paper_scale
+from eve_vl.recipes.pretrain import SMALL, starts_from
 
 Kind = Literal["image", "text", "image_text"]
 FROZEN_WITH_TEXTS = (
