@@ -183,7 +183,8 @@ class _Film:
         film += (BELLY - TISSUE) * self.soft(self.y - self.base - 0.01) * self._body() * 0.9
         for side in world.SIDES:
             film += self.lung[side] * (LUNG - film)
-        film += 13 * self._breasts() - 34 * self._stomach()
+        stomach = self.soft(0.05 - np.hypot((self.y - self.base - 0.08) * 1.4, self.aside["left"] - 0.17), 2)
+        film += 13 * self._breasts() - 34 * stomach
         film += self._vessels()
         for finding in self.phantom.findings:
             if finding.kind != world.CARDIOMEGALY:  # the methods below, by the last word of the kind
@@ -192,7 +193,8 @@ class _Film:
         film += self.soft(self._midline_depth(), 1.5) * 0.92 * (MIDLINE - film)
         film += self.soft(self._heart_depth(), 1.5) * 0.92 * (HEART - film)
         film -= 38 * self.soft(np.minimum(0.016 - np.abs(self.x - self.phantom.turn), 0.24 - self.y), 1.5)  # the windpipe
-        film += self._spine()
+        spine = self.soft(0.034 - np.abs(self.x - self.phantom.turn), 2) * self.soft(self.y - 0.03, 2)
+        film += 9 * spine * (0.6 + 0.4 * np.cos(2 * np.pi * self.y / 0.075))
         for device in sorted(self.patient.devices):
             film = np.maximum(film, getattr(self, device)())
         film = 100 + (film - 100) * self.phantom.gain
@@ -267,17 +269,10 @@ class _Film:
                 total += 30 * self.soft(blade, 1.5)
         return total
 
-    def _spine(self) -> np.ndarray:
-        bone = self.soft(0.034 - np.abs(self.x - self.phantom.turn), 2) * self.soft(self.y - 0.03, 2)
-        return 9 * bone * (0.6 + 0.4 * np.cos(2 * np.pi * self.y / 0.075))
-
     def _breasts(self) -> np.ndarray:
         if self.patient.sex == "Male":
             return np.zeros_like(self.y)
         return sum(self.soft(0.135 - np.hypot((self.y - 0.6) * 1.05, out - 0.24), 3) for out in self.aside.values())  # pyright: ignore
-
-    def _stomach(self) -> np.ndarray:
-        return self.soft(0.05 - np.hypot((self.y - self.base - 0.08) * 1.4, self.aside["left"] - 0.17), 2)
 
     def _vessels(self) -> np.ndarray:
         total = np.zeros_like(self.y)
