@@ -55,7 +55,10 @@ class MlimConfig(MaskedSignalConfig):
         ]
 
     def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together, each with whether it holds."""
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
         lacks_one = 0 in (self.mim_weight, self.mlm_weight)
         return super().conflicts() | {"mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one}
 
