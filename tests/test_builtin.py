@@ -132,7 +132,7 @@ def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for words in (("try", "--out", "tried"), ("app", "builtin:icons"), ("serve", "nowhere")):
-            assert "cannot listen (Address already in use); --port 0 takes" in complaint(eve(*words, "--port", port))
+            assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))
     assert not (tmp_path / "tried").exists()
 
 

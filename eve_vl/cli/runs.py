@@ -161,6 +161,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
 def _show(file: Path | None, numbers: Mapping[str, float], warnings: Sequence[str], comparison: str) -> None:
     """Print numbers, warnings and the comparison with the baseline; write the numbers."""
+    from eve_vl.metrics.intervals import to_json
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -169,6 +170,7 @@ def _show(file: Path | None, numbers: Mapping[str, float], warnings: Sequence[st
         print_line(f"note: {warning}")
     if comparison:
         print_line(f"comparison: {comparison}")
+    write_json(file, to_json(numbers))
 
 
 def run_inspect(args: InspectArgs) -> None:

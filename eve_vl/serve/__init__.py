@@ -5,7 +5,7 @@ Here: its limits, and the one-line errors that enforce them. Imports no torch, b
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from eve_vl.utils.errors import UserError, printable, shortened
 
@@ -20,7 +20,10 @@ MOST_RERANKED = 100  # of a search: the matching head computes each pair
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of a server; each is a flag of `eve serve`."""
+    """Limits of a server; each is a flag of `eve serve`.
+
+    Raises UserError unless all are positive.
+    """
 
     queue: int = 256
     """Requests that wait or are computed; the server answers further ones with 503 and Retry-After."""
@@ -39,23 +42,18 @@ class Limits:
     wait_seconds: float = 30.0
     """Seconds a request may wait before it is decoded or computed; then it gets 503."""
 
-    def check(self) -> None:
-        """Raise UserError for a limit that is not positive."""
+    def __post_init__(self):
         for each in dataclasses.fields(Limits):
             if not getattr(self, each.name) > 0:
                 raise UserError(f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0")
 
 
-@dataclass(eq=False)
 class RequestRefusedError(Exception):
     """An HTTP status with one line: the problem, the value given, the fix."""
 
-    status: int
-    message: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.message = printable(shortened(self.message))
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
+        self.status, self.message, self.headers = status, printable(shortened(message)), headers
+        super().__init__(self.message)
 
 
 def busy(why: str, seconds: int = 1) -> RequestRefusedError:

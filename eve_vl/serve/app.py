@@ -101,7 +101,6 @@ class Service:
     """State that the routes share: runs, the index, room, and the computing thread."""
 
     def __init__(self, runs: Sequence[Eve], index: Index | None, limits: Limits):
-        limits.check()
         self.limits, self.room = limits, Room(limits)
         self.counts = Counts(self.room)
         self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
@@ -301,7 +300,7 @@ class Service:
                 first = error.errors()[0]
                 return answer_of(RequestRefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
             case HTTPException():
-                return answer_of(RequestRefusedError(error.status_code, error.detail, error.headers or {}))
+                return answer_of(RequestRefusedError(error.status_code, error.detail, error.headers))
             case ClientDisconnect():
                 return answer_of(RequestRefusedError(400, "the body is incomplete"))
         return answer_of(RequestRefusedError(500, "the server failed at this request; its log says why"))

@@ -1,6 +1,5 @@
 """The server process: port, uvicorn's settings, a clean stop, files of the page."""
 
-import contextlib
 import math
 import socket
 import sys
@@ -68,20 +67,12 @@ def settings(app: FastAPI) -> uvicorn.Config:
 
 def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a port. Raises UserError."""
-    if not 0 <= port < 2**16:  # getaddrinfo would take the remainder
-        raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.ExitStack() as on_failure:
-            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(MOST_CONNECTIONS)  # whoever reads the printed address may connect
-            on_failure.pop_all()
+        return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: cannot listen ({reason}); --port 0 takes a free port") from None
-    return listener
 
 
 def page_files() -> dict[str, Path]:
