@@ -18,15 +18,7 @@ from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.records import Source, hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
-from eve_vl.evaluation.retrieval_set import (
-    RetrievalSet,
-    SearchImages,
-    SearchSet,
-    SearchTexts,
-    gathered,
-    pair_scores,
-    rerank_scores,
-)
+from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchBatch, SearchSet, gathered, pair_scores, rerank_scores
 from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP
@@ -49,10 +41,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         Baseline("tr1", "image", "tr1_chance", "chance"),
         Baseline("ir1", "caption", "ir1_chance", "chance"),
         Baseline(
-            "tr1_hard",
-            "image",
-            "tr1_hard_chance",
-            "chance among false texts that differ in one place",
+            *("tr1_hard", "image", "tr1_hard_chance", "chance among false texts that differ in one place"),
             others={HARD_ABLATED: "looking at a wrong image"},
         ),
         Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
@@ -80,11 +69,11 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         if rerank > dataset.num_candidates:
             raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
-    def evaluate(self, loader: Iterable[SearchImages | SearchTexts]) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
         """Return the metrics of validation, which selects `rerank_k`; see `search`."""
         return self._evaluated(loader, selects=True).numbers
 
-    def evaluate_with_rows(self, loader: Iterable[SearchImages | SearchTexts]) -> Evaluated:
+    def evaluate_with_rows(self, loader: Iterable[SearchBatch]) -> Evaluated:
         """Return the metrics of `metrics.retrieval` over all processes.
 
         They are tr1 … rsum after re-ranking task.rerank candidates, with a matching head also `…_itc_only` before re-ranking;
@@ -94,7 +83,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return self._evaluated(loader, selects=False)
 
     @torch.no_grad()
-    def _evaluated(self, loader: Iterable[SearchImages | SearchTexts], *, selects: bool) -> Evaluated:
+    def _evaluated(self, loader: Iterable[SearchBatch], *, selects: bool) -> Evaluated:
         gallery = gathered(self.task, loader)
         numbers, ranks = self.search(gallery, self.task.settings.rerank, selects=selects)
         rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))

@@ -5,7 +5,7 @@ tokens.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -233,35 +233,30 @@ class RetrievalSet:
         )
 
 
-def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> RetrievalSet:
+def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
     """Compute the features of each image and text once, and gather them.
 
     Without contrast, compute all match logits instead. Captions without a usable image are left out. Raises UserError if
     nothing is left.
     """
-    images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
-    texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
+    images: dict[int, dict[str, Any]] = {}
+    texts: dict[int, dict[str, Any]] = {}
     pixels: dict[int, Tensor] = {}
     for batch in loader:
+        indices, rows = batch.index_B.tolist(), zip(batch.rows(), _features(task, batch), strict=True)
+        found = [row | {"features": features_d.clone()} for row, features_d in rows]  # a view would keep its batch in memory
         if isinstance(batch, SearchImages):
-            features = _features(task, batch, task.image_features, batch.images_BCHW)
-            for row, index in enumerate(batch.index_B.tolist()):
-                # a view would keep its batch in memory
-                known = batch.names[row], batch.labels[row], batch.hard[row]
-                images[index] = features[row].clone(), batch.captions[row], rank(), *known
-                pixels[index] = batch.images_BCHW[row]
-        else:
-            features = _features(task, batch, task.text_features, batch.ids_BT, batch.is_padding_BT)
-            ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
-            for row, index in enumerate(batch.index_B.tolist()):
-                length = int((~is_padding[row]).sum())
-                kept = ids[row, : task.config.input.padded_text_length or length].clone()
-                texts[index] = features[row].clone(), batch.captions[row], kept, length
+            images |= {index: row | {"owner": rank()} for index, row in zip(indices, found, strict=True)}
+            pixels |= dict(zip(indices, batch.images_BCHW, strict=True))
+        elif isinstance(batch, SearchTexts):
+            lengths = (~batch.is_padding_BT).sum(1).tolist()
+            for index, row, ids_T, num in zip(indices, found, batch.ids_BT.cpu(), lengths, strict=True):
+                texts[index] = row | {"ids": ids_T[: task.config.input.padded_text_length or num].clone(), "length": num}
     images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
     order = sorted(images)  # unusable images are missing
     all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
-    text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
-    matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
+    text_of = {caption: text for text, row in enumerate(all_texts) for caption in row["captions"]}
+    matches = [(image, caption) for image, row in enumerate(all_images) for caption in row["captions"]]
     if not matches:
         how = "repair such rows or name other data (eve data check lists the broken rows)"
         raise SharedError(f"none of the images to search among can be used; {how}")
@@ -269,17 +264,17 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
     text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
     device = next(task.parameters()).device
     gallery = RetrievalSet(
-        image_Id=torch.stack([features for features, *_ in all_images]).to(device),
-        text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
+        image_Id=torch.stack([row["features"] for row in all_images]).to(device),
+        text_Nd=torch.stack([row["features"] for row in all_texts]).to(device),
         text_T=text_T,
-        ids=[ids for _, _, ids, _ in all_texts],
-        lengths=[length for *_, length in all_texts],
-        owner_I=torch.tensor([owner for _, _, owner, *_ in all_images]),
+        ids=[row["ids"] for row in all_texts],
+        lengths=[row["length"] for row in all_texts],
+        owner_I=torch.tensor([row["owner"] for row in all_images]),
         pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
         relevance=Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
-        names=[name for *_, name, _, _ in all_images],
-        labels=[labels for *_, labels, _ in all_images],
-        hard=[hard for *_, hard in all_images],
+        names=[row["name"] for row in all_images],
+        labels=[row["labels"] for row in all_images],
+        hard=[row["hard"] for row in all_images],
         kept=kept.tolist(),
         num_left_out=len(text_of) - len(text_T),
     )
@@ -289,9 +284,14 @@ def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> Ret
     return replace(gallery, image_Id=every_score(task, gallery).to(device), text_Nd=every)
 
 
-def _features(task: AnyTask, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
+def _features(task: AnyTask, batch: SearchBatch) -> Tensor:
     """Return features on the CPU, of width 0 without contrast."""
-    return compute(*given).cpu() if task.is_comparable else torch.empty(len(batch.index_B), 0)
+    if not task.is_comparable:
+        return torch.empty(len(batch.index_B), 0)
+    if isinstance(batch, SearchImages):
+        return task.image_features(batch.images_BCHW).cpu()
+    assert isinstance(batch, SearchTexts)
+    return task.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
 
 
 def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:

@@ -4,7 +4,7 @@ Letters: C classes.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,18 +14,7 @@ from eve_vl.config import TaskConfig, define, kinds_of, subclasses
 from eve_vl.evaluation.runner import Run
 from eve_vl.model.probes import mixtures
 from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, word_positions
-from eve_vl.predict.inputs import (
-    GivenImage,
-    ImageLike,
-    Images,
-    Inputs,
-    Strings,
-    chunked,
-    given_image,
-    given_images,
-    given_text,
-    listed,
-)
+from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Inputs, Strings, given_image, given_images, given_text
 from eve_vl.predict.requests import Experts, Explain, Field, Request, fields_of
 from eve_vl.utils.errors import UserError
 
@@ -166,19 +155,3 @@ def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
         raise UserError(f"top {top} is not positive")
     values, classes = probability_C.topk(min(top, len(probability_C)))
     return list(zip(classes.tolist(), values.tolist(), strict=True))
-
-
-def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]) -> Any:
-    """Compute results row by row, with at most `batch_size` rows at a time.
-
-    A value that is no list goes with every row. Without any list, the single result is returned instead of a list of results.
-    given: each input and the function that reads one or several of it. Raises UserError for lists of different lengths.
-    """
-    columns = [(read(value), listed(value) is not None) for read, value in given]
-    lengths = {len(items) for items, are_several in columns if are_several}
-    if len(lengths) > 1:
-        raise UserError(f"lists of {' and '.join(map(str, sorted(lengths)))} given: give lists of equal length, or one for all")
-    num = max(lengths, default=1)
-    rows = zip(*(items if are_several else items * num for items, are_several in columns), strict=True)
-    results = [result for chunk in chunked(rows, batch_size) for result in compute(*zip(*chunk, strict=True))]
-    return results if lengths else results[0]

@@ -121,6 +121,22 @@ def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     return iter(lambda: list(islice(iterator, size)), [])
 
 
+def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]) -> Any:
+    """Compute results row by row, with at most `batch_size` rows at a time.
+
+    A value that is no list goes with every row. Without any list, the single result is returned instead of a list of results.
+    given: each input and the function that reads one or several of it. Raises UserError for lists of different lengths.
+    """
+    columns = [(read(value), listed(value) is not None) for read, value in given]
+    lengths = {len(items) for items, are_several in columns if are_several}
+    if len(lengths) > 1:
+        raise UserError(f"lists of {' and '.join(map(str, sorted(lengths)))} given: give lists of equal length, or one for all")
+    num = max(lengths, default=1)
+    rows = zip(*(items if are_several else items * num for items, are_several in columns), strict=True)
+    results = [result for chunk in chunked(rows, batch_size) for result in compute(*zip(*chunk, strict=True))]
+    return results if lengths else results[0]
+
+
 class Inputs:
     """Batches from user input, as in evaluation.
 

@@ -23,9 +23,9 @@ from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.evaluation.zero_shot import ClassScore, read_prompts
 from eve_vl.evaluation.zero_shot import ZeroShot as PromptScorer
 from eve_vl.metrics.vqa import normalize as normalize_answer
-from eve_vl.predict.base import Predictor, best_classes, in_batches
+from eve_vl.predict.base import Predictor, best_classes
 from eve_vl.predict.explain import CLS, Evidence, Heatmap, heatmap
-from eve_vl.predict.inputs import GivenImage, chunked, given_image, given_images, given_text, given_texts, listed
+from eve_vl.predict.inputs import GivenImage, chunked, given_image, given_images, given_text, given_texts, in_batches, listed
 from eve_vl.predict.requests import Answer, Classify, Explain, FillMask, Match, Reconstruct, Verify, ZeroShot
 from eve_vl.tasks.classification import Classification
 from eve_vl.tasks.nlvr2 import NLVR2

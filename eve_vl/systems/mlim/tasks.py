@@ -34,8 +34,8 @@ from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.heads import SiameseHead
 from eve_vl.model.packing import Tokens
-from eve_vl.predict.base import Predictor, in_batches
-from eve_vl.predict.inputs import given_images, given_texts
+from eve_vl.predict.base import Predictor
+from eve_vl.predict.inputs import given_images, given_texts, in_batches
 from eve_vl.predict.requests import Same
 from eve_vl.systems.mlim import MlimConfig, PairConfig
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
