@@ -17,7 +17,6 @@ from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator, hash_of, image_key, row_keys
-from eve_vl.data.table import Table
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.runtime import usable_cores
@@ -73,11 +72,11 @@ def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> li
     return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
 
 
-def _split_keys(source: Table, row: int) -> tuple[int | None, tuple[int, ...]]:
+def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
     """Return the hash that decides on which side of a split a row is, and `row_keys`.
 
-    None: the row is unusable. The hash is of the first image's place within the source, so it stays when the data
-    move; of a text, it is of its words. Folders and shards know the place without reading the row.
+    source: a Table. None: the row is unusable. The hash is of the first image's place within the source, so it stays
+    when the data move; of a text, it is of its words. Folders and shards know the place without reading the row.
     """
     image, where = source.image(row) if source.columns.images else None, ""
     images = () if image is None else (image,)

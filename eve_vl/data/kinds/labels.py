@@ -17,6 +17,9 @@ from eve_vl.utils.errors import BadSampleError, UserError, printable
 from eve_vl.utils.file_io import is_text, parse_json, read_text
 
 NO_LABEL = "kept back"
+QUESTION_IDS = ("question_id", "qid", "id")
+TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
+NUM_SHOWN = 10  # answers in a message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,10 +123,6 @@ class LabeledRows(RowDataset):
         return sample
 
 
-QUESTION_IDS = ("question_id", "qid", "id")
-TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageQuestion(Record):
     """An image and a question about it.
@@ -218,9 +217,6 @@ class QuestionRows(RowDataset):
         image = self.load_image(row.image, row.where, rng, [row.question, *row.answers])
         image_id = image_key(row.image, row.where)
         return Sample.of(QuestionBatch, row, image=image, image_id=image_id, ids_T=self.tokens(row.question))
-
-
-NUM_SHOWN = 10
 
 
 def read_answers(path: Path) -> list[str]:

@@ -81,7 +81,7 @@ class FolderTable(Table):
         """
         name = self._names[index]
         folder, slash, _ = name.partition("/")
-        fields: dict[str, object] = {"image": name} | ({"class": folder} if slash else {})
+        fields: dict[str, object] = {"image": name, **({"class": folder} if slash else {})}
         if "class" in self.wanted and not slash and "class" not in self.optional:
             raise ValueError("is in no folder that names its class")
         if "captions" in self.wanted and (self._has_text[index] or "captions" not in self.optional):

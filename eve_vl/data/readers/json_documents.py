@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eve_vl.data.readers.medical import medical_list
 from eve_vl.data.readers.tables import PackedTable
@@ -24,7 +24,7 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
 
     split: of a Karpathy file. second: annotations of VQA v2 questions, by default the file next to them.
     """
-    document = read_json(path, object)
+    document = cast(Any, read_json(path, object))
     match document:
         case {"annotations": [{"answers": _}, *_]}:
             raise UserError(f"{path}: holds VQA v2 annotations; name the file of questions next to it")
