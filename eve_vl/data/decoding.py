@@ -111,12 +111,9 @@ def _explained(data: bytes, where: str) -> Iterator[None]:
     except Exception as error:
         reason = f"cannot decode image: {str(error).rstrip('.') or type(error).__name__}"
         if isinstance(error, Image.UnidentifiedImageError):
-            is_markup = data[:512].lstrip().startswith(b"<")
-            reason = (
-                "a web page or other markup, not an image"
-                if is_markup
-                else f"not an image in a known format ({', '.join(FORMATS)})"
-            )
+            reason = f"not an image in a known format ({', '.join(FORMATS)})"
+            if data[:512].lstrip().startswith(b"<"):
+                reason = "a web page or other markup, not an image"
         raise BadSampleError(where, reason) from None
 
 

@@ -22,7 +22,6 @@ MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
 PROBE = "a \N{SNOWMAN} zqxj " * 8
-MAX_GAP = 1000  # allowed ids without a token, beyond the number of tokens: each costs a row of every table
 _BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # bytes 80 to BF, as a byte-level tokenizer writes them
 # UTF-8 of U+3400 to U+9FFF and of planes 2 and 3, and the space before
 IDEOGRAPH = f"\u0120?(?:ã[\u0132-\u0143\u00a1-\u00bf]|[ä-é]{_BYTE}|ð[\u0142\u0143\u00a1-\u00b3]{_BYTE}){_BYTE}"
@@ -46,8 +45,8 @@ class Tokenizer:
         self.pad_id, self.cls_id, self.mask_id = (
             next(vocab[name] for name in names if name in vocab) for names in SPECIAL_NAMES.values()
         )
-        self.vocab_size = 1 + max(vocab.values())  # ids may have gaps
-        if self.vocab_size > 2 * len(vocab) + MAX_GAP or {vocab[name] for name in self.added} & {*before.values()}:
+        self.vocab_size = 1 + max(vocab.values())  # ids may have gaps, each of which costs a row of every table
+        if self.vocab_size > 2 * len(vocab) + 1000 or {vocab[name] for name in self.added} & {*before.values()}:
             raise UserError(f"{where}: the ids of its {len(before)} tokens go up to {max(before.values())}, with too many gaps")
         with _explained(where, "the tokenizer cannot encode unknown words"):
             probe = backend.encode(PROBE)

@@ -114,7 +114,6 @@ def report_lines(report: Report) -> list[str]:
         spreads[name] = f"{spread['min']} / {spread['median']:g} / {spread['max']}" if spread else "-"
     texts = kind if kind in ("captions", "questions", "statements") else "texts"
     has_images, has_texts = (bool(report[name]) or not report["usable"] for name in ("formats", "texts"))
-    is_of_questions = kind == "questions"
     answer_types = {name or "none": count for name, count in report["answer_types"].items()}
     table = [
         (True, "rows", report["rows"]),
@@ -129,10 +128,10 @@ def report_lines(report: Report) -> list[str]:
         (has_texts, f"words per {texts[:-1]}", spreads["text_words"]),
         (has_texts, f"repeated {texts}", report["duplicate_texts"]),
         (kind == "captions", "captions per image", spreads["texts_per_row"]),
-        (is_of_questions, "answers each", spreads["answers_per_question"]),
-        (is_of_questions, "answer types", _shown(answer_types)),
-        (is_of_questions, "distinct answers", report["distinct_answers"]),
-        (is_of_questions, "frequent answers", _shown(report["top_answers"])),
+        (kind == "questions", "answers each", spreads["answers_per_question"]),
+        (kind == "questions", "answer types", _shown(answer_types)),
+        (kind == "questions", "distinct answers", report["distinct_answers"]),
+        (kind == "questions", "frequent answers", _shown(report["top_answers"])),
         (kind in ("questions", "statements"), "repeated ids", report["duplicate_ids"]),
         (report["labels"], "labels", _shown(report["labels"])),
     ]

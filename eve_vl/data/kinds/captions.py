@@ -12,7 +12,6 @@ from eve_vl.data.dataset import Batch, RowDataset, Sample, each, stack
 from eve_vl.data.records import ImageRef, Record, hash_of, image_key
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
 
-ABSENT_COLUMN = "absent_labels"
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
 
@@ -79,13 +78,13 @@ class CaptionColumns(RowColumns):
     DESCRIPTION = "images with captions"
     TEXT_ROLE = "caption"
     USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": TEXT_COLUMNS}
-    OTHERS = ("labels", "label", ABSENT_COLUMN)
+    OTHERS = ("labels", "label", "absent_labels")
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return an image with its captions. Raises ValueError."""
         image = self.image(fields, root)
         captions = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
-        present, absent = first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
+        present, absent = first_of(fields, self.OTHERS[:2]), fields.get("absent_labels")
         labels, absent = (
             tuple(str(label) for label in (given if isinstance(given, list) else [given]) if isinstance(label, int | str))
             for given in (present, absent)

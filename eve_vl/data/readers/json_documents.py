@@ -1,11 +1,12 @@
 """JSON documents: lists of rows, COCO captions, Karpathy's splits, VQA v2."""
 
 import contextlib
+import gc
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from eve_vl.data.readers.medical import medical_list
 from eve_vl.data.readers.tables import PackedTable
@@ -24,7 +25,7 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
 
     split: of a Karpathy file. second: annotations of VQA v2 questions, by default the file next to them.
     """
-    document = cast(Any, read_json(path, object))
+    document = _load(path)
     match document:
         case {"annotations": [{"answers": _}, *_]}:
             raise UserError(f"{path}: holds VQA v2 annotations; name the file of questions next to it")
@@ -47,6 +48,14 @@ def json_table(path: Path, split: str | None, second: Path | None) -> Table:
         case dict():
             raise _not_rows(path, f"an object with fields {', '.join(list(document)[:10]) or '(none)'}")
     raise _not_rows(path, type(document).__name__)
+
+
+def _load(path: Path) -> Any:
+    gc.disable()  # the collector would scan all objects of a document repeatedly: half of the reading time
+    try:
+        return read_json(path, object)
+    finally:
+        gc.enable()
 
 
 def refuse_parts(path: Path, *, split: str | None = None, second: Path | None = None) -> None:
@@ -128,8 +137,7 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
         for image in document["images"]:
             if image["split"] in wanted:
                 folder = f"{image['filepath']}/" if image.get("filepath") else ""
-                captions = [sentence["raw"] for sentence in image["sentences"]]
-                yield {"image": folder + image["filename"], "caption": captions}
+                yield {"image": folder + image["filename"], "caption": [sentence["raw"] for sentence in image["sentences"]]}
 
 
 def _vqa_table(path: Path, document: dict[str, Any], annotations: Path | None) -> PackedTable:
@@ -143,8 +151,7 @@ def _vqa_table(path: Path, document: dict[str, Any], annotations: Path | None) -
         raise UserError(f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014")
     subtype = SAME_IMAGES.get(subtype, subtype)
     rows = _vqa_rows(path, document["questions"], annotations or _adjacent_annotations(path), subtype)
-    options = {"layout": "a VQA v2 file of questions", "kind": "questions", "image_folders": (subtype, "")}
-    return _packed(path, QUESTIONS, rows, **options)
+    return _packed(path, QUESTIONS, rows, layout="a VQA v2 file of questions", kind="questions", image_folders=(subtype, ""))
 
 
 def _adjacent_annotations(path: Path) -> Path | None:
@@ -178,7 +185,7 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
 
 def _vqa_answers(path: Path) -> dict[object, Fields]:
     """Return answers and answer type by question id."""
-    document = read_json(path, object)
+    document = _load(path)
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
         raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
