@@ -15,7 +15,7 @@ from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, all_kinds
 from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
-from eve_vl.recipes import recipes
+from eve_vl.recipes import is_recipe
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest
 
@@ -180,7 +180,7 @@ def run_inspect(args: InspectArgs) -> None:
 
     path = builtin.located(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
-    is_run = args.what not in recipes("pretrain") and not is_file and (path.exists() or "/" in args.what)
+    is_run = not is_recipe("pretrain", args.what) and not is_file and (path.exists() or "/" in args.what)
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))

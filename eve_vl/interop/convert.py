@@ -22,7 +22,7 @@ from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, Task
 from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
-from eve_vl.recipes import get_recipe, recipes
+from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.run.loading import build_task
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files
@@ -369,8 +369,8 @@ def config_for(plan: Plan, run: Path, where: str) -> Config:
     sizes.
     """
     config = get_recipe(plan.recipe)
-    if (finetune := recipes("finetune").get(plan.prefix + plan.section.name)) is not None:
-        config = finetune(config)
+    if is_recipe("finetune", finetune := plan.prefix + plan.section.name):
+        config = get_finetune_recipe(finetune, config)
     own = {"recipe": "published", "init": None, "train": replace(config.train, head_lr_multiplier=1.0)}
     try:
         return replace(config, **own, out=run, input=plan.sizes, model=plan.model, task=plan.section)

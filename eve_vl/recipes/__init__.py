@@ -52,6 +52,14 @@ def recipes(verb: str) -> dict[str, Recipe]:
     return {name: each for name, each in found.items() if _is_for(verb, each)}
 
 
+def is_recipe(verb: str, name: str) -> bool:
+    """Return whether a verb has a recipe of this name.
+
+    Other related systems and packages stay unloaded.
+    """
+    return _is_for(verb, OWN.get(name) or load_installed("recipes", name))
+
+
 def get_recipe(name: str) -> Config:
     """Return a pre-training recipe's config.
 
@@ -99,7 +107,7 @@ def start_of(name: str, make: Recipe) -> str | None:
 
 def _known(verb: str, name: str) -> Recipe:
     """Return a recipe of this or of an installed package. Raises UserError."""
-    recipe = OWN[name] if name in OWN else load_installed("recipes", name)
+    recipe = OWN.get(name) or load_installed("recipes", name)
     if recipe is None:
         known = [each for each in OWN if _is_for(verb, OWN[each])]
         raise UserError(f"no recipe {nearest(name, [*known, *installed('recipes')])}")

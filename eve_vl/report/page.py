@@ -14,7 +14,7 @@ import numpy as np
 from eve_vl import builtin
 from eve_vl.config import Config, define, flat, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
-from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
 from eve_vl.report.task import TaskReport, routing_sections
 from eve_vl.run.inspect import inspect_run
@@ -142,7 +142,7 @@ def recipe_of(config: Config) -> tuple[Config, bool]:
     A fine-tuning recipe depends on the --init run. If that run is gone, this run takes its place: inexact.
     Raises UserError for an unknown recipe.
     """
-    if config.recipe not in recipes("finetune") or config.init is None:
+    if not is_recipe("finetune", config.recipe) or config.init is None:
         return get_recipe(config.recipe), True
     try:
         return get_finetune_recipe(config.recipe, read_config(chosen_checkpoint(config.init))), True
@@ -157,7 +157,7 @@ def command_line(config: Config, recipe: Config | None = None) -> str:
     """
     recipe = dataclasses.replace(recipe or recipe_of(config)[0], code=config.code)
     words = ["eve", "pretrain", config.recipe]
-    if config.recipe in recipes("finetune"):
+    if is_recipe("finetune", config.recipe):
         words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
         recipe = dataclasses.replace(recipe, init=config.init)
     defaults = flat(to_dict(recipe))
