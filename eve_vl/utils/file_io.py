@@ -8,8 +8,8 @@ restores it.
 import contextlib
 import json
 import os
+import re
 import shutil
-import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from eve_vl.utils.errors import UserError
 
 Value = TypeVar("Value")
+SURROGATE = re.compile("[\\ud800-\\udfff]")
 TOO_LARGE = 2**63  # JSON has larger integers than floats, tensors or file offsets take
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
@@ -36,13 +37,11 @@ def open_ordinary(path: Path) -> BufferedReader:
     Raises OSError, also for a pipe, which would wait, or a device, which has no end.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        if path.is_file() or not path.exists():
+            return path.open("rb")
     except ValueError as error:  # a NUL character or half of a surrogate pair
         raise OSError(0, f"is not the name of a file ({error})", str(path)) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "is not an ordinary file", str(path))
-    return os.fdopen(descriptor, "rb")
+    raise OSError(0, "is not an ordinary file", str(path))
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -72,10 +71,7 @@ def is_text(text: str) -> bool:
 
     File names, arguments and JSON may hold halves of surrogate pairs.
     """
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+    return text.isascii() or not SURROGATE.search(text)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -86,10 +82,9 @@ def parse_json(data: bytes | str) -> Any:
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.strip() else ""
         raise ValueError(f"not valid JSON ({error.msg} at {line}character {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not valid JSON (nested too deeply)") from None
-    except ValueError as error:  # a number of too many digits
-        raise ValueError(f"not valid JSON ({error})") from None
+    except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"not valid JSON ({reason})") from None
 
 
 def require_type(value: object, kind: type[Value]) -> Value:
