@@ -40,7 +40,9 @@ def all_captions(scene: Scene) -> list[str]:
 def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
     captions = (*_that_list_shapes(scene), *_that_count(scene), *_that_compare_places(scene))
-    return [*([caption] for caption in captions), _there_or_not(scene)]
+    kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
+    there_or_not = [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
+    return [*([caption] for caption in captions), there_or_not]
 
 
 def _place(shape: Shape) -> str:
@@ -103,18 +105,12 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
             yield f"{first} {_full(one)} and {last} {_full(other)}"
 
 
-def _there_or_not(scene: Scene) -> list[str]:
+def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
     """Name missing values, too.
 
-    A masked word then requires checking the visible ones against the image.
-
-    One or two missing values, from any start, so that neither number nor position reveals which are present.
+    A masked word then requires checking the visible ones against the image. One or two missing values, from any start, so that
+    neither number nor position reveals which are present.
     """
-    kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
-    return [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
-
-
-def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
     missing = [value for value in values if value not in shown]
     captions = []
     for named in (*combinations(missing, 1), *combinations(missing, 2)):

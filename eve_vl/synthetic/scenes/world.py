@@ -165,12 +165,7 @@ def pairs_of(split: str, look: Look = ANY) -> tuple[tuple[str, str], ...]:
 def sample_scene(split: str, seed: int, index: int) -> Scene:
     """Sample scene `index` of a split, a pure function of the arguments."""
     rng = stream("scene", split, seed, index)
-    return compose(rng, sample_looks(rng, split, sample_num_shapes(rng)))
-
-
-def sample_num_shapes(rng: Random) -> int:
-    """Sample the number of shapes of a scene, 1 to MAX_SHAPES."""
-    return 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)
+    return compose(rng, sample_looks(rng, split, 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)))
 
 
 def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
@@ -223,7 +218,7 @@ def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
 
 def _sample_wanted(rng: Random, split: str, draft: Draft) -> list[Look]:
     for _ in range(_MAX_TRIES):
-        others = sample_num_shapes(rng) - 1  # as in captions: mostly none
+        others = pick_weighted(rng, _NUM_SHAPES_WEIGHTS)  # as in captions: mostly none
         num_shapes = draft.num_shapes or min(max(1, len(draft.wanted)) + others, MAX_SHAPES)
         looks = [_sample_look(rng, split, wanted) for wanted in draft.wanted]
         while len(looks) < num_shapes:
