@@ -18,7 +18,7 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.pretrain import starts_from
+from eve_vl.recipes.pretrain import changed, starts_from
 
 OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
@@ -149,7 +149,8 @@ def scenes_retrieval(init: Config) -> Config:
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    return _scenes(init, "scenes_retrieval", _search(rerank=16, captions_per_image=1), steps=900, validations=3, **MUON)
+    task = RetrievalConfig(rerank=16, rerank_by="sum", captions_per_image=1, dedup_captions=True, itm_batchnorm=True)
+    return _scenes(init, "scenes_retrieval", task, steps=900, validations=3, **MUON)
 
 
 @starts_from("scenes")
@@ -199,10 +200,7 @@ def icons_search_long(init: Config) -> Config:
 
     eve finetune icons_search_long --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
-    config = icons_search(init)
-    return replace(
-        config, recipe="icons_search_long", out=Path("runs/icons_search_long"), train=replace(config.train, steps=12_000)
-    )
+    return changed(icons_search(init), "icons_search_long", train={"steps": 12_000})
 
 
 def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OWN, **train: Any) -> Config:
@@ -246,13 +244,3 @@ def _scenes(
     usual = {"steps": steps, "batch_size": 32, "lr": 3e-4, "head_lr_multiplier": 10, "warmup": 0.1, "log_every": 50}
     usual |= dict.fromkeys(("val_every", "save_every"), max(steps // validations, 1))
     return finetuned(init, recipe, task, data, **usual | train)
-
-
-def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
-    """Return retrieval on data with recurring captions.
-
-    It suits a model with little time to learn matching.
-    """
-    return RetrievalConfig(
-        rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, dedup_captions=True, itm_batchnorm=True
-    )
