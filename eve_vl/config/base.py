@@ -25,10 +25,14 @@ from eve_vl.utils.file_io import expand_user
 
 # Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are damage, and building them
 # would take for ever.
-Count, CountOrZero = Annotated[int, "[1, inf)"], Annotated[int, "[0, inf)"]
-Width, Depth = Annotated[int, "[1, 65536]"], Annotated[int, "[1, 1000]"]
-Positive, Weight = Annotated[float, "(0, inf)"], Annotated[float, "[0, inf)"]
-Share, InnerShare = Annotated[float, "[0, 1)"], Annotated[float, "(0, 1)"]
+Count = Annotated[int, "[1, inf)"]
+CountOrZero = Annotated[int, "[0, inf)"]
+Width = Annotated[int, "[1, 65536]"]
+Depth = Annotated[int, "[1, 1000]"]
+Positive = Annotated[float, "(0, inf)"]
+Weight = Annotated[float, "[0, inf)"]
+Share = Annotated[float, "[0, 1)"]
+InnerShare = Annotated[float, "(0, 1)"]
 
 
 @dataclass(frozen=True, kw_only=True)
