@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import Subset
-from twins import pairs, tiny_config
+from twins import ListSource, noise, pairs, tiny_config
 
-from eve_vl.config import HELD_OUT, Config
+from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.data.kinds.pairs import ItemPair
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.summary import LIBRARIES, changes, cut_texts, data_lines, expected_memory, machine_line, run_lines
+from eve_vl.run.training import require_truth
+from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks.task import Sizes, Task
+from eve_vl.utils.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -44,6 +48,21 @@ def test_rows_are_those_of_each_source():
             f"validation data: 12 of 1,234 rows held out, 1.0%;{more} numbers on fewer than 100 rows tell little, "
             "--data.val-fraction keeps more"
         )
+
+
+@pytest.mark.parametrize(
+    ("val", "message"),
+    [
+        (HELD_OUT, "data.train items.jsonl: no label in the first 100 validation rows, .*--data.label-column"),
+        ("val.jsonl", "data.val val.jsonl: no label in .*; name validation data that has them, or held-out"),
+    ],
+)
+def test_validation_rows_without_labels_are_refused(val: str, message: str):
+    row = ItemPair(left=noise(0), right=noise(1), captions=("a", "b"), label=None, where="items.jsonl:1")
+    config = replace(tiny_config(task=PairConfig()), data=DataConfig(train=("items.jsonl",), val=(val,)))
+    with pytest.raises(UserError, match=message):
+        require_truth(config, [ListSource([row])])
+    require_truth(config, [ListSource([row, replace(row, label=True)])])
 
 
 def test_texts_that_are_cut_are_told():

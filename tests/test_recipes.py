@@ -243,6 +243,16 @@ def test_a_system_can_be_left_out(name, tmp_path):
     assert found == [each for each in recipes(EITHER) if not each.startswith(f"{name}_")]
 
 
+def test_a_recipe_loads_its_own_system_only():
+    code = (
+        "import sys; from eve_vl.recipes import is_recipe, get_recipe; get_recipe('demo'); is_recipe('finetune', 'nothing'); "
+    )
+    for more, found in (("", []), ("get_recipe('mlim_tiny'); ", ["eve_vl.systems", "eve_vl.systems.mlim"])):
+        shown = "print(sorted(name for name in sys.modules if name.startswith('eve_vl.systems')))"
+        done = subprocess.run([sys.executable, "-c", code + more + shown], capture_output=True, text=True)
+        assert done.stdout == f"{found}\n", done.stderr
+
+
 def count(config: Config) -> int:
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size, labels=("",) * NUM_LABELS))
