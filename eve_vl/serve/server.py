@@ -67,11 +67,13 @@ def settings(app: FastAPI) -> uvicorn.Config:
 
 def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a port. Raises UserError."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(f"--host {host} --port {port}: cannot listen ({reason}); --port 0 takes a free port") from None
 
 
