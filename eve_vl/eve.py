@@ -26,6 +26,7 @@ from eve_vl.search.index import Index
 from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
+Sources = str | Path | Iterable[str | Path]
 ALWAYS = ("encode_image", "encode_text")
 
 
@@ -132,14 +133,7 @@ class Eve:
         features.names, features.skipped = tuple(names), tuple(skipped)
         return features
 
-    def index(
-        self,
-        sources: str | Path | Iterable[str | Path] = (),
-        out: str | Path = "index",
-        *,
-        batch_size: int = 64,
-        **reading: Any,
-    ) -> Index:
+    def index(self, sources: Sources = (), out: str | Path = "index", *, batch_size: int = 64, **reading: Any) -> Index:
         """Build or update an index of images and their captions, and return it.
 
         sources: folders of images, tables or shards; default: the index's own. New and changed images are read, deleted ones

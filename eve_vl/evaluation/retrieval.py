@@ -71,19 +71,16 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
 
     def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
         """Return the metrics of validation, which selects `rerank_k`; see `search`."""
-        return self._evaluated(loader, selects=True).numbers
+        return self.evaluate_with_rows(loader, selects=True).numbers
 
-    def evaluate_with_rows(self, loader: Iterable[SearchBatch]) -> Evaluated:
+    @torch.no_grad()
+    def evaluate_with_rows(self, loader: Iterable[SearchBatch], *, selects: bool = False) -> Evaluated:
         """Return the metrics of `metrics.retrieval` over all processes.
 
         They are tr1 … rsum after re-ranking task.rerank candidates, with a matching head also `…_itc_only` before re-ranking;
         with 5,000 images `…_1k`, the mean of five folds; the number of images and captions and of matches of each; and tr1 and
-        ir1 of random order.
+        ir1 of random order. selects: see `search`.
         """
-        return self._evaluated(loader, selects=False)
-
-    @torch.no_grad()
-    def _evaluated(self, loader: Iterable[SearchBatch], *, selects: bool) -> Evaluated:
         gallery = gathered(self.task, loader)
         numbers, ranks = self.search(gallery, self.task.settings.rerank, selects=selects)
         rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))
@@ -125,25 +122,23 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         Each is the share of first hits with a class of the query. By contrast only, or by matching only; empty if images have
         no classes. A hit need not be the query's own.
         """
-        column = {name: number for number, name in enumerate(sorted({name for given in gallery.labels for name in given}))}
-        label_IL = torch.zeros(len(gallery.labels), len(column), dtype=torch.bool)
-        for image, given in enumerate(gallery.labels):
-            label_IL[image, [column[name] for name in given]] = True
+        names = sorted({name for given in gallery.labels for name in given})
+        if not names:
+            return {}
         numbers: dict[str, float] = {}
-        if not column:
-            return numbers
+        label_IL = torch.tensor([[name in given for name in names] for given in gallery.labels])
         image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
-        label_TL = torch.zeros(len(gallery.text_T), len(column)).index_add(0, caption_P, label_IL[image_P].float()) > 0
+        label_TL = torch.zeros(len(gallery.text_T), len(names)).index_add(0, caption_P, label_IL[image_P].float()) > 0
         images, captions = (gallery.image_Id, label_IL), (gallery.caption_Td, label_TL)
         for way, (query_QD, query_QL), (other_CD, other_CL) in (("tr", images, captions), ("ir", captions, images)):
+            chance = f"precision_{way}_chance"
             found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
             asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T
             for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
                 found = intervals.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
                 gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
-                chance = f"precision_{way}_chance"
                 numbers[f"precision_{way}{k}"] = intervals.over(found, chance, gain_Q, groups[asked_Q].tolist())
-            numbers[f"precision_{way}_chance"] = float(chance_Q[asked_Q].mean())
+            numbers[chance] = float(chance_Q[asked_Q].mean())
         return numbers
 
     def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:

@@ -103,8 +103,7 @@ def heatmap(
     task: Any,
     evidence: Evidence,
     images: Sequence[GivenImage],
-    positions: Sequence[int] | None,
-    *,
+    positions: list[int] | None,
     word: str | None,
     block: int | None,
 ) -> Heatmap:

@@ -56,11 +56,7 @@ class ContrastTask(Task[Settings]):
         return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
 
     def match(
-        self,
-        images_BCHW: Tensor,
-        ids_BT: Tensor,
-        is_padding_BT: Tensor | None,
-        pairs: tuple[Tensor, Tensor] | None = None,
+        self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None, pairs: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Routers]:
         """Return the match logits (B, 2) of pairs, class 1 = match, and routers.
 
