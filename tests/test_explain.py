@@ -79,7 +79,7 @@ def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class
     attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
-    def among(x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None, bias: None) -> Tensor:
+    def over_rows(x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None, bias: None) -> Tensor:
         assert read is None and bias is None
         q, k, v = (rows.grid(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
         q, v = q + attention.q_bias, v + attention.v_bias
@@ -88,7 +88,7 @@ def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class
         kept[0].retain_grad()
         return rows.collect((kept[0] @ v).transpose(1, 2).flatten(2)) @ attention.proj.weight.T + attention.proj.bias
 
-    with mock.patch.object(attention, "among", among):
+    with mock.patch.object(attention, "over_rows", over_rows):
         eve.task.predict(batch)[0][0, class_].backward()
     return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
 

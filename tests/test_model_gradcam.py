@@ -5,6 +5,7 @@ Letters: B batch, N all tokens, T text tokens, D width, H heads.
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from twins import randomize, tiny_config
 from eve_vl.config import EveModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import Attention, attention_weights, replace_submodules
+from eve_vl.model.layers import Attention, attention_mask, attention_weights, replace_submodules
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.probes import gradcam
 
@@ -56,7 +57,7 @@ class SlowAttention(torch.nn.Module):
         self.num_heads = attention.num_heads
         self.seen: list[Tensor] = []
 
-    def among(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
+    def over_rows(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
         assert read is None and bias is None and rows.shape == (1, len(x_ND))
         w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
         q, k, v = x_ND @ w_q.T + self.weights["q_bias"], x_ND @ w_k.T, x_ND @ w_v.T + self.weights["v_bias"]
@@ -93,7 +94,7 @@ def test_explicit_attention_equals_the_fused_kernel(with_padding):
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_weight_times_gradient_equals_moving_each_weight(block):
     encoder = double_encoder()
-    name = encoder.attention_names[block]
+    name = encoder.image_attention(at_pair=True)[0][block]
     attention = encoder.get_submodule(name)
     assert isinstance(attention, Attention)
     cam_BNN, _ = gradcam(encoder, name, lambda twin: score_of(states(twin)))
@@ -170,7 +171,7 @@ def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
             image, text = twin.image(pixels_BCHW[rows]), twin.text(ids_BT[rows], is_padding_BT[rows])
             return twin.encode(image, text, num_passes=num_passes).cls_BD.sin().sum()
 
-        return gradcam(encoder, encoder.attention_names[block], score)
+        return gradcam(encoder, encoder.image_attention(at_pair=True)[0][block], score)
 
     halves = [look(slice(start, start + 2), 1) for start in (0, 2)]
     for found, expected in zip(look(slice(0, 4), 2), zip(*halves, strict=True), strict=True):
@@ -183,11 +184,17 @@ def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
     attention = Attention(16, 2)
     randomize(attention, seed=1)
     x_BND, keys_BMD, bias_HNM = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 5, 7 if keys else 5)
-    given = {"keys_BMD": keys_BMD if keys else None, "bias_HNM": bias_HNM if bias else None}
     is_padding_BM = torch.arange(7 if keys else 5) >= torch.tensor([4, 7])[:, None]
     holder = torch.nn.ModuleDict({"attn": attention})
-    cam_BNM, _ = gradcam(holder, "attn", lambda twin: twin["attn"](x_BND, is_padding_BM, **given).sin().sum())
-    q, k, v = attention.split(x_BND, keys_BMD if keys else None)
+    other_BMD = keys_BMD if keys else None
+
+    def score(twin: torch.nn.ModuleDict) -> Tensor:
+        attn: Any = twin["attn"]
+        mask = attention_mask(is_padding_BM, bias_HNM if bias else None)
+        return attn.join(attn.attend(*attn.split(x_BND, other_BMD), mask)).sin().sum()
+
+    cam_BNM, _ = gradcam(holder, "attn", score)
+    q, k, v = attention.split(x_BND, other_BMD)
     scores_BHNM = q @ k.mT / 8**0.5 + (bias_HNM if bias else 0)
     weights_BHNM = scores_BHNM.masked_fill(is_padding_BM[:, None, None], float("-inf")).softmax(3).detach().requires_grad_()
     attention.join(weights_BHNM @ v).sin().sum().backward()

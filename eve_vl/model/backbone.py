@@ -6,7 +6,7 @@ Letters: B batch, H height, W width, K kept patches, T text tokens, N all tokens
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -64,8 +64,6 @@ class Backbone(nn.Module):
     """Whether some parameters may get no gradient, depending on the states that are read."""
     num_contrasts: int = 1
     """Number of states that `for_contrast` returns, each for its own contrastive head."""
-    pixel_tokens: Literal["pair", "image"] = "pair"
-    """Modalities whose states reconstruct masked pixels."""
     parts: ClassVar[Mapping[str, str]] = {"image": "image embedding", "text": "text embedding"}
     """Display names of its modules; all others are shown as blocks."""
     computes_all = False
@@ -109,7 +107,7 @@ class Backbone(nn.Module):
         return [state_BD], routers
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
-        """Return states of pixel_tokens' modalities that reconstruct masked pixels."""
+        """Return states that reconstruct masked pixels, of pairs or of their images."""
         return self.encode(image, text)
 
     def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
@@ -127,15 +125,10 @@ class Backbone(nn.Module):
         """
         return tensors, None
 
-    @property
     @abstractmethod
-    def attention_names(self) -> list[str]:
-        """Names of the attention modules over whole pairs, first to last."""
-
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of attention modules from text to image, and a row.
 
-        First to last; the row is that of the text's [CLS]. Without at_pair: those of images alone, and the row of the image's
+        First to last; the row is that of the text's [CLS]. Without at_pair: those of images only, and the row of the image's
         [CLS].
         """
-        return self.attention_names, 1 + self.sizes.num_patches if at_pair else 0

@@ -136,7 +136,6 @@ class DualEncoder(Backbone):
     """
 
     find_unused_parameters = True
-    pixel_tokens = "image"
     parts: ClassVar[Mapping[str, str]] = {"image": "image tower", "text": "text tower", "fusion": "co-attention"}
 
     def __init__(self, config: DualEncoderConfig, sizes: InputConfig, vocab_size: int):
@@ -214,18 +213,14 @@ class DualEncoder(Backbone):
         """Resize another model's image positions to this model's patches."""
         return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
 
-    @property
-    def attention_names(self) -> list[str]:
-        """Names of the modules of text-to-image attention, first layer to last."""
-        return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
-
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of text-to-image attention or of attention within images.
 
-        The row of each [CLS] is 0.
+        First layer to last; the row of each [CLS] is 0.
         """
-        alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
-        return (self.attention_names if at_pair else alone), 0
+        if at_pair:
+            return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)], 0
+        return [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)], 0
 
 
 def _with_states(tokens: Tokens, x_BND: Tensor) -> Tokens:

@@ -212,10 +212,13 @@ class Encoder(Backbone):
             return tensors, None
         return resized_positions(tensors, "image.positions", len(self.image.positions) - 1)
 
-    @property
-    def attention_names(self) -> list[str]:
-        """Names of the attention modules, first block to last."""
-        return [f"blocks.{number}.attn" for number in range(len(self.blocks))]
+    def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
+        """Return the names of the attention modules, and the row of a [CLS].
+
+        It is the text's of a pair, else the image's.
+        """
+        names = [f"blocks.{number}.attn" for number in range(len(self.blocks))]
+        return names, 1 + self.sizes.num_patches if at_pair else 0
 
 
 def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[list[Tokens | None]]:
