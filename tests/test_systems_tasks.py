@@ -178,7 +178,7 @@ class TwoWays(Encoder):
         super().__init__(*args)
         self.num_contrasts = 2
 
-    def alone(self, image: Any, text: Any, final_norm: bool = True) -> Any:
+    def for_contrast(self, image: Any, text: Any, final_norm: bool = True) -> Any:
         state_BD, routers = self.cls(image, text, final_norm=final_norm)
         return [state_BD, state_BD.flip(1) ** 2], routers
 
