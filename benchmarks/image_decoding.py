@@ -22,7 +22,8 @@ from torch import Tensor
 from torchvision import transforms as v1
 
 from eve_vl.data.dataset import decode
-from eve_vl.data.records import ImageBytes, train_crop
+from eve_vl.data.records import ImageBytes
+from eve_vl.data.transforms import train_crop
 from eve_vl.utils.runtime import keep_memory
 
 SIZE, SCALE = 224, (0.5, 1.0)

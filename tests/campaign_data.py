@@ -22,7 +22,7 @@ from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.loader import open_train_and_val
-from eve_vl.data.readers.image_files import INDEX_SUFFIX, _index
+from eve_vl.data.readers.webdataset import INDEX_SUFFIX, _index
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_class
 from eve_vl.run.loading import build_task

@@ -15,9 +15,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.data import decoding
-from eve_vl.data.dataset import decode, random_ink
+from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
-from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImagePixels, random_box, train_crop
+from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
+from eve_vl.data.transforms import Crop, random_box, random_ink, train_crop
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)

@@ -162,7 +162,7 @@ def test_tar_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.Monke
     saved = tmp_path / "x.tar.index"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.tar", "x.tar.index"]
     with monkeypatch.context() as context:
-        context.setattr("eve_vl.data.readers.image_files._scan", None)  # not needed any more
+        context.setattr("eve_vl.data.readers.webdataset._scan", None)  # not needed any more
         assert_as_webdataset(open_source(path), [path])
     saved.write_bytes(saved.read_bytes()[:100])
     assert_as_webdataset(open_source(path), [path])

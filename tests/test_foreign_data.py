@@ -26,7 +26,7 @@ from PIL import Image
 
 from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
-from eve_vl.data.readers import guess_kind, image_files, open_source, tables
+from eve_vl.data.readers import folder, guess_kind, open_source, tables
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.validate import check_source, report_lines
 from eve_vl.utils import console
@@ -520,7 +520,7 @@ def test_any_bytes_are_an_error_for_people(root: Path, name: str):
 
 
 def test_any_name_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(image_files, "_walk", lambda _: iter(()))  # the root's would be all that there is
+    monkeypatch.setattr(folder, "_walk", lambda _: iter(()))  # the root's would be all that there is
 
     @settings(max_examples=50, derandomize=True, deadline=None, database=None)
     @given(name=st.text(max_size=300) | st.text(st.sampled_from("./~a{}0#+"), max_size=20))

@@ -18,8 +18,9 @@ from equal_compute.cells import Cell, num_read
 from eve_vl.config import Config
 from eve_vl.data.dataset import NAMES_A_SIDE, decode
 from eve_vl.data.loader import open_sources
-from eve_vl.data.records import Crop, Source, row_name
+from eve_vl.data.records import Source, row_name
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop
 from eve_vl.evaluation.retrieval import first_hits
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics import retrieval as metrics

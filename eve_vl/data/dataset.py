@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, Dataset
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
-from eve_vl.data.records import Crop, ImageRef, Source, Unencoded, row_name, to_tensor, train_crop, usable_rows
+from eve_vl.data.records import ImageRef, Source, Unencoded, row_name, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import AUGMENTATIONS, Crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
@@ -188,27 +187,6 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
     if isinstance(image, Unencoded):
         return to_tensor(image, crop)
     return decode_bytes(read_image(image, where), where, crop=crop, longest=longest).pixels
-
-
-def random_ink(pixels: Tensor) -> Tensor:
-    """Recolour half of the images, uint8 (3, H, W).
-
-    A quarter is in grey, a quarter in shades of one dark random colour. Drawings are then recognised by their lines.
-    Random numbers come from torch's generator, as in torchvision.
-    """
-    draw_grey, draw_ink, *ink = torch.rand(5).tolist()
-    if draw_grey < 0.5:
-        return pixels
-    grey = rgb_to_grayscale(pixels).float()
-    darkest = torch.tensor(ink)[:, None, None] * (0.7 * 255 * (draw_ink < 0.5))
-    return (grey + (1 - grey / 255) * darkest).round().byte()
-
-
-AUGMENTATIONS = {
-    "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-    "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
-    "random_ink": random_ink,
-}
 
 
 def generator(*key: int) -> np.random.Generator:

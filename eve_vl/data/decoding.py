@@ -20,7 +20,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
-from eve_vl.data.records import Crop, ImageFile, ImageRef, Unencoded
+from eve_vl.data.records import ImageFile, ImageRef, Unencoded
+from eve_vl.data.transforms import Crop
 from eve_vl.utils.errors import BadSampleError
 
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB

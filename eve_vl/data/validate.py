@@ -11,7 +11,8 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
-from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, hash_of, to_tensor
+from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, hash_of
+from eve_vl.data.transforms import to_tensor
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError
 

@@ -30,8 +30,9 @@ from eve_vl.data.dataset import (
     unusable,
 )
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.records import Crop, GeneratedSource, Source, image_key, is_generated, row_name
+from eve_vl.data.records import GeneratedSource, Source, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.train.processes import gather_objects, rank

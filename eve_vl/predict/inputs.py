@@ -23,8 +23,9 @@ from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
 from eve_vl.data.masking import PairBatch
 from eve_vl.data.readers import parse_spec, sniff
-from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImagePixels, ImageRef
+from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import expand_user, is_text

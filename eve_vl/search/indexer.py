@@ -26,8 +26,9 @@ from torch import Tensor
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
-from eve_vl.data.records import Crop, ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
+from eve_vl.data.transforms import Crop
 from eve_vl.search import nearest
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress

@@ -11,10 +11,11 @@ from typing import Any
 from eve_vl.config import kinds_of
 from eve_vl.config.base import find_kind
 from eve_vl.data.kinds import KINDS
-from eve_vl.data.readers.image_files import FolderTable, WebdatasetTable
+from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.json_documents import json_table, refuse_parts
 from eve_vl.data.readers.medical import medical_table
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
+from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
 from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
