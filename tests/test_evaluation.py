@@ -242,15 +242,15 @@ def test_a_verdict_for_each_case():
 
     cases: list[tuple[float, float, tuple[str, bool]]] = [
         (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
-        (share(5100, 10000), share(5000, 10000), (f"{same}: cannot be told apart", False)),
+        (share(5100, 10000), share(5000, 10000), (f"{same}: no significant difference", False)),
         (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong image (0.500, intervals apart)", False)),
-        (share(31, 62), chance, (f"too little to tell: 62 masked tokens (mlm_acc 0.500, {few}", False)),
-        (share(20, 20), chance, (f"too little to tell: 20 masked tokens (mlm_acc 1.000, {few}", False)),
-        (share(1, 1), chance, (f"too little to tell: 1 masked token (mlm_acc 1.000, {few}", False)),
+        (share(31, 62), chance, (f"too few rows to decide: 62 masked tokens (mlm_acc 0.500, {few}", False)),
+        (share(20, 20), chance, (f"too few rows to decide: 20 masked tokens (mlm_acc 1.000, {few}", False)),
+        (share(1, 1), chance, (f"too few rows to decide: 1 masked token (mlm_acc 1.000, {few}", False)),
         (0.9, 0.5, (gain, True)),  # of an earlier version's log
         (against(510, 1000, 0.004, 0.016), chance, (f"uses the image: {same}, difference 0.004 to 0.016", True)),
-        (against(510, 1000, -0.004, 0.024), chance, (f"{same}: cannot be told apart", False)),
-        (against(510, 1000, -0.1, 0.12), chance, (f"too little to tell: 1,000 masked tokens ({same})", False)),
+        (against(510, 1000, -0.004, 0.024), chance, (f"{same}: no significant difference", False)),
+        (against(510, 1000, -0.1, 0.12), chance, (f"too few rows to decide: 1,000 masked tokens ({same})", False)),
     ]
     for ours, wrong, expected in cases:
         assert rule.compare({"mlm_acc": ours, "wrong": wrong}) == expected
@@ -269,7 +269,7 @@ def test_a_verdict_for_each_case():
     assert lower.compare({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
     one_image = MeasuredValue(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
     assert lower.compare({"mse": one_image, "mean": 0.3}) == (
-        "too little to tell: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
+        "too few rows to decide: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
         False,
     )
 

@@ -73,9 +73,9 @@ class Baseline:
         is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
         if isinstance(ours, MeasuredValue) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
             groups = f" in {pluralize(ours.groups, 'group')} of rows" * (ours.groups < ours.n)
-            return f"too little to tell: {pluralize(ours.n, self.of)}{groups} ({both})", False
+            return f"too few rows to decide: {pluralize(ours.n, self.of)}{groups} ({both})", False
         if not is_apart:
-            return f"{both}: cannot be told apart", False
+            return f"{both}: no significant difference", False
         is_better = (low > 0) is not self.lower
         how += " to ".join(ends)
         if is_better and self.shows:
