@@ -44,7 +44,7 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
         places = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
         ranks = [retrieval.Ranks(better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each)) for each in places]
     seconds = time.perf_counter() - start
-    return retrieval.summary(*ranks) | {"seconds": seconds, "before": before, "peak": peak()}
+    return retrieval.summary(ranks[0], ranks[1]) | {"seconds": seconds, "before": before, "peak": peak()}
 
 
 def peak() -> float:

@@ -124,7 +124,7 @@ def _break_roco(folder: Path, fault: Any) -> None:
 
 def _break_medvqa(folder: Path, fault: Any, broken: list[Broken]) -> None:
     for split in ("train", "val", "test"):
-        paths = sorted((folder / split / "QA").glob("*.csv"))
+        paths, names = sorted((folder / split / "QA").glob("*.csv")), []
         for path in paths:
             file, lines = str(path.relative_to(folder)), path.read_text().splitlines()
             names = [line.split("|")[0] for line in lines]

@@ -180,7 +180,8 @@ def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(read_value(hints[place], item, where, f"{key}[{place}]") for place, item in enumerate(value))
     if not dataclasses.is_dataclass(hint):
         return Path(value) if hint is Path else value
-    kind, what = typing.cast(type, hint), hint.__name__.removesuffix("Config").lower()
+    kind, value = typing.cast(type, hint), typing.cast(dict[str, Any], value)
+    what = kind.__name__.removesuffix("Config").lower()
     if issubclass(kind, Section):
         name, value = value.get("name"), {field_name: item for field_name, item in value.items() if field_name != "name"}
         found = find_kind(kind, f"{what}s", name) if isinstance(name, str) else None

@@ -148,7 +148,7 @@ class DataConfig(Values):
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
         reading = ("format", "image_root", "image_column", "text_column", "label_column")
-        unused = dict.fromkeys(reading if is_generated else (), "on generated data")
+        unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 
 
@@ -240,6 +240,6 @@ class TrainConfig(Values):
             f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": factor
             for name, factor in self.lr_multipliers
         }
-        checks = {message: not 0 < factor < math.inf for message, factor in factors.items()}
+        checks: dict[str, object] = {message: not 0 < factor < math.inf for message, factor in factors.items()}
         size, parts = self.batch_size, self.accumulation
         return {f"batch_size {size} is not divisible by accumulation {parts}": size % parts} | checks

@@ -240,8 +240,8 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
 
         def line(each: Prediction) -> dict[str, object]:
             named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)
-            likely = {"labels": {label: value for label, value in named if value >= 0.5}}
-            most = {"label": each.label, "probability": float(each.probability_C.max())}
+            likely: dict[str, object] = {"labels": {label: value for label, value in named if value >= 0.5}}
+            most: dict[str, object] = {"label": each.label, "probability": float(each.probability_C.max())}
             return most | likely if self.task.settings.multilabel else most
 
         return json_lines(predictions, line)

@@ -238,8 +238,8 @@ class ExpertMap:
             (rows, columns), size = self.grid, (SIDE, SIDE)
             patches = first[1 : self.num_image]
             tints = Image.fromarray(np.array([colors[expert] for expert in patches], np.uint8).reshape(rows, columns, 3))
-            both = (each.resize(size, Image.Resampling.NEAREST) for each in (Image.fromarray(self.image), tints))
-            sheet.paste(Image.blend(*both, OPACITY), (0, line))
+            image, tints = (each.resize(size, Image.Resampling.NEAREST) for each in (Image.fromarray(self.image), tints))
+            sheet.paste(Image.blend(image, tints, OPACITY), (0, line))
             for patch, expert in enumerate(patches):
                 center = ((patch % columns + 0.5) * SIDE / columns, line + (patch // columns + 0.5) * SIDE / rows)
                 draw.text(center, str(expert), "black", font, anchor="mm")

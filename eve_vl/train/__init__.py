@@ -37,15 +37,19 @@ class Evaluator(Protocol):
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics over the batches of all processes."""
+        ...
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         """Return sentences on how to read metrics."""
+        ...
 
     def comparison(self, numbers: Mapping[str, float]) -> str:
         """Return a sentence that compares metrics with their baselines; may be empty."""
+        ...
 
     def log_samples(self, batch: Any) -> Mapping[str, Any]:
         """Return images or texts, by name, that show the model at work on a batch."""
+        ...
 
 
 class StoppedError(SharedError):

@@ -227,7 +227,7 @@ def _open_table(spec: Spec, format: str, text_field: str | None = None) -> Table
     form = files[0].suffix[1:].lower() if format == "auto" else format
     if form not in FORMATS and (own := find_kind(Table, "readers", form)) is not None:
         refuse_parts(path, split=spec.split, second=spec.second)
-        return own(path)  # pyright: ignore[reportCallIssue]
+        return own(path)  # pyright: ignore[reportCallIssue, reportAbstractUsage]
     if format not in ("auto", *FORMATS):
         raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
     if spec.second is not None:

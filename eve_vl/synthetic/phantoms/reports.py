@@ -118,7 +118,7 @@ def class_prompts() -> dict[str, tuple[str, ...]]:
 
     They combine words as no training report does.
     """
-    prompts = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
+    prompts: dict[str, tuple[str, ...]] = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
     for kind in FINDINGS:
         unseen = [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
         prompts[kind] = tuple(f"there is {words}" for words in unseen)

@@ -15,6 +15,7 @@ one attribute of one shape, half of the time of a visible one and half of the ti
 with equal images, and among pairs with equal texts, fewer than half are the same item.
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -271,7 +272,7 @@ _QUESTIONS: dict[str, tuple[Any, ...]] = {  # kind → templates, each with its 
 # Statements
 
 
-def _counts(statement: str, look: Look, counts: tuple[int, int]) -> StatementDraft:
+def _counts(statement: str, look: Look, counts: Sequence[int]) -> StatementDraft:
     left, right = (Draft([look] * count, [look]) for count in counts)
     return statement, left, right
 

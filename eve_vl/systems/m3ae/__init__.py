@@ -48,7 +48,7 @@ def m3ae_base() -> Config:
     torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
     """
     sources = {"train": ("roco#train", "medicat#train"), "val": ("roco#val",)}
-    steps = {"steps": 100_000, "batch_size": 256, "accumulation": 4, "val_every": 5000, "save_every": 5000}
+    steps: dict[str, Any] = {"steps": 100_000, "batch_size": 256, "accumulation": 4, "val_every": 5000, "save_every": 5000}
     return Config(
         recipe="m3ae_base",
         out=Path("runs/m3ae_base"),
