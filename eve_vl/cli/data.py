@@ -54,7 +54,7 @@ class WriteArgs:
     """scenes: images of shapes, from scenes:test; phantoms: schematic radiographs, which say nothing about medicine."""
     layout: Positional[str]
     """scenes: captions (a text file per image), questions or statements (one table). phantoms: the data set whose files to
-    imitate: roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert, chexpert-5x200."""
+    imitate: roco (captions), slake (questions), chexpert (labels), chexpert-5x200 (reports with one label)."""
     folder: Positional[Path]
     """New folder to write."""
     rows: int = 200
