@@ -124,10 +124,9 @@ def test_broken_images_are_named(root: Path):
 LINES = "\ufefffirst\r\n\n  second line \n \nthe third, without an end"
 
 
-@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz", "T.TXT"])
+@pytest.mark.parametrize("name", ["t.txt", "T.TXT"])
 def test_a_text_a_line(tmp_path: Path, name: str):
-    data = LINES.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / name).write_bytes(LINES.encode())
     source = open_source(tmp_path / name, kind="texts")
     expected = [("first", 1), ("second line", 3), ("the third, without an end", 5)]
     assert rows_of(pickle.loads(pickle.dumps(source))) == [
@@ -139,13 +138,11 @@ def test_a_text_a_line(tmp_path: Path, name: str):
         open_source(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz"])
-def test_broken_lines_are_named(tmp_path: Path, name: str):
-    data = b"fine\nb\xfcd\n" + b"word " * 2000 + b"\nfine too\n"
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    source = open_source(tmp_path / name, kind="texts")
-    assert reason(source, 1) == f"{name}:2: not UTF-8 text (invalid start byte at byte 1)"
-    assert reason(source, 2) == f"{name}:3: text has 2000 words, at most 1000 are accepted"
+def test_broken_lines_are_named(tmp_path: Path):
+    (tmp_path / "t.txt").write_bytes(b"fine\nb\xfcd\n" + b"word " * 2000 + b"\nfine too\n")
+    source = open_source(tmp_path / "t.txt", kind="texts")
+    assert reason(source, 1) == "t.txt:2: not UTF-8 text (invalid start byte at byte 1)"
+    assert reason(source, 2) == "t.txt:3: text has 2000 words, at most 1000 are accepted"
     assert source[3].text == "fine too"
 
 
@@ -153,14 +150,10 @@ def test_files_of_no_texts(tmp_path: Path):
     (tmp_path / "t.txt").write_text("\n \n")
     with pytest.raises(UserError, match="the file has no rows"):
         open_source(tmp_path / "t.txt", kind="texts")
-    whole = gzip.compress(b"a text\n" * 1000)
-    for data in (whole[:-20], whole[:20], b"no gzip"):
-        (tmp_path / "t.txt.gz").write_bytes(data)
-        with pytest.raises(UserError, match=r"t.txt.gz: not a whole gzip file \(.*\); download it again"):
-            open_source(tmp_path / "t.txt.gz", kind="texts")
-    (tmp_path / "t.jsonl.gz").write_bytes(whole)
-    with pytest.raises(UserError, match="is compressed; unpack it first"):
-        open_source(tmp_path / "t.jsonl.gz", kind="texts")
+    for name in ("t.txt.gz", "t.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"a text\n" * 1000))
+        with pytest.raises(UserError, match="is compressed; unpack it first"):
+            open_source(tmp_path / name, kind="texts")
 
 
 @pytest.mark.parametrize("option", ["image_root", "image_column", "text_column", "label_column"])

@@ -186,7 +186,7 @@ def test_tar_truncated(tmp_path: Path):
         last = tar.getmembers()[-1]
     for length in (100, 512, 700, last.offset, last.offset_data + 1, last.offset_data + last.size, last.offset_data + 512):
         (tmp_path / "cut.tar").write_bytes(data[:length])
-        with pytest.raises(UserError, match=rf"cut.tar: cut short: it ends at byte {length}, .*download it again"):
+        with pytest.raises(UserError, match=r"cut.tar: not a whole tar file \(.*download it again"):
             open_source(tmp_path / "cut.tar")
     assert not (tmp_path / "cut.tar.index").exists()
 
@@ -198,13 +198,13 @@ def test_tar_mistakes(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[third + 3] ^= 1
     (tmp_path / "damaged.tar").write_bytes(data)
-    with pytest.raises(UserError, match=rf"damaged.tar: damaged at byte {third}, .*download it again"):
+    with pytest.raises(UserError, match=rf"damaged.tar: not a whole tar file \(.* at byte {third}\); .*download it again"):
         open_source(tmp_path / "damaged.tar")
     (tmp_path / "zipped.tar").write_bytes(b"\x1f\x8b\x08" + bytes(600))
-    with pytest.raises(UserError, match=r"not a tar file \(it is gzip-compressed; unpack it first\)"):
+    with pytest.raises(UserError, match=r"zipped.tar: not a whole tar file .*unpack it"):
         open_source(tmp_path / "zipped.tar")
     (tmp_path / "page.tar").write_bytes(b"<html>" * 200)
-    with pytest.raises(UserError, match=r"page.tar: not a tar file"):
+    with pytest.raises(UserError, match=r"page.tar: not a whole tar file"):
         open_source(tmp_path / "page.tar")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
@@ -214,9 +214,9 @@ def test_tar_mistakes(tmp_path: Path):
         for number in (1, 3):
             write_tar(tmp_path / f"x{number}.tar", COLORS)
         open_source(tmp_path / "x{1..3}.tar")
-    with pytest.raises(UserError, match=r"expected a range such as"):
+    with pytest.raises(UserError, match=r"no such file or folder: .*/\{a,b\}.tar"):
         open_source(tmp_path / "{a,b}.tar")
-    with pytest.raises(UserError, match=r"range \{3\.\.1\} is empty"):
+    with pytest.raises(UserError, match=r"range from 3 to 1 is empty"):
         open_source(tmp_path / "x{3..1}.tar")
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"no .tar files in this folder"):

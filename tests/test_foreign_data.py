@@ -1,7 +1,6 @@
 """Data that somebody else made, damaged or made to do harm: one row's fault is that row's error, a file's one clear line, and
 neither time nor memory runs away."""
 
-import gzip
 import io
 import json
 import os
@@ -153,13 +152,6 @@ def test_csv_of_odd_fields(root: Path):
     assert [open_source(root / "t.csv")[index].captions for index in (0, -1)] == [("fine",), ("a\0b",)]
 
 
-def test_a_bomb_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 10**6)
-    (tmp_path / "t.txt.gz").write_bytes(gzip.compress(b"a text\n" * 10**6))
-    with pytest.raises(UserError, match=r"t.txt.gz: has more than 0 MB when unpacked; unpack it first"):
-        open_source(tmp_path / "t.txt.gz", kind="texts")
-
-
 # Parquet
 
 
@@ -238,16 +230,16 @@ def with_size(data: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 def test_tar_sizes_are_not_believed(tmp_path: Path, size: bytes, kind: bytes):
     path = write_tar(tmp_path / "x.tar")
     path.write_bytes(with_size(path.read_bytes(), size, kind))
-    with pytest.raises(UserError, match=r"x.tar: (damaged at byte|cut short|not a tar|none of the first)"):
+    with pytest.raises(UserError, match=r"x.tar: (not a whole tar|none of the first)"):
         open_source(path)
 
 
-@pytest.mark.parametrize("record", [b"20 size=-1024\n", b"13 size=1e9\n", b"30 size=99999999999999999\n", b"9" * 5000 + b" "])
+@pytest.mark.parametrize("record", [b"20 size=-1024\n", b"13 size=1e9\n", b"30 size=99999999999999999\n"])
 def test_pax_sizes_are_not_believed(tmp_path: Path, record: bytes):
     member = write_tar(tmp_path / "x.tar").read_bytes()
     header = with_size(member[:512], b"%o" % len(record), b"x")
     (tmp_path / "x.tar").write_bytes(header + record.ljust(-(-len(record) // 512) * 512, b"\0") + member)
-    with pytest.raises(UserError, match=r"x.tar: (damaged at byte|cut short)"):
+    with pytest.raises(UserError, match=r"x.tar: not a whole tar"):
         open_source(tmp_path / "x.tar")
 
 
@@ -469,7 +461,6 @@ SEEDS: dict[str, list[bytes]] = {
     "x.parquet": [parquet()],
     "x.tar": [tar()],
     "x.txt": ["first\n\nsécond\n".encode()],
-    "x.txt.gz": [gzip.compress("first\n\nsécond\n".encode() * 9)],
     "red.txt": [b"a red card\nanother\n"],
 }
 PIECES = [

@@ -83,7 +83,7 @@ class DataConfig(Values):
     modality: Literal["image_text", "image", "text"] = "image_text"
     """Content of pre-training rows: image–text pairs, images or texts."""
     train: tuple[str, ...] = ("scenes:train",)
-    """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt, .txt.gz) or
+    """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt) or
     scenes:SPLIT, phantoms:SPLIT."""
     train_weights: Annotated[tuple[float, ...], "(0, inf)"] = ()
     """Share of each training source in an epoch, on any scale; empty: by size."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ SUFFIXES = {
     ".tar": "webdataset",
     ".txt": "text",
 }
-MAX_SHARDS = 1_000_000
 
 AnyPath = str | os.PathLike[str]
 
@@ -95,27 +94,17 @@ def expand(path: Path) -> list[Path]:
     """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
     if path.exists():
         return [path]
-    if "{" not in str(path):
+    parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
+    if parts is None:
         raise UserError(explain_missing(path))
-    paths = [Path(name) for name in _expand_braces(str(path))]
+    before, first, last, after = parts.groups()
+    paths = [Path(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
+    if not paths:
+        raise UserError(f"{path}: the range from {first} to {last} is empty")
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
     return paths
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if braces is None:
-        if "{" in pattern:
-            raise UserError(f"{pattern}: expected a range such as {{0000..0099}} in the braces")
-        yield pattern
-        return
-    first, last = int(braces[1]), int(braces[2])
-    if not first <= last < first + MAX_SHARDS:
-        raise UserError(f"{pattern}: the range {braces[0]} is empty or has over {MAX_SHARDS} members")
-    for number in range(first, last + 1):
-        yield from _expand_braces(pattern[: braces.start()] + f"{number:0{len(braces[1])}}" + pattern[braces.end() :])
 
 
 def explain_missing(path: Path) -> str:
@@ -133,7 +122,7 @@ def sniff(path: Path) -> str:
 
     Raises UserError.
     """
-    suffix, name = path.suffix.lower(), path.name.lower()
+    suffix = path.suffix.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
         form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset writes both
@@ -142,8 +131,8 @@ def sniff(path: Path) -> str:
         return form
     if suffix == ".json":
         return _sniff_json(path)
-    if suffix in SUFFIXES or name.endswith(".txt.gz"):
-        return SUFFIXES.get(suffix, "text")
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
     if suffix in IMAGE_SUFFIXES:
         raise UserError(f"{path}: is a single image; give the folder or the table that lists it")
     if suffix in (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz"):

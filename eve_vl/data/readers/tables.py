@@ -2,18 +2,16 @@
 
 import contextlib
 import csv
-import gzip
 import io
 import itertools
 import json
-import zlib
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -23,7 +21,6 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import decode_text, is_text, open_ordinary, parse_json, require_type
 
 NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns
-MAX_UNPACKED_BYTES = 2**29  # of a .gz, which stays in memory
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet files
 Rows = Iterable[Row] | Callable[[RowColumns], Iterable[Row]]
 
@@ -136,15 +133,11 @@ def _open_csv(path: Path) -> TextIO:
 
 
 class LineTable(Table):
-    """Non-blank lines of a file, in 16 bytes of memory per row.
-
-    A .gz is unpacked once and stays in memory.
-    """
+    """Non-blank lines of a file, in 16 bytes of memory per row."""
 
     def __init__(self, path: Path):
         """Index the lines of `path`. Raises UserError if it has none."""
         self.path = path
-        self._unpacked = _unpack(path) if path.suffix.lower() == ".gz" else None
         self._starts, self._numbers = self._index_lines()
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
@@ -158,20 +151,17 @@ class LineTable(Table):
 
     def line(self, index: int) -> bytes:
         """Return the line of a row. Raises ValueError."""
-        with self._open() as file:
+        with open_ordinary(self.path) as file:
             file.seek(int(self._starts[index]))
             line = file.readline(MAX_TEXT_BYTES + 1)
         if len(line) > MAX_TEXT_BYTES:
             raise ValueError(f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
         return line
 
-    def _open(self) -> BinaryIO:
-        return open_ordinary(self.path) if self._unpacked is None else io.BytesIO(self._unpacked)
-
     def _index_lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where each non-blank line starts, in bytes, and its number, both int64."""
         starts, numbers, position, number, is_start = array("q"), array("q"), 0, 1, True
-        with self._open() as file:
+        with open_ordinary(self.path) as file:
             lines = iter(partial(file.readline, MAX_TEXT_BYTES), b"")  # a file without line ends would fill the memory
             for line in progress(lines, f"indexing {self.path.name}"):
                 if is_start and not line.isspace():
@@ -181,17 +171,6 @@ class LineTable(Table):
                 is_start = line.endswith(b"\n")
                 number += is_start
         return np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
-
-
-def _unpack(path: Path) -> bytes:
-    try:
-        with open_ordinary(path) as packed, gzip.open(packed) as file:
-            data = file.read(MAX_UNPACKED_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from None
-    if len(data) > MAX_UNPACKED_BYTES:
-        raise UserError(f"{path}: has more than {MAX_UNPACKED_BYTES >> 20} MB when unpacked; unpack it first")
-    return data
 
 
 class TextTable(LineTable):
