@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from eve_vl.data.dataset import decode
+from eve_vl.data.kinds import KINDS
 from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import Source
 from eve_vl.utils.errors import BadSampleError
 
@@ -26,6 +28,12 @@ def write_images(folder: Path) -> None:
     (folder / "images").mkdir()
     for color in COLORS:
         (folder / "images" / f"{color}.png").write_bytes(encoded_card(color))
+
+
+def guess_kind(path: str | Path) -> str:
+    """The kind as which a source is opened if none is named."""
+    columns = vars(open_source(path, kind="auto", must_be_usable=False))["columns"]
+    return next(name for name, own in KINDS.items() if type(columns) is own)
 
 
 def rows_of(source: Source) -> list[ImageText]:

@@ -78,6 +78,7 @@ def test_views(table: Path):
 def test_progress_only_on_a_terminal(table: Path, is_terminal: bool, monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(console, "CONSOLE", Console(file=file, force_terminal=is_terminal))
+    monkeypatch.setattr(console, "SOON", -1)
     check_source(open_source(table))
     assert ("reading" in file.getvalue()) == is_terminal
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from broken_rows import LANGUAGE, MISSING, WAYS, break_rows
+from cards import guess_kind
 from medical_layouts import PANEL_KINDS, PANEL_LABELS, sample_panel
 from PIL import Image
 
 from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
-from eve_vl.data.readers import guess_kind, open_source
+from eve_vl.data.readers import open_source
 from eve_vl.data.readers.medical_layouts import print_once
 from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions

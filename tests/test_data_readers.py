@@ -126,7 +126,7 @@ def test_json_list(root: Path):
     assert source[2].where == "coco_test.json row 3"
     (root / "bad.json").write_text(json.dumps([*rows, 3, {"image": "images/red.png"}]))
     source = open_source(root / "bad.json")
-    assert reason(source, 6) == "bad.json row 7: JSON int, expected an object"
+    assert reason(source, 6) == "bad.json row 7: JSON int, expected an object or [image path, caption]"
     assert reason(source, 7) == "bad.json row 8: no field 'caption' (fields: image)"
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
+from cards import COLORS, assert_colors, encoded_card, guess_kind, reason, rows_of, write_images
 
-from eve_vl.data.readers import absolute_spec, guess_kind, open_source
+from eve_vl.data.readers import absolute_spec, open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.utils.errors import UserError
 
@@ -61,8 +61,8 @@ def test_vilt_pairs(root: Path):
     with pytest.raises(UserError, match=r"looks like images with captions \(fields image, caption\), expected questions"):
         open_source(path, kind="questions")
     source = open_source(write_json(path, [["images/red.png", "x"], ["images/red.png"], {"image": "images/red.png"}]))
-    assert reason(source, 1) == "train_annot.json row 2: JSON list, expected [image path, caption]"
-    assert reason(source, 2) == "train_annot.json row 3: JSON dict, expected [image path, caption]"
+    assert reason(source, 1) == "train_annot.json row 2: JSON list, expected an object or [image path, caption]"
+    assert reason(source, 2) == "train_annot.json row 3: no field 'caption' (fields: image)"
 
 
 # COCO
@@ -131,7 +131,7 @@ def test_karpathy_coco(root: Path):
     assert row.captions == ("a red card", "a red card")
     assert row.image == ImageFile(path=root / "images" / "red.png")
     assert row.where == "dataset_coco.json row 1"
-    assert guess_kind(path) == guess_kind(f"{path}#test") == "captions"
+    assert guess_kind(f"{path}#test") == "captions"
 
 
 def test_karpathy_flickr30k(root: Path):

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, encoded_card, reason, write_images
+from cards import COLORS, encoded_card, guess_kind, reason, write_images
 
 from eve_vl.data.dataset import decode
 from eve_vl.data.kinds.pairs import ImagesStatement
-from eve_vl.data.readers import guess_kind, open_source
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageBytes, ImageFile, Source
 from eve_vl.utils.errors import UserError
 

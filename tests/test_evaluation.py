@@ -102,20 +102,6 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     assert "note: " not in done.stdout  # held-out rows were not trained on
 
 
-def test_people_are_told_that_words_are_hidden_in_first_captions(trained: Path, eve, tmp_path):
-    """Only of images that have several; of a training in its log, and once."""
-    rows = write_rows(tmp_path / "own", 24)
-    lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    lines[5]["caption"] = ["a red square", "another caption"]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = "evaluation masks words of the first caption of each image only, training those of any"
-    assert f"note: {said}\n" in eve("evaluate", "masked_signal", trained / "run", "--data", rows).stdout
-    for steps in (1, 2):
-        done = eve("pretrain", "tiny", "--out", "run", "--data.train", rows, "--data.val", rows, "--train.steps", steps)
-        assert done.returncode == 0, done.stderr
-    assert [row["text"] for row in read_log(tmp_path / "run") if row["kind"] == "note"].count(said) == 1
-
-
 def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(trained: Path, eve, tmp_path):
     run, rows = load_run(trained / "run"), trained / "pairs/rows.jsonl"
     renamed = trained / "pairs/other.jsonl"

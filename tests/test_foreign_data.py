@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import encoded_card, reason, rows_of, write_images
+from cards import encoded_card, guess_kind, reason, rows_of, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
-from eve_vl.data.readers import folder, guess_kind, open_source, tables
+from eve_vl.data.readers import folder, open_source, tables
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.validate import check_source, report_lines
 from eve_vl.utils import console

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cards import reason, write_images
+from cards import guess_kind, reason, write_images
 from twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
-from eve_vl.data.readers import guess_kind, open_source
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import classification as metrics

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
-from eve_vl.data.readers import guess_kind, open_source
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator, hash_of, image_key, row_keys
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -43,8 +43,7 @@ def open_sources(
             sources.append(kinds[own](split=named[1], image_size=image_size))
         else:
             options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
-            own = guess_kind(spec, format=data.format, options=options) if kind == "auto" else kind
-            sources.append(open_source(spec, kind=own, **options, must_be_usable=must_be_usable))
+            sources.append(open_source(spec, kind=kind, **options, must_be_usable=must_be_usable))
     return sources
 
 

@@ -12,14 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.dataset import ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each, eval_rows, generator, pad_ids, stack
+from eve_vl.data.dataset import ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each, generator, pad_ids, stack
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText
-from eve_vl.data.records import Record, hash_of, image_key, is_generated
+from eve_vl.data.records import Record, hash_of, image_key
 from eve_vl.utils.errors import BadSampleError, UserError
 
 MAX_LABELS = 32  # of a row, present or known to be absent
 MAX_PARTNERS = 200  # attempts to find a pair with another caption
-NUM_PROBED = 100  # validation rows read, to see whether they have several texts
 PARTNER = 4  # purpose of a random stream, next to those of the loader and of datasets
 KINDS = {"image_text": "captions", "image": "images", "text": "texts"}  # of rows, by data.modality
 
@@ -169,15 +168,6 @@ class MaskedPairs(RowDataset):
     def kind_of(cls, config: Config) -> str:
         """Return the kind of rows that the sources of a run must have."""
         return KINDS[config.data.modality]
-
-    def notes(self) -> list[str]:
-        """Return a remark if rows have several texts: evaluation masks the first only."""
-        modality, has_words = self.config.data.modality, getattr(self.config.task, "mlm_weight", 0)
-        own = [source for source in self.sources if not is_generated(source)]
-        probed = eval_rows(own, NUM_PROBED) if has_words and modality != "image" else []
-        what = "text of each row" if modality == "text" else "caption of each image"
-        note = f"evaluation masks words of the first {what} only, training those of any"
-        return [note] if any(len(row.texts) > 1 for row in probed) else []
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return one pair, image or text. Raises BadSampleError.

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
 from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, hash_of
 from eve_vl.data.transforms import to_tensor
-from eve_vl.utils import console
+from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
@@ -71,8 +70,7 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     byte for byte; `labels` counts rows without one as "kept back".
 
     require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
-    rows. A terminal shows a progress bar.
-    """
+    rows."""
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     # collate_fn=list: rows stay as they are
@@ -80,8 +78,7 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BadSampleError] = []
-    is_hidden = not console.CONSOLE.is_terminal
-    for row in track(rows, "reading", total=len(source), console=console.CONSOLE, transient=True, disable=is_hidden):
+    for row in progress(rows, "reading", len(source)):
         if isinstance(row, BadSampleError):
             broken.append(row)
         else:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,8 @@ from eve_vl.utils.file_io import expand_user, open_ordinary, parse_json
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable, "csv": CsvTable}
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".txt": "text",
-}
+SUFFIXES = {f".{form}": form for form in ("jsonl", "csv", "tsv", "parquet")}
+SUFFIXES |= {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"}
 
 AnyPath = str | os.PathLike[str]
 
@@ -167,6 +160,7 @@ def open_source(
 ) -> Source[Any]:
     """Open the rows of a source as one of the KINDS.
 
+    kind: auto takes the first that has these columns and uses the options given, else captions.
     path: a table, a folder of images, a text file or tar shards (a file, a folder, or `name-{0000..0099}.tar`). A split
     of a Karpathy file is `dataset_coco.json#test`, one of a medical folder (see `medical`) `FOLDER#train`. VQA v2's
     annotations are found next to the questions or named: `QUESTIONS.json+ANNOTATIONS.json`.
@@ -184,6 +178,10 @@ def open_source(
         if root is not None and not root.is_dir():
             raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
         table = _open_table(spec, format, text_column)
+        if kind == "auto":
+            named = {name.removesuffix("_column") for name, value in options.items() if value is not None} - {"image_root"}
+            likely = (_looks_like(table) or "captions", "captions", "labels")
+            kind = next(each for each in likely if named <= KINDS[each].USUAL.keys())
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
             raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
@@ -192,22 +190,7 @@ def open_source(
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
-def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] = ()) -> str:  # noqa: A002 (the option's name)
-    """Return the kind of rows at a path: the first with these columns, else captions.
-
-    Kinds without a use for one of `options`, such as label_column, are left out. Raises UserError.
-    """
-    spec = parse_spec(path)
-    try:
-        table = _open_table(spec, format)
-    except OSError as error:
-        raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
-    likely = (_looks_like(table) or "captions", "captions", "labels")
-    named = {name.removesuffix("_column") for name in options if name.endswith("_column")}
-    return next(kind for kind in likely if named <= KINDS[kind].USUAL.keys())
-
-
-def _open_table(spec: Spec, format: str, text_field: str | None = None) -> Table:  # noqa: A002
+def _open_table(spec: Spec, format: str, text_field: str | None) -> Table:  # noqa: A002
     """Open a table of any form. Raises UserError."""
     path = spec.path
     if format == "auto" and spec.second is None and (medical := medical_table(path, spec.split)) is not None:

@@ -77,20 +77,18 @@ def _list_table(path: Path, rows: list[Any]) -> PackedTable:
     Raises UserError if there are none.
     """
 
-    def fields(row: Any) -> Fields | None:
-        is_pair = isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
-        return row if isinstance(row, dict) else dict(zip(CAPTIONS, row, strict=True)) if is_pair else None
+    def fields(row: Any) -> Fields | str:
+        match row:
+            case dict():
+                return row
+            case [str(image), caption]:
+                return {"image": image, "caption": caption}
+        return f"JSON {type(row).__name__}, expected an object or [image path, caption]"
 
-    first = next((row for row in rows if fields(row) is not None), None)
-    if first is None:
+    names = next((row for row in map(fields, rows) if not isinstance(row, str)), None)
+    if names is None:
         raise _not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
-    expected = "an object" if isinstance(first, dict) else "[image path, caption]"
-    found = (fields(row) if type(row) is type(first) else None for row in rows)
-    kept = (
-        row if row is not None else f"JSON {type(given).__name__}, expected {expected}"
-        for row, given in zip(found, rows, strict=True)
-    )
-    return _packed(path, fields(first) or (), kept)
+    return _packed(path, names, map(fields, rows))
 
 
 def _not_rows(path: Path, content: str) -> UserError:
@@ -176,8 +174,9 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
         _refuse_repeated(path, questions)
     if annotations is not None:
         answers = _vqa_answers(annotations)
-        _refuse_lone(path, [key for key in rows if key not in answers], f"have no answers in {annotations.name}")
-        _refuse_lone(annotations, [key for key in answers if key not in rows], f"have no question in {path.name}")
+        if lone := [key for key in {**rows, **answers} if key not in rows or key not in answers]:
+            problem = f"{len(lone)} question ids are only in one of it and {annotations.name}, e.g. {lone[0]}"
+            raise UserError(f"{path}: {problem}: the two files do not belong together")
         for key, row in rows.items():
             row |= answers[key]
     yield from rows.values()
@@ -201,9 +200,3 @@ def _refuse_repeated(path: Path, rows: Iterable[Any]) -> None:
     repeated = [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")
-
-
-def _refuse_lone(path: Path, ids: list[object], problem: str) -> None:
-    if ids:
-        shown = ", ".join(map(str, ids[:3])) + (", …" if len(ids) > 3 else "")
-        raise UserError(f"{path}: {len(ids)} question ids {problem} ({shown}): the two files do not belong together")
