@@ -156,10 +156,10 @@ def damaged(tmp_path: Path, name: str) -> None:
         ("garbage", "eve.pth: refused: no torch checkpoint"),
         ("missing", "2 missing: backbone.encoder.layers.2.mlp_moe.moe.experts.experts.1.fc2.bias, backbone.norm.bias"),
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
-        ("relative", "attention here has no relative positions"),
-        ("other", "not a published EVE checkpoint"),
+        ("relative", "1 unknown: backbone.relative_position_bias_table; leave unknown ones out with --drop"),
+        ("other", "not an EVE checkpoint ('backbone.patch_embed.weight' is missing or unusual); it holds features.weight"),
         ("positions", "11 image positions are no [CLS] and a square of patches"),
-        ("flat", "not a published EVE checkpoint"),
+        ("flat", "not an EVE checkpoint"),
         ("expert", "experts.2.fc1.weight has shape (128, 32), but the other tensors ask for (128, 64)"),
         ("numbers", "holds no weights by name"),
         ("shape", "backbone.encoder.layers.1.attn.proj.weight has shape (64, 63), but the other tensors ask for (64, 64)"),
@@ -190,8 +190,8 @@ def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
     for flags, message in (
         ([], "name the file with --tokenizer"),
         (["--tokenizer", "small.json", "--answers", answers], "has 261 tokens, but the checkpoint has embeddings for 500"),
-        (["--tokenizer", words], "has a head for 37 answers; name their list with --answers"),
-        (["--tokenizer", words, "--answers", "few.txt"], "lists 2 answers, but the checkpoint has a head for 37"),
+        (["--tokenizer", words], "has a head for 37 answers, but --answers names 0"),
+        (["--tokenizer", words, "--answers", "few.txt"], "has a head for 37 answers, but --answers names 2"),
         (["--tokenizer", words, "--answers", answers, "--num-heads", 5], "model.embed_dim 64 is not divisible by num_heads 5"),
     ):
         done = eve("convert", "eve.safetensors", "run", "--num-heads", 4, *flags)
@@ -263,10 +263,10 @@ def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
             ("image.pth", "other", "--tokenizer", words, "--text-tokens", 7),
             "image.pth: --text-tokens has no effect on an image encoder",
         ),
-        (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "has 3 blocks, fewer than --num-deep-blocks 5"),
+        (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "num_deep_blocks 5"),
         (
             ("eve.safetensors", "other", "--tokenizer", words, "--num-heads", 4, "--answers", answers),
-            "has no head for answers; leave out --answers",
+            "has a head for 0 answers, but --answers names 37",
         ),
         (("eve.safetensors", words / "run", "--tokenizer", words, "--num-heads", 4), "cannot be written"),
     ):

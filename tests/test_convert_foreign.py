@@ -142,17 +142,14 @@ def test_a_tensor_of_another_kind_is_named(eve, tmp_path: Path, words, file, cha
 
 
 def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):
-    for make, name, message in (
-        (lambda: tiny("retrieval"), f"{LAYER}.99999999.norm1.weight", "has 5 blocks, numbered up to 99999999, expected 0 to 4"),
-        (lambda: tiny("retrieval"), f"{LAYER}.-1.norm1.weight", "has 5 blocks"),
-        (
-            lambda: tiny("retrieval"),
-            f"{LAYER}.3.mlp_moe.moe.experts.experts.99999999.fc1.bias",
-            "experts, numbered up to 99999999, expected 0 to",
-        ),
-        (lambda: timm_model("vit").state_dict(), "blocks.99999999.norm1.weight", "has 4 blocks, numbered up to 99999999"),
+    for tensors, name in (
+        (tiny("retrieval"), f"{LAYER}.99999999.norm1.weight"),
+        (tiny("retrieval"), f"{LAYER}.-1.norm1.weight"),
+        (tiny("retrieval"), f"{LAYER}.3.mlp_moe.moe.experts.experts.99999999.fc1.bias"),
+        (timm_model("vit").state_dict(), "blocks.99999999.norm1.weight"),
     ):
-        assert message in refused(eve, tmp_path, words, dict(make()) | {name: torch.ones(64)})
+        line = refused(eve, tmp_path, words, tensors | {name: torch.ones(64)})
+        assert " unknown: " in line and " missing: " in line, line
 
 
 def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, words):

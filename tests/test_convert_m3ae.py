@@ -371,10 +371,13 @@ PROJ, SEGMENT = "multi_modal_language_proj.weight", "language_encoder.embeddings
         ({SEGMENT: (2, D)}, f"{SEGMENT} has shape (2, 32), but encoder.text.embed.words.weight needs (270, 32)"),  # BERT
         (
             {"vision_encoder.visual.conv1.weight": None},
-            "not a published M3AE of CLIP and RoBERTa ('vision_encoder.visual.conv1.weight' is missing or unusual)",
+            "not an M3AE checkpoint ('vision_encoder.visual.conv1.weight' is missing or unusual)",
         ),
         ({"vision_encoder.visual.positional_embedding": (11, D)}, "11 image positions are no [CLS] and a square of patches"),
-        ({"vision_encoder.visual.transformer.resblocks.4.ln_1.bias": (D,)}, "m3ae.ckpt: has 4 blocks, numbered up to 4"),
+        (
+            {"vision_encoder.visual.transformer.resblocks.4.ln_1.bias": (D,)},
+            "1 unknown: vision_encoder.visual.transformer.resblocks.4.ln_1.bias",
+        ),
         ({"multi_modal_vision_layers.1.output.dense.bias": None}, "1 missing: multi_modal_vision_layers.1.output.dense.bias"),
         ({"language_encoder.embeddings.word_embeddings.weight": (60, D)}, "but the checkpoint has embeddings for 60"),
     ],

@@ -345,9 +345,9 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
             {"token_type_embeddings.weight": (1, D)},
             "token_type_embeddings.weight has shape (1, 32), but encoder.image.type_embed needs (32,)",
         ),
-        ({"transformer.blocks.0.mlp_imag.fc1.bias": None}, "not a published VLMo ('transformer.blocks.0.mlp_imag.fc1.bias'"),
-        ({"transformer.blocks.4.norm1.bias": (D,)}, "has 4 blocks, numbered up to 4, expected 0 to 3"),
-        ({"transformer.blocks.0.mlp_vl.fc1.bias": (D,)}, "networks for pairs in blocks [0, 2] of 3; only the last blocks may"),
+        ({"transformer.blocks.0.mlp_imag.fc1.bias": None}, "not a VLMo checkpoint ('transformer.blocks.0.mlp_imag.fc1.bias'"),
+        ({"transformer.blocks.4.norm1.bias": (D,)}, "missing: transformer.blocks.3.attn.proj.bias"),
+        ({"transformer.blocks.0.mlp_vl.fc1.bias": (D,)}, "1 unknown: transformer.blocks.0.mlp_vl.fc1.bias"),
         ({"text_embeddings.word_embeddings.weight": (60, D)}, "has 61 tokens, but the checkpoint has embeddings for 60"),
     ],
 )

@@ -186,8 +186,13 @@ def test_the_twin_of_the_experts(experts, top_k, modality, padded):
     is_padding_BN = torch.arange(5) >= torch.tensor([[5], [4], [3]]) if padded else None
     x_SD, where = in_rows(x_BND, 3, is_padding_BN)
     twin, rows = TraceableMoE(moe), []
-    for feed_forward in twin.feed_forwards:
-        feed_forward.register_forward_hook(lambda _module, given, _found: rows.append(len(given[0])))
+    activation = twin.activation
+
+    def counted(hidden_RF: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden_RF))
+        return activation(hidden_RF)
+
+    twin.activation = counted
     expected_BND, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
     found_BND = where.grid(twin(x_SD, where)[0])
     found_BND = found_BND if is_padding_BN is None else found_BND.masked_fill(is_padding_BN[:, :, None], 0)

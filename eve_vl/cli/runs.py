@@ -202,10 +202,11 @@ def run_report(args: ReportArgs) -> None:
 def run_export(args: ExportArgs) -> None:
     """Export a run to ONNX files checked against torch: eve export RUN FOLDER [flags]."""
     check_writable(args.json)
-    from eve_vl.interop.onnx import export_run, to_table
+    from eve_vl.interop.onnx import export_run
 
     exported = export_run(args.run, args.folder, args.parts)
-    Console(emoji=False).print(to_table(exported))
+    for one in exported:
+        print_line(str(one))
     write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})
 
 

@@ -73,8 +73,6 @@ class Plan:
     """The config's `recipe`."""
     unused: str
     """Regular expression of the beginnings of foreign names to leave out."""
-    relative_hint: str = ""
-    """Advice for unknown tensors of relative positions."""
     words: str = ""
     """Foreign token embeddings; "": any tokenizer fits."""
     max_words: int | None = None
@@ -110,7 +108,7 @@ def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], ar
     if args.tokenizer is None:
         raise UserError(f"{where}: holds no tokenizer; name the file with --tokenizer")
     check_new(run)
-    plan = family.plan(dict(tensors), where, args)
+    plan = planned(family, dict(tensors), where, args)
     config = replace(config_for(plan, run, where), recipe=plan.name)
     words = Tokenizer.load(args.tokenizer)
     if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (size := embedded.shape[:1].numel()):
@@ -128,8 +126,8 @@ def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], ar
     made = sources(plan.table, own)
     wanted = {name for each in made.values() for name in each.sources}
     found = {name for name in plan.tensors if name in wanted or not re.match(plan.unused, name)}
-    check_keys(wanted, found, where, plan.relative_hint)
-    check_answers(args.answers, labels, plan, made, where)
+    check_keys(wanted, found, where)
+    check_answers(labels, plan, made, where)
     ours = {name: computed(name, each, plan.tensors, own[name], where) for name, each in made.items()}
     task.load_state_dict(ours, strict=not plan.is_partial, assign=not plan.is_partial)
     sizes = replace(plan.sizes, text_length=plan.text_length or plan.sizes.text_length)
@@ -141,6 +139,20 @@ def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], ar
         f"{len(ours)} tensors of {family.title}: {plan.model}, {sizes.image_size} pixels, texts of at most "
         f"{sizes.max_text_tokens} tokens of {words.vocab_size}; {plan.section.title}{start}{plan.notes}"
     )
+
+
+def planned(family: Family, tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+    """Return a family's plan.
+
+    Raises UserError, also for missing or unusual tensors.
+    """
+    try:
+        return family.plan(tensors, where, args)
+    except UserError:
+        raise
+    except ODD as error:
+        problem = f"{str(error) or 'a tensor'} is missing or unusual"
+        raise UserError(f"{where}: not {family.title} ({problem}); it holds {', '.join(sorted(tensors)[:3])} …") from error
 
 
 def same(tensor: Tensor) -> Tensor:
@@ -293,20 +305,13 @@ def token_head(theirs: str) -> Table:
     return under("token_head.", f"{theirs}.", layers)
 
 
-def numbers(pattern: str, names: Iterable[str]) -> set[int]:
-    """Return the numbers at the last `*` of the names that begin with a pattern."""
-    begins = re.compile(re.escape(pattern).replace(r"\*", r"(-?\d+)"))
-    return {int(found.groups()[-1]) for name in names if (found := begins.match(name))}
-
-
-def count_numbered(found: Set[int], what: str, where: str) -> int:
+def count(pattern: str, names: Iterable[str]) -> int:
     """Return how many blocks or experts there are.
 
-    Raises UserError unless they are numbered from 0.
+    They are the different numbers at the last `*` of the names that begin with a pattern.
     """
-    if found != set(range(len(found))):
-        raise UserError(f"{where}: has {len(found)} {what}, numbered up to {max(found)}, expected 0 to {len(found) - 1}")
-    return len(found)
+    begins = re.compile(re.escape(pattern).replace(r"\*", r"(-?\d+)"))
+    return len({found.groups()[-1] for name in names if (found := begins.match(name))})
 
 
 def side_of(positions: int, where: str) -> int:
@@ -333,33 +338,25 @@ def relative_side_of(rows: int, others: int, where: str) -> int:
     return side
 
 
-def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str) -> None:
+def check_keys(wanted: Set[str], found: Set[str], where: str) -> None:
     """Raise UserError that lists unknown and missing keys."""
     lists = {"unknown": sorted(found - wanted), "missing": sorted(wanted - found)}
-    texts = [f"{len(names)} {what}: {shortened(names)}" for what, names in lists.items() if names]
+    texts = [
+        f"{len(names)} {what}: {', '.join(names[:MAX_LISTED])}{' …' * (len(names) > MAX_LISTED)}"
+        for what, names in lists.items()
+        if names
+    ]
     if texts:
         hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if lists["unknown"] else ""
-        if any("relative_position" in name for name in lists["unknown"]):
-            hint = relative_hint
         raise UserError(f"{where}: {'; '.join(texts)}{hint}")
 
 
-def shortened(names: Sequence[str]) -> str:
-    """Return the first names."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{', '.join(names[:MAX_LISTED])}{more}"
-
-
-def check_answers(path: Path | None, labels: Sequence[str], plan: Plan, made: Mapping[str, Made], where: str) -> None:
+def check_answers(labels: Sequence[str], plan: Plan, made: Mapping[str, Made], where: str) -> None:
     """Raise UserError for answers that do not fit a checkpoint's head."""
     bias = made.get(f"{task_class(type(plan.section)).label_layer}.bias")
-    count = 0 if bias is None else plan.tensors[bias.sources[0]].numel()
-    if path is None and count:
-        raise UserError(f"{where}: has a head for {count} answers; name their list with --answers")
-    if path is not None and not count:
-        raise UserError(f"{where}: has no head for answers; leave out --answers")
-    if len(labels) != count:
-        raise UserError(f"{path}: lists {len(labels)} answers, but the checkpoint has a head for {count}")
+    wanted = 0 if bias is None else plan.tensors[bias.sources[0]].numel()
+    if len(labels) != wanted:
+        raise UserError(f"{where}: has a head for {wanted} answers, but --answers names {len(labels)}")
 
 
 def config_for(plan: Plan, run: Path, where: str) -> Config:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eve_vl.interop.convert import check_new
 from eve_vl.interop.heads import heads_of
-from eve_vl.model.layers import FeedForward, Module, replace_submodules
-from eve_vl.model.moe import Experts, MoE, OfficialMoE
+from eve_vl.model.layers import Module, replace_submodules
+from eve_vl.model.moe import MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.tasks.task import Task, label_files
@@ -55,6 +55,9 @@ class Exported:
     largest_difference: float
     """Largest difference of an output value at any checked size."""
 
+    def __str__(self) -> str:
+        return f"{self.name}.onnx: {self.bytes / 1e6:.1f} MB, largest difference from torch {self.largest_difference:.1e}"
+
 
 class Part(nn.Module):
     """A graph as a module: tensors in, one tensor out."""
@@ -80,8 +83,7 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already exists; name a new folder")
+    check_new(folder)
     run = load_run(path, torch.device("cpu"))
     known = heads_of(run.task).graphs()
     if unknown := [name for name in parts if name not in known]:
@@ -96,15 +98,6 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
         for name, text in _texts(run, exported).items():
             (temporary / name).write_text(text, encoding="utf-8")
     return exported
-
-
-def to_table(exported: Sequence[Exported]) -> Table:
-    """Return a table of the written files."""
-    numbers = (Column(name, justify="right") for name in ("MB", "largest difference"))
-    table = Table(Column("file", no_wrap=True), *numbers, box=None)
-    for one in exported:
-        table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}")
-    return table
 
 
 def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
@@ -207,9 +200,11 @@ class TraceableMoE(nn.Module):
 
     def __init__(self, moe: MoE):
         super().__init__()
-        self.router = moe.router
+        self.router, self.activation, all_ = moe.router, moe.experts.activation, moe.experts
         self.experts_see_modality = isinstance(moe, OfficialMoE)
-        self.feed_forwards = nn.ModuleList(_feed_forward(moe.experts, e) for e in range(len(moe.experts.fc1_weight)))
+        stacks = (all_.fc1_weight, all_.fc1_bias, all_.fc2_weight, all_.fc2_bias)
+        # of each expert its own, so that a file holds them separately
+        self.experts = nn.ModuleList(map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True)))
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, None]:
         """Return what the experts make of rows (S, D), and no statistics."""
@@ -224,25 +219,12 @@ class TraceableMoE(nn.Module):
         if self.experts_see_modality:
             x_SD = seen_SD
         y_SD = torch.zeros_like(x_SD)
-        for gate_S, feed_forward in zip(gates_SE.unbind(1), self.feed_forwards, strict=True):
+        for gate_S, (weight, bias, out_weight, out_bias) in zip(gates_SE.unbind(1), self.experts, strict=True):
             row_R = gate_S.nonzero().squeeze(1)
-            y_RD = gate_S.index_select(0, row_R)[:, None] * feed_forward(x_SD.index_select(0, row_R))
+            hidden_RF = self.activation(F.linear(x_SD.index_select(0, row_R), weight, bias))
+            y_RD = gate_S.index_select(0, row_R)[:, None] * F.linear(hidden_RF, out_weight, out_bias)
             y_SD = y_SD.index_add(0, row_R, y_RD)
         return y_SD, None
-
-
-def _feed_forward(experts: Experts, expert: int) -> FeedForward:
-    """Return one expert as a network of its own.
-
-    A file then holds its weights separately.
-    """
-    _, ffn_dim, embed_dim = experts.fc1_weight.shape
-    with torch.device("meta"):
-        feed_forward = FeedForward(embed_dim, ffn_dim)
-    names = [f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
-    feed_forward.activation = experts.activation
-    feed_forward.load_state_dict({name: getattr(experts, name.replace(".", "_"))[expert] for name in names}, assign=True)
-    return feed_forward
 
 
 def traceable(module: Module) -> Module:

@@ -10,16 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import (
-    Config,
-    EveModelConfig,
-    HeadlessConfig,
-    InputConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-)
+from eve_vl.config import Config, EveModelConfig, InputConfig
+from eve_vl.config.tasks import HeadlessConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
 from eve_vl.model.init_from import parts
@@ -111,7 +103,6 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         section=section,
         table=key_table(model, section),
         unused="|".join(BUFFERS),
-        relative_hint="; attention here has no relative positions",
         words=WORDS,
         max_words=WORDS_KEPT.get(section.name, 30) if args.clean_text else None,
         notes=f"; routing {args.routing}{guess}",
@@ -133,32 +124,22 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
 
     Raises UserError.
     """
-    try:
-        width, _, patch_size, _ = published[PATCHES].shape
-        positions = len(published["backbone.pos_embed_vision"])
-        text_length = len(published["backbone.pos_embed_text"])
-        mlp_ratio = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias"))) / width
-        section = infer_task(published, width)
-    except convert.ODD as error:
-        what = f"{error or 'a feed-forward network'} is missing or unusual; it holds {', '.join(sorted(published)[:3])} …"
-        raise UserError(f"{where}: not a published EVE checkpoint, nor a BEiT or ViT image encoder: {what}") from None
-    depth = convert.count_numbered(convert.numbers(BLOCKS, published), "blocks", where)
-    experts = convert.count_numbered(convert.numbers(BLOCKS + EXPERTS, published), "experts", where)
-    deep = convert.numbers(f"{BLOCKS}.mlp_moe.moe.experts.", published)
-    if deep != set(range(depth - len(deep), depth)):
-        raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
-    image_size = convert.side_of(positions, where) * patch_size
+    width, _, patch_size, _ = published[PATCHES].shape
+    image_size = convert.side_of(len(published["backbone.pos_embed_vision"]), where) * patch_size
+    experts = convert.count(BLOCKS + EXPERTS, published)
     model = EveModelConfig(
         embed_dim=width,
-        depth=depth,
+        depth=convert.count(BLOCKS, published),
         num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=mlp_ratio,
-        num_deep_blocks=len(deep),
+        mlp_ratio=len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias"))) / width,
+        num_deep_blocks=convert.count(f"{BLOCKS}.mlp_moe.moe.experts.", published),
         num_experts=experts or 1,
         top_k=min(2, experts or 1),
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
-    return InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length), model, section
+    text_length = len(published["backbone.pos_embed_text"])
+    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
+    return sizes, model, infer_task(published, width)
 
 
 def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:

@@ -89,25 +89,20 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
     side = _side(tensors, where)  # before --drop takes the positions away
     tensors = convert.without(tensors, args.drop, where)
-    try:
-        width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
-    except convert.ODD as error:
-        raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
-    if channels != 3:
-        raise UserError(f"{where}: its images have {channels} channels, not 3")
+    width, _, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
     if not (image_size := side * patch_size or args.image_size):
         raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
-    depth = convert.count_numbered(convert.numbers("blocks.*", tensors), "blocks", where)
+    depth = convert.count("blocks.*", tensors)
     model, text_length = _model(args, (3 if depth >= 24 else 2) if args.num_deep_blocks is None else args.num_deep_blocks)
-    if model.num_deep_blocks > depth:
-        raise UserError(f"{where}: has {depth} blocks, fewer than --num-deep-blocks {model.num_deep_blocks}")
     is_relative = model.positions == "relative"
     if is_relative and (not side or "pos_embed" in tensors or args.image_size):
         raise UserError(
             f"{where}: --architecture {args.architecture} takes relative positions only, which later runs resize: leave out "
             "--image-size, and take --architecture eve for absolute ones"
         )
+    if not is_relative and any(RELATIVE in name for name in tensors):
+        raise UserError(where + RELATIVE_HINT)
     num_heads = args.num_heads or (WIDE if width > 1024 else max(width // convert.HEAD_WIDTH, 1))
     model = replace(model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
     return Plan(
@@ -117,7 +112,6 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         name="vision",
         table=key_table(tensors, model, args),
         unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative,
-        relative_hint=RELATIVE_HINT,
         is_partial=True,
         notes=f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape",
     )
@@ -183,7 +177,7 @@ def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int
 
 
 RELATIVE_HINT = (
-    "; its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
+    ": its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
     f"--drop {RELATIVE} leaves the bias out and learns positions again; an --architecture with relative positions keeps it"
 )
 

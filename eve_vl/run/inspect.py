@@ -105,7 +105,7 @@ def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequen
     idle = sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
     return Inspection(
         config=config,
-        parameters={part: parameters[part] for part in sorted(parameters, key=partial(_order, task))},
+        parameters=parameters,
         active_parameters=sum(parameters.values()) - idle,
         flops=forward_flops(config, sizes),
     )
@@ -115,12 +115,6 @@ def _part(task: Task[Any], name: str) -> str:
     """Return the part of a task that one of its parameters or modules belongs to."""
     top, *below = name.split(".")
     return task.encoder.parts.get(below[0], "blocks") if top == "encoder" else top.replace("_", " ")
-
-
-def _order(task: Task[Any], part: str) -> tuple[int, str]:
-    """Return the place of a part in tables: the encoder's, then the heads by name."""
-    of_encoder = [*task.encoder.parts.values(), "blocks"]
-    return (of_encoder.index(part) if part in of_encoder else len(of_encoder), part)
 
 
 def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
@@ -160,12 +154,12 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
             batch = _example_batch(task)
             task.to_empty(device="cpu")(batch)
     counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    found = Counter[str]()
-    for name in counts.keys() - WRAPPERS:
-        if not any(name.startswith(f"{other}.") for other in counts.keys() - WRAPPERS):
+    names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
+    for name in names:
+        if not any(name.startswith(f"{other}.") for other in names):
             found[_part(task, name)] += counts[name]
     found["losses"] = counter.get_total_flops() - found.total()
-    return {name: found[name] / len(batch.where) for name in sorted(found, key=partial(_order, task)) if found[name]}
+    return {name: count / len(batch.where) for name, count in found.items() if count}
 
 
 def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            (run / LOCK).unlink(missing_ok=True)  # while held: a process that opened it meanwhile sees that it is gone
+            (run / LOCK).unlink(missing_ok=True)
             file.close()
         if is_main():
             with contextlib.suppress(OSError):  # not empty
@@ -160,22 +160,16 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
     path, file = run / LOCK, None
     try:
         run.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = path.open("a+")
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by loader workers of a killed run
-            except (BlockingIOError, PermissionError):
-                file.close()
-                with contextlib.suppress(FileNotFoundError):  # the other process has just ended
-                    holder = path.read_text(errors="replace").strip() or "unknown"
-                    return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
-                continue
-            except OSError:  # a file system without locks
-                return file, None
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its holder has deleted it
-                    break
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by loader workers of a killed run
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
             file.close()
+            return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
+        except OSError:  # a file system without locks
+            return file, None
         file.truncate(0)
         os.write(file.fileno(), str(os.getpid()).encode())
     except OSError as error:  # such as a full disk

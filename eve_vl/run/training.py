@@ -76,8 +76,6 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     for line in data_lines(config, sources, val_sources):
         print_line(line)
     tokenizer = obtain_tokenizer(config, sources)
-    for line in cut_texts(config, tokenizer, sources):
-        print_line(line)
     require_truth(config, val_sources)
     folders = checkpoint.checkpoint_folders(config.out)
     prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
@@ -101,7 +99,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         "config.json": config_to_json(dataclasses.replace(config, task=evaluator.selected_settings(numbers)))
     }
     num_rows = sum(map(len, prepared.sources))
-    for line in run_lines(config, task, device, num_rows):
+    for line in (*cut_texts(config, tokenizer, sources), *run_lines(config, task, device, num_rows)):
         print_line(line)
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)

@@ -8,19 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import (
-    ClassificationConfig,
-    Config,
-    ContrastMatchConfig,
-    DataConfig,
-    DualEncoderConfig,
-    InputConfig,
-    RetrievalConfig,
-    TaskConfig,
-    TokenizerConfig,
-    TrainConfig,
-    VQAConfig,
-)
+from eve_vl.config import Config, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config.tasks import ClassificationConfig, ContrastMatchConfig, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned
 from eve_vl.recipes.pretrain import SMALL, starts_from
 

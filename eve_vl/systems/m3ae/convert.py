@@ -26,7 +26,6 @@ from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.systems.m3ae import m3ae_base
-from eve_vl.utils.errors import UserError
 
 BASE = m3ae_base()
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
@@ -99,27 +98,20 @@ FAMILY = Family(
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
-    try:
-        width, _, patch_size, _ = tensors[PATCHES].shape
-        mlp_ratio = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")]) / width
-        positions = len(tensors[f"{VISUAL}positional_embedding"])
-        text_length = len(tensors[PLACES]) - FIRST_PLACE
-    except convert.ODD as error:
-        raise UserError(f"{where}: not a published M3AE of CLIP and RoBERTa ({error} is missing or unusual)") from None
-    prefixes = (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
-    depths = [convert.count_numbered(convert.numbers(prefix, tensors), "blocks", where) for prefix in prefixes]
+    width, _, patch_size, _ = tensors[PATCHES].shape
+    image_size = convert.side_of(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
+    depths = [convert.count(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")]
     assert isinstance(BASE.model, DualEncoderConfig)
     model = replace(
         BASE.model,
         embed_dim=width,
         num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=mlp_ratio,
+        mlp_ratio=len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")]) / width,
         towers="clip_roberta",
         **dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)),
         pixel_layer=min(BASE.model.pixel_layer, depths[2]),
     )
-    image_size = convert.side_of(positions, where) * patch_size
-    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
+    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=len(tensors[PLACES]) - FIRST_PLACE)
     found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
     return sizes, model, next(found, HeadlessConfig())
 

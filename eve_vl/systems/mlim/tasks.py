@@ -189,11 +189,7 @@ class MlimEvaluator(MaskedSignalEvaluator[Mlim]):
     section = MlimConfig
     baselines = (
         *MaskedSignalEvaluator.baselines,
-        Baseline(
-            *("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption"),
-            lower=True,
-            after="mim_mse",
-        ),
+        Baseline("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption", True, "mim_mse"),
     )
 
     def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:

@@ -9,20 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eve_vl.config import (
-    Config,
-    ContrastMatchConfig,
-    DataConfig,
-    EveModelConfig,
-    InputConfig,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    TokenizerConfig,
-    TrainConfig,
-    VQAConfig,
-)
+from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.recipes.finetune import SCENES, at_paper_scale
 from eve_vl.recipes.pretrain import SMALL, starts_from
 

@@ -25,7 +25,6 @@ from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.vlmo import TASKS
-from eve_vl.utils.errors import UserError
 
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide
@@ -122,32 +121,24 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
 
     Raises UserError.
     """
-    try:
-        width, _, patch_size, _ = tensors[PATCHES].shape
-        mlp_ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
-        if is_relative := TABLE in tensors:
-            rows, columns = tensors[TABLE].shape
-            side, text_length = convert.relative_side_of(rows, 3 + ENDS + TEXTS, where), LONGEST
-        else:
-            side = convert.side_of(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
-            text_length, columns = len(tensors[PLACES]), 0
-    except convert.ODD as error:
-        raise UserError(f"{where}: not a published VLMo ({error} is missing or unusual)") from None
-    depth = convert.count_numbered(convert.numbers(BLOCKS, tensors), "blocks", where)
+    width, _, patch_size, _ = tensors[PATCHES].shape
+    if is_relative := TABLE in tensors:
+        rows, columns = tensors[TABLE].shape
+        side, text_length = convert.relative_side_of(rows, 3 + ENDS + TEXTS, where), LONGEST
+    else:
+        side = convert.side_of(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
+        text_length, columns = len(tensors[PLACES]), 0
+    depth = convert.count(BLOCKS, tensors)
     start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
     like = get_recipe(start).model
     assert isinstance(like, EveModelConfig)
-    top = convert.numbers(BLOCKS, [name for name in tensors if TOP in name])
-    num_top = len(top) or min(like.num_deep_blocks, depth)
-    if top and top != set(range(depth - num_top, depth)):
-        raise UserError(f"{where}: networks for pairs in blocks {sorted(top)} of {depth}; only the last blocks may have them")
     model = replace(
         like,
         embed_dim=width,
         depth=depth,
         num_heads=num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=mlp_ratio,
-        num_deep_blocks=num_top,
+        mlp_ratio=len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width,
+        num_deep_blocks=convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(like.num_deep_blocks, depth),
         positions="relative" if is_relative else "learned",
         text_embedding="bert",
     )
