@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,16 @@ image: path of its file or shard; start in the shard (NULL: it is the file); siz
 read, or no file). An unreadable image has a reason instead of a slot.
 text: distinct captions. caption: one row of a source about an image: a caption or NO_CAPTION, and {"column": "value", …}."""
 NO_CAPTION = -1
+
+
+ADVICE = {
+    "locked": "another process uses it: run the same command again later, nothing in the index is lost",
+    "full|No space|quota|disk I/O": "nothing in the index is lost: free some space and run the same command again",
+    "malformed|not a database|no such table": "{recreate}",
+}
+"""Words of an error of SQLite or of the disk → the advice that follows it."""
+
+Encode = Callable[[list[Any]], np.ndarray]
 
 
 class VectorFile:
@@ -108,9 +119,7 @@ class VectorFile:
 class FeatureWriter:
     """Computes features batch by batch and writes them to the first free slots."""
 
-    def __init__(
-        self, vectors: VectorFile, encode: Callable[[list[Any]], np.ndarray] | None, used: Sequence[int], batch_size: int
-    ):
+    def __init__(self, vectors: VectorFile, encode: Encode | None, used: Sequence[int], batch_size: int):
         """encode: returns the features of values; None if the run has none.
         used: slots that are not free.
 
@@ -163,11 +172,11 @@ class Database:
     def create(cls, folder: Path, run: LoadedRun) -> "Database":
         """Open an index, or start one. Raises UserError if another run made it."""
         if not (folder / DATABASE).exists():
+            facts = run_fingerprint(run) | {"columns": []}
             with index_errors(folder), atomic_file(folder / DATABASE) as temporary:
                 temporary.unlink(missing_ok=True)
                 with contextlib.closing(sqlite3.connect(temporary)) as db, db:
                     db.executescript(SCHEMA)
-                    facts = run_fingerprint(run) | {"columns": []}
                     db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
         database = cls.open(folder)
         database.check(run)
@@ -238,15 +247,12 @@ def recreate_hint(folder: Path) -> str:
     return f"make it again: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"
 
 
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file, None if there is none."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        found = path.stat()
-        return found.st_dev, found.st_ino
-    return None
+def _inode_of(path: Path) -> int | None:
+    """Return the inode of a file, None if there is none."""
+    return path.stat().st_ino if path.exists() else None
 
 
-def _refuse_another(path: Path, inode: tuple[int, int] | None) -> None:
+def _refuse_another(path: Path, inode: int | None) -> None:
     """Raise DamagedError if the database at `path` is not the one that was opened."""
     if (found := _inode_of(path)) != inode:
         problem = "was deleted" if found is None else "was replaced"
@@ -259,21 +265,13 @@ def index_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code, advice = getattr(error, "sqlite_errorcode", 0) & 0xFF, _advice(str(error))
-        is_locked = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        if is_locked:
-            advice = "; another process uses it: run the same command again later, nothing in the index is lost"
-        elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):  # a file of 0 bytes
-            advice = f"; {recreate_hint(folder)}"
-        raise DamagedError(f"{folder / DATABASE}: {error}{advice}", is_locked=is_locked) from None
+        where, reason = folder / DATABASE, str(error)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DamagedError(f"{error.filename or folder}: {reason}{_advice(reason)}") from None
-
-
-def _advice(reason: str) -> str:
-    is_full = any(word in reason for word in ("full", "No space", "quota", "disk I/O"))
-    return "; nothing in the index is lost: free some space and run the same command again" if is_full else ""
+        where, reason = error.filename or folder, error.strerror or str(error)
+    else:
+        return
+    advice = next((f"; {advice}" for words, advice in ADVICE.items() if re.search(words, reason)), "")
+    raise DamagedError(f"{where}: {reason}{advice.format(recreate=recreate_hint(folder))}", is_locked="locked" in reason)
 
 
 def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
@@ -294,9 +292,8 @@ def _sha256(run: LoadedRun, name: str) -> str:
 
     Loading has already verified the stored one of the weights.
     """
-    known = read_state(run.folder).get("sha256", {})
-    if name in known:
-        return known[name]
+    if known := read_state(run.folder).get("sha256", {}).get(name):
+        return known
     with open_ordinary(run.folder / name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eve_vl.data.decoding import read_image
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import Table
@@ -30,6 +28,7 @@ from eve_vl.search.query import Filter, SearchOptions, encode_queries, filter_of
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
 
+Specs = str | Path | Iterable[str | Path]
 MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 EXAMPLES = 7, 80  # number of example captions; letters of each, at most
 MOST_FOLDERS = 5  # that a message names
@@ -57,6 +56,9 @@ SELECT caption.slot, 'image', min(NOT ({{filter}})), min(id), 0, name
 FROM asked CROSS JOIN caption ON caption.slot = asked.slot JOIN image ON id = image GROUP BY caption.slot, name
 UNION ALL
 SELECT text.slot, 'caption', 0, 0, 0, text FROM asked CROSS JOIN text ON text.slot = asked.slot{_RANKED}"""
+
+IMAGE = """SELECT name, path, start, image.size, row, spec, hash
+FROM image JOIN source ON source.id = source LEFT JOIN feature USING (slot) WHERE image.id = ?"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class Index:
         self._has_match = "match" in encoder.calls
         self._mask = functools.lru_cache(maxsize=MOST_MASKS)(lambda _, chosen: slots_that_pass(database, chosen))
         self._cells = Cells(database)
-        self._opened: tuple[int, dict[str, OpenSource]] = (0, {})
+        self._opened: tuple[int, dict[str, Table]] = (0, {})
         self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads
         self.changes = Changes()
         """The changes that the update found, if this object comes from one."""
@@ -104,14 +106,7 @@ class Index:
 
     @classmethod
     def update(
-        cls,
-        folder: str | Path,
-        encoder: Any,
-        sources: str | Path | Iterable[str | Path] = (),
-        *,
-        drop: str | Path | Iterable[str | Path] = (),
-        batch_size: int = 64,
-        **reading: Any,
+        cls, folder: str | Path, encoder: Any, sources: Specs = (), *, drop: Specs = (), batch_size: int = 64, **reading: Any
     ) -> "Index":
         """Make an index, or update it from its sources; see `Eve.index`."""
         if batch_size < 1:
@@ -212,9 +207,8 @@ class Index:
         """
         how = SearchOptions(**options)
         where = how.where or {}
-        for text in (*queries, how.without, str(how.folder), *where, *where.values()):
-            if not is_text(text):
-                raise UserError(f"{text!r} is not valid UTF-8; correct it")
+        if invalid := [text for text in (*queries, how.without, str(how.folder), *where, *where.values()) if not is_text(text)]:
+            raise UserError(f"{invalid[0]!r} is not valid UTF-8; correct it")
         if not queries:
             return []
         query_Qd, chosen = encode_queries(self.encoder, queries, images, how.without, how.captions), filter_of(how)
@@ -223,24 +217,16 @@ class Index:
             raise UserError(f"{self.database.folder}: {self._why_none(how)}")
         asked = list(zip(queries, images, strict=True))
         nums = [self.num_reranked(*pair, how) for pair in asked]
-        slot_QK, score_QK = self._best(query_Qd, max(how.top, *nums), is_wanted_N, how.captions, is_all=not chosen.values)
-        found = self._hits(slot_QK, score_QK, chosen, how.captions)
+        k, use_cells = max(how.top, *nums), not chosen.values and not how.captions
+        best = self._cells.topk(query_Qd, k, len(is_wanted_N)) if use_cells else None
+        if best is None:
+            vectors = self.database.texts if how.captions else self.database.images
+            best = topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
+        found = self._hits(best[0].tolist(), best[1].tolist(), chosen, how.captions)
         return [
             (self._reranked(hits, text if image is None else image, num, how.captions) if num else hits)[: how.top]
             for (text, image), num, hits in zip(asked, nums, found, strict=True)
         ]
-
-    def _best(
-        self, query_Qd: np.ndarray, k: int, is_wanted_N: np.ndarray, captions: bool, *, is_all: bool
-    ) -> tuple[list[list[int]], list[Any]]:
-        """Return the best slots of each query and their scores.
-
-        They come from the cells of a large index if all images are wanted.
-        """
-        found = self._cells.topk(query_Qd, k, len(is_wanted_N)) if is_all and not captions else None
-        vectors = self.database.texts if captions else self.database.images
-        slot_QK, score_QK = found or topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
-        return slot_QK.tolist(), score_QK.tolist()
 
     def _hits(self, slot_QK: list[list[int]], score_QK: list[Any], chosen: Filter, captions: bool) -> list[list[Hit]]:
         """Return the hits of all queries, by one SQL query."""
@@ -284,8 +270,7 @@ class Index:
             return own if how.rerank is None else how.rerank
         if how.rerank:
             only = "only searches of images by text and of captions by image have it"
-            why = "the run has no matching head" if is_pair else only
-            raise UserError(f"rerank {how.rerank} has no effect: {why}")
+            raise UserError(f"rerank {how.rerank} has no effect: {'the run has no matching head' if is_pair else only}")
         return 0
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
@@ -317,22 +302,18 @@ class Index:
 
         Raises BadSampleError if it is gone or its file has changed.
         """
-        query = (
-            "SELECT name, path, start, image.size, row, spec, hash FROM image JOIN source ON source.id = source "
-            "LEFT JOIN feature USING (slot) WHERE image.id = ?"
-        )
-        found = self.database.rows(query, [number])
+        found = self.database.rows(IMAGE, [number])
         if not found:
             raise BadSampleError(f"image {number}", "is not in the index")
         ((name, path, start, size, row, spec, digest),) = found
-        if path is not None:
-            ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
-        else:
-            try:
+        try:
+            if path is None:
                 with self._one_reads:
                     ref = self._source(spec)[row].image
-            except (UserError, IndexError) as error:
-                raise BadSampleError(name, str(error)) from None
+            else:
+                ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
+        except (UserError, IndexError) as error:
+            raise BadSampleError(name, str(error)) from None
         data = read_image(ref, name)
         if digest_of(data) != digest:  # its file, shard or table has changed
             raise BadSampleError(name, "is not the image that was indexed; update the index")
@@ -340,9 +321,8 @@ class Index:
 
     def _source(self, spec: str) -> Table:
         """Return an open source, for images without files of their own."""
-        version, opened = self._opened
-        if version != self.version:  # its rows may have changed
-            self._opened = self.version, (opened := {})
-        if spec not in opened:
-            opened[spec] = OpenSource.of(spec, self.sources()[spec])
-        return opened[spec].source
+        if self._opened[0] != self.version:  # its rows may have changed
+            self._opened = self.version, {}
+        if spec not in self._opened[1]:
+            self._opened[1][spec] = OpenSource.of(spec, self.sources()[spec]).source
+        return self._opened[1][spec]

@@ -5,11 +5,11 @@ index has the same bytes. Commits fall between batches: an index that was killed
 was not, and so the same features to the bit. Threads read and decode images before the encoder needs them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,8 +40,16 @@ SECONDS_PER_COMMIT = 2.0
 SECONDS_FOR_READERS = 60.0  # that an update waits for another process to finish reading
 THREADS = min(usable_cores(), 4)  # each may need decoding.MAX_BYTES; more decode faster than small encoders compute
 MOST_WAITING = 4 * THREADS  # rows that are read before the encoder needs them
+SEEN_TABLES = """
+PRAGMA temp_store = MEMORY; -- a few numbers per image
+CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);
+CREATE TEMP TABLE seen_caption (image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;
+"""
 SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
 KNOWN = f"SELECT id, row, start, size, changed, slot, reason, {SEEN} FROM image WHERE source = ? AND name = ?"
+COLUMNS = ("path", "row", "start", "size", "changed", "slot", "reason")
+PUT = f"""INSERT INTO image (source, name, {", ".join(COLUMNS)}) VALUES (?, ?{", ?" * len(COLUMNS)})
+ON CONFLICT (source, name) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS)} RETURNING id"""
 
 Item = TypeVar("Item")
 Stat = Callable[[Path], tuple[int, int] | tuple[None, None]]
@@ -84,20 +92,17 @@ def prefetch(
 
 def stat_of(path: Path) -> tuple[int, int] | tuple[None, None]:
     """Return size of a file and time of its last change, in ns; None if unreadable."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 (takes any text)
-    except (OSError, ValueError):
-        return None, None
-    return found.st_size, found.st_mtime_ns
+    with contextlib.suppress(OSError, ValueError):
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+    return None, None
 
 
 def stamp_of(image: ImageRef, stat: Stat) -> Stamp:
     """Return the stamp of an image."""
-    if not isinstance(image, ImageFile | ImageSpan):
-        return NO_FILE
-    size, changed = stat(image.path)
-    start, size = (image.offset, image.size) if isinstance(image, ImageSpan) else (None, size)
-    return str(image.path), start, size, changed
+    if isinstance(image, ImageSpan):
+        return str(image.path), image.offset, image.size, stat(image.path)[1]
+    return (str(image.path), None, *stat(image.path)) if isinstance(image, ImageFile) else NO_FILE
 
 
 @dataclass(slots=True)
@@ -185,12 +190,7 @@ class Update:
         """
         with index_errors(self.database.folder):
             try:
-                self.db.executescript(
-                    "PRAGMA temp_store = MEMORY;"  # a few numbers per image
-                    "CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);"
-                    "CREATE TEMP TABLE seen_caption ("
-                    "image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;"
-                )
+                self.db.executescript(SEEN_TABLES)
                 for spec in dropped:
                     self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
                     self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
@@ -203,11 +203,8 @@ class Update:
                 self.db.executescript("DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;")
 
     def _source(self, opened: OpenSource) -> None:
-        self.db.execute(
-            "INSERT INTO source (spec, reading) VALUES (?, ?) "
-            "ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading WHERE reading != excluded.reading",
-            [opened.spec, json.dumps(opened.reading)],
-        )
+        put = "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading"
+        self.db.execute(f"{put} WHERE reading != excluded.reading", [opened.spec, json.dumps(opened.reading)])
         (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
         threads = ThreadPoolExecutor(THREADS, "decode")
         try:
@@ -246,16 +243,11 @@ class Update:
             self._put(source, row, None)
             return
         known = self._known(source, row.name)
-        if known and known[7]:
-            if known[5] is not None:  # another row about this image
-                self._captions(known[0], row.record)
-            return
-        if row.is_as(known):
-            assert known is not None
-            slot, row.reason = known[5:7]
+        if known and known[7]:  # another row about this image
+            image, slot = known[0], known[5]
         else:
-            slot = self._content(row)
-        image = self._put(source, row, slot, known)
+            slot, row.reason = known[5:7] if known and row.is_as(known) else (self._content(row), row.reason)
+            image = self._put(source, row, slot, known)
         if slot is not None:
             self._captions(image, row.record)
 
@@ -273,13 +265,7 @@ class Update:
         """Write the row of an image if it differs from `known`; return its id."""
         values = (row.number, *row.stamp[1:], slot, row.reason)
         if known is None or known[1:7] != values:
-            (image,) = self.db.execute(
-                "INSERT INTO image (source, name, path, row, start, size, changed, slot, reason) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
-                "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
-                "slot = excluded.slot, reason = excluded.reason RETURNING id",
-                [source, row.name, row.stamp[0], *values],
-            ).fetchone()
+            (image,) = self.db.execute(PUT, [source, row.name, row.stamp[0], *values]).fetchone()
         else:
             image = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen_image VALUES (?)", [image])
@@ -314,11 +300,11 @@ class Update:
 
     def _text(self, text: str) -> int:
         """Return the slot of a caption."""
-        found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
-        if found is None:
-            found = (self.texts.add(text),)
-            self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
-        return found[0]
+        if found := self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone():
+            return found[0]
+        slot = self.texts.add(text)
+        self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [slot, text])
+        return slot
 
     def _delete(self, which: str, specs: Sequence[str]) -> None:
         """Delete images, and count those that no other source lists."""

@@ -143,12 +143,8 @@ class Cells:
 
         That is without cells or faiss, for a large k, or if the probed cells hold fewer than k images. Raises DamagedError.
         """
-        if (
-            num <= EXACT_MOST
-            or k > MOST_FOUND
-            or (faiss := load_faiss()) is None
-            or (facts := cell_facts(self.database)) is None
-        ):
+        faiss, facts = (load_faiss(), cell_facts(self.database)) if num > EXACT_MOST and k <= MOST_FOUND else (None, None)
+        if faiss is None or facts is None:
             return None
         path = self.database.folder / FILE
         try:
@@ -156,8 +152,7 @@ class Cells:
                 self._opened = facts, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             score_QK, slot_QK = self._opened[1].search(query_Qd, k)
         except RuntimeError:  # all that faiss raises for a damaged file
-            advice = f"delete it, then eve index --out {self.database.folder}"
-            raise DamagedError(f"{path}: is damaged; {advice}") from None
+            raise DamagedError(f"{path}: is damaged; delete it, then eve index --out {self.database.folder}") from None
         return (slot_QK, score_QK) if (slot_QK >= 0).all() else None
 
 
