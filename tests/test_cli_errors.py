@@ -11,10 +11,9 @@ from flags import flags_of
 from test_bad_input import complaint, write_pairs
 
 from eve_vl.cli import VERBS
-from eve_vl.cli.common import with_own
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
-from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, with_own
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, all_kinds
 from eve_vl.interop import ConvertArgs
@@ -25,14 +24,14 @@ MISTAKES = [
     ("completion fish", "invalid choice 'fish' for argument 'shell'. Expected one of ('bash', 'zsh')"),
     (
         "pretrain tiny --train.lr fast",
-        "Error parsing --train.lr: could not convert string to float: 'fast'; eve pretrain tiny --help shows",
+        "--train.lr: could not convert string to float: 'fast'; eve pretrain tiny --help shows",
     ),
-    ("pretrain tiny --train.steps 3.5", "Error parsing --train.steps: invalid literal for int() with base 10: '3.5'"),
+    ("pretrain tiny --train.steps 3.5", "--train.steps: invalid literal for int() with base 10: '3.5'"),
     ("pretrain tiny --train.steps", "Missing value for argument '--train.steps'. Expected 1 values"),
     ("pretrain tiny --train.betas 0.9 --out x", "Missing value for argument '--train.betas'. Expected 2 values"),
     (
         "pretrain tiny --train.lr-multipliers a b",
-        "Error parsing --train.lr-multipliers: Could not find valid parse for arguments: ['a', 'b']",
+        "--train.lr-multipliers: Could not find valid parse for arguments: ['a', 'b']",
     ),
     ("pretrain tiny --train_weights x", "Unrecognized options: --train_weights, x; did you mean '--data.train-weights'?"),
     (

@@ -52,11 +52,19 @@ class RunArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceArgs(RunArgs):
-    """Flags of verbs that compute with a run."""
+class DeviceArgs:
+    """Flags of verbs that compute."""
 
     device: str = "auto"
     """Device in torch's notation: cpu, cuda, cuda:1, mps; auto: cuda if available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonArgs:
+    """Flags of verbs whose result is numbers or text."""
+
+    json: Path | None = None
+    """Also write the result to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +100,6 @@ def run_completion(args: CompletionArgs) -> None:
     print_line(ZSH * (args.shell == "zsh") + COMPLETION)
 
 
-def with_own(cls: type[Args], own: type) -> type[Args]:
-    """Return the flags of a verb together with a task's own flags."""
-    return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
-
-
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError in tyro's words, on one line."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
@@ -117,6 +120,7 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
             raise
         lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
         problem = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines)).rstrip(".")
+        problem = re.sub(r"^Error parsing (\w+: )?", "", problem)
         hint = re.search(r"Perhaps you meant:\W+(--[\w.-]+)", box.getvalue())
         near = f"; did you mean {hint[1]!r}?" if hint else ""
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
+from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.utils.console import CONSOLE, pluralize
@@ -19,7 +19,7 @@ GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckArgs(SourceArgs):
+class CheckArgs(JsonArgs, SourceArgs):
     """Flags of `eve data check`."""
 
     path: Positional[str]
@@ -30,8 +30,6 @@ class CheckArgs(SourceArgs):
     """Also check that the rows have what training with this recipe needs; a recipe or FILE.py:NAME."""
     init: Path | None = None
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
-    json: Path | None = None
-    """Also write the report to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)

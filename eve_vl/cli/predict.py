@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
+from eve_vl.cli.common import DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
 from eve_vl.config import DataConfig, kinds_of
 from eve_vl.predict.requests import Request
 from eve_vl.utils.errors import UserError
@@ -25,14 +25,6 @@ FEATURE_FILES = (".npz", ".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonArgs:
-    """Flag of calls whose result is numbers or text."""
-
-    json: Path | None = None
-    """Also write the result to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageArgs:
     """Flag of calls whose result is an image."""
 
@@ -41,7 +33,7 @@ class ImageArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeArgs(SourceArgs, DeviceArgs):
+class EncodeArgs(SourceArgs, DeviceArgs, RunArgs):
     """Flags of `eve encode`."""
 
     images: Positional[tuple[str, ...]] = ()
@@ -65,7 +57,7 @@ def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
 def call_flags(request: type[Request]) -> type[Any]:
     """Return the flags of a call's verb: the request, the run, the files to write."""
     out: list[Any] = [("out", Path, dataclasses.field(default=Path(request.image_file)))] * bool(request.image_file)
-    bases = (*[JsonArgs] * request.has_json, *[ImageArgs] * bool(request.image_file), request, DeviceArgs)
+    bases = (*[JsonArgs] * request.has_json, *[ImageArgs] * bool(request.image_file), request, DeviceArgs, RunArgs)
     return dataclasses.make_dataclass("CallArgs", out, bases=bases, frozen=True, kw_only=True)
 
 

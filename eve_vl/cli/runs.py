@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, print_list, with_own, write_json
+from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, all_kinds
 from eve_vl.config.base import find_kind, installed, load_installed
@@ -23,7 +23,7 @@ ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureArgs(SourceArgs, DeviceArgs):
+class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs, RunArgs):
     """Flags of all forms of `eve evaluate`."""
 
     data: tuple[str, ...] = ()
@@ -32,8 +32,6 @@ class MeasureArgs(SourceArgs, DeviceArgs):
     """Maximum number of rows, evenly spread."""
     skip_invalid: bool = False
     """Skip and count invalid rows; by default an invalid row is an error."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +57,13 @@ class ZeroShotArgs(MeasureArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectArgs:
+class InspectArgs(JsonArgs):
     """Flags of `eve inspect`."""
 
     what: Positional[str]
     """Run folder, or recipe: its name, FILE.py:NAME or the config.json of a run."""
     init: Path | None = None
     """Run from which a fine-tuning recipe starts; default: a recipe, which is printed."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +77,18 @@ class ReportArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArgs(RunArgs):
+class ExportArgs(JsonArgs, RunArgs):
     """Flags of `eve export`."""
 
     folder: Positional[Path]
     """New folder for the files."""
     parts: tuple[str, ...] = ()
     """Parts to export, e.g. image_encoder; default: all that the run's heads allow."""
-    json: Path | None = None
-    """Also write file sizes and differences from torch to this file."""
+
+
+def with_own(cls: type[EvaluateArgs], own: type) -> type[EvaluateArgs]:
+    """Return the flags of a verb together with a task's own flags."""
+    return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
@@ -111,8 +110,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
-    own = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind.evaluation)}
-    flags = {flag: value for flag, value in own.items() if value is not None}
+    own = [field.name for field in dataclasses.fields(kind.evaluation)]
+    flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.runner import evaluated, leaks
     from eve_vl.run.loading import as_task, load_run

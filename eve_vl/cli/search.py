@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import sys
 import threading
 import webbrowser
@@ -13,7 +12,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
+from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError, printable
@@ -37,7 +36,7 @@ class TryArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexArgs(SourceArgs):
+class IndexArgs(SourceArgs, DeviceArgs):
     """Flags of `eve index`."""
 
     sources: Positional[tuple[str, ...]] = ()
@@ -48,14 +47,12 @@ class IndexArgs(SourceArgs):
     """Folder of the index; an existing index is updated."""
     drop: tuple[str, ...] = ()
     """Sources to forget."""
-    device: str = "auto"
-    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     batch_size: int = 64
     """Images or captions per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchArgs:
+class SearchArgs(JsonArgs, DeviceArgs):
     """Flags of `eve search`."""
 
     index: Positional[Path]
@@ -78,16 +75,12 @@ class SearchArgs:
     """Only images of table rows with these values, COLUMN=VALUE each; one row must have all of them."""
     run: Path | None = None
     """The run, if it was moved since it made the index."""
-    device: str = "auto"
-    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
-    json: Path | None = None
-    """Also write the results to this file."""
     html: Path | None = None
     """Also write a page of the results to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeArgs(Limits):
+class ServeArgs(DeviceArgs, Limits):
     """Flags of `eve serve`."""
 
     runs: Positional[tuple[Path, ...]] = ()
@@ -100,8 +93,6 @@ class ServeArgs(Limits):
     """Port to listen on; 0: a free port."""
     token: str | None = None
     """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:1, mps, …; auto: cuda if available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +117,7 @@ def run_try(args: TryArgs) -> None:
     folder = out / f"index-{run_fingerprint(eve.run)['weights'][:8]}-{FORMAT}"
     sources = [source_name(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
-    try:
-        index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
-    except UserError as error:
-        instead = "eve index --format takes it, eve try does not"
-        raise UserError(re.sub(r"choose with --data\.format.*", instead, str(error))) from None
+    index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
     _print_changes(folder, index)
     if args.sources:
         print_line(f"note: {ICON_RUN} was trained on icons only; for photos, train a run of your own")
@@ -154,10 +141,9 @@ def run_index(args: IndexArgs) -> None:
 def _print_changes(folder: Path, index: Any) -> None:
     """Print the content of an `Index` and the changes of its update."""
     changes, counts = index.changes, index.counts()
-    for name, reason in changes.broken.items():
-        print_line(printable(f"skipped: {name}: {reason}"))
-    for name, reason in changes.bad_captions.items():
-        print_line(printable(f"without captions: {name}: {reason}"))
+    for problem, names in {"skipped": changes.broken, "without captions": changes.bad_captions}.items():
+        for name, reason in names.items():
+            print_line(printable(f"{problem}: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
     same = pluralize(counts["images"] - counts["distinct"], "exact duplicate")
@@ -179,11 +165,8 @@ def run_search(args: SearchArgs) -> None:
     own: dict[str, Any] = {name: getattr(args, name) for name in ("image", "without", "top", "rerank", "folder")}
     hits = index.search(args.query, captions=args.caption, where=where, **own)
     for hit in hits:
-        score, others = (
-            hit.score if hit.match is None else hit.match,
-            "; ".join(hit.images[:1] if args.caption else hit.captions),
-        )
-        print_line(printable(f"{score:7.3f}  {hit.name}  {others}".rstrip()))
+        score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
+        print_line(printable(f"{score:7.3f}  {hit.name}  {'; '.join(others)}".rstrip()))
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.page import write_results
@@ -270,7 +253,6 @@ def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
         folder = expand_user(folder)
         run = Path(Database.open(folder).facts["run"])
         if not builtin.located(run).exists():
-            raise UserError(
-                f"{run}: no such run, which made {folder}; name its new folder: --run RUN, or eve serve RUN --index INDEX"
-            )
+            fix = "name its new folder: --run RUN, or eve serve RUN --index INDEX"
+            raise UserError(f"{run}: no such run, which made {folder}; {fix}")
     return Eve.load(run, device)

@@ -12,7 +12,7 @@ import tyro
 from rich.prompt import Confirm
 from rich.text import Text
 
-from eve_vl.cli.common import HELP, check_writable, parse, print_line, print_list, write_json
+from eve_vl.cli.common import HELP, JsonArgs, check_writable, parse, print_line, print_list, write_json
 from eve_vl.config import Config, flat, generated, to_dict
 from eve_vl.config.base import installed, origins, package_of
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
@@ -49,14 +49,12 @@ class DemoArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchArgs:
+class BenchArgs(JsonArgs):
     """Flags of `eve bench`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     steps: int = 10
     """Steps to time, after some warm-up steps."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
 
 
 def run_pretrain(argv: Sequence[str]) -> None:
@@ -66,8 +64,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # its weights need its shape
-        _require_same_system(recipe, start, argv)
-        own, recipe = recipe, _in_its_shape(recipe, start, argv)
+        own, recipe = recipe, _in_its_shape(recipe, start, _named(argv).init)
         if (shown := f"{recipe.model}, {recipe.input.image_size}² pixels") != f"{own.model}, {own.input.image_size}² pixels":
             print_line(f"{_named(argv).init} keeps its shape instead of that of {own.recipe}: {shown}")
     _train("pretrain", argv, make.__doc__, recipe, start)
@@ -114,7 +111,8 @@ def run_bench(argv: Sequence[str]) -> None:
     _refuse_unused(args.config, recipe)
     values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
     if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
-        raise UserError(f"{', '.join(map(_flag, unused))}: no effect on the speed of a step; leave it out")
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in unused)
+        raise UserError(f"{flags}: no effect on the speed of a step; leave it out")
     from eve_vl.run.bench import bench, lines
 
     measured = bench(args.config, args.steps)
@@ -160,48 +158,18 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
 
 
-def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> None:
-    """Raise UserError if the --init run has another kind of encoder than the recipe.
-
-    The run would train another system under the recipe's name. Flags that set its fields confirm the intention.
-    """
-    ours, theirs, given = recipe.model, start.model, _given(argv)
-    differ = [name for name in ours.incompatible_fields(theirs) if name == "name" or _flag(f"model.{name}") not in given]
-    if not differ:
-        return
-    what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
-    kept = " ".join(_flag(f"model.{name}", getattr(theirs, name)) for name in differ)
-    is_unfit = "name" in differ or theirs.problems_with(recipe.task, recipe.data.modality)
-    way = "" if is_unfit else f", or keep the run's system with {kept}"
-    raise UserError(f"{_named(argv).init}: another system than {recipe.recipe} ({what}); start from a run of that recipe{way}")
-
-
-def _in_its_shape(recipe: Config, start: Config, argv: Sequence[str]) -> Config:
+def _in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
     """Return the recipe with model, sizes and tokenizer of the --init run.
 
-    Raises UserError if the recipe's task refuses them.
+    Raises UserError if the run has another kind of encoder: it would train another system under the recipe's name.
     """
-    tokenizer, sizes, given = replace(recipe.tokenizer, path=None), start.input, _given(argv)
-    if start.model.fits_other_sizes:
+    ours, theirs, sizes = recipe.model, start.model, start.input
+    if differ := ours.incompatible_fields(theirs):
+        what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
+        raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
+    if theirs.fits_other_sizes:
         sizes = replace(recipe.input, patch_size=sizes.patch_size)
-    try:
-        return replace(recipe, input=sizes, model=start.model, tokenizer=tokenizer)
-    except UserError:  # flags, not yet parsed, may set what the task needs
-        values = {name: value for name, value in vars(recipe.model).items() if _flag(f"model.{name}") in given}
-        return replace(recipe, input=sizes, model=replace(start.model, **values), tokenizer=tokenizer)
-
-
-def _given(argv: Sequence[str]) -> set[str]:
-    """Return the given flags, as `_flag` spells them."""
-    return {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
-
-
-def _flag(field: str, value: object = None) -> str:
-    """Return a field such as model.pooler as a flag, with its value if given."""
-    word = field.replace("_", "-")
-    if value is None or value is True:
-        return f"--{word}"
-    return f"--{word.replace('.', '.no-')}" if value is False else f"--{word} {value}"
+    return replace(recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None))
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:
@@ -212,7 +180,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     _refuse_unused(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
-    if start is not None and "--data.train" not in _given(argv):
+    if start is not None and not any(word.partition("=")[0].replace("_", "-") == "--data.train" for word in argv):
         _confirm_data(config, start)
     from eve_vl.run.training import train
 
