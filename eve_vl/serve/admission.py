@@ -62,21 +62,19 @@ class Reservation:
         Raises RequestRefusedError if it is too large or too slow.
         """
         limits, parts, size = self.room.limits, [], 0
-        most = limits.body_mb * MB
+        status, problem = 408, f"was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():  # to the end: to close before would lose the answer
                     size += len(chunk)
-                    if size <= most:
+                    if size > limits.body_mb * MB:
+                        status, problem = 413, f"has more than {limits.body_mb} MB; send fewer or smaller images"
+                    else:
                         self.resize(size)
                         parts.append(chunk)
-                if size <= most:
+                if status != 413:
                     return b"".join(parts)
-        if size > most:
-            message = f"the body has more than {limits.body_mb} MB; send fewer or smaller images"
-            raise RequestRefusedError(413, message, {"connection": "close"})
-        message = f"the body was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images"
-        raise RequestRefusedError(408, message, {"connection": "close"})
+        raise RequestRefusedError(status, f"the body {problem}", {"connection": "close"})
 
 
 class Counts:

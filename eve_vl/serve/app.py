@@ -45,7 +45,6 @@ Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
 UNCACHED = {"cache-control": "no-cache", **OWN_PAGES}
 LOCKED = 0.25  # seconds to wait for an index that another process writes, while the computing thread stands still
-NO_INDEX = "this server has no index; start it with --index INDEX"
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 WORD = r"[^\s/:;,'\"()]+"
 PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
@@ -88,10 +87,9 @@ def application(
         shown |= {"summary": call.request.about().split("\n")[0], "openapi_extra": {"requestBody": body}}
         app.add_api_route(path, functools.partial(server.answer, call), methods=["POST"], **shown, **guarded)
     app.add_api_route("/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False)
-    images: Any = {"response_class": Response, **guarded}
-    app.add_api_route("/v1/images/{number}", server.image, summary="An image of the index as JPEG.", **images)
-    same = "The same, if its content has this digest."
-    app.add_api_route("/v1/images/{number}/{digest}", server.image, summary=same, **images)
+    images = {"": "An image of the index as JPEG.", "/{digest}": "The same, if its content has this digest."}
+    for path, summary in images.items() if index is not None else ():
+        app.add_api_route(f"/v1/images/{{number}}{path}", server.image, summary=summary, response_class=Response, **guarded)
     for path, file in (page or {}).items():
         app.add_route(path, lambda _, file=file: FileResponse(file, headers=PAGE_HEADERS), include_in_schema=False)
     return app
@@ -214,9 +212,7 @@ class Service:
             "examples": index.examples(),
         }
 
-    def _search(
-        self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any
-    ) -> dict[str, Any] | list[dict[str, Any]]:
+    def _search(self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any) -> Any:
         """Return the hits of one query, or of each of several."""
         started, roots = time.perf_counter(), self._roots_of(index)
         path = None if folder is None else folder_of(roots, folder)
@@ -257,7 +253,7 @@ class Service:
         """
         index = self.index
         if index is None or not 0 <= number < 2**63:
-            raise RequestRefusedError(404, NO_INDEX if index is None else f"no image {number}")
+            raise RequestRefusedError(404, f"no image {number}")
 
         def thumbnail() -> bytes:
             try:

@@ -28,7 +28,6 @@ from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import Images, Request, Texts, fields_of
-from eve_vl.search.query import shrunk
 from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
 from eve_vl.serve.batching import Job
 from eve_vl.utils.errors import UserError, nearest
@@ -176,13 +175,8 @@ class Endpoint:
         if not self.request.title:
             return None
         fields = [
-            {
-                "name": field.name,
-                "label": re.split("[,;:.]", field.text)[0],
-                "kind": field.given.kind,
-                "required": field.is_required,
-                "example": self.request.examples.get(field.name, ""),
-            }
+            {"name": field.name, "label": re.split("[,;:.]", field.text)[0], "kind": field.given.kind}
+            | {"required": field.is_required, "example": self.request.examples.get(field.name, "")}
             for field in self.fields.values()
             if field.given is not None
         ]
@@ -276,11 +270,8 @@ def decoded(given: GivenImage, square: int | None) -> ImagePixels:
 
     Raises UserError.
     """
-    if square is None:
-        return ImagePixels(pixels=given.whole(SHOWN_SIDE))
-    ref = shrunk(given, square).ref
-    assert isinstance(ref, ImagePixels)
-    return ref
+    whole = given.whole(SHOWN_SIDE) if square is None else given.pixels(square).permute(1, 2, 0).contiguous().numpy()
+    return ImagePixels(pixels=whole)
 
 
 def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
