@@ -304,13 +304,13 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert [item.where for item in query.hits] == [f"image {image}" for image in best]
         for item, image in zip(query.hits, best, strict=True):
             assert (item.images["image"] == images[image]).all()
-        assert query.is_match == tuple((image, query.item.text) in true for image in best)
+        assert query.is_match == [(image, query.item.text) in true for image in best]
     for query in by_image:
         index = int(query.item.where.removeprefix("image "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda text: -score(index, texts[text]))[:5]
         assert [item.text for item in query.hits] == [texts[text] for text in best]
-        assert query.is_match == tuple((index, texts[text]) in true for text in best)
+        assert query.is_match == [(index, texts[text]) in true for text in best]
         assert (index, query.truth.text) in true
         assert (query.heat[0] == look_for(run, images[index], query)).all()
     verdicts = [query.is_match[0] for query in by_text]

@@ -99,14 +99,8 @@ def read_run(folder: Path, name: str) -> ComparedRun:
     """Return a run for the comparison. Raises UserError if it cannot be read."""
     run = load_run(folder)
     log, report = read_log(run_folder(run)), task_report(run)
-    found = ComparedRun(
-        name=name,
-        config=run.config,
-        facts=run_facts(run, log),
-        log=log,
-        losses=report.losses,
-        scored=run.evaluator.score_name or run.evaluator.main_metric,
-    )
+    facts, scored = run_facts(run, log), run.evaluator.score_name or run.evaluator.main_metric
+    found = ComparedRun(name=name, config=run.config, facts=facts, log=log, losses=report.losses, scored=scored)
     if run.config.task.has_numbers:
         try:
             found.measured = report.measured(log)
@@ -126,12 +120,8 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
     sections = [*top]
     for task, group in groups.items():
         on_same_rows = len(set(map(rows_of, group))) == 1
-        parts = {
-            "numbers": (paired(group), on_same_rows),
-            "config": differences(group),
-            "curves": curves(group),
-            "rows": same_rows(group),
-        }
+        numbers = paired(group), on_same_rows
+        parts = {"numbers": numbers, "config": differences(group), "curves": curves(group), "rows": same_rows(group)}
         for part, found in parts.items():
             if len(group) == 1 and part in NEEDS_TWO:
                 continue

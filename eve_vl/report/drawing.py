@@ -27,6 +27,7 @@ MAX_POINTS = 120  # per line; longer logs are averaged in windows
 HUGE = 1e100  # larger values are left out: their sums may overflow
 OTHER_KEYS = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 Points = list[tuple[float, float]]
+Bars = Sequence[tuple[str, Sequence[float]]]
 Show = Callable[[float], str]
 
 
@@ -164,13 +165,7 @@ def line_chart(
 
 
 def bar_chart(
-    title: str,
-    labels: Sequence[str],
-    series: Sequence[tuple[str, Sequence[float]]],
-    *,
-    level: tuple[str, float] | None = None,
-    show: Show,
-    axis: str = "",
+    title: str, labels: Sequence[str], series: Bars, *, level: tuple[str, float] | None = None, show: Show, axis: str = ""
 ) -> Markup:
     """Return a <figure> of grouped bars: one group per label, one bar per series.
 

@@ -4,28 +4,26 @@ Letters: B batch, A answers, I images, T captions, Q queries, C classes or candi
 d feature dimension.
 """
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.dataset import ImageBatch, TextBatch, eval_rows
+from eve_vl.data.dataset import TextBatch, eval_rows
 from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch
-from eve_vl.data.kinds.pairs import ItemBatch, StatementBatch
+from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.classification import confusion
 from eve_vl.metrics.vqa import accuracy_of
-from eve_vl.report.drawing import Loss, Section, draw
+from eve_vl.report.drawing import Choice, Loss, Section, draw
 from eve_vl.report.task import CONTRAST_LOSSES, NUM_SEEN, Example, Measured, TaskReport, best_choices
 from eve_vl.tasks.retrieval import Retrieval
 
@@ -74,6 +72,19 @@ class ClassifierReport(TaskReport):
         names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
         return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
+    def example(self, batch: Any, row: int, choices: Sequence[Choice], text: str, truth: str, kind: str) -> Example:
+        """Return a row of a batch, with its images if it has any."""
+        images = [pixels_of(getattr(batch, name)[row]) for name in ("images_BCHW", "right_BCHW") if hasattr(batch, name)]
+        shown = dict(zip(("left", "right") if len(images) == 2 else ("image",), images, strict=False))
+        return Example(where=batch.where[row], images=shown, text=text, choices=choices, truth=truth, kind=kind)
+
+    def two_image_examples(self, batch: Any, texts: Sequence[str], names: Sequence[str]) -> Iterator[Example]:
+        """Yield rows of two images with the probabilities of the two classes."""
+        probability_B2 = self.task.predict(batch)[0].float().softmax(1)
+        for row, label in enumerate(batch.labels):
+            choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda c, label=label: c == label)
+            yield self.example(batch, row, choices, texts[row], "" if label is None else names[label], choices[0].text)
+
 
 class VQAReport(ClassifierReport):
     """Accuracy next to guesses from the question without the image."""
@@ -90,14 +101,8 @@ class VQAReport(ClassifierReport):
         labels, probability_BA = self.task.answers, self.task.predict(batch)[0].float().sigmoid()
         for row, given in enumerate(batch.answers):
             is_right = lambda c, given=given: bool(given) and accuracy_of(labels[c], given) > 0  # noqa: E731
-            yield Example(
-                where=batch.where[row],
-                images={"image": pixels_of(batch.images_BCHW[row])},
-                text=batch.questions[row],
-                choices=best_choices(probability_BA[row], NUM_CHOICES, labels.__getitem__, is_right),
-                truth=", ".join(dict.fromkeys(given)),
-                kind=batch.answer_types[row],
-            )
+            choices, truth = best_choices(probability_BA[row], NUM_CHOICES, labels.__getitem__, is_right), dict.fromkeys(given)
+            yield self.example(batch, row, choices, batch.questions[row], ", ".join(truth), batch.answer_types[row])
 
 
 class NLVR2Report(ClassifierReport):
@@ -111,7 +116,7 @@ class NLVR2Report(ClassifierReport):
 
     def examples(self, batch: StatementBatch) -> Iterator[Example]:
         """Yield the statements with the model's choice."""
-        return two_image_examples(batch, batch.statements, self.task.predict(batch)[0], TRUTH_VALUES)
+        return self.two_image_examples(batch, batch.statements, TRUTH_VALUES)
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy and consistency (if complete) next to guessing, as HTML."""
@@ -121,23 +126,6 @@ class NLVR2Report(ClassifierReport):
         majority = max(share, 1 - share) if rows else None
         all_by_chance = math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None
         return self.draw("numbers", values=measured.values, majority=majority, all_by_chance=all_by_chance)
-
-
-def two_image_examples(
-    batch: StatementBatch | ItemBatch, texts: Sequence[str], logits_B2: Tensor, names: Sequence[str]
-) -> Iterator[Example]:
-    """Yield rows of two images with the probabilities of the two classes."""
-    probability_B2 = logits_B2.float().softmax(1)
-    for row, label in enumerate(batch.labels):
-        choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda c, label=label: c == label)
-        yield Example(
-            where=batch.where[row],
-            images={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
-            text=texts[row],
-            choices=choices,
-            truth="" if label is None else names[label],
-            kind=choices[0].text,
-        )
 
 
 class ClassificationReport(ClassifierReport):
@@ -155,14 +143,9 @@ class ClassificationReport(ClassifierReport):
         names, probability_BC = self.task.sizes.labels, self.task.probabilities(self.task.predict(batch)[0])
         for row, given in enumerate(batch.labels):
             is_right = lambda c, given=given: names[c] in given  # noqa: E731
-            yield Example(
-                where=batch.where[row],
-                images={"image": pixels_of(batch.images_BCHW[row])} if isinstance(batch, ImageBatch) else {},
-                text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, TextBatch) else "",
-                choices=best_choices(probability_BC[row], NUM_CHOICES, names.__getitem__, is_right),
-                truth=", ".join(given),
-                kind=given[0] if given else "",
-            )
+            text = self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, TextBatch) else ""
+            choices = best_choices(probability_BC[row], NUM_CHOICES, names.__getitem__, is_right)
+            yield self.example(batch, row, choices, text, ", ".join(given), given[0] if given else "")
 
     def numbers(self, measured: Measured) -> Markup:
         """Return the numbers and, for single labels, the confusion matrix, as HTML."""
@@ -176,14 +159,13 @@ class ClassificationReport(ClassifierReport):
         return self.draw("numbers", values=measured.values, classes=classes, counts=counts_CC, confused=confused)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Query:
+class Query(NamedTuple):
     """A caption or an image with its hits of the other kind."""
 
     item: Example
-    hits: tuple[Example, ...]
+    hits: list[Example]
     """Best first."""
-    is_match: tuple[bool, ...]
+    is_match: list[bool]
     """Whether each hit is a true match."""
     truth: Example
     """One of the true matches."""
@@ -218,8 +200,8 @@ class RetrievalReport(TaskReport):
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and their hits."""
         dataset = self._searched()
-        both = dict(zip(("by_text", "by_image"), self.searches(dataset, num_each), strict=True))
-        return [Section(self.name, self.title, self.draw("searches", dataset=dataset, **both))]
+        by_text, by_image = self.searches(dataset, num_each)
+        return [Section(self.name, self.title, self.draw("searches", dataset=dataset, by_text=by_text, by_image=by_image))]
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
@@ -262,10 +244,7 @@ class RetrievalReport(TaskReport):
         order_QK = best_candidates(self.task, gallery, queries, self.num_reranked, by_text=by_text)
         return [
             Query(
-                item=asking[query],
-                hits=tuple(others[candidate] for candidate in order_K),
-                is_match=tuple(candidate in matches[query] for candidate in order_K),
-                truth=others[matches[query][0]],
+                asking[query], [others[c] for c in order_K], [c in matches[query] for c in order_K], others[matches[query][0]]
             )
             for query, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
         ]
@@ -273,7 +252,7 @@ class RetrievalReport(TaskReport):
     def _with_heat(self, query: Query) -> Query:
         """Return an image query with the Grad-CAM of its match with a true caption."""
         heat = self.heatmap([*query.item.images.values()], query.truth.text)
-        return query if heat is None else dataclasses.replace(query, heat=heat.overlays())
+        return query if heat is None else query._replace(heat=heat.overlays())
 
 
 def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.report.drawing import Loss
-from eve_vl.report.finetuned import ClassifierReport, two_image_examples
+from eve_vl.report.finetuned import ClassifierReport
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.task import Example
 
@@ -33,5 +33,4 @@ class PairReport(ClassifierReport):
 
     def examples(self, batch: ItemBatch) -> Iterator[Example]:
         """Yield the pairs with the model's choice."""
-        texts = [" | ".join(both) for both in batch.captions]
-        return two_image_examples(batch, texts, self.task.predict(batch)[0], self.task.class_names)
+        return self.two_image_examples(batch, [" | ".join(both) for both in batch.captions], self.task.class_names)
