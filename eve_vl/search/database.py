@@ -195,7 +195,7 @@ class Database:
             fix = f"did you mean '{inside[0].parent}'?" if inside else f"eve index FOLDER --run RUN --out {folder} makes one"
             raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
-            check = functools.partial(_refuse_another, path.absolute(), _inode_of(path))
+            check = functools.partial(_refuse_another, path.absolute(), path.stat().st_ino)
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
             found = db.execute("SELECT value FROM fact WHERE name = 'format'").fetchall()
             if found == [(str(FORMAT),)]:
@@ -247,15 +247,10 @@ def recreate_hint(folder: Path) -> str:
     return f"make it again: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"
 
 
-def _inode_of(path: Path) -> int | None:
-    """Return the inode of a file, None if there is none."""
-    return path.stat().st_ino if path.exists() else None
-
-
-def _refuse_another(path: Path, inode: int | None) -> None:
+def _refuse_another(path: Path, inode: int) -> None:
     """Raise DamagedError if the database at `path` is not the one that was opened."""
-    if (found := _inode_of(path)) != inode:
-        problem = "was deleted" if found is None else "was replaced"
+    if not path.exists() or path.stat().st_ino != inode:
+        problem = "was replaced" if path.exists() else "was deleted"
         raise DamagedError(f"{path}: {problem} since it was opened; open the index again, or restart the server")
 
 

@@ -104,7 +104,7 @@ def build_cells(database: Database, is_used: np.ndarray) -> None:
         start += len(block)
     query_Qd = _sample_queries(database, slots, rng)
     exact_QK = topk_exact(database.images.first(len(is_used)), query_Qd, TOP, is_used)[0]
-    cells.nprobe, recall = 8, recall_of(cells, query_Qd, exact_QK)
+    cells.nprobe, recall = 4, 0.0
     while recall < RECALL and cells.nprobe < num_cells:
         cells.nprobe = min(2 * cells.nprobe, num_cells)
         recall = recall_of(cells, query_Qd, exact_QK)
