@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
@@ -26,6 +25,7 @@ from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
+from eve_vl.train.optim import running_averages_kept
 from eve_vl.train.processes import gather_rows, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
@@ -42,18 +42,6 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         set_rng_state(now)
-
-
-@contextlib.contextmanager
-def running_averages_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the running averages of batch normalisation after some passes."""
-    buffers = [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
 
 
 def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:

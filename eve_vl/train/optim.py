@@ -60,14 +60,6 @@ def build_optimizer(
     return Muon(list(groups.values()), lr=config.lr, betas=config.betas, products=products)
 
 
-def set_found_inf(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
-    """Let an optimiser skip its next update unless `allowed`, a bool on the device.
-
-    None allows it.
-    """
-    optimizer.found_inf = None if allowed is None else (~allowed).float()  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """Return the optimiser state of a parameter before its first step.
 
@@ -94,8 +86,6 @@ class Muon(torch.optim.Optimizer):
         rest = [group for group in self.param_groups if not group["parts"]]
         self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         self.rest.state = self.state
-        self.found_inf: Tensor | None = None
-        """1 if the next step must change nothing, float32 scalar on the device; as in fused AdamW."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -103,14 +93,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["parts"]:
                 self._muon_step(group)
-        self.rest.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self.rest.step()
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         updates: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         decay = group["lr"] * group["weight_decay"]
-        if self.found_inf is not None:
-            decay = decay * (1 - self.found_inf)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -118,15 +105,11 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state.update(initial_state(parameter, group["parts"]))
             momentum, gradient = state["momentum"], parameter.grad
-            if self.found_inf is not None:  # momentum that moves towards itself stays
-                gradient = gradient.where(self.found_inf == 0, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
             updates[shape].append((parameter, gradient.lerp(momentum, MOMENTUM).view(-1, *shape)))
         for shape, found in updates.items():  # one batch per shape
             together = orthogonalize(torch.cat([update for _, update in found]).to(self.products))
-            if self.found_inf is not None:
-                together *= 1 - self.found_inf
             scale = 0.2 * max(shape) ** 0.5
             for (parameter, _), update in zip(found, together.split([len(update) for _, update in found]), strict=True):
                 parameter.mul_(1 - decay)
@@ -175,6 +158,22 @@ def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
     return [module for name, module in task.named_modules() if isinstance(module, _BatchNorm) and not _trains(task, name)]
 
 
+def running_averages(model: nn.Module) -> list[Tensor]:
+    """Return the buffers of batch normalisations, which a forward pass changes."""
+    return [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
+
+
+@contextlib.contextmanager
+def running_averages_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the running averages of batch normalisation after some passes."""
+    before = [buffer.clone() for buffer in running_averages(model)]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(running_averages(model), before, strict=True):
+            buffer.copy_(value)
+
+
 def _trains(task: nn.Module, name: str) -> bool:
     """Return whether a parameter trains in a module.
 
@@ -208,16 +207,16 @@ class Averages:
         self.values = {name: each.detach().clone() for name, each in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int, *, allowed: Tensor | None = None) -> None:
+    def update(self, step: int) -> None:
         """Add the weights after optimiser step `step` (0-based).
 
-        allowed: bool on the device, False to skip it. The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the
+        The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the
         random first weights.
         """
         if self.values:
             weight = 1 - min(self.decay, (2 + step) / (11 + step))
             for name, value in self.values.items():
-                value.lerp_(self.parameters[name], weight if allowed is None else weight * allowed)
+                value.lerp_(self.parameters[name], weight)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

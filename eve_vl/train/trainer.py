@@ -15,19 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig, flat
 from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, set_found_inf
+from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import write_file
 from eve_vl.utils.runtime import stop_signals
-
-ASKED_EVERY = 8  # steps on a GPU, which runs behind the host and keeps their batches; 1 elsewhere, where asking costs little
 
 
 class Trainer:
@@ -60,7 +57,6 @@ class Trainer:
         self.model = parallelize(self.task, device)
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
         self.averages = Averages(self.task, config.ema_decay)
-        self.finite = NanGuard(self.task, run, device)
         self.evaluator = evaluator
         self.main_metric = evaluator.main_metric if evaluator else None
         self.watched = self.main_metric or (evaluator.main_loss if evaluator else None)
@@ -159,8 +155,6 @@ class Trainer:
             log.tick(self.step)
             is_stopped = processes.any_process(bool(stop)) and self.step < config.steps
             is_saved = self._is_due(config.save_every) or is_stopped
-            if is_saved or self._is_due(config.log_every) or self._is_due(config.val_every):
-                self.finite.ask()
             if self._is_due(config.log_every):
                 window, self.meter = self.meter, Meter()
                 log.row("train", self.step, window.result(config, self.step))
@@ -232,14 +226,13 @@ class Trainer:
 
         Only random generators keep a trace of it.
         """
-        buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
-        with autocast(self.device, self.dtype):
-            loss = self.task(batch).loss
-        loss.backward()
-        seconds = time.perf_counter() - start
+        with running_averages_kept(self.task):
+            start = time.perf_counter()
+            with autocast(self.device, self.dtype):
+                loss = self.task(batch).loss
+            loss.backward()
+            seconds = time.perf_counter() - start
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.task.buffers(), buffers, strict=True):
-            buffer.copy_(before)
         return seconds
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
@@ -253,7 +246,7 @@ class Trainer:
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         num, losses, given = len(micro_batches), [], micro_batches
         micro_batches = [batch.to(self.device) for batch in micro_batches]
-        self.finite.begin()
+        buffers = [buffer.clone() for buffer in running_averages(self.task)]
         if hasattr(self.task, "before_step"):
             with autocast(self.device, self.dtype):
                 micro_batches = self.task.before_step(micro_batches)
@@ -269,15 +262,42 @@ class Trainer:
                 self.mark("backward")
         max_norm = self.config.clip_norm or float("inf")
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
-        self.finite.add(self.step, given, terms, [*losses, terms["grad_norm"]])
-        set_found_inf(self.optimizer, allowed=self.finite.allowed)
+        self._check_finite(given, terms, [*losses, terms["grad_norm"]], buffers)
         self.optimizer.step()
-        self.averages.update(self.step, allowed=self.finite.allowed)
+        self.averages.update(self.step)
         share_running_averages(self.task)
-        if self.finite.every > 1:  # else the host has checked
-            self.finite.undo()
         self.mark("optimizer")
         return terms
+
+    def _check_finite(
+        self, micro_batches: list[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> None:
+        """Raise SharedError in all processes for a value that is not finite.
+
+        Saves batch, rows and weights. values: losses of the micro-batches, and last the gradient norm. buffers: running
+        averages from before the step.
+        """
+        num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
+        if not num_bad_V.any():
+            return
+        for buffer, before in zip(running_averages(self.task), buffers, strict=True):
+            buffer.copy_(before)
+        first = int(num_bad_V.bool().int().argmax())
+        is_loss = first < len(micro_batches)
+        batch = micro_batches[first if is_loss else -1]
+        folder = self.run / f"non_finite_step_{self.step:08d}_rank_{processes.rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {each.name: value for each in fields(batch) if isinstance(value := getattr(batch, each.name), Tensor)}
+        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
+        write_file(folder / "samples.txt", "\n".join(batch.where))
+        if is_main():
+            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+        processes.barrier()  # the first process that ends would end the others
+        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
+        raise SharedError(
+            f"{'loss' if is_loss else 'gradient norm'} is not finite at step {self.step} ({numbers}): stopped before the "
+            f"update; weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
+        )
 
     def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
         """Return the task's numbers on a loader, and log samples of its first batch.
@@ -289,10 +309,7 @@ class Trainer:
         skipped: list[Any] | None = [] if self.skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
-        with (
-            self.averages.in_place(),
-            evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches,
-        ):
+        with self.averages.in_place(), evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
             first = list(itertools.islice(batches, 1))
             if log is not None and log.enabled and first:
                 with torch.no_grad():
@@ -312,71 +329,3 @@ def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any
         if processes.world_size() == 1:
             raise
         failed.append(error)
-
-
-class NanGuard:
-    """Check of all steps for a loss or gradient norm that is not finite.
-
-    Reading a value waits for the device, so the host asks every few steps. From the first bad value on, the device itself skips
-    all updates, so that the weights stay those from before that step.
-    """
-
-    def __init__(self, task: nn.Module, run: Path, device: torch.device):
-        self.task, self.run = task, run
-        self.every = ASKED_EVERY if device.type == "cuda" else 1
-        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
-        self.pending: list[tuple[int, Sequence[Any], Mapping[str, Tensor], Tensor]] = []
-        self.buffers = [buffer for module in task.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
-        self.before: list[Tensor] = []
-
-    @property
-    def allowed(self) -> Tensor | None:
-        """Permission to update, bool on the device; None if the host has checked."""
-        return None if self.every == 1 else self.is_finite
-
-    def begin(self) -> None:
-        """Save the buffers that the forward pass of a step changes."""
-        self.before = [buffer.clone() for buffer in self.buffers]
-
-    def add(self, step: int, micro_batches: Sequence[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
-        """Add the losses of a step's micro-batches, and last its gradient norm.
-
-        Raises as `ask`, when that is due.
-        """
-        num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
-        self.is_finite = self.is_finite & (num_bad_V == 0).all()
-        self.pending.append((step, micro_batches, terms, num_bad_V))
-        if len(self.pending) >= self.every:
-            self.ask()
-
-    def undo(self) -> None:
-        """Restore the buffers from before the step, unless all values were finite."""
-        for buffer, before in zip(self.buffers, self.before, strict=False):
-            buffer.copy_(buffer.where(self.is_finite, before))
-
-    def ask(self) -> None:
-        """Raise SharedError in all processes for a value that is not finite.
-
-        Saves batch, rows and weights.
-        """
-        pending, self.pending = self.pending, []
-        if not pending or bool(self.is_finite):
-            return
-        self.undo()
-        step, micro_batches, terms, num_bad_V = next(each for each in pending if each[3].any())
-        first = int(num_bad_V.bool().int().argmax())
-        is_loss = first < len(micro_batches)
-        batch = micro_batches[first if is_loss else -1]
-        folder = self.run / f"non_finite_step_{step:08d}_rank_{processes.rank()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {each.name: value for each in fields(batch) if isinstance(value := getattr(batch, each.name), Tensor)}
-        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
-        write_file(folder / "samples.txt", "\n".join(batch.where))
-        if is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
-        processes.barrier()  # the first process that ends would end the others
-        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
-        raise SharedError(
-            f"{'loss' if is_loss else 'gradient norm'} is not finite at step {step} ({numbers}): stopped before the update; "
-            f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
-        )
