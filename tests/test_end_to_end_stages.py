@@ -42,16 +42,15 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     assert {name.partition(".")[0] for name in one.keys() ^ two.keys()} == {"pixel_decoder", "token_head"}
     misfit = "its encoder does not fit this model: "
     first = "1 tensor differs, encoder.relative.text_bias: (80, 6) here, (64, 6) there; "
-    texts = "its texts have 32 tokens, those of {} 40: give --input.text-length 32, or name what may start at random with "
-    wider = "leave out the flags that change shapes, or name what may start at random with --init-allow-missing"
+    advice = "leave out the flags that change shapes, give the run's --input.text-length 32, or name what may start at random"
     no_such = "'encoder.blocks.*.fnn.*' matches no parameter; the nearest: "
     base = ("pretrain", "vlmo_base", "--init", "two", "--data.train", "scenes:train", "--data.val", "scenes:val")
     as_it_is = ("--model.stem", "conv")
     for start, (flag, value), *words in (
-        (second, ("--model.embed-dim", 48), misfit, wider),
-        (second, ("--input.text-length", 40), misfit + first + texts.format("vlmo_tiny_texts")),
+        (second, ("--model.embed-dim", 48), misfit, advice),
+        (second, ("--input.text-length", 40), misfit + first + advice),
         (second, ("--train.freeze", "encoder.blocks.*.fnn.*"), f"train.freeze: {no_such}"),
-        (base, as_it_is, misfit + first + texts.format("vlmo_base")),
+        (base, as_it_is, misfit + first + advice),
     ):
         done = eve(*start, "--out", "wrong", *FEW, flag, value)
         assert done.returncode == 2

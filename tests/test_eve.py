@@ -8,7 +8,6 @@ import inspect
 import itertools
 import pydoc
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -339,26 +338,6 @@ def test_towers_that_never_meet_need_another_model_to_match():
     eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))))
     with pytest.raises(UserError, match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs"):
         _ = eve.match
-
-
-def test_heads_that_a_model_or_its_rows_cannot_feed_are_not_said_to_be_a_flag_away():
-    run = run_of("contrast")
-    config = replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))
-    run.task.config = config
-    eve = Eve(replace(run, config=config))
-    unfit = (
-        r"eve pretrain of another model, because mlm_weight 1\.0 needs states of pairs, "
-        r"which model\.fusion_depth 0 does not give$"
-    )
-    for call, how in (("fill_mask", unfit), ("explain", unfit), ("reconstruct", re.escape(MIM))):
-        with pytest.raises(UserError, match=rf"to get one that allows {call}: {how}"):
-            getattr(eve, call)(*ARGUMENTS[call])
-    run = run_of("pixels")
-    run.task.config = replace(run.config, data=replace(run.config.data, modality="image"))
-    with pytest.raises(
-        UserError, match=r"with --task\.mlm-weight 1 \(here it is 0\), --data\.modality image_text and another --out$"
-    ):
-        _ = Eve(run).fill_mask
 
 
 def test_help_tells_about_a_call():

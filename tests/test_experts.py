@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_runs import RIVAL, TEXT, ids_of, image_tokens, noise, tiny_run, write_run
 
 from eve_vl.eve import Eve
+from eve_vl.model.moe import chosen_ME
 from eve_vl.predict.explain import expert_colors
 from eve_vl.utils.errors import UserError
 
@@ -47,7 +48,7 @@ def test_tokens_go_where_the_router_sends_them(given, model):
             np.testing.assert_allclose(block.gates[row], gates_E[best] / gates_E[best].sum(), rtol=1e-4)
         parts = block.experts[:num_image], block.experts[num_image:]
         counted_ME = np.array([np.bincount(part.flatten(), minlength=4) for part in parts])
-        assert (counted_ME == stats.chosen_ME.numpy()).all(), "what training and the report count"
+        assert (counted_ME == chosen_ME(stats).numpy()).all(), "what training and the report count"
         assert block.num_experts == 4
     assert found.grid == ((4, 4) if num_image else (0, 0))
     assert found.words == (("[CLS]", *TEXT.split()) if text else ())

@@ -132,7 +132,7 @@ def test_another_vocabulary_is_refused():
 def test_named_parts_of_the_encoder_may_start_at_random(model, pattern, new):
     """What they name but fits is taken all the same."""
     source, task = weights(PRETRAINED), build(tiny_config(model=model, task=VQAConfig()))
-    with pytest.raises(UserError, match=r"name what may start at random with --init-allow-missing$"):
+    with pytest.raises(UserError, match=r"name what may start at random: --init-allow-missing$"):
         transfer(source, task, "run")
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     done = transfer(source, task, "run", (pattern,))

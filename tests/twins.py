@@ -29,7 +29,7 @@ from eve_vl.data.kinds.labels import ImageQuestion
 from eve_vl.data.kinds.pairs import ImagesStatement
 from eve_vl.data.records import ImagePixels, Record
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.moe import MoE, RouterStats
+from eve_vl.model.moe import MoE
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.utils.errors import BadSampleError
 
@@ -95,9 +95,9 @@ def slow_moe(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor 
     return torch.stack(rows).view(B, N, D), stats
 
 
-def router_sums(stats: RouterStats) -> SimpleNamespace:
+def router_sums(stats: Tensor) -> SimpleNamespace:
     """By expert over both modalities: first choices, gates (with gradient); over all experts: entropy, tokens."""
-    first_ME, gate_ME, entropy_ME, _ = stats.sums_2X.unflatten(1, (4, -1)).unbind(1)
+    first_ME, gate_ME, entropy_ME, _ = stats.unflatten(1, (4, -1)).unbind(1)
     first_E = first_ME.detach().sum(0)
     return SimpleNamespace(first_E=first_E, gate_E=gate_ME.sum(0), entropy=entropy_ME.detach().sum(), num_tokens=first_E.sum())
 

@@ -11,7 +11,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from eve_vl.config import InputConfig, ModelConfig
-from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
 
 
@@ -19,11 +18,11 @@ from eve_vl.model.packing import Tokens
 class Encoded(Tokens):
     """States after the final norm, in the order [image; text]."""
 
-    routers: list[list[RouterStats]]
-    """Per pass, the statistics of each block with experts, first to last; empty lists without any."""
+    routers: list[list[Tensor]]
+    """Per pass, the statistics of each block with experts (`router_stats`), first to last; empty lists without any."""
 
     @classmethod
-    def of(cls, tokens: Tokens, x_BND: Tensor, routers: list[list[RouterStats]]) -> "Encoded":
+    def of(cls, tokens: Tokens, x_BND: Tensor, routers: list[list[Tensor]]) -> "Encoded":
         """Return the states of tokens."""
         known = {"num_image": tokens.num_image, "is_padding_BN": tokens.is_padding_BN, "num_real": tokens.num_real}
         return cls(x_BND=x_BND, routers=routers, **known)
@@ -90,7 +89,7 @@ class Backbone(nn.Module):
     @abstractmethod
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
-    ) -> tuple[Tensor, list[list[RouterStats]]]:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return Encoded.cls_BD, or a pair's equivalent (B, pair_dim), and the routers.
 
         Only states that these need are computed. final_norm: False returns the states before it.
@@ -98,7 +97,7 @@ class Backbone(nn.Module):
 
     def for_contrast(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
-    ) -> tuple[list[Tensor], list[list[RouterStats]]]:
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return states (B, D) of an image or a text for contrast, and the routers.
 
         There is one per contrastive head.
@@ -110,7 +109,7 @@ class Backbone(nn.Module):
         """Return states that reconstruct masked pixels, of pairs or of their images."""
         return self.encode(image, text)
 
-    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and the routers.
 
         token_M: int64, among the flattened (B, T).

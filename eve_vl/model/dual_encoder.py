@@ -17,7 +17,6 @@ from eve_vl.model.backbone import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.encoder import Block
 from eve_vl.model.layers import Attention, FeedForward, layer_norm
-from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.utils.errors import UserError
 
@@ -142,9 +141,8 @@ class DualEncoder(Backbone):
         super().__init__()
         self.config: DualEncoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
-        D, order = config.embed_dim, {"positions_first": config.towers == "clip_roberta"}
-        image = ImageEmbed(D, sizes, config.stem)
-        text = TextEmbed(D, sizes, vocab_size, config.dropout, norm_eps=config.tower_norm_eps, **order)
+        image, eps = ImageEmbed(config.embed_dim, sizes, config.stem), config.tower_norm_eps
+        text = TextEmbed(config, sizes, vocab_size, eps, is_bert=config.towers == "clip_roberta")
         self.image: Tower = Tower(image, config, config.image_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
         self.text: Tower = Tower(text, config, config.text_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
         if config.fusion_depth:
@@ -170,7 +168,7 @@ class DualEncoder(Backbone):
 
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
-    ) -> tuple[Tensor, list[list[RouterStats]]]:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the [CLS] state of images or texts (B, D), and no routers.
 
         Of pairs: both pooled states, (B, 2·D).
@@ -181,7 +179,7 @@ class DualEncoder(Backbone):
         pooled = self.fusion.text_pooler(texts.x_BND[:, 0]), self.fusion.image_pooler(images.x_BND[:, 0])
         return torch.cat(pooled, dim=1).tanh(), [[]]
 
-    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and no routers."""
         states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
         return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]

@@ -6,6 +6,7 @@ fill, T text tokens, N all tokens, D width, L blocks, S source places, X values 
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import EveModelConfig, InputConfig
-from eve_vl.config.model import NORM_EPS, Stem
+from eve_vl.config.model import Stem
 from eve_vl.model.layers import layer_norm
 from eve_vl.model.packing import Tokens
 from eve_vl.utils.errors import UserError
@@ -209,26 +210,17 @@ def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -
 class TextEmbed(nn.Module):
     """Token embedding, LayerNorm, dropout, then type embedding and learned positions.
 
-    positions_first adds the positions before the LayerNorm, as in BERT.
+    config: of the model, with embed_dim and dropout. is_bert adds the positions before the LayerNorm, as in BERT.
     """
 
     def __init__(
-        self,
-        embed_dim: int,
-        sizes: InputConfig,
-        vocab_size: int,
-        dropout: float,
-        *,
-        has_positions: bool = True,
-        norm_eps: float = NORM_EPS,
-        positions_first: bool = False,
+        self, config: Any, sizes: InputConfig, vocab_size: int, eps: float, *, is_bert: bool, has_positions: bool = True
     ):
         super().__init__()
-        self.positions_first = positions_first
-        self.longest = sizes.text_length
+        embed_dim, self.longest, self.is_bert = config.embed_dim, sizes.text_length, is_bert
         self.words = nn.Embedding(vocab_size, embed_dim)
-        self.norm = layer_norm(embed_dim, norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.norm = layer_norm(embed_dim, eps)
+        self.dropout = nn.Dropout(config.dropout)
         self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
@@ -240,7 +232,7 @@ class TextEmbed(nn.Module):
         T = ids_BT.shape[1]
         if self.longest < T:
             raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")
-        if self.positions_first and self.positions is not None:
+        if self.is_bert and self.positions is not None:
             x_BTD = self.dropout(self.norm(self.words(ids_BT) + self.positions[:T]))
         else:
             x_BTD = self.without_place(ids_BT)

@@ -19,7 +19,6 @@ from eve_vl.model.backbone import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, RelativePositions, TextEmbed, index_tokens, join, resized_positions
 from eve_vl.model.ffn import build_ffn
 from eve_vl.model.layers import Attention, drop_path, layer_norm
-from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 
 TEMPERATURE = 0.07  # initial temperature of the contrastive loss
@@ -49,7 +48,7 @@ class Block(nn.Module):
 
     def forward(
         self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
-    ) -> tuple[Tensor, RouterStats | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the rows after this block, and a `moe` block's statistics.
 
         All rows, (S, D), or those that are read, (M, D). The statistics cover all rows, unless a [CLS] is read in evaluation.
@@ -83,15 +82,8 @@ class Encoder(Backbone):
         self.balance_weight = config.balance_weight
         has_positions = config.positions == "learned"
         image = ImageEmbed(config.embed_dim, sizes, config.stem, has_positions=has_positions)
-        text = TextEmbed(
-            config.embed_dim,
-            sizes,
-            vocab_size,
-            config.dropout,
-            has_positions=has_positions,
-            norm_eps=config.text_norm_eps,
-            positions_first=config.text_embedding == "bert",
-        )
+        how = {"has_positions": has_positions, "is_bert": config.text_embedding == "bert"}
+        text = TextEmbed(config, sizes, vocab_size, config.text_norm_eps, **how)
         self.image: ImageEmbed = image  # pyright: ignore[reportIncompatibleMethodOverride]
         self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
@@ -124,7 +116,7 @@ class Encoder(Backbone):
 
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
-    ) -> tuple[Tensor, list[list[RouterStats]]]:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the state of the text's [CLS], else of the image's, and the routers.
 
         (B, D), pooled for pairs.
@@ -143,7 +135,7 @@ class Encoder(Backbone):
 
     def for_contrast(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
-    ) -> tuple[list[Tensor], list[list[RouterStats]]]:
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return the [CLS] states (B, D) of an image or a text, and the routers.
 
         With networks for pairs there are two, for VLMo's two contrasts: by the modality's own networks, and by those of pairs.
@@ -158,16 +150,14 @@ class Encoder(Backbone):
         states = [self.norm(x_BD) if final_norm else x_BD for x_BD, _ in both]
         return states, [below + routers for _, routers in both]
 
-    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         x_MD, routers = self.run_blocks(tokens, rows, rows.of_texts(token_M))
         return self.norm(x_MD), [routers]
 
-    def run_blocks(
-        self, tokens: Tokens, rows: PackedTokens, read: ReadPositions | None = None
-    ) -> tuple[Tensor, list[RouterStats]]:
+    def run_blocks(self, tokens: Tokens, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the states before the final norm, and statistics of `moe` blocks.
 
         States are of all rows, or of those that are read. The last block computes only rows that are read, but its router sees
@@ -186,7 +176,7 @@ class Encoder(Backbone):
         x_SD: Tensor,
         rows: PackedTokens,
         read: ReadPositions | None = None,
-    ) -> tuple[Tensor, list[RouterStats]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run blocks on rows; return the states, and the statistics of `moe` blocks."""
         routers = []
         for block, bias in blocks:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config
 from eve_vl.utils.errors import UserError, matching
 
 ENCODER = "encoder."
@@ -45,24 +44,14 @@ def transfer(
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
         differ = f"{len(wrong)} tensors differ, the first {name}" if len(wrong) > 1 else f"1 tensor differs, {name}"
-        ways = _way_with_texts(task.config, text_length)
-        ways += ["leave out the flags that change shapes"] * (len(wrong) > 1 or not ways)
         raise UserError(
-            f"{where}: its encoder does not fit this model: {differ}: {here}, {there}; {' and '.join(ways)}, or name what may "
-            "start at random with --init-allow-missing"
+            f"{where}: its encoder does not fit this model: {differ}: {here}, {there}; leave out the flags that change "
+            f"shapes, give the run's --input.text-length {text_length}, or name what may start at random: --init-allow-missing"
         )
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
     return Transfer(frozenset(own.keys() - fitting.keys()), frozenset(tensors.keys() - fitting.keys()), resized)
-
-
-def _way_with_texts(config: Config, there: int | None) -> list[str]:
-    """Return the fix for another text length, if the encoder cannot resize to it."""
-    here = config.input.text_length
-    if there in (None, here) or (config.model.fits_other_sizes and here < there):
-        return []
-    return [f"its texts have {there} tokens, those of {config.recipe} {here}: give --input.text-length {there}"]
 
 
 def parts(names: Iterable[str]) -> str:

@@ -26,20 +26,6 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 MIN_CAPACITY = 4  # rows of an expert with `reference` routing
 
 
-@dataclass(kw_only=True, slots=True)
-class RouterStats:
-    """Sums over the real tokens of a `moe` block; passes and processes can be added."""
-
-    sums_2X: Tensor
-    """float32 (2, 4·E): by modality (image, text), for all experts: tokens with the expert as first choice; gate probability
-    (with gradient); terms of the gate's entropy in nats; tokens with it among the K choices."""
-
-    @property
-    def chosen_ME(self) -> Tensor:
-        """Number of times each expert was one of the K choices, per modality."""
-        return self.sums_2X.detach().unflatten(1, (4, -1))[:, 3]
-
-
 class Router(nn.Module):
     """g(x) = softmax(W (x + b_m)).
 
@@ -52,7 +38,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, embed_dim))
         self.modality_embed = nn.Parameter(torch.empty(2, embed_dim)) if modality_routing else None
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return gates (S, K), experts (S, K) int64, and statistics.
 
         Gates are renormalised over the K, in at least float32.
@@ -71,9 +57,11 @@ class Router(nn.Module):
 
 def router_stats(
     gates_SE: Tensor, log_gates_SE: Tensor, experts_SK: Tensor, is_of_2S: Tensor, has_room_SK: Tensor | None = None
-) -> RouterStats:
-    """Return the sums over tokens.
+) -> Tensor:
+    """Return sums over the real tokens of a `moe` block, float32 (2, 4·E).
 
+    They are by modality (image, text), for all experts: tokens with the expert as first choice; gate probability (with
+    gradient); terms of the gate's entropy in nats; tokens with it among the K choices. Passes and processes can be added.
     First choices count even if their expert has no room. is_of_2S: as `PackedTokens.is_of_2S`. A matrix product needs no GPU
     sync.
     """
@@ -81,7 +69,12 @@ def router_stats(
     first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)
     chosen_SE = zeros_SE.scatter(1, experts_SK, 1 if has_room_SK is None else has_room_SK.to(gates_SE.dtype))
     values_SX = torch.cat([first_SE, gates_SE, -gates_SE.detach() * log_gates_SE.detach(), chosen_SE], dim=1)
-    return RouterStats(sums_2X=is_of_2S @ values_SX.float())
+    return is_of_2S @ values_SX.float()
+
+
+def chosen_ME(stats_2X: Tensor) -> Tensor:
+    """Return how often each expert was one of the K choices, per modality."""
+    return stats_2X.detach().unflatten(1, (4, -1))[:, 3]
 
 
 class Experts(nn.Module):
@@ -140,7 +133,7 @@ class MoE(nn.Module):
         experts = sum(parameter.numel() for parameter in self.experts.parameters())
         return experts - experts * self.router.top_k // len(self.router.weight)
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, Tensor]:
         """Return the experts' output for rows (S, D) and the statistics of all rows.
 
         read: output of these rows only.
@@ -152,7 +145,7 @@ class MoE(nn.Module):
             x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
         S, K = experts_SK.shape
         expert_R, order_R = experts_SK.flatten().sort(stable=True)
-        counts_E = torch.zeros(stats.sums_2X.shape[1] // 4, dtype=torch.long, device=x_SD.device)
+        counts_E = torch.zeros(stats.shape[1] // 4, dtype=torch.long, device=x_SD.device)
         counts_E = counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
         # a separate module, so that one that exchanges rows between processes can replace it
         y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, counts_E)
@@ -232,7 +225,7 @@ class OfficialMoE(MoE):
         self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
         """Noise added to the logits (S, E) before the second choice; torch.manual_seed seeds the default."""
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, Tensor]:
         """Return the experts' output for all tokens of a batch (S, D), and statistics.
 
         read: output of these rows only.
@@ -285,7 +278,7 @@ class OfficialMoE(MoE):
             total_S1 = gates_S2.sum(1, keepdim=True).clamp(min=torch.finfo(gates_S2.dtype).eps)
         return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
 
-    def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
+    def statistics(self, chosen: Assignment, is_text_S: Tensor) -> Tensor:
         """Return the sums over all tokens, padding included."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
         is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()

@@ -5,14 +5,13 @@ Letters: B batch, S rows of a batch, N all tokens of a sequence, H heads, K chos
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
-from eve_vl.model.moe import Assignment, MoE, OfficialMoE, RouterStats
+from eve_vl.model.moe import Assignment, MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, Tokens
 
 
@@ -41,39 +40,21 @@ def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -
     return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """Choices of the router of one block with experts."""
-
-    block: int
-    """Number of the block; 0 is the first, with experts or without."""
-    num_experts: int
-    experts_BNK: Tensor
-    """int64, best first; any value at padding."""
-    gates_BNK: Tensor
-    """float32, weights of these experts, which sum to 1; 0 for an expert without room (`reference` routing)."""
-
-
 def mixtures(encoder: nn.Module) -> dict[str, MoE]:
     """Return the mixtures of experts of an encoder by name, first to last."""
     return {name: part for name, part in encoder.named_modules() if isinstance(part, MoE)}
 
 
-def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> list[Choices]:
-    """Return the choices of each router in one pass over images, texts or pairs."""
-    known = mixtures(encoder)
+def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the choices of each mixture in one pass over images, texts or pairs.
+
+    By the mixture's name, first to last: experts, int64 (B·N, K), best first, any value at padding; and their float32 weights,
+    which sum to 1. An expert without room (`reference` routing) has 0.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    replace_submodules(encoder, {name: _watched(moe, name, seen) for name, moe in known.items()}).encode(image, text)
-    N = sum(each.x_BND.shape[1] for each in (image, text) if each is not None)
-    return [
-        Choices(
-            block=next(int(part) for part in name.split(".") if part.isdigit()),
-            num_experts=len(moe.router.weight),
-            experts_BNK=seen[name][0].view(-1, N, moe.router.top_k),
-            gates_BNK=seen[name][1].view(-1, N, moe.router.top_k),
-        )
-        for name, moe in known.items()
-    ]
+    twins = {name: _watched(moe, name, seen) for name, moe in mixtures(encoder).items()}
+    replace_submodules(encoder, twins).encode(image, text)
+    return seen
 
 
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
@@ -89,7 +70,7 @@ def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE
         twin.route = route
         return twin
 
-    def forward(x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, RouterStats]:
+    def forward(x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, Tensor]:
         gates_SK, experts_SK, stats = moe.router(x_SD, rows)
         seen[name] = rows.tokens(experts_SK), rows.tokens(gates_SK)
         return gates_SK, experts_SK, stats

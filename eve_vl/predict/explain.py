@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.data.dataset import normalize
-from eve_vl.model.probes import choices_of, gradcam
+from eve_vl.model.probes import choices_of, gradcam, mixtures
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError
 
@@ -224,14 +224,7 @@ class ExpertMap:
         font, colors = ImageFont.load_default(FONT_SIZE), expert_colors(block.num_experts)
         first, line = block.experts[:, 0].tolist(), FONT_SIZE + 2 * PAD
         top = line + (SIDE if self.image is not None else 0)
-        boxes, x, y = [], PAD, top + PAD
-        for word, expert in zip(self.words, first[self.num_image :], strict=True):
-            width = int(font.getlength(f"{word} {expert}")) + 2 * PAD
-            if x > PAD and x + width > SIDE - PAD:
-                x, y = PAD, y + line + PAD
-            boxes.append((x, y, width, f"{word} {expert}", colors[expert]))
-            x += width + PAD
-        sheet = Image.new("RGB", (SIDE, y + line + PAD if boxes else y), "white")
+        sheet = Image.new("RGB", (SIDE, top + line * len(self.words)), "white")
         draw = ImageDraw.Draw(sheet)
         draw.text((PAD, PAD), f"block {block.number}, {block.num_experts} experts", "black", font)
         if self.image is not None:
@@ -243,9 +236,10 @@ class ExpertMap:
             for patch, expert in enumerate(patches):
                 center = ((patch % columns + 0.5) * SIDE / columns, line + (patch // columns + 0.5) * SIDE / rows)
                 draw.text(center, str(expert), "black", font, anchor="mm")
-        for x, y, width, text, color in boxes:
-            draw.rounded_rectangle((x, y, x + width, y + line), 4, color)
-            draw.text((x + PAD, y + PAD - 1), text, "black", font)
+        for number, (word, expert) in enumerate(zip(self.words, first[self.num_image :], strict=True)):
+            y = top + number * line
+            draw.rectangle((0, y, SIDE, y + line), colors[expert])
+            draw.text((PAD, y + PAD - 1), f"{word} {expert}", "black", font)
         return np.asarray(sheet)
 
 
@@ -266,14 +260,15 @@ def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -
     text_tokens = task.encoder.text(*inputs.texts([text])) if text else None
     side = round(task.config.input.num_patches**0.5) if image is not None else 0
     N = (0 if image is None else 1 + side * side) + len(ids)  # without padding
+    known = mixtures(task.encoder)
     blocks = tuple(
         Block(
-            number=each.block,
-            num_experts=each.num_experts,
-            experts=each.experts_BNK[0, :N].cpu().numpy(),
-            gates=each.gates_BNK[0, :N].float().cpu().numpy(),
+            number=next(int(part) for part in name.split(".") if part.isdigit()),
+            num_experts=len(known[name].router.weight),
+            experts=experts_NK[:N].cpu().numpy(),
+            gates=gates_NK[:N].float().cpu().numpy(),
         )
-        for each in choices_of(task.encoder, image_tokens, text_tokens)
+        for name, (experts_NK, gates_NK) in choices_of(task.encoder, image_tokens, text_tokens).items()
     )
     return ExpertMap(
         image=None if pixels is None else pixels[0].permute(1, 2, 0).cpu().numpy(),

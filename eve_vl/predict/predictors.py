@@ -8,7 +8,7 @@ vocabulary.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -217,16 +217,8 @@ class MaskedSignalPredictor(Predictor):
         None if no run of it does.
         """
         weight = {"fill_mask": "mlm_weight", "explain": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
-        if weight is None:
-            return None
-        config, settings = self.task.config, self.task.settings
-        wanted, rows = replace(settings, **{weight: 1.0}), config.data.modality
-        rows = "image_text" if wanted.problems_with_rows(rows) else rows
-        if unfit := config.model.problems_with(wanted, rows):
-            return f"eve pretrain of another model, because {unfit[0]}"
-        given, flag = getattr(settings, weight), f"--task.{weight}".replace("_", "-")
-        of_pairs = ", --data.modality image_text" * (rows != config.data.modality)
-        return f"eve pretrain with {flag} 1 (here it is {given:g}){of_pairs} and another --out"
+        flag = f"--task.{weight}".replace("_", "-")
+        return weight and f"eve pretrain with {flag} 1 (here it is {getattr(self.task.settings, weight):g}) and another --out"
 
     @torch.no_grad()
     def fill_mask(self, asked: FillMask, batch_size: int = 64) -> FilledText | list[FilledText]:

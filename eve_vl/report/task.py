@@ -21,6 +21,7 @@ from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.layers import replace_submodules
+from eve_vl.model.moe import chosen_ME
 from eve_vl.predict.base import predictor_of
 from eve_vl.predict.explain import Heatmap
 from eve_vl.report.drawing import Choice, Curves, Loss, Section, bar_chart, draw, percent
@@ -197,11 +198,11 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> tuple[dict[int, Tenso
     for batch in batches:
         num_rows += len(batch.where)
         for blocks in twin.routers(batch):
-            chosen_ME = [stats.chosen_ME.cpu() for stats in blocks]
-            chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, chosen_ME, strict=True)] if chosen else chosen_ME
+            more = [chosen_ME(stats).cpu() for stats in blocks]
+            chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, more, strict=True)] if chosen else more
     policies = getattr(task.config.model, "ffn_policies", ("moe",) * len(chosen))  # without policies: count all routers
     blocks = [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
-    shares = [chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen]
+    shares = [sum_ME / sum_ME.sum(1, keepdim=True).clamp(min=1) for sum_ME in chosen]
     return dict(zip(blocks, shares, strict=False)), num_rows  # no rows: empty
 
 

@@ -29,8 +29,6 @@ from eve_vl.train.optim import running_averages_kept
 from eve_vl.train.processes import gather_rows, rank
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
-Pairs = tuple[Tokens, Tokens, Tensor]
-"""Images, texts, and bool: whether they match."""
 
 
 @contextlib.contextmanager
@@ -76,40 +74,37 @@ def global_row_index(x: Tensor) -> Tensor:
     return rank() * len(x) + torch.arange(len(x), device=x.device)
 
 
-def hard(image: Tokens, text: Tokens, is_match_BB: Tensor, similarity_BB: Tensor) -> Pairs:
-    """Return the true pairs, then texts and images with a hard wrong partner."""
+def hard(is_match_BB: Tensor, similarity_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of the true pairs, then of texts and images with a hard wrong partner.
+
+    As all of this kind, it returns the image row and the text row of each pair, int64.
+    """
     own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
     wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
     wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
-    images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
-    # negatives do not match, unless a batch shows one image only
-    return index_tokens(image, images), index_tokens(text, texts), is_match_BB[images, texts]
+    return torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
 
 
-def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
-    """Return the texts, half of them (rounded down) with their image (M3AE).
+def random_half(is_match_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of all texts, half of them (rounded down) with their image (M3AE).
 
     The others have a random wrong image.
     """
     B, device = len(is_match_BB), is_match_BB.device
     any_B = objectives.hard_negatives(torch.zeros(B, B, device=device), is_match_BB)
     changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
-    images = own_B.index_copy(0, changed, any_B[changed])
-    return index_tokens(image, images), text, is_match_BB[images, own_B]
+    return own_B.index_copy(0, changed, any_B[changed]), own_B
 
 
-def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> Pairs:
-    """Return each image with its own text and num - 1 random ones (M3AE).
+def random_texts(is_match_BB: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Return rows of each image with its own text and num - 1 random ones (M3AE).
 
     Texts that are true of it come last. The order is all images with their own texts, then all images with their second text,
     and so on.
     """
-    own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
-    order_BB = torch.rand(is_match_BB.shape, device=own_B.device).masked_fill(is_match_BB, 2)
+    order_BB = torch.rand(is_match_BB.shape, device=is_match_BB.device).masked_fill(is_match_BB, 2)
     text_NB = order_BB.fill_diagonal_(-1).argsort(1)[:, :num].T
-    image_NB = own_B.expand_as(text_NB)
-    is_true_NB = is_match_BB[image_NB, text_NB]
-    return index_tokens(image, image_NB.flatten()), index_tokens(text, text_NB.flatten()), is_true_NB.flatten()
+    return torch.arange(len(is_match_BB), device=text_NB.device).expand_as(text_NB).flatten(), text_NB.flatten()
 
 
 def gather_hard_negatives(
@@ -150,8 +145,8 @@ def gather_hard_negatives(
     return found
 
 
-def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> Pairs:
-    """Return the same as `hard`, given the negative partners."""
+def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
+    """Return the true pairs, then those with negative partners, and bool: whether they match."""
     B, both = len(batch.ids_BT), (batch, wrong.partners)
     T = max(each.ids_BT.shape[1] for each in both)
     ids, is_padding = (
@@ -240,11 +235,13 @@ class Contrast(nn.Module):
                 keys_BK = self._keys(batch)
                 is_match_BB = shares_key(keys_BK, keys_BK)
                 if self.num_ranked:
-                    image, text, is_match = random_texts(image, text, is_match_BB, self.num_ranked)
+                    images, texts = random_texts(is_match_BB, self.num_ranked)
                 elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
-                    image, text, is_match = random_half(image, text, is_match_BB)
+                    images, texts = random_half(is_match_BB)
                 else:
-                    image, text, is_match = hard(image, text, is_match_BB, similarity_BB)
+                    images, texts = hard(is_match_BB, similarity_BB)
+                image, text = index_tokens(image, images), index_tokens(text, texts)
+                is_match = is_match_BB[images, texts]  # negatives do not match, unless a batch shows one image only
             logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
             losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers

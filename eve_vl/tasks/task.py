@@ -21,14 +21,14 @@ from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model import build_backbone
 from eve_vl.model.encoder import initialize
-from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import send, sum_over_processes
 from eve_vl.utils.errors import UserError
 
 Settings = TypeVar("Settings", bound=TaskConfig)
-Routers = list[list[RouterStats]]
+Routers = list[list[Tensor]]
+"""Per pass, the statistics of each block with experts; see `model.moe.router_stats`."""
 PAIR = ("pixels", "ids", "is_padding")
 FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
 FIELDS |= {"right_ids": "right_ids_BT", "right_is_padding": "right_is_padding_BT"}
@@ -229,7 +229,7 @@ def routing_terms(routers: Routers) -> dict[str, Tensor]:
     """
     if not routers or not routers[0]:
         return {}
-    sums_LP24E = torch.stack([torch.stack([stats.sums_2X for stats in block]) for block in zip(*routers, strict=True)])
+    sums_LP24E = torch.stack([torch.stack(block) for block in zip(*routers, strict=True)])
     sums_LP4E = sum_over_processes(sums_LP24E).sum(2).unflatten(2, (4, -1))  # one exchange for all
     gate_LPE = sums_LP4E[:, :, 1]
     first_LPE, _, entropy_LPE, _ = sums_LP4E.detach().unbind(2)
@@ -258,7 +258,3 @@ class Headless(Task[HeadlessConfig]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         initialize(self, config.model)
-
-    def forward(self, batch: Any) -> StepOutput:
-        """Raise UserError."""
-        raise UserError("the task headless has no losses: nothing to learn")
