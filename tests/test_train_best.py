@@ -58,9 +58,6 @@ class Guess(nn.Module):
     def comparison(self, numbers: Mapping[str, float]) -> str:
         return ""
 
-    def log_samples(self, batch: Any) -> Mapping[str, Any]:
-        return {}
-
 
 def endless() -> Iterator[Numbers]:
     while True:

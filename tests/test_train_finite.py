@@ -56,9 +56,6 @@ class Net(nn.Module):
     def comparison(self, numbers: Mapping[str, float]) -> str:
         return ""
 
-    def log_samples(self, batch: Any) -> Mapping[str, Any]:
-        return {}
-
 
 def batches(bad: float | None, index: int = 0) -> Iterator[Rows]:
     """Two of a step; one of the steps holds what is not finite, in the first or in the second."""

@@ -49,7 +49,7 @@ def train(run: Path, *, dies: bool) -> None:
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(rank)
-    trainer = Trainer(config.train, run, task, evaluator_of(task, TOKENIZER), device=torch.device("cpu"), texts=texts)
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
     trainer.resume()
 
     def batches(step: int) -> Iterator[Any]:
@@ -107,7 +107,7 @@ def bad_row(run: Path) -> str:
     """What this process raises when another one's share of validation holds a row that cannot be used."""
     config = tiny_config()
     task = build(config)
-    trainer = Trainer(config.train, run, task, evaluator_of(task, TOKENIZER), device=torch.device("cpu"), texts={})
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
     dataset = evaluator_class(type(config.task)).dataset([pairs(12, bad=[5])], config, TOKENIZER)
     try:
         trainer.evaluate(eval_loader(dataset, batch_size=4, rank=processes.rank(), world=processes.world_size()))
@@ -126,7 +126,7 @@ def alone_of_its_caption(run: Path) -> str:
     rank, world = processes.rank(), processes.world_size()
     run.mkdir(exist_ok=True)
     task = build(config)
-    trainer = Trainer(config.train, run, task, evaluator_of(task, TOKENIZER), device=torch.device("cpu"), texts={})
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
     loaders = train_loader(dataset, consumed=0, rank=rank, world=world), eval_loader(val, batch_size=1, rank=rank, world=world)
     try:
         trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=is_main()))

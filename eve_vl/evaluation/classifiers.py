@@ -13,7 +13,6 @@ from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch, QuestionRows
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import usable_rows
-from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, How, Prediction, json_lines
 from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics import intervals
@@ -198,8 +197,8 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         )
     )
 
-    def __init__(self, task: Classification, tokenizer: Tokenizer | None = None):
-        super().__init__(task, tokenizer)
+    def __init__(self, task: Classification):
+        super().__init__(task)
         self.main_metric = "mean_ap" if task.settings.multilabel else "balanced_acc"
         self.ablations = ABLATIONS[task.settings.inputs]
 

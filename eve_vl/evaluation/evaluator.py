@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import numpy as np
 import torch
 
 from eve_vl.config import Config, TaskConfig, define, subclasses
@@ -117,7 +116,6 @@ def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
-NUM_SAMPLES_LOGGED = 4
 NO_BASELINE = "without a baseline to compare it with"
 
 
@@ -148,16 +146,13 @@ class Evaluator(Generic[AnyTask]):
     ablations: tuple[How, ...] = ()
     """The parts of a row that evaluation takes away to measure their worth."""
 
-    def __init__(self, task: AnyTask, tokenizer: Tokenizer | None = None):
-        self.task, self.tokenizer = task, tokenizer
+    def __init__(self, task: AnyTask):
+        self.task = task
 
     @classmethod
     def dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> Any:
         """Return the dataset that evaluation goes through."""
         return task_class(type(config.task)).dataset(sources, config, tokenizer, training=False)
-
-    def check(self, flags: Mapping[str, Any], dataset: Any) -> None:
-        """Raise UserError if evaluation flags do not fit the data."""
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the metrics of validation over the batches of all processes.
@@ -224,14 +219,6 @@ class Evaluator(Generic[AnyTask]):
         """
         return self.task.settings
 
-    def log_samples(self, batch: Any) -> Mapping[str, np.ndarray | str]:
-        """Return images or texts that show the model at work, by name.
-
-        They are of the first rows of an evaluation batch. Images are uint8 (H, W, 3). It draws nothing at random and talks to
-        no other process.
-        """
-        return {}
-
     def prediction_file(self, predictions: Sequence[Any]) -> str:
         """Return the file that the official server takes."""
         raise NotImplementedError
@@ -264,10 +251,6 @@ class ClassifierEvaluator(Evaluator[AnyClassifier]):
         own = [prediction for batch in loader for prediction in self.predict_batch(batch)]
         return sorted(itertools.chain(*gather_objects(own)), key=self.order)
 
-    def log_samples(self, batch: Any) -> Mapping[str, np.ndarray | str]:
-        """Return the predictions for the first rows."""
-        return {"examples": "\n\n".join(map(str, self.predict_batch(batch)[:NUM_SAMPLES_LOGGED]))}
-
 
 def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
     """Return the evaluator of a section.
@@ -281,9 +264,9 @@ def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
     return next((own[kind] for kind in kinds if kind in own), Evaluator)
 
 
-def evaluator_of(task: Task[Any], tokenizer: Tokenizer | None = None) -> Evaluator[Any]:
+def evaluator_of(task: Task[Any]) -> Evaluator[Any]:
     """Return the evaluator of a task."""
-    return evaluator_class(task.section)(task, tokenizer)
+    return evaluator_class(task.section)(task)
 
 
 def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:

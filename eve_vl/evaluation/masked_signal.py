@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.records import hash_of
-from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import NUM_SAMPLES_LOGGED, Baseline, Evaluated, Evaluator
+from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.embeddings import gather_patches
@@ -39,8 +37,8 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
         Baseline("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
     )
 
-    def __init__(self, task: AnyMasked, tokenizer: Tokenizer | None = None):
-        super().__init__(task, tokenizer)
+    def __init__(self, task: AnyMasked):
+        super().__init__(task)
         settings = task.settings
         self.main_loss = "mlm_loss" if settings.mlm_weight else "mim_mse" if settings.mim_weight else None
 
@@ -78,26 +76,6 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
                 # with targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if settings.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX, names)
-
-    def log_samples(self, batch: MaskedBatch) -> dict[str, np.ndarray | str]:
-        """Return the first images and texts with their reconstructions.
-
-        Images stand next to masked and reconstructed ones, texts above the same with masks filled.
-        """
-        shown: dict[str, np.ndarray | str] = {}
-        task = self.task
-        if task.settings.mim_weight and isinstance(batch, MaskedImages):
-            columns = task.reconstructions(batch)
-            shown[", ".join(columns)] = np.hstack([np.vstack(column[:NUM_SAMPLES_LOGGED]) for column in columns.values()])
-        if task.settings.mlm_weight and isinstance(batch, MaskedTexts):
-            assert self.tokenizer is not None
-            encoded = task.encode(batch, keep=task.settings.joint_masking, mask=True)
-            guessed_M = task.predict_tokens(encoded, batch).argmax(-1)
-            filled_BT = batch.ids_BT.masked_scatter(batch.is_masked_BT, guessed_M)
-            first_BT, filled_BT = batch.ids_BT[:NUM_SAMPLES_LOGGED], filled_BT[:NUM_SAMPLES_LOGGED]
-            rows = zip(first_BT.tolist(), filled_BT.tolist(), strict=True)
-            shown["texts, true and filled"] = "\n\n".join(self.tokenizer.decode(ids) for row in rows for ids in row)
-        return shown
 
 
 class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):

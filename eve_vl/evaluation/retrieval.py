@@ -24,7 +24,6 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.utils.console import pluralize, print_line
-from eve_vl.utils.errors import UserError
 
 MAX_SEARCHED = 2000  # rows to search among at most if every pair takes a fusion pass, as in M3AE
 TRIED = "r_mean_k"
@@ -47,8 +46,8 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
     )
 
-    def __init__(self, task: Retrieval, tokenizer: Tokenizer | None = None):
-        super().__init__(task, tokenizer)
+    def __init__(self, task: Retrieval):
+        super().__init__(task)
         self.main_metric = "r_mean" if task.is_validated else None
 
     @classmethod
@@ -62,12 +61,6 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
                 print_line(f"searched among {MAX_SEARCHED:,} of {num:,} rows: without contrast each pair takes a fusion pass")
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)))
         return SearchSet(sources, config, tokenizer)
-
-    def check(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
-        """Raise UserError if a query has fewer candidates than are to be re-ranked."""
-        rerank = flags.get("rerank", 0)
-        if rerank > dataset.num_candidates:
-            raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
     def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
         """Return the metrics of validation, which selects `rerank_k`; see `search`."""

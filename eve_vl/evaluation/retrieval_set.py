@@ -138,11 +138,6 @@ class SearchSet(SampleSet):
         all_ = "eve evaluate … --captions-per-image 0 and eve finetune … --task.captions-per-image 0 search among all"
         return [f"searches are among the first {first} of each image, {self.num_searched:,} of {self.num_own:,}; {all_}"]
 
-    @property
-    def num_candidates(self) -> int:
-        """The most candidates of a query: captions for an image, images for a caption."""
-        return max(len(self.captions), len(self.images))
-
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and images.
 

@@ -70,7 +70,7 @@ def evaluated(
     if problems := settings.validate():
         raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")
     config, task = dataclasses.replace(run.config, data=data, task=settings), with_settings(run.task, settings)
-    evaluator = evaluator_of(task, run.tokenizer)
+    evaluator = evaluator_of(task)
     if sources is None:
         sources = open_train_and_val(config, task.dataset.kind_of(config))[1]
     num_rows = sum(map(len, sources))
@@ -80,7 +80,6 @@ def evaluated(
     if predictions is not None and num_samples < num_rows:
         raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = evaluator.dataset(sources, config, run.tokenizer)
-    evaluator.check(flags, dataset)
     skipped = [] if skip_invalid else None
     with evaluation_batches(task, eval_loader(dataset, rank=0, world=1), run.device, torch.float32, skipped) as batches:
         found = evaluator.evaluate_with_rows(batches)

@@ -67,24 +67,13 @@ def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     lists = [*given.values()] if isinstance(given, Mapping) else [given]
-    if not all(isinstance(each, list | tuple) and each and all(isinstance(text, str) for text in each) for each in lists):
-        raise UserError(f"{where} has no prompts; expected {FORM}")
-    count = math.prod(map(len, lists)) if lists else 0
-    if not 0 < count <= MAX_PROMPTS:
-        raise UserError(f"{where} has {count:,} prompts, expected 1 to {MAX_PROMPTS:,}")
+    are_texts = all(isinstance(each, list | tuple) and all(isinstance(text, str) for text in each) for each in lists)
+    if not are_texts or not 0 < math.prod(map(len, lists)) <= MAX_PROMPTS:
+        raise UserError(f"{where} has no prompts, or more than {MAX_PROMPTS:,}; expected {FORM}")
     texts = tuple(dict.fromkeys(" ".join(" ".join(parts).split()) for parts in product(*lists)))
     if "" in texts:
         raise UserError(f"{where} has an empty prompt")
     return texts
-
-
-def check_classes(prompts: Prompts, classes: set[str], where: str, data: str) -> None:
-    """Raise UserError unless prompts and data have the same classes."""
-    if lacking := sorted(classes - prompts.keys()):
-        others = f", nor {len(lacking) - 1} others of its classes" if len(lacking) > 1 else ""
-        raise UserError(f"{where}: has no prompts for the class {lacking[0]!r} of {data}{others}")
-    if unknown := sorted(prompts.keys() - classes):
-        raise UserError(f"{where}: no row of {data} has the class {unknown[0]!r}; its classes: {', '.join(sorted(classes))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +182,9 @@ def zero_shot(
         raise UserError(f"{data}: no row has a label to compare with")
     if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
-    check_classes(texts, classes, where, data)
+    if differ := sorted(texts.keys() ^ classes):
+        there, lacking = (where, data) if differ[0] in texts else (data, where)
+        raise UserError(f"{there} has the class {differ[0]!r}, {lacking} does not; give prompts of the same classes")
     scorer = ZeroShot(run.task, run.tokenizer, texts, by)
     values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())

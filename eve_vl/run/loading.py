@@ -58,7 +58,7 @@ class LoadedRun:
     @property
     def evaluator(self) -> Evaluator[Any]:
         """The run's metrics and baselines."""
-        return evaluator_of(self.task, self.tokenizer)
+        return evaluator_of(self.task)
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:

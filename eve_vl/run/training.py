@@ -93,7 +93,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     elif config.train.freeze and not folders:
         notes.append("train.freeze keeps random weights here; give weights to start from with --init RUN")
     skip = config.data.skips_invalid_val
-    evaluator, options = evaluator_of(task, tokenizer), {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip}
+    evaluator, options = evaluator_of(task), {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip}
     trainer = Trainer(config.train, config.out, task, evaluator, device=device, **options)
     trainer.best_texts = lambda numbers: {
         "config.json": config_to_json(dataclasses.replace(config, task=evaluator.selected_settings(numbers)))

@@ -47,10 +47,6 @@ class Evaluator(Protocol):
         """Return a sentence that compares metrics with their baselines; may be empty."""
         ...
 
-    def log_samples(self, batch: Any) -> Mapping[str, Any]:
-        """Return images or texts, by name, that show the model at work on a batch."""
-        ...
-
 
 class StoppedError(SharedError):
     """A signal stopped the run after a checkpoint."""

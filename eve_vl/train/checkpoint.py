@@ -35,17 +35,7 @@ from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
 from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.file_io import (
-    atomic_file,
-    atomic_folder,
-    has_fields,
-    open_ordinary,
-    parse_json,
-    read_bytes,
-    reading,
-    recover,
-    reporting_write_errors,
-)
+from eve_vl.utils.file_io import atomic_file, atomic_folder, read_json, reading, recover, reporting_write_errors
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -127,10 +117,7 @@ def read_best(run: Path) -> dict[str, Any] | None:
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict) else None
-    if not has_fields(numbers, **dict.fromkeys(numbers or (), float)):
-        raise _damaged(run / BEST, "state.json holds no numbers")
-    return {"step": state["step"], "numbers": numbers}
+    return {"step": state["step"], "numbers": from_json(state["numbers"])}
 
 
 def _write_folder(
@@ -152,29 +139,22 @@ def _write_folder(
 
 
 def _checksum(path: Path) -> str:
-    with open_ordinary(path) as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, reason: object) -> UserError:
-    """Return the error of a damaged checkpoint or best folder.
-
-    It names the folder to delete and the one that remains.
-    """
-    then = "continue without it"
-    if STEP.fullmatch(folder.name):
-        older = [each for each in checkpoint_folders(folder.parents[1]) if each < folder]
-        then = f"resume from step {int(older[-1].name[5:])} ({older[-1]})" if older else "start over: there is no older one"
-    return UserError(f"{folder}: damaged ({reason}); delete this folder to {then}")
+    """Return the error of a damaged checkpoint or best folder."""
+    return UserError(f"{folder}: damaged ({reason}); delete this folder to continue without it")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of state.json with a valid `step`. Raises UserError."""
     try:
-        state = parse_json(read_bytes(folder / "state.json"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, f"state.json: {getattr(error, 'strerror', None) or error}") from None
-    if not has_fields(state, step=int) or state["step"] < 0:
+        state = read_json(folder / "state.json", dict)
+    except UserError as error:
+        raise _damaged(folder, error) from None
+    if not isinstance(state.get("step"), int):
         raise _damaged(folder, "state.json holds no step")
     return state
 
@@ -186,8 +166,6 @@ def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
     """
     state = read_state(folder)
     sums = state.get("sha256", {})  # none in runs of earlier versions
-    if not isinstance(sums, dict):
-        raise _damaged(folder, "state.json holds no checksums")
     for name in fnmatch.filter(sums, pattern):
         try:
             found = _checksum(folder / name)
@@ -268,8 +246,6 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     Its `meter` holds this process's sums of the open log window. Raises UserError for a damaged or unfitting folder.
     """
     state = verify(folder)
-    if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
-        raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         load_model(folder, model)
         tensors = read_tensors(folder / "optimizer.safetensors")

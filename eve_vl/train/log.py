@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -122,20 +121,6 @@ class RunLog:
         else:
             self.print_line(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
 
-    def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
-        """Write images, uint8 (H, W, 3), and texts to TensorBoard."""
-        for name, value in shown.items():
-            if isinstance(value, str):
-                self.board.add_text(name, value, step)
-            else:
-                self.board.add_image(name, value, step, dataformats="HWC")
-
-    def hparams(self, config: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """Write the config's plain values and the final numbers to TensorBoard."""
-        if self.enabled:
-            plain = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
-            self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
-
     def tick(self, step: int) -> None:
         """Show that a step is done on the bar or, sometimes, as a line.
 
@@ -238,18 +223,11 @@ class Meter:
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Count the time of the context as waiting for data."""
+    def timed(self, to: Literal["loading_seconds", "start"]) -> Iterator[None]:
+        """Add the time of the context to the seconds of loading or, to leave it out, to the start."""
         start = time.perf_counter()
         yield
-        self.loading_seconds += time.perf_counter() - start
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time of the context out."""
-        start = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - start
+        setattr(self, to, getattr(self, to) + time.perf_counter() - start)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add one step's terms."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import math
 import operator
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import TrainConfig, flat
+from eve_vl.config import TrainConfig
 from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
@@ -121,9 +120,7 @@ class Trainer:
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
         with contextlib.closing(log), stop_signals() as stop:
-            numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
-            log.hparams(flat(json.loads(self.texts.get("config.json", "{}"))), numbers)
-            return numbers
+            return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
 
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: Collection[int]
@@ -144,7 +141,7 @@ class Trainer:
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped between saving and validation
             numbers = self._validate(val_loader, log)
         while self.step < config.steps and not self._has_stalled():
-            with self.meter.loading():
+            with self.meter.timed("loading_seconds"):
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
             if processes.any_process(bool(skipped)):
@@ -158,7 +155,7 @@ class Trainer:
             if self._is_due(config.log_every):
                 window, self.meter = self.meter, Meter()
                 log.row("train", self.step, window.result(config, self.step))
-            with self.meter.paused():
+            with self.meter.timed("start"):
                 if is_saved:
                     self.save()
                 numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
@@ -183,7 +180,7 @@ class Trainer:
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         try:
-            numbers = self.evaluate(val_loader, log)
+            numbers = self.evaluate(val_loader)
         except UserError as error:
             if processes.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
                 self.save()
@@ -299,8 +296,8 @@ class Trainer:
             f"update; weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
         )
 
-    def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
-        """Return the task's numbers on a loader, and log samples of its first batch.
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the task's numbers on a loader.
 
         Raises UserError in all processes for an unusable row, unless skip_invalid.
         """
@@ -310,11 +307,7 @@ class Trainer:
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with self.averages.in_place(), evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
-            first = list(itertools.islice(batches, 1))
-            if log is not None and log.enabled and first:
-                with torch.no_grad():
-                    log.show(self.step, self.evaluator.log_samples(first[0]))
-            numbers = self.evaluator.evaluate(itertools.chain(first, batches))
+            numbers = self.evaluator.evaluate(batches)
         failed += [unusable(error) for error in skipped or () if not self.skip_invalid]
         if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
