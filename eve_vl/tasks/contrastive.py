@@ -75,7 +75,7 @@ def global_row_index(x: Tensor) -> Tensor:
 
 
 def hard(is_match_BB: Tensor, similarity_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of the true pairs, then of texts and images with a hard wrong partner.
+    """Return rows of true pairs, then of texts and images with a hard wrong partner.
 
     As all of this kind, it returns the image row and the text row of each pair, int64.
     """
@@ -146,7 +146,10 @@ def gather_hard_negatives(
 
 
 def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
-    """Return the true pairs, then those with negative partners, and bool: whether they match."""
+    """Return the true pairs, then those with negative partners.
+
+    They are images, texts, and bool: whether they match.
+    """
     B, both = len(batch.ids_BT), (batch, wrong.partners)
     T = max(each.ids_BT.shape[1] for each in both)
     ids, is_padding = (

@@ -224,7 +224,7 @@ class Meter:
 
     @contextmanager
     def timed(self, to: Literal["loading_seconds", "start"]) -> Iterator[None]:
-        """Add the time of the context to the seconds of loading or, to leave it out, to the start."""
+        """Add the time of the context to a field; added to the start, it is left out."""
         start = time.perf_counter()
         yield
         setattr(self, to, getattr(self, to) + time.perf_counter() - start)
