@@ -121,7 +121,12 @@ def cut(name: str) -> Callable[[Path], None]:
         (flip_a_bit("rng_0.safetensors"), "rng_0.safetensors is not what was written"),
         (flip_a_bit("config.json"), "config.json is not what was written"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: No such file"),
-        (edit_state(step="4"), "state.json holds no step"),
+        (edit_state(step=True), "state.json holds no step"),
+        (edit_state(num_processes=0), "state.json says num_processes 0"),
+        (edit_state(num_processes=True), "state.json says num_processes True"),
+        (edit_state(num_processes="1"), "state.json says num_processes 1"),
+        (edit_state(sha256=[]), "state.json holds no checksums"),
+        (edit_state(step=10**30), "state.json holds no step"),
         (cut("state.json"), "state.json: "),
         (lambda folder: (folder / "state.json").write_text("[]"), "state.json: cannot be read (JSON list"),
         (lambda folder: (folder / "state.json").write_text("[" * 99_999), "state.json: "),
@@ -182,6 +187,9 @@ def test_damaged_best_weights_are_named(tmp_path: Path):
     train(run, Guess(scored(0.5)), SHORT)
     flip_a_bit("model.safetensors")(run / "best")
     with pytest.raises(UserError, match=r"best: damaged .* delete this folder to continue without it"):
+        train(run, Guess(scored(0.5)), SHORT)
+    edit_state(sha256={}, numbers=3)(run / "best")
+    with pytest.raises(UserError, match=r"best: damaged \(state.json holds no numbers\)"):
         train(run, Guess(scored(0.5)), SHORT)
 
 

@@ -35,7 +35,7 @@ from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
 from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.file_io import atomic_file, atomic_folder, read_json, reading, recover, reporting_write_errors
+from eve_vl.utils.file_io import atomic_file, atomic_folder, has_fields, read_json, reading, recover, reporting_write_errors
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -117,7 +117,10 @@ def read_best(run: Path) -> dict[str, Any] | None:
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    return {"step": state["step"], "numbers": from_json(state["numbers"])}
+    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict) else None
+    if not has_fields(numbers, **dict.fromkeys(numbers or (), float)):
+        raise _damaged(run / BEST, "state.json holds no numbers")
+    return {"step": state["step"], "numbers": numbers}
 
 
 def _write_folder(
@@ -154,7 +157,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = read_json(folder / "state.json", dict)
     except UserError as error:
         raise _damaged(folder, error) from None
-    if not isinstance(state.get("step"), int):
+    if not has_fields(state, step=int) or state["step"] < 0:
         raise _damaged(folder, "state.json holds no step")
     return state
 
@@ -166,6 +169,8 @@ def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
     """
     state = read_state(folder)
     sums = state.get("sha256", {})  # none in runs of earlier versions
+    if not isinstance(sums, dict):
+        raise _damaged(folder, "state.json holds no checksums")
     for name in fnmatch.filter(sums, pattern):
         try:
             found = _checksum(folder / name)
@@ -246,6 +251,8 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     Its `meter` holds this process's sums of the open log window. Raises UserError for a damaged or unfitting folder.
     """
     state = verify(folder)
+    if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
+        raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         load_model(folder, model)
         tensors = read_tensors(folder / "optimizer.safetensors")
