@@ -283,16 +283,14 @@ def test_a_bad_weight_is_named_when_a_run_is_used_or_started_from(eve, pretraine
         ({"format": 99}, "config format 99 is not supported"),
     ],
 )
-def test_a_config_names_the_file_the_key_and_what_to_put_in_its_place(pretrained: Path, tmp_path: Path, change, message):
+def test_a_config_names_the_file_and_the_key(pretrained: Path, tmp_path: Path, change, message):
     run = shutil.copytree(pretrained, tmp_path / "run")
     values = json.loads((run / "config.json").read_text())
     new = {key: values[key] | value if isinstance(value, dict) else value for key, value in change.items()}
     (run / "config.json").write_text(json.dumps(values | new))
     with pytest.raises(UserError) as caught:
         read_config(run)
-    copy_of_it = checkpoint.checkpoint_folders(run)[-1] / "config.json"
     assert str(caught.value).startswith(f"{run / 'config.json'}: ") and message in str(caught.value)
-    assert str(caught.value).endswith(f"; if it is damaged, put {copy_of_it} in its place")
 
 
 def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):

@@ -122,17 +122,15 @@ class EvePreTrainedModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
-        """Load a folder or a hub repository with safetensors weights.
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder or a hub repository with safetensors weights, never a pickle, which can run code.
 
-        A pickle can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises UserError for
-        use_safetensors=False or another dtype, OSError for a missing file.
+        Weights stay float32, as in training; autocast computes in bfloat16. Raises UserError for another dtype, OSError for a
+        missing file.
         """
         if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (None, "auto", "float32", torch.float32):
             raise UserError("the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True")
-        if not use_safetensors:
-            raise UserError("use_safetensors=False would load a pickle, which can run code: convert it to safetensors first")
-        found = super().from_pretrained(*args, use_safetensors=True, **kwargs)
+        found = super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNMENT:

@@ -11,7 +11,6 @@ import torch
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils.generic import PaddingStrategy
 
 from eve_vl.config import InputConfig
 from eve_vl.data.dataset import normalize
@@ -54,9 +53,9 @@ class EveImageProcessor(BaseImageProcessor):
 class EveTokenizerFast(PreTrainedTokenizerFast):
     """Tokenizer of a run: the ids of `Tokenizer.encode`.
 
-    truncation=True cuts them at the run's longest text. A special token written in a text is ordinary text. With
-    split_special_tokens=False each "[MASK]" is a masked token, as in `Eve.fill_mask`; the output then has only ids and
-    attention mask, and pairs of texts are not supported.
+    It gives ids and attention mask of texts, not of pairs of texts. truncation=True cuts them at the run's longest text. A
+    special token written in a text is ordinary text. With split_special_tokens=False each "[MASK]" is a masked token, as in
+    `Eve.fill_mask`.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -77,14 +76,10 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         text: Any,
-        text_pair: Any = None,
+        text_pair: None = None,
         *,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
         truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
         max_length: int | None = None,
-        return_tensors: Any = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
         split_special_tokens: bool | None = True,
         **kwargs: Any,
     ) -> BatchEncoding:
@@ -92,21 +87,21 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
 
         Texts are cut as `Tokenizer.encode` does. The library would keep a final special token.
         """
+        if text_pair is not None:
+            raise UserError("pairs of texts are not supported: give one text in each row")
+        backend, is_one = self.backend_tokenizer, isinstance(text, str)
+        texts = [text] if is_one else list(text)
         if split_special_tokens is False:
-            own, is_one = Tokenizer(self.backend_tokenizer, "tokenizer"), isinstance(text, str)
-            ids = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if is_one else text)]
-            rows = {"input_ids": ids}
+            own = Tokenizer(backend, "tokenizer")
+            rows = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in texts]
         else:
-            rows = super()._encode_plus(text, text_pair, max_length=max_length, split_special_tokens=True, **kwargs).data
-            is_one = not rows["input_ids"] or not isinstance(rows["input_ids"][0], list)
-            rows = {name: [values] for name, values in rows.items()} if is_one else rows
+            backend.encode_special_tokens = True
+            rows = [each.ids for each in backend.encode_batch(texts)]
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
-            for name, values in rows.items():
-                rows[name] = [row[:max_length] if isinstance(row, list) else row for row in values]
-        found = self.pad(
-            rows, padding_strategy, max_length, pad_to_multiple_of, padding_side=padding_side, return_tensors=return_tensors
-        )
-        if not is_one or return_tensors is not None:
+            rows = [row[:max_length] for row in rows]
+        padding = {name: kwargs.get(name) for name in ("pad_to_multiple_of", "padding_side", "return_tensors")}
+        found = self.pad({"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding)
+        if not is_one or padding["return_tensors"] is not None:
             return found
         return BatchEncoding({name: row for name, (row,) in found.items()})
 
@@ -146,16 +141,14 @@ class EveProcessor(ProcessorMixin):
         if images is None and text is None:
             raise UserError("give images, text or both")
         found: dict[str, Any] = {}
-        for given, ending in ((images, ""), (images_right, "_right")):
-            if given is not None:
-                found[f"pixel_values{ending}"] = self.image_processor(given, return_tensors)["pixel_values"]
-        for given, ending in ((text, ""), (text_right, "_right")):
+        options = {"padding": self.padding, "truncation": True, "return_tensors": return_tensors} | kwargs
+        for pixels, given, ending in ((images, text, ""), (images_right, text_right, "_right")):
+            if pixels is not None:
+                found[f"pixel_values{ending}"] = self.image_processor(pixels, return_tensors)["pixel_values"]
             if given is None:
                 continue
             texts = [given] if isinstance(given, str) else list(listed(given) or ())
             if not texts or not all(isinstance(each, str) for each in texts):
                 raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, which may be empty")
-            options = {"padding": self.padding, "truncation": True} | kwargs
-            encoded = self.tokenizer(texts, return_tensors=return_tensors, **options)
-            found |= {f"{name}{ending}": each for name, each in encoded.items()}
+            found |= {f"{name}{ending}": each for name, each in self.tokenizer(texts, **options).items()}
         return BatchFeature(found)

@@ -66,21 +66,15 @@ class Inspection:
 
     def render(self, console: Console) -> None:
         """Print a table."""
-        sizes = self.config.input
-        console.print(
-            f"[bold]{escape(self.config.recipe)}[/bold]: {self.config.model}; {sizes.image_size}² pixels in "
-            f"{sizes.num_patches} patches, {sizes.text_length} text tokens",
-            highlight=False,
-        )
+        sizes, recipe = self.config.input, escape(self.config.recipe)
+        shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
+        console.print(f"[bold]{recipe}[/bold]: {self.config.model}; {shapes}", highlight=False)
+        rows = [(name, self.parameters.get(name, 0), self.flops.get(name, 0.0)) for name in {**self.parameters, **self.flops}]
+        rows.append(("total", sum(self.parameters.values()), sum(self.flops.values())))
+        rows.append(("active per token / forward + backward", self.active_parameters, self.flops_per_step))
         table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))
-        for name in dict.fromkeys([*self.parameters, *self.flops]):
-            number = f"{self.parameters[name]:,}" if name in self.parameters else ""
-            table.add_row(name, number, f"{self.flops[name] / 1e9:.3f}" if name in self.flops else "")
-        table.add_section()
-        table.add_row("total", f"{sum(self.parameters.values()):,}", f"{sum(self.flops.values()) / 1e9:.3f}")
-        table.add_row(
-            "active per token / forward + backward", f"{self.active_parameters:,}", f"{self.flops_per_step / 1e9:.3f}"
-        )
+        for name, parameters, flops in rows:
+            table.add_row(name, f"{parameters:,}", f"{flops / 1e9:.3f}")
         console.print(table)
 
 
@@ -182,12 +176,11 @@ def _example_batch(task: Task[Any]) -> RowBatch:
     if isinstance(task, Classifier):
         shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
         return _filled(ItemBatch, config, B * len(shown), shown=shown * B)
-    shares = {"": (getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))}
-    if hasattr(settings, "hidden_shares"):  # of a task that masks rows in several ways
-        shares = settings.hidden_shares()
     kind = MASKED[config.data.modality]
-    parts: dict[str, Any] = {name: _filled(kind, config, B, *both) for name, both in shares.items()}
-    return parts[""] if "" in parts else BatchByMask(where=("",) * B * len(parts), **parts)
+    if hasattr(settings, "hidden_shares"):  # of a task that masks rows in several ways
+        parts: dict[str, Any] = {name: _filled(kind, config, B, *both) for name, both in settings.hidden_shares().items()}
+        return BatchByMask(where=("",) * B * len(parts), **parts)
+    return _filled(kind, config, B, getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))
 
 
 def _filled(kind: type[RowBatch], config: Config, B: int, of_image: float = 0.0, of_text: float = 0.0, **more: Any) -> RowBatch:

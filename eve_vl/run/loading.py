@@ -111,12 +111,7 @@ def read_labels(folder: Path, config: Config) -> list[str]:
 def read_config(folder: Path) -> Config:
     """Read the config.json of a run or checkpoint folder. Raises UserError."""
     path = folder / "config.json"
-    try:
-        return config_from_dict(read_json(path, dict), str(path))
-    except UserError as error:
-        if copies := checkpoint.checkpoint_folders(folder):  # each checkpoint holds a copy
-            raise UserError(f"{error}; if it is damaged, put {copies[-1] / path.name} in its place") from None
-        raise
+    return config_from_dict(read_json(path, dict), str(path))
 
 
 def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
