@@ -53,8 +53,8 @@ def test_rows_are_those_of_each_source():
 @pytest.mark.parametrize(
     ("val", "message"),
     [
-        (HELD_OUT, "data.train items.jsonl: no label in the first 100 validation rows, .*--data.label-column"),
-        ("val.jsonl", "data.val val.jsonl: no label in .*; name validation data that has them, or held-out"),
+        (HELD_OUT, "data.val held-out: no label in the first 100 validation rows, .*--data.label-column"),
+        ("val.jsonl", "data.val val.jsonl: no label in .*; name validation data that has them, or the column"),
     ],
 )
 def test_validation_rows_without_labels_are_refused(val: str, message: str):

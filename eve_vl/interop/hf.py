@@ -123,10 +123,10 @@ class EvePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a folder or a hub repository with safetensors weights, never a pickle, which can run code.
+        """Load a folder or a hub repository with safetensors weights.
 
-        Weights stay float32, as in training; autocast computes in bfloat16. Raises UserError for another dtype, OSError for a
-        missing file.
+        Never loads a pickle, which can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises
+        UserError for another dtype, OSError for a missing file.
         """
         if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (None, "auto", "float32", torch.float32):
             raise UserError("the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True")

@@ -37,9 +37,9 @@ LONGEST = 1_000_000  # tokens; cut to the run's longest text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
 PIXELS = "RGB from 0 to 255, the whole image resized to a square, bicubic with antialiasing"
-INPUTS = dict.fromkeys(("pixels", "left", "right"), ("uint8", PIXELS)) | {
-    "ids": ("int64", "of the tokenizer, [CLS] first, cut to max_text_tokens, shorter ones filled with pad_id"),
-    "is_padding": ("bool", "true where a text has no token"),
+INPUTS = {name: {"dtype": "uint8", "meaning": PIXELS} for name in ("pixels", "left", "right")} | {
+    "ids": {"dtype": "int64", "meaning": "of the tokenizer, [CLS] first, cut to max_text_tokens, then filled with pad_id"},
+    "is_padding": {"dtype": "bool", "meaning": "true where a text has no token"},
 }
 INPUTS |= {f"right_{name}": INPUTS[name] for name in ("ids", "is_padding")}
 """Type and meaning of the graphs' inputs."""
@@ -168,13 +168,11 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
     """Return the texts of the folder's other files by name."""
     sizes, graphs = run.config.input, heads_of(run.task).graphs()
-    image, parts = ["batch", 3, sizes.image_size, sizes.image_size], {}
+    image, text, parts = ["batch", 3, sizes.image_size, sizes.image_size], ["batch", "tokens"], {}
+    shaped = {name: about | {"shape": image if about["meaning"] == PIXELS else text} for name, about in INPUTS.items()}
     for one in exported:
-        graph, inputs = graphs[one.name], {}
-        for name in graph.inputs:
-            dtype, meaning = INPUTS[name]
-            shape = image if meaning == PIXELS else ["batch", "tokens"]
-            inputs[name] = {"dtype": dtype, "shape": shape, "meaning": meaning}
+        graph = graphs[one.name]
+        inputs = {name: shaped[name] for name in graph.inputs}
         output = {"dtype": "float32", "shape": one.output_shape, "meaning": graph.meaning}
         parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {graph.output: output}}
     texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(run.task)}

@@ -32,9 +32,6 @@ from eve_vl.tasks.task import Classifier, Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
 
 NUM_LABELS = 3129  # VQA v2's usual answer list
-# Routing that drops tokens and negatives from other processes need values. The replacements differ
-# in no more than the tokens that find no room.
-COUNTED_AS = {"routing": {"reference": "dropless", "reference-dropless": "dropless"}, "itm_negatives": {"global": "local"}}
 WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
 
 
@@ -130,7 +127,11 @@ def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
 @lru_cache
 def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     """Run a forward pass on fake tensors: they have shapes and no values."""
-    config = dataclasses.replace(config, model=_counted_as(config.model), task=_counted_as(config.task))
+    # routing that drops tokens and negatives from other processes would need values
+    dropless: Any = {"routing": "dropless"} if hasattr(config.model, "routing") else {}
+    local: Any = {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
+    model, settings = dataclasses.replace(config.model, **dropless), dataclasses.replace(config.task, **local)
+    config = dataclasses.replace(config, model=model, task=settings)
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             task = build_untrained(config, sizes).train()
@@ -162,12 +163,6 @@ def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
     Without values, no row knows its expert.
     """
     return experts.activation(x_RD @ experts.fc1_weight[0].t()) @ experts.fc2_weight[0].t()
-
-
-def _counted_as(section: Any) -> Any:
-    """Return a section of the config whose pass needs shapes only."""
-    changed = {name: values[now] for name, values in COUNTED_AS.items() if (now := getattr(section, name, "")) in values}
-    return dataclasses.replace(section, **changed)
 
 
 def _example_batch(task: Task[Any]) -> RowBatch:

@@ -168,11 +168,9 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
         return
     first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
     if not any(map(dataset.has_truth, first_rows)):
-        where, fix = f"data.val {' '.join(config.data.val)}", f"name validation data that has them, or {HELD_OUT}"
-        if config.data.val == (HELD_OUT,):
-            where, fix = f"data.train {' '.join(config.data.train)}", "name the column that has them with --data.label-column"
         problem = f"no {truth} in the first {ROWS_PROBED} validation rows, so the best weights cannot be chosen"
-        raise UserError(f"{where}: {problem}; {fix}")
+        fix = "name validation data that has them, or the column that has them with --data.label-column"
+        raise UserError(f"data.val {' '.join(config.data.val)}: {problem}; {fix}")
 
 
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
