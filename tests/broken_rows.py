@@ -7,8 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-MISSING, COLUMN, EMPTY, REPEATED, LANGUAGE = "missing image", "lost column", "empty text", "repeated id", "wrong language"
-WAYS = (MISSING, COLUMN, EMPTY, REPEATED)
+MISSING, COLUMN, EMPTY, LANGUAGE = "missing image", "lost column", "empty text", "wrong language"
+WAYS = (MISSING, COLUMN, EMPTY)
 
 
 class Broken(NamedTuple):
@@ -20,24 +20,21 @@ class Broken(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Tables of a layout: files, the image of a row, its text, the columns that are its id, the column that gets lost."""
+    """Tables of a layout: files, the image of a row, its text, the column that gets lost."""
 
     files: tuple[str, ...]
     image: str
     text: str
-    ids: tuple[str, ...]
     lost: str
 
 
 FORMS = {
-    "medicat": Form(("release/*.jsonl",), "figures/{pdf_hash}_{fig_uri}", "s2_caption", ("pdf_hash", "fig_uri"), "s2_caption"),
-    "vqa-rad": Form(("trainset.json", "testset.json"), "images/{image_name}", "answer", ("qid",), "answer"),
-    "slake": Form(("train.json", "validate.json", "test.json"), "imgs/{img_name}", "answer", ("qid",), "answer"),
-    "melinda": Form(
-        ("train.csv", "dev.csv", "test.csv"), "melinda_images/{figure_file}", "caption", ("figure_file",), "p_meth_label"
-    ),
-    "chexpert": Form(("CheXpert-v1.0/train.csv", "CheXpert-v1.0/valid.csv"), "{Path}", "", ("Path",), "Support Devices"),
-    "chexpert-5x200": Form(("chexpert_5x200.csv",), "{imgpath}", "report", ("imgpath",), "Support Devices"),
+    "medicat": Form(("release/*.jsonl",), "figures/{pdf_hash}_{fig_uri}", "s2_caption", "s2_caption"),
+    "vqa-rad": Form(("trainset.json", "testset.json"), "images/{image_name}", "answer", "answer"),
+    "slake": Form(("train.json", "validate.json", "test.json"), "imgs/{img_name}", "answer", "answer"),
+    "melinda": Form(("train.csv", "dev.csv", "test.csv"), "melinda_images/{figure_file}", "caption", "p_meth_label"),
+    "chexpert": Form(("CheXpert-v1.0/train.csv", "CheXpert-v1.0/valid.csv"), "{Path}", "", "Support Devices"),
+    "chexpert-5x200": Form(("chexpert_5x200.csv",), "{imgpath}", "report", "Support Devices"),
 }
 
 
@@ -73,7 +70,7 @@ def _ways(row: dict[str, Any]) -> tuple[str, ...]:
     if "radiology" in row:
         return WAYS if row["radiology"] else ()
     if "AP/PA" in row:
-        return (MISSING, COLUMN, REPEATED) if "1.0" in row.values() else ()
+        return (MISSING, COLUMN) if "1.0" in row.values() else ()
     return WAYS
 
 
@@ -93,8 +90,6 @@ def _break_table(folder: Path, path: Path, form: Form, fault: Any) -> None:
             row[form.text] = ""
         elif how == COLUMN:
             del row[form.lost]
-        elif how == REPEATED:
-            row |= {column: rows[0][column] for column in form.ids}
         elif how == LANGUAGE:
             row["question"] = "有气胸吗?"
     if path.suffix == ".csv":
@@ -109,17 +104,13 @@ def _break_table(folder: Path, path: Path, form: Form, fault: Any) -> None:
 def _break_roco(folder: Path, fault: Any) -> None:
     for path in sorted(folder.glob("*/radiology/captions.txt")):
         file, lines = str(path.relative_to(folder)), path.read_text().splitlines()
-        links, first = (path.parent / "dlinks.txt").read_text().splitlines(), lines[0].split("\t")[0]
         for index, line in enumerate(lines):
-            name, caption = line.split("\t")
+            name, _ = line.split("\t")
             how = fault(file, f"{file}:{index + 1}", index)
-            if how:
-                links = [link for link in links if not link.startswith(f"{name}\t")]
             if how == MISSING:
                 (path.parent / "images" / f"{name}.jpg").unlink()
-            lines[index] = {COLUMN: name, EMPTY: f"{name}\t", REPEATED: f"{first}\t{caption}"}.get(how, line)
+            lines[index] = {COLUMN: name, EMPTY: f"{name}\t"}.get(how, line)
         path.write_text("".join(f"{line}\n" for line in lines))
-        (path.parent / "dlinks.txt").write_text("".join(f"{link}\n" for link in links))
 
 
 def _break_medvqa(folder: Path, fault: Any, broken: list[Broken]) -> None:
@@ -129,12 +120,11 @@ def _break_medvqa(folder: Path, fault: Any, broken: list[Broken]) -> None:
             file, lines = str(path.relative_to(folder)), path.read_text().splitlines()
             names = [line.split("|")[0] for line in lines]
             for index, line in enumerate(lines):
-                name, question, answer = line.split("|")
-                how = fault(file, f"{file}:{index + 1}", index, (COLUMN, EMPTY, REPEATED))
+                name, question, _ = line.split("|")
+                how = fault(file, f"{file}:{index + 1}", index, (COLUMN, EMPTY))
                 changed = {
                     COLUMN: f"{name}|{question}",
                     EMPTY: f"{name}|{question}|",
-                    REPEATED: f"{names[0]}|{question}|{answer}",
                 }
                 lines[index] = changed.get(how, line)
             path.write_text("".join(f"{line}\n" for line in lines))

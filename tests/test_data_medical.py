@@ -86,23 +86,15 @@ def forget_printed_lines():
 # By hand
 
 
-def test_roco(tmp_path: Path, capsys):
+def test_roco(tmp_path: Path):
     captions = "ROCO_00002\tChest X-ray  showing a mass\nROCO_00003\tabdominal CT\n"
-    links = "ROCO_00002\twget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/67/f6/PMC4083729.tar.gz\tAMHSR-4-14-g002.jpg\n"
-    references = {"roco_image_id": "PMC4083729_AMHSR-4-14-g002.jpg", "gorc_references": ["As Fig. 2\nshows, a mass."]}
-    texts = {f"validation/radiology/{name}": text for name, text in (("captions.txt", captions), ("dlinks.txt", links))}
+    texts = {"validation/radiology/captions.txt": captions}
     images = tuple(f"validation/radiology/images/ROCO_0000{number}.jpg" for number in (2, 3))
     root = files(tmp_path / "roco", texts, images)
     for name in (f"{root}#val", root / "validation", root / "validation/radiology/captions.txt"):
         source = opened(str(name))
         assert [row.captions for row in (source[0], source[1])] == [("Chest X-ray showing a mass",), ("abdominal CT",)]
         assert source[1].where == "validation/radiology/captions.txt:2"
-    files(root, {"roco_files/roco_val_references.jsonl": references}, ())
-    assert opened(f"{root}#val")[0].captions == ("Chest X-ray showing a mass", "As Fig. 2 shows, a mass.")
-    assert "3 captions and inline references (from roco_val_references.jsonl)" in capsys.readouterr().out
-    (root / "validation/radiology/dlinks.txt").unlink()
-    with pytest.raises(UserError, match=r"roco_val_references.jsonl: needs .*dlinks.txt, which maps"):
-        opened(f"{root}#val")
     with pytest.raises(UserError, match=r"roco: has no split 'train'; name one: roco#val"):
         opened(f"{root}#train")
 
@@ -299,7 +291,7 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
 def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(tmp_path: Path, layout):
     write("phantoms", layout, folder := tmp_path / layout, num_rows=10)
     name, marker = f"{folder}#train" if layout != "chexpert-5x200" else str(folder), folder / "PHANTOMS.txt"
-    rows, tables = list(opened(name)), [path for end in ("csv", "json", "jsonl") for path in folder.rglob(f"*.{end}")]
+    rows, tables = list(opened(name)), [path for end in ("*.csv", "*.json", "captions.txt") for path in folder.rglob(end)]
     assert rows and tables
     assert marker.read_text() == f"{NO_MEDICINE}\n"
     for source in (name, *map(str, tables)):
@@ -331,7 +323,6 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
                 MISSING: "no image",
                 "lost column": ("no field", "fields", "tabs"),
                 "empty text": "is empty",
-                "repeated id": "is repeated",
                 LANGUAGE: "in Chinese",
             }[listed[where].how]
             assert any(word in reason for word in ([words] if isinstance(words, str) else words)), (where, reason)

@@ -142,18 +142,13 @@ def pixels_of(phantom: Phantom) -> np.ndarray:
 
 def _roco(out: Folder) -> None:
     for split in SPLITS:
-        folder, captions, links, references = f"{split}/radiology", [], [], []
+        folder, captions = f"{split}/radiology", []
         for index in out.indices(split):
             phantom = sample_phantom(split, out.seed, index)
-            name, paper = f"ROCO_{index + 1:05d}", f"PMC{phantom.patient.number:07d}"
+            name = f"ROCO_{index + 1:05d}"
             out.image(f"{folder}/images/{name}.jpg", pixels_of(phantom))
             captions.append(f"{name}\t{sample_report(split, phantom).text}")
-            links.append(f"{name}\twget -r ftp://example.org/{paper}.tar.gz\tfig{index}.jpg")
-            text = f"The {phantom.view} view shows the chest of patient {phantom.patient.number}."
-            references.append({"roco_image_id": f"{paper}_fig{index}.jpg", "gorc_references": [text]})
         out.lines(f"{folder}/captions.txt", captions)
-        out.lines(f"{folder}/dlinks.txt", links)
-        out.table(f"roco_files/roco_{split}_references.jsonl", references)
 
 
 def _slake(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 | layout | recognised by | rows |
 |---|---|---|
-| ROCO | {train,val,test}/radiology/captions.txt | captions, with inline references of MedICaT if present |
+| ROCO | {train,val,test}/radiology/captions.txt | captions |
 | MedICaT | release/*.jsonl and figures/ | captions and references of figures marked as radiology; split by paper |
 | VQA-RAD | {train,val,test}set.json | questions |
 | SLAKE | {train,validate,test}.json with q_lang | questions in English, of `train-zh` in Chinese, of `train-all` in both |

@@ -37,18 +37,6 @@ def print_once(text: str) -> None:
     console.print_line(text)
 
 
-def _add_id(ids: dict[object, str], what: str, value: object, where: str) -> None:
-    """Add an id with its row to the ids so far.
-
-    Raises ValueError if it is unusable or repeated.
-    """
-    if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
-        given = "empty" if value == "" else type(value).__name__
-        raise ValueError(f"{what} is {given}, expected a whole number or text")
-    if (first := ids.setdefault(value, where)) != where:
-        raise ValueError(f"{what} {value} is repeated, first in {first}")
-
-
 def _parsed(rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]) -> Iterator[Row]:
     """Yield the fields that `parse` returns for each row, or its ValueError's reason.
 
@@ -107,51 +95,13 @@ def _table(path: Path, names: Sequence[str], rows: Any, layout: str, folders: tu
 
 
 def _roco_table(path: Path) -> Table:
-    split = path.parent.parent
-    name = f"roco_{ALIASES.get(split.name, split.name)}_references.jsonl"
-    places = (path.parent / name, split / name, split.parent / name, split.parent / "roco_files" / name)
-    rows = _roco_rows(path, next(filter(is_file, places), None))
-    return _table(path, CAPTIONS, rows, "ROCO", ("images",), path.parent)
-
-
-def _roco_rows(path: Path, references: Path | None) -> Iterator[Row]:
-    """Yield caption and inline references, if any, of each line of captions.txt."""
-    more = _roco_references(path, references) if references else {}
-    ids, num = {}, Counter()
-
     def parse(where: str, line: bytes) -> Fields:
         parts = _split(line, "\t")
         if len(parts) != 2:
             raise ValueError(f"line has {len(parts) - 1} tabs, expected one: id, caption")
-        _add_id(ids, "id", parts[0], where)
-        texts = _collapsed([parts[1], *more.get(parts[0], [])]) if parts[1] else []
-        num["texts"] += len(texts)
-        return {"image": f"{parts[0]}.jpg", "caption": texts}
+        return {"image": f"{parts[0]}.jpg", "caption": _collapsed(parts[1:])}
 
-    yield from _parsed(_lines(path, IN_SPLIT), parse)
-    if references:
-        print_once(f"{path}: {num['texts']:,} captions and inline references (from {references.name})")
-
-
-def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
-    """Return inline references by ROCO's id; dlinks.txt maps ids to figures."""
-    links = path.with_name("dlinks.txt")
-    if not is_file(links):
-        raise UserError(f"{references}: needs {links}, which maps ROCO's ids to figures")
-    figures, found = {}, {}
-    for _, line in _lines(links):
-        parts = line.decode(errors="replace").split("\t")
-        if len(parts) == 3 and (paper := re.search(r"PMC\d+", parts[1])):
-            figures[f"{paper[0]}_{parts[2].strip()}"] = parts[0].strip()
-    for where, line in _lines(references):
-        try:
-            row = _object(line)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-        name, texts = row.get("roco_image_id"), row.get("gorc_references")
-        if isinstance(name, str) and name in figures and isinstance(texts, list):
-            found[figures[name]] = texts
-    return found
+    return _table(path, CAPTIONS, _parsed(_lines(path, IN_SPLIT), parse), "ROCO", ("images",), path.parent)
 
 
 def _medicat_table(path: Path, split: str = "") -> Table:
@@ -165,7 +115,7 @@ def _medicat_rows(path: Path, split: str) -> Iterator[Row]:
     Splits are by paper, because figures of one paper describe each other.
     """
     part_of = _parts_by_paper(Counter(_paper(line) for _, line in _lines(path)))
-    ids, num = {}, Counter()
+    num = Counter[str]()
 
     def parse(where: str, line: bytes) -> Fields | None:
         if split and part_of[_paper(line)] != split:
@@ -176,7 +126,6 @@ def _medicat_rows(path: Path, split: str) -> Iterator[Row]:
             num["others"] += 1
             return None
         figure, caption, references = f"{row['pdf_hash']}_{row['fig_uri']}", row["s2_caption"], row.get("s2orc_references")
-        _add_id(ids, "figure", figure, where)
         has_caption = isinstance(caption, str) and caption.strip()
         texts = _collapsed([caption, *(references if isinstance(references, list) else [])]) if has_caption else []
         return {"image": figure, "caption": texts}
@@ -237,7 +186,7 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
         if num_in[other] and other != language:
             split = f"{path.parent.name}#{ALIASES.get(path.stem, path.stem)}{ending}"
             print_once(f"{path}: {num_in[other]:,} questions in {other} are left out; {split} has these")
-    ids, languages = {}, [*filter(None, LANGUAGES.values())]
+    languages = [*filter(None, LANGUAGES.values())]
 
     def parse(where: str, row: object) -> Fields | None:
         row = require_type(row, dict)
@@ -245,7 +194,6 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
         if language and tongue in languages and tongue != language:
             return None
         _require(row, *names.values(), "question", "answer", "answer_type", *(() if language is None else ("q_lang",)))
-        _add_id(ids, names["question_id"], row[names["question_id"]], where)
         answer = str(row["answer"]).strip() if isinstance(row["answer"], str | int | float) else ""
         if not answer:
             raise ValueError("answer is empty")
@@ -264,7 +212,7 @@ def _medvqa_table(files: Sequence[Path]) -> Table:
 
     # separates alternative answers. Lines of the official test file have four fields, the second is the category.
     """
-    ids, number = {}, itertools.count()
+    number = itertools.count()
 
     def parse(where: str, line: bytes) -> Fields:
         parts = _split(line, "|")
@@ -272,7 +220,6 @@ def _medvqa_table(files: Sequence[Path]) -> Table:
             raise ValueError(f"line has {len(parts)} fields, expected image|question|answer")
         image, question, answer, is_official = parts[0], parts[-2], parts[-1], len(parts) == 4
         category = parts[1].capitalize() if is_official else Path(where.rpartition(":")[0]).stem
-        _add_id(ids, f"{category} question about", f"{image} ({category})", where)
         answers = _alternatives(answer, optional=is_official)
         if not answers:
             raise ValueError("answer is empty")
@@ -326,7 +273,7 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
 
     Lateral views are left out, and unlabelled images if labels are read.
     """
-    ids, num = {}, Counter()
+    num = Counter[str]()
 
     def parse(where: str, row: Fields | str) -> Fields | None:
         row = _filled(row)
@@ -336,7 +283,6 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
         for name, state in states.items():
             if state not in ("", "1", "0", "-1"):
                 raise ValueError(f"{name} is {str(row[name]).strip()!r}, expected 1, 0, -1 or nothing")
-        _add_id(ids, image, row[image], where)
         _filled(row, *(("report",) if "report" in row else ()))
         left_out = (
             "lateral" if row.get("Frontal/Lateral") == "Lateral" else "" if present or not columns.labels else "unlabelled"
@@ -356,10 +302,9 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
 
 def _melinda_table(path: Path) -> Table:
     """Return the panels of MELINDA; the default label is p_meth_label."""
-    ids, names = {}, ("image", "caption", "label", "p_meth_label", "i_meth_label", "p_meth", "i_meth")
+    names = ("image", "caption", "label", "p_meth_label", "i_meth_label", "p_meth", "i_meth")
 
     def parse(where: str, row: Fields | str) -> Fields:
-        _add_id(ids, "figure_file", _filled(row)["figure_file"], where)
         row = _filled(row, "caption", "p_meth_label")
         return {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
 
