@@ -291,7 +291,7 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
 def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(tmp_path: Path, layout):
     write("phantoms", layout, folder := tmp_path / layout, num_rows=10)
     name, marker = f"{folder}#train" if layout != "chexpert-5x200" else str(folder), folder / "PHANTOMS.txt"
-    rows, tables = list(opened(name)), [path for end in ("*.csv", "*.json", "captions.txt") for path in folder.rglob(end)]
+    rows, tables = list(opened(name)), [path for end in ("*.csv", "*.json*", "captions.txt") for path in folder.rglob(end)]
     assert rows and tables
     assert marker.read_text() == f"{NO_MEDICINE}\n"
     for source in (name, *map(str, tables)):
