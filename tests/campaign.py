@@ -1,4 +1,4 @@
-"""A fault campaign: damaged files of every form go through the real entry points, and whatever is no clear error is an escape.
+"""A fault campaign: damaged files of every form go through the real entry points.
 
     PYTHONPATH=. python tests/campaign.py --inputs 20000 --seed 1 --processes 2
     PYTHONPATH=. python tests/campaign.py --seed 1 --case "tar:17"      (one input again, with its traceback)

@@ -1,4 +1,4 @@
-"""Data for campaign.py: small sound files of every form, and the entry points that read them."""
+"""Data for campaign.py: small valid files of every form, and the entry points that read them."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Runs and foreign weights for campaign.py: sound ones, ways to damage them, and the entry points that read them."""
+"""Runs and foreign weights for campaign.py: valid ones, ways to damage them, entry points."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A campaign against the server: mutated requests go to a real process, and whatever is no clear answer is an escape.
+"""A campaign against the server: mutated requests go to a real process.
 
     PYTHONPATH=. python tests/fuzz_serve.py --requests 10000 --seed 1
 

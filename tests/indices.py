@@ -1,4 +1,4 @@
-"""Images to index, and the content of an index, read by hand.
+"""Images to index, and a plain reader of an index.
 
 Test files import the fixtures; their function names differ from the fixture names that tests take.
 """

@@ -1,4 +1,4 @@
-"""Kill trainings at random moments, go on by the same command, and compare with runs that were left alone.
+"""Kill trainings at random moments, resume with the same command, compare with undisturbed runs.
 
     PYTHONPATH=. python tests/kills.py --kills 100 --seed 0
 

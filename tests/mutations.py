@@ -1,4 +1,4 @@
-"""Ways to damage a file, each drawn from one `random.Random`: what campaign.py gives to the readers."""
+"""Ways to damage a file, sampled from one `random.Random`, for campaign.py."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A strict reader of the pages that reports are, and tiny runs to report on."""
+"""A strict reader of report pages, and tiny runs to report on."""
 
 import base64
 import io

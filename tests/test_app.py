@@ -1,4 +1,4 @@
-"""The files of the page, and the verb that shows it. What they do in a browser is in test_page.py."""
+"""The files of the page and its command; test_page.py tests them in a browser."""
 
 import queue
 import re

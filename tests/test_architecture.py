@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports go one way, and the tree of rooms in CONTRIBUTING.md is what lies on the disk."""
+"""Imports go one way, and the tree in CONTRIBUTING.md equals the disk."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""A user's mistakes on the real command line: one clear line, exit status above 0, no traceback, nothing half-written."""
+"""User mistakes on the real command line: one line, exit status above 0, nothing half-written."""
 
 import io
 import json

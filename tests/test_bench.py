@@ -1,4 +1,4 @@
-"""`eve bench`: its FLOPs beside those that torch counts, its sums, and the product that it compares with."""
+"""`eve bench`: its FLOPs against torch's count, its sums, its matrix product."""
 
 import json
 from dataclasses import replace

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from flags import flags_of
 from test_bad_input import complaint, write_pairs
+from verb_flags import flags_of
 
 from eve_vl.cli import VERBS
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs

@@ -1,4 +1,4 @@
-"""`eve pretrain RECIPE --init RUN`: what it takes over from the run, what it prints, and which runs it refuses.
+"""`eve pretrain RECIPE --init RUN`: what it copies, prints and refuses.
 
 Nothing is trained: with --scratch a config is enough, and an invalid flag stops the command after its messages.
 """

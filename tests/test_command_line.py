@@ -1,7 +1,7 @@
-"""The list of verbs and flags is frozen: whoever adds one, adds it here, on purpose."""
+"""The list of verbs and flags is frozen; a new one must be added here."""
 
 import pytest
-from flags import flags_of
+from verb_flags import flags_of
 
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs

@@ -1,4 +1,4 @@
-"""Configs: every mistake is found, all of them at once, and a run's config comes back from its file as it was."""
+"""Configs report all mistakes at once and survive a round trip through their file."""
 
 import dataclasses
 import json

@@ -1,5 +1,4 @@
-"""Published M3AE checkpoints: files with the names and shapes of its code, tiny and on the meta device at full size, against a
-slow forward pass under those names.
+"""Published M3AE checkpoints, tiny and at full size, against a slow forward pass.
 
 Letters: T text tokens, P tokens of the image, N tokens of either, M those of the other, D width.
 """

@@ -1,5 +1,4 @@
-"""Published VLMo checkpoints: files with the names and shapes of its code, tiny and on the meta device at full size, against a
-slow forward pass under those names.
+"""Published VLMo checkpoints, tiny and at full size, against a slow forward pass.
 
 Letters: T text tokens, N all tokens, D width, H heads, L blocks.
 """
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_model_relative import slow_row
+from test_model_relative_positions import slow_row
 from torch import Tensor
 from torch.nn import functional as F
 from twins import Shapes

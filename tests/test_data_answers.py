@@ -1,4 +1,4 @@
-"""Answer lists: the forms they come in, what is wrong with them, and which questions they cannot answer."""
+"""Answer lists: their forms, their errors, and questions outside the list."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The data check on a set whose faults and numbers are known."""
+"""The data check on a set with known faults and numbers."""
 
 import io
 import json

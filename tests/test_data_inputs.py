@@ -1,4 +1,4 @@
-"""Images and texts in the forms in which people hand them over."""
+"""User input: images and texts in all accepted forms."""
 
 import io
 from pathlib import Path

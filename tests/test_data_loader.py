@@ -1,4 +1,4 @@
-"""The loader's promise: what is seen depends on seed, epoch and row alone, whoever loads it and wherever a run resumes."""
+"""Samples depend on seed, epoch and row only, with any worker and after any resume."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Masks: exact counts, nothing special hidden, every position as likely as any other, and streams that follow their key."""
+"""Masks: exact counts, no special token masked, uniform positions, keyed random streams."""
 
 import itertools
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broken_rows import LANGUAGE, MISSING, WAYS, break_rows
-from cards import guess_kind
+from color_cards import guess_kind
 from medical_layouts import PANEL_KINDS, PANEL_LABELS, sample_panel
 from PIL import Image
 

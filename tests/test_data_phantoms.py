@@ -1,4 +1,4 @@
-"""Phantoms against readers written here: one looks at the drawing, one reads reports; both are compared with the truth."""
+"""Phantoms against independent readers of the drawing and of the report."""
 
 import math
 import re

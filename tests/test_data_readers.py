@@ -1,4 +1,4 @@
-"""Tables of paths and folders in their exact form, and every mistake a user makes with them."""
+"""Tables of paths and folders in their exact form, with their errors."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
+from color_cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageFile

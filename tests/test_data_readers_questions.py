@@ -1,4 +1,4 @@
-"""Tables of questions in every form, the official files of VQA v2, and the mistakes made with both."""
+"""Tables of questions in every form, VQA v2's official files, with their errors."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, encoded_card, guess_kind, reason, write_images
+from color_cards import COLORS, encoded_card, guess_kind, reason, write_images
 
 from eve_vl.data.kinds.labels import ImageQuestion
 from eve_vl.data.readers import open_source

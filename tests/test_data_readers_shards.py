@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
+from color_cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 

@@ -1,4 +1,4 @@
-"""Tables of statements about two images, the official files of NLVR2, and the mistakes made with both."""
+"""Tables of statements, NLVR2's official files, with their errors."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, encoded_card, guess_kind, reason, write_images
+from color_cards import COLORS, encoded_card, guess_kind, reason, write_images
 
 from eve_vl.data.dataset import decode
 from eve_vl.data.kinds.pairs import ImagesStatement

@@ -1,4 +1,4 @@
-"""Questions and statements about generated scenes: judged by a reader written here, and guessed without the image."""
+"""Questions and statements about scenes against an independent reader and guesses."""
 
 import re
 from collections import Counter, defaultdict

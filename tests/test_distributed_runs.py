@@ -1,4 +1,4 @@
-"""Two processes with a head that standardises: equal at all times, and killed and gone on with as if nothing had happened."""
+"""Two processes with a batch-normalised head: equal at all times, also after a kill and resume."""
 
 import json
 import os

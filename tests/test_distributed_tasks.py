@@ -1,4 +1,4 @@
-"""Two gloo processes train and evaluate the downstream tasks as one does: whole-batch contrast, nothing counted twice."""
+"""Two gloo processes train and evaluate the fine-tuning tasks as one process does."""
 
 import json
 import os

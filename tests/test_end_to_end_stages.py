@@ -1,4 +1,4 @@
-"""VLMo's three stages by the real command line: images alone, texts alone, pairs, then a search; a few steps each."""
+"""VLMo's three stages on the real command line, then a search; a few steps each."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path

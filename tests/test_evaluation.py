@@ -1,4 +1,4 @@
-"""Numbers of record: how sure they are, what is left out of them, and whether they are of rows that were trained on."""
+"""Reported numbers: intervals, skipped rows, and rows that were used in training."""
 
 import json
 import re

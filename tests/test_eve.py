@@ -1,4 +1,4 @@
-"""The Python face against batches built by hand and the tasks' own parts.
+"""`Eve` against batches built by hand and the parts of the tasks.
 
 Letters: B batch, P patches, T text tokens, D width, V vocabulary, A answers.
 """

@@ -1,4 +1,4 @@
-"""examples/own_task: a task from outside, trained and used from the command line; code is run only if it is named."""
+"""examples/own_task: an external task on the command line; code runs only if it is named."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Where a model looks, against autograd through attention that is written out here.
+"""Grad-CAM of each task against autograd through attention that is written out here.
 
 Letters: B batch, D width, T text tokens.
 """

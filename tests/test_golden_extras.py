@@ -1,4 +1,4 @@
-"""What else was recorded of the published code: optimiser, schedules, text, positions, retrieval; and where we differ."""
+"""Other recordings of the published code: optimiser, schedules, text, positions, retrieval."""
 
 import json
 from dataclasses import replace

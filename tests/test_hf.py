@@ -1,4 +1,4 @@
-"""The hub interface against our own data path and our own tasks.
+"""The transformers interface against our own data path and tasks.
 
 Letters: B batch, T text tokens, A answers, D width.
 """

@@ -1,4 +1,4 @@
-"""What comes in from outside: weights and configs of others, images and texts; and the Trainer.
+"""transformers: foreign weights and configs, images and texts, and the Trainer.
 
 Letters: B batch, T text tokens, A answers.
 """

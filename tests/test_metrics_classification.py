@@ -1,4 +1,4 @@
-"""The numbers of classification against hand-made tables and slow definitions."""
+"""Classification metrics against hand-made tables and slow definitions."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""NLVR2's two numbers: a table worked out by hand and a slow twin."""
+"""NLVR2's two metrics: a table worked out by hand and a slow twin."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a [CLS] is without the states that nobody reads, and batches whose parts go one by one.
+"""The [CLS] of a last block that computes no other states, and split batches.
 
 Letters: B batch, N all tokens, D width.
 """

@@ -1,4 +1,4 @@
-"""The table of feed-forward policies: what each builds, computes and costs."""
+"""Feed-forward policies: parts, outputs and costs of each."""
 
 import typing
 from typing import Any

@@ -1,4 +1,4 @@
-"""Losses against slow loops and numbers on paper."""
+"""Losses against slow loops and hand-computed numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person does on each tab, against what the same calls return in Python.
+"""The page in a real browser, against the same calls in Python.
 
 Skipped where there is no Chromium or no playwright (extra `browser`), which drives it.
 """

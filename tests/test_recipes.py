@@ -1,4 +1,4 @@
-"""Every recipe builds on the meta device with the number of parameters that its shapes give on paper."""
+"""Every recipe builds on the meta device with its hand-computed number of parameters."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The report: one self-contained, well-formed file that shows what the model really does."""
+"""The report: one self-contained, well-formed file with the model's real outputs."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page that compares runs: numbers and costs are those of their folders, rows are the same ones."""
+"""The comparison page: numbers and costs of the run folders, equal rows."""
 
 import json
 import re

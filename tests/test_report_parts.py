@@ -1,4 +1,4 @@
-"""The report's small parts: command line, captions from tokens, numbers, charts."""
+"""Small parts of reports: command line, captions from tokens, numbers, charts."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Reports of fine-tuned runs: numbers are those of evaluation, right examples are right, searches are what the model finds."""
+"""Reports of fine-tuned runs: evaluation numbers, right examples, found candidates."""
 
 import html
 import json

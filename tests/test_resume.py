@@ -1,4 +1,4 @@
-"""10 steps = 5 + kill + 5, bit for bit; signals; what may change between starts."""
+"""10 steps = 5 + kill + 5, bit for bit; signals; fields that may change between starts."""
 
 import fcntl
 import os

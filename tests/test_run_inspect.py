@@ -1,11 +1,11 @@
-"""FLOPs and parameters of recipes, beside counts by hand and what torch counts of a real batch."""
+"""FLOPs and parameters of recipes against counts by hand and torch's count of a real batch."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_tasks_rivals import TASKS, build, config_of, full
+from test_tasks_baselines import TASKS, build, config_of, full
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""Searches return what a pass over all images would return, or one clear error."""
+"""Searches equal a pass over all images, or give one clear error."""
 
 import io
 import json

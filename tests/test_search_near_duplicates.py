@@ -1,4 +1,4 @@
-"""Near-duplicates: which images are, and how an index marks them."""
+"""Near-duplicates: their definition, and their marks in an index."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The nearest vectors: exactly those of a full sort, or nearly all of them from cells."""
+"""Nearest vectors: exactly those of a full sort, or nearly all of them from cells."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prefetching: images come in order, few at a time, and known ones are not read."""
+"""Prefetching: images in order, few at a time, known ones unread."""
 
 import json
 import threading

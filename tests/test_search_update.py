@@ -1,4 +1,4 @@
-"""An updated index equals a new one, whatever happened to it and to the images."""
+"""An updated index equals a new one, after any change or crash."""
 
 import contextlib
 import json

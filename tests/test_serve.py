@@ -1,4 +1,4 @@
-"""The server gives what `Eve` gives, to many at a time."""
+"""The server returns the results of `Eve`, to many clients at a time."""
 
 import base64
 import io

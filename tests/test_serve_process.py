@@ -1,4 +1,4 @@
-"""Connections and signals: who is slow, who hangs up, and how the server ends."""
+"""Connections and signals: slow clients, closed connections, a clean stop."""
 
 import contextlib
 import json

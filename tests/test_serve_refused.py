@@ -1,4 +1,4 @@
-"""The server takes no more than it says, and no client learns or names a path."""
+"""The server keeps its limits, and no client learns or names a path."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Contrast and matching as VLMo, M3AE and MedFLIP have them, against slow twins written from their descriptions."""
+"""Contrast and matching of VLMo, M3AE and MedFLIP against slow twins."""
 
 import json
 import math

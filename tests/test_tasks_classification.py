@@ -1,4 +1,4 @@
-"""Classification on tiny models: losses, targets, numbers and calls against slow loops."""
+"""Classification on tiny models: losses, targets, metrics and calls against slow loops."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Contrast over all micro-batches of a step: accumulation leaves every pair all its negatives."""
+"""Contrast over all micro-batches of a step: each pair keeps all its negatives."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Masked signal modelling against slow loops: what each pass may see, what is predicted, and the numbers of evaluation."""
+"""Masked signal modelling against slow loops: visible input, predictions, losses."""
 
 import math
 from collections import Counter

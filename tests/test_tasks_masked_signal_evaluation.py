@@ -1,4 +1,4 @@
-"""The numbers of masked signal modelling against slow loops; no batching, order or process changes them."""
+"""Metrics of masked signal modelling against slow loops, for any batching and order."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Retrieval by matching alone: every pair is scored, and texts of an image are ranked, against loops over pairs."""
+"""Retrieval by matching only: every pair is scored, against loops over pairs."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""MLIM against slow loops: blocks of pixels that share nothing, three kinds of masks, both losses."""
+"""MLIM against slow loops: separate pixel blocks, three kinds of masks, both losses."""
 
 from collections import Counter
 from dataclasses import replace

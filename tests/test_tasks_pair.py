@@ -1,4 +1,4 @@
-"""Pairs of items: tables and their mistakes, generated ones, what training shows, the head, and the area that scores them."""
+"""Pairs of items: tables and their errors, generated pairs, the head, PR AUC."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cards import guess_kind, reason, write_images
+from color_cards import guess_kind, reason, write_images
 from twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.data.dataset import normalize

@@ -1,4 +1,4 @@
-"""Retrieval: its losses against loops over pairs, and its search against a naive one that scores query after query."""
+"""Retrieval: losses against loops over pairs, search against a naive one."""
 
 import math
 import statistics

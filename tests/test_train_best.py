@@ -1,4 +1,4 @@
-"""The best weights on validation: which are kept, what a resumed run makes of them, and what a run is read back as."""
+"""The best weights on validation, also after a resume."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

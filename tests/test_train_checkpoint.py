@@ -1,4 +1,4 @@
-"""Checkpoints: weights on the meta device, damage that must not go unseen, old ones that still serve."""
+"""Checkpoints: weights on the meta device, detected damage."""
 
 import json
 import os

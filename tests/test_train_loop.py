@@ -1,4 +1,4 @@
-"""The loop: what a stop keeps, which signals stop it, what a task may do before a step."""
+"""The training loop: stops, signals, hooks of a task."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Schedule against numbers on paper, AdamW against a plain loop, Muon against torch's, and what weight decay touches."""
+"""Schedule against hand-computed numbers, AdamW against a plain loop, Muon against torch's."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Classification by prompts, and what blind models make of rows: against loops over single images and texts."""
+"""Classification by prompts and image-ablated baselines against loops."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny runs of every task, in memory or as folders, for the tests of what people do with a run."""
+"""Tiny runs of every task, in memory or as folders."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny downstream tasks whose every weight matters, with the rows to train and to evaluate them on."""
+"""Tiny fine-tuning tasks with their rows."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the library's fast code, and the tiny inputs that both are given.
+"""Slow, obvious twins of the package's fast code, and their tiny inputs.
 
 Letters: B batch, N tokens, S real tokens, D width, F feed-forward width, E experts, K chosen experts, P patches, T text tokens.
 """

@@ -1,4 +1,4 @@
-"""What tests/test_distributed_runs.py runs under torchrun: a run of two processes, and the same one killed and gone on with.
+"""The runs that tests/test_distributed_runs.py starts under torchrun.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_process_runs.py FOLDER, twice: the first time dies
 """

@@ -1,4 +1,4 @@
-"""What tests/test_distributed_tasks.py runs under torchrun: losses, gradients, a step and evaluation of one of two processes.
+"""The computations that tests/test_distributed_tasks.py starts under torchrun.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_processes.py FOLDER
 """

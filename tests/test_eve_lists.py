@@ -1,0 +1,204 @@
+"""`Eve` on lists, folders and tables against single calls."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import TEXT, TEXTS, noise, tiny_run
+
+from eve_vl.config import ClassificationConfig
+from eve_vl.eve import Eve
+from eve_vl.predict.predictors import FilledText, Judgement
+from eve_vl.utils.errors import UserError
+
+
+def hook(module: Any, look: Callable[[Any], None]) -> None:
+    """Look at the first input of each pass through a module."""
+    module.register_forward_pre_hook(lambda _, inputs: look(inputs[0]))
+
+
+def test_match_of_all_with_all():
+    """Any sizes of lists and batches give what one by one gives; each image is embedded once."""
+    eve = Eve(tiny_run("retrieval"))
+    source_images, texts = [noise(seed, 20 + seed, 30) for seed in range(5)], [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
+    expected = np.array([[eve.match(image, text) for text in texts] for image in source_images])
+    assert expected.std(0).min() > 1e-3
+    assert expected.std(1).min() > 1e-3
+    seen: list[int] = []
+    hook(eve.task.encoder.image, lambda images: seen.append(len(images)))
+    for batch_size in (1, 3, 7, 10, 64):
+        seen.clear()
+        np.testing.assert_allclose(eve.match(source_images, texts, batch_size), expected, atol=1e-5)
+        assert sum(seen) == len(source_images)
+        assert max(seen) == max(1, min(batch_size // len(texts), len(source_images)))
+    for images, words, rows, columns in (
+        (source_images[0], texts, [0], slice(None)),
+        (iter(source_images), texts[:1], slice(None), [0]),
+    ):
+        np.testing.assert_allclose(eve.match(images, words), expected[rows][:, columns], atol=1e-5)
+    np.testing.assert_allclose(eve.match(source_images, texts[0]), expected[:, :1], atol=1e-5)
+    assert eve.match([source_images[0]], [texts[0]]).shape == (1, 1)
+    assert [eve.match(*sizes).shape for sizes in (([], []), (source_images, []), ([], texts))] == [(0, 0), (5, 0), (0, 7)]
+    with pytest.raises(UserError, match="batch_size 0 is not positive"):
+        eve.match(source_images, texts, 0)
+
+
+@pytest.mark.parametrize("call", ["answer", "verify", "fill_mask", "classify"])
+def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
+    """One forward pass a batch, the same numbers as one by one; what is given alone goes with every row."""
+    images = [noise(seed, 20 + seed, 30) for seed in range(5)]
+    texts = ["a [MASK] circle", "[MASK] two [MASK]", "a b c d e [MASK]", "[MASK]", "on gray, [MASK] [MASK] [MASK]"]
+    task = {"answer": None, "verify": None, "fill_mask": None, "classify": ClassificationConfig(inputs="both")}[call]
+    eve = Eve(tiny_run({"answer": "vqa", "verify": "nlvr2"}.get(call, "masked"), task=task))
+    columns = [images, images[::-1], texts] if call == "verify" else [images, texts]
+    method, passes = getattr(eve, call), []
+    hook(eve.task.encoder.text, lambda _: passes.append(1))
+    expected = [numbers(method(*row)) for row in zip(*columns, strict=True)]
+    assert all(row != pytest.approx(expected[0], abs=1e-4) for row in expected[1:])
+    for batch_size in (2, 5, 64):
+        passes.clear()
+        found = method(*columns, batch_size=batch_size)
+        assert len(passes) == -(-5 // batch_size)
+        for row, one in zip(found, expected, strict=True):
+            assert numbers(row).keys() == one.keys()
+            assert numbers(row) == pytest.approx(one, abs=1e-5)
+    same = method(images[0], *columns[1:])
+    assert [numbers(row) for row in same] == [
+        pytest.approx(numbers(method(images[0], *row)), abs=1e-5) for row in zip(*columns[1:], strict=True)
+    ]
+    assert method(*([] for _ in columns)) == []
+    with pytest.raises(UserError, match="lists of 2 and 5 given: give lists of equal length, or one for all"):
+        method(*columns[:-1], texts[:2])
+    with pytest.raises(UserError, match="text 1: got int, expected one text"):
+        method(*columns[:-1], ["[MASK]", 2])
+
+
+def numbers(result: Any) -> dict[str, float]:
+    """The probabilities that a call gives for one row, by what they are of."""
+    if isinstance(result, FilledText):
+        guesses = [(place, guess) for place, guesses in enumerate(result.guesses) for guess in guesses]
+        return {f"{place} {guess.text}": guess.probability for place, guess in guesses}
+    if isinstance(result, Judgement):
+        return {"true": result.probability}
+    return {getattr(each, "answer", None) or each.label: each.probability for each in result}
+
+
+# Folders, tables and the like
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five images of several sizes, one of them 39 × 7, in a folder with a broken one, and tables of them."""
+    folder = tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    names = ["a.png", "b.png", "inner/c.png", "inner/d.png", "inner/thin.png"]
+    for number, name in enumerate(names):
+        size = (39, 7) if "thin" in name else (20 + number, 30)
+        Image.fromarray(noise(number, *size)).save(folder / name)
+    rows = [{"photo": f"photos/{name}", "image": f"photos/{name}", "caption": [name, f"a {name}"]} for name in names]
+    rows.insert(2, {"photo": "photos/gone.png", "image": "photos/gone.png", "caption": ["gone"]})
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    lines = [f"{row['image']},{row['caption'][0]}" for row in rows]
+    (tmp_path / "table.csv").write_text("\n".join(["image,caption", *lines]))
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for number, name in enumerate(names):
+            for suffix, data in ((".png", (folder / name).read_bytes()), (".txt", name.encode())):
+                member = tarfile.TarInfo(f"{number:04}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    return folder
+
+
+def test_folders_and_tables_are_encoded_and_broken_rows_skipped(photos, monkeypatch):
+    eve, root = Eve(tiny_run("retrieval")), photos.parent
+    paths = sorted(photos.rglob("*.png"))
+    paths.remove(photos / "broken.png")
+    paths.sort(key=lambda path: (path.parent != photos, path))
+    expected = eve.encode_image(paths)
+    assert expected.names == tuple(map(str, paths))
+    assert not expected.skipped
+    monkeypatch.chdir(root)
+    for source, skipped in (
+        ("photos", ["broken.png"]),
+        (Path("photos"), ["broken.png"]),
+        (root / "table.jsonl", ["table.jsonl:3", "table.jsonl:7"]),
+        ("table.csv", ["table.csv:4"]),
+        ("shard.tar", []),
+        (iter(["table.csv"]), ["table.csv:4"]),
+        ([photos / "a.png", photos / "b.png", photos / "inner"], []),
+    ):
+        found = eve.encode_image(source, batch_size=2)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert [error.where for error in found.skipped] == skipped
+        assert found.names == expected.names or source == "shard.tar"
+    assert len(set(eve.encode_image("shard.tar").names)) == 5
+    found = eve.encode_image("table.jsonl", image_column="photo")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UserError, match="has no column 'foto'"):
+        eve.encode_image("table.jsonl", image_column="foto")
+    with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
+        eve.encode_image([photos / "broken.png"])
+    with pytest.raises(UserError, match=r"no such file or folder: .*nothing\.csv"):
+        eve.encode_image("nothing.csv")
+
+
+def test_texts_of_files_and_tables(photos, tmp_path):
+    eve = Eve(tiny_run("retrieval"))
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
+    for source in (tmp_path / "lines.txt", [tmp_path / "lines.txt"], iter(TEXTS)):
+        found = eve.encode_text(source)
+        np.testing.assert_allclose(found, eve.encode_text(list(TEXTS)), atol=1e-5)
+        assert found.names == TEXTS
+    found = eve.encode_text(tmp_path / "table.jsonl", batch_size=3)
+    names = ["a.png", "b.png", "gone", "inner/c.png", "inner/d.png", "inner/thin.png"]
+    assert sorted(found.names) == sorted([*names, *(f"a {name}" for name in names if name != "gone")])
+    np.testing.assert_allclose(found, eve.encode_text(list(found.names)), atol=1e-5)
+    assert [error.where for error in found.skipped] == ["table.jsonl:7"]
+    assert eve.encode_text(tmp_path / "table.csv", text_column="caption").names == tuple(names)
+    assert eve.encode_text(str(tmp_path / "lines.txt")).names == (str(tmp_path / "lines.txt"),)  # a text like any other
+
+
+def test_arrays_and_iterators_of_images():
+    eve, array = Eve(tiny_run("retrieval")), np.stack([noise(seed) for seed in range(3)])
+    expected = np.concatenate([eve.encode_image(image) for image in array])
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for several in (array, tensor, array / 255, tensor / 255, iter(array), (noise(seed) for seed in range(3)), tuple(array)):
+        np.testing.assert_allclose(eve.encode_image(several), expected, atol=1e-5)
+    assert eve.encode_image(array[0]).names == ("image",)
+    assert eve.encode_image(array).names == ("image 0", "image 1", "image 2")
+    assert eve.encode_image(array[:0]).shape == (0, 8)
+    with pytest.raises(UserError, match=r"^image 0: array of shape \(3, 16, 16\), expected \(height, width, 3\)"):
+        eve.encode_image(array.transpose(0, 3, 1, 2))
+    with pytest.raises(UserError, match=r"^image 0: tensor of shape \(16, 16, 3\), expected \(3, height, width\)"):
+        eve.encode_image(torch.from_numpy(array))
+
+
+def test_no_more_than_a_batch_is_read_ahead():
+    eve, read, batches = Eve(tiny_run("retrieval")), [0], []
+
+    def endless() -> Iterator[np.ndarray]:
+        for seed in range(10):
+            read[0] += 1
+            yield noise(seed)
+
+    hook(eve.task.encoder.image, lambda images: batches.append((len(images), read[0])))
+    eve.encode_image(endless(), batch_size=4)
+    assert batches == [(4, 4), (4, 8), (2, 10)]
+
+
+def test_what_is_computed_from_features_is_a_plain_array():
+    eve = Eve(tiny_run("retrieval"))
+    photos, text = eve.encode_image([noise(seed) for seed in range(4)]), eve.encode_text(TEXT)
+    scores = photos @ text[0]
+    assert type(scores) is np.ndarray
+    assert type(photos.mean()) is not type(photos)
+    assert photos.names[scores.argmax()].startswith("image ")
+    assert getattr(photos[:2], "names") == ()  # noqa: B009
