@@ -114,7 +114,7 @@ def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
     assert eve(*start, "--train.steps", 2, *flags).returncode == 0
     refused = eve(*start, "--train.steps", 2).stderr
     assert "train.freeze encoder.text.* → none; " in refused
-    assert "train.lr_multipliers encoder.image.* 1e-09 pixel_decoder.* 0.5 → none. " in refused
+    assert "train.lr_multipliers encoder.image.* 1e-09 pixel_decoder.* 0.5 → none; " in refused
 
 
 def test_help_names_every_verb_and_recipe(eve):

@@ -181,13 +181,13 @@ def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
     Without sources it is a constant.
     """
     patterns = [(re.compile(re.escape(key).replace(r"\*", r"(\d+)") + r"(\..+)?"), rule) for key, rule in table.items()]
-    made = {}
+    made: dict[str, Made] = {}
     for name in names:
         fitting = ((found, rule) for pattern, rule in patterns if (found := pattern.fullmatch(name)))
         if (first := next(fitting, None)) is None:
             continue
         (*number, rest), rule = first[0].groups(), first[1]
-        if isinstance(rule, float):
+        if isinstance(rule, int | float):
             made[name] = Made(lambda value=rule: torch.tensor(value), ())
             continue
         compute, theirs = (same, (rule,)) if isinstance(rule, str) else rule

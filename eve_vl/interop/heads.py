@@ -159,7 +159,7 @@ class RetrievalHeads(ContrastHeads):
         if labels is not None:
             if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
                 raise UserError("labels need as many pixel_values and input_ids: an image and its text in each row")
-            given = {"images_BCHW": images, "ids_BT": ids, "is_padding_BT": is_padding}
+            given: dict[str, Any] = {"images_BCHW": images, "ids_BT": ids, "is_padding_BT": is_padding}
             outputs["loss"] = task(CaptionBatch(**given, where=(), image_id_B=labels, caption_B=labels)).loss
             if task.training:
                 return outputs

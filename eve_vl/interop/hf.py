@@ -130,7 +130,7 @@ class EvePreTrainedModel(PreTrainedModel):
         """
         if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (None, "auto", "float32", torch.float32):
             raise UserError("the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True")
-        found = super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+        found = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNMENT:

@@ -99,7 +99,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
             rows = [each.ids for each in backend.encode_batch(texts)]
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
             rows = [row[:max_length] for row in rows]
-        padding = {name: kwargs.get(name) for name in ("pad_to_multiple_of", "padding_side", "return_tensors")}
+        padding: dict[str, Any] = {name: kwargs.get(name) for name in ("pad_to_multiple_of", "padding_side", "return_tensors")}
         found = self.pad({"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding)
         if not is_one or padding["return_tensors"] is not None:
             return found

@@ -202,7 +202,7 @@ class TraceableMoE(nn.Module):
         self.experts_see_modality = isinstance(moe, OfficialMoE)
         stacks = (all_.fc1_weight, all_.fc1_bias, all_.fc2_weight, all_.fc2_bias)
         # of each expert its own, so that a file holds them separately
-        self.experts = nn.ModuleList(map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True)))
+        self.experts: Any = nn.ModuleList(map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True)))
 
     def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, None]:
         """Return what the experts make of rows (S, D), and no statistics."""

@@ -162,7 +162,9 @@ def to_published(ours: Mapping[str, Tensor], made: Mapping[str, Made], sizes: In
 
     They include buffers that published models keep and never use.
     """
-    published = dict(zip(BUFFERS, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True))
+    published: dict[str, Tensor] = dict(
+        zip(BUFFERS, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True)
+    )
     for name, each in made.items():
         published |= zip(each.sources, ours[name].unbind() if each.compute is stack else (ours[name],), strict=True)
     return published | {PATCHES: published[PATCHES].view(-1, 3, sizes.patch_size, sizes.patch_size)}

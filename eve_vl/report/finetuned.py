@@ -75,7 +75,8 @@ class ClassifierReport(TaskReport):
     def example(self, batch: Any, row: int, choices: Sequence[Choice], text: str, truth: str, kind: str) -> Example:
         """Return a row of a batch, with its images if it has any."""
         images = [pixels_of(getattr(batch, name)[row]) for name in ("images_BCHW", "right_BCHW") if hasattr(batch, name)]
-        shown = dict(zip(("left", "right") if len(images) == 2 else ("image",), images, strict=False))
+        names = ("left", "right") if len(images) == 2 else ("image",)
+        shown: dict[str, np.ndarray] = dict(zip(names, images, strict=False))
         return Example(where=batch.where[row], images=shown, text=text, choices=choices, truth=truth, kind=kind)
 
     def two_image_examples(self, batch: Any, texts: Sequence[str], names: Sequence[str]) -> Iterator[Example]:
@@ -83,7 +84,8 @@ class ClassifierReport(TaskReport):
         probability_B2 = self.task.predict(batch)[0].float().softmax(1)
         for row, label in enumerate(batch.labels):
             choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda c, label=label: c == label)
-            yield self.example(batch, row, choices, texts[row], "" if label is None else names[label], choices[0].text)
+            truth = "" if label is None else str(names[label])
+            yield self.example(batch, row, choices, texts[row], truth, choices[0].text)
 
 
 class VQAReport(ClassifierReport):

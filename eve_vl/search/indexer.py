@@ -52,7 +52,7 @@ PUT = f"""INSERT INTO image (source, name, {", ".join(COLUMNS)}) VALUES (?, ?{",
 ON CONFLICT (source, name) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS)} RETURNING id"""
 
 Item = TypeVar("Item")
-Stat = Callable[[Path], tuple[int, int] | tuple[None, None]]
+Stat = Callable[[Path], tuple[int | None, int | None]]
 Stamp = tuple[str | None, int | None, int | None, int | None]
 """File or shard of an image, its start in the shard, its size, and the time of the file's last change."""
 NO_FILE: Stamp = (None, None, None, None)
@@ -90,7 +90,7 @@ def prefetch(
         waiting.extend(itertools.islice(pairs, 1))
 
 
-def stat_of(path: Path) -> tuple[int, int] | tuple[None, None]:
+def stat_of(path: Path) -> tuple[int | None, int | None]:
     """Return size of a file and time of its last change, in ns; None if unreadable."""
     with contextlib.suppress(OSError, ValueError):
         found = path.stat()
@@ -102,7 +102,10 @@ def stamp_of(image: ImageRef, stat: Stat) -> Stamp:
     """Return the stamp of an image."""
     if isinstance(image, ImageSpan):
         return str(image.path), image.offset, image.size, stat(image.path)[1]
-    return (str(image.path), None, *stat(image.path)) if isinstance(image, ImageFile) else NO_FILE
+    if not isinstance(image, ImageFile):
+        return NO_FILE
+    size, time = stat(image.path)
+    return str(image.path), None, size, time
 
 
 @dataclass(slots=True)

@@ -146,7 +146,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         with file_io.open_ordinary(path) as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # millions would fill the memory
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
                 if member.size < 0:  # tarfile would go back and never end
                     raise ValueError(f"negative size at byte {member.offset}")
                 if member.isreg():
