@@ -198,10 +198,6 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("evaluate", "vqa", "vqa", "--rerank", 3), "Unrecognized options: --rerank, 3"),
         (("evaluate", "headless", "masked"), "no task 'headless'; choose from classification, contrast_match, masked_signal, "),
         (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank -1 is not in [0, inf)"),
-        (
-            ("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 4, "--rerank", 99),
-            "--rerank 99: a query",
-        ),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--json", "vqa"), "vqa: is a folder; name a file to write"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--predictions", "0.png/a"), "0.png/a: cannot be written"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "holds all 1000 rows"),

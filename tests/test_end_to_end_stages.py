@@ -50,7 +50,7 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
         (second, ("--model.embed-dim", 48), misfit, advice),
         (second, ("--input.text-length", 40), misfit + first + advice),
         (second, ("--train.freeze", "encoder.blocks.*.fnn.*"), f"train.freeze: {no_such}"),
-        (base, as_it_is, misfit + first + advice),
+        (base, as_it_is, "another system than vlmo_base (model.stem conv instead of linear); start from a run of that recipe"),
     ):
         done = eve(*start, "--out", "wrong", *FEW, flag, value)
         assert done.returncode == 2
