@@ -45,12 +45,15 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     advice = "leave out the flags that change shapes, give the run's --input.text-length 32, or name what may start at random"
     no_such = "'encoder.blocks.*.fnn.*' matches no parameter; the nearest: "
     base = ("pretrain", "vlmo_base", "--init", "two", "--data.train", "scenes:train", "--data.val", "scenes:val")
-    as_it_is = ("--model.stem", "conv")
     for start, (flag, value), *words in (
         (second, ("--model.embed-dim", 48), misfit, advice),
         (second, ("--input.text-length", 40), misfit + first + advice),
         (second, ("--train.freeze", "encoder.blocks.*.fnn.*"), f"train.freeze: {no_such}"),
-        (base, as_it_is, "another system than vlmo_base (model.stem conv instead of linear); start from a run of that recipe"),
+        (
+            base,
+            ("--model.stem", "conv"),
+            "another system than vlmo_base (model.stem conv instead of linear); start from a run of that recipe",
+        ),
     ):
         done = eve(*start, "--out", "wrong", *FEW, flag, value)
         assert done.returncode == 2
@@ -64,17 +67,14 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     assert len(weights(tmp_path / "three")["encoder.relative.image_bias"]) == 7**2 + 3
     differ = "model.stem conv instead of linear, model.deep_ffn modality_vl instead of moe, "
     differ += "model.positions relative instead of learned, model.pooler True instead of False"
-    kept = "--model.stem conv --model.deep-ffn modality_vl --model.positions relative --model.pooler"
     own = "start from a run of that recipe"
     for recipe, words in (
-        ("tiny", f": another system than tiny ({differ}); {own}, or keep the run's system with {kept}"),
+        ("tiny", f": another system than tiny ({differ}); {own}"),
         ("m3ae_tiny", f": another system than m3ae_tiny (model.name eve instead of dual_encoder); {own}"),
     ):
         done = eve("pretrain", recipe, "--init", "two", "--out", "wrong", *FEW)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].endswith(words)
         assert done.stderr.count("\n") == 1
-    meant = ("--init", "two", *kept.split(), "--data.train", "scenes:train", "--train.optimizer", "adamw")
-    assert eve("pretrain", "tiny", "--out", "meant", *meant, *FEW).returncode == 0
     done = eve("finetune", "demo_retrieval", "--init", "three", "--out", "search", *FEW)
     assert done.returncode == 0, done.stderr
