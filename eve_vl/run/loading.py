@@ -155,21 +155,25 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
     path, file = run / LOCK, None
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by loader workers of a killed run
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
             return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
         except OSError:  # a file system without locks
             return file, None
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:  # its last holder has deleted it
+            file.close()
+            return _acquire(run)
         file.truncate(0)
         os.write(file.fileno(), str(os.getpid()).encode())
     except OSError as error:  # such as a full disk
-        if file is not None:
-            file.close()
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if file is not None:
+                path.unlink(missing_ok=True)
+                file.close()
         return None, f"cannot be written ({error.strerror}); make room, or choose another folder with --out"
     return file, None

@@ -197,6 +197,7 @@ class Update:
                 for spec in dropped:
                     self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
                     self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
+                self._delete_captions("image NOT IN (SELECT id FROM image)")  # now, as new images may get the freed ids
                 for source in sources:
                     self._source(source)
                 self._forget([source.spec for source in sources])
@@ -327,15 +328,18 @@ class Update:
         self.texts.flush()
         listed = "(image, slot, columns) IN (SELECT image, slot, columns FROM seen_caption)"
         gone = f"image NOT IN (SELECT id FROM image) OR (image IN ({seen}) AND NOT {listed})"
-        if self.db.execute(f"DELETE FROM caption WHERE {gone}").rowcount:
-            names = self.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")
-            self._columns = {name for (name,) in names}
+        self._delete_captions(gone)
         self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
         shown = "SELECT slot FROM image WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
             self.db.execute("DELETE FROM fact WHERE name = ?", [nearest.FACT])
             self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
         nearest.mark_near_duplicates(self.db)
+
+    def _delete_captions(self, condition: str) -> None:
+        if self.db.execute(f"DELETE FROM caption WHERE {condition}").rowcount:
+            names = self.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")
+            self._columns = {name for (name,) in names}
 
     def _commit(self) -> None:
         """Save everything, vectors before the database.

@@ -35,7 +35,16 @@ from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
 from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.file_io import atomic_file, atomic_folder, has_fields, read_json, reading, recover, reporting_write_errors
+from eve_vl.utils.file_io import (
+    atomic_file,
+    atomic_folder,
+    has_fields,
+    open_ordinary,
+    read_json,
+    reading,
+    recover,
+    reporting_write_errors,
+)
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -142,7 +151,7 @@ def _write_folder(
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -172,6 +181,8 @@ def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
     if not isinstance(sums, dict):
         raise _damaged(folder, "state.json holds no checksums")
     for name in fnmatch.filter(sums, pattern):
+        if name != Path(name).name:
+            raise _damaged(folder, f"state.json names a file in another folder: {name}")
         try:
             found = _checksum(folder / name)
         except OSError as error:
@@ -199,6 +210,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, unchecked. Raises UserError."""
     with reading(path, safetensors.SafetensorError):
+        open_ordinary(path).close()  # a pipe would wait
         return load_file(path)
 
 

@@ -50,7 +50,8 @@ def read_log(run: Path) -> list[dict]:
     All have a `kind` and a `step`, notes a `text`. The other values of training and validation rows are numbers, MeasuredValue
     where they have an interval.
     """
-    return [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
+    rows = [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
+    return [row for row in rows if row["kind"] != "note" or has_fields(row, text=str)]
 
 
 def read_numbers(path: Path) -> dict[str, float]:

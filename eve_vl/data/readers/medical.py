@@ -90,8 +90,10 @@ def _table_of_file(path: Path) -> Table | None:
             return TABLES["ROCO"](path)
         case ".csv" if path.parent.name == "QA":
             return TABLES["MedVQA-2019"]([path])
-        case ".jsonl" | ".csv":
-            return _recognized(path, _fields_of(path), "MedICaT", "MELINDA", "CheXpert")
+        case ".jsonl":
+            return _recognized(path, _fields_of(path), "MedICaT")
+        case ".csv":
+            return _recognized(path, _fields_of(path), "MELINDA", "CheXpert")
     return None
 
 
@@ -106,7 +108,8 @@ def _recognized(path: Path, fields: set[str], *layouts: str) -> Table | None:
 
 def _is(layout: str, fields: set[str]) -> bool:
     least, names = FIELDS[layout]
-    return len(names & fields) >= least
+    has_image = layout != "CheXpert" or not fields.isdisjoint({"Path", "imgpath"})
+    return len(names & fields) >= least and has_image
 
 
 def _fields_of(path: Path) -> set[str]:

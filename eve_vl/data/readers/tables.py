@@ -111,6 +111,7 @@ class CsvTable(PackedTable):
         with _open_csv(self.path) as file:
             reader = self._reader(file)
             next(reader)
+            places = {name: self.names.index(name) for name in self.names if name in wanted}  # of equal names the first
             while True:
                 where = f"{self.path.name}:{reader.line_num + 1}"
                 try:
@@ -120,10 +121,10 @@ class CsvTable(PackedTable):
                 except csv.Error as error:
                     yield where, f"not valid CSV ({error})"
                     continue
-                row = {name: value for name, value in zip(self.names, values, strict=False) if name in wanted}
                 if values and len(values) != len(self.names):
                     yield where, f"row has {len(values)} fields, the header has {len(self.names)}"
                 elif values:
+                    row = {name: values[place] for name, place in places.items()}
                     yield where, row if all(map(is_text, row.values())) else "not UTF-8 text"
 
 

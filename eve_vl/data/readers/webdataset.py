@@ -149,7 +149,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
                 if member.size < 0:  # tarfile would go back and never end
                     raise ValueError(f"negative size at byte {member.offset}")
-                if member.isreg():
+                if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
             file.seek(tar.offset)
             end = file.read(tarfile.BLOCKSIZE)
