@@ -107,3 +107,16 @@ def test_a_file_is_no_near_duplicate_of_itself_in_another_source(model, photos, 
     assert index.counts() == {"images": 21, "distinct": 21, "near": 1, "captions": 4, "broken": 0}
     assert [hit.near for hit in index.search("red", top=50) if hit.name == str(path)] == [None, None]
     assert model.index((), tmp_path / "index").counts()["images"] == 20
+
+
+def test_an_image_never_gets_the_captions_of_a_dropped_one(model, tmp_path, monkeypatch):
+    """Not even in an update that ends early: new images may get the ids of dropped ones."""
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png", ord(name))
+    write_table(tmp_path / "a.jsonl", ["a.png"])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b.png").rename(tmp_path / "b" / "b.png")
+    model.index(tmp_path / "a.jsonl", tmp_path / "index")
+    monkeypatch.setattr("eve_vl.search.indexer.Update._forget", lambda update, _: update._commit())
+    index = model.index(tmp_path / "b", tmp_path / "index", drop=str(tmp_path / "a.jsonl"))
+    assert [(Path(hit.name).name, [*hit.captions]) for hit in index.search(image=noise(1, 20, 30))] == [("b.png", [])]
