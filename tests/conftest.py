@@ -17,7 +17,7 @@ from eve_vl.run import training
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and in what tests start
-classifiers.GENERATED_ROWS = 500  # blind baselines draw so many training questions: of 10,000 they take seconds each time
+classifiers.GENERATED_ROWS = 500  # training questions of the image-ablated baselines; 10,000 take seconds
 training.ROWS_PER_TOKEN = 3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 

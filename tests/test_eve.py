@@ -21,7 +21,7 @@ import pytest
 import torch
 from tiny_runs import (
     ANSWERS,
-    RIVAL,
+    BASELINE,
     TASKS,
     TEXT,
     TEXTS,
@@ -54,9 +54,9 @@ MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2
 # Features
 
 
-@pytest.mark.parametrize("name", ["retrieval", "rival"])
+@pytest.mark.parametrize("name", ["retrieval", "baseline"])
 def test_features_of_a_run_with_contrast_are_its_projections(name):
-    run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
+    run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
     eve, task = Eve(run), run.task
     assert isinstance(task, Retrieval | ContrastMatch)
     images = [noise(seed) for seed in range(3)]
@@ -107,9 +107,9 @@ def test_long_texts_are_cut_as_in_training():
 # Calls
 
 
-@pytest.mark.parametrize("name", ["retrieval", "rival"])
+@pytest.mark.parametrize("name", ["retrieval", "baseline"])
 def test_match(name):
-    run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
+    run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
     eve, task = Eve(run), run.task
     assert isinstance(task, Retrieval | ContrastMatch)
     assert task.contrast.match_head is not None
@@ -248,10 +248,10 @@ RUNS = {
     "masked": (None, "fill_mask explain reconstruct"),
     "pixels": (replace(MASKED, mlm_weight=0.0), "reconstruct"),
     "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask explain"),
-    "rival": (RIVAL, "match zero_shot explain fill_mask reconstruct"),
-    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match zero_shot explain fill_mask"),
-    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "zero_shot fill_mask explain reconstruct"),
-    "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
+    "baseline": (BASELINE, "match zero_shot explain fill_mask reconstruct"),
+    "baseline_without_pixels": (replace(BASELINE, mim_weight=0.0), "match zero_shot explain fill_mask"),
+    "baseline_without_matching": (replace(BASELINE, itm_weight=0.0), "zero_shot fill_mask explain reconstruct"),
+    "contrast": (replace(BASELINE, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
     "encoder": (HeadlessConfig(), ""),
     "retrieval": (None, "match zero_shot explain"),
     "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), "zero_shot"),
@@ -290,7 +290,9 @@ def how_to_get(name: str, call: str) -> str:
         **dict.fromkeys(
             [("pixels", "fill_mask"), ("pixels", "explain"), ("contrast", "fill_mask"), ("contrast", "explain")], MLM
         ),
-        **dict.fromkeys([("tokens", "reconstruct"), ("rival_without_pixels", "reconstruct"), ("contrast", "reconstruct")], MIM),
+        **dict.fromkeys(
+            [("tokens", "reconstruct"), ("baseline_without_pixels", "reconstruct"), ("contrast", "reconstruct")], MIM
+        ),
     }
     if (name, call) in switched_off:
         return switched_off[name, call]

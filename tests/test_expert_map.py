@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import RIVAL, TEXT, ids_of, image_tokens, noise, tiny_run, write_run
+from tiny_runs import BASELINE, TEXT, ids_of, image_tokens, noise, tiny_run, write_run
 
 from eve_vl.eve import Eve
 from eve_vl.model.moe import chosen_ME
@@ -69,7 +69,7 @@ def test_neighbours_and_the_other_modality_matter_as_in_the_pass():
 def test_only_runs_with_experts_offer_it():
     with_experts, without = Eve(tiny_run("vqa")), Eve(tiny_run("vqa", model={"deep_ffn": "modality"}))
     assert "experts" in with_experts.calls and "experts" not in without.calls and not hasattr(without, "experts")
-    assert Eve(tiny_run("masked", task=RIVAL)).calls[-1] == "experts"
+    assert Eve(tiny_run("masked", task=BASELINE)).calls[-1] == "experts"
     with pytest.raises(UserError, match=r"^experts: tiny is a run without experts; .*--model.deep-ffn moe$"):
         without.experts(noise(0))
     with pytest.raises(UserError, match="give an image, a text or both"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_runs import (
     ANSWERS,
-    RIVAL,
+    BASELINE,
     TEXT,
     assert_close,
     ids_of,
@@ -35,8 +35,8 @@ from eve_vl.utils.errors import UserError
     ("name", "word"),
     [
         ("masked", "blue squares"),
-        ("rival", None),
-        ("rival", "small blue"),
+        ("baseline", None),
+        ("baseline", "small blue"),
         ("retrieval", "gray"),
         ("retrieval", None),
         ("vqa", "SMALL"),
@@ -47,7 +47,7 @@ from eve_vl.utils.errors import UserError
     ],
 )
 def test_heat_maps_of_every_task(name, word):
-    eve = Eve(tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name))
+    eve = Eve(tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name))
     images = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
     found = eve.explain(images if len(images) == 2 else images[0], TEXT, word=word)
     assert isinstance(found, Heatmap)
@@ -62,7 +62,7 @@ def test_heat_maps_of_every_task(name, word):
         assert over.dtype == np.uint8
     assert max(heat.max() for heat in found.heat) == 1
     assert 0 < found.probability < 1
-    assert found.block == (2 if word and name in ("masked", "rival") else 1)
+    assert found.block == (2 if word and name in ("masked", "baseline") else 1)
 
 
 @pytest.mark.parametrize("routing", ["reference", "reference-dropless"])
@@ -123,9 +123,9 @@ def test_a_run_looks_for_its_own_answer():
 
 
 @pytest.mark.parametrize("weights", [{}, {"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}])
-def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
+def test_a_baseline_looks_for_the_match_or_for_a_hidden_word(weights):
     """Without a word, or without a head for tokens, for the match that `match` tells; else for the word."""
-    eve = Eve(tiny_run("masked", task=replace(RIVAL, **weights)))
+    eve = Eve(tiny_run("masked", task=replace(BASELINE, **weights)))
     probability = pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
     for word in (None, "[CLS]", "blue"):
         found = eve.explain(noise(0), TEXT, word=word)
@@ -136,8 +136,8 @@ def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
             assert (found.score, found.probability, found.block, found.word) == ("the match", probability, 1, word)
 
 
-def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
-    eve = Eve(tiny_run("masked", task=replace(RIVAL, itm_weight=0.0)))
+def test_a_baseline_without_matching_looks_for_a_hidden_word_alone():
+    eve = Eve(tiny_run("masked", task=replace(BASELINE, itm_weight=0.0)))
     assert eve.explain(noise(0), TEXT, word="blue").score == 'the masked "blue"'
     with pytest.raises(UserError, match="name a word of the text"):
         eve.explain(noise(0), TEXT)

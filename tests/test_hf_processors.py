@@ -117,7 +117,7 @@ def test_another_format_is_refused(tmp_path):
         AutoConfig.from_pretrained(tmp_path / "hub")
 
 
-def test_rivals_have_a_class_of_their_own(tmp_path):
+def test_baselines_have_a_class_of_their_own(tmp_path):
     config = tiny_config(task=ContrastMatchConfig(projection_dim=8))
     write_run(tmp_path / "run", config, TOKENIZER, build(config))
     model, _ = hf.from_run(tmp_path / "run")

@@ -24,7 +24,7 @@ NOT_COMPARED = ("kind", *TIMING)
 
 
 def test_there_is_a_folder_of_each_kind_of_run():
-    assert [path.name.partition(".")[0] for path in NUMBERS] == ["nlvr2", "pretrain", "retrieval", "rival", "vqa"]
+    assert [path.name.partition(".")[0] for path in NUMBERS] == ["mlm_itc_itm", "nlvr2", "pretrain", "retrieval", "vqa"]
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: path.name.partition(".")[0])

@@ -270,7 +270,7 @@ def test_pretraining_by_contrast_alone_validates_to_its_own_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["demo_mlm_itc_itm", "scenes_mlm_itc_itm", "scenes_all_losses", "base_mlm_itc_itm"])
-def test_recipes_of_rivals_differ_from_eves_in_the_task_alone(name):
+def test_recipes_of_baselines_differ_from_eves_in_the_task_alone(name):
     config = get_recipe(name)
     eve = get_recipe(name.partition("_")[0])
     assert isinstance(config.task, ContrastMatchConfig)

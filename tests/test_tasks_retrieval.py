@@ -155,17 +155,17 @@ def test_a_batch_of_one_image_has_only_matches():
 
 @torch.no_grad()
 def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
-    """One owner: the rivals of masked signal modelling pre-train with what retrieval is fine-tuned with."""
+    """One owner: the baselines of masked signal modelling pre-train with what retrieval is fine-tuned with."""
     monkeypatch.setattr(objectives, "hard_negatives", lambda similarity, _: torch.arange(len(similarity)).roll(1))
     config = tiny_config(task=ContrastMatchConfig(mlm_weight=2.0, itc_weight=0.7, itm_weight=0.3))
-    rival = build(config)
-    assert isinstance(rival, ContrastMatch)
+    baseline = build(config)
+    assert isinstance(baseline, ContrastMatch)
     dataset = MaskedPairs([pairs(5)], config, TOKENIZER, training=True)
     batch = dataset.collate([dataset[(0, 0, row)] for row in range(5)])
     assert isinstance(batch, PairBatch)
-    output = rival(batch)
+    output = baseline(batch)
     task = retrieval()
-    task.encoder, task.contrast = rival.encoder, rival.contrast
+    task.encoder, task.contrast = baseline.encoder, baseline.contrast
     names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "image_id_B", "caption_B")
     terms = task(CaptionBatch(**{name: getattr(batch, name) for name in names})).terms
     for name in ("itc", "itm", "itm_acc"):

@@ -27,7 +27,7 @@ from eve_vl.synthetic.phantoms.world import sample_phantom
 from eve_vl.tasks import retrieval
 from eve_vl.utils.errors import UserError
 
-RIVAL = Path(__file__).parent / "compat" / "rival"
+BASELINE = Path(__file__).parent / "compat" / "mlm_itc_itm"
 PROMPTS = {"red": ("all red", "a red circle"), "blue": ("a blue square",), "gray": ("gray", "on gray", "two on gray")}
 
 
@@ -204,15 +204,15 @@ def test_as_people_ask_for_it(tmp_path: Path, capsys):
             Image.new("RGB", (20 + number, 20), color).save(tmp_path / "data" / name / f"{number}.png")
     (tmp_path / "p.json").write_text('{"red": ["a red circle"], "blue": ["a blue circle"]}')
     data, out = str(tmp_path / "data"), tmp_path / "numbers.json"
-    main(["evaluate", "zero_shot", str(RIVAL), "--data", data, "--prompts", str(tmp_path / "p.json"), "--json", str(out)])
+    main(["evaluate", "zero_shot", str(BASELINE), "--data", data, "--prompts", str(tmp_path / "p.json"), "--json", str(out)])
     said = capsys.readouterr().out
     assert "recall/blue" in said and "prior/red" in said and "comparison: too few rows to decide: 4 rows (acc" in said
     assert json.loads(out.read_text())["num_rows"] == 4
-    main(["zero-shot", str(RIVAL), str(tmp_path / "data/red/0.png"), str(tmp_path / "p.json")])
+    main(["zero-shot", str(BASELINE), str(tmp_path / "data/red/0.png"), str(tmp_path / "p.json")])
     assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"red", "blue"}
     for flags, problem in ((["--prompts", str(tmp_path / "none.json")], "none.json"), ([], "--prompts FILE")):
         with pytest.raises(SystemExit):
-            main(["evaluate", "zero_shot", str(RIVAL), "--data", data, *flags])
+            main(["evaluate", "zero_shot", str(BASELINE), "--data", data, *flags])
         said = "".join(capsys.readouterr())
         assert said.count("\n") == 1 and problem in said
 

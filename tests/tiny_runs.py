@@ -26,7 +26,7 @@ TASKS: dict[str, TaskConfig | None] = {
     "nlvr2_paired": NLVR2Config(head="paired"),
     "nlvr2_compare": NLVR2Config(head="compare"),
 }
-RIVAL = ContrastMatchConfig(mim_weight=1.0, projection_dim=8, decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
+BASELINE = ContrastMatchConfig(mim_weight=1.0, projection_dim=8, decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
 TEXT = "two small blue squares on gray"
 TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
 

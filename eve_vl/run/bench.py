@@ -119,7 +119,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "arithmetic: {flops_per_row:,.3g} GFLOP a row, {flops_per_second:,.4g} GFLOP/s, MFU {mfu:.3f} of {peak:,.4g} GFLOP/s, "
         "{peak_of}",
         "memory: {gib:.2f} GiB at most",
-        "loader: {loader_rows_per_core_second:,.4g} rows a core-second, {loader_share:.1%} of what the steps take",
+        "loader: {loader_rows_per_core_second:,.4g} rows a core-second, {loader_share:.1%} of the core-seconds of the steps",
     )
     values = {**found, **giga, "ms": 1000 * step, "shown": shown, "gib": found["memory"] / 2**30}
     return [text.format_map(values) for text in texts]
