@@ -152,7 +152,7 @@ def test_a_matching_head_that_makes_the_search_worse(runs: dict[str, Path], tmp_
             row |= {"r_mean": 0.352 if is_worse else 0.5, "r_mean_itc_only": 0.472, "tr1": 0.123}
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(write_report(copy))
-    assert ("re-ranking makes this search worse (r_mean 0.352, by contrast only 0.472)" in page.text) == is_worse
+    assert ("re-ranking makes this search worse (r_mean 0.352, with ITC only 0.472)" in page.text) == is_worse
     numbers = (copy / "report.html").read_text().partition('class="card number main"><code>')[2]
     assert numbers.startswith("tr1</code><strong>12.3 %")  # what people get, who search with the run's own re-ranking
 
@@ -369,7 +369,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
     assert ("chose none: not even the best" in note) == (num_right == 0)
     chosen = f"the best {num_right}" if num_right else "none"
     assert f"Re-ranked candidates per query: {chosen}, chosen in validation." in page.text
-    alone = f"{percent(best['r_mean_itc_only'])} by contrast only, {percent(best['r_mean_k16'])} with 16"
+    alone = f"{percent(best['r_mean_itc_only'])} with ITC only, {percent(best['r_mean_k16'])} with 16"
     assert alone in page.text
     for name in ("tr1", "tr1_itc_only", "ir1_itc_only") if num_right else ("tr1",):
         assert f"{name}{percent(best[name])}" in page.text

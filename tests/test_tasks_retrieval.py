@@ -360,7 +360,7 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
     better, worse = sorted((numbers, flipped), key=lambda each: each["r_mean"], reverse=True)
     assert evaluator_of(task).warnings(better) == []
     (remark,) = evaluator_of(task).warnings(worse)
-    assert f"r_mean {worse['r_mean']:.3f}, by contrast only {worse['r_mean_itc_only']:.3f}" in remark
+    assert f"r_mean {worse['r_mean']:.3f}, with ITC only {worse['r_mean_itc_only']:.3f}" in remark
     assert "--rerank 0" in remark
     assert (
         evaluator_of(task).warnings(numbers_of(retrieval(rerank=0), eval_set(task.config), 5)) == []

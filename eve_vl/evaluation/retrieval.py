@@ -179,11 +179,11 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         if tried := r_means_tried(numbers):
             k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
             low, high = gain(tried[k or best])
-            worth = f"r_mean {tried[k or best]:.3f}, by contrast only {alone:.3f}, difference {low:.3f} to {high:.3f}"
+            worth = f"r_mean {tried[k or best]:.3f}, with ITC only {alone:.3f}, difference {low:.3f} to {high:.3f}"
             chosen = f"the best {k} ({worth})" if k else f"none: not even the best {best} are surely worth it ({worth})"
             found.append(f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}")
         elif ranked < alone:
-            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast only {alone:.3f})"
+            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, with ITC only {alone:.3f})"
             found.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
         return found
 
@@ -193,7 +193,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         """Return tr1 … rsum after re-ranking, and the ranks of both directions.
 
         The best candidates of each query are re-ranked. Ranks are those of images' captions (I,) and of captions' images (T,).
-        With a matching head also `…_itc_only`, by contrast only, and `rerank_k`, the number re-ranked. That is `most` or, if it
+        With a matching head also `…_itc_only`, with ITC only, and `rerank_k`, the number re-ranked. That is `most` or, if it
         selects, the k of `most`, most/2, most/4 … with the highest r_mean (all are in `r_mean_k…`), provided that the 95 %
         interval of its gain over contrast, query by query, is above 0; else 0.
         """

@@ -239,7 +239,7 @@ def summary(
 
     tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: mean of the six. rsum: their sum in per
     cent, at most 600. num_queries_without_match: images and texts without a match; recalls leave them out. image_T: an image of
-    each text; it groups texts and, for r_mean, the image itself. alone: ranks by contrast only; r_mean then has the interval of
+    each text; it groups texts and, for r_mean, the image itself. alone: ranks with ITC only; r_mean then has the interval of
     its difference from `r_mean_itc_only`.
     Raises ValueError if no image or no text has a match.
     """

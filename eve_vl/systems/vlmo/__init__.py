@@ -1,7 +1,7 @@
 """VLMo (Bao et al. 2022, arXiv 2111.02358).
 
 It is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains in three stages, each the
---init of the next: images; texts with frozen attention; pairs by contrast, matching and masked tokens. The paper's first stage
+--init of the next: images; texts with frozen attention; pairs with ITC, ITM and MLM. The paper's first stage
 is a published BEiT, which also learnt from labels; ours reconstructs pixels.
 """
 
@@ -173,7 +173,7 @@ def vlmo_nlvr2(init: Config) -> Config:
 
 @starts_from("vlmo_base")
 def vlmo_retrieval(init: Config) -> Config:
-    """COCO retrieval as in VLMo, by contrast only: 3,000 steps of batch 3072.
+    """COCO retrieval as in VLMo, with ITC only: 3,000 steps of batch 3072.
 
     Images have 384 pixels. Flickr30K takes 1,500 steps from that run.
 
