@@ -1,6 +1,8 @@
 """Nearest vectors: exactly those of a full sort, or nearly all of them from cells."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ from eve_vl.eve import Eve
 from eve_vl.search import database, nearest
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import topk_exact
-from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
@@ -103,14 +105,20 @@ def test_a_full_disk_while_writing_cells_is_one_line(eve, model, run, photos, tm
     """The rest of the index is there, and searches are exact until the disk has space."""
     path = tmp_path / "index" / nearest.FILE
     model.index(photos, tmp_path / "index")
-    temporary = file_io._sibling(path, "tmp")
-    temporary.symlink_to("/dev/full")
-    with pytest.raises(UserError) as full:
+
+    @contextlib.contextmanager
+    def full_disk(path: Path) -> Iterator[Path]:
+        with atomic_file(path) as temporary:
+            temporary.symlink_to("/dev/full")
+            yield temporary
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as full:
+        patch.setattr(nearest, "atomic_file", full_disk)
         cells_of(model, photos, tmp_path / "index", monkeypatch)
     room = "nothing in the index is lost: free some space and run the same command again"
     assert str(full.value) == f"{tmp_path}/index: No space left on device; {room}"
     assert not path.exists()
-    assert not temporary.is_symlink()
+    assert not list(path.parent.glob(".*.tmp"))
     assert len(Index.open(tmp_path / "index", model).search(TEXTS[0], top=400)) == 320
     assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
     assert path.stat().st_size > 320 * 2 * 8

@@ -1,12 +1,13 @@
 """Atomic files and folders: crashes between any two steps, readers meanwhile, a full disk."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import atomic_file, atomic_folder, recover, reporting_write_errors, write_file
+from eve_vl.utils.file_io import atomic_file, atomic_folder, delete_temporary, recover, reporting_write_errors, write_file
 
 
 class Killed(BaseException):
@@ -36,6 +37,53 @@ def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
     assert content(tmp_path) == {"file": "new"}
     with pytest.raises(FileNotFoundError):
         write_file(tmp_path / "nowhere/file", "text")
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path):
+    """A temporary file lies where no other user of a shared folder can put one."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".file.tmp").symlink_to("victim")
+    with atomic_file(tmp_path / "file") as temporary:
+        assert temporary.parent.stat().st_mode & 0o777 == 0o700
+        assert not temporary.exists()
+        temporary.write_text("page")
+    (tmp_path / ".file.tmp").unlink()
+    assert content(tmp_path) == {"victim": "precious", "file": "page"}
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_the_last_of_several_writers_counts(tmp_path: Path):
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    with atomic_file(path) as first, atomic_file(path) as second, atomic_file(path) as third:
+        for number, temporary in enumerate((third, first, second)):
+            temporary.write_text(f"{number}" * 5)
+    with atomic_folder(folder) as first, atomic_folder(folder) as second:
+        for number, temporary in enumerate((second, first)):
+            (temporary / f"{number}").write_text("")
+    assert path.read_text() == "11111"
+    assert content(folder) == {"1": ""}
+    assert {*tmp_path.iterdir()} == {path, folder}
+
+
+def test_folders_replaced_at_once_are_whole(tmp_path: Path):
+    folder = tmp_path / "folder"
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda text: replace(folder, text), "bcd" * 8)) == [None] * 24
+    assert sorted(content(folder)) == ["a", (folder / "a").read_text()]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path: Path):
+    """That is a folder more than a day old; a younger one may belong to a writer that is alive."""
+    for name in (".file.old.tmp", ".file.new.tmp", ".other.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+        if "old" in name:
+            os.utime(tmp_path / name, times=(0, 0))
+    write_file(tmp_path / "file", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.new.tmp", ".other.old.tmp"}
+    delete_temporary(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_folder_is_replaced_or_left_alone(tmp_path: Path):

@@ -173,11 +173,14 @@ class Database:
         """Open an index, or start one. Raises UserError if another run made it."""
         if not (folder / DATABASE).exists():
             facts = run_fingerprint(run) | {"columns": []}
-            with index_errors(folder), atomic_file(folder / DATABASE) as temporary:
-                temporary.unlink(missing_ok=True)
-                with contextlib.closing(sqlite3.connect(temporary)) as db, db:
-                    db.executescript(SCHEMA)
-                    db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
+            with (
+                index_errors(folder),
+                atomic_file(folder / DATABASE) as temporary,
+                contextlib.closing(sqlite3.connect(temporary)) as db,
+                db,
+            ):
+                db.executescript(SCHEMA)
+                db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
         database = cls.open(folder)
         database.check(run)
         if (name := builtin.name_of(run.folder)) != database.facts["run"]:  # the run was moved

@@ -20,7 +20,6 @@ import hashlib
 import json
 import random
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import (
     atomic_file,
     atomic_folder,
+    delete_temporary,
     has_fields,
     open_ordinary,
     read_json,
@@ -98,13 +98,7 @@ def save_checkpoint(
     for old in checkpoint_folders(run)[:-keep]:
         with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
             old.rename(old.with_name(f".{old.name}.tmp"))
-    clear(run)
-
-
-def clear(run: Path) -> None:
-    """Delete the leftovers of a crash while saving or deleting."""
-    for rest in (run / CHECKPOINTS).glob(".step_*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
+    delete_temporary(run / CHECKPOINTS)
 
 
 def save_best(

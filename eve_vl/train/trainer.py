@@ -22,7 +22,7 @@ from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate,
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
-from eve_vl.utils.file_io import write_file
+from eve_vl.utils.file_io import delete_temporary, write_file
 from eve_vl.utils.runtime import stop_signals
 
 
@@ -76,9 +76,9 @@ class Trainer:
     def resume(self) -> bool:
         """Load the newest checkpoint of the run folder; return whether there is one."""
         folders = checkpoint.checkpoint_folders(self.run)
+        for folder in (self.run, self.run / checkpoint.CHECKPOINTS) if is_main() else ():
+            delete_temporary(folder)
         if folders:
-            if is_main():
-                checkpoint.clear(self.run)
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))

@@ -6,13 +6,17 @@ restores it.
 """
 
 import contextlib
+import glob
 import json
+import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from eve_vl.utils.errors import UserError
@@ -20,6 +24,8 @@ from eve_vl.utils.errors import UserError
 Value = TypeVar("Value")
 SURROGATE = re.compile("[\\ud800-\\udfff]")
 TOO_LARGE = 2**63  # JSON has larger integers than floats, tensors or file offsets take
+LEFT_BEHIND = 86_400  # seconds after which a temporary file counts as that of a killed process
+TRIES = 10  # to replace a folder that other processes replace, too
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
@@ -149,54 +155,69 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file.
+    """Yield the path of a temporary file to write.
 
-    At the end it replaces `path`; after an error it is deleted.
+    At the end it replaces `path`; after an error it is deleted. Of several writers the last one counts.
     """
-    temporary = _sibling(path, "tmp")
-    try:
+    with _workplace(path) as temporary:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # keep the first error
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder.
 
-    At the end it replaces `folder`; after an error it is deleted.
+    At the end it replaces `folder`; after an error it is deleted. Of several writers the last one counts.
     """
-    temporary = _sibling(folder, "tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _workplace(folder) as temporary:
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         _put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """Yield a path in a new hidden folder next to `path`.
+
+    No other writer uses it, and no other user may enter it.
+    """
+    delete_temporary(path.parent, f".{glob.escape(path.name)}.*.tmp", LEFT_BEHIND)
+    with TemporaryDirectory(".tmp", f".{path.name}.", path.parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder, path.name)
+
+
+def delete_temporary(folder: Path, pattern: str = ".*.tmp", age: float = -math.inf) -> None:
+    """Delete temporary folders of killed processes.
+
+    pattern: of their names. age: least age in seconds.
+    """
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            if time.time() - left.lstat().st_mtime > age:
+                shutil.rmtree(left)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     old = _sibling(folder, "old")
     recover(folder)
-    while True:
+    for tries_left in reversed(range(TRIES)):
         shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             temporary.rename(folder)
             break
         except OSError:
-            if not folder.exists():
-                recover(folder)
+            recover(folder)
+            if not tries_left:
                 raise
-            # else another process recovered the old folder: try again
+            # another process may have replaced the folder, or recovered the old one: try again
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
