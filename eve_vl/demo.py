@@ -81,8 +81,7 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
     runs = [out / name for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
     report = write_comparison(runs, out / "report.html", [top])
-    print_line("\n".join(table_lines(tables)))
-    print_line(f"{time.perf_counter() - start:.0f} seconds in total")
+    print_line(*table_lines(tables), f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
 
@@ -172,7 +171,7 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
         numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
         if numbers.get(NUM_ROWS) == num_test and has_fields(rows, **dict.fromkeys(SPLITS, dict)) and all(map(rows.get, SPLITS)):
             return numbers
-    with (config.out / LOG).open("a") as log, contextlib.redirect_stdout(log):
+    with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:
             train(config)
         except StoppedError as stopped:

@@ -11,7 +11,9 @@ from tiny_runs import TEXT, noise, tiny_run, write_run
 
 from eve_vl.cli import VERBS
 from eve_vl.cli.predict import call_verbs
+from eve_vl.evaluation.zero_shot import ClassScore
 from eve_vl.eve import Eve
+from eve_vl.predict.predictors import ScoredAnswer, ScoredLabel
 from eve_vl.train.log import RunLog
 
 JSON = ("--json", "numbers.json")
@@ -49,6 +51,18 @@ def test_answer(eve, folder):
     assert [each["answer"] for each in found] == [each.answer for each in expected]
     assert [each["probability"] for each in found] == pytest.approx([each.probability for each in expected])
     assert done.stdout.splitlines() == [f"{each.probability:7.4f}  {each.answer}" for each in expected]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        ScoredAnswer(answer="cat\n 0.9 \x1b[31mdog\u202e", probability=0.5),
+        ScoredLabel(label="cat\n 0.9 \x1b[31mdog\u202e", probability=0.5),
+        ClassScore(label="cat\n 0.9 \x1b[31mdog\u202e", score=0.5),
+    ],
+)
+def test_a_label_is_one_line_and_steers_no_terminal(result):
+    assert str(result).split("  ")[-1] == r"cat\n 0.9 \x1b[31mdog\u202e"
 
 
 def test_match(eve, folder):

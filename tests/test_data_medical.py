@@ -15,10 +15,10 @@ from PIL import Image
 
 from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
 from eve_vl.data.readers import open_source
-from eve_vl.data.readers.medical_layouts import print_once
 from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
 from eve_vl.synthetic.write import FIVE, LAYOUTS, write
+from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import BadSampleError, UserError
 
 RAD = {

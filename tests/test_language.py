@@ -74,7 +74,7 @@ ALLOWED = (  # words that stay although a rule names them
     r"_blind|vqa_acc_blind",  # a metric's name
     r"double-blind",
 )
-PRINTS = ("print_line", "warn", "fail")
+PRINTS = ("print_line", "print_once", "warn", "fail")
 MAX_FIRST_LINE, MAX_FUNCTION, MAX_FILE = 80, 60, 400
 
 
@@ -118,9 +118,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, int]]:
 def messages(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Literal parts of the texts that a file raises, prints or warns with."""
     for node in ast.walk(tree):
-        is_call = (
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print_line", "warn", "fail")
-        )
+        is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PRINTS
         if is_call or isinstance(node, ast.Raise):
             for part in ast.walk(node):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):

@@ -1,5 +1,6 @@
 """Console lines and progress: which process prints, when a long loop reports."""
 
+import contextlib
 import io
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from eve_vl.cli import main
 from eve_vl.utils import console
 
 
@@ -27,6 +29,57 @@ def test_a_rank_without_torchrun_silences_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     console.print_line("alone")
     assert capsys.readouterr().out == "alone\n"
+
+
+HOSTILE = "cat\x1b]0;title\x07\nSECOND LINE: all is well\r\u202etxt\u2028\x9b1A\udcff"
+HARMLESS = r"cat\x1b]0;title\x07\nSECOND LINE: all is well\r\u202etxt\u2028\x9b1A\udcff"
+
+
+def test_text_from_outside_cannot_steer_the_terminal(monkeypatch, capsys):
+    """Neither in lines nor in warnings nor beside a progress bar; each line is one line."""
+    console.print_line(HOSTILE, "own line [b]", HOSTILE)
+    console.print_once(HOSTILE)
+    console.print_once(HOSTILE)
+    console.warn(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [HARMLESS, "own line [b]", HARMLESS, HARMLESS]
+    assert err == f"eve: {HARMLESS}\n"
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=300))
+    monkeypatch.setattr(console, "SOON", -1)
+    assert list(console.progress("ab", HOSTILE, 2)) == ["a", "b"]
+    assert HARMLESS in screen.getvalue()
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kind"), [("ascii", io.TextIOWrapper), ("latin-1", io.TextIOWrapper), ("utf-8", Terminal)]
+)
+def test_any_console_shows_help_and_mistakes(monkeypatch, encoding, kind):
+    """Help has dots, boxes and dashes; a mistake is the same plain line everywhere."""
+    monkeypatch.setenv("TERM", "xterm")
+
+    def run(*words: str, encoding: str = encoding, kind: type[io.TextIOWrapper] = kind) -> tuple[str, str]:
+        out, err = kind(io.BytesIO(), encoding), io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace")
+        with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            main(words)
+        for stream in (out, err):
+            stream.flush()
+        return out.buffer.getvalue().decode(encoding), err.buffer.getvalue().decode(encoding)  # pyright: ignore
+
+    dots = "…".encode(encoding, "backslashreplace").decode(encoding)
+    assert run("--help")[0].startswith(f"usage: eve VERB {dots}\n")
+    assert "--image" in run("search", "--help")[0]
+    for words in (("search", "--bogus"), ("search", "x", "--topp", "3"), ("completion", "fish")):
+        expected = run(*words, encoding="utf-8", kind=io.TextIOWrapper)
+        assert run(*words) == expected
+        assert expected[1].removesuffix("\n").isprintable()
 
 
 def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):

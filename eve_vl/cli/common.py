@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -97,7 +98,7 @@ class CompletionArgs:
 
 def run_completion(args: CompletionArgs) -> None:
     """Print a completion script for your shell to source: eve completion bash|zsh."""
-    print_line(ZSH * (args.shell == "zsh") + COMPLETION)
+    print_line(*(ZSH * (args.shell == "zsh") + COMPLETION).split("\n"))
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
@@ -111,15 +112,16 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
             if number > 1 and typing.get_origin(hints.get(flag[2:].replace("-", "_"))) is tuple:  # tyro drops the first values
                 raise UserError(f"{flag}: given {number} times; give it once, with all its values")
         cls = _with_metavars(cls)
+    parse_flags = functools.partial(tyro.cli, cls, args=[*argv], prog=prog, description=description, **kwargs)
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
-            args = tyro.cli(cls, args=[*argv], prog=prog, description=description, **kwargs)
+        with contextlib.redirect_stdout(box), contextlib.redirect_stderr(box):  # neither colours nor Unicode
+            args = parse_flags()
     except SystemExit as stop:
         if not stop.code:  # --help
-            raise
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-        problem = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines)).rstrip(".")
+            parse_flags()
+        lines = [line.strip() for line in box.getvalue().splitlines()[2:]]  # after a title and a rule
+        problem = " ".join(itertools.takewhile(lambda line: not line.startswith("---"), lines)).rstrip(".")
         problem = re.sub(r"^Error parsing (\w+: )?", "", problem)
         hint = re.search(r"Perhaps you meant:\W+(--[\w.-]+)", box.getvalue())
         near = f"; did you mean {hint[1]!r}?" if hint else ""
@@ -162,7 +164,7 @@ def write_json(path: Path | None, values: Any) -> None:
 def print_list(usage: str, texts: Mapping[str, str], note: str) -> None:
     """Print the usage, the possible choices with their texts, and a note."""
     width = max(map(len, texts))
-    print_line("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
+    print_line(*usage.split("\n"), "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", *note.split("\n"))
 
 
 def fail(message: str, code: int) -> None:

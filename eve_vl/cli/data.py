@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
-from eve_vl.utils.console import CONSOLE, pluralize
+from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
 
@@ -92,7 +92,7 @@ def run_data_check(args: CheckArgs) -> None:
         raise UserError("--init has no effect without --recipe; name one")
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
-    CONSOLE.print("\n".join(report_lines(report)), markup=False)
+    print_line(*report_lines(report))
     write_json(args.json, report)
     if report["broken"]:
         sys.exit(1)

@@ -76,7 +76,7 @@ def _verb(request: type[Request]) -> Callable[[Sequence[str]], None]:
         if "out" in files:
             _write_images(files["out"], request.shown_images(result))
             shown = f"{files['out']}: {shown}"
-        print_line(shown)
+        print_line(*shown.split("\n"))
         if "json" in files:
             write_json(files["json"], request.values(result))
 
@@ -103,7 +103,7 @@ def run_encode(args: EncodeArgs) -> None:
     names = {f"{what}s": features.names for what, features in found.items()}
     if skipped := [str(error) for features in found.values() for error in features.skipped]:
         names["skipped"] = skipped
-        print_line("\n".join(f"skipped: {line}" for line in skipped))
+        print_line(*(f"skipped: {line}" for line in skipped))
     if not any(map(len, found.values())):
         fail(f"{args.out}: not written, because no row could be used", 1)
     _write_features(args.out, {f"{what}_features": features for what, features in found.items()}, names)

@@ -15,7 +15,7 @@ from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
-from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
 ICON_RUN = "builtin:icons"  # the run of `eve try`
@@ -143,7 +143,7 @@ def _print_changes(folder: Path, index: Any) -> None:
     changes, counts = index.changes, index.counts()
     for problem, names in {"skipped": changes.broken, "without captions": changes.bad_captions}.items():
         for name, reason in names.items():
-            print_line(printable(f"{problem}: {name}: {reason}"))
+            print_line(f"{problem}: {name}: {reason}")
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
     same = pluralize(counts["images"] - counts["distinct"], "exact duplicate")
@@ -166,7 +166,7 @@ def run_search(args: SearchArgs) -> None:
     hits = index.search(args.query, captions=args.caption, where=where, **own)
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
-        print_line(printable(f"{score:7.3f}  {hit.name}  {'; '.join(others)}".rstrip()))
+        print_line(f"{score:7.3f}  {hit.name}  {'; '.join(others)}".rstrip())
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.page import write_results

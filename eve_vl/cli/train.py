@@ -16,7 +16,7 @@ from eve_vl.cli.common import HELP, JsonArgs, check_writable, parse, print_line,
 from eve_vl.config import Config, flat, generated, to_dict
 from eve_vl.config.base import installed, origins, package_of
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
 
 FIRST = {
@@ -116,7 +116,7 @@ def run_bench(argv: Sequence[str]) -> None:
     from eve_vl.run.bench import bench, lines
 
     measured = bench(args.config, args.steps)
-    print_line("\n".join([f"{name} on {measured['machine']}", *lines(measured)]))
+    print_line(f"{name} on {measured['machine']}", *lines(measured))
     write_json(args.json, measured)
 
 
@@ -211,7 +211,7 @@ def _confirm_data(config: Config, start: Config) -> None:
     print_line(f"training on {own}, the recipe's data; --data.train PATH selects other data")
     if any(map(generated, start.data.train)) or not all(map(generated, config.data.train)):
         return
-    what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
+    what = printable(f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})")
     is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
     if not is_asked or not Confirm.ask(Text(f"{what}. Continue?", "prompt"), default=False):
         raise UserError(f"{what}; name your data with --data.train PATH and --data.val, or confirm with --data.train {own}")

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from eve_vl.utils.console import warn
-from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
 # Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are damage, and building them
@@ -158,7 +158,7 @@ def load_installed(group: str, name: str) -> Any:
     try:
         return entry.load()
     except (Exception, SystemExit) as error:  # a broken package must not break the others
-        warn(printable(f"warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})"))
+        warn(f"warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})")
         return None
 
 

@@ -30,7 +30,7 @@ from eve_vl.metrics import intervals
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.tasks.task import Task
 from eve_vl.train import evaluation_batches, num_skipped
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user, read_json
 
 BUILT_IN = ("phantoms",)  # generators with class_prompts
@@ -87,7 +87,7 @@ class ClassScore:
     score: float
 
     def __str__(self) -> str:
-        return f"{self.score:8.4f}  {self.label}"
+        return f"{self.score:8.4f}  {printable(self.label)}"
 
 
 class ZeroShot:

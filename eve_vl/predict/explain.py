@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from eve_vl.data.dataset import normalize
 from eve_vl.model.probes import choices_of, gradcam, mixtures
 from eve_vl.predict.inputs import GivenImage, Inputs
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, printable
 
 CLS = "[CLS]"
 _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
@@ -48,7 +48,8 @@ class Heatmap:
 
     def __str__(self) -> str:
         who = "all tokens" if self.word is None else f'"{self.word}"'
-        return f"Grad-CAM of {self.score} (probability {self.probability:.4f}), attention of {who} in block {self.block}"
+        shown = f"Grad-CAM of {self.score} (probability {self.probability:.4f})"
+        return printable(f"{shown}, attention of {who} in block {self.block}")
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
@@ -195,7 +196,7 @@ class ExpertMap:
         return 0 if self.image is None else 1 + self.grid[0] * self.grid[1]
 
     def __str__(self) -> str:
-        return "\n".join(f"block {block.number}: {self._shares(block)}" for block in self.blocks)
+        return "\n".join(printable(f"block {block.number}: {self._shares(block)}") for block in self.blocks)
 
     def _shares(self, block: Block) -> str:
         first = block.experts[:, 0].tolist()

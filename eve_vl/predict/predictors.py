@@ -31,7 +31,7 @@ from eve_vl.tasks.classification import Classification
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import ContrastMatch, ContrastTask
 from eve_vl.tasks.vqa import VQA
-from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.errors import UserError, nearest, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ScoredAnswer:
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.probability:7.4f}  {self.answer}"
+        return f"{self.probability:7.4f}  {printable(self.answer)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ScoredLabel:
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.probability:7.4f}  {self.label}"
+        return f"{self.probability:7.4f}  {printable(self.label)}"
 
 
 class VQAPredictor(Predictor):
@@ -183,7 +183,7 @@ class FilledText:
             f"[MASK] {number}: " + ", ".join(f"{guess.text} {guess.probability:.4f}" for guess in guesses)
             for number, guesses in enumerate(self.guesses, start=1)
         ]
-        return "\n".join([self.text, *lines])
+        return "\n".join(map(printable, [self.text, *lines]))
 
 
 @dataclass(frozen=True, kw_only=True)

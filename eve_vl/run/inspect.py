@@ -30,6 +30,7 @@ from eve_vl.run.loading import build_untrained, read_config, read_labels
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Classifier, Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
+from eve_vl.utils.errors import printable
 
 NUM_LABELS = 3129  # VQA v2's usual answer list
 WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
@@ -63,7 +64,7 @@ class Inspection:
 
     def render(self, console: Console) -> None:
         """Print a table."""
-        sizes, recipe = self.config.input, escape(self.config.recipe)
+        sizes, recipe = self.config.input, escape(printable(self.config.recipe))
         shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
         console.print(f"[bold]{recipe}[/bold]: {self.config.model}; {shapes}", highlight=False)
         rows = [(name, self.parameters.get(name, 0), self.flops.get(name, 0.0)) for name in {**self.parameters, **self.flops}]

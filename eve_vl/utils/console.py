@@ -1,6 +1,7 @@
 """Console lines and progress bars. Imports no torch, which takes seconds."""
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
@@ -11,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
+
+from eve_vl.utils.errors import printable
 
 T = TypeVar("T")
 CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # shared: progress bars and lines need one console
@@ -31,16 +34,25 @@ def is_main() -> bool:
     return not is_torchrun or os.environ.get("RANK", "0") == "0"
 
 
-def print_line(text: str) -> None:
-    """Print one line, in the main process only."""
+def print_line(*lines: str) -> None:
+    """Print each text on one line, in the main process only.
+
+    Line ends and control characters become escapes: names, labels and captions come from outside.
+    """
     with contextlib.suppress(OSError):  # a closed terminal must not keep a run from saving
         if is_main():
-            CONSOLE.print(text, markup=False)
+            CONSOLE.print("\n".join(map(printable, lines)), markup=False)
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Print a line once, although a source may be opened several times."""
+    print_line(text)
 
 
 def warn(text: str) -> None:
     """Print one line on stderr, so that a pipe does not get it."""
-    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {text}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {printable(text)}", markup=False)
 
 
 def pluralize(count: float, one: str, many: str = "") -> str:
@@ -58,9 +70,10 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds.
     """
     shown_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
+    name = escape(printable(what))
     for done, item in enumerate(items):
         if is_bar and time.monotonic() - shown_at > SOON:
-            yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
+            yield from track(itertools.chain([item], items), name, total, done, console=CONSOLE, transient=True)
             return
         if time.monotonic() - shown_at > PATIENCE:
             shown_at = time.monotonic()

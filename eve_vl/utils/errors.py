@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 LONGEST = 4000  # characters of a message, which may quote a very long name or value
 WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # torch's prefix of an error in a loader worker
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters, halves of surrogate pairs, line ends, and marks that reverse the text after them."""
 
 

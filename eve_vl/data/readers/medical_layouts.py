@@ -1,6 +1,5 @@
 """Tables of the medical layouts; `medical` finds their files."""
 
-import functools
 import hashlib
 import itertools
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 from eve_vl.data.readers.tables import CsvTable, PackedTable
 from eve_vl.data.table import MAX_TEXT_BYTES, Fields, Row, RowColumns, Table, is_file, no_field, where_row
-from eve_vl.utils import console
+from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, read_json, require_type
 
@@ -29,12 +28,6 @@ CAPTIONS = ("image", "caption")  # columns
 QUESTIONS = ("image", "question", "question_id", "answers", "answer_type", "content_type")
 IN_SPLIT = 3  # parts of a path that name a file: train/radiology/captions.txt
 ALIASES = {"validation": "val", "valid": "val", "validate": "val", "dev": "val"}
-
-
-@functools.cache
-def print_once(text: str) -> None:
-    """Print a line once, although a source may be opened several times."""
-    console.print_line(text)
 
 
 def _parsed(rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]) -> Iterator[Row]:
