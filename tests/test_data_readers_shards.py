@@ -5,7 +5,9 @@ import pickle
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ from webdataset.writer import TarWriter
 
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageBytes, ImageSpan, Source
+from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 
 
@@ -175,9 +178,74 @@ def test_tar_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_tar_in_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_tar(tmp_path / "x.tar", COLORS)
-    (tmp_path / ".x.tar.index.tmp").mkdir()  # root may write anywhere, but not over a folder
+    (tmp_path / "x.tar.index").mkdir()  # root may write anywhere, but not over a folder
     assert_as_webdataset(open_source(path), [path])
-    assert not (tmp_path / "x.tar.index").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.tar", "x.tar.index"]
+
+
+def test_a_tar_index_of_another_form_is_made_again(tmp_path: Path):
+    path, saved = write_tar(tmp_path / "x.tar", COLORS), tmp_path / "x.tar.index"
+    open_source(path)
+    arrays = dict(np.load(saved))
+    damages = [{name: array.astype(float)} for name, array in arrays.items() if name != "first_lost"]
+    damages += [
+        {"spans": arrays["spans"][:, :4]},
+        {"spans": arrays["spans"][:2]},
+        {"ends": arrays["ends"][:0]},
+        {"blob": np.array(3)},
+    ]
+    for damage in damages:
+        with saved.open("wb") as file:
+            np.savez(file, **arrays | damage)
+        assert_as_webdataset(open_source(path), [path])
+        assert all(np.array_equal(array, arrays[name]) for name, array in np.load(saved).items())
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes, **how: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in how.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
+    """As by tarfile with ignore_zeros, whatever the padding between them."""
+    paths = [write_tar(tmp_path / f"{number}.tar", COLORS[:2]) for number in range(3)]
+    joined = tmp_path / "joined.tar"
+    pads = (b"", bytes(512), bytes(3 * 2**20))
+    members = []
+    for number, path in enumerate(paths):
+        with tarfile.open(path, "w") as tar:
+            for color in COLORS[:2]:
+                add(tar, f"{number}{color}.png", encoded_card(color))
+                add(tar, f"{number}{color}.txt", color.encode())
+    joined.write_bytes(b"".join(path.read_bytes() + pad for path, pad in zip(paths, pads, strict=True)))
+    with tarfile.open(joined, ignore_zeros=True) as tar:
+        members = [(member.name, member.offset_data) for member in tar if member.name.endswith(".png")]
+    rows = rows_of(open_source(joined))
+    assert [(f"{row.where.split(':')[1]}.png", row.image.offset) for row in rows] == members
+    assert len(members) == 6
+    joined.write_bytes(joined.read_bytes() + b"no member" * 100)
+    with pytest.raises(UserError, match=r"not a whole tar file \(neither a member nor the end mark at byte \d+\)"):
+        open_source(joined)
+
+
+def test_members_that_are_in_no_row_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Also where a saved index is read; metadata, folders and hidden files are no losses."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a.png", "a.txt", "a.jpg", "a.txt", "v1.2.jpg", "v1.2.txt", "a.cls", "a.b.npy", ".b.png", "c/._d.png"):
+            add(tar, name, encoded_card("red"), mtime=1)
+        add(tar, "b.png", b"", type=tarfile.LNKTYPE, linkname="a.png")
+        add(tar, "d.png", b"", type=tarfile.DIRTYPE)
+    add_nothing = write_tar(tmp_path / "y.tar", COLORS)
+    for _ in range(2):
+        print_once.cache_clear()
+        assert len(open_source(tmp_path, must_be_usable=False)) == 1 + len(COLORS)
+        first = f"{tmp_path}/x.tar: a.jpg (the last of its key counts)"
+        assert capsys.readouterr().out == f"note: 5 members of 1 shard left out; the first: {first}\n"
+    assert len(open_source(add_nothing)) == len(COLORS)
+    assert capsys.readouterr().out == ""
 
 
 def test_tar_truncated(tmp_path: Path):

@@ -12,24 +12,28 @@ import numpy as np
 from eve_vl.data.records import ImageSpan
 from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, PackedStrings, Table, field
 from eve_vl.utils import file_io
-from eve_vl.utils.console import progress
+from eve_vl.utils.console import pluralize, print_once, progress
 from eve_vl.utils.errors import UserError
 
 INDEX_SUFFIX = ".index"
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 COLUMNS = dict.fromkeys(IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
+CHUNK = 2**20  # bytes of zeros to read at a time
 
 
 class Shard(NamedTuple):
     """The index of one tar: `keys` and `spans` of its rows.
 
     spans: int64 (rows, 6), offset and size of image, .txt and .json; offset -1: absent.
+    num_lost, first_lost: of images and captions that are in no row, their number, and the name of the first and why.
     """
 
     spans: np.ndarray
     keys: PackedStrings
+    num_lost: int
+    first_lost: str
 
 
 class WebdatasetTable(Table):
@@ -49,6 +53,10 @@ class WebdatasetTable(Table):
         """
         self.path, self._paths, self._text_field = paths[0], list(paths), text_field
         self._shards = [_index(path) for path in progress(self._paths, "indexing shards", len(self._paths))]
+        if lossy := [(path, shard) for path, shard in zip(self._paths, self._shards, strict=True) if shard.num_lost]:
+            members = pluralize(sum(shard.num_lost for _, shard in lossy), "member")
+            first = f"{lossy[0][0]}: {lossy[0][1].first_lost}"
+            print_once(f"note: {members} of {pluralize(len(lossy), 'shard')} left out; the first: {first}")
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
             raise UserError(f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)")
@@ -119,10 +127,21 @@ def _index(path: Path) -> Shard:
     saved = path.with_name(path.name + INDEX_SUFFIX)
     with suppress(Exception):  # absent, of an older version or damaged, which the checksums of a zip show
         arrays = dict(np.load(io.BytesIO(file_io.read_bytes(saved, max(stat.st_size, 2**20)))))
-        if np.array_equal(arrays["stamp"], stamp):
-            return Shard(arrays["spans"], PackedStrings(arrays["blob"], arrays["ends"]))
+        spans, blob, ends = (arrays[name] for name in ("spans", "blob", "ends"))
+        forms = [(np.int64, (len(ends) - 1, 6)), (np.uint8, (ends[-1],)), (np.int64, (len(ends),))]
+        if np.array_equal(arrays["stamp"], stamp) and [(each.dtype, each.shape) for each in (spans, blob, ends)] == forms:
+            return Shard(spans, PackedStrings(blob, ends), int(arrays["num_lost"]), arrays["first_lost"].item().decode())
     shard, file = _scan(path), io.BytesIO()
-    np.savez(file, stamp=stamp, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
+    first_lost = np.array(shard.first_lost.encode("utf-8", "backslashreplace"))
+    np.savez(
+        file,
+        stamp=stamp,
+        num_lost=shard.num_lost,
+        first_lost=first_lost,
+        spans=shard.spans,
+        blob=shard.keys.blob,
+        ends=shard.keys.ends,
+    )
     with suppress(OSError):  # a read-only or full disk: the index stays in memory
         file_io.write_file(saved, file.getvalue())
     return shard
@@ -130,31 +149,49 @@ def _index(path: Path) -> Shard:
 
 def _scan(path: Path) -> Shard:
     rows: dict[str, list[int]] = {}
+    lost: list[str] = []
     for name, offset, size in _members(path):
         folder, _, base = name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        column = COLUMNS.get(dot + suffix.lower())
+        stem, _, suffix = base.partition(".")
+        *more, ending = suffix.lower().split(".")
+        column = COLUMNS.get(f".{ending}")
         if not stem or column is None:
             continue  # a hidden or unrelated file
+        if more or offset == ABSENT:
+            lost.append(f"{name} ({'a key ends at the first dot' if more else 'is no plain file'})")
+            continue
         spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
+        if spans[column] != ABSENT:
+            lost.append(f"{name} (the last of its key counts)")
         spans[column : column + 2] = offset, size
-    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), PackedStrings.pack(rows))
+    spans_R6 = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6)
+    return Shard(spans_R6, PackedStrings.pack(rows), len(lost), next(iter(lost), ""))
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of each regular file of a tar. Raises UserError."""
+    """Yield name, offset and size of each file of a tar, also behind an end mark.
+
+    Such tars are made by `cat`. offset: ABSENT for a link or a sparse file. Raises UserError.
+    """
     try:
-        with file_io.open_ordinary(path) as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
-                if member.size < 0:  # tarfile would go back and never end
-                    raise ValueError(f"negative size at byte {member.offset}")
-                if member.isreg() and not member.issparse():
-                    yield member.name, member.offset_data, member.size
-            file.seek(tar.offset)
-            end = file.read(tarfile.BLOCKSIZE)
-            if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:  # tarfile takes both for the end
-                raise ValueError(f"neither a member nor the end mark at byte {tar.offset}")
+        with file_io.open_ordinary(path) as file:
+            rest = b"\1"  # not zeros
+            while rest:
+                with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+                    while (member := tar.next()) is not None:
+                        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
+                        if member.size < 0:  # tarfile would go back and never end
+                            raise ValueError(f"negative size at byte {member.offset}")
+                        if not member.isdir():
+                            is_whole = member.isreg() and not member.issparse()
+                            yield member.name, member.offset_data if is_whole else ABSENT, member.size
+                file.seek(tar.offset)
+                end = file.read(tarfile.BLOCKSIZE)
+                if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:  # tarfile takes both for the end
+                    raise ValueError(f"neither a member nor the end mark at byte {tar.offset}")
+                while (rest := file.read(CHUNK)) and not rest.strip(b"\0"):
+                    pass
+                file.seek(-len(rest.lstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, io.SEEK_CUR)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: not a whole tar file ({error}); unpack it if it is compressed, else download it again"
