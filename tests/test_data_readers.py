@@ -213,7 +213,9 @@ def test_folder(root: Path):
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "x.png").write_bytes(encoded_card("red"))
     (folder / "b" / "LAST.JPG").write_bytes(encoded_card("red", "JPEG"))
-    (folder / "b" / "LAST.txt").write_text("\ufefffirst caption\n\n  second \n", encoding="utf-8")
+    (folder / "b" / "LAST.txt").write_text(
+        "\ufefffirst caption\n\n  second \r\nthird\x85 of\u2028four\rfourth", encoding="utf-8", newline=""
+    )
     for color in COLORS[1:]:
         (folder / f"{color}.txt").write_text(f"a {color} card\n")
     (folder / "b" / "loop").symlink_to(folder)
@@ -221,7 +223,7 @@ def test_folder(root: Path):
     names = ["blue.png", "gold.png", "lime.png", "navy.png", "pink.png", "red.png", "b/LAST.JPG"]
     assert reason(source, 5) == "red.png: no captions: red.txt is missing"
     assert [source[index].where for index in (0, 1, 2, 3, 4, 6)] == [*names[:5], "b/LAST.JPG"]
-    assert source[6].captions == ("first caption", "second")
+    assert source[6].captions == ("first caption", "second", "third\x85 of\u2028four", "fourth")
     assert source[6].image == ImageFile(path=folder / "b" / "LAST.JPG")
     assert source[0].captions == ("a blue card",)
     assert len(source) == 7

@@ -77,7 +77,8 @@ class FolderTable(Table):
             if not self._has_text[index]:
                 raise ValueError(f"no captions: {text.name} is missing")
             try:
-                fields["captions"] = file_io.decode_text(file_io.read_bytes(text, MAX_TEXT_BYTES)).splitlines()
+                lines = file_io.decode_text(file_io.read_bytes(text, MAX_TEXT_BYTES)).replace("\r", "\n").split("\n")
+                fields["captions"] = lines  # str.splitlines would also split at U+2028 within a caption
             except (OSError, ValueError) as error:
                 problem = ValueError(f"{text.name}: {getattr(error, 'strerror', None) or error}")
                 if "captions" not in self.optional:
