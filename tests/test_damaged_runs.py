@@ -4,6 +4,7 @@ import copy
 import errno
 import functools
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -304,7 +305,11 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
         *(3, [], None, {}, {"kind": "train"}, {"step": 1}, {"kind": "train", "step": "1"}, {"kind": ["train"], "step": 1}),
         *({"kind": "train", "step": True}, {"kind": "val", "step": 10**30}),
     ]
-    uncertain = [certain | {"certainty": damaged} for damaged in ({"acc": {"n": 2}}, 3)]
+    whole = certain["certainty"]["acc"]
+    damages = ({"n": math.inf}, {"versus": 3}, {"versus": {"other": 0.5}}, {"versus": {"other": ["a", 1]}}, {"groups": "x"})
+    odd = [{"acc": whole | damage} for damage in damages]
+    uncertain = [certain | {"certainty": damaged} for damaged in ({"acc": {"n": 2}}, 3, *odd)]
+    uncertain += [certain | {"certainty": {}, "samples_per_second": "x", "core_seconds": [1], "lr": 10**30}]
     lines = [json.dumps(row).encode() for pair in zip(bad, good * 9, strict=False) for row in pair]
     (tmp_path / "log.jsonl").write_bytes(
         b"\n".join(
@@ -313,8 +318,8 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
     )
     value = {"kind": "val", "step": 2, "acc": 0.5}
     rows = read_log(tmp_path)
-    assert rows == [*(good * 9)[: len(bad)], value, value, value]
-    assert [type(row["acc"]) for row in rows[-3:]] == [float, float, MeasuredValue]
+    assert rows == [*(good * 9)[: len(bad)], *[value] * (len(uncertain) + 1)]
+    assert [type(row["acc"]) for row in rows[len(bad) :]] == [*[float] * len(uncertain), MeasuredValue]
 
 
 def test_a_name_that_begins_with_a_space_keeps_it():

@@ -40,7 +40,8 @@ class MeasuredValue(float):
         """Create the number."""
         self = super().__new__(cls, value)
         self.n, self.low, self.high, self.method = int(n), float(low), float(high), method
-        self.groups, self.versus = groups or n, versus or {}
+        self.groups = int(groups or n)
+        self.versus = {other: [float(low), float(high)] for other, (low, high) in (versus or {}).items()}
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
@@ -202,6 +203,6 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {**values}
     known = numbers.pop(CERTAINTY, None)
     for name, fields in known.items() if isinstance(known, dict) else ():
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
             numbers[name] = MeasuredValue(numbers[name], **fields)
     return numbers

@@ -51,6 +51,10 @@ def read_log(run: Path) -> list[dict]:
     where they have an interval.
     """
     rows = [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
+    for row in rows:
+        odd = [name for name in row if name != "kind" and not has_fields(row, **{name: float})]
+        for name in odd if row["kind"] in ("train", "val") else ():
+            del row[name]
     return [row for row in rows if row["kind"] != "note" or has_fields(row, text=str)]
 
 
@@ -191,7 +195,7 @@ class BadSamples:
             with self.path.open("a") as file:
                 file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
             if len(self.known) <= NUM_SHOWN:
-                print_line("\n".join(f"row left out: {error}" for error in new.values()))
+                print_line(*(f"row left out: {error}" for error in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
