@@ -135,7 +135,7 @@ def run_index(args: IndexArgs) -> None:
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _print_changes(args.out, index)
     if not eve.task.is_comparable:
-        print_line("note: images and texts of this run do not compare; search finds only images by an image")
+        print_line("note: this run finds only images by an image; to search by text, fine-tune it with a retrieval recipe")
 
 
 def _print_changes(folder: Path, index: Any) -> None:

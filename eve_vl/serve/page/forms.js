@@ -84,7 +84,7 @@ function formPanel(name, form, view, runs, chosen) {
     found.replaceChildren();
     explanation.clear();
     const missing = images.filter(({ image }) => !image.value);
-    status.say(missing.length ? `Give ${missing.map(({ label }) => label.toLowerCase()).join(" and ")}.` : "");
+    status.say(missing.length ? `Missing: ${missing.map(({ label }) => label.toLowerCase()).join(", ")}.` : "");
   }
 
   async function ask() {
