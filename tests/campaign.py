@@ -95,6 +95,8 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
     folder.mkdir(parents=True)
     lay_out(reader, case, seed, folder)
     names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {str(folder)}
+    for config in filter(Path.is_file, folder.rglob("config.json")):  # a damaged one may ask for other files
+        names |= {*re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))}
     start = time.perf_counter()
     for name in (
         reader.actions

@@ -1,7 +1,6 @@
 """The command line `eve VERB …`: a user's mistake is one line and exit status 2."""
 
 import errno
-import io
 import sys
 import typing
 from argparse import ArgumentParser
@@ -38,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_memory()
     yield_cores()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may be ASCII; stderr does so from the start
-        sys.stdout.reconfigure(errors="backslashreplace")
+    # its encoding may be ASCII; stderr does this from the start
+    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")
     try:
         _dispatch(_with_code_loaded(argv))
     except UserError as error:

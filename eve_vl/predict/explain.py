@@ -48,8 +48,8 @@ class Heatmap:
 
     def __str__(self) -> str:
         who = "all tokens" if self.word is None else f'"{self.word}"'
-        shown = f"Grad-CAM of {self.score} (probability {self.probability:.4f})"
-        return printable(f"{shown}, attention of {who} in block {self.block}")
+        what, value = printable(self.score), self.probability
+        return f"Grad-CAM of {what} (probability {value:.4f}), attention of {who} in block {self.block}"
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""

@@ -171,14 +171,9 @@ class Database:
     @classmethod
     def create(cls, folder: Path, run: LoadedRun) -> "Database":
         """Open an index, or start one. Raises UserError if another run made it."""
-        if not (folder / DATABASE).exists():
+        if not (path := folder / DATABASE).exists():
             facts = run_fingerprint(run) | {"columns": []}
-            with (
-                index_errors(folder),
-                atomic_file(folder / DATABASE) as temporary,
-                contextlib.closing(sqlite3.connect(temporary)) as db,
-                db,
-            ):
+            with index_errors(folder), atomic_file(path) as new, contextlib.closing(sqlite3.connect(new)) as db, db:
                 db.executescript(SCHEMA)
                 db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
         database = cls.open(folder)

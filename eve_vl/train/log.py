@@ -52,8 +52,8 @@ def read_log(run: Path) -> list[dict]:
     """
     rows = [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
     for row in rows:
-        odd = [name for name in row if name != "kind" and not has_fields(row, **{name: float})]
-        for name in odd if row["kind"] in ("train", "val") else ():
+        is_measured = row["kind"] in ("train", "val")
+        for name in [name for name in row if is_measured and name != "kind" and not has_fields(row, **{name: float})]:
             del row[name]
     return [row for row in rows if row["kind"] != "note" or has_fields(row, text=str)]
 

@@ -8,7 +8,6 @@ restores it.
 import contextlib
 import glob
 import json
-import math
 import os
 import re
 import shutil
@@ -192,7 +191,7 @@ def _workplace(path: Path) -> Iterator[Path]:
         yield Path(folder, path.name)
 
 
-def delete_temporary(folder: Path, pattern: str = ".*.tmp", age: float = -math.inf) -> None:
+def delete_temporary(folder: Path, pattern: str = ".*.tmp", age: float = float("-inf")) -> None:
     """Delete temporary folders of killed processes.
 
     pattern: of their names. age: least age in seconds.

@@ -27,13 +27,12 @@ class Shard(NamedTuple):
     """The index of one tar: `keys` and `spans` of its rows.
 
     spans: int64 (rows, 6), offset and size of image, .txt and .json; offset -1: absent.
-    num_lost, first_lost: of images and captions that are in no row, their number, and the name of the first and why.
+    note: on images and captions that are in no row; empty if there are none.
     """
 
     spans: np.ndarray
     keys: PackedStrings
-    num_lost: int
-    first_lost: str
+    note: str
 
 
 class WebdatasetTable(Table):
@@ -53,10 +52,9 @@ class WebdatasetTable(Table):
         """
         self.path, self._paths, self._text_field = paths[0], list(paths), text_field
         self._shards = [_index(path) for path in progress(self._paths, "indexing shards", len(self._paths))]
-        if lossy := [(path, shard) for path, shard in zip(self._paths, self._shards, strict=True) if shard.num_lost]:
-            members = pluralize(sum(shard.num_lost for _, shard in lossy), "member")
-            first = f"{lossy[0][0]}: {lossy[0][1].first_lost}"
-            print_once(f"note: {members} of {pluralize(len(lossy), 'shard')} left out; the first: {first}")
+        notes = [f"note: {path}: {shard.note}" for path, shard in zip(self._paths, self._shards, strict=True) if shard.note]
+        if notes:
+            print_once(f"{notes[0]}; such members are in {len(notes):,} of {pluralize(len(paths), 'shard')}")
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
             raise UserError(f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)")
@@ -127,21 +125,13 @@ def _index(path: Path) -> Shard:
     saved = path.with_name(path.name + INDEX_SUFFIX)
     with suppress(Exception):  # absent, of an older version or damaged, which the checksums of a zip show
         arrays = dict(np.load(io.BytesIO(file_io.read_bytes(saved, max(stat.st_size, 2**20)))))
-        spans, blob, ends = (arrays[name] for name in ("spans", "blob", "ends"))
-        forms = [(np.int64, (len(ends) - 1, 6)), (np.uint8, (ends[-1],)), (np.int64, (len(ends),))]
-        if np.array_equal(arrays["stamp"], stamp) and [(each.dtype, each.shape) for each in (spans, blob, ends)] == forms:
-            return Shard(spans, PackedStrings(blob, ends), int(arrays["num_lost"]), arrays["first_lost"].item().decode())
+        spans, ends, blob, note = (arrays[name] for name in ("spans", "ends", "blob", "note"))
+        forms = [(np.int64, (len(ends) - 1, 6)), (np.int64, (len(ends),)), (np.uint8, (ends[-1],))]
+        if np.array_equal(arrays["stamp"], stamp) and forms == [(each.dtype, each.shape) for each in (spans, ends, blob)]:
+            return Shard(spans, PackedStrings(blob, ends), note.item().decode())
     shard, file = _scan(path), io.BytesIO()
-    first_lost = np.array(shard.first_lost.encode("utf-8", "backslashreplace"))
-    np.savez(
-        file,
-        stamp=stamp,
-        num_lost=shard.num_lost,
-        first_lost=first_lost,
-        spans=shard.spans,
-        blob=shard.keys.blob,
-        ends=shard.keys.ends,
-    )
+    keys, note = shard.keys, np.array(shard.note.encode("utf-8", "backslashreplace"))
+    np.savez(file, stamp=stamp, spans=shard.spans, blob=keys.blob, ends=keys.ends, note=note)
     with suppress(OSError):  # a read-only or full disk: the index stays in memory
         file_io.write_file(saved, file.getvalue())
     return shard
@@ -153,19 +143,18 @@ def _scan(path: Path) -> Shard:
     for name, offset, size in _members(path):
         folder, _, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
-        *more, ending = suffix.lower().split(".")
-        column = COLUMNS.get(f".{ending}")
+        column = COLUMNS.get("." + suffix.lower().rpartition(".")[2])
         if not stem or column is None:
             continue  # a hidden or unrelated file
-        if more or offset == ABSENT:
-            lost.append(f"{name} ({'a key ends at the first dot' if more else 'is no plain file'})")
+        if "." in suffix or offset == ABSENT:
+            lost.append(f"{name} ({'a key ends at the first dot' if '.' in suffix else 'is no plain file'})")
             continue
         spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
         if spans[column] != ABSENT:
             lost.append(f"{name} (the last of its key counts)")
         spans[column : column + 2] = offset, size
-    spans_R6 = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6)
-    return Shard(spans_R6, PackedStrings.pack(rows), len(lost), next(iter(lost), ""))
+    note = f"{pluralize(len(lost), 'member')} left out; the first: {lost[0]}" if lost else ""
+    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), PackedStrings.pack(rows), note)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -182,9 +171,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
                         if member.size < 0:  # tarfile would go back and never end
                             raise ValueError(f"negative size at byte {member.offset}")
-                        if not member.isdir():
-                            is_whole = member.isreg() and not member.issparse()
-                            yield member.name, member.offset_data if is_whole else ABSENT, member.size
+                        is_whole = member.isreg() and not member.issparse()
+                        yield member.name, member.offset_data if is_whole else ABSENT, member.size
                 file.seek(tar.offset)
                 end = file.read(tarfile.BLOCKSIZE)
                 if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:  # tarfile takes both for the end
