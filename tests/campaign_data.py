@@ -1,6 +1,5 @@
 """Data for campaign.py: small valid files of every form, and the entry points that read them."""
 
-import gzip
 import io
 import json
 import tarfile
@@ -251,9 +250,8 @@ def data_readers(base: Path) -> dict[str, Reader]:
         for name, data in ((each, image), (f"{each[0]}.txt", f"cat {each}\npet {each}".encode()))
     }
     image_actions = {"check": check("rows.jsonl"), "train": train_on("rows.jsonl", RetrievalConfig(), flip=True)}
-    as_images = {"check": check(".", "--kind", "images"), "train": train_on(".", MASKED, rows="images")}
+    as_images = {"check": check(".", "--kind", "images"), "train": train_on(".", MASKED, modality="image")}
     as_texts = {"check": check("rows.txt", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt")}
-    zipped = {"check": check("rows.txt.gz", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt.gz")}
     of_classes = {f"{'ab'[n % 2]}/{name}": data for n, (name, data) in enumerate(good.items())}
     labels = {"check": check("rows.jsonl", "--kind", "labels"), "train": train_on("rows.jsonl", CLASSES)}
     of_folders = {"check": check(".", "--kind", "labels"), "train": train_on(".", CLASSES)}
@@ -297,7 +295,6 @@ def data_readers(base: Path) -> dict[str, Reader]:
         ),
         "tar index": table("a.tar", tar_of(members), others={}, afterwards=damage_index, damage=lambda _, __, data: data),
         "txt": table("rows.txt", texts, others={}, actions=as_texts),
-        "txt.gz": table("rows.txt.gz", gzip.compress(texts, mtime=0), others={}, actions=zipped),
         "labels": table("rows.jsonl", lines(labelled), actions=labels),
         "class folders": Reader(files=of_classes, actions=of_folders, may_rename=True),
         "names": Reader(
