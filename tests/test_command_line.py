@@ -60,7 +60,8 @@ REST = """
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
     --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.checkpoint-activations --train.seed
-    --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints --resume
+    --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints
+    --resume --accept-changed-data
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 SERVE = """
@@ -159,7 +160,7 @@ def test_flags_of_a_run_are_those_of_its_task(config):
     run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
-    assert known == f"--json {run}".replace("--resume", "--steps").split()
+    assert known == f"--json {run}".replace("--resume --accept-changed-data", "--steps").split()
 
 
 @pytest.mark.parametrize(

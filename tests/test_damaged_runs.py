@@ -23,17 +23,20 @@ from test_convert import tiny, tokenizer_of_500  # noqa: F401
 from test_train_best import CONFIG, Guess, scored, step_folder
 from test_train_best import train as train_guess
 from tiny_runs import tiny_run, write_run
+from twins import tiny_config
 
 import eve_vl
+from eve_vl.config import VQAConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import ConvertArgs
 from eve_vl.interop.convert import import_weights, read_tensors
-from eve_vl.interop.published import EVE
+from eve_vl.interop.published import EVE, export_published
 from eve_vl.interop.vision import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.report.drawing import Curves
 from eve_vl.run.inspect import inspect_run
-from eve_vl.run.loading import read_config
+from eve_vl.run.loading import load_run, read_config
+from eve_vl.run.training import train
 from eve_vl.train import checkpoint
 from eve_vl.train.log import BadSamples, Meter, RunLog, read_bad_samples, read_log
 from eve_vl.train.trainer import Trainer
@@ -249,6 +252,55 @@ def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):
         shutil.rmtree(run, ignore_errors=True)
 
     try_out()
+
+
+# What decides an answer has a checksum
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A trained run with an answer list."""
+    folder = tmp_path_factory.mktemp("tuned")
+    data = {"train": ("scenes:val",), "val": ("scenes:val",), "val_samples": 4}
+    config = tiny_config(task=VQAConfig(), data=data, train={"steps": 1})
+    train(replace(config, out=folder / "run"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["answers.json", "tokenizer.json", "model.safetensors", "data.json"])
+def test_a_changed_file_of_a_run_is_refused(tuned: Path, tmp_path: Path, name):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    content = (run / "best" / name).read_bytes()
+    fix = "; restore it from a copy, or delete this folder to continue without it"
+    for damaged, problem in (
+        (content.replace(b"e", b"d", 1), f"{name} is not what was written, by its checksum"),
+        (None, f"{name} is missing"),
+    ):
+        (run / "best" / name).write_bytes(damaged) if damaged else (run / "best" / name).unlink()
+        for call in (load_run, lambda folder: export_published(folder, tmp_path / "weights.pth")):
+            with pytest.raises(UserError) as refused:
+                call(run)
+            assert str(refused.value) == f"{run}/best: damaged ({problem}){fix}"
+
+
+def test_a_run_resumes_with_the_labels_and_tokenizer_of_its_checkpoint(tuned: Path, tmp_path: Path):
+    """Those next to the checkpoints are copies for people."""
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    whole = {name: (run / name).read_bytes() for name in ("answers.json", "tokenizer.json")}
+    for name, content in whole.items():
+        (run / name).write_bytes(content.replace(b"e", b"d", 1))
+    config = read_config(run)
+    train(replace(config, out=run, train=replace(config.train, steps=2)))
+    assert {name: (run / name).read_bytes() for name in whole} == whole
+
+
+def test_a_config_may_be_edited(tuned: Path, tmp_path: Path):
+    shutil.copytree(tuned, tmp_path / "run")
+    path = tmp_path / "run/best/config.json"
+    path.write_text(path.read_text().replace('"scenes:val"', '"scenes:test"'))
+    assert load_run(tmp_path / "run").config.data.val == ("scenes:test",)
 
 
 # What is found, and what is left out, in words

@@ -92,6 +92,7 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     done = eve("evaluate", "masked_signal", trained / "run", "--json", "numbers.json")
     assert done.returncode == 0, done.stderr
     numbers = from_json(json.loads(Path("numbers.json").read_text()))
+    assert f"fingerprint of the data      {numbers.pop('data')}\n" in done.stdout
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     for name, value in numbers.items():
         assert isinstance(value, MeasuredValue)

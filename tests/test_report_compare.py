@@ -151,15 +151,20 @@ def test_files_of_one_name_are_not_compared(folder: Path, tmp_path: Path):
     page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], tmp_path / "page.html"))
     assert re.search(r"on \d+ common rows", page.text)
     assert "a red circle" in page.text
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "b/0.png")
+    page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], tmp_path / "page.html"))
+    assert page.text.count("its validation data has changed since its training") == 2
 
 
 def test_numbers_of_different_rows_do_not_compare(folder: Path):
     arm = read_run(folder / "a", "a")
     other = replace(arm, name="b", config=replace(arm.config, data=replace(arm.config.data, val_samples=7)))
-    for arms, is_said in (([arm, replace(arm, name="b")], False), ([arm, other], True)):
+    changed = replace(arm, name="b", data="1234")
+    for arms, is_said in (([arm, replace(arm, name="b")], False), ([arm, other], True), ([arm, changed], True)):
         page = comparison_page("both", arms, {})
         assert ("numbers are not comparable" in page) == is_said
         assert ("common row" in page) != is_said
+        assert page.count(f"<td>{arm.data}</td>") == (1 if "1234" in page else 2)
 
 
 @pytest.mark.parametrize(

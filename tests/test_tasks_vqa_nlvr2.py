@@ -18,6 +18,7 @@ from eve_vl.run.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.optim import build_optimizer
+from eve_vl.utils.errors import UserError
 
 COUNT = 6
 
@@ -291,7 +292,8 @@ def test_weights_of_other_labels_are_of_no_use():
 
 def test_labels_come_back_from_the_file_of_a_run_folder(tmp_path):
     config = config_of("vqa")
-    assert read_labels(tmp_path, config) == []
+    with pytest.raises(UserError, match=r"answers\.json: cannot be read \(No such file"):
+        read_labels(tmp_path, config)
     (tmp_path / "answers.json").write_text(json.dumps(ANSWER_LIST))
     labels = read_labels(tmp_path, config)
     assert tuple(labels) == ANSWER_LIST

@@ -120,7 +120,7 @@ def cut(name: str) -> Callable[[Path], None]:
         (flip_a_bit("optimizer.safetensors"), "optimizer.safetensors is not what was written"),
         (flip_a_bit("rng_0.safetensors"), "rng_0.safetensors is not what was written"),
         (flip_a_bit("config.json"), "config.json is not what was written"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: No such file"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (edit_state(step=True), "state.json holds no step"),
         (edit_state(num_processes=0), "state.json says num_processes 0"),
         (edit_state(num_processes=True), "state.json says num_processes True"),
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path,
     message = str(caught.value)
     assert words in message and "\n" not in message
     assert message.startswith(f"{step_folder(run, 4)}: damaged (")
-    assert message.endswith("; delete this folder to continue without it")
+    assert message.endswith("; restore it from a copy, or delete this folder to continue without it")
     for path in step_folder(run, 4).iterdir():
         path.unlink()
     step_folder(run, 4).rmdir()
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_with_none_before_it_says_so(tmp_path: Path):
     run = tmp_path / "run"
     train(run, Guess(scored(0.5)), replace(SHORT, save_every=4))
     flip_a_bit("model.safetensors")(step_folder(run, 4))
-    with pytest.raises(UserError, match=r"; delete this folder to continue without it$"):
+    with pytest.raises(UserError, match=r", or delete this folder to continue without it$"):
         train(run, Guess([]), replace(SHORT, save_every=4))
 
 

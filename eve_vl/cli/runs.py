@@ -132,7 +132,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     numbers = found.numbers
     notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(numbers)]
-    _show(args.json, numbers, notes, run.evaluator.comparison(numbers))
+    _show(args.json, numbers, found.data, notes, run.evaluator.comparison(numbers))
 
 
 def run_zero_shot(args: ZeroShotArgs) -> None:
@@ -151,25 +151,26 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     run = load_run(args.run, pick_device(args.device))
     sources = open_sources(args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels")
     options = {"by": args.by, "skip_invalid": args.skip_invalid, "data": " ".join(args.data)}
-    numbers = zero_shot(run, args.prompts, sources, args.samples, **options).numbers
-    notes = leaks(run, sources)
+    found = zero_shot(run, args.prompts, sources, args.samples, **options)
+    numbers, notes = found.numbers, leaks(run, sources)
     if unlabelled := numbers.get("num_unlabelled"):
         notes.append(f"rows without a label, left out: {unlabelled:,}")
-    _show(args.json, numbers, notes, comparison_of(numbers, BASELINES))
+    _show(args.json, numbers, found.data, notes, comparison_of(numbers, BASELINES))
 
 
-def _show(file: Path | None, numbers: Mapping[str, float], warnings: Sequence[str], comparison: str) -> None:
+def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
     """Print numbers, warnings and the comparison with the baseline; write the numbers."""
     from eve_vl.metrics.intervals import to_json
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         print_line(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
+    print_line(f"{'fingerprint of the data':28} {data}")
     for warning in warnings:
         print_line(f"note: {warning}")
     if comparison:
         print_line(f"comparison: {comparison}")
-    write_json(file, to_json(numbers))
+    write_json(file, to_json(numbers) | {"data": data})
 
 
 def run_inspect(args: InspectArgs) -> None:

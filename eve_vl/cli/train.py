@@ -38,6 +38,8 @@ class TrainArgs:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Fail unless there is a run to resume in --out. Without this flag the command resumes it, or starts a new one."""
+    accept_changed_data: bool = False
+    """Resume although rows of the training or validation data have changed; the log and the report note it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
         _confirm_data(config, start)
     from eve_vl.run.training import train
 
-    if train(config, must_resume=args.resume):
+    if train(config, must_resume=args.resume, accepts_data=args.accept_changed_data):
         from eve_vl.report.page import write_report
 
         print_line(f"report: {write_report(config.out)}")

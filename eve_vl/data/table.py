@@ -281,6 +281,8 @@ class Table(ABC):
     """The default kind of a layout that fits several."""
     image_folders: tuple[str, ...] = ()
     """Where below the image root to find images given by file name only."""
+    listing: Sequence[np.ndarray] = ()
+    """What it knows of all rows without reading them, for a fingerprint: names below the source, or sizes."""
 
     def select(self, columns: RowColumns) -> None:
         """Prepare to read these columns and no others. Raises UserError."""

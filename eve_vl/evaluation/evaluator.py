@@ -129,6 +129,8 @@ class Evaluated:
     """The share of each row in the main metric, by the row's name; see `Evaluator.per_row_scores`."""
     notes: Sequence[str] = ()
     """Sentences about the rows, for people."""
+    data: str = ""
+    """The fingerprint of its sources (`data.fingerprint.short`)."""
 
 
 class Evaluator(Generic[AnyTask]):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import HELD_OUT, Config, config_from_dict, generated
+from eve_vl.data import fingerprint
 from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_rows, generator
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, hash_of, row_keys, usable_rows
@@ -90,7 +91,8 @@ def evaluated(
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, evaluator.prediction_file(found.examples))
     numbers = found.numbers | evaluator.data_baselines(found.examples) | num_skipped(skipped)
-    found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes())
+    data = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
+    found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes(), data=data)
     if ablations:
         numbers.update(ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid))
     return found

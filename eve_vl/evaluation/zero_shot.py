@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import ClassificationConfig
+from eve_vl.data import fingerprint
 from eve_vl.data.dataset import SampleSet, normalize, padded
 from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader
@@ -199,7 +200,8 @@ def zero_shot(
     intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
     numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
     numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)
-    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)))
+    data_id = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
+    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)), data=data_id)
 
 
 def _scored(

@@ -184,7 +184,7 @@ def export_published(run: Path, target: Path) -> str:
     if problems := _unpublished(config):
         raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
     assert isinstance(config.model, EveModelConfig)
-    checkpoint.verify(folder, "model.safetensors")
+    checkpoint.verify(folder, to_resume=False)
     ours = checkpoint.read_model(folder)
     made = sources(key_table(config.model, config.task), ours)
     published = to_published(ours, made, config.input)

@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 
 from eve_vl import builtin
-from eve_vl.config import HELD_OUT, Config, flat, to_dict
-from eve_vl.data.loader import OPTIONS
+from eve_vl.config import Config, flat, to_dict
+from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
 from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
 from eve_vl.report.page import run_facts, run_folder, task_report, write_page
@@ -27,9 +27,8 @@ from eve_vl.utils.console import progress, warn
 from eve_vl.utils.errors import UserError
 
 NUM_EXAMPLES = 6
-SAME_ROWS = (  # config fields that select and prepare validation rows; runs that agree in them saw the same rows
-    *("data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val", "data.modality"),
-    *(f"data.{option}" for option in OPTIONS),
+SAME_ROWS = (  # config fields that select and prepare rows of the validation data
+    *("data.val_samples", "data.skip_invalid_val", "data.modality"),
     *("task.image_mask_ratio", "task.text_mask_ratio", "task.joint_masking"),
     *("task.inputs", "task.captions_per_image", "task.dedup_captions"),
 )
@@ -53,6 +52,8 @@ class ComparedRun:
     examples: Sequence[Example] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     """Validation row → score of the run."""
+    data: str = ""
+    """Fingerprint of the validation data that the numbers are of."""
     problem: str = ""
     """Reason why the run has no numbers."""
 
@@ -106,7 +107,11 @@ def read_run(folder: Path, name: str) -> ComparedRun:
             found.measured = report.measured(log)
             found.comparison = run.evaluator.comparison(found.measured.values)
             found.examples = report.compared(NUM_EXAMPLES)
-            found.scores = report.evaluated(found.measured.num_samples).row_scores
+            now = report.evaluated(found.measured.num_samples)
+            recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)
+            found.scores, found.data = now.row_scores, fingerprint.short(recorded) if recorded else now.data
+            if found.data != now.data:
+                found.problem = "its validation data has changed since its training: its numbers are of other rows than today's"
         except UserError as error:  # e.g. its data is not on this machine
             found.problem = str(error)
     return found
@@ -140,10 +145,9 @@ def paired(runs: Sequence[ComparedRun]) -> list[tuple[str, str, intervals.Measur
 
 
 def rows_of(run: ComparedRun) -> str:
-    """Return the settings that select and prepare a run's validation rows, as JSON."""
-    values, held_out = flat(to_dict(run.config)), ("data.train",) * (run.config.data.val == (HELD_OUT,))
-    found = [values.get(name) for name in (*SAME_ROWS, *held_out)]
-    return json.dumps([*found, run.measured and run.measured.num_samples])
+    """Return a run's validation data and the settings that prepare it, as JSON."""
+    values = flat(to_dict(run.config))
+    return json.dumps([run.data, *map(values.get, SAME_ROWS), run.measured and run.measured.num_samples])
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:

@@ -64,11 +64,11 @@ class LoadedRun:
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     """Load a run folder or one of its checkpoints, in evaluation mode.
 
-    A run folder gives its best weights, else its newest. Checks the weights against their checksum. The config may be edited,
-    e.g. for data that has moved. Raises UserError.
+    A run folder gives its best weights, else its newest. Compares weights, tokenizer and labels with their checksums. The
+    config may be edited, e.g. for data that has moved. Raises UserError.
     """
     folder = checkpoint.chosen_checkpoint(expand_user(path))
-    step = checkpoint.verify(folder, "model.safetensors")["step"]
+    step = checkpoint.verify(folder, to_resume=False)["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     with torch.device("meta"):  # random initial values would take longer than reading the file
@@ -103,9 +103,12 @@ def build_untrained(config: Config, sizes: Sizes) -> Task[Any]:
 
 
 def read_labels(folder: Path, config: Config) -> list[str]:
-    """Return the labels in a run or checkpoint folder; empty without any."""
+    """Return the labels in a run or checkpoint folder.
+
+    Empty for a task without labels. Raises UserError.
+    """
     name = task_class(type(config.task)).labels_file
-    return read_answers(folder / name) if name is not None and (folder / name).is_file() else []
+    return read_answers(folder / name) if name is not None else []
 
 
 def read_config(folder: Path) -> Config:

@@ -14,6 +14,7 @@ import torch
 from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.base import origins
+from eve_vl.data import fingerprint
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
@@ -44,10 +45,11 @@ SMALL = 3e11  # FLOPs of a forward pass
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer reads texts only
 
 
-def train(config: Config, *, must_resume: bool = False) -> bool:
+def train(config: Config, *, must_resume: bool = False, accepts_data: bool = False) -> bool:
     """Train a run, or resume the one in config.out, and write metrics.json.
 
-    Returns whether this is the main process. must_resume: refuse to start a new run. Raises UserError.
+    Returns whether this is the main process. must_resume: refuse to start a new run. accepts_data: resume although rows of the
+    sources have changed. Raises UserError.
     """
     builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
@@ -56,7 +58,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     set_threads(config.train.threads)
     is_first = is_main()
     with locked(config.out):
-        numbers = _fit(config, device, must_resume)  # its own call: the model must be gone before the group is
+        numbers = _fit(config, device, must_resume, accepts_data)  # its own call: the model must be gone before the group is
     gc.collect()
     processes.barrier()
     processes.shutdown()
@@ -65,9 +67,9 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     return is_first
 
 
-def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
+def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
-    changed = check_out_folder(config, must_resume)
+    changed, folders = check_out_folder(config, must_resume), checkpoint.checkpoint_folders(config.out)
     rank, world = processes.rank(), processes.world_size()
     check_batch_size(config, world)
     kind = task_class(type(config.task))
@@ -75,15 +77,16 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))
     for line in data_lines(config, sources, val_sources):
         print_line(line)
+    data, more = check_data(config, [*sources, *val_sources], folders, accepts_data)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
-    folders = checkpoint.checkpoint_folders(config.out)
-    prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
+    prepared = kind.prepare(config, sources, read_labels(folders[-1], config) if folders else None)
     seed_everything(config.train.seed)
     with device:  # on the training device, so that initial values need no second copy
         task = build_task(config, tokenizer, prepared.labels)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
-    notes = changed if folders else list(prepared.notes)
+    texts[fingerprint.FILE] = json.dumps(data, indent=1)
+    notes = changed + more if folders else list(prepared.notes)
     if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
     new = checkpoint.read_state(folders[-1]).get("new") if folders else None
@@ -119,6 +122,21 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     processes.barrier()
     bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_invalid_fraction, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
+
+
+def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[Path], accepts: bool) -> tuple[dict, list[str]]:
+    """Return the fingerprint of all sources, and a sentence if they have changed.
+
+    folders: checkpoints; the newest has the fingerprint to compare with. Raises UserError for a change that is not accepted.
+    """
+    val = config.data.train if config.data.val == (HELD_OUT,) else config.data.val
+    names = [f"training data {spec}" for spec in config.data.train] + [f"{fingerprint.VALIDATION} {spec}" for spec in val]
+    now, before = fingerprint.of_sources(zip(names, opened, strict=True)), fingerprint.read(folders[-1]) if folders else {}
+    changed = f"its data has changed: {what}" if before and (what := fingerprint.difference(before, now)) else ""
+    if changed and not accepts:
+        fix = "restore the data, choose another folder with --out, or give --accept-changed-data"
+        raise UserError(f"{config.out}: {changed}; {fix}")
+    return now, [changed] * bool(changed)
 
 
 def check_batch_size(config: Config, world: int) -> None:
@@ -233,8 +251,8 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
 
     It is from its folder, the --init run or tokenizer.path, or trained on the captions.
     """
-    if checkpoint.checkpoint_folders(config.out):
-        return Tokenizer.load(config.out / "tokenizer.json")
+    if folders := checkpoint.checkpoint_folders(config.out):
+        return Tokenizer.load(folders[-1] / "tokenizer.json")
     if config.init is not None:
         return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
     if config.tokenizer.path is not None:

@@ -15,7 +15,6 @@ A crash or a full disk leaves the previous checkpoint and the previous best weig
 """
 
 import contextlib
-import fnmatch
 import hashlib
 import json
 import random
@@ -49,6 +48,7 @@ from eve_vl.utils.file_io import (
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 STEP = re.compile(r"step_([0-9]{8,18})")
+ANSWERING = re.compile(r"model\.safetensors|(?!config\.json).*\.json")  # config.json may be edited
 LIVE = "live"
 METER = "meter."  # prefix in rng_*.safetensors of sums of the open log window
 COUNTS = "/counts"  # name in a meter's state of: steps, seconds, loading seconds, CPU core-seconds
@@ -151,7 +151,7 @@ def _checksum(path: Path) -> str:
 
 def _damaged(folder: Path, reason: object) -> UserError:
     """Return the error of a damaged checkpoint or best folder."""
-    return UserError(f"{folder}: damaged ({reason}); delete this folder to continue without it")
+    return UserError(f"{folder}: damaged ({reason}); restore it from a copy, or delete this folder to continue without it")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -165,22 +165,23 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
+def verify(folder: Path, *, to_resume: bool = True) -> dict[str, Any]:
     """Compare files of a checkpoint with their checksums; return state.json.
 
-    pattern: of the files' names. Raises UserError.
+    to_resume: all files; else those that decide an answer but config.json, which may be edited. Raises UserError.
     """
     state = read_state(folder)
     sums = state.get("sha256", {})  # none in runs of earlier versions
     if not isinstance(sums, dict):
         raise _damaged(folder, "state.json holds no checksums")
-    for name in fnmatch.filter(sums, pattern):
+    for name in sums if to_resume else [name for name in sums if ANSWERING.fullmatch(name)]:
         if name != Path(name).name:
             raise _damaged(folder, f"state.json names a file in another folder: {name}")
         try:
             found = _checksum(folder / name)
         except OSError as error:
-            raise _damaged(folder, f"{name}: {error.strerror}") from None
+            is_missing = isinstance(error, FileNotFoundError)
+            raise _damaged(folder, f"{name} is missing" if is_missing else f"{name}: {error.strerror}") from None
         if found != sums[name]:
             raise _damaged(folder, f"{name} is not what was written, by its checksum")
     return state

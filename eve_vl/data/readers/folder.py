@@ -30,6 +30,7 @@ class FolderTable(Table):
             raise UserError(f"{folder}: no images in this folder ({self._others()})")
         self._names = PackedStrings.pack(name for name, _ in found)
         self._has_text = np.array([has_text for _, has_text in found])
+        self.listing = self._names.blob, self._names.ends, self._has_text
         has_classes = sum("/" in name for name, _ in found) > len(found) / 2
         self.names = ["image", *["captions"] * bool(self._has_text.any()), *["class"] * has_classes]
 

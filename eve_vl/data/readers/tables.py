@@ -44,6 +44,7 @@ class PackedTable(Table):
         """Keep these columns. Raises UserError if there are no rows."""
         super().select(columns)
         self._strings = PackedStrings.pack(self._packed(columns))
+        self.listing = (self._strings.ends[2::2] - self._strings.ends[1::2],)  # sizes of contents
         if not len(self):
             raise UserError(f"{self.path}: holds no rows{self.layout and f' of {self.layout}'}")
         del self._rows  # a document is far larger than the kept columns
@@ -140,6 +141,7 @@ class LineTable(Table):
         """Index the lines of `path`. Raises UserError if it has none."""
         self.path = path
         self._starts, self._numbers = self._index_lines()
+        self.listing = (self._starts,)
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
 
@@ -227,7 +229,9 @@ class ParquetTable(Table):
             with _reading(path):
                 footer = _open_parquet(path)
                 self._schemas.append(footer.schema_arrow)
-                lengths = [footer.metadata.row_group(group).num_rows for group in range(footer.metadata.num_row_groups)]
+                groups = [footer.metadata.row_group(group) for group in range(footer.metadata.num_row_groups)]
+                lengths = [group.num_rows for group in groups]
+                self.listing = (*self.listing, np.array([(group.num_rows, group.total_byte_size) for group in groups]))
                 # no further checks of the footer: pyarrow ends the process over some damaged fields
                 if min(lengths, default=0) < 0 or sum(lengths) != footer.metadata.num_rows:
                     raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")

@@ -1,0 +1,74 @@
+"""Fingerprints of sources: which rows a run has trained on or was measured on.
+
+A fingerprint holds the number of rows, a hash of the content of NUM_SAMPLED rows, and one of the names or sizes that a source
+knows without reading rows. It depends neither on the place of the data nor on times of files. The replacement of one row
+among very many escapes it if names and sizes stay.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImagePixels, ImageSpan, Record, Source
+from eve_vl.utils.errors import BadSampleError
+from eve_vl.utils.file_io import read_json
+
+FILE = "data.json"
+NUM_SAMPLED = 64  # rows of each source whose content is read; no image is decoded
+VALIDATION = "validation data"  # start of the names of validation sources
+
+
+def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, object]:
+    """Return the fingerprint of named sources: JSON values by name and part."""
+    found: dict[str, object] = {}
+    for name, source in sources:
+        found[f"{name}, rows"] = len(source)
+        for index in np.linspace(0, len(source) - 1, min(len(source), NUM_SAMPLED)).round().astype(int).tolist():
+            with contextlib.suppress(BadSampleError, OSError):
+                row = source[index]
+                found[f"{name}, row {row.where}"] = _digest(_content(row))
+        known = (*getattr(getattr(source, "dataset", source), "listing", ()), np.array(getattr(source, "indices", ())))
+        found[f"{name}, names or sizes"] = _digest(map(np.ascontiguousarray, known))
+    return found
+
+
+def _content(row: Record) -> Iterable[Any]:
+    """Yield the encoded images and the values of a row. Raises OSError."""
+    for value in (getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "where"):
+        if isinstance(value, ImageFile | ImageSpan | ImageBytes):
+            yield value.read()
+        elif not isinstance(value, ImageDrawing):  # it follows from its row
+            yield value.pixels if isinstance(value, ImagePixels) else repr(value).encode()
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def short(fingerprint: Mapping[str, object]) -> str:
+    """Return one hash for a fingerprint. Names of sources and rows do not count."""
+    return _digest([json.dumps([*fingerprint.values()]).encode()])
+
+
+def read(folder: Path, part: str = "") -> dict[str, object]:
+    """Return the fingerprint in a run folder, or what of it has names that start so.
+
+    Runs of earlier versions recorded none. Raises UserError.
+    """
+    known = read_json(folder / FILE, dict) if (folder / FILE).exists() else {}
+    return {name: value for name, value in known.items() if name.startswith(part)}
+
+
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Return the first difference of two fingerprints; empty if there is none."""
+    both = {name: (before.get(name, "none"), now.get(name, "none")) for name in {**before, **now}}
+    return next((f"{name} {old} → {new}" for name, (old, new) in both.items() if old != new), "")
