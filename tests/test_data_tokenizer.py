@@ -211,6 +211,46 @@ def test_a_panic_of_the_library_is_a_user_error(tmp_path):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
+def changed(path: Path, **parts: object) -> Path:
+    """A tokenizer.json with other parts."""
+    path.write_text(json.dumps(json.loads(tiny_tokenizer().to_json()) | parts))
+    return path
+
+
+def test_a_template_with_an_id_beyond_the_vocabulary_is_refused(tmp_path):
+    template = json.loads(tiny_tokenizer().to_json())["post_processor"]
+    for ids in ([1, 2**32 - 1], [300]):
+        template["special_tokens"]["[CLS]"] |= {"ids": ids, "tokens": ["[CLS]"] * len(ids)}
+        path = changed(tmp_path / "tokenizer.json", post_processor=template)
+        with pytest.raises(UserError, match=rf"json: its post_processor adds token id {ids[-1]}, beyond the last one, 299"):
+            Tokenizer.load(path)
+
+
+def test_a_normalizer_that_panics_is_a_user_error(tmp_path):
+    pattern = {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""}
+    tokenizer = Tokenizer.load(changed(tmp_path / "tokenizer.json", normalizer=pattern))
+    text = "a" * 100 + "b"
+    for call in (tokenizer.encode, tokenizer.words, tokenizer.spans, tokenizer.encode_with_masks):
+        with pytest.raises(UserError, match=rf"tokenizer\.json: cannot encode '{text[:80]}' \("):
+            call(text, 20)
+
+
+def test_a_normalizer_that_expands_texts_without_limit_is_refused(tmp_path):
+    """Also one that inserts a letter before each, forty times; those of published models pass."""
+    expanding = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}] * 3
+    doubling = [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}] * 40
+    for parts in (expanding, doubling):
+        path = changed(tmp_path / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": parts})
+        with pytest.raises(UserError, match=r"tokenizer\.json: its normalizer may make more than 1,000 letters of one; take"):
+            Tokenizer.load(path)
+    quotes = [{"type": "Replace", "pattern": {"String": each}, "content": '"'} for each in ("``", "''")]  # of ALBERT
+    spaces = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}, {"type": "Prepend", "prepend": "▁"}]
+    path = changed(tmp_path / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [*quotes, *spaces]})
+    tokenizer = Tokenizer.load(path)
+    tokenizer.clean_as_published(30)
+    Tokenizer.from_json(tokenizer.to_json())
+
+
 # Scripts without spaces
 
 CJK = (

@@ -4,6 +4,7 @@ Special ids always come from the tokenizer; no other file has such a number.
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +22,7 @@ from eve_vl.utils.file_io import read_json, read_text
 MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
+MAX_GROWTH = 1000  # letters for one; those of published models and `clean_as_published` together make fewer than 300
 PROBE = "a \N{SNOWMAN} zqxj " * 8
 _BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # bytes 80 to BF, as a byte-level tokenizer writes them
 # UTF-8 of U+3400 to U+9FFF and of planes 2 and 3, and the space before
@@ -33,7 +35,11 @@ class Tokenizer:
     """A tokenizer with three special tokens: padding, [CLS] and [MASK]."""
 
     def __init__(self, backend: Backend, where: str):
-        self.backend = backend
+        self.backend, self.where, growth = backend, where, [1]
+        normalizer = "{}" if backend.normalizer is None else backend.normalizer.__getstate__()
+        json.loads(normalizer, object_hook=lambda part: growth.append(1 + len(part.get("content", ""))))
+        if np.prod(growth, dtype=float) > MAX_GROWTH:
+            raise UserError(f"{where}: its normalizer may make more than {MAX_GROWTH:,} letters of one; take another tokenizer")
         with _explained(where, "the tokenizer cannot be used"):
             backend.no_padding()
             backend.no_truncation()
@@ -55,7 +61,9 @@ class Tokenizer:
                 first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
                 own = backend.post_processor
                 backend.post_processor = first if own is None else processors.Sequence([own, first])
-            backend.encode(PROBE)
+            ids = backend.encode(PROBE).ids
+        if max(ids) >= self.vocab_size:
+            raise UserError(f"{where}: its post_processor adds token id {max(ids)}, beyond the last one, {self.vocab_size - 1}")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -120,12 +128,17 @@ class Tokenizer:
         ]
         self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
 
+    def encoding(self, text: str) -> tokenizers.Encoding:
+        """Return the tokens of a whole text. Raises UserError."""
+        with _explained(self.where, f"cannot encode {text[:80]!r}"):
+            return self.backend.encode(text)
+
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,).
 
         T ≤ max_length.
         """
-        encoding = self.backend.encode(text)
+        encoding = self.encoding(text)
         return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
     def words(self, text: str, max_length: int) -> np.ndarray:
@@ -133,7 +146,7 @@ class Tokenizer:
 
         Words are as the tokenizer splits texts.
         """
-        return np.array([-1 if word is None else word for word in self.backend.encode(text).word_ids[:max_length]])
+        return np.array([-1 if word is None else word for word in self.encoding(text).word_ids[:max_length]])
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and specials as `encode` does, and which are masks.
@@ -144,7 +157,7 @@ class Tokenizer:
         letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
         adjacent = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
         spaced = re.sub(adjacent, " ", text.replace(MASK_TEXT, letter))
-        encoding = self.backend.encode(spaced)
+        encoding = self.encoding(spaced)
         tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
         words = {word for word, is_it in zip(encoding.word_ids, is_letter, strict=True) if is_it}
@@ -163,7 +176,7 @@ class Tokenizer:
 
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
         """Return the characters of each token of `encode`: first and end; special: empty."""
-        encoding = self.backend.encode(text)
+        encoding = self.encoding(text)
         tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
         return [(0, 0) if special else span for span, special in tokens][:max_length]
 

@@ -122,20 +122,20 @@ def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
     """Return the features of texts, float32 (n, d)."""
     inputs, names = encoder.inputs, ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
     given = map(given_text, texts, names)
-    ids = [_known_ids(text, encoder.tokenizer.backend, inputs.config.max_text_tokens) for text in given]
+    ids = [_known_ids(text, encoder.tokenizer, inputs.config.max_text_tokens) for text in given]
     parts = [encoder.task.text_features(*inputs.padded(some)).cpu().numpy() for some in chunked(ids, AT_ONCE)]
     return np.concatenate(parts)
 
 
-def _known_ids(text: str, backend: Any, longest: int) -> np.ndarray:
+def _known_ids(text: str, tokenizer: Any, longest: int) -> np.ndarray:
     """Return the first `longest` token ids of a text, int64 (T,), [CLS] first.
 
     Raises UserError if these hold no letter (of a text without letters: sign) as more than single bytes: features of unknown
     letters would match anything.
     """
-    encoding, has_letters = backend.encode(text), any(map(str.isalnum, text))
+    encoding, has_letters = tokenizer.encoding(text), any(map(str.isalnum, text))
     tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)
-    unknown = backend.token_to_id(UNKNOWN)
+    unknown = tokenizer.backend.token_to_id(UNKNOWN)
     spans = [span for span, token, special in tokens if token != unknown and not special]
     tokens_of = Counter(place for start, end in spans for place in range(start, end))
     places = [place for place, sign in enumerate(text) if (sign.isalnum() if has_letters else not sign.isspace())]
