@@ -16,6 +16,7 @@ def numbers_in(path: Path) -> dict[str, float]:
     """The numbers of a file, which know how sure they are."""
     numbers = from_json(json.loads(path.read_text()))
     assert to_json(numbers)["certainty"]
+    numbers.pop("data", None)  # of an evaluation; training keeps data.json
     return numbers
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImagePixels, ImageSpan, Record, Source
+from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImagePixels, ImageSpan, Record, Source, is_generated
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 
 FILE = "data.json"
 NUM_SAMPLED = 64  # rows of each source whose content is read; no image is decoded
+NUM_GENERATED = 4  # of rows that follow from the source's name
 VALIDATION = "validation data"  # start of the names of validation sources
 
 
@@ -29,7 +30,8 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
     found: dict[str, object] = {}
     for name, source in sources:
         found[f"{name}, rows"] = len(source)
-        for index in np.linspace(0, len(source) - 1, min(len(source), NUM_SAMPLED)).round().astype(int).tolist():
+        num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
+        for index in np.linspace(0, len(source) - 1, num).round().astype(int).tolist():
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
@@ -44,7 +46,7 @@ def _content(row: Record) -> Iterable[Any]:
         if isinstance(value, ImageFile | ImageSpan | ImageBytes):
             yield value.read()
         elif not isinstance(value, ImageDrawing):  # it follows from its row
-            yield value.pixels if isinstance(value, ImagePixels) else repr(value).encode()
+            yield np.ascontiguousarray(value.pixels) if isinstance(value, ImagePixels) else repr(value).encode()
 
 
 def _digest(parts: Iterable[Any]) -> str:
