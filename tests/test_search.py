@@ -20,6 +20,7 @@ from tiny_runs import TEXTS, noise, tiny_run, write_run
 from eve_vl import __version__
 from eve_vl.search import database, query
 from eve_vl.search import index as index_module
+from eve_vl.search.database import CHECKSUMS
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -324,15 +325,19 @@ def write_bad_indices(eve, run, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "older" / database.DATABASE) as db:
         db.execute("UPDATE fact SET value = '0' WHERE name = 'format'")
     db.close()
+    (tmp_path / "older" / CHECKSUMS).unlink()
     shutil.copytree(tmp_path / "index", tmp_path / "moved")
     with sqlite3.connect(tmp_path / "moved" / database.DATABASE) as db:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
-    shutil.copytree(tmp_path / "index", tmp_path / "lacking")
-    with (tmp_path / "lacking" / "images.f16").open("r+b") as file:
-        file.truncate(200)
+    (tmp_path / "moved" / CHECKSUMS).unlink()
+    shutil.copytree(tmp_path / "index", tmp_path / "truncated")
+    os.truncate(tmp_path / "truncated" / "images.f16", 200)
+    shutil.copytree(tmp_path / "truncated", tmp_path / "lacking")
+    (tmp_path / "lacking" / CHECKSUMS).unlink()
     for name, size in (("shortened", 5000), ("nil", 0), ("wrong", 0)):
         shutil.copytree(tmp_path / "index", tmp_path / name)
+        (tmp_path / name / CHECKSUMS).unlink()
         os.truncate(tmp_path / name / database.DATABASE, size)
     (tmp_path / "wrong" / database.DATABASE).write_text("no database at all " * 9)
 
@@ -374,6 +379,10 @@ def test_mistakes(eve, run, model, photos, tmp_path):
             "images.f16: lacks features that the database lists; make it again: delete lacking",
         ),
         (
+            ("search", "truncated", "red"),
+            "truncated/images.f16: is damaged, or was changed by another program: it differs from its checksum; make it ",
+        ),
+        (
             ("serve", "--index", "moved"),
             "/nowhere/run: no such run, which made moved; name its new folder: --run RUN, or eve serve RUN --index INDEX",
         ),
@@ -384,7 +393,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "of_bad", "red"), "of_bad: is empty"),
         (("search", "of_blind", "red"), "images and texts of this run do not compare"),
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
-        (("index", "photos", "--out", "fresh"), "fresh: no such index; to make one, name the run"),
+        (("index", "photos", "--out", "fresh"), "fresh: no such index; eve index FOLDER --run RUN --out fresh makes one"),
         (("index", "--run", run, "--out", "fresh"), "fresh: is no index yet; to make one, name folders"),
         (("index", "scenes:test", "--run", run, "--out", "fresh"), "scenes:test: is generated data, which has no files"),
         (("index", "empty", "--run", run, "--out", "fresh"), "empty: no images in this folder"),

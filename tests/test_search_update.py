@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import sqlite3
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_runs import TEXTS
 
 from eve_vl.run import loading
 from eve_vl.search import database, indexer
-from eve_vl.search.database import FeatureWriter
+from eve_vl.search.database import CHECKED, CHECKSUMS, FeatureWriter
 from eve_vl.utils.errors import DamagedError, UserError
 
 
@@ -73,15 +75,50 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     assert (tmp_path / "index" / "images.f16").stat().st_size == 22 * 2 * 8
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read(model, photos, tmp_path):
+def test_only_changed_files_are_read_and_only_other_bytes_decoded(model, photos, tmp_path, monkeypatch):
     model.index(photos, tmp_path / "index")
-    before = content(tmp_path / "index")
-    path = photos / "old" / "05.png"
-    stat = path.stat()
-    path.write_bytes(b"x" * stat.st_size)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert model.index((), tmp_path / "index").changes.kept == 20
+    before, done = content(tmp_path / "index"), []
+    for name in ("read_image", "decode"):
+        real = getattr(indexer, name)
+        note = lambda *args, name=name, real=real, **kwargs: done.append(name) or real(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(indexer, name, note)
+    for touched, work in (((), []), (("05", "06"), ["read_image"] * 2), ((), [])):
+        for name in touched:
+            (photos / "old" / f"{name}.png").touch()
+        done.clear()
+        assert model.index((), tmp_path / "index").changes.kept == 20
+        assert done == work
     assert content(tmp_path / "index") == before
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_files_of_equal_size_and_date_that_change_places_are_noticed(model, tmp_path, form):
+    """Also if that date is one which SQLite cannot store."""
+    paths = [tmp_path / "photos" / f"{number}.{'tar' if form == 'tar' else 'bmp'}" for number in range(2)]
+    for number, path in enumerate(paths):
+        file = tmp_path / f"{number}.bmp" if form == "tar" else path
+        write_image(file, number)
+        if form == "tar":
+            path.parent.mkdir(exist_ok=True)
+            with tarfile.open(path, "w") as tar:
+                tar.add(file, "1.bmp")
+        os.utime(path, (10**10, 10**10))  # of the year 2286
+    source = tmp_path / "photos" / "{0..1}.tar" if form == "tar" else tmp_path / "photos"
+    assert len({path.stat().st_size for path in paths}) == 1
+    model.index(source, tmp_path / "index")
+    known = [features for features, *_ in content(tmp_path / "index").values()]
+    paths[0].rename(tmp_path / "first")
+    paths[1].rename(paths[0])
+    (tmp_path / "first").rename(paths[1])
+    assert model.index((), tmp_path / "index").changes.changed == 2
+    assert [features for features, *_ in content(tmp_path / "index").values()] == known[::-1]
+
+
+def test_times_that_sqlite_cannot_store_are_stored_as_others(monkeypatch):
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for time in (2**63, 2**65 + 1, -(2**63) - 1):
+            monkeypatch.setattr(Path, "stat", lambda _, time=time: SimpleNamespace(st_size=1, st_ctime_ns=time))
+            assert db.execute("SELECT ?", [indexer.stat_of(Path("x"))[1]]).fetchone() == (time % 2**63,)
 
 
 def test_a_source_can_be_forgotten(model, photos, tmp_path):
@@ -166,8 +203,8 @@ def test_an_unreadable_folder_is_not_taken_for_deleted(model, photos, tmp_path, 
     model.index(photos, tmp_path / "index")
     before, scandir = content(tmp_path / "index"), os.scandir
 
-    def refusing(path: str) -> Any:
-        if Path(path).name in ("old", "lost+found"):
+    def refusing(path: str | int) -> Any:
+        if Path(str(path)).name in ("old", "lost+found"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
@@ -345,6 +382,7 @@ def test_an_update_resumes_after_sigkill(eve, eve_process, run, photos, tmp_path
         process = eve_process(*command, "--code", "kills.py", env={**os.environ, "KILLED_AFTER": what})
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / "killed" / CHECKSUMS).read_text() == "{}"
         return len(content(tmp_path / "killed"))
 
     assert 30 < killed_after("_commit 10") < 120
@@ -359,6 +397,7 @@ def test_an_update_resumes_after_sigkill(eve, eve_process, run, photos, tmp_path
     assert killed_after("_forget 1") == 120
     assert eve(*command).returncode == 0
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
+    assert json.loads((tmp_path / "killed" / CHECKSUMS).read_text()).keys() == {*CHECKED}
     assert content(tmp_path / "killed").keys() == content(tmp_path / "whole").keys()
     assert rest(tmp_path / "killed") == rest(tmp_path / "whole")
     for name, (_, texts, rows) in content(tmp_path / "whole").items():

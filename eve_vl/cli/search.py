@@ -129,8 +129,6 @@ def run_index(args: IndexArgs) -> None:
     """Make or update an index of images: eve index SOURCE … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
-    if args.run is None and not expand_user(args.out).exists():
-        raise UserError(f"{args.out}: no such index; to make one, name the run that computes it: --run RUN")
     eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _print_changes(args.out, index)
@@ -251,7 +249,7 @@ def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
 
     if run is None:
         folder = expand_user(folder)
-        run = Path(Database.open(folder).facts["run"])
+        run = Path(Database.open(folder, verified=False).facts["run"])  # who searches opens it again
         if not builtin.located(run).exists():
             fix = "name its new folder: --run RUN, or eve serve RUN --index INDEX"
             raise UserError(f"{run}: no such run, which made {folder}; {fix}")

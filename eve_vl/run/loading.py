@@ -24,6 +24,8 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user, read_json
 
 LOCK = ".lock"
+IN_USE = "is in use by {}; wait for it to end, or choose another folder with --out"
+_HELD: dict[str, object] = {}  # folders that this process has locked: fcntl does not lock out its other threads
 
 
 @dataclass(kw_only=True)
@@ -137,7 +139,9 @@ def locked(run: Path) -> Iterator[None]:
     Raises UserError in every process if another training holds the lock or the folder cannot be written.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    file, problem = _acquire(run) if is_main() else (None, None)
+    key, holder = os.path.realpath(run), object()
+    is_holder = is_main() and _HELD.setdefault(key, holder) is holder  # in one step
+    file, problem = _acquire(run) if is_holder else (None, IN_USE.format("another thread") if is_main() else None)
     problem = processes.gather_objects(problem)[0]
     try:
         if problem is not None:
@@ -147,7 +151,8 @@ def locked(run: Path) -> Iterator[None]:
         if file is not None:
             (run / LOCK).unlink(missing_ok=True)
             file.close()
-        if is_main():
+        if is_holder:
+            del _HELD[key]
             with contextlib.suppress(OSError):  # not empty
                 for folder in made:
                     folder.rmdir()
@@ -165,7 +170,7 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
-            return None, f"is in use by process {holder}; wait for it to end, or choose another folder with --out"
+            return None, IN_USE.format(f"process {holder}")
         except OSError:  # a file system without locks
             return file, None
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:  # its last holder has deleted it

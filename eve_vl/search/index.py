@@ -117,12 +117,12 @@ class Index:
         reading = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
         reading = {name: value for name, value in reading.items() if value not in (None, "auto")}
         opened, lost = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)], {}
-        is_new = not (folder / DATABASE).exists()
-        if is_new and not opened:
-            raise UserError(f"{folder}: is no index yet; to make one, name folders of images, tables or shards")
         with index_errors(folder):
-            if is_new and folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
-                raise UserError(f"{folder}: holds files, but no index; name a new folder for it, with --out")
+            has_files = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
+        if not (folder / DATABASE).exists() and (has_files or not opened):  # looked up last: another thread may make it
+            problem = "holds files, but no index; name a new folder for it, with --out"
+            missing = "is no index yet; to make one, name folders of images, tables or shards"
+            raise UserError(f"{folder}: {problem if opened else missing}")
         with locked(folder):
             index = cls(Database.create(folder, encoder.run), encoder)
             known = index.sources()
@@ -133,9 +133,10 @@ class Index:
                     opened.append(OpenSource.of(spec, known[spec]))
                 except UserError as error:  # one lost source must not stop the rest
                     lost[spec] = error
-            update = Update(index.database, encoder, batch_size)
-            update.run(opened, dropped)
-            build_cells(index.database, slots_that_pass(index.database, filter_of(SearchOptions())))
+            with index.database.changing():
+                update = Update(index.database, encoder, batch_size)
+                update.run(opened, dropped)
+                build_cells(index.database, slots_that_pass(index.database, filter_of(SearchOptions())))
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))

@@ -1,8 +1,11 @@
 """Updates of an index from its sources: only new and changed images cost work.
 
-A file is read again if its size or the time of its last change differs. Its features are computed unless an image of the
-index has the same bytes. Commits fall between batches: an index that was killed and resumed has the same batches as one that
-was not, and so the same features to the bit. Threads read and decode images before the encoder needs them.
+A file is read again if its size or the time of its last change (ctime) differs. Programs can set a file's date (mtime), and two
+files may share one. Only the system sets ctime, also at a rename, a copy or a change of permissions. An image with unchanged
+bytes is not decoded again, and features are computed only of bytes that are new to the index.
+
+Commits fall between batches: an index that was killed and resumed has the same batches as one that was not, and so the same
+features to the bit. Threads read and decode images before the encoder needs them.
 """
 
 import contextlib
@@ -46,7 +49,8 @@ CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);
 CREATE TEMP TABLE seen_caption (image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;
 """
 SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
-KNOWN = f"SELECT id, row, start, size, changed, slot, reason, {SEEN} FROM image WHERE source = ? AND name = ?"
+KNOWN = f"""SELECT id, row, start, size, changed, slot, reason, {SEEN}, (SELECT hash FROM feature WHERE slot = image.slot)
+FROM image WHERE source = ? AND name = ?"""
 COLUMNS = ("path", "row", "start", "size", "changed", "slot", "reason")
 PUT = f"""INSERT INTO image (source, name, {", ".join(COLUMNS)}) VALUES (?, ?{", ?" * len(COLUMNS)})
 ON CONFLICT (source, name) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS)} RETURNING id"""
@@ -94,7 +98,7 @@ def stat_of(path: Path) -> tuple[int | None, int | None]:
     """Return size of a file and time of its last change, in ns; None if unreadable."""
     with contextlib.suppress(OSError, ValueError):
         found = path.stat()
-        return found.st_size, found.st_mtime_ns
+        return found.st_size, found.st_ctime_ns % 2**63  # of the year 2262 on, SQLite could not store it
     return None, None
 
 
@@ -121,6 +125,8 @@ class PendingImage:
     """The reason why the image cannot be used."""
     is_unread: bool = False
     """Whether the image must be read: it is neither in the index as it is nor on its way."""
+    known_digest: bytes | None = None
+    """Hash of the bytes that the index knows under its name."""
     digest: bytes = b""
     pixels: Tensor | None = None
 
@@ -147,13 +153,14 @@ class PendingImage:
         return known is not None and self.stamp[3] is not None and known[2:5] == self.stamp[1:]
 
     def read(self, crop: Crop) -> None:
-        """Read and decode its image."""
+        """Read its image, and decode it if its bytes have changed."""
         assert self.record is not None
         image, where = self.record.image, self.record.where
         try:
             data = read_image(image, where)
             self.digest = digest_of(data)
-            self.pixels = decode(ImageBytes(data=data), where, crop=crop)
+            if self.digest != self.known_digest:
+                self.pixels = decode(ImageBytes(data=data), where, crop=crop)
         except BadSampleError as error:
             self.reason = error.reason
             if not self.digest:  # without the time of the file, so that the next update tries again
@@ -235,6 +242,7 @@ class Update:
                     self.changes.bad_captions[source.name(number)] = row.record.problem
                 known = self._known(source_id, row.name)
                 row.is_unread = not (row.name in self._reading or row.is_as(known) or (known and known[7]))
+                row.known_digest = known and known[8]
                 self._reading.add(row.name)
             yield row
 
@@ -257,10 +265,11 @@ class Update:
 
     def _content(self, row: PendingImage) -> int | None:
         """Return the slot of an image's bytes, None if the image is unusable."""
-        if row.pixels is None:
+        if row.reason is not None:
             return None
         if found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [row.digest]).fetchone():
             return found[0]
+        assert row.pixels is not None
         slot, query = self.images.add(row.pixels), "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
         self.db.execute(query, [slot, row.digest, nearest.thumbprint(row.pixels)])
         return slot

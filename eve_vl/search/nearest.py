@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eve_vl.search.database import Database, index_errors
+from eve_vl.search.database import Database, checksum, index_errors
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import DamagedError
 from eve_vl.utils.file_io import atomic_file
@@ -111,8 +111,9 @@ def build_cells(database: Database, is_used: np.ndarray) -> None:
     with index_errors(database.folder), atomic_file(database.folder / FILE) as temporary, temporary.open("wb") as file:
         # faiss's own writer does not report a disk that is full at the last piece
         faiss.write_index(cells, faiss.PyCallbackIOWriter(file.write))
-    size = (database.folder / FILE).stat().st_size
-    facts = {"cells": num_cells, "probed": cells.nprobe, "recall@10": recall, "size": size, "made": time.time_ns()}
+    path = database.folder / FILE
+    facts = {"cells": num_cells, "probed": cells.nprobe, "recall@10": recall, "made": time.time_ns()}
+    facts |= {"size": path.stat().st_size, "checksum": checksum(path)}
     with index_errors(database.folder), database.db:
         database.write_fact(FACT, facts)
     print_line(f"{num:,} images in {num_cells:,} cells, a search probes {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")
@@ -149,6 +150,8 @@ class Cells:
         path = self.database.folder / FILE
         try:
             if self._opened[0] != facts:
+                if checksum(path) != facts.get("checksum"):
+                    raise RuntimeError
                 self._opened = facts, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             score_QK, slot_QK = self._opened[1].search(query_Qd, k)
         except RuntimeError:  # all that faiss raises for a damaged file

@@ -45,6 +45,7 @@ Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
 UNCACHED = {"cache-control": "no-cache", **OWN_PAGES}
 LOCKED = 0.25  # seconds to wait for an index that another process writes, while the computing thread stands still
+GONE = "the index was deleted or made again since the server opened it; restart the server"
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 WORD = r"[^\s/:;,'\"()]+"
 PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
@@ -76,7 +77,7 @@ def application(
     app.add_middleware(AdmissionMiddleware, counts=server.counts, token=token, open_paths=page or ())
     for error in (RequestRefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(error, server.answer_to)
-    app.add_api_route("/healthz", server.health, summary="Whether the server computes.")
+    app.add_api_route("/healthz", server.health, summary="Whether the server computes and has its index.")
     app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", server.metrics, summary="Counters of the server, for Prometheus.", **guarded)
     app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded)
@@ -174,7 +175,10 @@ class Service:
         return await result
 
     async def health(self) -> JSONResponse:
-        """Return whether the server computes."""
+        """Return whether the server computes and has its index."""
+        if self.index is not None:
+            until = asyncio.get_running_loop().time() + self.limits.wait_seconds
+            await self._in_thread(self.disk, until, getattr, self.index.database, "db")  # raises an error if it is gone
         return JSONResponse({"status": "ok"}) if self.compute.is_alive() else JSONResponse({"status": "failed"}, 503)
 
     async def metrics(self) -> Response:
@@ -290,6 +294,8 @@ class Service:
                 return answer_of(busy("the index is being written"))
             case DamagedError():
                 LOG.error("%s", error)
+                if error.is_gone:
+                    return answer_of(RequestRefusedError(503, GONE))
             case UserError():
                 return answer_of(RequestRefusedError(400, self._cleaned(str(error))))
             case RequestValidationError():

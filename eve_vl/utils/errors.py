@@ -42,10 +42,13 @@ class SharedError(UserError):
 class DamagedError(UserError):
     """Damage of files that the program itself has written."""
 
-    def __init__(self, message: object, *, is_locked: bool = False):
-        """is_locked: another process is writing the files."""
+    def __init__(self, message: object, *, is_locked: bool = False, is_gone: bool = False):
+        """is_locked: another process is writing the files.
+
+        is_gone: they were deleted or replaced.
+        """
         super().__init__(message)
-        self.is_locked = is_locked
+        self.is_locked, self.is_gone = is_locked, is_gone
 
 
 class BadSampleError(UserError):
