@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -125,31 +125,27 @@ def test_an_update_while_files_are_compared_is_no_damage(folder, model, photos, 
     assert len(Index.open(folder, model)) == 21
 
 
-def test_threads_that_index_into_one_folder_are_one_line(model, photos, tmp_path):
-    """One of three updates it, a new folder or an index; fcntl locks out other processes only."""
-    for number in range(100, 120):
-        write_image(photos / "many" / f"{number}.png", number)
-    for rounds in range(2):
-        problems: list[str] = []
+def test_threads_that_update_one_index_are_refused_in_one_line(model, photos, tmp_path):
+    """All but one; fcntl locks out other processes only."""
+    together, folder = threading.Barrier(3, timeout=60), tmp_path / "index"
 
-        def update(say: Callable[[str], None] = problems.append) -> None:
-            try:
-                model.index(photos, tmp_path / "index")
-            except UserError as error:
-                say(str(error))
+    def update(_: int) -> str:
+        together.wait()
+        try:
+            model.index(photos, folder)
+        except UserError as error:
+            return str(error)
+        return ""
 
-        together = threading.Barrier(3, timeout=60)
-        threads = [threading.Thread(target=lambda wait=together.wait, run=update: (wait(), run())) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert {*problems} <= {
-            f"{tmp_path / 'index'}: is in use by another thread; wait for it to end, or choose another folder with --out"
-        }
-        assert len(Index.open(tmp_path / "index", model)) == 40
-        write_image(photos / "many" / f"{rounds}.png", 100)
-        (photos / "many" / f"{rounds}.png").unlink()
+    for num in (20, 40):  # a new index and a known one
+        for number in range(num):
+            write_image(photos / "many" / f"{number}.png", 100 + number)
+        with ThreadPoolExecutor(3) as threads:
+            problems = {*threads.map(update, range(3))}
+        assert "" in problems
+        refused = f"{folder}: is in use by another thread; wait for it to end, or choose another folder with --out"
+        assert problems <= {"", refused}
+        assert len(Index.open(folder, model)) == 20 + num
 
 
 @pytest.mark.parametrize(
