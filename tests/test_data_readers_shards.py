@@ -187,7 +187,7 @@ def test_a_tar_index_of_another_form_is_made_again(tmp_path: Path):
     path, saved = write_tar(tmp_path / "x.tar", COLORS), tmp_path / "x.tar.index"
     open_source(path)
     arrays = dict(np.load(saved))
-    damages = [{name: array.astype(float)} for name, array in arrays.items() if name != "note"]
+    damages = [{name: array.astype(float)} for name, array in arrays.items()]
     damages += [
         {"spans": arrays["spans"][:, :4]},
         {"spans": arrays["spans"][:2]},
@@ -270,6 +270,11 @@ def test_tar_mistakes(tmp_path: Path):
     (tmp_path / "damaged.tar").write_bytes(data)
     with pytest.raises(UserError, match=rf"damaged.tar: not a whole tar file \(.* at byte {third}\); .*download it again"):
         open_source(tmp_path / "damaged.tar")
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2**60
+    (tmp_path / "huge.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**10))
+    with pytest.raises(UserError, match=r"huge.tar: not a whole tar file \(a header that is larger than the memory\)"):
+        open_source(tmp_path / "huge.tar")
     (tmp_path / "zipped.tar").write_bytes(b"\x1f\x8b\x08" + bytes(600))
     with pytest.raises(UserError, match=r"zipped.tar: not a whole tar file .*unpack it"):
         open_source(tmp_path / "zipped.tar")

@@ -129,9 +129,9 @@ def _index(path: Path) -> Shard:
         spans, ends, blob, note = (arrays[name] for name in ("spans", "ends", "blob", "note"))
         forms = [(np.int64, (len(ends) - 1, 6)), (np.int64, (len(ends),)), (np.uint8, (ends[-1],))]
         if np.array_equal(arrays["stamp"], stamp) and forms == [(each.dtype, each.shape) for each in (spans, ends, blob)]:
-            return Shard(spans, PackedStrings(blob, ends), note.item().decode())
+            return Shard(spans, PackedStrings(blob, ends), note.tobytes().decode())
     shard, file = _scan(path), io.BytesIO()
-    keys, note = shard.keys, np.array(shard.note.encode("utf-8", "backslashreplace"))
+    keys, note = shard.keys, np.frombuffer(shard.note.encode("utf-8", "backslashreplace"), dtype=np.uint8)
     np.savez(file, stamp=stamp, spans=shard.spans, blob=keys.blob, ends=keys.ends, note=note)
     with suppress(OSError):  # a read-only or full disk: the index stays in memory
         file_io.write_file(saved, file.getvalue())
@@ -181,7 +181,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 while (rest := file.read(CHUNK)) and not rest.strip(b"\0"):
                     pass
                 file.seek(-len(rest.lstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, io.SEEK_CUR)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
+        reason = str(error) or "a header that is larger than the memory"
         raise UserError(
-            f"{path}: not a whole tar file ({error}); unpack it if it is compressed, else download it again"
+            f"{path}: not a whole tar file ({reason}); unpack it if it is compressed, else download it again"
         ) from None
