@@ -1,6 +1,7 @@
 """The mixture of experts against a loop over tokens, and against the one-hot einsum form of the literature."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,11 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from twins import TwinStats, in_rows, random_moe, randomize, router_sums, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
+from twins import (
+    TwinStats,
+    in_rows,
+    random_moe,
+    randomize,
+    router_sums,
+    slow_balance,
+    slow_entropy,
+    slow_ffn,
+    slow_moe,
+    slow_quick_gelu,
+)
 
 from eve_vl import objectives
+from eve_vl.model import moe as module
 from eve_vl.model.layers import quick_gelu
-from eve_vl.model.moe import MoE, chosen_ME, grouped_linear, grouped_mm_works
+from eve_vl.model.moe import MoE, OfficialMoE, chosen_ME, grouped_linear, grouped_mm_works
+from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 B, N, D = 3, 7, 8
@@ -261,6 +275,162 @@ def test_a_samples_output_never_depends_on_its_batch_mates():
     order = torch.tensor([2, 0, 1])
     permuted, _ = run(moe, x_BND[order], is_text_BN[order], is_padding_BN[order])
     torch.testing.assert_close(permuted, together[order], rtol=1e-5, atol=1e-6)
+
+
+# The published arithmetic
+
+
+def official(*, drops: bool, num_image: int = 4, modality: bool = True) -> OfficialMoE:
+    moe = OfficialMoE(8, 12, 4, modality_routing=modality, activation="quick_gelu", num_image=num_image, drops=drops)
+    randomize(moe, 0)
+    return moe
+
+
+def slow_official(moe: OfficialMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor) -> tuple[Tensor, list[list[float]]]:
+    """Token after token: first choices queue before second ones; what is beyond the capacity is left out. Returns the output
+    and, per modality, first choices, gates, entropies and choices with room of each expert."""
+    if moe.router.modality_embed is not None:
+        x_AD = x_AD + moe.router.modality_embed[[int(each) for each in is_text]]
+    gates = (x_AD @ moe.router.weight.T).softmax(1).tolist()
+    noisy = (x_AD @ moe.router.weight.T + noise_AE).tolist()
+    A, E = len(gates), len(gates[0])
+    first = [max(range(E), key=row.__getitem__) for row in gates]
+    second = [max((e for e in range(E) if e != own), key=row.__getitem__) for row, own in zip(noisy, first, strict=True)]
+    room = max(-(-2 * A // E), 4) if moe.drops else 2 * A
+    queues: list[list[tuple[int, int]]] = [[] for _ in range(E)]
+    for choice, chosen in enumerate((first, second)):
+        for token, expert in enumerate(chosen):
+            queues[expert].append((token, choice))
+    kept = {(token, expert) for expert, each in enumerate(queues) for token, _ in each[:room]}
+    output, stats = torch.zeros(A, 8), [[0.0] * 4 * E for _ in range(2)]
+    for token in range(A):
+        chosen = [e for e in (first[token], second[token]) if (token, e) in kept]
+        sums = stats[is_text[token]]
+        sums[first[token]] += 1
+        for e in range(E):
+            sums[E + e] += gates[token][e]
+            sums[2 * E + e] -= gates[token][e] * math.log(gates[token][e])
+            sums[3 * E + e] += e in chosen
+            if e in chosen:
+                weights = (getattr(moe.experts, name)[e] for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"))
+                output[token] += gates[token][e] / sum(gates[token][each] for each in chosen) * slow_ffn(x_AD[token], *weights)
+    return output, stats
+
+
+@pytest.mark.parametrize(
+    ("drops", "boundary", "modality"), [(True, 4, True), (False, 4, True), (True, 2, True), (True, 4, False)]
+)
+@torch.no_grad()
+def test_the_published_routing_equals_a_slow_queue(drops, boundary, modality):
+    """Padding queues too; the boundary of the modalities is where a whole image ends."""
+    moe, noise = official(drops=drops, num_image=boundary, modality=modality), inputs()[0].flatten(0, 1)[:, :4] * 2
+    noise[:, 2] += 3  # the favourite has no room for all
+    moe.noise = (lambda _: noise) if drops else None
+    x_BND, _, is_padding_BN = inputs()
+    rows = PackedTokens.of(Tokens(x_BND=x_BND, num_image=4, is_padding_BN=is_padding_BN), 1, packs=False)
+    x_SD = rows.collect(x_BND)
+    expected, stats = slow_official(moe, rows.tokens(x_SD), [token % N >= boundary for token in range(B * N)], noise * drops)
+    found, found_stats = moe(x_SD, rows)
+    torch.testing.assert_close(found, rows.collect(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_stats, torch.tensor(stats), rtol=1e-5, atol=1e-5)
+    assert (chosen_ME(found_stats).sum() < 2 * B * N) == drops
+    read = ReadPositions(row_M=torch.tensor([5, 0]), is_image=True)
+    torch.testing.assert_close(moe(x_SD, rows, read)[0], found[[5, 0]])
+
+
+@pytest.mark.parametrize("num_image", [0, N])
+@torch.no_grad()
+def test_a_pass_of_one_modality_has_no_boundary(num_image):
+    moe, x_BND = official(drops=True, num_image=2), inputs()[0]
+    moe.noise = torch.zeros_like
+    x_SD, rows = in_rows(x_BND, num_image)
+    expected, stats = slow_official(moe, rows.tokens(x_SD), [not num_image] * (B * N), torch.zeros(B * N, 4))
+    found, found_stats = moe(x_SD, rows)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_stats, torch.tensor(stats), rtol=1e-5, atol=1e-5)
+
+
+def test_capacity_is_an_even_share_of_both_choices_and_at_least_four():
+    assert [module.capacity(*sizes) for sizes in ((10, 4), (9, 4), (8, 4), (4, 4), (1, 32), (640, 32))] == [5, 5, 4, 4, 4, 40]
+
+
+def test_places_in_queues():
+    experts_S2 = torch.tensor([[2, 0], [0, 2], [2, 1], [2, 0]])
+    assert module.queue(experts_S2, 4).tolist() == [[0, 1], [0, 3], [1, 0], [2, 2]]
+
+
+def test_gumbel_noise_is_that_of_the_quantiles(monkeypatch):
+    torch.manual_seed(0)
+    noise = module.gumbel_noise(torch.empty(20_000, 2))
+    assert noise.shape == (20_000, 2)
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.05)
+    monkeypatch.setattr(torch, "rand_like", lambda _: torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    found = module.gumbel_noise(torch.empty(4))
+    assert found[1:3].tolist() == pytest.approx([-math.log(-math.log(each)) for each in (0.25, 0.5)])
+    assert found.isfinite().all() and found.tolist() == sorted(found.tolist())
+
+
+def test_noise_comes_with_drops_only():
+    assert official(drops=True).noise is module.gumbel_noise and official(drops=False).noise is None
+
+
+# Types and devices
+
+
+def test_rows_are_tiled_in_bfloat16_on_the_cpu_only():
+    sizes = [
+        (dtype, num, device) for dtype in (torch.bfloat16, torch.float32) for num in (1023, 1024) for device in ("cpu", "meta")
+    ]
+    tiles = [module.row_tile(torch.empty(num, 8, dtype=dtype, device=device), 4) for dtype, num, device in sizes]
+    assert tiles == [32, 1, 64, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_compute_in_the_type_of_their_rows(dtype):
+    moe, counts_E = random_moe(experts=4), torch.tensor([3, 0, 40, 1])
+    x_RD, expert_R = torch.randn(44, 8), torch.arange(4).repeat_interleave(counts_E)
+    found = moe.experts(x_RD.to(dtype), expert_R, counts_E)
+    assert found.dtype == dtype
+    names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
+    for row, expert in enumerate(expert_R.tolist()):
+        expected = slow_ffn(x_RD[row], *(getattr(moe.experts, name)[expert] for name in names))
+        torch.testing.assert_close(found[row].float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.15)
+
+
+@pytest.mark.parametrize("build", [random_moe, lambda: official(drops=True)])
+def test_autocast_reaches_the_experts_and_not_the_router(build):
+    moe, seen = build(), []
+    moe.noise = torch.zeros_like
+    moe.experts.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    x_SD, rows = in_rows(inputs()[0].bfloat16(), 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, stats = moe(x_SD.float(), rows)
+    assert seen == [torch.bfloat16]
+    assert stats.dtype == torch.float32
+    torch.testing.assert_close(stats, moe(x_SD.float(), rows)[1])
+    gates, _, _ = moe.router(x_SD, rows)
+    assert gates.dtype == torch.float32
+
+
+def test_read_rows_are_those_of_the_whole_output():
+    moe = random_moe()
+    x_SD, rows = in_rows(inputs()[0], 4)
+    whole, stats = moe(x_SD, rows)
+    some, same = moe(x_SD, rows, ReadPositions(row_M=torch.tensor([9, 2]), is_image=True))
+    torch.testing.assert_close(some, whole[[9, 2]])
+    assert torch.equal(stats, same)
+
+
+def test_new_tensors_are_on_the_device_of_the_inputs():
+    """The default device is another one here, and tensors of two devices do not mix."""
+    x_SD, rows = in_rows(inputs()[0], 4)
+    x_RD, expert_R, counts_E = torch.randn(4, 8).bfloat16(), torch.tensor([0, 1, 1, 3]), torch.tensor([1, 2, 0, 1])
+    moes = random_moe(), official(drops=True), official(drops=False)
+    with torch.device("meta"):
+        for moe in moes:
+            assert {each.device.type for each in moe(x_SD, rows)} == {"cpu"}
+        assert moes[0].experts(x_RD, expert_R, counts_E).device.type == "cpu"
 
 
 def test_quick_gelu_and_its_gradient():

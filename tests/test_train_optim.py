@@ -11,7 +11,19 @@ from twins import tiny_config
 from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate, muon_parts
+from eve_vl.train.optim import (
+    Averages,
+    Muon,
+    build_optimizer,
+    initial_state,
+    is_decayed,
+    learning_rate,
+    lr_scales,
+    muon_parts,
+    orthogonalize,
+    running_averages,
+    running_averages_kept,
+)
 
 
 def config_of(**changes: object) -> TrainConfig:
@@ -160,3 +172,88 @@ def test_muon_equals_torchs_on_every_single_matrix():
     for found, expected in zip(matrices("data"), single, strict=True):
         torch.testing.assert_close(found, expected.detach(), rtol=0.02, atol=0.02)
     torch.testing.assert_close(named["blocks.0.attn.proj.bias"].detach(), bias.detach())
+
+
+@pytest.mark.parametrize("name", ["blocks.0.proj.weight", "head.weight"])
+def test_the_state_before_the_first_step_is_what_the_optimiser_starts_from(name):
+    """Names, shapes and types of the state after a step without a gradient, whose moments are 0."""
+    parameter = nn.Parameter(torch.randn(3, 2))
+    optimizer = build_optimizer([(name, parameter)], config_of(optimizer="muon"))
+    assert isinstance(optimizer, Muon) and optimizer.rest.defaults["fused"]
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with torch.device("meta"):  # the parameter's device counts, not the default one
+        found = initial_state(parameter, muon_parts(name, parameter))
+        assert {value.device.type for value in initial_state(parameter, 0, "cpu").values()} == {"cpu"}
+    expected = optimizer.state[parameter]
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert (value.shape, value.dtype, value.device) == (expected[key].shape, expected[key].dtype, expected[key].device)
+        assert not value.any() and (key == "step" or torch.equal(value, expected[key]))
+    assert {value.device.type for value in initial_state(parameter, 0, "meta").values()} == {"meta"}
+    assert len({value.data_ptr() for value in found.values()}) == len(found)
+
+
+def test_muon_leaves_parameters_without_a_gradient_alone():
+    """All others may be frozen, so that nothing is left to AdamW."""
+    named = {f"blocks.{number}.proj.weight": nn.Parameter(torch.randn(2, 2)) for number in range(2)}
+    optimizer, before = (
+        build_optimizer(named.items(), config_of(optimizer="muon", lr=0.1)),
+        named["blocks.0.proj.weight"].clone(),
+    )
+    named["blocks.1.proj.weight"].grad = torch.randn(2, 2)
+    optimizer.step()
+    assert torch.equal(named["blocks.0.proj.weight"], before) and len(optimizer.state) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 3, 6), (1, 4, 4)])
+def test_orthogonal_matrices_have_singular_values_near_1_and_the_singular_vectors(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalize(x)
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    values = left.mT @ found @ right.mT
+    assert found.shape == x.shape
+    assert (values.diagonal(dim1=1, dim2=2) > 0.6).all() and (values.diagonal(dim1=1, dim2=2) < 1.3).all()
+    torch.testing.assert_close(
+        values - torch.diag_embed(values.diagonal(dim1=1, dim2=2)), torch.zeros_like(values), rtol=0, atol=1e-4
+    )
+    assert not orthogonalize(torch.zeros(shape)).any()
+    assert torch.equal(orthogonalize(x * 2**20), found)
+
+
+def test_scales_are_rounded_where_factors_multiply_only():
+    """So that equal products share a group; without factors every bit stays."""
+    third = 1 / 3
+    assert lr_scales(["a", "b"], config_of(head_lr_multiplier=third), {"a"}) == {"a": third, "b": 1.0}
+    config = config_of(head_lr_multiplier=0.1, lr_multipliers=(("a*", 3.0), ("b", 0.3)))
+    assert lr_scales(["a1", "b"], config, {"a1"}) == {"a1": 0.3, "b": 0.3}
+
+
+def test_running_averages_are_those_of_batch_normalisations_and_come_back():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
+    assert [len(buffer.shape) for buffer in running_averages(model)] == [1, 1, 0]
+    with pytest.raises(KeyError), running_averages_kept(model):
+        model(torch.randn(8, 2))
+        assert running_averages(model)[2] == 1
+        raise KeyError
+    assert [buffer.tolist() for buffer in running_averages(model)] == [[0, 0], [1, 1], 0]
+
+
+def test_averages_change_places_with_the_weights_and_back():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    averages = Averages(layer, 0.9)
+    assert Averages(layer, 0.0).values == {} and [*averages.values] == ["weight"]
+    first = layer.weight.detach().clone()
+    layer.weight.data += 1
+    averages.update(0)  # min(0.9, 2 / 11) of the old
+    mean = first + 9 / 11
+    with averages.in_place():
+        torch.testing.assert_close(layer.weight.detach(), mean)
+        assert torch.equal(averages.live()["weight"], layer.weight)
+    assert torch.equal(layer.weight, first + 1)
+    averages.restore({"weight": torch.full((2, 2), 5.0)})
+    assert torch.equal(averages.values["weight"], first + 1) and (layer.weight == 5).all()
+    for _ in range(2):
+        averages.update(10**6)  # 0.9 of the old
+    torch.testing.assert_close(averages.values["weight"], 5 + 0.81 * (first + 1 - 5))

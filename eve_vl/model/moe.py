@@ -282,7 +282,8 @@ class OfficialMoE(MoE):
         """Return the sums over all tokens, padding included."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
         is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()
-        return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
+        with torch.autocast(is_of_2S.device.type, enabled=False):  # bfloat16 has no whole numbers between 256 and 258
+            return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:

@@ -81,9 +81,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
-        super().__init__(groups, {"lr": lr, "betas": betas})
+        super().__init__(groups, {"lr": lr})
         self.products = products
-        rest = [group for group in self.param_groups if not group["parts"]]
+        rest = [group for group in self.param_groups if not group["parts"]] or [{"params": []}]  # AdamW refuses no group
         self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         self.rest.state = self.state
 
