@@ -101,7 +101,7 @@ def hard_negatives(
     B, C = weights_BC.shape
     column_C = torch.arange(C, device=weights_BC.device)
     is_own_BC = (column_C[:B] if own_B is None else own_B)[:, None] == column_C
-    weights_BC = torch.where(is_match_BC.all(1, keepdim=True), is_own_BC.to(weights_BC.dtype), weights_BC)
+    weights_BC = torch.where(is_match_BC.all(1, keepdim=True), is_own_BC, weights_BC)
     if draw_B is None:
         return weights_BC.multinomial(1).squeeze(1)
     sum_BC = weights_BC.double().cumsum(1)

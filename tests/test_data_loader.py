@@ -15,6 +15,7 @@ import torch
 from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
+from eve_vl.data import loader
 from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import epoch_order, eval_loader, open_sources, open_train_and_val, train_batches, train_loader
@@ -133,6 +134,40 @@ def test_every_row_comes_once_per_epoch(lengths):
         assert {(int(source), int(row)) for source, row in order} == rows
     assert len({order.tobytes() for order in orders}) == 4
     assert np.array_equal(orders[2], epoch_order(lengths, (), 0, 2))
+
+
+def permutation(*key: int, length: int) -> list[int]:
+    """By NumPy's generator of a key: seed, purpose (1: order of an epoch, 2: rows of a source), and what it is for."""
+    return np.random.default_rng(key).permutation(length).tolist()
+
+
+def test_orders_are_those_of_the_documented_streams():
+    """Each source goes through its own permutations; each epoch shuffles what it takes of them."""
+    for epoch in range(3):
+        rows = [(source, row) for source in (0, 1) for row in permutation(7, 2, epoch, source, length=5)]
+        expected = [rows[place] for place in permutation(7, 1, epoch, length=10)]
+        assert [*map(tuple, epoch_order([5, 5], (), 7, epoch).tolist())] == expected
+    streams = [
+        [row for turn in range(12) for row in permutation(7, 2, turn, source, length=length)]
+        for source, length in ((0, 6), (1, 3))
+    ]
+    for epoch in range(5):  # a weight of 1 to 2: three of nine samples are from the first source
+        rows = [(0, row) for row in streams[0][3 * epoch : 3 * epoch + 3]]
+        rows += [(1, row) for row in streams[1][6 * epoch : 6 * epoch + 6]]
+        expected = [rows[place] for place in permutation(7, 1, epoch, length=9)]
+        order = epoch_order([6, 3], (1.0, 2.0), 7, epoch)
+        assert order.dtype == np.int64 and [*map(tuple, order.tolist())] == expected
+
+
+def test_a_source_may_have_no_share():
+    assert {source for source, _ in epoch_order([4, 4], (0.0, 1.0), 0, 3).tolist()} == {1}
+
+
+def test_an_order_is_made_once_per_epoch(monkeypatch):
+    made = []
+    monkeypatch.setattr(loader, "epoch_order", lambda *args: made.append(args[-1]) or epoch_order(*args))
+    list(islice(train_batches([5, 3], (), 0, 0, 4, 4), 6))
+    assert made == [0, 1, 2]
 
 
 def test_the_loader_goes_through_epochs_back_to_back():
@@ -363,6 +398,82 @@ def test_sources_are_opened_by_their_specs(tmp_path):
     assert image.pixels.shape == (16, 16, 3)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError):
         open_sources([str(tmp_path / "nothing.jsonl")], config_of().data, 16)
+
+
+def test_rows_of_generated_data_have_the_kind_that_is_asked_for():
+    for kind, spec in (("auto", "captions"), ("captions", "captions"), ("questions", "questions")):
+        (source,) = open_sources(["scenes:val"], config_of().data, 16, kind)
+        (expected,) = open_sources(["scenes:val"], config_of().data, 16, spec)
+        assert type(source) is type(expected)
+    with pytest.raises(UserError, match=r"^scenes:val: the generated scenes hold no recipes, but .*captions, .*questions"):
+        open_sources(["scenes:val"], config_of().data, 16, "recipes")
+
+
+def test_options_of_reading_reach_the_reader_and_the_size_the_generator(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/0.png").touch()
+    (tmp_path / "rows.txt").write_text("picture,words,caption\n0.png,a circle,wrong\n")
+    options = {"format": "csv", "image_root": tmp_path / "here", "image_column": "picture", "text_column": "words"}
+    data = replace(config_of().data, train=(str(tmp_path / "rows.txt"),), val=(str(tmp_path / "rows.txt"),), **options)  # pyright: ignore
+    train, val = open_train_and_val(replace(config_of(), data=data))
+    assert train[0][0].captions == ("a circle",)  # pyright: ignore[reportAttributeAccessIssue]
+    assert train[0][0].image.path == tmp_path / "here/0.png"  # pyright: ignore[reportAttributeAccessIssue]
+    assert val[0][0].captions == ("a circle",)  # pyright: ignore[reportAttributeAccessIssue]
+    generated = replace(data, train=("scenes:val",), val=("scenes:train",))
+    for (source,) in open_train_and_val(replace(config_of(), data=generated)):
+        assert source[0].image.pixels.shape == (16, 16, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "here/0.png").unlink()
+    with pytest.raises(UserError):
+        open_sources([str(tmp_path / "rows.txt")], data, 16)
+    assert len(open_sources([str(tmp_path / "rows.txt")], data, 16, must_be_usable=False)[0]) == 1
+
+
+@pytest.mark.parametrize(("num", "held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
+def test_tiny_sources_hold_out_two_places_if_that_leaves_as_many(num, held):
+    places = [*range(num), *range(num), None]
+    is_held = loader._held_out(places, 0.0)
+    assert is_held.tolist() == [place is not None and place < held for place in places]
+
+
+def test_the_lowest_share_of_all_hashes_is_held_out():
+    places = [-(2**63), -(2**62) - 1, -(2**62), -(2**62) + 1, 0, 2**63 - 1]
+    assert loader._held_out(places, 0.25).tolist() == [True, True, False, False, False, False]
+    assert loader._held_out(places, 0.5).tolist() == [True, True, True, True, False, False]
+
+
+def test_a_split_needs_rows_on_both_sides(tmp_path):
+    folder = write_pairs(tmp_path / "one", [1])
+    with pytest.raises(UserError, match=rf"^{folder}: has too few images or texts for a held-out split; name other data"):
+        held_out(folder)
+
+
+def test_rows_that_show_a_held_out_image_leave_every_source(tmp_path):
+    """The second source names images of the first, whose places differ there."""
+    (tmp_path / "0.png").touch()
+    tables = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for table, first in zip(tables, (0, 50), strict=True):
+        table.write_text("".join(f'{{"image": "{number}.png", "caption": "x"}}\n' for number in range(first, first + 100)))
+    (tmp_path / "50.png").touch()
+    data = replace(config_of().data, train=tuple(map(str, tables)), val=("held-out",), val_fraction=0.3)
+    train, val = open_train_and_val(replace(config_of(), data=data))
+    shown = [{source[row].image.path.name for source in sources for row in range(len(source))} for sources in (train, val)]  # pyright: ignore
+    assert not shown[0] & shown[1] and len(shown[0] | shown[1]) == 150
+    assert [len(source) for source in val] == [
+        sum(f"{number}.png" in shown[1] for number in range(first, first + 100)) for first in (0, 50)
+    ]
+
+
+def test_worker_and_memory_settings_reach_torch(monkeypatch):
+    def of(device: str, workers: int) -> Any:
+        config = tiny_config(data={"num_workers": workers}, train={"device": device})
+        dataset = MaskedPairs([pairs(4)], config, TOKENIZER, training=True)
+        return train_loader(dataset, consumed=0, rank=0, world=1)
+
+    monkeypatch.setattr(loader, "usable_cores", lambda: 2)
+    assert [of("cpu", workers).num_workers for workers in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    assert not of("cuda", 0).pin_memory and of("cpu", 1).prefetch_factor == 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert of("cuda", 0).pin_memory and not of("cpu", 0).pin_memory
 
 
 def test_held_out_rows_leave_training(tmp_path):

@@ -1,12 +1,19 @@
 """Masks: exact counts, no special token masked, uniform positions, keyed random streams."""
 
+import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
+from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.dataset import generator
-from eve_vl.data.masking import mask_patches, mask_tokens
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.masking import MAX_LABELS, BatchByMask, MaskedPairs, PairBatch, label_hashes, mask_patches, mask_tokens
+from eve_vl.utils.errors import BadSampleError
 
 
 @pytest.mark.parametrize(
@@ -97,3 +104,85 @@ def test_every_word_is_as_likely_as_any_other():
     for seed in range(draws):
         counts += mask_tokens(word < 0, 0.5, generator(4, seed), word)
     np.testing.assert_allclose(counts[1:] / draws, 0.5, atol=5 * np.sqrt(0.25 / draws))
+
+
+def test_a_ratio_of_zero_masks_nothing():
+    keep, hidden = mask_patches(4, 0.0, generator(0))
+    assert (keep.tolist(), hidden.tolist()) == ([0, 1, 2, 3], [])
+    assert not mask_tokens(np.zeros(5, dtype=bool), 0.0, generator(0)).any()
+    assert not mask_tokens(np.ones(5, dtype=bool), 0.5, generator(0), np.zeros(5, dtype=int)).any()
+
+
+# Samples and batches
+
+
+def dataset_of(*sources: ListSource, training: bool = False, **task: object) -> MaskedPairs:
+    return MaskedPairs(sources, tiny_config(task=ContrastMatchConfig(**task)), tiny_tokenizer(), training=training)  # pyright: ignore
+
+
+def labelled(labels: tuple[str, ...], absent: tuple[str, ...] = ()) -> ImageText:
+    return replace(pairs(1)[0], labels=labels, absent=absent)
+
+
+def test_labels_are_62_bits_of_their_hash_negative_if_absent():
+    def bits(name: str) -> int:
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) % 2**62
+
+    found = label_hashes(labelled(("edema", "nodule"), ("fracture",)))
+    assert found.dtype == np.int64
+    assert found.tolist() == [bits("edema"), bits("nodule"), -bits("fracture"), *[0] * (MAX_LABELS - 3)]
+    names = tuple(f"label {number}" for number in range(MAX_LABELS + 1))
+    assert label_hashes(labelled(names[:1], names[1:-1])).all()
+    for labels, words in (((), "no labels"), (names, f"{MAX_LABELS + 1} labels")):
+        with pytest.raises(BadSampleError, match=rf"list:0.*{words}, but task.itc_targets semantic needs 1 to {MAX_LABELS}$"):
+            label_hashes(labelled(labels))
+
+
+@pytest.mark.parametrize(("training", "targets"), [(True, "semantic"), (True, "image"), (False, "semantic")])
+def test_labels_are_read_for_semantic_targets_in_training_only(training, targets):
+    source = ListSource([labelled(("edema",))])
+    sample = dataset_of(source, training=training, itc_targets=targets).sample(source[0], generator(0))
+    assert (sample.label_L is not None) == (training and targets == "semantic")
+
+
+def test_a_pair_is_known_by_its_image_and_its_caption_and_has_three_numbers_of_its_own():
+    source, rng = pairs(2), generator(5)
+    sample = dataset_of(source).sample(source[1], rng)
+    hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in (source[1].where, source[1].captions[0])]
+    assert [sample.image_id, sample.caption] == [int.from_bytes(each, "big", signed=True) for each in hashes]
+    assert sample.draw.dtype == np.float32 and sample.draw.shape == (3,)
+    assert len(set(sample.draw.tolist())) == 3 and (sample.draw >= 0).all() and (sample.draw < 1).all()
+    assert (sample.draw != dataset_of(source).sample(source[1], rng).draw).all()
+
+
+def test_the_wrong_partner_is_half_the_data_away_or_else_a_random_row_of_any_source():
+    dataset = dataset_of(pairs(11))
+    assert [dataset[(0, 0, row)].wrong.where for row in range(11)] == [f"list:{(row + 5) % 11}" for row in range(11)]
+    same = ListSource([replace(pairs(12)[row], captions=("a red circle",)) for row in range(12)])
+    other = pairs(40, name="other")
+    partners = [dataset_of(same, other)[(0, 0, row)].wrong.where for row in range(12)]
+    assert {where.split(":")[0] for where in partners} == {"other"} and len(set(partners)) > 6
+    assert max(int(where.split(":")[1]) for where in partners) > 20
+    assert partners == [dataset_of(same, other)[(3, 0, row)].wrong.where for row in range(12)]  # in every epoch
+
+
+def test_a_broken_partner_is_passed_over_and_no_caption_at_all_is_shared():
+    rows = [pairs(4)[row] for row in range(4)]
+    rows[2] = replace(rows[2], captions=("new", rows[0].captions[1]))
+    assert dataset_of(ListSource(rows))[(0, 0, 0)].wrong.where in ("list:1", "list:3")
+    assert dataset_of(pairs(4, bad=[2]))[(0, 0, 0)].wrong.where in ("list:1", "list:3")
+
+
+def test_wrong_partners_make_a_batch_of_their_own_and_can_lend_their_texts():
+    dataset = dataset_of(pairs(4))
+    samples = [dataset[(0, 0, row)] for row in range(4)]
+    batch = PairBatch.collate(samples, 0)
+    assert batch.wrong is not None and batch.wrong.wrong is None
+    assert batch.wrong.where == ("list:2", "list:3", "list:0", "list:1")
+    assert batch.draw_B3 is not None and batch.draw_B3.shape == (4, 3)
+    swapped = batch.with_text_of(batch.wrong)
+    for name in ("ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M"):
+        assert getattr(swapped, name) is getattr(batch.wrong, name)
+    assert swapped.images_BCHW is batch.images_BCHW and swapped.keep_BK is batch.keep_BK
+    assert torch.equal(swapped.targets(), batch.wrong.ids_BT[batch.wrong.is_masked_BT])
+    assert BatchByMask(where=(), image=None, text=batch, both=swapped).parts == [batch, swapped]

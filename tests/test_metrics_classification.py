@@ -98,3 +98,110 @@ def test_the_mean_is_over_classes_that_occur():
         "mean_ap": pytest.approx(sum(expected) / 2),
         "mean_ap_chance": pytest.approx((2 / 3 + 1 / 3) / 2),
     }
+
+
+def test_classes_have_the_mean_or_the_largest_score_of_their_prompts():
+    score_RP, class_P = np.array([[0.1, 0.5, 0.3], [0.9, -0.5, 0.2]], dtype=np.float32), np.array([0, 1, 0])
+    for by, expected in (("mean", [[0.2, 0.5], [0.55, -0.5]]), ("max", [[0.3, 0.5], [0.9, -0.5]])):
+        found = metrics.class_scores(score_RP, class_P, by)
+        assert found.dtype == np.float32 and found == pytest.approx(np.array(expected))
+
+
+def test_recalls_and_priors_of_classes():
+    found = metrics.by_class([1, 0, 1, 1], ["b", "b", "a", "b"])
+    assert found == pytest.approx({"recall/a": 1, "recall/b": 2 / 3, "prior/a": 1 / 4, "prior/b": 3 / 4})
+    assert [*found] == ["recall/a", "recall/b", "prior/a", "prior/b"]
+    assert [found[name].n for name in found] == [1, 3, 4, 4]  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError):
+        metrics.by_class([1], ["a", "b"])
+
+
+def versus(number: float, other: str) -> list[float]:
+    assert isinstance(number, intervals.MeasuredValue)
+    return number.versus[other]
+
+
+def paired(a: list[float], b: list[float]) -> list[float]:
+    """Ends of the interval of the difference of two numbers of each row."""
+    found = intervals.paired(*({f"{row:03}": value for row, value in enumerate(values)} for values in (a, b)))
+    assert isinstance(found, intervals.MeasuredValue)
+    return [found.low, found.high]
+
+
+def test_accuracy_is_compared_with_the_most_frequent_class_row_by_row():
+    rng = random.Random(0)
+    true = rng.choices("abb", k=60)
+    right = [float(rng.random() < 0.8) for _ in true]
+    found = metrics.summary(right, true)
+    assert versus(found["acc"], "acc_majority") == pytest.approx(paired(right, [float(truth == "b") for truth in true]))
+
+
+def resampled(statistic, num_rows: int) -> tuple[float, float]:
+    """Ends of 95 % of a statistic of rows that are drawn again and again."""
+    rng = np.random.default_rng(1)
+    values = sorted(statistic(rng.integers(0, num_rows, num_rows)) for _ in range(400))
+    return values[9], values[389]
+
+
+def test_mean_average_precision_is_compared_with_a_constant_score():
+    rng = np.random.default_rng(0)
+    is_true_RC = rng.random((300, 3)) < (0.4, 0.2, 0.5)
+    score_RC = is_true_RC + 1.5 * rng.normal(size=(300, 3))
+
+    def gain(rows: np.ndarray) -> float:
+        found = metrics.ranking_summary(score_RC[rows], is_true_RC[rows])
+        return found["mean_ap"] - found["mean_ap_chance"]
+
+    found, expected = metrics.ranking_summary(score_RC, is_true_RC), resampled(gain, 300)
+    low, high = versus(found["mean_ap"], "mean_ap_chance")
+    assert (low, high) == pytest.approx(expected, abs=0.2 * (high - low))
+    assert low < found["mean_ap"] - found["mean_ap_chance"] < high
+    chance = found["mean_ap_chance"]
+    assert isinstance(chance, intervals.MeasuredValue) and (chance.n, chance.groups) == (300, 300)
+
+
+# The same item or not
+
+
+def test_pairs_of_items_by_hand():
+    """Of seven pairs two have no label; the others are ranked same, other, same, other, other."""
+    labels = [True, None, False, True, False, False, None]
+    scores = [0.9, 0.95, 0.8, 0.7, 0.2, 0.1, 0.3]
+    found = metrics.same_item_summary({"pr_auc": scores, "pr_auc_text": [0.5] * 7}, labels)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {"pair_acc": 4 / 5, "pr_auc": (1 + 2 / 3) / 2, "pr_auc_text": 2 / 5, "pr_auc_chance": 2 / 5}
+        | {"num_pairs": 7, "num_unlabelled": 2}
+    )
+    assert [found[name].n for name in ("pair_acc", "pr_auc", "pr_auc_text")] == [5, 5, 5]  # pyright: ignore
+    assert versus(found["pr_auc"], "pr_auc_text") == pytest.approx(versus(found["pr_auc"], "pr_auc_chance"))
+
+
+def test_half_is_no_guess_that_two_items_are_the_same():
+    assert metrics.same_item_summary({"pr_auc": [0.5, 0.51]}, [True, True]) == {
+        "pair_acc": 0.5,
+        "num_pairs": 2,
+        "num_unlabelled": 0,
+    }
+    assert metrics.same_item_summary({"pr_auc": [0.5]}, [False])["pair_acc"] == 1
+    assert metrics.same_item_summary({"pr_auc": [0.5]}, [None]) == {"num_pairs": 1, "num_unlabelled": 1}
+
+
+def test_areas_are_compared_with_chance_and_with_other_scores():
+    rng = np.random.default_rng(0)
+    is_same = rng.random(300) < 0.4
+    scores = {"pr_auc": is_same + rng.normal(size=300), "pr_auc_text": is_same + 3 * rng.normal(size=300)}
+
+    def areas(rows: np.ndarray) -> dict[str, float]:
+        drawn = {name: each[rows].tolist() for name, each in scores.items()}
+        return metrics.same_item_summary(drawn, is_same[rows].tolist())
+
+    found = areas(np.arange(300))
+    for other in ("pr_auc_chance", "pr_auc_text"):
+        low, high = versus(found["pr_auc"], other)
+        expected = resampled(lambda rows, other=other: (drawn := areas(rows))["pr_auc"] - drawn[other], 300)
+        assert (low, high) == pytest.approx(expected, abs=0.2 * (high - low))
+    chance = found["pr_auc_chance"]
+    assert isinstance(chance, intervals.MeasuredValue) and chance == is_same.mean()
+    assert (chance.low, chance.high) == pytest.approx(
+        (intervals.share(is_same.sum(), 300).low, intervals.share(is_same.sum(), 300).high)
+    )

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+import statistics
 from collections.abc import Callable
 
 import numpy as np
@@ -202,6 +203,106 @@ def test_numbers_in_files_stay_where_they_were():
     assert from_json({"acc": 0.75, "certainty": {"acc": older}})["acc"].groups == 4
     for damaged in (None, 3, {"acc": 3}, {"acc": {"n": 1}}, {"acc": older | {"low": "x"}}, {"acc": older | {"other": 0}}):
         assert not isinstance(from_json({"acc": 0.75, "certainty": damaged})["acc"], MeasuredValue)
+
+
+# By hand
+
+
+def ends(found: float) -> tuple[float, float]:
+    assert isinstance(found, MeasuredValue)
+    return found.low, found.high
+
+
+@pytest.mark.parametrize("is_share", [False, True])
+def test_a_difference_is_a_mean_of_groups_and_of_one_more_to_each_side(is_share: bool):
+    gain_R, groups = np.array([0.1, -0.05, 0.2, 0.04, 0.01]), list("abbca")
+    each = [3 * 0.11, 3 * 0.15, 3 * 0.04] + [1, -1] * is_share
+    half = intervals.student(len(each) - 1) * statistics.stdev(each) / math.sqrt(len(each))
+    found, middle = intervals.difference(gain_R, groups, is_share=is_share), statistics.mean(each)
+    assert found == pytest.approx(0.3) and ends(found) == pytest.approx((middle - half, middle + half))
+    assert (found.n, found.groups, found.method) == (5, 3, "paired t")  # pyright: ignore[reportAttributeAccessIssue]
+    assert type(intervals.difference(gain_R, ["a"] * 5, is_share=is_share)) is float
+
+
+def test_rounding_leaves_a_difference_inside_its_interval():
+    for num in range(2, 60):
+        found = intervals.difference(np.full(num, 0.1), is_share=False)
+        assert ends(found)[0] <= found <= ends(found)[1]
+
+
+def test_a_comparison_is_written_to_numbers_that_have_an_interval():
+    gain_R = np.array([0.1, 0.0, 0.2, 0.1])
+    for number, is_share in ((share(3, 4), True), (mean([0.1, 0.5, 0.7]), False)):
+        assert intervals.over(number, "other", gain_R) is number and isinstance(number, MeasuredValue)
+        assert number.versus == {"other": [*ends(intervals.difference(gain_R, is_share=is_share))]}
+        assert number.certainty()["versus"] == number.versus
+    grouped = intervals.over(share(3, 4), "other", gain_R, list("aabb"))
+    assert grouped.versus["other"] == [*ends(intervals.difference(gain_R, list("aabb"), is_share=True))]  # pyright: ignore
+    assert intervals.over(0.5, "other", gain_R) == 0.5
+    alone = share(3, 4)
+    assert intervals.over(alone, "other", gain_R, ["a"] * 4) is alone and not alone.versus
+    assert "versus" not in alone.certainty()
+
+
+def test_the_interval_of_a_mean_of_groups():
+    """The variance of a ratio is G / (G − 1) times the squares of the groups' deviations over the count."""
+    values, groups = [0.1, 2.5, 0.7, 1.1, -0.4, 3.0], list("aabbcc")
+    middle = sum(values) / 6
+    sums = [sum(values[i] - middle for i in pair) / 6 for pair in ((0, 1), (2, 3), (4, 5))]
+    half = intervals.student(2) * math.sqrt(3 / 2 * sum(each * each for each in sums))
+    assert ends(mean(values, groups)) == pytest.approx((middle - half, middle + half))
+
+
+def test_the_interval_of_a_share_of_groups_has_the_n_that_rows_alone_would_need():
+    right, groups = [1, 1, 1, 0, 0, 0, 1, 1], list("aaabbbcc")
+    middle = 5 / 8
+    sums = [(3 - 3 * middle) / 8, -3 * middle / 8, (2 - 2 * middle) / 8]
+    variance = 3 / 2 * sum(each * each for each in sums)
+    effective = middle * (1 - middle) * 8 / 7 / variance
+    assert 1 < effective < 8
+    assert ends(mean(right, groups)) == pytest.approx(intervals.wilson(middle, effective, intervals.student(2)))
+    assert ends(mean(right, range(8))) == ends(mean(right)) == pytest.approx(ends(share(5, 8)))
+    even = mean([1, 0] * 4, list("aabbccdd"))  # groups vary less than rows alone: no more than 8 count
+    assert ends(even) == pytest.approx(intervals.wilson(0.5, 4, intervals.student(3)))
+    spread = mean([1, 0, 1, 0, 1, 0, 1, 1], list("aabbccdd"))
+    assert ends(spread) == pytest.approx(intervals.wilson(5 / 8, 8, intervals.student(3)))
+
+
+def test_which_means_are_shares():
+    for values, method in (([0, 1, 1], "wilson"), ([0, 0.5, 1], "t"), ([0, -1, 1], "t"), ([0, 2, 1], "t")):
+        assert mean(values).method == method  # pyright: ignore[reportAttributeAccessIssue]
+    assert mean([0, 0.5, 1], is_share=True).method == "wilson"  # pyright: ignore[reportAttributeAccessIssue]
+    found = intervals.ratio(np.array([2.0, 0.0, 1.0]), np.array([2.0, 3.0, 2.0]), list("aab"))
+    assert isinstance(found, MeasuredValue)
+    assert (found, found.n, found.groups, found.method) == (pytest.approx(3 / 7), 7, 2, "wilson")
+    alone = intervals.ratio(np.array([1.0]), np.array([3.0]))
+    assert isinstance(alone, MeasuredValue) and (alone.n, alone.groups) == (3, 1)
+
+
+def test_the_ends_of_an_average_add_up_as_errors_do():
+    folds = [
+        MeasuredValue(value, n=n, low=value - 0.3, high=value + 0.4, method="t", groups=2) for value, n in ((1, 3), (2, 5))
+    ]
+    found = intervals.average(folds)
+    assert isinstance(found, MeasuredValue)
+    assert (found, found.n, found.groups, found.method) == (1.5, 8, 4, "t")
+    assert ends(found) == pytest.approx((1.5 - math.sqrt(2 * 0.3**2) / 2, 1.5 + math.sqrt(2 * 0.4**2) / 2))
+    assert intervals.average([1.0, 2.0, 6.0]) == 3.0
+
+
+def test_pairs_of_rows_by_name_and_group():
+    names = [f"rows:{row}{intervals.GROUP}{row // 2}" for row in range(6)]
+    a, b = dict(zip(names, [1, 0, 1, 1, 0, 1], strict=True)), dict(zip(names[1:], [0, 0, 1, 1, 1], strict=True))
+    gain_R = np.array([0, 1, 0, -1, 0]) / 5
+    assert ends(paired(a, b)) == pytest.approx(ends(intervals.difference(gain_R, list("abbcc"), is_share=True)))
+    assert (intervals.group_of("rows:1 | image 7"), intervals.group_of("rows:1")) == ("image 7", "rows:1")
+
+
+def test_numbers_as_text():
+    number = MeasuredValue(0.5, n=1000, low=0.48, high=0.52346, method="t")
+    assert (number.margin, number.spread, number.groups, number.versus) == ("0.48–0.5235, n 1,000", "±0.022", 1000, {})
+    assert MeasuredValue(0, n=1, low=-100, high=100, method="t").spread == "±100"
+    assert MeasuredValue(0, n=1, low=-99.9, high=99.9, method="t").spread == "±1e+02"
 
 
 # Numbers that are no plain means

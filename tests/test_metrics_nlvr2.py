@@ -25,6 +25,12 @@ def test_as_worked_out_by_hand():
     )
 
 
+def test_pairs_of_one_statement_count_as_one_group_of_the_interval():
+    found = classification.nlvr2_summary([True] * 6, [True, False, True, True, None, True], list("aabbbc"))
+    known = found["nlvr2_acc"], found["nlvr2_consistency"]
+    assert [(each.n, each.groups) for each in known] == [(5, 3), (3, 3)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_without_groups_there_is_no_consistency():
     numbers = classification.nlvr2_summary([True, False], [True, True], ["", ""])
     assert numbers == {"nlvr2_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}

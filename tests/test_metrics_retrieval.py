@@ -11,12 +11,13 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.metrics import retrieval
+from eve_vl.metrics import intervals, retrieval
 from eve_vl.metrics.retrieval import NO_MATCH, Matches, Ranks, Relevance
 
 
@@ -164,6 +165,47 @@ def test_summary_by_hand():
     perfect = retrieval.summary(certain(0), certain(0))
     assert perfect["rsum"] == 600
     assert perfect["r_mean"] == 1
+
+
+def test_intervals_of_recalls_group_the_texts_of_an_image_and_compare_with_the_ranking_by_contrast_alone():
+    """Three images with two texts each; one text has no match, and two candidates tie for another."""
+    image_T = torch.tensor([0, 0, 1, 1, 2, 2])
+    ranks_T = Ranks(
+        better_Q=torch.tensor([0, 3, 0, 7, NO_MATCH, 12]), tied_Q=torch.tensor([1, 1, 2, 1, 1, 1]), true_Q=torch.ones(6).long()
+    )
+    both, before = (certain(0, 2, 30), ranks_T), (certain(1, 2, 30), certain(0, 11, 3, 7, NO_MATCH, 12))
+    found = retrieval.summary(*both, image_T, before)
+    hits = [
+        [[slow for slow in row if slow is not None] for row in hits_of(ranks) if row is not None] for ranks in (*both, *before)
+    ]  # pyright: ignore
+    assert hits[1][2] == [0.5, 1, 1]
+    groups = [0, 1, 2], [0, 0, 1, 1, 2]
+    for way, rows, group in zip(("tr", "ir"), hits, groups, strict=False):
+        for place, k in enumerate((1, 5, 10)):
+            recall, expected = found[f"{way}{k}"], intervals.mean([row[place] for row in rows], group, is_share=True)
+            assert recall == expected and recall.certainty() == expected.certainty()  # pyright: ignore
+    sums = [[sum(row) / 6 / len(rows) for row in rows] for rows in hits]
+    means = [[sum(rows) / len(rows)] * len(rows) for rows in sums]
+    influence = [
+        value - mean for rows, each in zip(sums[:2], means, strict=False) for value, mean in zip(rows, each, strict=True)
+    ]
+    gain = [value - old for rows, olds in zip(sums[:2], sums[2:], strict=True) for value, old in zip(rows, olds, strict=True)]
+    expected = intervals.linear(sum(map(sum, sums[:2])), np.array(influence), groups[0] + groups[1])
+    intervals.over(expected, "r_mean_itc_only", np.array(gain), groups[0] + groups[1])
+    ends, wanted = (each.certainty() for each in (found["r_mean"], expected))  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["r_mean"] == pytest.approx(expected)
+    assert ends.pop("versus")["r_mean_itc_only"] == pytest.approx(wanted.pop("versus")["r_mean_itc_only"])
+    assert ends == pytest.approx(wanted | {"method": ends["method"]}) and ends["method"] == "wilson"
+    rsum = found["rsum"].certainty()  # pyright: ignore[reportAttributeAccessIssue]
+    assert rsum == pytest.approx(ends | {"low": 600 * ends["low"], "high": 600 * ends["high"]})
+    assert "r_mean_itc_only" not in found and not retrieval.summary(*both)["r_mean"].versus  # pyright: ignore
+
+
+def test_texts_know_their_first_image():
+    assert Relevance.from_pairs([2, 1, 0, 2], [0, 0, 3, 1], 3, 5).image_T.tolist() == [1, 2, -1, 0, -1]
+    matches = matches_of([[0], [1, 2], [], [2]], 3)
+    assert (matches.num_queries, matches.num_candidates) == (4, 3)
+    assert [each.tolist() for each in matches.rows(1, 4)] == [[0, 0, 2], [1, 2, 2]]
 
 
 def test_nothing_to_recall_is_refused():

@@ -207,6 +207,50 @@ def test_summary_without_any_answer_has_no_accuracy():
         vqa.summary(["yes"], [], [])
 
 
+def test_intervals_group_the_questions_of_an_image_and_are_those_of_shares():
+    answers = [["red"] * 3 + ["blue"] * 7, ["blue"] * 10, ["no"] * 10]
+    found = vqa.summary(["red", "blue", "yes"], answers, ["other", "other", "yes/no"], ["a", "a", "b"])
+    assert [found[name].method for name in ("vqa_acc", "vqa_acc/other")] == ["wilson"] * 2  # pyright: ignore
+    assert [found[name].groups for name in ("vqa_acc", "vqa_acc/other")] == [2, 1]  # pyright: ignore
+    alone = vqa.summary(["red", "blue", "yes"], answers, ["other", "other", "yes/no"])
+    assert alone["vqa_acc"] == found["vqa_acc"] == pytest.approx(1.9 / 3)
+    assert alone["vqa_acc"].groups == 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_white_space_is_one_space():
+    assert vqa.accuracy_of("a\tb\nc", ["a b c"] * 2) == 1 / 3
+    assert vqa.accuracy_of("a b c", [" a\tb\nc "] * 2) == 1 / 3
+
+
+def test_a_pair_counts_where_both_are_right():
+    answers, groups = [["yes"], ["no"]] * 3, ["a", "a", "b", "b", "c", "c"]
+    found = vqa.summary(["yes", "no", "yes", "yes", "no", "yes"], answers, [""] * 6, groups=groups)
+    assert found["vqa_acc_pair"] == pytest.approx(1 / 3) and found["vqa_acc_pair"].n == 3  # pyright: ignore
+    assert "vqa_acc_pair" not in vqa.summary(["yes"], [["yes"]], [""], groups=["a"])
+
+
+def test_the_vocabulary_has_frequent_answers_in_order():
+    given = [["y"], ["z", "z", "x"], ["x", "z"], ["The"], ["y", "y"], ["w"], ["x", "z"], ["z"]]
+    assert vqa.build_answers(given, 1) == ["x", "y", "z", "w"]
+    assert vqa.build_answers(given, 2) == ["x", "y", "z"]
+    assert vqa.build_answers(given, 3) == []
+
+
+def test_targets_by_the_number_of_annotators_who_agree():
+    assert vqa.soft_targets(["Two"]) == {"2": 1.0}
+    assert vqa.soft_targets(["a b", "c", "c"]) == {"b": 0.3, "c": 0.6}
+    assert vqa.soft_targets(["x"] * 3 + ["y"] * 4 + ["z"] * 5) == {"x": 0.9, "y": 1.0, "z": 1.0}
+
+
+def test_a_word_counts_once_more_than_it_occurs_with_an_answer():
+    """Odds by hand: five times yes and once no, and "big" in none of the five and in the one."""
+    assert 5 / 6 * (0 + 1) / (5 + 2) > 1 / 6 * (1 + 1) / (1 + 2)
+    train = [("far", ["yes"])] * 5 + [("big", ["no"])]
+    assert vqa.answers_by_words(train, ["big", "BIG far"]) == ["yes", "yes"]
+    assert 3 / 5 * (0 + 1) / (3 + 2) < 2 / 5 * (2 + 1) / (2 + 2)
+    assert vqa.answers_by_words([*train[2:], ("big", ["no"])], ["big", "far"]) == ["no", "yes"]
+
+
 def test_answers_without_images():
     train = [("what?", ["yes"]), ("what?", ["Yes."]), ("who?", ["no"]), ("who?", [])]
     assert vqa.answers_by_question(train, ["who?", "what?", "where?"]) == ["no", "yes", "yes"]

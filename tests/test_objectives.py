@@ -159,6 +159,80 @@ def test_hard_negatives_follow_the_softmax():
         assert (drawn == column).float().mean().item() == pytest.approx(share, abs=margin), column
 
 
+def slow_weights(scores: list[float], is_match: list[bool]) -> list[float]:
+    total = sum(math.exp(score) for score in scores)
+    return [0.0 if match else math.exp(score) / total + 1e-5 for score, match in zip(scores, is_match, strict=True)]
+
+
+@pytest.mark.parametrize("own", [None, [5, 4, 3, 2]])
+@pytest.mark.parametrize("draw", [0.0, 0.3, 0.7, 1.0])
+def test_given_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_them(own, draw):
+    similarity, is_match = torch.randn(4, 6) * 2, torch.rand(4, 6) < 0.3
+    is_match[:, [0, 5]], is_match[:, 2], is_match[3] = True, False, True  # a match at both ends, and no negative of the last
+    own_B = None if own is None else torch.tensor(own)
+    found = objectives.hard_negatives(similarity, is_match, torch.full((4,), draw), own_B)
+    for row, column in enumerate(found[:3].tolist()):
+        weights = slow_weights(similarity[row].tolist(), is_match[row].tolist())
+        above = [each for each in range(6) if sum(weights[: each + 1]) > draw * sum(weights)]
+        assert column == (above or [each for each in range(6) if weights[each]][-1:])[0]
+    assert found[3] == (3 if own is None else 2)
+    alone = objectives.hard_negatives(similarity[:1], is_match[:1], torch.tensor([draw]))
+    assert alone.tolist() == found[:1].tolist()
+
+
+def test_weights_of_negatives_and_one_row_without_given_numbers():
+    similarity, is_match = torch.tensor([[0.5, -1.0, 2.0, -30.0]]), torch.tensor([[False, True, False, False]])
+    found = objectives.negative_weights(similarity.bfloat16(), is_match)
+    assert found.dtype == torch.float32
+    assert found[0].tolist() == pytest.approx(slow_weights([0.5, -1, 2, -30], [False, True, False, False]), rel=1e-5)
+    assert objectives.hard_negatives(similarity, is_match).shape == (1,)
+
+
+def test_ranking_leaves_out_other_true_candidates():
+    scores, is_true = torch.randn(3, 5), torch.tensor([[1, 0, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0]]).bool()
+    total = 0.0
+    for row, others in zip(scores.tolist(), is_true.tolist(), strict=True):
+        counted = [score for place, score in enumerate(row) if place == 0 or not others[place]]
+        total -= math.log(math.exp(row[0]) / sum(map(math.exp, counted)))
+    assert objectives.listwise_ranking(scores, is_true).item() == pytest.approx(total / 3, rel=1e-5)
+    assert objectives.listwise_ranking(scores.bfloat16(), is_true).dtype == torch.float32
+
+
+def test_effective_rank_of_known_shares_and_of_a_value_that_rounding_made_negative():
+    assert objectives.effective_rank(torch.tensor([0.5, 0.25, 0.25])).item() == pytest.approx(2**1.5)
+    assert objectives.effective_rank(torch.tensor([4.0, 2, 2, -1e-6])).item() == pytest.approx(2**1.5, rel=1e-5)
+    assert objectives.effective_rank(torch.full((7,), 0.01)).item() == pytest.approx(7)
+
+
+def test_balance_keeps_leading_axes():
+    first, gate = torch.rand(3, 4), torch.rand(3, 4)
+    found = objectives.balance(first, gate, torch.tensor([2.0, 3.0, 4.0]))
+    each = [objectives.balance(first[i], gate[i], torch.tensor(2.0 + i)).item() for i in range(3)]
+    assert found.tolist() == pytest.approx(each)
+
+
+def test_autocast_coarsens_neither_similarities_nor_singular_values_nor_labels():
+    image, text = features(5), features(5)
+    wanted = objectives.similarities(image, text, torch.tensor(0.01)), objectives.singular_values(image, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objectives.similarities(image, text, torch.tensor(0.01)), objectives.singular_values(image, text)
+    for one, two in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, two)
+    half = objectives.similarities(image.bfloat16(), text.bfloat16(), torch.tensor(0.01))
+    assert half.dtype == objectives.singular_values(image.bfloat16(), text.bfloat16()).dtype == torch.float32
+    for statistic in objectives.patch_statistics(torch.randn(1, 2, 4).bfloat16()):
+        assert statistic.dtype == torch.float32
+    assert objectives.matching(torch.randn(3, 2).bfloat16(), torch.ones(3, dtype=torch.bool)).dtype == torch.float32
+
+
+def test_new_tensors_are_on_the_device_of_the_inputs():
+    """The default device is another one here, and tensors of two devices do not mix."""
+    similarity, is_match, draw = torch.randn(3, 3), torch.eye(3, dtype=torch.bool), torch.rand(3)
+    with torch.device("meta"):
+        assert objectives.hard_negatives(similarity, is_match, draw).device.type == "cpu"
+        assert objectives.listwise_ranking(similarity, is_match).device.type == "cpu"
+
+
 def test_matching_is_the_cross_entropy_of_two_classes():
     logits, labels = torch.randn(5, 2), torch.tensor([True, False, False, True, True])
     total = 0.0

@@ -17,6 +17,7 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.packing import Tokens
@@ -164,6 +165,32 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
         **dict.fromkeys(("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"), 9),
         **dict.fromkeys(("mim_mse", "mim_mse_wrong_caption"), 12),  # patches
     }
+
+
+def test_masked_rows_of_an_image_are_one_group_and_are_compared_with_the_wrong_partner():
+    names, row_M = ["1 | x", "2 | x", "3 | y", "4 | z"], torch.tensor([0, 0, 1, 2, 2, 2, 3])
+    right_M, wrong_M = torch.tensor([1, 1, 0, 1, 0, 1, 0]), torch.tensor([1, 0, 0, 0, 0, 1, 1])
+    sums = Sums()
+    for name, values in (("mlm_acc", right_M), ("mlm_acc_wrong_image", wrong_M), ("mlm_accurate", wrong_M)):
+        sums.add(name, names, row_M, values)
+    sums.add("mlm_acc_of_fewer", names, row_M[:-1], wrong_M[:-1])
+    found = sums.result()["mlm_acc"]
+    assert isinstance(found, intervals.MeasuredValue)
+    expected = intervals.mean(right_M.tolist(), ["xxxyyyz"[place] for place in range(7)])
+    assert isinstance(expected, intervals.MeasuredValue)
+    assert [*found.versus] == ["mlm_acc_wrong_image"]
+    gain = intervals.difference(np.array([1, 0, 1, -1]) / 7, list("xxyz"), is_share=True)
+    assert isinstance(gain, intervals.MeasuredValue)
+    assert found.versus["mlm_acc_wrong_image"] == pytest.approx([gain.low, gain.high])
+    assert (found, found.n, found.groups) == (4 / 7, 7, 3)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_guesses_without_a_model_are_on_the_device_of_the_patches():
+    """The default device is another one here, and tensors of two devices do not mix."""
+    patches, keep, hidden = torch.randn(1, 4, 3), torch.tensor([[0, 3]]), torch.tensor([[1, 2]])
+    with torch.device("meta"):
+        assert {guess.device.type for guess in visible_means(patches, keep, hidden)} == {"cpu"}
 
 
 def test_wrong_partners_change_the_numbers_that_they_should():

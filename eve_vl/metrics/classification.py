@@ -91,7 +91,7 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float
     It is Σ (Rₙ − Rₙ₋₁) Pₙ, as in scikit-learn. Rows of equal score count as one step, so that a constant score gives the
     class's share. At least one row must be true.
     """
-    order_R = np.argsort(-score_R, kind="stable")
+    order_R = np.argsort(-score_R)
     score_R, is_true_R = score_R[order_R], is_true_R[order_R]
     ends = np.flatnonzero(np.append(np.diff(score_R) != 0, True))  # the last row of each score
     hits = np.cumsum(is_true_R)[ends]
