@@ -30,7 +30,7 @@ from random import Random
 from typing import Any
 
 import torch
-from campaign_data import Reader, data_readers
+from campaign_data import Action, Reader, data_readers
 from campaign_runs import make_base, run_readers
 from mutations import make_special, odd_name
 
@@ -109,7 +109,7 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
         had = memory("VmRSS")
         sys.stdout = sys.stderr = printed
         try:
-            reader.actions[name](folder)
+            act(reader.actions[name], folder)
             outcome.succeeded += 1
         except UserError as error:
             outcome.refused += 1
@@ -144,6 +144,16 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
             )
     outcome.seconds = time.perf_counter() - start
     return outcome
+
+
+def act(action: Action, folder: Path) -> None:
+    """Run an action; an error of the system about a named file is one line, as on the command line."""
+    try:
+        action(folder)
+    except OSError as error:
+        if not isinstance(name := error.filename2 or error.filename, str):
+            raise
+        raise UserError(f"{name}: {error.strerror}") from error
 
 
 def is_left_behind(path: Path, reader: str) -> bool:

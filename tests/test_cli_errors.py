@@ -10,7 +10,7 @@ import pytest
 from test_bad_input import complaint, write_pairs
 from verb_flags import flags_of
 
-from eve_vl.cli import VERBS
+from eve_vl.cli import VERBS, common
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, with_own
@@ -19,6 +19,7 @@ from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, all_kinds
 from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.utils.file_io import write_file
 
 MISTAKES = [
     ("completion fish", "invalid choice 'fish' for argument 'shell'. Expected one of ('bash', 'zsh')"),
@@ -198,3 +199,10 @@ def test_under_torchrun_a_mistake_is_printed_once(tmp_path: Path):
         [*command, "-m", "eve_vl", "pretrain", "nothing"], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120
     )
     assert done.returncode and done.stderr.count("eve: no recipe 'nothing'") == 1
+
+
+def test_a_file_that_cannot_take_its_place_is_named_not_the_temporary_one(eve, monkeypatch, tmp_path: Path):
+    (tmp_path / "page").mkdir()
+    monkeypatch.setattr(common, "run_completion", lambda _: write_file(Path("page"), "text"))
+    done = eve("completion", "bash")
+    assert (done.returncode, done.stderr) == (2, "eve: page: Is a directory\n")

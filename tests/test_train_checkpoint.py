@@ -122,6 +122,8 @@ def cut(name: str) -> Callable[[Path], None]:
         (flip_a_bit("config.json"), "config.json is not what was written"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (edit_state(step=True), "state.json holds no step"),
+        (edit_state(new=["head.weight", 0.5]), "state.json lists new parameters that are no names"),
+        (edit_state(new=3), "state.json lists new parameters that are no names"),
         (edit_state(num_processes=0), "state.json says num_processes 0"),
         (edit_state(num_processes=True), "state.json says num_processes True"),
         (edit_state(num_processes="1"), "state.json says num_processes 1"),

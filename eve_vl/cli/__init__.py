@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         # Files that the user named and full or failing disks are the user's to fix. An error about no file (a closed
         # descriptor, a call inside torch) or about a file of this package is a bug and keeps its traceback.
-        is_named = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(Path(__file__).parents[1])
+        name = error.filename2 or error.filename  # the former: the target of a file that takes its place
+        is_named = isinstance(name, str) and not Path(name).is_relative_to(Path(__file__).parents[1])
         if not is_named and error.errno not in DISK:
             raise
-        fail(f"{error.filename}: {error.strerror}" if is_named else str(error.strerror), 2)
+        fail(f"{name}: {error.strerror}" if is_named else str(error.strerror), 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
 

@@ -162,6 +162,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, error) from None
     if not has_fields(state, step=int) or state["step"] < 0:
         raise _damaged(folder, "state.json holds no step")
+    if not isinstance(new := state.get("new") or [], list) or not all(isinstance(name, str) for name in new):
+        raise _damaged(folder, "state.json lists new parameters that are no names")
     return state
 
 
