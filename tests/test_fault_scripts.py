@@ -1,5 +1,6 @@
 """The fault campaigns work in a folder of their own, never in one with other files."""
 
+import json
 import os
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import campaign
 import flips
 import kills
+import mutants
 import pytest
 
 from eve_vl.utils.errors import UserError
@@ -56,3 +58,14 @@ def test_a_flip_is_counted_by_what_it_changes(tmp_path: Path):
         flips.outcome_of(read, tmp_path, 20)[0] for read in (lambda _: before, refuse, lambda _: 1 / 0, lambda _: os._exit(3))
     ]
     assert found == ["same", "refused", "traceback", "death"]
+
+
+def test_a_mutant_that_changes_an_assertion_only_does_not_count(tmp_path: Path):
+    """In files as mutmut makes them: the original and its mutants, and a record of exit codes."""
+    bodies = {"orig": "zip(x, y, strict=True)", "1": "zip(x, y, strict=False)", "2": "zip(x, y)", "3": "zip(y, y, strict=True)"}
+    code = [f"def x_f__mutmut_{name}(x, y):\n    return {body}\n" for name, body in bodies.items()]
+    (tmp_path / "a.py").write_text("\n".join(code))
+    (tmp_path / "a.py.meta").write_text(json.dumps({"exit_code_by_key": {f"a.x_f__mutmut_{n}": 0 for n in (1, 2, 3)}}))
+    assert mutants.mutants_of(tmp_path / "a.py.meta") == {
+        "a.x_f__mutmut_3": mutants.Mutant(change="-    return zip(x, y)\n+    return zip(y, y)", code=0)
+    }
