@@ -182,7 +182,5 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                     pass
                 file.seek(-len(rest.lstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, io.SEEK_CUR)
     except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
-        reason = str(error) or "a header that is larger than the memory"
-        raise UserError(
-            f"{path}: not a whole tar file ({reason}); unpack it if it is compressed, else download it again"
-        ) from None
+        problem = f"not a whole tar file ({str(error) or 'a header that is larger than the memory'})"
+        raise UserError(f"{path}: {problem}; unpack it if it is compressed, else download it again") from None
