@@ -44,10 +44,8 @@ def print_line(*lines: str) -> None:
             CONSOLE.print("\n".join(map(printable, lines)), markup=False)
 
 
-@functools.cache
-def print_once(text: str) -> None:
-    """Print a line once, although a source may be opened several times."""
-    print_line(text)
+print_once = functools.cache(print_line)
+"""Print a line once, although a source may be opened several times."""
 
 
 def warn(text: str) -> None:
@@ -69,11 +67,10 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
     A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds.
     """
-    shown_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
-    name = escape(printable(what))
+    shown_at, items, is_bar, what = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main(), printable(what)
     for done, item in enumerate(items):
         if is_bar and time.monotonic() - shown_at > SOON:
-            yield from track(itertools.chain([item], items), name, total, done, console=CONSOLE, transient=True)
+            yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
             return
         if time.monotonic() - shown_at > PATIENCE:
             shown_at = time.monotonic()
