@@ -58,7 +58,8 @@ def test_jsonl_broken_rows(root: Path):
         good | {"caption": "  "},
         good | {"caption": None},
         good | {"caption": ["fine", 7]},
-        good | {"caption": "word " * 10_000},
+        good | {"caption": "word " * 2000},
+        good | {"caption": "\u65e5" * 10_001},
         good | {"image": 7},
         good | {"image": ""},
         good | {"image": "http://a.b/c.jpg"},
@@ -73,16 +74,17 @@ def test_jsonl_broken_rows(root: Path):
         "caption is empty",
         "caption is missing",
         "caption is int, expected text",
-        "caption has 10000 words, at most 1000 are accepted",
+        "caption has 2000 words, at most 1000 are accepted",
+        "caption has 10001 characters, at most 10000 are accepted",
         "image is int, expected a path",
         "image path is empty",
         "image is a web address (http://a.b/c.jpg); download the images first",
         "caption is not valid Unicode (it has half of a surrogate pair)",
     ]
-    assert [reason(source, index) for index in range(1, 12)] == [
+    assert [reason(source, index) for index in range(1, 13)] == [
         f"t.jsonl:{index + 1}: {text}" for index, text in enumerate(expected, start=1)
     ]
-    assert reason(source, 12).startswith("t.jsonl:13: not valid JSON")
+    assert reason(source, 13).startswith("t.jsonl:14: not valid JSON")
     assert source[0].captions == ("a red card",)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,56 @@ def test_long_texts_are_cut(length):
     ids, is_special = tokenizer.encode(CAPTIONS[1], length)
     assert len(ids) == len(is_special) == min(length, len(whole))
     assert ids.tolist() == whole[:length].tolist()
+
+
+LONG = (
+    " ".join(CAPTIONS) * 30,
+    "a" + " \n" * 2000 + "red circle",
+    f"see https://example.org/{'a1-' * 90}, a red circle {' heart' * 300}",
+    "\ufdfa" * 2000,
+    "日本語の説明文。" * 300,
+    "a [MASK] red [MASK]-[MASK] " * 200,
+)
+
+
+@pytest.mark.parametrize("text", LONG)
+@pytest.mark.parametrize("make", ["bpe", "bert", "words"])
+def test_only_the_start_of_a_long_text_is_encoded_and_gives_the_same(text, make, tmp_path):
+    """The same as its first tokens, if all of it is encoded."""
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "##a", "circle"]))
+    save(word_level({"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4}), tmp_path / "words.json")
+    tokenizer = tiny_tokenizer() if make == "bpe" else Tokenizer.load(tmp_path / {"bert": "vocab.txt"}.get(make, "words.json"))
+    for length in (3, 12, 40):
+        whole = tokenizer.backend.encode(text)
+        assert tokenizer.encode(text, length)[0].tolist() == whole.ids[:length]
+        assert tokenizer.spans(text, length)[1:] == whole.offsets[1:length]
+        assert tokenizer.words(text, length).tolist() == [-1 if word is None else word for word in whole.word_ids[:length]]
+        for part, of_all in zip(
+            tokenizer.encode_with_masks(text, length), tokenizer.encode_with_masks(text, 10**9), strict=True
+        ):
+            np.testing.assert_array_equal(part, of_all[:length])
+        if make == "bpe" and " \n" not in text:
+            assert tokenizer.encoding(text, length).offsets[-2][1] < len(text)
+
+
+def test_a_tokenizer_that_trains_hears_of_ctrl_c():
+    ended, threads = threading.Event(), []
+
+    class Captions(list[str]):
+        def __iter__(self):
+            threads.append(threading.current_thread())
+            os.kill(os.getpid(), signal.SIGINT)  # to the process, as a terminal does
+            assert ended.wait(60)
+            return super().__iter__()
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Tokenizer.train(Captions(CAPTIONS), 300)
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, previous)
+    assert threads != [threading.main_thread()]
 
 
 def test_special_tokens_written_in_a_caption_are_plain_text():
@@ -413,6 +465,11 @@ def test_masks_of_other_tokenizers(tmp_path):
     names = {"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4}
     plain = Tokenizer.load(save(word_level(names), tmp_path / "words.json"))
     assert plain.encode_with_masks("red [MASK] red", 9)[0].tolist() == [2, 4, 3, 4]
+
+
+def test_masks_need_a_letter_that_the_text_lacks():
+    with pytest.raises(UserError, match="all letters of the Vai script"):
+        tiny_tokenizer().encode_with_masks("".join(map(chr, range(0xA500, 0xA600))) + "[MASK]", 9)
 
 
 def test_spans_point_at_the_characters_of_each_token():

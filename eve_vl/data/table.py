@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
-MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
+MAX_CAPTION_LETTERS, MAX_CAPTION_WORDS = 10_000, 1000  # longer "captions" are documents or a mix-up of columns
 NUM_PROBED = 16  # rows read on opening, to catch a wrong column or image root before a run starts
 Fields = Mapping[str, object]
 Row = tuple[str, Fields | str]
@@ -108,17 +108,19 @@ def to_texts(value: object, name: str) -> tuple[str, ...]:
     """Return the texts of a field, one text or a list; none if it is null.
 
     They are stripped, without those that show nothing. name: what messages call the field. Raises ValueError if one
-    is not text or has more than MAX_CAPTION_WORDS words.
+    is not text or has more than MAX_CAPTION_WORDS words or MAX_CAPTION_LETTERS characters.
     """
     kept = []
     for text in value if isinstance(value, list) else [] if value is None else [value]:
         if not isinstance(text, str):
             raise ValueError(f"{name} is {type(text).__name__}, expected text")
-        num_words = len(text.split())
-        if num_words > MAX_CAPTION_WORDS:
+        text = text.strip()
+        if len(text) > MAX_CAPTION_LETTERS:  # without spaces it is one word, on which training a tokenizer takes hours
+            raise ValueError(f"{name} has {len(text)} characters, at most {MAX_CAPTION_LETTERS} are accepted")
+        if (num_words := len(text.split())) > MAX_CAPTION_WORDS:
             raise ValueError(f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
         if any(letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name)):
-            kept.append(text.strip())
+            kept.append(text)
     return tuple(kept)
 
 
@@ -318,9 +320,10 @@ class Table(ABC):
         try:
             return self.columns.record(self.fields(index), root=self.root(index), where=where, row=index)
         except OSError as error:
-            raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
+            reason = f"cannot read {error.filename}: {error.strerror or error}"
         except ValueError as error:
-            raise BadSampleError(where, str(error)) from None
+            reason = str(error)
+        raise BadSampleError(where, reason)  # only here: as its context, the other error would keep the row in memory
 
     def name(self, index: int) -> str:
         """Return a row's name that is unique over all sources: `where` with its folder."""

@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from eve_vl.utils.console import CONSOLE
@@ -20,6 +22,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
+SPARE = 32  # tokens encoded beyond the wanted ones, more than a usual word has: cutting a text changes its last word
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
 MAX_GROWTH = 1000  # letters for one; those of published models and `clean_as_published` together make fewer than 300
@@ -107,7 +110,16 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=CONSOLE.is_terminal,
         )
-        backend.train_from_iterator(captions, trainer, length=len(captions))
+        result: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                result.set_result(backend.train_from_iterator(captions, trainer, length=len(captions)))
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()  # in this thread, Ctrl-C would wait for the library's end
+        result.result()
         return cls(backend, "the trained tokenizer")
 
     def clean_as_published(self, num_words: int) -> None:
@@ -128,17 +140,23 @@ class Tokenizer:
         ]
         self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
 
-    def encoding(self, text: str) -> tokenizers.Encoding:
-        """Return the tokens of a whole text. Raises UserError."""
+    def encoding(self, text: str, max_length: int) -> Encoding:
+        """Encode the start of a text, long enough for `max_length` tokens. Raises UserError.
+
+        Every text passes here, so that the cost of a long one is bounded.
+        """
+        size = 4 * (max_length + SPARE)  # characters; most texts are shorter
         with _explained(self.where, f"cannot encode {text[:80]!r}"):
-            return self.backend.encode(text)
+            while len(encoding := self.backend.encode(text[:size])) < max_length + SPARE and size < len(text):
+                size *= 2
+            return encoding
 
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,).
 
         T ≤ max_length.
         """
-        encoding = self.encoding(text)
+        encoding = self.encoding(text, max_length)
         return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
     def words(self, text: str, max_length: int) -> np.ndarray:
@@ -146,7 +164,7 @@ class Tokenizer:
 
         Words are as the tokenizer splits texts.
         """
-        return np.array([-1 if word is None else word for word in self.encoding(text).word_ids[:max_length]])
+        return np.array([-1 if word is None else word for word in self.encoding(text, max_length).word_ids[:max_length]])
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and specials as `encode` does, and which are masks.
@@ -154,10 +172,11 @@ class Tokenizer:
         Each "[MASK]" in the text becomes one mask token. A letter that the text does not have replaces each "[MASK]",
         so that the words around it are tokenised as usual.
         """
-        letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
+        if (letter := next((chr(code) for code in _RARE_LETTERS if chr(code) not in text), None)) is None:
+            raise UserError("the text has all letters of the Vai script; leave one out")
         adjacent = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
         spaced = re.sub(adjacent, " ", text.replace(MASK_TEXT, letter))
-        encoding = self.encoding(spaced)
+        encoding = self.encoding(spaced, 4 * max_length)  # a mask's letter is up to four tokens
         tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
         words = {word for word, is_it in zip(encoding.word_ids, is_letter, strict=True) if is_it}
@@ -176,7 +195,7 @@ class Tokenizer:
 
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
         """Return the characters of each token of `encode`: first and end; special: empty."""
-        encoding = self.encoding(text)
+        encoding = self.encoding(text, max_length)
         tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
         return [(0, 0) if special else span for span, special in tokens][:max_length]
 

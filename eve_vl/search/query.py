@@ -15,6 +15,7 @@ import torch
 
 from eve_vl.data.readers import absolute
 from eve_vl.data.records import ImagePixels
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors
 from eve_vl.utils.errors import UserError
@@ -127,13 +128,13 @@ def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _known_ids(text: str, tokenizer: Any, longest: int) -> np.ndarray:
+def _known_ids(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
     """Return the first `longest` token ids of a text, int64 (T,), [CLS] first.
 
     Raises UserError if these hold no letter (of a text without letters: sign) as more than single bytes: features of unknown
     letters would match anything.
     """
-    encoding, has_letters = tokenizer.encoding(text), any(map(str.isalnum, text))
+    encoding, has_letters = tokenizer.encoding(text, longest), any(map(str.isalnum, text))
     tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)
     unknown = tokenizer.backend.token_to_id(UNKNOWN)
     spans = [span for span, token, special in tokens if token != unknown and not special]
