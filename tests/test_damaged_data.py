@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from color_cards import encoded_card, guess_kind, reason, rows_of, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,6 +188,30 @@ def test_parquet_whose_pages_are_damaged(root: Path):
     found = broken(root / "t.parquet")
     assert len(found) == 50
     assert "not a readable Parquet file" in found["t.parquet row 1"]
+
+
+def test_parquet_of_texts_far_larger_than_the_file(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """A text is refused before it is read, and one that repeats is in memory once."""
+    one = ["images/red.png", "images/red.png", "images/red.png"]
+    small, many = {"compression": "zstd"}, pa.array(["a" * 2**20, "b"])
+    pq.write_table(pa.table({"image": one, "caption": ["a" * 2**20, "b", "c"]}), root / "large.parquet", **small)
+    texts = pa.DictionaryArray.from_arrays([0] * 999 + [1], many)
+    pq.write_table(pa.table({"image": one[:1] * 1000, "caption": texts}), root / "repeats.parquet", **small)
+    lists = pa.ListArray.from_arrays([0, 999, 1000], texts)
+    pq.write_table(pa.table({"image": one[:2], "captions": lists}), root / "lists.parquet", **small)
+    before = pa.total_allocated_bytes()
+    table = open_source(root / "repeats.parquet", must_be_usable=False)
+    assert table[999].captions == ("b",)
+    assert pa.total_allocated_bytes() - before < 2**23
+    with pytest.raises(BadSampleError, match="row 1: caption has 1048576 characters, at most 10000 are accepted") as error:
+        table[0]
+    assert error.value.__context__ is None  # whose frames would hold the text
+    assert broken(root / "lists.parquet") == {"lists.parquet row 1": "a list has more than 8 MB of text"}
+    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 2**19)
+    expected = "column caption has 1 MB in a row group; correct the table, or write it with smaller row groups"
+    assert broken(root / "large.parquet") == dict.fromkeys([f"large.parquet row {n}" for n in (1, 2, 3)], expected)
+    pq.write_table(pa.table({"image": one, "caption": ["a" * 2**20, "b", "c"]}), root / "large.parquet", compression="none")
+    assert set(broken(root / "large.parquet")) == {"large.parquet row 1"}  # the file is as large as what it holds
 
 
 def test_parquet_numbers_of_rows_are_not_believed(root: Path):
@@ -400,6 +426,43 @@ def test_what_lies_before_or_behind_a_jpeg_is_no_scan_of_it(monkeypatch: pytest.
     data = in_scans(20, exif=b"Exif\0\0" + b"\xff\xda" * 30)
     for film in (b"", b"\xff\xda" * 30):
         decode(ImageBytes(data=data + film), "row")
+
+
+def test_a_server_counts_scans_beyond_the_usual_as_pixels():
+    assert [decoding.size_of(in_scans(num), "row") for num in (10, 40)] == [(64, 64, 64 * 64), (64, 64, 4 * 64 * 64)]
+
+
+def test_an_image_in_very_small_parts_is_refused():
+    """Pillow parses these in Python; 10 MB of them took seconds."""
+    jpeg, gif, bmp = encode(Image.new("RGB", (9, 9)), "JPEG"), encode(Image.new("P", (9, 9)), "GIF"), encode_runs(30_000)
+    for num in (10, 100_000):
+        comments = {
+            "PPM": b"P6\n#" + b"c" * num + b"\n9 9\n255\n" + bytes(243),
+            "JPEG": jpeg[:2] + b"\xff\xfe\0\2" * num + jpeg[2:],
+            "JPEG, before a scan": jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xfe\0\2" * num + jpeg[jpeg.index(b"\xff\xda") :],
+            "GIF": gif[:-1] + b"!\xfe" + b"\1c" * num + b"\0;",
+        }
+        for data in comments.values():
+            if num == 10:
+                assert decode(ImageBytes(data=data), "row").shape == (3, 9, 9)
+            else:
+                with pytest.raises(BadSampleError, match="it has too many small parts; save it again"):
+                    decode(ImageBytes(data=data), "row")
+    assert decode(ImageBytes(data=bmp), "row").shape == (3, 1, 30_000)  # of which each byte is one
+
+
+def encode_runs(width: int) -> bytes:
+    """A BMP of one row in runs of one pixel."""
+    sizes = struct.pack("<IiiHHIIIIII", 40, width, 1, 1, 8, 1, 0, 0, 0, 256, 0)
+    return struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + sizes + bytes(1024) + b"\1\1" * width + b"\0\1"
+
+
+def test_an_upload_costs_no_more_than_its_pixels(monkeypatch: pytest.MonkeyPatch):
+    """A PNG may hold gigabytes behind its last row, which libpng inflates."""
+    data = encode(Image.linear_gradient("L").convert("RGB"), "PNG")
+    expected = decode(ImageBytes(data=data), "row")
+    monkeypatch.setattr(decoding, "decode_png", None)
+    assert torch.equal(decode(ImageBytes(data=data, is_upload=True), "row"), expected)
 
 
 def test_files_far_too_large_are_not_read(tmp_path: Path):

@@ -135,6 +135,7 @@ def test_openapi_tells_what_else_may_come(client, runs):
                 assert ({"400", "401", "413", "415", "503"} <= {*about["responses"]}) == (not is_open)
                 assert "422" not in about["responses"]
                 assert ("security" in about) == (schema is shown and not is_open)
+    assert "text/plain" in shown["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
     assert [each["scheme"] for each in shown["components"]["securitySchemes"].values()] == ["bearer"]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import sqlite3
 import tarfile
 import threading
@@ -27,15 +28,17 @@ from serving import (  # noqa: F401
     served_runs,
     service_of,
     serving,
+    silent,
     text_of,
 )
 
 from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
 from eve_vl.serve import DECODERS, MB, Limits, RequestRefusedError
-from eve_vl.serve.admission import Reservation, Room
+from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room
 from eve_vl.serve.app import application, distinct, without_paths
 from eve_vl.serve.batching import Job
+from eve_vl.serve.server import page_files, settings
 from eve_vl.utils.errors import BadSampleError
 
 HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/verify"  # one of them would be accepted
@@ -63,6 +66,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "too long a value": ("/v1/search", {"query": "a", "where": {"a": "b" * 10_001}}, 400, "where: string should have"),
     "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
     "not an image": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not an image in a known format"),
+    "a PPM": (VQA, {"image": text_of(b"P6 1 1 255 abc"), "question": "a"}, 400, "known format (JPEG, PNG, WEBP, GIF, AVIF)"),
     "half an image": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
     "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
     "two bombs": (VQA, {"image": [text_of(HALF)] * 2, "question": "a"}, 400, f"2 images {TOGETHER}"),
@@ -204,6 +208,49 @@ def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch
         assert (service.room.requests, service.room.held) == (0, 0)
     assert answers[0].status_code == 503
     assert "the request has waited for 0.5 s" in answers[0].text
+
+
+def test_images_are_never_decoded_by_the_thread_of_the_connections(runs, monkeypatch):
+    """However small the body; texts do not wait for a turn to decode."""
+    with serving(runs["vqa"]) as client:
+        threads, calls = [], service_of(client).calls["vqa"]
+        for name in ("encode_image", "encode_text"):
+            prepare = calls[name].prepare
+            monkeypatch.setattr(
+                calls[name], "prepare", lambda body, do=prepare: threads.append(threading.get_ident()) or do(body)
+            )
+        monkeypatch.setattr(calls["encode_image"], "by_rows", False)
+        body = '{"im\\u0061ges": "' + text_of(ONE) + '"}'
+        answers = [client.post("/v1/runs/vqa/encode_text", json={"texts": "a"}) for _ in range(2)]
+        answers += [client.post("/v1/runs/vqa/encode_image", content=body, headers=JSON)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert threads[0] == threads[1] != threads[2]
+
+
+def test_a_request_is_read_to_its_end_before_it_is_refused():
+    """To close a connection before would lose the answer."""
+    room, events = Room(Limits()), []
+
+    async def receive() -> dict[str, Any]:
+        events.append("part")
+        return {"type": "http.request", "body": b"a" * 1000, "more_body": events.count("part") < 5}
+
+    async def send(message: Any) -> None:
+        events.append(message.get("status", "body"))
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(AdmissionMiddleware(silent, Counts(room), "token", ())(scope, receive, send))
+    assert events == ["part"] * 5 + [401, "body"]
+
+
+def test_the_page_is_sent_whole(runs):
+    with serving(runs["vqa"], page=page_files()) as client:
+        for part in ("bytes=5-1", "--5", "bytes=0-3"):
+            answer = client.get("/", headers={"range": part})
+            assert (answer.status_code, answer.content) == (200, client.get("/").content)
+        settings(client.app)  # pyright: ignore[reportArgumentType]
+    record = logging.LogRecord("uvicorn.error", 30, "", 0, "No supported WebSocket library detected.", None, None)
+    assert not logging.getLogger("uvicorn.error").filter(record)
 
 
 def test_images_of_a_disk_that_hangs_stop_nothing_else(index, monkeypatch):

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, Dataset
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
-from eve_vl.data.records import ImageRef, Source, Unencoded, row_name, usable_rows
+from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import AUGMENTATIONS, Crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -186,7 +186,8 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
     """
     if isinstance(image, Unencoded):
         return to_tensor(image, crop)
-    return decode_bytes(read_image(image, where), where, crop=crop, longest=longest).pixels
+    is_upload = isinstance(image, ImageBytes) and image.is_upload
+    return decode_bytes(read_image(image, where), where, crop=crop, longest=longest, is_upload=is_upload).pixels
 
 
 def generator(*key: int) -> np.random.Generator:

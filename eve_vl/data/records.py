@@ -56,9 +56,13 @@ class ImageSpan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageBytes:
-    """An image whose encoded bytes are in memory (a Parquet column)."""
+    """An image whose encoded bytes are in memory (a Parquet column).
+
+    is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more pixels than its size.
+    """
 
     data: bytes
+    is_upload: bool = False
 
     def read(self) -> bytes:
         """Return the encoded bytes."""

@@ -81,7 +81,7 @@ class Counts:
     """Counters of `/metrics`."""
 
     def __init__(self, room: Room):
-        self.registry = CollectorRegistry()
+        self.registry, self.limits = CollectorRegistry(), room.limits
         more: Any = {"registry": self.registry, "namespace": "eve"}
         self.requests = Counter("requests", "Requests answered.", ["call", "status"], **more)
         self.seconds = Histogram("request_seconds", "Seconds from a request to its answer.", ["call"], buckets=SECONDS, **more)
@@ -110,14 +110,28 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started, status = time.perf_counter(), 500
+        # the page's files are small, and errors in a range would be answered in plain text
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
+
+        is_whole = False  # the request
+
+        async def received() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body", False)
+            return message
 
         async def watched(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.counts.limits.body_seconds):
+                    while not is_whole:  # to close before the end of a body would lose the answer
+                        await received()
             await send(message)
 
         try:
-            await (self._refusal(scope) or self.app)(scope, receive, watched)
+            await (self._refusal(scope) or self.app)(scope, received, watched)
         finally:
             call = getattr(scope.get("route"), "path", "other")
             self.counts.requests.labels(call, status).inc()

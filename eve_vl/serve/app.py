@@ -24,7 +24,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from eve_vl import __version__
 from eve_vl.eve import Eve
@@ -39,7 +39,7 @@ from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)
-SMALL_BODY = 64 * 1024  # bytes; decoded without a thread, as a query without an image is
+SMALL_BODY = 64 * 1024  # bytes; without images, parsed without a thread
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
@@ -79,7 +79,8 @@ def application(
         app.add_exception_handler(error, server.answer_to)
     app.add_api_route("/healthz", server.health, summary="Whether the server computes and has its index.")
     app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
-    app.add_api_route("/metrics", server.metrics, summary="Counters of the server, for Prometheus.", **guarded)
+    about_metrics: Any = {"summary": "Counters of the server, for Prometheus.", "response_class": PlainTextResponse}
+    app.add_api_route("/metrics", server.metrics, **about_metrics, **guarded)
     app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded)
     served = {f"/v1/runs/{run}/{call}": each for run, calls in server.calls.items() for call, each in calls.items()}
     for path, call in (served | ({} if server.search is None else {"/v1/search": server.search})).items():
@@ -137,7 +138,7 @@ class Service:
         with Reservation(self.room) as place:
             body = await place.body(request)
             until = asyncio.get_running_loop().time() + self.limits.wait_seconds
-            if len(body) > SMALL_BODY or b"[" in body:
+            if len(body) > SMALL_BODY or b"[" in body or served.has_images(body):
                 job, size = await self._in_thread(self.decoders, until, served.prepare, body)
             else:
                 job, size = served.prepare(body)

@@ -103,12 +103,18 @@ class Endpoint:
 
     def __post_init__(self):
         self.fields, bounds = fields_of(self.request), getattr(self.request, "bounds", {})
+        self.images = [name for name, field in self.fields.items() if field.given is not None and field.given.kind == "image"]
         columns: dict[str, Any] = {}
         for name, field in self.fields.items():
             hint = _served_type(field, self.limits, bounds.get(name, (-LARGEST, LARGEST)))
             columns[name] = hint, Field(... if field.is_required else field.default, description=field.text)
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
         self.model: type[BaseModel] = create_model(self.request.__name__, __config__=strict, **columns)
+
+    def has_images(self, body: bytes) -> bool:
+        """Return whether a body holds images to decode. Raises RequestRefusedError."""
+        values = parsed(self.model, body)
+        return any(values[name] for name in self.images)
 
     def prepare(self, body: bytes) -> tuple[Job, int]:
         """Return the job that a body asks for, and its size in bytes with images decoded.
@@ -117,7 +123,7 @@ class Endpoint:
         """
         values, size = parsed(self.model, body), len(body)
         kinds = {name: field.given for name, field in self.fields.items() if field.given is not None}
-        images = {name: kind for name, kind in kinds.items() if kind.kind == "image" and values[name] is not None}
+        images = {name: kinds[name] for name in self.images if values[name] is not None}
         opened = {name: _opened(values[name], name, self.limits) for name in images}
         pixels = [num for each in opened.values() for _, num in each]
         if sum(pixels) > self.limits.pixels:  # they would occupy a decoding thread too long
@@ -259,10 +265,13 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
         data = base64.b64decode(text[start.end() :] if start else text, validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{where}: is not base64; send the bytes of an image file as base64 text") from None
-    width, height = size_of(data, where)
-    if width * height > limits.pixels:
-        raise UserError(f"{where}: has {width}×{height} pixels, at most {limits.pixels:,} are accepted; send it smaller")
-    return GivenImage(ref=ImageBytes(data=data), where=where), width * height
+    width, height, cost = size_of(data, where)
+    if cost > limits.pixels:
+        found = (
+            f"{width}×{height} pixels" if cost == width * height else f"so many scans that it costs as much as {cost:,} pixels"
+        )
+        raise UserError(f"{where}: has {found}, at most {limits.pixels:,} are accepted; send it smaller")
+    return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
 
 
 def decoded(given: GivenImage, square: int | None) -> ImagePixels:

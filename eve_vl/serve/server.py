@@ -1,5 +1,6 @@
 """The server process: port, uvicorn's settings, a clean stop, files of the page."""
 
+import logging
 import math
 import socket
 import sys
@@ -61,6 +62,7 @@ def settings(app: FastAPI) -> uvicorn.Config:
     limits = app.state.service.limits
     seconds = math.ceil(limits.body_seconds + limits.wait_seconds)
     quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in record.getMessage())  # it advises to install
     bounds: Any = {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": seconds}
     return uvicorn.Config(app, http="h11", ws="none", **bounds, **quiet)  # h11 bounds the size of headers
 
