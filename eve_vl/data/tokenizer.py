@@ -141,9 +141,9 @@ class Tokenizer:
         self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
 
     def encoding(self, text: str, max_length: int) -> Encoding:
-        """Encode the start of a text, long enough for `max_length` tokens. Raises UserError.
+        """Encode the start of a text, long enough for `max_length` tokens.
 
-        Every text passes here, so that the cost of a long one is bounded.
+        Every text passes here, so that the cost of a long one is bounded. Raises UserError.
         """
         size = 4 * (max_length + SPARE)  # characters; most texts are shorter
         with _explained(self.where, f"cannot encode {text[:80]!r}"):

@@ -13,8 +13,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from eve_vl.serve import DECODERS
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import keep_memory
 
 MOST_CONNECTIONS = 900  # most systems allow a process 1,024 open files
 # Each small operation of a batch releases Python's lock and takes it again. Threads that decode and answer would hand it back
@@ -51,6 +53,7 @@ def serve(app: FastAPI, host: str, port: int, *, opened: Callable[[str], object]
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         sys.setswitchinterval(SWITCH_INTERVAL)
+        keep_memory(arenas=1 + DECODERS)  # dozens of threads take turns, and each would keep the memory of its largest image
         address = f"http://{name}:{listener.getsockname()[1]}"
         print_line(f"serving on {address} (Ctrl-C stops)")
         opened(address)

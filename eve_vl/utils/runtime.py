@@ -33,17 +33,19 @@ def core_seconds() -> float:
     return total
 
 
-def keep_memory() -> None:
+def keep_memory(arenas: int = 0) -> None:
     """Tell glibc to keep freed memory; each process must do so for itself.
 
     Returning large tensors to the system costs more than the arithmetic on them: without this, activations of a small model
-    are 2–3 times slower.
+    are 2–3 times slower. arenas: parts that threads share, each of which keeps its peak; 0: many.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20)):
             libc.mallopt(option, value)
+        if arenas:
+            libc.mallopt(-8, arenas)  # M_ARENA_MAX
 
 
 def yield_cores() -> None:
