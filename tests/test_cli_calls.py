@@ -255,7 +255,7 @@ def test_people_are_told_when_re_ranking_makes_a_search_worse(eve, folder):
 
 def test_people_are_told_when_a_run_is_judged_by_what_it_was_trained_on(eve, folder):
     for sources, num in ((("scenes:train",), 500), (("scenes:test", "scenes:train"), 1000), (("scenes:test",), 0)):
-        seen, is_told = f"note: of {num:,} rows looked at, 500 show what this run was trained on", num > 0
+        seen, is_told = f"note: of {num:,} rows compared, 500 show what this run was trained on", num > 0
         done = eve("evaluate", "nlvr2", "nlvr2", "--data", *sources, "--samples", 4)
         assert done.returncode == 0, done.stderr
         assert (seen in done.stdout.splitlines()) == is_told

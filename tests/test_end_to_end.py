@@ -97,7 +97,7 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
         assert done.returncode == 0, done.stderr
         again = numbers_in(tmp_path / "mine.json")
         assert {name: again[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
-        assert "note: of 12 rows looked at, 12 show what this run was trained on" in done.stdout.splitlines()
+        assert "note: of 12 rows compared, 12 show what this run was trained on" in done.stdout.splitlines()
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
     own = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
     assert eve("finetune", "demo_retrieval", "--init", "mine", "--out", "search", *own, *few).returncode == 0

@@ -113,10 +113,10 @@ def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(train
         return leaks(run, open_sources([str(path) for path in paths], run.config.data, 48))
 
     train, _ = open_train_and_val(run.config)
-    assert told(rows) == [f"of 120 rows looked at, {len(train[0])} show what this run was trained on"]
+    assert told(rows) == [f"of 120 rows compared, {len(train[0])} show what this run was trained on"]
     assert 100 <= len(train[0]) <= 118  # all but about a tenth
     (note,) = told(renamed, other)
-    assert note.startswith("of 70 rows looked at, ") and 40 <= int(note.split(", ")[1].split()[0]) < 60
+    assert note.startswith("of 70 rows compared, ") and 40 <= int(note.split(", ")[1].split()[0]) < 60
     assert told(other) == []
     done = eve("evaluate", "masked_signal", run.folder, "--data", renamed)
     assert "show what this run was trained on" in done.stdout

@@ -193,7 +193,7 @@ def test_runs_and_data_that_cannot():
     with pytest.raises(UserError, match="the data: no row has a label to compare with"):
         zero_shot(tiny_run("retrieval"), PROMPTS, [labelled([(), ()])], 100)
     few = labelled([*((name,) for name in PROMPTS), *[()] * 20])
-    with pytest.raises(UserError, match="the data: none of the 1 rows looked at has a label to compare with; raise --samples"):
+    with pytest.raises(UserError, match="the data: none of the 1 rows read has a label to compare with; raise --samples"):
         zero_shot(tiny_run("retrieval"), PROMPTS, [few], 1)
 
 

@@ -29,7 +29,7 @@ from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
 
-NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, that `leaks` compares
+NUM_KNOWN, NUM_COMPARED = 50_000, 500  # training rows, and rows of each source, that `leaks` compares
 
 
 class Run(Protocol):
@@ -142,8 +142,8 @@ def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
                 rows, _ = open_train_and_val(config, task_class(type(config.task)).dataset.kind_of(config))
                 known[f"{folder}, which this run started from, was trained on"] = (config.data.train, rows)
         for what, (names, rows) in known.items():
-            num_seen, num_looked_at = _seen(names, rows, val if sources is None else sources)
-            found += [f"of {num_looked_at:,} rows looked at, {num_seen:,} show what {what}"] if num_seen else []
+            num_seen, num_compared = _seen(names, rows, val if sources is None else sources)
+            found += [f"of {num_compared:,} rows compared, {num_seen:,} show what {what}"] if num_seen else []
     return found
 
 
@@ -168,7 +168,7 @@ def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[
     """
     files = [source for name, source in zip(names, known, strict=True) if not generated(name)]
     keys = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
-    rows = [(source, row) for source in sources for row in eval_rows([source], NUM_LOOKED_AT)]
+    rows = [(source, row) for source in sources for row in eval_rows([source], NUM_COMPARED)]
     # scenes of one split are equal
     return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
 

@@ -192,7 +192,7 @@ def zero_shot(
     rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None
     score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
     if not labels:
-        raise UserError(f"{data}: none of the {num_unlabelled} rows looked at has a label to compare with; raise --samples")
+        raise UserError(f"{data}: none of the {num_unlabelled} rows read has a label to compare with; raise --samples")
     of_noise_RC, *_ = _scored(run, scorer, AblatedRows(rows, "noise"), [] if skip_invalid else None)
     given = [*labels.values()]
     numbers, right_R = scorer.metrics(score_RC, given, several=several)

@@ -81,11 +81,10 @@ Encode = Callable[[list[Any]], np.ndarray]
 
 
 class VectorFile:
-    """Vectors, float16 (n, d), in one file.
+    """Vectors, float16 (n, d), in one file; slots number the rows.
 
-    Slots number the rows; unwritten rows hold anything.
-
-    Rows are written through a file handle. Writing through the memory map would kill the process when the disk is full.
+    Rows are written through a file handle, because a write through the memory map kills the process when the disk is full.
+    Unwritten rows hold any values.
     """
 
     def __init__(self, folder: Path, name: str, dim: int, check: Callable[[], None] = lambda: None):

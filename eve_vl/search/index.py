@@ -113,7 +113,7 @@ class Index:
             raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
         lists = ([each] if isinstance(each, str | Path) else each for each in (sources, drop))
-        specs, dropped = ([source_name(spec) for spec in each] for each in lists)
+        specs, dropped = (list(map(source_name, given)) for given in lists)
         reading = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
         reading = {name: value for name, value in reading.items() if value not in (None, "auto")}
         opened, lost = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)], {}

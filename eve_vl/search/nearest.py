@@ -213,11 +213,9 @@ def first_near_duplicates(prints_NC: np.ndarray, known_N: np.ndarray) -> np.ndar
 
 
 def _cut(prints_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return two groups of images.
+    """Return two groups of images, one of which has both of any near-duplicates.
 
-    Each possible pair of near-duplicates is whole in one of them.
-
-    Return no groups if they would leave nearly as many pairs to compare. limit: how much each image may differ from another.
+    Return no groups if they would leave nearly as many pairs to compare. limit_N: how much each image may differ from another.
     """
     if len(rows_R) <= ONES_AT_ONCE:
         return ()

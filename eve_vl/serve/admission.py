@@ -1,6 +1,4 @@
-"""Admission of requests, and the counters of `/metrics`.
-
-Token, host, body size, and room in the queue and in memory decide.
+"""Admission of requests by token, host, size and room; counters of `/metrics`.
 
 Slow clients, connections without a request and long headers are left to uvicorn's limits and to a reverse proxy.
 """

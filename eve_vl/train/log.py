@@ -12,11 +12,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -226,13 +226,6 @@ class Meter:
             return {}
         counts = [self.num_steps, time.perf_counter() - self.start, self.loading_seconds, core_seconds() - self.cores_start]
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
-
-    @contextmanager
-    def timed(self, to: Literal["loading_seconds", "start"]) -> Iterator[None]:
-        """Add the time of the context to a field; added to the start, it is left out."""
-        start = time.perf_counter()
-        yield
-        setattr(self, to, getattr(self, to) + time.perf_counter() - start)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add one step's terms."""

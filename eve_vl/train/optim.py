@@ -210,8 +210,7 @@ class Averages:
     def update(self, step: int) -> None:
         """Add the weights after optimiser step `step` (0-based).
 
-        The decay is min(decay, (2 + step) / (11 + step)), which soon forgets the
-        random first weights.
+        The decay starts low, to forget the random first weights: min(decay, (2 + step) / (11 + step)).
         """
         if self.values:
             weight = 1 - min(self.decay, (2 + step) / (11 + step))

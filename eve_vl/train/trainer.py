@@ -141,8 +141,9 @@ class Trainer:
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped between saving and validation
             numbers = self._validate(val_loader, log)
         while self.step < config.steps and not self._has_stalled():
-            with self.meter.timed("loading_seconds"):
-                micro_batches = [next(batches) for _ in range(config.accumulation)]
+            start = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(config.accumulation)]
+            self.meter.loading_seconds += time.perf_counter() - start
             skipped = [error for batch in micro_batches for error in batch.skipped]
             if processes.any_process(bool(skipped)):
                 everywhere = itertools.chain(*processes.gather_objects(skipped))
@@ -155,10 +156,11 @@ class Trainer:
             if self._is_due(config.log_every):
                 window, self.meter = self.meter, Meter()
                 log.row("train", self.step, window.result(config, self.step))
-            with self.meter.timed("start"):
-                if is_saved:
-                    self.save()
-                numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
+            start = time.perf_counter()
+            if is_saved:
+                self.save()
+            numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
+            self.meter.start += time.perf_counter() - start  # their time does not count
             if is_stopped:
                 stopped = StoppedError(
                     f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "

@@ -277,10 +277,8 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
             if state not in ("", "1", "0", "-1"):
                 raise ValueError(f"{name} is {str(row[name]).strip()!r}, expected 1, 0, -1 or nothing")
         _filled(row, *(("report",) if "report" in row else ()))
-        left_out = (
-            "lateral" if row.get("Frontal/Lateral") == "Lateral" else "" if present or not columns.labels else "unlabelled"
-        )
-        if left_out:
+        reasons = {"lateral": row.get("Frontal/Lateral") == "Lateral", "unlabelled": columns.labels and not present}
+        if left_out := next((reason for reason, holds in reasons.items() if holds), None):
             num[left_out] += 1
             return None
         return {"image": row[image], "label": present, "absent_labels": absent, "caption": row.get("report", "")}
