@@ -17,10 +17,11 @@ from torch import nn
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
 from eve_vl.data.dataset import Sample, generator
 from eve_vl.data.masking import PairBatch, mask_patches, mask_tokens
+from eve_vl.run.bench import now
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train.optim import build_optimizer
-from eve_vl.train.processes import autocast, now, peak_memory, pick_device, pick_dtype
+from eve_vl.train.processes import autocast, peak_memory, pick_device, pick_dtype
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import keep_memory, seed_everything, set_threads
 

@@ -26,14 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eve_vl.config import Config
 from eve_vl.data.loader import open_sources
 from eve_vl.evaluation.runner import evaluated
-from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
+from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.compare import write_comparison
 from eve_vl.report.drawing import Section, draw
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train import StoppedError
-from eve_vl.train.log import read_log, read_numbers
+from eve_vl.train.log import read_log
 from eve_vl.utils.console import CONSOLE, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
@@ -238,3 +238,8 @@ def table_lines(tables: list[tuple[str, list[Result]]]) -> list[str]:
             shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if gain is not None else ""
             lines.append(f"{f'  {split}' if SPLITS[split] else name:32}{ours:12.3f}{scratch:14.3f}{baseline:10.3f}{shown}")
     return lines
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """Return the numbers of a file such as metrics.json by name. Raises UserError."""
+    return {name: value for name, value in from_json(read_json(path, dict)).items() if isinstance(value, int | float)}

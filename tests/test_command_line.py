@@ -6,9 +6,9 @@ from verb_flags import flags_of
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
-from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
+from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
 from eve_vl.cli.search import AppArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
-from eve_vl.cli.train import BenchArgs, TrainArgs
+from eve_vl.cli.train import TrainArgs
 from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class

@@ -24,10 +24,10 @@ from eve_vl.config import (
     config_from_dict,
     config_to_json,
     from_dict,
-    layer_decay,
     to_dict,
 )
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.recipes.finetune import layer_decay
 from eve_vl.systems.mlim import MlimConfig, PairConfig
 from eve_vl.utils.errors import UserError, nearest
 

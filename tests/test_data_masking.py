@@ -12,7 +12,8 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.dataset import generator
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.masking import MAX_LABELS, BatchByMask, MaskedPairs, PairBatch, label_hashes, mask_patches, mask_tokens
+from eve_vl.data.masking import MAX_LABELS, MaskedPairs, PairBatch, label_hashes, mask_patches, mask_tokens
+from eve_vl.systems.mlim.tasks import BatchByMask
 from eve_vl.utils.errors import BadSampleError
 
 

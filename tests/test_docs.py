@@ -217,7 +217,7 @@ def test_other_blocks_parse(page: Path, monkeypatch):
         return parsed
 
     def start(_verb: str, argv: list[str], _out: Path) -> Config | None:
-        init = train._named(argv).init
+        init = train.early_flags(argv).init
         return init and get_recipe(init.name if init.name in recipes("pretrain") else "base")
 
     for module in (cli, predict, runs, train):

@@ -20,13 +20,12 @@ from eve_vl.data.records import ImageBytes
 from eve_vl.evaluation import classifiers
 from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
 from eve_vl.evaluation.evaluator import Baseline, evaluator_of
-from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
+from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluated, leaks
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
-from eve_vl.metrics.masked_signal import Sums
 from eve_vl.run.loading import load_run
 from eve_vl.systems.mlim.tasks import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from eve_vl.evaluation.masked_signal import Sums
 from eve_vl.metrics import classification, intervals, retrieval, vqa
 from eve_vl.metrics.intervals import MeasuredValue, from_json, linear, mean, paired, share, to_json
-from eve_vl.metrics.masked_signal import Sums
+from eve_vl.metrics.retrieval import mean_of_folds
 
 
 def certain(place_Q: torch.Tensor) -> retrieval.Ranks:
@@ -377,12 +378,12 @@ def test_the_captions_of_a_image_are_drawn_with_it():
 
 def test_a_mean_of_folds_is_surer_than_a_fold():
     folds = [share(right, 100) for right in (40, 50, 55, 45, 60)]
-    found = intervals.average(folds)
+    found = mean_of_folds(folds)
     assert isinstance(found, MeasuredValue)
     assert (found, found.n) == (0.5, 500)
     whole = share(250, 500)
     assert (found.low, found.high) == pytest.approx((whole.low, whole.high), abs=0.003)
-    assert not isinstance(intervals.average([1.0, folds[0]]), MeasuredValue)
+    assert not isinstance(mean_of_folds([1.0, folds[0]]), MeasuredValue)
 
 
 def test_every_share_of_the_other_metrics_knows_its_n():

@@ -11,7 +11,7 @@ from test_model_encoder import SIZES, VOCAB, encoder, model_config, pixels, text
 from torch import Tensor
 from twins import randomize, router_sums
 
-from eve_vl.model.backbone import Backbone
+from eve_vl.model import Backbone
 from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import chosen_ME

@@ -15,8 +15,7 @@ from twins import in_rows, randomize, router_sums, slow_ffn, slow_moe, tiny_conf
 from eve_vl.config import EveModelConfig
 from eve_vl.model.embeddings import join
 from eve_vl.model.encoder import Block, Encoder, initialize
-from eve_vl.model.ffn import ModalityFeedForward, PassFeedForward
-from eve_vl.model.layers import FeedForward, drop_path
+from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward, drop_path
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal

@@ -14,8 +14,7 @@ from eve_vl.config import (
     FFNPolicy,
 )
 from eve_vl.model.encoder import Block, Encoder
-from eve_vl.model.ffn import ModalityFeedForward, PassFeedForward
-from eve_vl.model.layers import FeedForward
+from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward
 from eve_vl.model.moe import MoE, OfficialMoE
 
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])

@@ -21,9 +21,10 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import evaluator_of, with_settings
+from eve_vl.demo import read_numbers
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import RetrievalSet
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.runner import evaluated, with_settings
 from eve_vl.model.moe import Router
 from eve_vl.predict.base import predictor_of
 from eve_vl.recipes import get_finetune_recipe
@@ -37,7 +38,7 @@ from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.log import read_log, read_numbers
+from eve_vl.train.log import read_log
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 NUM_VAL = 36
@@ -448,7 +449,7 @@ def test_own_questions(pretrained: Path, tmp_path: Path):
 
 def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, monkeypatch, tmp_path: Path):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.run.training.train", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.run.training.train", lambda config, **_: given.append(config))
     for task in TASKS:
         config = load_run(runs[task]).config
         words = shlex.split(command_line(config))

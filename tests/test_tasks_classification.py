@@ -14,8 +14,8 @@ from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.classifiers import ClassificationEvaluator
-from eve_vl.evaluation.evaluator import Prediction, evaluator_of
+from eve_vl.evaluation.classifiers import ClassificationEvaluator, Prediction
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification import Classification

@@ -17,9 +17,9 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.masked_signal import Sums, visible_means
 from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import to_json
-from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 

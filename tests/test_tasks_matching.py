@@ -17,8 +17,9 @@ from twins import tiny_config
 from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.evaluation import retrieval_set as retrieval
-from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of, with_settings
+from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.evaluation.retrieval_set import SearchSet
+from eve_vl.evaluation.runner import with_settings
 from eve_vl.run import training
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval

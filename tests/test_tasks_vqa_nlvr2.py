@@ -13,7 +13,8 @@ from twins import questions, statements
 from eve_vl.config import Config
 from eve_vl.data.kinds.labels import QuestionBatch
 from eve_vl.data.kinds.pairs import StatementBatch
-from eve_vl.evaluation.evaluator import evaluator_of, with_settings
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.runner import with_settings
 from eve_vl.run.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA

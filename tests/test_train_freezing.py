@@ -13,9 +13,10 @@ from tiny_tasks import build, config_of, eval_set, train_set
 from torch import nn
 from twins import tiny_config
 
-from eve_vl.config import TrainConfig, layer_decay
+from eve_vl.config import TrainConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.recipes.finetune import layer_decay
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples

@@ -20,8 +20,8 @@ from eve_vl.utils.runtime import keep_memory, yield_cores
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIPE: the reader of a pipe has gone
 FILES = {
     "search": ("try", "index", "search", "serve", "app"),
-    "train": ("demo", "pretrain", "finetune", "bench"),
-    "runs": ("evaluate", "inspect", "report", "export", "convert"),
+    "train": ("demo", "pretrain", "finetune"),
+    "runs": ("bench", "evaluate", "inspect", "report", "export", "convert"),
     "data": ("data check", "data answers", "data write", "tokenizer train"),
     "predict": ("encode",),
     "common": ("completion",),

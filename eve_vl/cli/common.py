@@ -27,20 +27,6 @@ from eve_vl.utils.file_io import reporting_write_errors, write_file
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
 SECONDS_OF_GRACE = 5.0
-COMPLETION = r"""_eve() {
-    local verb= word=
-    ((COMP_CWORD > 1)) && verb="${COMP_WORDS[1]}"
-    ((COMP_CWORD > 2)) && word="${COMP_WORDS[2]##-*}"
-    [[ "$_eve_asked" == "$verb $word" ]] || _eve_words="$(COLUMNS=80 eve $verb $word --help 2>/dev/null | sed -nE "
-        s/^  ($verb )?([[:alnum:]_-]+) .*/\2/p
-        s/^[^-a-z ]+ -h, (--help).*/\1 --code/p
-        s/^[^-a-z ]+ (--[a-z.-]+(, --[a-z.-]+)*).*/\1/p
-        s/^[^-a-z ]+ \{([a-z,]+)\} .*/\1/p
-        s/^eve (help) VERB.*/\1/p" | tr , ' ')"
-    _eve_asked="$verb $word"
-    COMPREPLY=($(compgen -W "$_eve_words" -- "${COMP_WORDS[COMP_CWORD]}"))
-}
-complete -o default -F _eve eve"""
 ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
 
@@ -98,7 +84,8 @@ class CompletionArgs:
 
 def run_completion(args: CompletionArgs) -> None:
     """Print a completion script for your shell to source: eve completion bash|zsh."""
-    print_line(*(ZSH * (args.shell == "zsh") + COMPLETION).split("\n"))
+    script = Path(__file__).with_name("completion.bash").read_text().rstrip()
+    print_line(*(ZSH * (args.shell == "zsh") + script).split("\n"))
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:

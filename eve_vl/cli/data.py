@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
-from eve_vl.cli.train import recipe_config
+from eve_vl.cli.runs import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError

@@ -1,25 +1,35 @@
-"""Verbs about runs: evaluate, inspect, report, export."""
+"""Verbs that measure or export: evaluate, inspect, bench, report, export, convert."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
-from eve_vl.cli.train import recipe_config
-from eve_vl.config import DataConfig, TaskConfig, all_kinds
+from eve_vl.cli.train import early_flags, refuse_unused
+from eve_vl.config import Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
 from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
-from eve_vl.recipes import is_recipe
+from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
-from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.errors import UserError, nearest, printable
+from eve_vl.utils.file_io import expand_user
 
 ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
+BENCHED = "demo"  # default recipe of eve bench
+UNUSED_IN_BENCH = [
+    *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
+    *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
+    *("train.save_every", "train.keep_checkpoints"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,15 @@ class InspectArgs(JsonArgs):
     """Run folder, or recipe: its name, FILE.py:NAME or the config.json of a run."""
     init: Path | None = None
     """Run from which a fine-tuning recipe starts; default: a recipe, which is printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArgs(JsonArgs):
+    """Flags of `eve bench`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    steps: int = 10
+    """Steps to time, after some warm-up steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +133,10 @@ def run_evaluate(argv: Sequence[str]) -> None:
     flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.runner import evaluated, leaks
-    from eve_vl.run.loading import as_task, load_run
+    from eve_vl.run.loading import load_run
     from eve_vl.train.processes import pick_device
 
-    run = as_task(load_run(args.run, pick_device(args.device)), name)
+    run = _as_task(load_run(args.run, pick_device(args.device)), name)
     if not args.ablations and not run.evaluator.ablations:
         raise UserError(f"--no-ablations: a {name} run has no ablations; leave it out")
     how = DataConfig(**args.reading())
@@ -133,6 +152,20 @@ def run_evaluate(argv: Sequence[str]) -> None:
     numbers = found.numbers
     notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(numbers)]
     _show(args.json, numbers, found.data, notes, run.evaluator.comparison(numbers))
+
+
+def _as_task(run: Any, name: str) -> Any:
+    """Return a loaded run as one of another task whose heads it has.
+
+    Pre-trained matching serves retrieval, for example. Raises UserError.
+    """
+    own = run.config.task.name
+    if name == own:
+        return run
+    if (task := run.task.as_task(name)) is None:
+        fix = f"fine-tune it first (eve finetune --help), or evaluate {own}"
+        raise UserError(f"{run.shown}: is a {own} run, which has no head for {name}; {fix}")
+    return replace(run, config=task.config, task=task)
 
 
 def run_zero_shot(args: ZeroShotArgs) -> None:
@@ -183,9 +216,66 @@ def run_inspect(args: InspectArgs) -> None:
     is_run = not is_recipe("pretrain", args.what) and not is_file and (path.exists() or "/" in args.what)
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
-    report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
-    report.render(Console(emoji=False))
-    write_json(args.json, report.to_dict())
+    found = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
+    sizes, console = found.config.input, Console(emoji=False)
+    shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
+    console.print(f"[bold]{escape(printable(found.config.recipe))}[/bold]: {found.config.model}; {shapes}", highlight=False)
+    rows = [(name, found.parameters.get(name, 0), found.flops.get(name, 0.0)) for name in {**found.parameters, **found.flops}]
+    rows.append(("total", sum(found.parameters.values()), sum(found.flops.values())))
+    rows.append(("active per token / forward + backward", found.active_parameters, found.flops_per_step))
+    table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))
+    for name, parameters, flops in rows:
+        table.add_row(name, f"{parameters:,}", f"{flops / 1e9:.3f}")
+    console.print(table)
+    numbers = {
+        "parameters": found.parameters | {"total": sum(found.parameters.values()), "active": found.active_parameters},
+        "flops_per_pair_forward": found.flops,
+        "flops_per_pair_step": found.flops_per_step,
+    }
+    write_json(args.json, numbers | {"config": to_dict(found.config)})
+
+
+def run_bench(argv: Sequence[str]) -> None:
+    """Measure the speed of a recipe's training step: eve bench [RECIPE] [flags]."""
+    is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
+    name, *words = argv if is_named else (BENCHED, *argv)
+    init = early_flags(words).init
+    recipe = recipe_config(name, init)
+    if init is None:  # there is no run whose layers could be compared
+        recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
+    args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
+    check_writable(args.json)
+    if args.steps < 1:
+        raise UserError(f"--steps: must be positive ({args.steps} given)")
+    refuse_unused(args.config, recipe)
+    values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
+    if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in unused)
+        raise UserError(f"{flags}: no effect on the speed of a step; leave it out")
+    from eve_vl.run.bench import bench, lines
+
+    measured = bench(args.config, args.steps)
+    print_line(f"{name} on {measured['machine']}", *lines(measured))
+    write_json(args.json, measured)
+
+
+def recipe_config(name: str, init: Path | None) -> Config:
+    """Return a recipe's config; print what a fine-tuning recipe starts from.
+
+    init: run to start from; default: a pre-training recipe. Raises UserError.
+    """
+    make = find_recipe(EITHER, name)
+    if (start := start_of(name, make)) is None:
+        if init is not None:
+            raise UserError(f"--init has no effect: {name} is not a fine-tuning recipe; leave it out")
+        return make()
+    print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN selects a run'}")
+    if init is None:
+        return make(get_recipe(start))
+    from eve_vl.run.loading import read_config
+    from eve_vl.train.checkpoint import chosen_checkpoint
+
+    return make(read_config(chosen_checkpoint(expand_user(init))))
 
 
 def run_report(args: ReportArgs) -> None:

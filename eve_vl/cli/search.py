@@ -1,10 +1,12 @@
 """Verbs that find images and serve runs: try, index, search, serve, app."""
 
+import contextlib
 import dataclasses
 import os
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
 ICON_RUN = "builtin:icons"  # the run of `eve try`
+THUMBNAIL_SIDE = 192  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +170,24 @@ def run_search(args: SearchArgs) -> None:
         print_line(f"{score:7.3f}  {hit.name}  {'; '.join(others)}".rstrip())
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
-        from eve_vl.report.page import write_results
-
         title = [args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"]
-        print_line(f"page: {write_results(args.html, ' '.join(filter(None, title)), index, hits)}")
+        print_line(f"page: {_write_page(args.html, ' '.join(filter(None, title)), index, hits)}")
+
+
+def _write_page(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path:
+    """Write the page of a search's hits in an `Index`; return its path.
+
+    Raises UserError.
+    """
+    from eve_vl.report.drawing import Section, document, draw
+    from eve_vl.report.page import write_page
+
+    def thumbnail(hit: Any) -> Any:
+        with contextlib.suppress(UserError):  # its file is gone
+            return index.image(hit.id).whole(THUMBNAIL_SIDE)
+
+    section = Section("found", "Hits", draw("search_sections.html", "found", shown=[(hit, thumbnail(hit)) for hit in hits]))
+    return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
 
 
 def run_serve(args: ServeArgs) -> None:

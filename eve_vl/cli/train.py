@@ -1,4 +1,4 @@
-"""Verbs about recipes: pretrain, finetune, demo, bench."""
+"""Verbs that train a recipe: pretrain, finetune, demo."""
 
 import os
 import sys
@@ -12,10 +12,10 @@ import tyro
 from rich.prompt import Confirm
 from rich.text import Text
 
-from eve_vl.cli.common import HELP, JsonArgs, check_writable, parse, print_line, print_list, write_json
-from eve_vl.config import Config, flat, generated, to_dict
+from eve_vl.cli.common import HELP, parse, print_line, print_list
+from eve_vl.config import Config, generated
 from eve_vl.config.base import installed, origins, package_of
-from eve_vl.recipes import EITHER, find_recipe, get_recipe, recipes, start_of
+from eve_vl.recipes import find_recipe, get_recipe, recipes
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
 
@@ -23,12 +23,6 @@ FIRST = {
     "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",
     "finetune": "demo_retrieval to search your own images, demo_vqa for questions about them, vqa for the paper's size",
 }
-BENCHED = "demo"  # default recipe of eve bench
-UNUSED_IN_BENCH = [
-    *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
-    *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
-    *("train.save_every", "train.keep_checkpoints"),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +44,6 @@ class DemoArgs:
     """Folder of the runs, metrics.json and report.html; the same command resumes after an interruption."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchArgs(JsonArgs):
-    """Flags of `eve bench`."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    steps: int = 10
-    """Steps to time, after some warm-up steps."""
-
-
 def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train with masked signal modelling: eve pretrain RECIPE [flags]."""
     if (make := _chosen("pretrain", argv)) is None:
@@ -66,9 +51,9 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # its weights need its shape
-        own, recipe = recipe, _in_its_shape(recipe, start, _named(argv).init)
-        if (shown := f"{recipe.model}, {recipe.input.image_size}² pixels") != f"{own.model}, {own.input.image_size}² pixels":
-            print_line(f"{_named(argv).init} keeps its shape instead of that of {own.recipe}: {shown}")
+        from eve_vl.run.init_from import in_its_shape
+
+        recipe = in_its_shape(recipe, start, early_flags(argv).init)
     _train("pretrain", argv, make.__doc__, recipe, start)
 
 
@@ -98,50 +83,7 @@ def run_demo(args: DemoArgs) -> None:
     print_line(f"report: {run(args.out)}")
 
 
-def run_bench(argv: Sequence[str]) -> None:
-    """Measure the speed of a recipe's training step: eve bench [RECIPE] [flags]."""
-    is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
-    name, *words = argv if is_named else (BENCHED, *argv)
-    init = _named(words).init
-    recipe = recipe_config(name, init)
-    if init is None:  # there is no run whose layers could be compared
-        recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
-    args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
-    check_writable(args.json)
-    if args.steps < 1:
-        raise UserError(f"--steps: must be positive ({args.steps} given)")
-    _refuse_unused(args.config, recipe)
-    values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
-    if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
-        flags = ", ".join(f"--{field.replace('_', '-')}" for field in unused)
-        raise UserError(f"{flags}: no effect on the speed of a step; leave it out")
-    from eve_vl.run.bench import bench, lines
-
-    measured = bench(args.config, args.steps)
-    print_line(f"{name} on {measured['machine']}", *lines(measured))
-    write_json(args.json, measured)
-
-
-def recipe_config(name: str, init: Path | None) -> Config:
-    """Return a recipe's config; print what a fine-tuning recipe starts from.
-
-    init: run to start from; default: a pre-training recipe. Raises UserError.
-    """
-    make = find_recipe(EITHER, name)
-    if (start := start_of(name, make)) is None:
-        if init is not None:
-            raise UserError(f"--init has no effect: {name} is not a fine-tuning recipe; leave it out")
-        return make()
-    print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN selects a run'}")
-    if init is None:
-        return make(get_recipe(start))
-    from eve_vl.run.loading import read_config
-    from eve_vl.train.checkpoint import chosen_checkpoint
-
-    return make(read_config(chosen_checkpoint(expand_user(init))))
-
-
-def _named(argv: Sequence[str]) -> Namespace:
+def early_flags(argv: Sequence[str]) -> Namespace:
     """Return the flags that are needed before all flags can be parsed."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--init", nargs="?", type=Path)
@@ -151,7 +93,7 @@ def _named(argv: Sequence[str]) -> Namespace:
 
 def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     """Return the config of the --init run, or of a resumed run; None without --init."""
-    named = _named(argv)
+    named = early_flags(argv)
     if named.init is None or {*HELP} & {*argv[1:]}:
         return None
     print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
@@ -160,26 +102,12 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
 
 
-def _in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
-    """Return the recipe with model, sizes and tokenizer of the --init run.
-
-    Raises UserError if the run has another kind of encoder: it would train another system under the recipe's name.
-    """
-    ours, theirs, sizes = recipe.model, start.model, start.input
-    if differ := ours.incompatible_fields(theirs):
-        what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
-        raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
-    if theirs.fits_other_sizes:
-        sizes = replace(recipe.input, patch_size=sizes.patch_size)
-    return replace(recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None))
-
-
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:
     args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     config = args.config
     if config.init is not None and config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out")
-    _refuse_unused(config, recipe)
+    refuse_unused(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
     if start is not None and not any(word.partition("=")[0].replace("_", "-") == "--data.train" for word in argv):
@@ -192,7 +120,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
         print_line(f"report: {write_report(config.out)}")
 
 
-def _refuse_unused(config: Config, recipe: Config) -> None:
+def refuse_unused(config: Config, recipe: Config) -> None:
     """Refuse given values without effect; the recipe's own values may have none."""
     problems = [
         f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")

@@ -163,18 +163,6 @@ class TokenizerConfig(Values):
     """Largest vocabulary to train, from 261 for bytes and special tokens; a file has its own size."""
 
 
-def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
-    """Return train.lr_multipliers that shrink by `rate` per block from the top.
-
-    This is BEiT's layer-wise decay.
-
-    Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have rate^(num_blocks + 1).
-    """
-    below = rate ** (num_blocks + 1)
-    blocks = ((f"encoder.blocks.{number}.*", rate ** (num_blocks - number)) for number in range(num_blocks))
-    return ("encoder.[!b]*", below), ("encoder.norm.*", 1 / below), *blocks  # the first is for all but the blocks
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Values):
     """Optimisation, validation and logging."""
@@ -236,10 +224,9 @@ class TrainConfig(Values):
 
         Each comes with whether it holds.
         """
-        factors = {
-            f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": factor
+        size, parts = self.batch_size, self.accumulation
+        factors: dict[str, object] = {
+            f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": not 0 < factor < math.inf
             for name, factor in self.lr_multipliers
         }
-        checks: dict[str, object] = {message: not 0 < factor < math.inf for message, factor in factors.items()}
-        size, parts = self.batch_size, self.accumulation
-        return {f"batch_size {size} is not divisible by accumulation {parts}": size % parts} | checks
+        return {f"batch_size {size} is not divisible by accumulation {parts}": size % parts} | factors

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, Dataset
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
-from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name, usable_rows
+from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import AUGMENTATIONS, Crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -330,10 +330,3 @@ def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     ends = np.cumsum(lengths)
     sources = np.searchsorted(ends, picks, side="right")
     return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]
-
-
-def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
-    """Return the usable rows at `eval_positions`."""
-    positions = eval_positions([len(source) for source in sources], num_samples)
-    by_source = ((source, [row for _, at, row in positions if at == number]) for number, source in enumerate(sources))
-    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]

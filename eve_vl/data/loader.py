@@ -1,24 +1,23 @@
-"""From sources to batches: opening, held-out split, order, resumable position.
+"""From sources to batches: opening, order, resumable position.
 
 Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
 number of processes and workers, and restarts, change nothing.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import chain, compress, count
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
+from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator, hash_of, image_key, row_keys
-from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.data.records import Source, find_generator
+from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
@@ -50,65 +49,12 @@ def open_sources(
 def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
     """Open the training and validation sources of a run. Raises UserError.
 
-    `held-out` moves a share of the images (without images: of the texts) of each training source to validation. Every
-    row, of any source, that shows one of these images leaves training, too.
+    `held-out` splits the training sources; see `held_out_split`.
     """
     train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
-    keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in train]
-    held = [_held_out([place for place, _ in rows], config.data.val_fraction) for rows in keys]
-    in_val = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
-    shown = {*chain.from_iterable(in_val)}
-    kept = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
-    for name, is_kept, is_held in zip(config.data.train, kept, held, strict=True):
-        if not (is_kept.any() and is_held.any()):
-            raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
-    return _subsets(train, kept), _subsets(train, held)
-
-
-def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
-    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
-
-
-def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
-    """Return the hash that decides on which side of a split a row is, and `row_keys`.
-
-    source: a Table. None: the row is unusable. The hash is of the first image's place within the source, so it stays
-    when the data move; of a text, it is of its words. Folders and shards know the place without reading the row.
-    """
-    image, where = source.image(row) if source.columns.images else None, ""
-    images = () if image is None else (image,)
-    if not images:
-        try:
-            record = source[row]
-        except BadSampleError:
-            return None, ()
-        images, where = record.images, record.where
-        if not images:
-            return next(iter(row_keys(record)), None), row_keys(record)
-    keys = tuple(image_key(each, where) for each in images)
-    match images[0]:
-        case ImageFile(path=path):
-            place = path.relative_to(source.root(row)).as_posix()
-        case ImageSpan(path=path, offset=offset):
-            place = f"{path.name}:{offset}"
-        case _:
-            return keys[0], keys
-    return hash_of(place.encode(errors="surrogatepass")), keys
-
-
-def _held_out(places: Sequence[int | None], share: float) -> np.ndarray:
-    """Return which rows are in the held-out split, bool: those with the lowest hashes.
-
-    These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does
-    not depend on the other rows, except in tiny sources: the split has at least two hashes, if that leaves as many for
-    training.
-    """
-    distinct = sorted({place for place in places if place is not None})
-    num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
-    held = set(distinct[: max(num, min(2, len(distinct) // 2))])
-    return np.array([place in held for place in places])
+    return held_out_split(train, config.data.train, config.data.val_fraction)
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:

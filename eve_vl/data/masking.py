@@ -134,26 +134,6 @@ class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
         return dataclasses.replace(self, **{name: getattr(other, name) for name in fields})
 
 
-class BatchByMask(RowBatch):
-    """Pairs by masked side: the image, the text or both; None: no rows.
-
-    Within a part, each row has the same number of masked patches.
-    """
-
-    image: PairBatch | None = None
-    text: PairBatch | None = None
-    both: PairBatch | None = None
-    num_tokens: Tensor | None = None
-    """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
-    num_patches: Tensor | None = None
-    """Denominator of the masked-patch loss, likewise."""
-
-    @property
-    def parts(self) -> list[PairBatch]:
-        """The parts that have rows."""
-        return [part for part in (self.image, self.text, self.both) if part is not None]
-
-
 MASKED: dict[str, type[RowBatch]] = {"image_text": PairBatch, "image": MaskedImages, "text": MaskedTexts}
 
 

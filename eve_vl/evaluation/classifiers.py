@@ -2,36 +2,80 @@
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig, generated
 from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch, QuestionRows
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import usable_rows
-from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, How, Prediction, json_lines
+from eve_vl.evaluation.evaluator import Baseline, Evaluator, How
 from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.metrics.intervals import GROUP
-from eve_vl.tasks.classification import Classification
+from eve_vl.tasks.classification import Classification, Classifier
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
+from eve_vl.train.processes import gather_objects
 from eve_vl.utils.errors import UserError
 
+AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
 ABLATED = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
 ABLATIONS: dict[str, tuple[How, ...]] = {"image": ("noise",), "text": (), "both": ("noise", "wrong_image", "image_only")}
 """By task.inputs."""
 GENERATED_ROWS = 10_000  # the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
 
 
+class Prediction(SimpleNamespace):
+    """Fields of a row that are no tensors, and the model's output for it.
+
+    The fields are those of `RowBatch.rows`; each evaluator names its outputs.
+    """
+
+    name: str = ""
+    position: tuple[int, int] = (0, 0)
+
+
+class ClassifierEvaluator(Evaluator[AnyClassifier]):
+    """The evaluation of a task whose head gives each row logits."""
+
+    def predict_batch(self, batch: Any) -> list[Any]:
+        """Return the predictions for the rows of a batch."""
+        raise NotImplementedError
+
+    def order(self, prediction: Any) -> Any:
+        """Return the sort key of a prediction."""
+        return prediction.where
+
+    @torch.no_grad()
+    def predict_all(self, loader: Iterable[Any]) -> list[Any]:
+        """Return the predictions for the rows of all processes, sorted by `order`."""
+        own = [prediction for batch in loader for prediction in self.predict_batch(batch)]
+        return sorted(itertools.chain(*gather_objects(own)), key=self.order)
+
+
 def _columns(predictions: Sequence[Prediction], names: str) -> list[list[Any]]:
     """Return the values of each named attribute of predictions."""
     return [[getattr(each, name) for each in predictions] for name in names.split()]
+
+
+def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
+    """Return a JSON line for each prediction.
+
+    Lines are in the order of the sources and their rows. Each holds the number of its source and the row's position there, both
+    from 0, before the values of `line`.
+    """
+    rows = sorted(predictions, key=lambda each: each.position)
+    named = ({"source": each.position[0], "position": each.position[1], "row": each.where} for each in rows)
+    return "".join(json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True))
 
 
 class VQAEvaluator(ClassifierEvaluator[VQA]):

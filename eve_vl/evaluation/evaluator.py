@@ -3,24 +3,17 @@
 The evaluator of the task `name` is in `eve_vl.evaluation.<name>` or `classifiers`; your own code defines its own.
 """
 
-import copy
-import itertools
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
-
-import torch
 
 from eve_vl.config import Config, TaskConfig, define, subclasses
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Classifier, Task
-from eve_vl.train.processes import gather_objects
+from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
 
 How = Literal["noise", "wrong_image", "image_only"]
@@ -115,7 +108,6 @@ def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -
 
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
-AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
 NO_BASELINE = "without a baseline to compare it with"
 
 
@@ -226,41 +218,13 @@ class Evaluator(Generic[AnyTask]):
         raise NotImplementedError
 
 
-class Prediction(SimpleNamespace):
-    """Fields of a row that are no tensors, and the model's output for it.
-
-    The fields are those of `RowBatch.rows`; each evaluator names its outputs.
-    """
-
-    name: str = ""
-    position: tuple[int, int] = (0, 0)
-
-
-class ClassifierEvaluator(Evaluator[AnyClassifier]):
-    """The evaluation of a task whose head gives each row logits."""
-
-    def predict_batch(self, batch: Any) -> list[Any]:
-        """Return the predictions for the rows of a batch."""
-        raise NotImplementedError
-
-    def order(self, prediction: Any) -> Any:
-        """Return the sort key of a prediction."""
-        return prediction.where
-
-    @torch.no_grad()
-    def predict_all(self, loader: Iterable[Any]) -> list[Any]:
-        """Return the predictions for the rows of all processes, sorted by `order`."""
-        own = [prediction for batch in loader for prediction in self.predict_batch(batch)]
-        return sorted(itertools.chain(*gather_objects(own)), key=self.order)
-
-
 def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
     """Return the evaluator of a section.
 
     Without one of its own, it is that of the section that it refines, else one that knows no metrics.
     """
     kinds = [kind for kind in section.__mro__ if "name" in vars(kind)]
-    for name in ("classifiers", *(kind.name for kind in kinds)):
+    for name in ("classifiers", "retrieval", *(kind.name for kind in kinds)):  # retrieval.py also defines contrast_match
         define("eve_vl.evaluation", name)
     own = {vars(each)["section"]: each for each in subclasses(Evaluator) if "section" in vars(each)}
     return next((own[kind] for kind in kinds if kind in own), Evaluator)
@@ -269,21 +233,3 @@ def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
 def evaluator_of(task: Task[Any]) -> Evaluator[Any]:
     """Return the evaluator of a task."""
     return evaluator_class(task.section)(task)
-
-
-def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
-    """Return a JSON line for each prediction.
-
-    Lines are in the order of the sources and their rows. Each holds the number of its source and the row's position there, both
-    from 0, before the values of `line`.
-    """
-    rows = sorted(predictions, key=lambda each: each.position)
-    named = ({"source": each.position[0], "position": each.position[1], "row": each.where} for each in rows)
-    return "".join(json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True))
-
-
-def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
-    """Return a twin of a task with the same weights and another section."""
-    twin = copy.copy(task)
-    twin.settings = settings
-    return twin

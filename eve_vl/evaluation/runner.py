@@ -4,6 +4,7 @@ Metrics, baselines, ablations, prediction files, and rows that it was trained on
 """
 
 import contextlib
+import copy
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import HELD_OUT, Config, config_from_dict, generated
+from eve_vl.config import HELD_OUT, Config, TaskConfig, config_from_dict, generated
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_rows, generator
+from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_positions, generator
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, hash_of, row_keys, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Evaluated, Evaluator, How, evaluator_of, with_settings
+from eve_vl.evaluation.evaluator import AnyTask, Evaluated, Evaluator, How, evaluator_of
 from eve_vl.metrics import intervals
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
@@ -98,6 +99,13 @@ def evaluated(
     return found
 
 
+def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
+    """Return a twin of a task with the same weights and another section."""
+    twin = copy.copy(task)
+    twin.settings = settings
+    return twin
+
+
 def ablated_metrics(
     evaluator: Evaluator[Any], rows: RowDataset, whole: Evaluated, device: torch.device, *, skip_invalid: bool
 ) -> dict[str, float]:
@@ -171,6 +179,13 @@ def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[
     rows = [(source, row) for source in sources for row in eval_rows([source], NUM_COMPARED)]
     # scenes of one split are equal
     return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
+
+
+def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
+    """Return the usable rows at `eval_positions`."""
+    positions = eval_positions([len(source) for source in sources], num_samples)
+    by_source = ((source, [row for _, at, row in positions if at == number]) for number, source in enumerate(sources))
+    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]
 
 
 NOISE = 6  # purpose of a random stream, next to those of data/dataset

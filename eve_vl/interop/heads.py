@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from eve_vl import config as sections
 from eve_vl import objectives
 from eve_vl.config import define, subclasses
-from eve_vl.config import tasks as sections
 from eve_vl.data.kinds.captions import CaptionBatch
-from eve_vl.model.backbone import Encoded
+from eve_vl.model import Encoded
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import PAIR, Classifier, Task
+from eve_vl.tasks.task import PAIR, Task
 from eve_vl.utils.errors import UserError
 
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
@@ -229,7 +229,7 @@ def heads_class(section: type[sections.TaskConfig]) -> type[Heads]:
     own = {vars(each)["section"]: each for each in subclasses(Heads) if "section" in vars(each)}
     kinds = (kind for kind in section.__mro__ if kind in own)
     task = task_class(section)
-    return next((own[kind] for kind in kinds), ClassifierHeads if issubclass(task, Classifier) else Heads)
+    return next((own[kind] for kind in kinds), ClassifierHeads if hasattr(task, "reads") else Heads)
 
 
 def heads_of(task: Task[Any]) -> Heads:

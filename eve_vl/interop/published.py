@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, EveModelConfig, InputConfig
-from eve_vl.config.tasks import HeadlessConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config import Config, EveModelConfig, HeadlessConfig, InputConfig, TaskConfig
+from eve_vl.config.finetune import NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
-from eve_vl.model.init_from import parts
+from eve_vl.run.init_from import parts
 from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError

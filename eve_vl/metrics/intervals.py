@@ -171,16 +171,6 @@ def group_of(row: str) -> str:
     return row.rpartition(GROUP)[2]
 
 
-def average(numbers: Sequence[float]) -> float:
-    """Return the mean of numbers of different rows, with an interval if all have one."""
-    value, known = sum(numbers) / len(numbers), [number for number in numbers if isinstance(number, MeasuredValue)]
-    if len(known) < len(numbers):
-        return value
-    below, above = (math.hypot(*(getattr(each, end) - each for each in known)) / len(known) for end in ("low", "high"))
-    n, groups = (sum(getattr(each, name) for each in known) for name in ("n", "groups"))
-    return MeasuredValue(value, n=n, low=value - below, high=value + above, method=known[0].method, groups=groups)
-
-
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     """Return the mean of a − b over the rows that both have, with its interval.
 

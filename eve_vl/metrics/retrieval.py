@@ -7,6 +7,7 @@ Letters: Q queries, C candidates, K ranked candidates of each query, M matching 
 L labels. Lower case: q queries of one chunk, m their matches, o queries whose last places tie.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -284,4 +285,14 @@ def folds_1k(
         texts, text_M = old_text_M.unique(return_inverse=True)
         fold = Relevance.from_pairs(image_M, text_M, fold_size, len(texts))
         folds.append(numbers(torch.arange(start, start + fold_size), texts, fold))
-    return {name: intervals.average([fold[name] for fold in folds]) for name in folds[0]}
+    return {name: mean_of_folds([fold[name] for fold in folds]) for name in folds[0]}
+
+
+def mean_of_folds(numbers: Sequence[float]) -> float:
+    """Return the mean of a number of several folds, with an interval if all have one."""
+    value, known = sum(numbers) / len(numbers), [number for number in numbers if isinstance(number, MeasuredValue)]
+    if len(known) < len(numbers):
+        return value
+    below, above = (math.hypot(*(getattr(each, end) - each for each in known)) / len(known) for end in ("low", "high"))
+    n, groups = (sum(getattr(each, name) for each in known) for name in ("n", "groups"))
+    return MeasuredValue(value, n=n, low=value - below, high=value + above, method=known[0].method, groups=groups)

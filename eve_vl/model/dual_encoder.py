@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import DualEncoderConfig, InputConfig
-from eve_vl.model.backbone import Backbone, Encoded
+from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.encoder import Block
 from eve_vl.model.layers import Attention, FeedForward, layer_norm

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
-from eve_vl.model.backbone import Backbone, Encoded
-from eve_vl.model.embeddings import ImageEmbed, RelativePositions, TextEmbed, index_tokens, join, resized_positions
-from eve_vl.model.ffn import build_ffn
-from eve_vl.model.layers import Attention, drop_path, layer_norm
+from eve_vl.model import Backbone, Encoded
+from eve_vl.model.embeddings import ImageEmbed, TextEmbed, index_tokens, join, resized_positions
+from eve_vl.model.layers import Attention, FeedForward, ModalityFeedForward, PassFeedForward, drop_path, layer_norm
+from eve_vl.model.moe import MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
+from eve_vl.model.relative_positions import RelativePositions
 
 TEMPERATURE = 0.07  # initial temperature of the contrastive loss
 
@@ -66,6 +67,19 @@ class Block(nn.Module):
             branch, stats = self.ffn(self.norm2(x_SD)) if self.policy == "shared" else self.ffn(x_SD, rows), None
         x_SD, rows = rows.narrowed(x_SD, then)
         return x_SD + drop_path(self.scale2 * branch, rows, self.drop_path_rate, self.training), stats
+
+
+def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
+    """Return the `ffn` of a block; only published routing needs input sizes."""
+    if policy != "moe":
+        kind = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}[policy]
+        return kind(config.embed_dim, config.ffn_dim, config.activation)
+    dims = config.embed_dim, config.ffn_dim, config.num_experts
+    how, activation = config.modality_routing, config.activation
+    if config.routing == "dropless" or sizes is None:
+        return MoE(*dims, config.top_k, how, activation)
+    num_image, drops = 1 + sizes.num_patches, config.routing == "reference"
+    return OfficialMoE(*dims, modality_routing=how, activation=activation, num_image=num_image, drops=drops)
 
 
 class Encoder(Backbone):

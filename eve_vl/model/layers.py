@@ -1,4 +1,4 @@
-"""The one attention, the one feed-forward network, and their parts.
+"""The one attention, the one feed-forward network and its forms by modality.
 
 Letters: B batch, N tokens, M keys, S rows of a batch, D width, H heads, F feed-forward width.
 """
@@ -182,6 +182,39 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to each token."""
         return self.fc2(self.activation(self.fc1(x)))
+
+
+class ModalityFeedForward(nn.Module):
+    """The hard router: a norm and a feed-forward network per modality."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
+        super().__init__()
+        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
+        """(S, D) to (S, D)."""
+        if rows.num_image == x_SD.shape[0]:
+            return self.image(self.norm_image(x_SD))
+        if rows.num_image == 0:
+            return self.text(self.norm_text(x_SD))
+        image_SD, text_SD = x_SD[: rows.num_image], x_SD[rows.num_image :]
+        return torch.cat([self.image(self.norm_image(image_SD)), self.text(self.norm_text(text_SD))])
+
+
+class PassFeedForward(ModalityFeedForward):
+    """VLMo's top blocks: one norm and network for all tokens of a pair.
+
+    An image or a text without the other has its modality's.
+    """
+
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
+        super().__init__(embed_dim, ffn_dim, activation)
+        self.norm_vl, self.vl = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
+        """(S, D) to (S, D)."""
+        return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
 
 
 def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:

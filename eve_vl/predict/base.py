@@ -12,8 +12,7 @@ from torch import Tensor
 
 from eve_vl.config import TaskConfig, define, kinds_of, subclasses
 from eve_vl.evaluation.runner import Run
-from eve_vl.model.probes import mixtures
-from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, word_positions
+from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, mixtures, word_positions
 from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Inputs, Strings, given_image, given_images, given_text
 from eve_vl.predict.requests import Experts, Explain, Field, Request, fields_of
 from eve_vl.utils.errors import UserError

@@ -201,6 +201,18 @@ def icons_search_long(init: Config) -> Config:
     return changed(icons_search(init), "icons_search_long", train={"steps": 12_000})
 
 
+def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
+    """Return train.lr_multipliers that shrink by `rate` per block from the top.
+
+    This is BEiT's layer-wise decay.
+
+    Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have rate^(num_blocks + 1).
+    """
+    below = rate ** (num_blocks + 1)
+    blocks = ((f"encoder.blocks.{number}.*", rate ** (num_blocks - number)) for number in range(num_blocks))
+    return ("encoder.[!b]*", below), ("encoder.norm.*", 1 / below), *blocks  # the first is for all but the blocks
+
+
 def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OWN, **train: Any) -> Config:
     """Return a run on the encoder of another run."""
     return Config(

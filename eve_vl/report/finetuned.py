@@ -15,17 +15,21 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.dataset import TextBatch, eval_rows
+from eve_vl.data.dataset import TextBatch
 from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
+from eve_vl.evaluation.runner import eval_rows
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.classification import confusion
 from eve_vl.metrics.vqa import accuracy_of
+from eve_vl.predict.base import predictor_of
 from eve_vl.report.drawing import Choice, Loss, Section, draw
 from eve_vl.report.task import CONTRAST_LOSSES, NUM_SEEN, Example, Measured, TaskReport, best_choices
+from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.utils.errors import UserError
 
 NUM_ROWS = 1000  # validation rows behind the confusion matrix
 NUM_CHOICES = 3
@@ -68,9 +72,8 @@ class ClassifierReport(TaskReport):
     def _images(self, example: Example) -> dict[str, np.ndarray]:
         """Return an example's images, each also with its heatmap."""
         images = dict(example.images)
-        heat = self.heatmap(list(images.values()), example.text)
         names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
-        return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
+        return images | dict(zip(names, heatmaps(self.run, list(images.values()), example.text), strict=False))
 
     def example(self, batch: Any, row: int, choices: Sequence[Choice], text: str, truth: str, kind: str) -> Example:
         """Return a row of a batch, with its images if it has any."""
@@ -231,7 +234,9 @@ class RetrievalReport(TaskReport):
             gallery = gathered(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
             by_text, by_image = (_right_and_wrong(queries, num_each) for queries in found)
-        return by_text, [self._with_heat(query) for query in by_image]
+        return by_text, [
+            each._replace(heat=heatmaps(self.run, [*each.item.images.values()], each.truth.text)) for each in by_image
+        ]
 
     def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES captions or images that have a match, with their hits."""
@@ -251,10 +256,14 @@ class RetrievalReport(TaskReport):
             for query, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
         ]
 
-    def _with_heat(self, query: Query) -> Query:
-        """Return an image query with the Grad-CAM of its match with a true caption."""
-        heat = self.heatmap([*query.item.images.values()], query.truth.text)
-        return query if heat is None else query._replace(heat=heat.overlays())
+
+def heatmaps(run: LoadedRun, images: Sequence[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
+    """Return the images under the Grad-CAM of the run's output; none if not available."""
+    calls = predictor_of(run)
+    try:
+        return calls.call("explain")(list(images), text).overlays() if images and "explain" in calls.offered() else ()
+    except UserError:  # e.g. a model with a single block
+        return ()
 
 
 def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: the report of a run, and the results of a search."""
+"""The page about a run, a self-contained HTML file."""
 
 import dataclasses
 import shlex
@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from eve_vl import builtin
 from eve_vl.config import Config, define, flat, kinds_of, to_dict
@@ -26,8 +24,6 @@ from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
 
-THUMBNAIL_SIDE = 192  # pixels
-
 
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the page about a run's best (else newest) weights and return its path.
@@ -35,21 +31,6 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     out: default report.html in the run folder. Raises UserError if `run` is not a run.
     """
     return write_page(out or run / "report.html", run_page(load_run(run)))
-
-
-def write_results(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path:
-    """Write the page of a search's hits in an `Index`; return its path.
-
-    Raises UserError.
-    """
-
-    def thumbnail(hit: Any) -> np.ndarray | None:
-        with suppress(UserError):  # its file is gone
-            return index.image(hit.id).whole(THUMBNAIL_SIDE)
-
-    shown = [(hit, thumbnail(hit)) for hit in hits]
-    section = Section("found", "Hits", draw("search_sections.html", "found", shown=shown))
-    return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
 
 
 def write_page(path: Path, text: str) -> Path:

@@ -22,13 +22,10 @@ from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.model.layers import replace_submodules
 from eve_vl.model.moe import chosen_ME
-from eve_vl.predict.base import predictor_of
-from eve_vl.predict.explain import Heatmap
 from eve_vl.report.drawing import Choice, Curves, Loss, Section, bar_chart, draw, percent
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
-from eve_vl.utils.errors import UserError
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
 NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted
@@ -139,14 +136,6 @@ class TaskReport:
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return the output of a macro of the task's template, which also gets `report`."""
         return draw(self.template, macro, report=self, **values)
-
-    def heatmap(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
-        """Return the Grad-CAM of the output, or of a word; None if not available."""
-        calls = predictor_of(self.run)
-        try:
-            return calls.call("explain")(list(images), text, word=word) if images and "explain" in calls.offered() else None
-        except UserError:  # e.g. a model with a single block
-            return None
 
 
 @dataclass(frozen=True, kw_only=True)

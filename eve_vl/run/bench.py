@@ -24,7 +24,7 @@ from eve_vl.run.summary import expected_memory, machine_line
 from eve_vl.run.training import obtain_tokenizer, tune_threads, with_init_tokenizer
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.processes import has_processor_clock, now, peak_memory, pick_device, pick_dtype
+from eve_vl.train.processes import peak_memory, pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
@@ -83,6 +83,21 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
         "flops_per_second": flops_per_second,
         "mfu": flops_per_second / peak,
     }
+
+
+def has_processor_clock(device: torch.device) -> bool:
+    """Return whether `now` is processor time; several threads would spin in waits."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def now(device: torch.device) -> float:
+    """Return seconds after a GPU sync.
+
+    Processor time with one CPU thread, else wall time. Other work on the core does not lengthen processor time.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.process_time() if has_processor_clock(device) else time.perf_counter()
 
 
 def _started(config: Config) -> tuple[Trainer, Iterator[RowBatch]]:

@@ -12,25 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.config import Config, DataConfig, TrainConfig, to_dict
+from eve_vl.config import Config, DataConfig, TrainConfig
 from eve_vl.data.dataset import RowBatch
 from eve_vl.data.kinds.pairs import ItemBatch
-from eve_vl.data.masking import MASKED, BatchByMask, num_masked_patches
+from eve_vl.data.masking import MASKED, num_masked_patches
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import Experts, MoE
 from eve_vl.run.loading import build_untrained, read_config, read_labels
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Classifier, Headless, Sizes, Task
+from eve_vl.tasks.task import Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
-from eve_vl.utils.errors import printable
 
 NUM_LABELS = 3129  # VQA v2's usual answer list
 WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
@@ -52,28 +48,6 @@ class Inspection:
     def flops_per_step(self) -> float:
         """Forward and backward FLOPs per row; the latter cost twice as much."""
         return 3 * sum(self.flops.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "parameters": self.parameters | {"total": sum(self.parameters.values()), "active": self.active_parameters},
-            "flops_per_pair_forward": self.flops,
-            "flops_per_pair_step": self.flops_per_step,
-            "config": to_dict(self.config),
-        }
-
-    def render(self, console: Console) -> None:
-        """Print a table."""
-        sizes, recipe = self.config.input, escape(printable(self.config.recipe))
-        shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
-        console.print(f"[bold]{recipe}[/bold]: {self.config.model}; {shapes}", highlight=False)
-        rows = [(name, self.parameters.get(name, 0), self.flops.get(name, 0.0)) for name in {**self.parameters, **self.flops}]
-        rows.append(("total", sum(self.parameters.values()), sum(self.flops.values())))
-        rows.append(("active per token / forward + backward", self.active_parameters, self.flops_per_step))
-        table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))
-        for name, parameters, flops in rows:
-            table.add_row(name, f"{parameters:,}", f"{flops / 1e9:.3f}")
-        console.print(table)
 
 
 def inspect_run(path: Path) -> Inspection:
@@ -136,7 +110,7 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             task = build_untrained(config, sizes).train()
-        if isinstance(task, Classifier):
+        if hasattr(task, "reads"):  # a classifier
             task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
         for module in task.modules():
             if isinstance(module, Experts):
@@ -169,13 +143,13 @@ def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
 def _example_batch(task: Task[Any]) -> RowBatch:
     """Return a micro-batch as a task reads it in training."""
     config, settings, B = task.config, task.settings, task.config.train.batch_size
-    if isinstance(task, Classifier):
+    if hasattr(task, "reads"):
         shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
         return _filled(ItemBatch, config, B * len(shown), shown=shown * B)
     kind = MASKED[config.data.modality]
-    if hasattr(settings, "hidden_shares"):  # of a task that masks rows in several ways
-        parts: dict[str, Any] = {name: _filled(kind, config, B, *both) for name, both in settings.hidden_shares().items()}
-        return BatchByMask(where=("",) * B * len(parts), **parts)
+    if (by_mask := getattr(task.dataset, "by_mask", None)) is not None:  # rows masked in several ways
+        parts = {name: _filled(kind, config, B, *both) for name, both in settings.hidden_shares().items()}
+        return by_mask(where=("",) * B * len(parts), **parts)
     return _filled(kind, config, B, getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))
 
 

@@ -1,7 +1,6 @@
 """Run folders as models, their lock, and untrained models of configs."""
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
@@ -77,21 +76,6 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
-
-
-def as_task(run: LoadedRun, name: str) -> LoadedRun:
-    """Return a run as one of another task whose heads it has.
-
-    Pre-trained matching serves retrieval, for example. Raises UserError.
-    """
-    if run.config.task.name == name:
-        return run
-    if (task := run.task.as_task(name)) is None:
-        raise UserError(
-            f"{run.shown}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
-            f"(eve finetune --help), or evaluate {run.config.task.name}"
-        )
-    return dataclasses.replace(run, config=task.config, task=task)
 
 
 def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:

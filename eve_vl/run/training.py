@@ -5,7 +5,7 @@ import gc
 import json
 import os
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
-from eve_vl.model.init_from import parts, transfer
+from eve_vl.run.init_from import start_from
 from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Task, label_files
+from eve_vl.tasks.task import label_files
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
 from eve_vl.train.processes import pick_device, pick_dtype
@@ -189,26 +189,6 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
         problem = f"no {truth} in the first {ROWS_PROBED} validation rows, so the best weights cannot be chosen"
         fix = "name validation data that has them, or the column that has them with --data.label-column"
         raise UserError(f"data.val {' '.join(config.data.val)}: {problem}; {fix}")
-
-
-def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
-    """Copy the weights of config.init; return the new parameters and a note.
-
-    With config.scratch the weights stay random. Raises UserError if the encoders differ in more than config.init_allow_missing
-    allows.
-    """
-    assert config.init is not None
-    if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
-        heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
-        return heads, f"random weights, in the shape of {config.init}"
-    folder = checkpoint.chosen_checkpoint(config.init)
-    checkpoint.verify(folder)
-    start = read_config(folder)
-    tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
-    done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)
-    new = f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
-    unused = f"not used: {parts(done.unused)}" if done.unused else None
-    return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -16,7 +16,8 @@ from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
-from eve_vl.tasks.task import Classifier, Routers, Sizes
+from eve_vl.tasks.classification import Classifier
+from eve_vl.tasks.task import Routers, Sizes
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, if the backbone has no number of heads
 

@@ -17,7 +17,8 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.task import Classifier, Prepared, Sizes
+from eve_vl.tasks.classification import Classifier
+from eve_vl.tasks.task import Prepared, Sizes
 from eve_vl.utils.errors import UserError
 
 

@@ -58,11 +58,6 @@ def read_log(run: Path) -> list[dict]:
     return [row for row in rows if row["kind"] != "note" or has_fields(row, text=str)]
 
 
-def read_numbers(path: Path) -> dict[str, float]:
-    """Return the numbers of a file such as metrics.json by name. Raises UserError."""
-    return {name: value for name, value in from_json(read_json(path, dict)).items() if isinstance(value, int | float)}
-
-
 def read_bad_samples(run: Path) -> dict[str, dict[str, str]]:
     """Return the unusable rows by unique name. Raises UserError.
 

@@ -1,4 +1,4 @@
-"""Processes and devices of a run, with their number type, clock and memory.
+"""Processes and devices of a run, with their number type and memory.
 
 Only this file knows process groups and DistributedDataParallel; without torchrun, torch.distributed is never touched. Every
 process holds all weights and trains on its own rows.
@@ -11,7 +11,6 @@ import re
 import resource
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -193,21 +192,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def send(x: Tensor, device: torch.device) -> Tensor:
     """Return a CPU tensor on a device, without waiting for a GPU's queue."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
-
-
-def has_processor_clock(device: torch.device) -> bool:
-    """Return whether `now` is processor time; several threads would spin in waits."""
-    return device.type == "cpu" and torch.get_num_threads() == 1
-
-
-def now(device: torch.device) -> float:
-    """Return seconds after a GPU sync.
-
-    Processor time with one CPU thread, else wall time. Other work on the core does not lengthen processor time.
-    """
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.process_time() if has_processor_clock(device) else time.perf_counter()
 
 
 def peak_memory() -> int:

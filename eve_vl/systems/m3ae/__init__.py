@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import Config, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.tasks import ClassificationConfig, ContrastMatchConfig, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config.finetune import ClassificationConfig, RetrievalConfig, VQAConfig
+from eve_vl.config.tasks import ContrastMatchConfig, TaskConfig
 from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned
 from eve_vl.recipes.pretrain import SMALL, starts_from
 

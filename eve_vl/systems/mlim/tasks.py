@@ -22,14 +22,14 @@ from eve_vl import objectives
 from eve_vl.config import Config
 from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
-from eve_vl.data.masking import BatchByMask, MaskedImages, MaskedPairs, PairBatch
+from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
 from eve_vl.data.records import Record
-from eve_vl.evaluation.evaluator import Baseline, ClassifierEvaluator, json_lines
-from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
+from eve_vl.evaluation.classifiers import ClassifierEvaluator, json_lines
+from eve_vl.evaluation.evaluator import Baseline
+from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.interop.heads import ClassifierHeads
 from eve_vl.metrics import classification as metrics
-from eve_vl.metrics.masked_signal import Sums
-from eve_vl.model.backbone import Encoded
+from eve_vl.model import Encoded
 from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.heads import SiameseHead
@@ -38,8 +38,9 @@ from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_images, given_texts, in_batches
 from eve_vl.predict.requests import Same
 from eve_vl.systems.mlim import MlimConfig, PairConfig
+from eve_vl.tasks.classification import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
-from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes
+from eve_vl.tasks.task import Routers, Sizes
 from eve_vl.train import StepOutput
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
@@ -71,11 +72,34 @@ class ConvDecoder(nn.Sequential):
         return super().forward(input.mT.unflatten(2, (side, side)))
 
 
+class BatchByMask(RowBatch):
+    """Pairs by masked side: the image, the text or both; None: no rows.
+
+    Within a part, each row has the same number of masked patches.
+    """
+
+    image: PairBatch | None = None
+    text: PairBatch | None = None
+    both: PairBatch | None = None
+    num_tokens: Tensor | None = None
+    """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
+    num_patches: Tensor | None = None
+    """Denominator of the masked-patch loss, likewise."""
+
+    @property
+    def parts(self) -> list[PairBatch]:
+        """The parts that have rows."""
+        return [part for part in (self.image, self.text, self.both) if part is not None]
+
+
 class AwareMasks(MaskedPairs):
     """Pairs with MLIM's masks.
 
     Training masks most of the image, most of the text, or little of both, a third each. Evaluation always masks little of both.
     """
+
+    by_mask = BatchByMask
+    """Batch of training, by which FLOPs are counted."""
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
         """Return one pair with its masks. Raises BadSampleError."""

@@ -18,8 +18,8 @@ from operator import itemgetter
 
 from torch import Tensor
 
+from eve_vl import config as sections
 from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
-from eve_vl.config import tasks as sections
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from twins import randomize, tiny_config
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.backbone import Backbone
+from eve_vl.model import Backbone
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.layers import Attention, attention_mask, attention_weights, replace_submodules
 from eve_vl.model.packing import PackedTokens
-from eve_vl.model.probes import gradcam
+from eve_vl.predict.explain import gradcam
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches

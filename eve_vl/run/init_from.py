@@ -1,12 +1,18 @@
-"""Copy the weights of one run into the model of another task."""
+"""Start a run from another, perhaps of another task: its shape and weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eve_vl.config import Config
+from eve_vl.run.loading import read_config, read_labels
+from eve_vl.tasks.task import Task
+from eve_vl.train import checkpoint
+from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, matching
 
 ENCODER = "encoder."
@@ -22,6 +28,42 @@ class Transfer:
     """Parameters that this model does not have."""
     resized: str | None
     """Sentence on resized encoder weights; None without any."""
+
+
+def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
+    """Return the recipe in the shape of the --init run, and print what changes.
+
+    Raises UserError if the run has another kind of encoder: it would train another system under the recipe's name.
+    """
+    ours, theirs, sizes = recipe.model, start.model, start.input
+    if differ := ours.incompatible_fields(theirs):
+        what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
+        raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
+    if theirs.fits_other_sizes:
+        sizes = replace(recipe.input, patch_size=sizes.patch_size)
+    if (shown := f"{theirs}, {sizes.image_size}² pixels") != f"{ours}, {recipe.input.image_size}² pixels":
+        print_line(f"{init} keeps its shape instead of that of {recipe.recipe}: {shown}")
+    return replace(recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None))
+
+
+def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
+    """Copy the weights of config.init; return the new parameters and a note.
+
+    With config.scratch the weights stay random. Raises UserError if the encoders differ in more than config.init_allow_missing
+    allows.
+    """
+    assert config.init is not None
+    if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
+        heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
+        return heads, f"random weights, in the shape of {config.init}"
+    folder = checkpoint.chosen_checkpoint(config.init)
+    checkpoint.verify(folder)
+    start = read_config(folder)
+    tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
+    done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)
+    new = f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
+    unused = f"not used: {parts(done.unused)}" if done.unused else None
+    return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))
 
 
 def transfer(

@@ -1,0 +1,76 @@
+"""The held-out split: validation on a share of the training sources."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import chain, compress
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Subset
+
+from eve_vl.data.records import ImageFile, ImageSpan, Source, hash_of, image_key, row_keys
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError, UserError
+
+
+def held_out_split(
+    sources: Sequence[Source[Any]], names: Sequence[str], share: float
+) -> tuple[list[Source[Any]], list[Source[Any]]]:
+    """Move a share of each source's images, or else texts, to validation.
+
+    Every row, of any source, that shows one of these images leaves training, too. Raises UserError, which names a source that
+    is too small.
+    """
+    keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in sources]
+    held = [_lowest([place for place, _ in rows], share) for rows in keys]
+    in_val = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
+    shown = {*chain.from_iterable(in_val)}
+    kept = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
+    for name, is_kept, is_held in zip(names, kept, held, strict=True):
+        if not (is_kept.any() and is_held.any()):
+            raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
+    return _subsets(sources, kept), _subsets(sources, held)
+
+
+def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
+    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
+
+
+def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
+    """Return the hash that decides on which side of a split a row is, and `row_keys`.
+
+    source: a Table. None: the row is unusable. The hash is of the first image's place within the source, so it stays
+    when the data move; of a text, it is of its words. Folders and shards know the place without reading the row.
+    """
+    image, where = source.image(row) if source.columns.images else None, ""
+    images = () if image is None else (image,)
+    if not images:
+        try:
+            record = source[row]
+        except BadSampleError:
+            return None, ()
+        images, where = record.images, record.where
+        if not images:
+            return next(iter(row_keys(record)), None), row_keys(record)
+    keys = tuple(image_key(each, where) for each in images)
+    match images[0]:
+        case ImageFile(path=path):
+            place = path.relative_to(source.root(row)).as_posix()
+        case ImageSpan(path=path, offset=offset):
+            place = f"{path.name}:{offset}"
+        case _:
+            return keys[0], keys
+    return hash_of(place.encode(errors="surrogatepass")), keys
+
+
+def _lowest(places: Sequence[int | None], share: float) -> np.ndarray:
+    """Return which rows are in the held-out split, bool: those with the lowest hashes.
+
+    These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does
+    not depend on the other rows, except in tiny sources: the split has at least two hashes, if that leaves as many for
+    training.
+    """
+    distinct = sorted({place for place in places if place is not None})
+    num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
+    held = set(distinct[: max(num, min(2, len(distinct) // 2))])
+    return np.array([place in held for place in places])
