@@ -1,6 +1,7 @@
 """Samples depend on seed, epoch and row only, with any worker and after any resume."""
 
 import io
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -161,6 +162,13 @@ def test_orders_are_those_of_the_documented_streams():
 
 def test_a_source_may_have_no_share():
     assert {source for source, _ in epoch_order([4, 4], (0.0, 1.0), 0, 3).tolist()} == {1}
+
+
+def test_weights_of_sources_reach_the_order():
+    data = {"num_workers": 0, "train": ("a", "b"), "val": ("a",), "train_weights": (1.0, 7.0)}
+    sources, config = [pairs(4, name="a"), pairs(4, name="b")], tiny_config(data=data)
+    order = epoch_order([4, 4], (1.0, 7.0), config.train.seed, 0).tolist()
+    assert [row[0] for row in seen(sources, config, 8)] == [f"{'ab'[source]}:{row}" for source, row in order]
 
 
 def test_an_order_is_made_once_per_epoch(monkeypatch):
@@ -439,6 +447,13 @@ def test_the_lowest_share_of_all_hashes_is_held_out():
     places = [-(2**63), -(2**62) - 1, -(2**62), -(2**62) + 1, 0, 2**63 - 1]
     assert loader._held_out(places, 0.25).tolist() == [True, True, False, False, False, False]
     assert loader._held_out(places, 0.5).tolist() == [True, True, True, True, False, False]
+
+
+def test_a_split_takes_names_that_are_no_text(tmp_path):
+    folder = write_pairs(tmp_path / "pairs", range(20))
+    for suffix in (b"png", b"txt"):
+        (folder / os.fsdecode(b"\xff." + suffix)).write_text("a caption")
+    assert sum(map(len, held_out(folder, val_fraction=0.5))) == 21
 
 
 def test_a_split_needs_rows_on_both_sides(tmp_path):

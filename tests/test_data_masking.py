@@ -133,7 +133,7 @@ def test_labels_are_62_bits_of_their_hash_negative_if_absent():
     assert found.dtype == np.int64
     assert found.tolist() == [bits("edema"), bits("nodule"), -bits("fracture"), *[0] * (MAX_LABELS - 3)]
     names = tuple(f"label {number}" for number in range(MAX_LABELS + 1))
-    assert label_hashes(labelled(names[:1], names[1:-1])).all()
+    assert label_hashes(labelled(names[:1], names[1:-1])).tolist() == [bits(names[0]), *(-bits(each) for each in names[1:-1])]
     for labels, words in (((), "no labels"), (names, f"{MAX_LABELS + 1} labels")):
         with pytest.raises(BadSampleError, match=rf"list:0.*{words}, but task.itc_targets semantic needs 1 to {MAX_LABELS}$"):
             label_hashes(labelled(labels))
@@ -181,6 +181,7 @@ def test_wrong_partners_make_a_batch_of_their_own_and_can_lend_their_texts():
     assert batch.wrong is not None and batch.wrong.wrong is None
     assert batch.wrong.where == ("list:2", "list:3", "list:0", "list:1")
     assert batch.draw_B3 is not None and batch.draw_B3.shape == (4, 3)
+    assert batch.places() is batch.masked_M
     swapped = batch.with_text_of(batch.wrong)
     for name in ("ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M"):
         assert getattr(swapped, name) is getattr(batch.wrong, name)

@@ -21,6 +21,7 @@ def test_shares_of_a_hand_made_table():
     }
     counts = metrics.confusion(predicted, true, ["cat", "dog", "owl"])
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [1, 1, 0]]
+    assert counts.dtype == metrics.confusion([], [], []).dtype == np.int64
 
 
 def test_ties_are_worth_what_chance_is():

@@ -34,6 +34,7 @@ def test_pairs_of_one_statement_count_as_one_group_of_the_interval():
 def test_without_groups_there_is_no_consistency():
     numbers = classification.nlvr2_summary([True, False], [True, True], ["", ""])
     assert numbers == {"nlvr2_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}
+    assert numbers["nlvr2_acc"].groups == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_without_labels_there_is_nothing_to_score():

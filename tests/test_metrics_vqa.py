@@ -254,6 +254,7 @@ def test_a_word_counts_once_more_than_it_occurs_with_an_answer():
 def test_answers_without_images():
     train = [("what?", ["yes"]), ("what?", ["Yes."]), ("who?", ["no"]), ("who?", [])]
     assert vqa.answers_by_question(train, ["who?", "what?", "where?"]) == ["no", "yes", "yes"]
+    assert vqa.answers_by_question([("what?", ["yes"])], ["where?"]) == ["yes"]
 
 
 def test_pairs_count_where_both_are_right_and_content_types_stand_apart():

@@ -186,11 +186,21 @@ def test_masked_rows_of_an_image_are_one_group_and_are_compared_with_the_wrong_p
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
+def test_a_row_may_come_in_several_batches():
+    sums = Sums()
+    for values in ([1.0, 0.0], [0.0, 1.0]):
+        sums.add("mlm_acc", ["a", "b", "c"], torch.tensor([0, 1]), torch.tensor(values))
+        sums.add("mlm_acc", ["b"], torch.tensor([0]), torch.tensor([1.0]))
+    assert {name: each.tolist() for name, each in sums.by_row("mlm_acc").items()} == {"a": [1, 2], "b": [3, 4]}
+
+
 def test_guesses_without_a_model_are_on_the_device_of_the_patches():
     """The default device is another one here, and tensors of two devices do not mix."""
     patches, keep, hidden = torch.randn(1, 4, 3), torch.tensor([[0, 3]]), torch.tensor([[1, 2]])
+    expected = visible_means(patches, keep, hidden)
     with torch.device("meta"):
-        assert {guess.device.type for guess in visible_means(patches, keep, hidden)} == {"cpu"}
+        found = visible_means(patches, keep, hidden)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_wrong_partners_change_the_numbers_that_they_should():

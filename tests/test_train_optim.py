@@ -11,6 +11,7 @@ from twins import tiny_config
 from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
+from eve_vl.train import optim
 from eve_vl.train.optim import (
     Averages,
     Muon,
@@ -206,6 +207,16 @@ def test_muon_leaves_parameters_without_a_gradient_alone():
     assert torch.equal(named["blocks.0.proj.weight"], before) and len(optimizer.state) == 1
 
 
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_muons_products_have_the_type_that_is_asked_for(monkeypatch, products):
+    seen = []
+    monkeypatch.setattr(optim, "orthogonalize", lambda x: seen.append(x.dtype) or orthogonalize(x))
+    parameter = nn.Parameter(torch.randn(2, 2))
+    parameter.grad = torch.randn(2, 2)
+    build_optimizer([("blocks.0.weight", parameter)], config_of(optimizer="muon"), products=products).step()
+    assert seen == [products]
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 3), (2, 3, 6), (1, 4, 4)])
 def test_orthogonal_matrices_have_singular_values_near_1_and_the_singular_vectors(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -218,7 +229,7 @@ def test_orthogonal_matrices_have_singular_values_near_1_and_the_singular_vector
         values - torch.diag_embed(values.diagonal(dim1=1, dim2=2)), torch.zeros_like(values), rtol=0, atol=1e-4
     )
     assert not orthogonalize(torch.zeros(shape)).any()
-    assert torch.equal(orthogonalize(x * 2**20), found)
+    assert torch.equal(orthogonalize(x * 2**20), found) and torch.equal(orthogonalize(x / 2**10), found)
 
 
 def test_scales_are_rounded_where_factors_multiply_only():
