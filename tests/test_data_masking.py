@@ -12,7 +12,16 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.dataset import generator
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.masking import MAX_LABELS, MaskedPairs, PairBatch, label_hashes, mask_patches, mask_tokens
+from eve_vl.data.masking import (
+    MAX_LABELS,
+    MaskedImages,
+    MaskedPairs,
+    MaskedTexts,
+    PairBatch,
+    label_hashes,
+    mask_patches,
+    mask_tokens,
+)
 from eve_vl.systems.mlim.tasks import BatchByMask
 from eve_vl.utils.errors import BadSampleError
 
@@ -165,6 +174,30 @@ def test_the_wrong_partner_is_half_the_data_away_or_else_a_random_row_of_any_sou
     assert {where.split(":")[0] for where in partners} == {"other"} and len(set(partners)) > 6
     assert max(int(where.split(":")[1]) for where in partners) > 20
     assert partners == [dataset_of(same, other)[(3, 0, row)].wrong.where for row in range(12)]  # in every epoch
+
+
+def test_a_random_partner_is_the_first_that_fits_of_a_stream_of_its_own():
+    sources = ListSource([replace(pairs(2)[row], captions=("one",)) for row in range(2)]), pairs(30, name="other")
+    for row in range(2):
+        rng = np.random.default_rng((0, 4, 0, row))  # seed, purpose, source, row
+        picks = rng.integers(2, size=200).tolist()
+        drawn = [(source, int(rng.integers(len(sources[source])))) for source in picks]
+        number = next(number for source, number in drawn if source == 1)
+        assert dataset_of(*sources)[(0, 0, row)].wrong.where == f"other:{number}"
+
+
+def test_a_part_of_a_row_may_be_left_out_and_words_be_masked_whole():
+    row, tokenizer = pairs(1)[0], tiny_tokenizer()
+    for is_whole in (False, True):
+        config = tiny_config(task={"whole_word_masking": is_whole})
+        dataset = MaskedPairs([pairs(1)], config, tokenizer, training=False)
+        image, text, both = (dataset.masked(row, shown, 0.5, 0.5, generator(3)) for shown in ("image", "text", "image_text"))
+        assert not hasattr(image, "ids_T") and not hasattr(text, "image")
+        assert (image.batch, text.batch, both.batch) == (MaskedImages, MaskedTexts, PairBatch)
+        ids_T, is_special_T = tokenizer.encode(row.captions[0], 12)
+        word_T = tokenizer.words(row.captions[0], 12) if is_whole else None
+        assert text.ids_T.tolist() == both.ids_T.tolist() == ids_T.tolist()
+        assert text.is_masked_T.tolist() == mask_tokens(is_special_T, 0.5, generator(3), word_T).tolist()
 
 
 def test_a_broken_partner_is_passed_over_and_no_caption_at_all_is_shared():

@@ -203,6 +203,8 @@ def test_intervals_of_recalls_group_the_texts_of_an_image_and_compare_with_the_r
 
 def test_texts_know_their_first_image():
     assert Relevance.from_pairs([2, 1, 0, 2], [0, 0, 3, 1], 3, 5).image_T.tolist() == [1, 2, -1, 0, -1]
+    one = Relevance.from_pairs([0, 0], [0, 1], 1, 2)
+    assert (one.image_T.tolist(), one.images_of_text.candidate_M.tolist()) == ([0, 0], [0, 0])
     matches = matches_of([[0], [1, 2], [], [2]], 3)
     assert (matches.num_queries, matches.num_candidates) == (4, 3)
     assert [each.tolist() for each in matches.rows(1, 4)] == [[0, 0, 2], [1, 2, 2]]
