@@ -39,7 +39,7 @@ class Reader:
     files: Files
     actions: Mapping[str, Action]
     num_actions: int = 9
-    """As many of them, drawn anew, read each input."""
+    """N of them, sampled again, read each input."""
     targets: Sequence[str] = ()
     """Files that are damaged; empty: any."""
     damage: Callable[[Random, str, bytes], bytes] = mutate
@@ -47,7 +47,7 @@ class Reader:
     """What of the files one input is made of; the first of them is damaged if it gives other ones."""
     afterwards: Callable[[Random, Path], None] = lambda *_: None
     weight: float = 1.0
-    """Its share of the inputs, beside the others'."""
+    """Its share of the inputs, next to the others'."""
     has_sound: bool = True
     """Whether everything reads the files as they are."""
     may_rename: bool = False

@@ -26,7 +26,7 @@ Completed = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
-    """The real command line, run in tmp_path within this process (importing torch anew takes seconds)."""
+    """The real command line, run in tmp_path within this process (importing torch again takes seconds)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Completed:

@@ -271,7 +271,7 @@ def slow_images() -> list[bytes]:
 
 
 async def compared(port: int, seconds: float) -> list[float]:
-    """Return and print the 99th percentiles of a client's seconds, alone and beside two hostile clients."""
+    """Return and print the 99th percentiles of a client's seconds, without and with two hostile clients."""
     text, image = "/v1/runs/retrieval/encode_text", sent(png(3))
     texts = [{"texts": [(sign * 10_000)[:10_000]] * 64} for sign in ("\ufdfa", "a", "\U0001f600", "a- ", "\u65e5")]
     bodies = {text: texts, "/v1/runs/vqa/encode_image": [{"images": [sent(one)]} for one in slow_images()]}

@@ -37,7 +37,7 @@ def test_the_page_is_there_without_the_token_and_nothing_else(client):
         assert client.get(path, headers={"authorization": "Bearer secret"}).status_code == (200 if path == "/v1/runs" else 404)
 
 
-def test_the_page_names_files_of_its_own_alone():
+def test_the_page_names_only_its_own_files():
     named = re.findall(r'(?:src|href)="([^"]+)"', TEXTS["/"])
     imported = re.findall(r'from "\./([^"]+)"', "".join(TEXTS.values()))
     assert {f"/{name}" for name in (*named, *imported) if not name.startswith("data:")} == set(FILES) - {"/"}

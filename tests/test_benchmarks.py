@@ -71,7 +71,7 @@ def test_random_texts_have_the_requested_length(texts):
     assert not (batch.is_masked_BT & batch.is_padding_BT).any()
 
 
-def test_tasks_share_weights_and_train_as_if_alone():
+def test_tasks_share_weights_and_train_like_single_tasks():
     rows = tiny_rows()
     board = step_cost.Steps(rows, CPU)
     batch = steps.made_up_batch(rows[0].config, 4, "captions")

@@ -391,7 +391,7 @@ def test_decoding_needs_no_more_than_the_header_says(monkeypatch: pytest.MonkeyP
 
 
 def blank(side: int, mode: str) -> bytes:
-    """A PNG's header alone, of an image that is said to be large."""
+    """Only the header of a PNG, which states a large image."""
     data = encode(Image.new(mode, (1, 1)), "PNG")
     return data.replace(b"\0\0\0\1\0\0\0\1", side.to_bytes(4, "big") * 2)
 

@@ -163,7 +163,7 @@ def test_a_source_without_an_answerable_question_is_a_mistake():
 
 
 def test_a_list_that_was_built_says_what_would_have_kept_all(tmp_path: Path):
-    """One that was given does not: the flag is refused beside it."""
+    """A given list does not: the flag is refused with it."""
     rows = asked([["yes"]] * 9 + [["no"]] * 8)
     (tmp_path / "answers.txt").write_text("yes\n")
     for task, is_built in ((VQAConfig(), True), (VQAConfig(answers=tmp_path / "answers.txt"), False)):

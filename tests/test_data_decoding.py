@@ -342,7 +342,7 @@ def test_random_boxes_are_spread_as_torchvisions(height: int, width: int):
     assert ours.std(axis=0) == pytest.approx(theirs.std(axis=0), abs=0.01 * max(height, width))
 
 
-def test_random_boxes_depend_on_the_generator_alone():
+def test_random_boxes_depend_only_on_the_generator():
     first, again, other = (random_box(48, 64, rng=np.random.default_rng(seed), scale=(0.2, 0.9)) for seed in (1, 1, 2))
     assert first == again != other
 

@@ -124,7 +124,7 @@ def test_a_mode_that_png_lacks_becomes_rgb():
         (None, "got NoneType, expected a path"),
     ],
 )
-def test_what_cannot_be_a_image_is_named(image, message):
+def test_values_that_are_no_image_are_named(image, message):
     with pytest.raises(UserError) as single:
         given_images(image)[0].pixels(16)
     assert str(single.value).startswith("image: ")

@@ -223,7 +223,7 @@ def test_an_epochs_order_is_found_without_the_epochs_before_it():
 # Samples
 
 
-def test_captions_are_drawn_anew_each_epoch_and_evenly():
+def test_captions_are_sampled_evenly_in_each_epoch():
     dataset = MaskedPairs([pairs(1, captions=3)], config_of(), TOKENIZER, training=True)
     texts = Counter(TOKENIZER.decode(dataset[(epoch, 0, 0)].ids_T) for epoch in range(300))
     assert len(texts) == 3

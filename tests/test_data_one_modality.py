@@ -111,7 +111,7 @@ def test_batches_hold_what_they_say_and_no_more():
         assert (issubclass(kind, ImageBatch), issubclass(kind, TextBatch)) == (has_images, has_texts)
 
 
-def test_images_alone_are_masked():
+def test_rows_of_images_only_are_masked():
     config = config_of("image")
     assert MaskedPairs.kind_of(config) == "images"
     dataset = MaskedPairs([images(7)], config, TOKENIZER, training=False)
@@ -128,7 +128,7 @@ def test_images_alone_are_masked():
     assert len({training[(epoch, 0, 0)].keep_K.tobytes() for epoch in range(20)}) > 10
 
 
-def test_texts_alone_are_masked():
+def test_rows_of_texts_only_are_masked():
     config = config_of("text")
     assert MaskedPairs.kind_of(config) == "texts"
     dataset = MaskedPairs([texts(7)], config, TOKENIZER, training=True)

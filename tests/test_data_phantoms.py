@@ -56,7 +56,7 @@ def with_only(phantom: Phantom, findings: list[Finding]) -> Phantom:
 # World
 
 
-def test_phantoms_depend_on_split_seed_and_index_alone():
+def test_phantoms_depend_only_on_split_seed_and_index():
     in_order = [sample_phantom("train", 3, i) for i in range(20)]
     backwards = [sample_phantom("train", 3, i) for i in reversed(range(20))]
     assert in_order == backwards[::-1]
@@ -260,7 +260,7 @@ def test_reports_are_true_and_distractors_are_not(split):
             assert names <= {(name_of(each, split), each.variant) for kind in FINDINGS for each in variants(kind)}
 
 
-def test_words_alone_do_not_tell_true_reports_from_distractors():
+def test_words_do_not_tell_true_reports_from_distractors():
     """Neither length nor how usual a report is, of all or per word, by how often words and pairs of words are in others."""
     rows, words, pairs = PhantomPairs(split="test"), Counter(), Counter()
     for index in range(2000):

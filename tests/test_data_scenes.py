@@ -33,7 +33,7 @@ GOLDEN_SUM = 1419991
 # World
 
 
-def test_scenes_depend_on_split_seed_and_index_alone():
+def test_scenes_depend_only_on_split_seed_and_index():
     in_order = [sample_scene("train", 3, i) for i in range(20)]
     backwards = [sample_scene("train", 3, i) for i in reversed(range(20))]
     assert in_order == backwards[::-1]
@@ -237,7 +237,7 @@ def test_hidden_words_follow_from_the_image_and_the_visible_half():
     assert sum(expected) / len(expected) > 0.97  # which of the missing values are named does not follow
 
 
-def test_hidden_words_do_not_follow_from_the_visible_half_alone():
+def test_masked_words_do_not_follow_from_the_visible_half():
     rng = random.Random(0)
     seen = defaultdict(Counter)
     for i in range(15_000):

@@ -69,7 +69,7 @@ def test_held_out_pairs_are_shown_and_spoken_of_in_novel_rows_only(split):
             assert any(text in asked.question for text in HELD_OUT_TEXTS)
 
 
-def test_rows_depend_on_split_seed_and_index_alone():
+def test_rows_depend_only_on_split_seed_and_index():
     for sample in (sample_question, sample_statement):
         in_order = [sample("val", 2, i) for i in range(50)]
         assert [sample("val", 2, i) for i in reversed(range(50))] == in_order[::-1]

@@ -71,7 +71,7 @@ def test_people_are_told_how_many_of_their_captions_are_searched():
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5])
-def test_each_caption_is_its_own_images_alone(limit):
+def test_each_caption_belongs_to_one_image(limit):
     """As COCO and Flickr30K are scored; five captions of an image are five, on whichever rows they stand."""
     found = search_set(ListSource(ROWS), ListSource(OTHER), captions_per_image=limit)
     captions = {
@@ -296,7 +296,7 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 @pytest.mark.parametrize("augment", ["color", "rand", "random_ink"])
 @pytest.mark.parametrize("name", SETS)
-def test_augmentation_depends_on_seed_epoch_source_and_row_alone(name, augment):
+def test_augmentation_depends_only_on_seed_epoch_source_and_row(name, augment):
     torch.manual_seed(1)
     first = dataset_of(name, augment=augment)
     positions = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (7, 1, 2)]
@@ -439,7 +439,7 @@ def test_images_held_out_are_on_neither_side_of_a_statement_in_training(tmp_path
     assert left in data_lines(config, [train], [val])[1]
 
 
-def test_a_image_held_out_of_one_source_is_in_no_other(tmp_path: Path):
+def test_an_image_held_out_of_one_source_is_in_no_other(tmp_path: Path):
     for number in range(80):
         (tmp_path / f"{number}.png").write_bytes(encoded_card((number * 3, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
     for name, numbers in (("a", range(60)), ("b", range(80))):

@@ -80,7 +80,7 @@ def test_a_bad_row_of_one_process_is_one_line_in_all(folder: Path):
     assert "\n" not in one
 
 
-def test_an_error_of_one_process_alone_is_one_line_in_all_and_what_was_learnt_is_kept(folder: Path):
+def test_an_error_of_one_process_is_one_line_in_all_and_keeps_the_weights(folder: Path):
     """The first process has reached the sums over all, whatever ends the second one's data."""
     one, two = ((folder / f"partner_{rank}.txt").read_text() for rank in range(2))
     assert one == two

@@ -91,7 +91,7 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
 
 
 def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Path):
-    """For the same task its head comes along, for another one the encoder alone; its best weights, not its last."""
+    """The same task takes its head, another one only the encoder; the best weights, not the last."""
     assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "first", *SHORT).returncode == 0
     assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "second", *SHORT).returncode == 0
     note, _ = rows(tmp_path / "second", "note")

@@ -153,7 +153,7 @@ def test_evaluation_can_leave_broken_rows_out_and_says_so(trained: Path, eve, tm
     assert "no row to evaluate on can be used; the last: rows.jsonl:3: " in done.stderr
 
 
-def test_what_is_left_gives_the_numbers_of_the_good_rows_alone():
+def test_evaluation_without_broken_rows_gives_the_numbers_of_the_good_rows():
     task = build(config_of("vqa"))
     rows = questions(12).rows
     bad = ListSource([None if row in (2, 7) else rows[row] for row in range(12)])

@@ -136,7 +136,7 @@ def test_a_baseline_looks_for_the_match_or_for_a_hidden_word(weights):
             assert (found.score, found.probability, found.block, found.word) == ("the match", probability, 1, word)
 
 
-def test_a_baseline_without_matching_looks_for_a_hidden_word_alone():
+def test_a_baseline_without_matching_explains_only_a_masked_word():
     eve = Eve(tiny_run("masked", task=replace(BASELINE, itm_weight=0.0)))
     assert eve.explain(noise(0), TEXT, word="blue").score == 'the masked "blue"'
     with pytest.raises(UserError, match="name a word of the text"):

@@ -44,7 +44,7 @@ def states(encoder: Backbone, batch: int = 1, seed: int = 4) -> Tensor:
 
 
 def score_of(states_BND: Tensor) -> Tensor:
-    """A number that depends on the state of the first sample's text [CLS] alone."""
+    """A number that depends only on the state of the first sample's text [CLS]."""
     return (states_BND[0, NUM_IMAGE] * torch.linspace(-1, 1, states_BND.shape[2], dtype=torch.float64)).sum()
 
 
@@ -203,7 +203,7 @@ def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
 
 
 def test_threads_look_at_one_encoder_at_once():
-    """Eight at a time, beside others that use it plainly, see what they see one after the other."""
+    """Eight threads at a time, next to plain uses, get the results of one after the other."""
     encoder = double_encoder()
     jobs = [(f"blocks.{number % 3}.attn", number) for number in range(24)]
 

@@ -179,7 +179,7 @@ def hf_sections(task: Task[Any]) -> dict[str, Any]:
     return {name: to_dict(getattr(task.config, name)) for name in ("input", "model", "task")}
 
 
-def test_retrieval_in_training_computes_the_loss_alone(tmp_path):
+def test_retrieval_in_training_computes_only_the_loss(tmp_path):
     task = write("retrieval", tmp_path / "run")
     model, _ = hf.from_run(tmp_path / "run")
     batch = batch_of(task)
@@ -197,7 +197,7 @@ def test_retrieval_in_training_computes_the_loss_alone(tmp_path):
         model(**inputs, labels=batch.image_id_B)
 
 
-def test_the_encoder_alone(loaded):
+def test_the_encoder_without_heads(loaded):
     task, _, _, folder = loaded
     model = AutoModel.from_pretrained(folder)
     assert type(model) is hf.EveModel
@@ -321,7 +321,7 @@ def test_a_run_without_a_head_for_tokens_gives_its_encoder(tmp_path):
 
 @pytest.mark.parametrize("model", [MEDFLIP, tiny_config().model], ids=["towers", "eve"])
 def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
-    """As MedFLIP pre-trains, and EVE by contrast alone: features have the width of the projection, not of the states."""
+    """As in MedFLIP's pre-training, and EVE's with ITC only: features have the width of the projection, not of the states."""
     config = tiny_config(task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=6))
     config = dataclasses.replace(config, model=model)
     task = build(config)

@@ -273,7 +273,7 @@ def test_what_is_no_text_is_named(text):
         processor(images=[])
 
 
-def test_an_empty_text_is_its_cls_alone():
+def test_an_empty_text_is_only_its_cls():
     processor = hf.EveProcessor.from_eve(TOKENIZER, tiny_config().input)
     assert processor(text="")["input_ids"].tolist() == [[TOKENIZER.cls_id]]
     found = processor(text=["", "a"])

@@ -77,7 +77,7 @@ def test_a_constant_score_has_the_share_of_the_class_whatever_the_order():
 
 
 def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
-    """Sums of thirds and sevenths that come out beside 1 or 0 are no doubt, and no error."""
+    """Sums of thirds and sevenths that round to almost 1 or 0 raise no error."""
     for seed in range(30):
         drawn_RC = np.random.default_rng(seed).random((500, 3))
         is_true_RC = drawn_RC < 0.1 + 0.01 * seed

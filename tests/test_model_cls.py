@@ -117,7 +117,7 @@ def test_tokens_that_are_read_alone_are_what_they_are_among_all(shallow, deep, t
 @pytest.mark.parametrize("tile", [1, 4, 32])
 @pytest.mark.parametrize("kind", ["text", "pair"])
 @pytest.mark.parametrize(("shallow", "deep"), POLICIES)
-def test_a_sample_is_what_it_is_alone_without_padding(shallow, deep, kind, tile, monkeypatch):
+def test_a_sample_has_the_state_of_a_batch_without_padding(shallow, deep, kind, tile, monkeypatch):
     """States, gradients and what the routers do: all samples at once, without padding, as one by one."""
     monkeypatch.setattr("eve_vl.model.packing.TILE", tile)
     model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train()
@@ -204,7 +204,7 @@ def clear_choices(model: Encoder) -> Tensor:
 
 
 @torch.no_grad()
-def test_passes_matter_where_tokens_are_dropped_and_there_alone():
+def test_passes_matter_only_where_tokens_are_dropped():
     one, two = clear_choices(official("reference"))
     assert not torch.allclose(one, two, rtol=1e-3, atol=1e-3)
     one, two = clear_choices(official("reference-dropless"))

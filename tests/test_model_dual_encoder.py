@@ -247,7 +247,7 @@ def test_a_pre_trained_run_answers_all_calls():
 
 
 def test_a_run_looks_through_the_texts_attention_to_images():
-    """And, of images alone, through the tower's; in the last layer the head reads [CLS] alone."""
+    """For images only, through the tower's; in the last layer the head reads only [CLS]."""
     vqa, images = Eve(run(VQAConfig())), Eve(run(ClassificationConfig()))
     found = vqa.explain(noise(0, 20, 24), TEXT, word="blue")
     assert (found.block, found.heat[0].shape, found.heat[0].max()) == (0, (20, 24), 1)
@@ -266,7 +266,7 @@ def test_heads_are_as_wide_as_what_they_read(reads):
 
 
 def test_a_run_is_exported_for_programs_without_torch(tmp_path):
-    """Texts alone are the hardest: the number of their rows is a product of two sizes that are both free."""
+    """Rows of texts only are the hardest: the number of their rows is a product of two sizes that are both free."""
     pytest.importorskip("onnxruntime")
     folder = write_run(run(RetrievalConfig()), tmp_path / "run")
     (one,) = export_run(folder, tmp_path / "onnx", ["text_encoder"])

@@ -47,7 +47,7 @@ def conv_encoder() -> Any:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("is_hidden", [False, True])
 def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
-    """And each kind of image moves its own running averages alone."""
+    """Each kind of image moves only its own running averages."""
     stem = conv_encoder().proj.train(training)
     halve = partial(Conv2dNormActivation, kernel_size=3, stride=2)
     same: Any = nn.Sequential(halve(3, 8), halve(8, 16), nn.Conv2d(16, 16, 1)).train(training)

@@ -393,7 +393,7 @@ def three(a, b, c): ...
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch) -> Path:
-    """A file of recipes beside a run of tiny shape, whose image is smaller."""
+    """A file of recipes next to a run of tiny shape with smaller images."""
     (tmp_path / "own_shapes.py").write_text(FILE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "own_shapes", raising=False)

@@ -341,7 +341,7 @@ def test_true_items_are_framed(runs: dict[str, Path]):
 
 @pytest.mark.parametrize("num_right", [16, 8, 0])
 def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int, pretrained: Path, tmp_path: Path, monkeypatch):
-    """A matching head that is right about the first candidates alone, and wrong about all behind these."""
+    """A matching head that is right only about the first candidates."""
 
     def scores(task: Retrieval, gallery: RetrievalSet, *candidates: Tensor) -> list[Tensor]:
         sides = gallery.relevance.texts_of_image, gallery.relevance.images_of_text

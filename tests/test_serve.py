@@ -247,7 +247,7 @@ def test_jobs_that_ask_for_the_same_become_one_batch():
 
 
 def test_clients_are_answered_from_one_batch(runs):
-    """Requests that come while another is computed wait, and then are one batch; each gets what it would alone."""
+    """Requests that arrive during a computation form one batch; each gets its own result."""
     with serving(runs["vqa"], limits=Limits()) as client:
         service, go = service_of(client), threading.Event()
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
