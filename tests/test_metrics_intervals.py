@@ -284,11 +284,11 @@ def test_the_ends_of_an_average_add_up_as_errors_do():
     folds = [
         MeasuredValue(value, n=n, low=value - 0.3, high=value + 0.4, method="t", groups=2) for value, n in ((1, 3), (2, 5))
     ]
-    found = intervals.average(folds)
+    found = mean_of_folds(folds)
     assert isinstance(found, MeasuredValue)
     assert (found, found.n, found.groups, found.method) == (1.5, 8, 4, "t")
     assert ends(found) == pytest.approx((1.5 - math.sqrt(2 * 0.3**2) / 2, 1.5 + math.sqrt(2 * 0.4**2) / 2))
-    assert intervals.average([1.0, 2.0, 6.0]) == 3.0
+    assert mean_of_folds([1.0, 2.0, 6.0]) == 3.0
 
 
 def test_pairs_of_rows_by_name_and_group():
