@@ -191,6 +191,18 @@ def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_pat
     assert not list(run.glob(".*.tmp"))
 
 
+def test_an_impossible_state_of_a_generator_is_damage(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), replace(SHORT, save_every=4))
+    path = step_folder(run, 4) / "rng_0.safetensors"
+    states = load_file(path)
+    states["numpy"][0] = 2**40
+    save_file(states, path)
+    edit_state(sha256={})(path.parent)
+    with pytest.raises(UserError, match=r"damaged \(.*\); .*delete this folder to continue without it$"):
+        train(run, Guess([]), replace(SHORT, save_every=4))
+
+
 def test_damaged_best_weights_are_named(tmp_path: Path):
     run = tmp_path / "run"
     train(run, Guess(scored(0.5)), SHORT)

@@ -266,14 +266,14 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         load_model(folder, model)
         tensors = read_tensors(folder / "optimizer.safetensors")
         rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
-    except UserError as error:
+        if rng:  # additional processes of a resumed run seed their own generators
+            set_rng_state(rng)
+    except (ValueError, OverflowError) as error:
         raise _damaged(folder, error) from None
     for name, value in tensors.items():
         parameter = model.get_parameter(name.rpartition(".")[0])
         optimizer.state[parameter][name.rpartition(".")[2]] = value.to(parameter.device)
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
-    if rng:  # additional processes of a resumed run seed their own generators
-        set_rng_state(rng)
     return state
 
 
