@@ -228,6 +228,6 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "
     ):
-        training._fit(config, torch.device("cpu"), must_resume=False)
+        training._fit(config, torch.device("cpu"), must_resume=False, accepts_data=False)
     idle = {*alone().unused_fields()}
     assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "ranking_candidates"}
