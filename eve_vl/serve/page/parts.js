@@ -128,7 +128,7 @@ export class ImageField {
     this.input = el("input", {
       id: this.#id,
       type: "file",
-      accept: "image/*",
+      accept: "image/jpeg,image/png,image/webp,image/gif,image/avif",
       class: "hidden-input",
       onchange: () => this.input.files[0] && this.take(this.input.files[0]),
     });
