@@ -252,6 +252,8 @@ def test_the_interval_of_a_mean_of_groups():
     sums = [sum(values[i] - middle for i in pair) / 6 for pair in ((0, 1), (2, 3), (4, 5))]
     half = intervals.student(2) * math.sqrt(3 / 2 * sum(each * each for each in sums))
     assert ends(mean(values, groups)) == pytest.approx((middle - half, middle + half))
+    half = intervals.student(1) * math.sqrt(2 / 1 * (1.0**2 + 1.0**2))
+    assert ends(mean([1.5, 2, 5, 6.5], list("aabb"))) == pytest.approx((3.75 - half, 3.75 + half))
 
 
 def test_the_interval_of_a_share_of_groups_has_the_n_that_rows_alone_would_need():
