@@ -295,20 +295,22 @@ async def compared(port: int, seconds: float) -> list[float]:
             slowest[path] = max(slowest.get(path, 0), spent)
 
     async def third() -> list[float]:
-        times = []
+        times = list[float]()
         for path, body in itertools.cycle(requests):
             if time.monotonic() >= until:
-                return sorted(times)
+                break
             status, spent = await answered(port, path, body)
             seen["third", status] += 1
             times.append(spent)
             await asyncio.sleep(0.02)
-        return times
+        return sorted(times)
 
     slowest: dict[str, float] = {}
-    alone = await third()
+    alone: list[float] = await third()
     until = time.monotonic() + seconds
-    beside, *_ = await asyncio.gather(third(), *map(hostile, hostile_requests))
+    others = asyncio.gather(*map(hostile, hostile_requests))
+    beside = await third()
+    await others
     print(f"answers: {dict(seen)}; slowest of the hostile clients: {slowest}")
     for name, times in (("alone", alone), ("beside two hostile clients", beside)):
         shown = ", ".join(f"p{share} {times[len(times) * share // 100]:.3f} s" for share in (50, 99))

@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +194,8 @@ def test_parquet_whose_pages_are_damaged(root: Path):
 def test_parquet_of_texts_far_larger_than_the_file(root: Path, monkeypatch: pytest.MonkeyPatch):
     """A text is refused before it is read, and one that repeats is in memory once."""
     one = ["images/red.png", "images/red.png", "images/red.png"]
-    small, many = {"compression": "zstd"}, pa.array(["a" * 2**20, "b"])
+    small: Any = {"compression": "zstd"}
+    many = pa.array(["a" * 2**20, "b"])
     pq.write_table(pa.table({"image": one, "caption": ["a" * 2**20, "b", "c"]}), root / "large.parquet", **small)
     texts = pa.DictionaryArray.from_arrays([0] * 999 + [1], many)
     pq.write_table(pa.table({"image": one[:1] * 1000, "caption": texts}), root / "repeats.parquet", **small)

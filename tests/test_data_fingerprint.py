@@ -211,7 +211,7 @@ def opened(folder: Path, lines: list[str]) -> Any:
 def test_split_rows_and_unusable_images_have_fingerprints(tmp_path: Path):
     write_data(tmp_path)
     source = open_source(tmp_path / "train")
-    parts = [Subset(source, rows) for rows in (np.arange(6), np.arange(6, 12), [5, 6])]  # pyright: ignore[reportArgumentType]
+    parts: list[Any] = [Subset(source, rows) for rows in (np.arange(6), np.arange(6, 12), [5, 6])]  # pyright: ignore[reportArgumentType]
     assert len({fingerprint.short(fingerprint.of_sources([("x", part)])) for part in (source, *parts)}) == 4
     before = identity(tmp_path / "train")
     (tmp_path / "train/03.txt").write_bytes(b"\xff")

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_ratio_of_zero_masks_nothing():
 # Samples and batches
 
 
-def dataset_of(*sources: ListSource, training: bool = False, **task: object) -> MaskedPairs:
+def dataset_of(*sources: ListSource, training: bool = False, **task: object) -> Any:
     return MaskedPairs(sources, tiny_config(task=ContrastMatchConfig(**task)), tiny_tokenizer(), training=training)  # pyright: ignore
 
 
@@ -160,7 +161,7 @@ def test_a_pair_is_known_by_its_image_and_its_caption_and_has_three_numbers_of_i
     sample = dataset_of(source).sample(source[1], rng)
     hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in (source[1].where, source[1].captions[0])]
     assert [sample.image_id, sample.caption] == [int.from_bytes(each, "big", signed=True) for each in hashes]
-    assert sample.draw.dtype == np.float32 and sample.draw.shape == (3,)
+    assert sample.draw is not None and sample.draw.dtype == np.float32 and sample.draw.shape == (3,)
     assert len(set(sample.draw.tolist())) == 3 and (sample.draw >= 0).all() and (sample.draw < 1).all()
     assert (sample.draw != dataset_of(source).sample(source[1], rng).draw).all()
 

@@ -224,7 +224,7 @@ def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
     with tarfile.open(joined, ignore_zeros=True) as tar:
         members = [(member.name, member.offset_data) for member in tar if member.name.endswith(".png")]
     rows = rows_of(open_source(joined))
-    assert [(f"{row.where.split(':')[1]}.png", row.image.offset) for row in rows] == members
+    assert [(f"{row.where.split(':')[1]}.png", row.image.offset) for row in rows] == members  # pyright: ignore[reportAttributeAccessIssue]
     assert len(members) == 6
     joined.write_bytes(joined.read_bytes() + b"no member" * 100)
     with pytest.raises(UserError, match=r"not a whole tar file \(neither a member nor the end mark at byte \d+\)"):

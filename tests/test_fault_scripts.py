@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import campaign
 import flips
@@ -54,9 +55,8 @@ def test_a_flip_is_counted_by_what_it_changes(tmp_path: Path):
     def refuse(_: Path) -> flips.Answers:
         raise UserError("refused; in one line")
 
-    found = [
-        flips.outcome_of(read, tmp_path, 20)[0] for read in (lambda _: before, refuse, lambda _: 1 / 0, lambda _: os._exit(3))
-    ]
+    reads: list[Any] = [lambda _: before, refuse, lambda _: 1 / 0, lambda _: os._exit(3)]
+    found = [flips.outcome_of(read, tmp_path, 20)[0] for read in reads]
     assert found == ["same", "refused", "traceback", "death"]
 
 

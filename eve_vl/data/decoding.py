@@ -149,7 +149,7 @@ def _explained(data: bytes, where: str, formats: Sequence[str] = FORMATS) -> Ite
         raise BadSampleError(where, reason) from None
 
 
-def _open(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open an image with Pillow.
 
     This process ignores Pillow's warnings (large images, odd metadata) from then on. A process-wide filter, because

@@ -242,7 +242,7 @@ class Update:
                     self.changes.bad_captions[source.name(number)] = row.record.problem
                 known = self._known(source_id, row.name)
                 row.is_unread = not (row.name in self._reading or row.is_as(known) or (known and known[7]))
-                row.known_digest = known and known[8]
+                row.known_digest = known[8] if known else None
                 self._reading.add(row.name)
             yield row
 
