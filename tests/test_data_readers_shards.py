@@ -244,7 +244,7 @@ def test_members_that_are_in_no_row_are_counted(tmp_path: Path, capsys: pytest.C
         first = "a.jpg (the last of its key counts)"
         assert (
             capsys.readouterr().out
-            == f"note: {tmp_path}/x.tar: 5 members left out; the first: {first}; such members are in 1 of 2 shards\n"
+            == f"note: {tmp_path}/x.tar: 5 members left out; the first: {first}; 1 of 2 shards have left-out members\n"
         )
     assert len(open_source(add_nothing)) == len(COLORS)
     assert capsys.readouterr().out == ""

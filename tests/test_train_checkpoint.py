@@ -175,7 +175,7 @@ def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_pat
     run, rmtree = tmp_path / "run", shutil.rmtree
 
     def until_killed(path: str | Path, **how: Any) -> None:
-        if Path(path).name == ".step_00000002.tmp" and Path(path).exists():
+        if Path(path).name == ".step_00000002.eve-old.tmp" and Path(path).exists():
             (Path(path) / "state.json").unlink()
             raise KeyboardInterrupt
         rmtree(path, **how)
@@ -185,7 +185,7 @@ def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_pat
         train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     monkeypatch.undo()
     assert checkpoint.checkpoint_folders(run) == [step_folder(run, 4)]
-    (run / ".log.jsonl.ab12.tmp").mkdir()
+    (run / ".best.eve-ab12.tmp").mkdir()
     train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008"]
     assert not list(run.glob(".*.tmp"))

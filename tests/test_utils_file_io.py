@@ -75,15 +75,15 @@ def test_folders_replaced_at_once_are_whole(tmp_path: Path):
 
 def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path: Path):
     """That is a folder more than a day old; a younger one may belong to a writer that is alive."""
-    for name in (".file.old.tmp", ".file.new.tmp", ".other.old.tmp"):
+    for name in (".file.eve-old.tmp", ".file.eve-new.tmp", ".cache.old.tmp"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("half")
         if "old" in name:
             os.utime(tmp_path / name, times=(0, 0))
     write_file(tmp_path / "file", "whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.new.tmp", ".other.old.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.eve-new.tmp", ".cache.old.tmp"}
     delete_temporary(tmp_path)
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".cache.old.tmp"}  # that is a user's own
 
 
 def test_a_folder_is_replaced_or_left_alone(tmp_path: Path):

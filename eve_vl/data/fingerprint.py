@@ -20,7 +20,9 @@ from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 
 FILE = "data.json"
+VERSION = 1  # counts up when the same data gets another fingerprint
 NUM_SAMPLED = 64  # rows of each source whose content is read; no image is decoded
+NUM_RUNS = 4  # of adjacent rows among these: Parquet reads a whole row group for a row
 NUM_GENERATED = 4  # of rows that follow from the source's name
 VALIDATION = "validation data"  # start of the names of validation sources
 
@@ -31,7 +33,9 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
     for name, source in sources:
         found[f"{name}, rows"] = len(source)
         num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
-        for index in np.linspace(0, len(source) - 1, num).round().astype(int).tolist():
+        length = -(-num // NUM_RUNS)
+        starts = np.linspace(0, len(source) - length, NUM_RUNS).round().astype(int)
+        for index in np.unique(starts[:, None] + np.arange(length)).tolist():
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
@@ -62,12 +66,13 @@ def short(fingerprint: Mapping[str, object]) -> str:
 
 
 def read(folder: Path, part: str = "") -> dict[str, object]:
-    """Return the fingerprint in a run folder, or what of it has names that start so.
+    """Return the fingerprint in a run folder, or its entries of a part.
 
-    Runs of earlier versions recorded none. Raises UserError.
+    part: start of their names. Empty for a run of a version that recorded none, or another one of the same data. Raises UserError.
     """
     known = read_json(folder / FILE, dict) if (folder / FILE).exists() else {}
-    return {name: value for name, value in known.items() if name.startswith(part)}
+    is_known = known.get("version") == VERSION
+    return {name: value for name, value in known.items() if is_known and name.startswith(part)}
 
 
 def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -34,13 +35,22 @@ _RARE_LETTERS = range(0xA500, 0xA600)  # Vai: no capitals, and unchanged by norm
 _WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that joins adjacent words; ideographs do not
 
 
+def _growth(part: dict[str, Any]) -> int:
+    """Return the most letters that a part of a normalizer makes of one.
+
+    A regular expression or an empty text may match nothing, between two letters.
+    """
+    pattern = part.get("pattern") or {}
+    return max(len(part.get("content", "")) + (not pattern.get("String")), 1)
+
+
 class Tokenizer:
     """A tokenizer with three special tokens: padding, [CLS] and [MASK]."""
 
     def __init__(self, backend: Backend, where: str):
         self.backend, self.where, growth = backend, where, [1]
         normalizer = "{}" if backend.normalizer is None else backend.normalizer.__getstate__()
-        json.loads(normalizer, object_hook=lambda part: growth.append(1 + len(part.get("content", ""))))
+        json.loads(normalizer, object_hook=lambda part: growth.append(_growth(part)))
         if np.prod(growth, dtype=float) > MAX_GROWTH:
             raise UserError(f"{where}: its normalizer may make more than {MAX_GROWTH:,} letters of one; take another tokenizer")
         with _explained(where, "the tokenizer cannot be used"):

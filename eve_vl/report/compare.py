@@ -111,7 +111,9 @@ def read_run(folder: Path, name: str) -> ComparedRun:
             recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)
             found.scores, found.data = now.row_scores, fingerprint.short(recorded) if recorded else now.data
             if found.data != now.data:
-                found.problem = "its validation data has changed since its training: its numbers are of other rows than today's"
+                found.problem = (
+                    "its validation data has changed since its training, so its numbers were measured on the earlier rows"
+                )
         except UserError as error:  # e.g. its data is not on this machine
             found.problem = str(error)
     return found

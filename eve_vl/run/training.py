@@ -131,8 +131,13 @@ def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[
     """
     val = config.data.train if config.data.val == (HELD_OUT,) else config.data.val
     names = [f"training data {spec}" for spec in config.data.train] + [f"{fingerprint.VALIDATION} {spec}" for spec in val]
-    now, before = fingerprint.of_sources(zip(names, opened, strict=True)), fingerprint.read(folders[-1]) if folders else {}
+    found = fingerprint.of_sources(zip(names, opened, strict=True)) if is_main() else {}
+    now, before = {"version": fingerprint.VERSION} | processes.gather_objects(found)[0], {}
+    if folders:
+        before = fingerprint.read(folders[-1])
     changed = f"its data has changed: {what}" if before and (what := fingerprint.difference(before, now)) else ""
+    if accepts and not changed:
+        raise UserError(f"{config.out}: --accept-changed-data has no effect, because no data has changed; leave it out")
     if changed and not accepts:
         fix = "restore the data, choose another folder with --out, or give --accept-changed-data"
         raise UserError(f"{config.out}: {changed}; {fix}")

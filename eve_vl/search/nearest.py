@@ -129,7 +129,8 @@ def cell_facts(database: Database) -> dict[str, Any] | None:
     """Return the facts of the cells, None unless they are complete and up to date."""
     path = database.folder / FILE
     facts = database.read_fact(FACT)
-    return facts if facts and path.is_file() and facts["size"] == path.stat().st_size else None
+    is_there = bool(facts) and "checksum" in facts and path.is_file()  # older versions kept no checksum
+    return facts if is_there and facts["size"] == path.stat().st_size else None
 
 
 class Cells:
@@ -150,7 +151,7 @@ class Cells:
         path = self.database.folder / FILE
         try:
             if self._opened[0] != facts:
-                if checksum(path) != facts.get("checksum"):
+                if checksum(path) != facts["checksum"]:
                     raise RuntimeError
                 self._opened = facts, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             score_QK, slot_QK = self._opened[1].search(query_Qd, k)

@@ -111,7 +111,9 @@ class AdmissionMiddleware:
         # the page's files are small, and errors in a range would be answered in plain text
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
 
-        is_whole = False  # the request
+        # nothing is awaited of a client that waits for an answer before it sends a body
+        is_whole = b"expect" in dict(scope["headers"])
+        until = asyncio.get_running_loop().time() + self.counts.limits.body_seconds
 
         async def received() -> Message:
             nonlocal is_whole
@@ -123,7 +125,7 @@ class AdmissionMiddleware:
             nonlocal status
             status = message.get("status", status)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.counts.limits.body_seconds):
+                async with asyncio.timeout_at(until):
                     while not is_whole:  # to close before the end of a body would lose the answer
                         await received()
             await send(message)

@@ -116,7 +116,7 @@ class Service:
             size = index.encoder.run.config.input.image_size
             own: Any = {"image_size": size, "by_rows": True, "num_reranked": self._num_reranked, "limits": limits}
             self.search = Endpoint(request=Search, call=functools.partial(self._search, index), **own)
-        self.compute = Compute(limits, self.counts.batch)
+        self.compute, self.is_gone = Compute(limits, self.counts.batch), False
         self.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = anyio.CapacityLimiter(DECODERS)
         self.disk = anyio.CapacityLimiter(1)  # images and facts of the index: a disk that hangs stops nothing else
@@ -176,10 +176,9 @@ class Service:
         return await result
 
     async def health(self) -> JSONResponse:
-        """Return whether the server computes and has its index."""
-        if self.index is not None:
-            until = asyncio.get_running_loop().time() + self.limits.wait_seconds
-            await self._in_thread(self.disk, until, getattr, self.index.database, "db")  # raises an error if it is gone
+        """Return whether the server computes and had its index at the last request."""
+        if self.is_gone:  # no look at the disk: one that hangs must not look like a server that is down
+            raise RequestRefusedError(503, GONE)
         return JSONResponse({"status": "ok"}) if self.compute.is_alive() else JSONResponse({"status": "failed"}, 503)
 
     async def metrics(self) -> Response:
@@ -295,6 +294,7 @@ class Service:
                 return answer_of(busy("the index is being written"))
             case DamagedError():
                 LOG.error("%s", error)
+                self.is_gone |= error.is_gone
                 if error.is_gone:
                     return answer_of(RequestRefusedError(503, GONE))
             case UserError():

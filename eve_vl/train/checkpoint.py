@@ -97,7 +97,7 @@ def save_checkpoint(
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
         with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
-            old.rename(old.with_name(f".{old.name}.tmp"))
+            old.rename(old.with_name(f".{old.name}.eve-old.tmp"))
     delete_temporary(run / CHECKPOINTS)
 
 

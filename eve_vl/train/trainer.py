@@ -76,8 +76,9 @@ class Trainer:
     def resume(self) -> bool:
         """Load the newest checkpoint of the run folder; return whether there is one."""
         folders = checkpoint.checkpoint_folders(self.run)
-        for folder in (self.run, self.run / checkpoint.CHECKPOINTS) if is_main() else ():
-            delete_temporary(folder)
+        if is_main():
+            delete_temporary(self.run, checkpoint.BEST)
+            delete_temporary(self.run / checkpoint.CHECKPOINTS)
         if folders:
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:

@@ -6,7 +6,7 @@ restores it.
 """
 
 import contextlib
-import glob
+import functools
 import json
 import os
 import re
@@ -186,17 +186,23 @@ def _workplace(path: Path) -> Iterator[Path]:
 
     No other writer uses it, and no other user may enter it.
     """
-    delete_temporary(path.parent, f".{glob.escape(path.name)}.*.tmp", LEFT_BEHIND)
-    with TemporaryDirectory(".tmp", f".{path.name}.", path.parent, ignore_cleanup_errors=True) as folder:
+    _clean_up(path.parent)
+    with TemporaryDirectory(".tmp", f".{path.name}.eve-", path.parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder, "new")  # not the same name: a folder that holds `best` counts as a run
 
 
-def delete_temporary(folder: Path, pattern: str = ".*.tmp", age: float = float("-inf")) -> None:
+@functools.cache
+def _clean_up(folder: Path) -> None:
+    """Delete old temporary folders, once per process: listing may be slow."""
+    delete_temporary(folder, age=LEFT_BEHIND)
+
+
+def delete_temporary(folder: Path, name: str = "*", age: float = float("-inf")) -> None:
     """Delete temporary folders of killed processes.
 
-    pattern: of their names. age: least age in seconds.
+    name: of the files or folders that they were for, a pattern. age: least age in seconds.
     """
-    for left in folder.glob(pattern):
+    for left in folder.glob(f".{name}.eve-*.tmp"):
         with contextlib.suppress(OSError):  # deleted meanwhile
             if time.time() - left.lstat().st_mtime > age:
                 shutil.rmtree(left)

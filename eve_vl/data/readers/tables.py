@@ -288,7 +288,7 @@ class ParquetTable(Table):
         file, wanted = _open_parquet(path), tuple(f"{name}." for name in self._columns)
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
-            size = column.total_uncompressed_size + 8 * column.num_values
+            size = column.total_uncompressed_size + 4 * column.num_values * (column.physical_type == "BYTE_ARRAY")
             limit = max(MAX_UNPACKED_BYTES, USUAL_RATIO * column.total_compressed_size)
             if size > limit and f"{column.path_in_schema}.".startswith(wanted):
                 fix = "correct the table, or write it with smaller row groups"
