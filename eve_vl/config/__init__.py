@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import tyro
 
-from eve_vl.config.base import Section, all_kinds, define, find_kind, kinds_of, subclasses
+from eve_vl.config.base import Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
 from eve_vl.config.dual_encoder import DualEncoderConfig
 from eve_vl.config.finetune import ClassificationConfig, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig
@@ -55,10 +55,8 @@ class Config:
 
     def __post_init__(self):
         task, model, train, init = self.task, self.model, self.train, self.init
-        by_task = [
-            *(*task.problems_with_rows(self.data.modality), *model.problems_with(task, self.data.modality)),
-            *task.problems_with_pairs(train.batch_size // max(1, train.accumulation)),
-        ]
+        by_task = task.problems_with_rows(self.data.modality) + model.problems_with(task, self.data.modality)
+        by_task += task.problems_with_pairs(train.batch_size // max(1, train.accumulation))
         names = ("input", "model", "task", "data", "tokenizer", "train")
         found = [f"{name}.{problem}" for name in names for problem in getattr(self, name).validate()]
         found += [f"task.{problem}" for problem in by_task]
@@ -66,15 +64,12 @@ class Config:
         sizes = f"from 2 to {LARGEST_BLOCK}" if patch.bit_count() == 1 else "that is a power of 2"
         is_unfit = stem != "linear" and (patch.bit_count() != 1 or (stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK))
         is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masked_image and not (task.mlm_weight or task.itm_weight)
-        whole = (
-            "task.itc_masked_image with model.stem conv, which must see whole images during training too: set "
-            "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
-        )
+        whole = "task.itc_masked_image with model.stem conv, which must see whole images during training too"
         is_scaled = init is None and train.head_lr_multiplier != 1
         allows_nothing = self.init_allow_missing and (init is None or self.scratch)
         conflicts = {
             f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
-            whole: is_masked and stem == "conv",
+            f"{whole}: set task.mlm_weight or task.itm_weight above 0, or model.stem to linear": is_masked and stem == "conv",
             "scratch limits what --init gives, but there is no --init; name a run": self.scratch and init is None,
             "tokenizer.path has no effect with --init, which brings its run's tokenizer": init and self.tokenizer.path,
             "train.head_lr_multiplier has no effect without --init: all parameters are new": is_scaled,

@@ -111,6 +111,15 @@ def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
     return {vars(kind)["name"]: kind for kind in subclasses(base) if "name" in vars(kind)}
 
 
+def class_for(base: type[Kind], section: type[Section]) -> type[Kind] | None:
+    """Return the subclass of a section, or of the nearest one that it refines.
+
+    None without one.
+    """
+    own = {vars(kind)["section"]: kind for kind in subclasses(base) if "section" in vars(kind)}
+    return next((own[above] for above in section.__mro__ if above in own), None)
+
+
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]
 SYSTEMS = Path(__file__).parents[1] / "systems"

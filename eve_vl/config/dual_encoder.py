@@ -64,10 +64,9 @@ class DualEncoderConfig(ModelConfig):
         Each comes with whether it holds.
         """
         width, heads, last = self.embed_dim, self.num_heads, self.fusion_depth
-        is_inside = 0 <= self.pixel_layer <= last
         return {
             f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
-            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not is_inside,
+            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not 0 <= self.pixel_layer <= last,
         }
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
@@ -92,7 +91,5 @@ class DualEncoderConfig(ModelConfig):
 
     def __str__(self) -> str:
         """Return the shape in one line."""
-        return (
-            f"towers of {self.image_depth} and {self.text_depth} blocks, {self.fusion_depth} layers of co-attention, width "
-            f"{self.embed_dim}, {self.num_heads} heads, feed-forward {self.block.ffn_dim}"
-        )
+        depths = f"{self.image_depth} and {self.text_depth} blocks, {self.fusion_depth} layers of co-attention"
+        return f"towers of {depths}, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.block.ffn_dim}"

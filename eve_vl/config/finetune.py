@@ -86,15 +86,14 @@ class RetrievalConfig(TaskConfig):
         """
         rerank, contrasts, matches = self.rerank, bool(self.itc_weight), bool(self.itm_weight)
         is_unnormed = self.pooling == "mean" and not self.final_norm
+        head = f"rerank {rerank} needs the matching head, but itm_weight is 0: set it to 0 too"
         pairs = f"rerank {rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
         return {
             "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1": rerank == 1,
             "itc_weight and itm_weight are both 0: nothing to learn": not contrasts and not matches,
             pairs: rerank and not contrasts,
             "pooling mean takes states after the final norm: leave final_norm at True": is_unnormed,
-            f"rerank {rerank} needs the matching head, but itm_weight is 0: set it to 0 too": rerank
-            and contrasts
-            and not matches,
+            head: rerank and contrasts and not matches,
             "itm_batchnorm has no effect while itm_weight is 0: there is no matching head": self.itm_batchnorm and not matches,
         }
 

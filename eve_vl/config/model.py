@@ -130,8 +130,7 @@ class EveModelConfig(ModelConfig):
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
         """Feed-forward policy of each block, first to last."""
-        num_shallow = self.depth - self.num_deep_blocks
-        return (self.shallow_ffn,) * num_shallow + (self.deep_ffn,) * self.num_deep_blocks
+        return (self.shallow_ffn,) * (self.depth - self.num_deep_blocks) + (self.deep_ffn,) * self.num_deep_blocks
 
     @property
     def ffn_dim(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from eve_vl.config import Config, TaskConfig, define, subclasses
+from eve_vl.config import Config, TaskConfig, class_for, define
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
@@ -223,11 +223,10 @@ def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
 
     Without one of its own, it is that of the section that it refines, else one that knows no metrics.
     """
-    kinds = [kind for kind in section.__mro__ if "name" in vars(kind)]
-    for name in ("classifiers", "retrieval", *(kind.name for kind in kinds)):  # retrieval.py also defines contrast_match
+    names = [kind.name for kind in section.__mro__ if "name" in vars(kind)]
+    for name in ("classifiers", "retrieval", *names):  # retrieval.py also defines contrast_match
         define("eve_vl.evaluation", name)
-    own = {vars(each)["section"]: each for each in subclasses(Evaluator) if "section" in vars(each)}
-    return next((own[kind] for kind in kinds if kind in own), Evaluator)
+    return class_for(Evaluator, section) or Evaluator
 
 
 def evaluator_of(task: Task[Any]) -> Evaluator[Any]:

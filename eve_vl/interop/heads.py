@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eve_vl import config as sections
 from eve_vl import objectives
-from eve_vl.config import define, subclasses
+from eve_vl.config import class_for, define
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.model import Encoded
 from eve_vl.tasks import task_class
@@ -226,10 +226,7 @@ def heads_class(section: type[sections.TaskConfig]) -> type[Heads]:
     Without heads of its own, it has those of the section that it refines, else those of its kind of task.
     """
     define("eve_vl.interop", section.name)
-    own = {vars(each)["section"]: each for each in subclasses(Heads) if "section" in vars(each)}
-    kinds = (kind for kind in section.__mro__ if kind in own)
-    task = task_class(section)
-    return next((own[kind] for kind in kinds), ClassifierHeads if hasattr(task, "reads") else Heads)
+    return class_for(Heads, section) or (ClassifierHeads if hasattr(task_class(section), "reads") else Heads)
 
 
 def heads_of(task: Task[Any]) -> Heads:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eve_vl.config import TaskConfig, define, kinds_of, subclasses
+from eve_vl.config import TaskConfig, class_for, define, kinds_of
 from eve_vl.evaluation.runner import Run
 from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, mixtures, word_positions
 from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Inputs, Strings, given_image, given_images, given_text
@@ -85,10 +85,8 @@ class Predictor:
         images += [] if asked.right is None else given_images(asked.right)
         wanted = self.num_images
         if len(images) != wanted:
-            name = self.task.section.name
-            raise UserError(
-                f"explain: a run of task {name} takes {wanted} image{'s'[: wanted - 1]} ({len(images)} given); give {wanted}"
-            )
+            takes = f"a run of task {self.task.section.name} takes {wanted} image{'s'[: wanted - 1]}"
+            raise UserError(f"explain: {takes} ({len(images)} given); give {wanted}")
         positions = word_positions(self.inputs, text, asked.word)
         if asked.answer is not None and self.task.labels_file is None:
             raise UserError("explain: answer has no effect with a run that has no answers or labels; leave it out")
@@ -126,8 +124,7 @@ def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
     """Return the predictor of a task's section, or of the nearest section above it."""
     for name in ("predictors", section.name):
         define(__package__ or "", name)
-    known = {vars(kind)["section"]: kind for kind in (Predictor, *subclasses(Predictor)) if "section" in vars(kind)}
-    return next(known[above] for above in section.__mro__ if above in known)
+    return class_for(Predictor, section) or Predictor
 
 
 def predictor_of(run: Run) -> Predictor:
