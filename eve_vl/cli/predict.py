@@ -1,7 +1,6 @@
 """Verbs that apply a run to images and texts: encode, and one for each call."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from eve_vl.cli.common import DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_w
 from eve_vl.config import DataConfig, kinds_of
 from eve_vl.predict.requests import Request
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import atomic_file, write_file
+from eve_vl.utils.file_io import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,22 +62,21 @@ def call_flags(request: type[Request]) -> type[Any]:
 
 def _verb(request: type[Request]) -> Callable[[Sequence[str]], None]:
     def run(argv: Sequence[str]) -> None:
-        args = parse(call_flags(request), argv, f"eve {request.name.replace('_', '-')}", request.about())
-        values = dict(vars(args))
-        files = {name: values.pop(name) for name in ("out", "json") if name in values}
-        check_writable(*files.values())
-        if "out" in files:
-            _image_format(files["out"])
+        values = dict(vars(parse(call_flags(request), argv, f"eve {request.name.replace('_', '-')}", request.about())))
+        image_file, json_file = (values.pop(name, None) for name in ("out", "json"))
+        check_writable(image_file, json_file)
+        if image_file is not None:
+            _image_format(image_file)
         from eve_vl.eve import Eve
 
         result = getattr(Eve.load(values.pop("run"), values.pop("device")), request.name)(**values)
         shown = request.lines(result)
-        if "out" in files:
-            _write_images(files["out"], request.shown_images(result))
-            shown = f"{files['out']}: {shown}"
+        if image_file is not None:
+            _write_images(image_file, request.shown_images(result))
+            shown = f"{image_file}: {shown}"
         print_line(*shown.split("\n"))
-        if "json" in files:
-            write_json(files["json"], request.values(result))
+        if json_file is not None:
+            write_json(json_file, request.values(result))
 
     run.__doc__ = request.about().split("\n")[0]
     return run
@@ -143,9 +141,8 @@ def _write_images(path: Path, images: Sequence["np.ndarray"]) -> None:
     enlarged = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
     height = max(map(len, enlarged))
     framed = [np.pad(one, ((0, height - len(one)), (0, GAP), (0, 0)), constant_values=255) for one in enlarged]
-    file = io.BytesIO()
-    Image.fromarray(np.hstack(framed)[:, :-GAP]).save(file, _image_format(path))
-    write_file(path, file.getvalue())
+    with atomic_file(path) as temporary:
+        Image.fromarray(np.hstack(framed)[:, :-GAP]).save(temporary, _image_format(path))
 
 
 def _image_format(path: Path) -> str:

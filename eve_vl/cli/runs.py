@@ -198,9 +198,7 @@ def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         print_line(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
-    print_line(f"{'fingerprint of the data':28} {data}")
-    for warning in warnings:
-        print_line(f"note: {warning}")
+    print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
     if comparison:
         print_line(f"comparison: {comparison}")
     write_json(file, to_json(numbers) | {"data": data})
@@ -295,8 +293,7 @@ def run_export(args: ExportArgs) -> None:
     from eve_vl.interop.onnx import export_run
 
     exported = export_run(args.run, args.folder, args.parts)
-    for one in exported:
-        print_line(str(one))
+    print_line(*map(str, exported))
     write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})
 
 

@@ -156,8 +156,6 @@ def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
     known = recipes(verb)
     texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in known.items()}
     texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in known if origins(known[name])}
-    usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    print_list(
-        f"{usage}\n\nrecipes: {FIRST[verb]}", texts, "or a recipe of your own, FILE.py:NAME, or the config.json of a run"
-    )
+    usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)\n\nrecipes: {FIRST[verb]}"
+    print_list(usage, texts, "or a recipe of your own, FILE.py:NAME, or the config.json of a run")
     return None

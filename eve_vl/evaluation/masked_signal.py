@@ -123,8 +123,7 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
 
     def __init__(self, task: AnyMasked):
         super().__init__(task)
-        settings = task.settings
-        self.main_loss = "mlm_loss" if settings.mlm_weight else "mim_mse" if settings.mim_weight else None
+        self.main_loss = "mlm_loss" if task.settings.mlm_weight else "mim_mse" if task.settings.mim_weight else None
 
     @torch.no_grad()
     def evaluate_with_rows(self, loader: Iterable[MaskedBatch]) -> Evaluated:

@@ -244,8 +244,7 @@ def r_means_tried(numbers: Mapping[str, float]) -> dict[int, float]:
 
 def gain(r_mean: float) -> tuple[float, float]:
     """Return both ends of the 95 % interval of the gain in r_mean by re-ranking."""
-    low, high = getattr(r_mean, "versus", {}).get("r_mean_itc_only", (0.0, 0.0))
-    return low, high
+    return getattr(r_mean, "versus", {}).get("r_mean_itc_only", (0.0, 0.0))
 
 
 def first_hits(

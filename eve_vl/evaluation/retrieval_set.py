@@ -15,20 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.dataset import (
-    ImageBatch,
-    Position,
-    RowBatch,
-    Sample,
-    SampleSet,
-    TextBatch,
-    decode,
-    each,
-    eval_positions,
-    normalize,
-    stack,
-    unusable,
-)
+from eve_vl.data import dataset
+from eve_vl.data.dataset import ImageBatch, Position, RowBatch, Sample, SampleSet, TextBatch, each, stack
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.records import GeneratedSource, Source, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
@@ -103,9 +91,7 @@ class SearchSet(SampleSet):
             self.captions = distinct
             self.captions_in = [(text,) if text < len(distinct) else () for text in range(len(self.texts))]
             index_of = {text: index_of[text] for text in distinct}
-            self.captions_of = [
-                tuple(sorted(index_of[text] for text in true & index_of.keys())) for _, _, true in found.values()
-            ]
+            self.captions_of = [tuple(sorted(index_of[text] for text in true & index_of.keys())) for *_, true in found.values()]
         else:
             self.captions = [text for _, text in searched]
             self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
@@ -114,7 +100,7 @@ class SearchSet(SampleSet):
     def _read_rows(self) -> dict[int, tuple[tuple[int, int], list[str], set[str]]]:
         """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
-        for _, number, row in eval_positions([len(source) for source in self.sources], self.config.data.val_samples):
+        for _, number, row in dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples):
             source = self.sources[number]
             try:
                 pair = source[row]
@@ -158,9 +144,9 @@ class SearchSet(SampleSet):
         source, row = self.images[index]
         try:
             pair = self.sources[source][row]
-            image = decode(pair.image, pair.where, crop=Crop(size=self.config.input.image_size))
+            image = dataset.decode(pair.image, pair.where, crop=Crop(size=self.config.input.image_size))
         except BadSampleError as error:
-            return unusable(error)
+            return dataset.unusable(error)
         names = {"where": pair.where, "name": row_name(pair), "labels": pair.labels}
         captions, hard = self.captions_of[index], self.hard[index]
         return Sample(batch=SearchImages, index=index, captions=captions, hard=hard, image=image, **names)
@@ -306,7 +292,7 @@ def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
     chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
     what = f"{ONE_SIDE_AT_ONCE} images with {num_texts:,} texts"
     for number, images in enumerate(progress(chunks, what, len(chunks))):
-        image = task.encoder.image(normalize(torch.stack([gallery.pixels[image] for image in images.tolist()])))
+        image = task.encoder.image(dataset.normalize(torch.stack([gallery.pixels[image] for image in images.tolist()])))
         rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
         for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
             score_IN[rows, texts] = task.match_each(image, *_padded(gallery, texts, device))[:, :, 1].float().cpu()
@@ -353,11 +339,10 @@ def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: 
     float32 (P,) on the CPU. Pairs with texts of similar length are scored together.
     """
     device = gallery.image_Id.device
-    length_P = torch.tensor(gallery.lengths)[text_P]
     score_P = torch.empty(len(image_P))
     if not len(image_P):  # splitting nothing gives one empty part
         return score_P
-    for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
+    for chosen in torch.tensor(gallery.lengths)[text_P].argsort(stable=True).split(PAIRS_AT_ONCE):
         images, texts = image_P[chosen], text_P[chosen]
         similarity_B = (gallery.image_Id[images.to(device)] * gallery.text_Nd[texts.to(device)]).sum(1)
         # what is in several pairs is embedded once: of towers that is most of the work

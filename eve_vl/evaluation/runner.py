@@ -216,8 +216,7 @@ class AblatedRows(SampleSet):
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         keys: dict[Position, tuple[str, ...]] = {}
         for at, source in enumerate(self.rows.sources):
-            chosen = [row for _, each, row in self.positions if each == at]
-            for index, row in usable_rows(source, chosen):
+            for index, row in usable_rows(source, [row for _, each, row in self.positions if each == at]):
                 if any(key := (getattr(row, "group", ""),) if number == 0 else row.texts):
                     keys[0, at, index] = key
                     members[key].append(self.place[0, at, index])

@@ -109,10 +109,9 @@ class ZeroShot:
             raise UserError(f"by {by!r} is not one of mean, max")
         has_matching = isinstance(task, ContrastTask) and task.contrast.match_head is not None
         if not (task.is_comparable or has_matching):
-            lacks = f"features of images and texts that compare, or a matching head; a {task.section.name} run has neither"
-            raise UserError(
-                f"zero-shot classification needs {lacks}; eve finetune demo_retrieval --init RUN makes one that has"
-            )
+            needs = "zero-shot classification needs features of images and texts that compare, or a matching head"
+            fix = "eve finetune demo_retrieval --init RUN makes one that has"
+            raise UserError(f"{needs}; a {task.section.name} run has neither; {fix}")
         texts = [text for given in prompts.values() for text in given]
         self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
         sizes, device = task.config.input, next(task.parameters()).device

@@ -112,10 +112,8 @@ def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], ar
     config = replace(config_for(plan, run, where), recipe=plan.name)
     words = Tokenizer.load(args.tokenizer)
     if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (size := embedded.shape[:1].numel()):
-        raise UserError(
-            f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; bring the "
-            "tokenizer that it was trained with"
-        )
+        fix = "bring the tokenizer that it was trained with"
+        raise UserError(f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; {fix}")
     if plan.max_words is not None:
         words.clean_as_published(plan.max_words)
     labels = [] if args.answers is None else read_answers(args.answers)
@@ -135,10 +133,8 @@ def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], ar
         task = resized(task, sizes)
     write_run(run, task.config, words, task)
     start = ", a start for other runs (--init)" * plan.section.is_pretraining
-    return (
-        f"{len(ours)} tensors of {family.title}: {plan.model}, {sizes.image_size} pixels, texts of at most "
-        f"{sizes.max_text_tokens} tokens of {words.vocab_size}; {plan.section.title}{start}{plan.notes}"
-    )
+    shape = f"{plan.model}, {sizes.image_size} pixels, texts of at most {sizes.max_text_tokens} tokens of {words.vocab_size}"
+    return f"{len(ours)} tensors of {family.title}: {shape}; {plan.section.title}{start}{plan.notes}"
 
 
 def planned(family: Family, tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -211,9 +207,8 @@ def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, 
     except ODD:
         result = None
     if result is None or checkpoint.form(result) != wanted:
-        shapes = ", ".join(
-            f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in zip(made.sources, given, strict=True)
-        )
+        pairs = zip(made.sources, given, strict=True)
+        shapes = ", ".join(f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in pairs)
         needs = "the other tensors ask for" if made.compute is same else f"{name} needs"
         raise UserError(f"{where}: {shapes}, but {needs} {wanted}")
     return result.clone()
@@ -332,20 +327,16 @@ def relative_side_of(rows: int, others: int, where: str) -> int:
     """
     side = round((max(rows - others, 0) ** 0.5 + 1) / 2)
     if side < 2 or (2 * side - 1) ** 2 + others != rows:
-        raise UserError(
-            f"{where}: relative_position_bias_table has {rows} rows, expected (2g - 1)² + {others} for g × g patches"
-        )
+        wanted = f"(2g - 1)² + {others} for g × g patches"
+        raise UserError(f"{where}: relative_position_bias_table has {rows} rows, expected {wanted}")
     return side
 
 
 def check_keys(wanted: Set[str], found: Set[str], where: str) -> None:
     """Raise UserError that lists unknown and missing keys."""
     lists = {"unknown": sorted(found - wanted), "missing": sorted(wanted - found)}
-    texts = [
-        f"{len(names)} {what}: {', '.join(names[:MAX_LISTED])}{' …' * (len(names) > MAX_LISTED)}"
-        for what, names in lists.items()
-        if names
-    ]
+    listed = {what: ", ".join(names[:MAX_LISTED]) + " …" * (len(names) > MAX_LISTED) for what, names in lists.items()}
+    texts = [f"{len(names)} {what}: {listed[what]}" for what, names in lists.items() if names]
     if texts:
         hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if lists["unknown"] else ""
         raise UserError(f"{where}: {'; '.join(texts)}{hint}")

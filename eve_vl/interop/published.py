@@ -80,12 +80,9 @@ WORDS_KEPT = {"vqa": 50, "nlvr2": 40}
 
 def key_table(model: EveModelConfig, section: TaskConfig) -> Table:
     """Return the published name of each of our tensors."""
-    experts = {
-        f"ffn.experts.{part.replace('.', '_')}": Made(
-            stack, tuple(f"{EXPERTS[1:].replace('*', str(expert))}.{part}" for expert in range(model.num_experts))
-        )
-        for part in PARTS
-    }
+    names = [EXPERTS[1:].replace("*", str(expert)) for expert in range(model.num_experts)]
+    theirs_of = {part: tuple(f"{name}.{part}" for name in names) for part in PARTS}
+    experts = {f"ffn.experts.{part.replace('.', '_')}": Made(stack, theirs) for part, theirs in theirs_of.items()}
     blocks = under("encoder.blocks.*.", f"{BLOCKS}.", {**BLOCK, **experts})
     return {**BODY, **blocks, **HEADS.get(section.name, {})}
 
@@ -152,8 +149,7 @@ def infer_task(published: Mapping[str, Tensor], width: int) -> TaskConfig:
     if "output.0.weight" in published:  # the head of VQA reads one state, that of NLVR2 two
         return VQAConfig() if published["output.0.weight"].shape[1] == width else NLVR2Config(head="concat")
     if "itm_head.weight" in published:
-        projection_dim = len(published.get("itc_vision_proj_head.weight", ()))
-        return RetrievalConfig(final_norm=False, projection_dim=projection_dim)
+        return RetrievalConfig(final_norm=False, projection_dim=len(published.get("itc_vision_proj_head.weight", ())))
     return HeadlessConfig()
 
 
@@ -162,9 +158,8 @@ def to_published(ours: Mapping[str, Tensor], made: Mapping[str, Made], sizes: In
 
     They include buffers that published models keep and never use.
     """
-    published: dict[str, Tensor] = dict(
-        zip(BUFFERS, (torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)), strict=True)
-    )
+    positions = torch.arange(1 + sizes.num_patches)[None], torch.arange(sizes.text_length)
+    published: dict[str, Tensor] = dict(zip(BUFFERS, positions, strict=True))
     for name, each in made.items():
         published |= zip(each.sources, ours[name].unbind() if each.compute is stack else (ours[name],), strict=True)
     return published | {PATCHES: published[PATCHES].view(-1, 3, sizes.patch_size, sizes.patch_size)}

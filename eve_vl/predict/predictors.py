@@ -228,9 +228,8 @@ class MaskedSignalPredictor(Predictor):
             ids, masks = zip(*map(self._with_masks, texts), strict=True)
             batch, word = self.inputs.masked_pairs(images, ids, masks=masks), self.inputs.tokenizer.word
             probability_MV = self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
-            rows = (
-                tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, asked.top)) for row_V in probability_MV
-            )
+            classes = (best_classes(row_V, asked.top) for row_V in probability_MV)
+            rows = (tuple(Guess(text=word(v), probability=p) for v, p in row) for row in classes)
             guesses = [tuple(islice(rows, text.count(MASK_TEXT))) for text in texts]
             first = (guess.text for of_text in guesses for guess, *_ in of_text)
             filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(first), text) for text in texts)
@@ -300,9 +299,8 @@ class ContrastPredictor(Predictor):
     def zero_shot(self, asked: ZeroShot, batch_size: int = 64) -> list[ClassScore] | list[list[ClassScore]]:
         """Return the best classes of each image."""
         scorer = PromptScorer(self.task, self.inputs.tokenizer, read_prompts(asked.prompts)[0], asked.by)
-        return in_batches(
-            lambda images: scorer.best(self.inputs.images(images), asked.top), batch_size, (given_images, asked.image)
-        )
+        given = given_images, asked.image
+        return in_batches(lambda images: scorer.best(self.inputs.images(images), asked.top), batch_size, given)
 
     @torch.no_grad()
     def match(self, asked: Match, batch_size: int = 64) -> float | np.ndarray:

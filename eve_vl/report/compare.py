@@ -126,8 +126,7 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
         groups[run.config.task.name].append(run)
     sections = [*top]
     for task, group in groups.items():
-        on_same_rows = len(set(map(rows_of, group))) == 1
-        numbers = paired(group), on_same_rows
+        numbers = paired(group), len(set(map(rows_of, group))) == 1
         parts = {"numbers": numbers, "config": differences(group), "curves": curves(group), "rows": same_rows(group)}
         for part, found in parts.items():
             if len(group) == 1 and part in NEEDS_TWO:

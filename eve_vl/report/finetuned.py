@@ -234,9 +234,7 @@ class RetrievalReport(TaskReport):
             gallery = gathered(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
             by_text, by_image = (_right_and_wrong(queries, num_each) for queries in found)
-        return by_text, [
-            each._replace(heat=heatmaps(self.run, [*each.item.images.values()], each.truth.text)) for each in by_image
-        ]
+        return by_text, [one._replace(heat=heatmaps(self.run, [*one.item.images.values()], one.truth.text)) for one in by_image]
 
     def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES captions or images that have a match, with their hits."""
@@ -250,10 +248,8 @@ class RetrievalReport(TaskReport):
         queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
         order_QK = best_candidates(self.task, gallery, queries, self.num_reranked, by_text=by_text)
         return [
-            Query(
-                asking[query], [others[c] for c in order_K], [c in matches[query] for c in order_K], others[matches[query][0]]
-            )
-            for query, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
+            Query(asking[q], [others[c] for c in order_K], [c in matches[q] for c in order_K], others[matches[q][0]])
+            for q, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
         ]
 
 

@@ -126,10 +126,8 @@ class MaskedSignalReport(TaskReport):
         joint, tokenizer, batches = self.task.settings.joint_masking, self.run.tokenizer, [batch]
         if isinstance(batch, PairBatch) and batch.wrong is not None:
             batches.append(replace(batch, images_BCHW=batch.wrong.images_BCHW))
-        probabilities = [
-            self.task.predict_tokens(self.task.encode(rows, keep=joint, mask=True), batch).float().softmax(-1).cpu()
-            for rows in batches
-        ]
+        encoded = (self.task.encode(rows, keep=joint, mask=True) for rows in batches)
+        probabilities = [self.task.predict_tokens(each, batch).float().softmax(-1).cpu() for each in encoded]
         tokens: list[list[MaskedToken]] = [[] for _ in batch.where]
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()

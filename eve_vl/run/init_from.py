@@ -86,10 +86,9 @@ def transfer(
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
         differ = f"{len(wrong)} tensors differ, the first {name}" if len(wrong) > 1 else f"1 tensor differs, {name}"
-        raise UserError(
-            f"{where}: its encoder does not fit this model: {differ}: {here}, {there}; leave out the flags that change "
-            f"shapes, give the run's --input.text-length {text_length}, or name what may start at random: --init-allow-missing"
-        )
+        problem = f"its encoder does not fit this model: {differ}: {here}, {there}; leave out the flags that change shapes"
+        fix = f"give the run's --input.text-length {text_length}, or name what may start at random: --init-allow-missing"
+        raise UserError(f"{where}: {problem}, {fix}")
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)

@@ -68,13 +68,8 @@ def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequen
     parameters = Counter[str]()
     for name, parameter in task.named_parameters():
         parameters[_part(task, name)] += parameter.numel()
-    idle = sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
-    return Inspection(
-        config=config,
-        parameters=parameters,
-        active_parameters=sum(parameters.values()) - idle,
-        flops=forward_flops(config, sizes),
-    )
+    active = parameters.total() - sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
+    return Inspection(config=config, parameters=parameters, active_parameters=active, flops=forward_flops(config, sizes))
 
 
 def _part(task: Task[Any], name: str) -> str:

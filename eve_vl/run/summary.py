@@ -115,11 +115,8 @@ def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str
     Returns the changed fields that must not change, `old → new` each, and sentences on those that may.
     """
     old, new = flat(to_dict(before)), flat(to_dict(now))
-    changed = {
-        name: f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    }
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    changed = {name: f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}" for name in names}
     refused = [text for name, text in changed.items() if name not in OPERATIONAL]
     allowed = [text for name, text in changed.items() if name in OPERATIONAL and name != "out"]
     if now.train.steps < step:

@@ -75,8 +75,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     kind = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
     sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))
-    for line in data_lines(config, sources, val_sources):
-        print_line(line)
+    print_line(*data_lines(config, sources, val_sources))
     data, more = check_data(config, [*sources, *val_sources], folders, accepts_data)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
@@ -102,8 +101,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
         "config.json": config_to_json(dataclasses.replace(config, task=evaluator.selected_settings(numbers)))
     }
     num_rows = sum(map(len, prepared.sources))
-    for line in (*cut_texts(config, tokenizer, sources), *run_lines(config, task, device, num_rows)):
-        print_line(line)
+    print_line(*cut_texts(config, tokenizer, sources), *run_lines(config, task, device, num_rows))
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
