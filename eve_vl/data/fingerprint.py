@@ -68,7 +68,8 @@ def short(fingerprint: Mapping[str, object]) -> str:
 def read(folder: Path, part: str = "") -> dict[str, object]:
     """Return the fingerprint in a run folder, or its entries of a part.
 
-    part: start of their names. Empty for a run of a version that recorded none, or another one of the same data. Raises UserError.
+    part: start of their names. Empty for a run of a version that recorded none, or another one of the same data. Raises
+    UserError.
     """
     known = read_json(folder / FILE, dict) if (folder / FILE).exists() else {}
     is_known = known.get("version") == VERSION
