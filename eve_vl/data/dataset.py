@@ -199,8 +199,7 @@ class SampleSet(Dataset[Sample], ABC):
     """What loaders and evaluation need of every dataset."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        self.config = config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer = config, tokenizer
 
     @abstractmethod
     def __getitem__(self, position: Position) -> Sample: ...
@@ -238,8 +237,7 @@ class RowDataset(SampleSet):
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
         super().__init__(config, tokenizer)
-        self.sources = sources
-        self.training = training
+        self.sources, self.training = sources, training
         self.seed = config.train.seed if training else EVAL_SEED
 
     @classmethod

@@ -9,7 +9,6 @@ import contextlib
 import io
 import math
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -52,7 +51,7 @@ class _ImageFile(io.BytesIO):
 
     def __init__(self, data: bytes):
         super().__init__(data)
-        self.reads_left = _most_parts(data)
+        self.reads_left: float = _most_parts(data)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes. Raises ValueError after too many reads."""
@@ -161,7 +160,7 @@ def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     image = Image.open(file, formats=formats)
     # local files may be decoded in Python or in very many strips: runs of BMP, odd PPM, TIFF
     if formats is FORMATS or any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
-        file.reads_left = sys.maxsize
+        file.reads_left = math.inf
     return image
 
 
@@ -216,7 +215,7 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: in
     """
     if image.mode not in ("RGB", "L", "P"):
         return None
-    try:
+    with contextlib.suppress(ValueError, RuntimeError):
         if image.format in ("JPEG", "MPO"):
             return _decode_jpeg(data, *image.size, crop, longest)
         is_plain = _raw_mode(image) == image.mode or image.mode == "P"
@@ -225,16 +224,13 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: in
         if image.format == "PNG" and is_plain and not is_animated and not special:
             pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
             return crop(pixels) if crop else pixels
-    except (ValueError, RuntimeError):
-        pass
     return None
 
 
 def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None, longest: int | None) -> Tensor:
     if crop is None:
         share = 1 if longest is None else min(1, longest / max(width, height))
-        least_height, least_width = math.ceil(height * share), math.ceil(width * share)
-        array = simplejpeg.decode_jpeg(data, min_height=least_height, min_width=least_width)
+        array = simplejpeg.decode_jpeg(data, min_height=math.ceil(height * share), min_width=math.ceil(width * share))
         return torch.from_numpy(array).permute(2, 0, 1)
     box = crop.choose(height, width)
     divisor = crop.divisor(box)
@@ -277,10 +273,9 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     """Return the EXIF orientation, 1 to 8; 1 (upright) if it is absent or unreadable."""
     if image.format == "PNG" and b"eXIf" not in data and not image.info.keys() & PNG_EXIF_KEYS:
         return 1  # Pillow would decode the whole PNG to read what follows its pixels
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF is common, and the image is still good
-        return 1
+    value = 1
+    with contextlib.suppress(Exception):  # broken EXIF is common, and the image is still good
+        value = image.getexif().get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -6,6 +6,7 @@ tokens, T text tokens, L labels.
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -97,9 +98,7 @@ class MaskedTexts(TextBatch):
 
     is_masked_BT: Tensor = each("is_masked_T", lambda masks, _, T: pad_ids(masks, False, T).bool())
     """True = masked."""
-    masked_M: Tensor | None = each(
-        "is_masked_T", lambda values, _, size: _positions(pad_ids(values, False, size)), default=None
-    )
+    masked_M: Tensor | None = each("is_masked_T", lambda masks, _, T: _positions(pad_ids(masks, False, T)), default=None)
     """The result of `places`, computed by the loader to avoid a GPU sync; None: `places` computes it."""
     num_targets: Tensor | None = None
     """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
@@ -113,14 +112,14 @@ class MaskedTexts(TextBatch):
         return self.ids_BT.flatten().index_select(0, self.places())
 
 
+def _wrong_pairs(samples: Sequence[Sample | None], *sizes: int) -> "PairBatch | None":
+    return PairBatch.collate([sample for sample in samples if sample], *sizes) if any(samples) else None
+
+
 class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
     """Image–text pairs with their masks."""
 
-    wrong: "PairBatch | None" = each(
-        "wrong",
-        lambda values, *sizes: PairBatch.collate([v for v in values if v], *sizes) if any(values) else None,
-        default=None,
-    )
+    wrong: "PairBatch | None" = each("wrong", _wrong_pairs, default=None)
     """In evaluation: other pairs, whose images or texts are the negatives of these."""
     draw_B3: Tensor | None = each("draw", stack, default=None)
     """float32 in [0, 1), per row, so that random choices do not depend on the number of processes."""

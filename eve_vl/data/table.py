@@ -136,8 +136,7 @@ def _valid_unicode(text: str, name: str) -> str:
 
 def to_some_texts(value: object, name: str) -> tuple[str, ...]:
     """Return the texts of a field, at least one. Raises ValueError."""
-    texts = to_texts(value, name)
-    if not texts:
+    if not (texts := to_texts(value, name)):
         raise ValueError(f"{name} is {'missing' if value is None else 'empty'}")
     return texts
 

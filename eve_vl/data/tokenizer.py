@@ -61,15 +61,13 @@ class Tokenizer:
             self.added = tuple(names[0] for names in SPECIAL_NAMES.values() if before.keys().isdisjoint(names))
             backend.add_special_tokens(list(self.added))
             vocab = backend.get_vocab(with_added_tokens=True)
-        self.pad_id, self.cls_id, self.mask_id = (
-            next(vocab[name] for name in names if name in vocab) for names in SPECIAL_NAMES.values()
-        )
+        special_ids = (next(vocab[name] for name in names if name in vocab) for names in SPECIAL_NAMES.values())
+        self.pad_id, self.cls_id, self.mask_id = special_ids
         self.vocab_size = 1 + max(vocab.values())  # ids may have gaps, each of which costs a row of every table
         if self.vocab_size > 2 * len(vocab) + 1000 or {vocab[name] for name in self.added} & {*before.values()}:
             raise UserError(f"{where}: the ids of its {len(before)} tokens go up to {max(before.values())}, with too many gaps")
         with _explained(where, "the tokenizer cannot encode unknown words"):
-            probe = backend.encode(PROBE)
-            if probe.ids[:1] != [self.cls_id]:
+            if backend.encode(PROBE).ids[:1] != [self.cls_id]:
                 name = backend.id_to_token(self.cls_id)
                 first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
                 own = backend.post_processor
@@ -86,8 +84,7 @@ class Tokenizer:
         """
         is_lower = True
         if os.path.isdir(path):  # noqa: PTH112 (False for impossible names)
-            found = [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]
-            if not found:
+            if not (found := [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]):
                 raise UserError(f"{path}: holds no tokenizer.json and no vocab.txt, as fast tokenizers of transformers do")
             if (config := path / "tokenizer_config.json").is_file():
                 is_lower = read_json(config, dict).get("do_lower_case") is not False

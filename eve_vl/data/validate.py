@@ -106,10 +106,8 @@ def _spread(counts: Counter[int]) -> dict[str, float] | None:
 
 def report_lines(report: Report) -> list[str]:
     """Return the result of `check_source` as lines of text."""
-    kind, spreads = report["kind"], {}
-    for name in SPREADS:
-        spread = report[name]
-        spreads[name] = f"{spread['min']} / {spread['median']:g} / {spread['max']}" if spread else "-"
+    kind, found = report["kind"], {name: report[name] for name in SPREADS}
+    spreads = {name: f"{s['min']} / {s['median']:g} / {s['max']}" if s else "-" for name, s in found.items()}
     texts = kind if kind in ("captions", "questions", "statements") else "texts"
     has_images, has_texts = (bool(report[name]) or not report["usable"] for name in ("formats", "texts"))
     answer_types = {name or "none": count for name, count in report["answer_types"].items()}

@@ -315,9 +315,8 @@ def recreate_hint(folder: Path) -> str:
 def _refuse_another(path: Path, inode: int) -> None:
     """Raise DamagedError if the database at `path` is not the one that was opened."""
     if not path.exists() or path.stat().st_ino != inode:
-        problem = "was replaced" if path.exists() else "was deleted"
-        advice = "open the index again, or restart the server"
-        raise DamagedError(f"{path}: {problem} since it was opened; {advice}", is_gone=True)
+        problem = f"was {'replaced' if path.exists() else 'deleted'} since it was opened"
+        raise DamagedError(f"{path}: {problem}; open the index again, or restart the server", is_gone=True)
 
 
 @contextlib.contextmanager

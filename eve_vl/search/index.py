@@ -303,8 +303,7 @@ class Index:
 
         Raises BadSampleError if it is gone or its file has changed.
         """
-        found = self.database.rows(IMAGE, [number])
-        if not found:
+        if not (found := self.database.rows(IMAGE, [number])):
             raise BadSampleError(f"image {number}", "is not in the index")
         ((name, path, start, size, row, spec, digest),) = found
         try:

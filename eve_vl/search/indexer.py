@@ -9,16 +9,14 @@ features to the bit. Threads read and decode images before the encoder needs the
 """
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,9 +68,9 @@ class Changes:
     changed: int = 0
     gone: int = 0
     kept: int = 0
-    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     """Names of unusable images, with the reasons."""
-    bad_captions: dict[str, str] = dataclasses.field(default_factory=dict)
+    bad_captions: dict[str, str] = field(default_factory=dict)
     """Names of rows whose captions cannot be used, with the reasons."""
 
 
@@ -234,7 +232,7 @@ class Update:
     def _rows(self, source_id: int, opened: OpenSource) -> Iterator[PendingImage]:
         """Yield all rows of a source, and mark those whose image must be read."""
         source = opened.source
-        stat = functools.lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
+        stat = lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
         for number in progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source)):
             row = PendingImage.of(source, number, stat)
             if row.record is not None:
@@ -277,10 +275,8 @@ class Update:
     def _put(self, source: int, row: PendingImage, slot: int | None, known: tuple[Any, ...] | None = None) -> int:
         """Write the row of an image if it differs from `known`; return its id."""
         values = (row.number, *row.stamp[1:], slot, row.reason)
-        if known is None or known[1:7] != values:
-            (image,) = self.db.execute(PUT, [source, row.name, row.stamp[0], *values]).fetchone()
-        else:
-            image = known[0]
+        unchanged = known if known is not None and known[1:7] == values else None
+        (image, *_) = unchanged or self.db.execute(PUT, [source, row.name, row.stamp[0], *values]).fetchone()
         self.db.execute("INSERT OR IGNORE INTO seen_image VALUES (?)", [image])
         if row.reason is None:
             self._count(source, row.name, None if known is None else known[5], slot)

@@ -3,9 +3,8 @@
 Here: its limits, and the one-line errors that enforce them. Imports no torch, because the command line shows the limits.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from eve_vl.utils.errors import UserError, printable, shortened
 
@@ -43,7 +42,7 @@ class Limits:
     """Seconds a request may wait before it is decoded or computed; then it gets 503."""
 
     def __post_init__(self):
-        for each in dataclasses.fields(Limits):
+        for each in fields(Limits):
             if not getattr(self, each.name) > 0:
                 raise UserError(f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0")
 

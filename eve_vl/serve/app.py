@@ -139,7 +139,7 @@ class Service:
             body = await place.body(request)
             until = asyncio.get_running_loop().time() + self.limits.wait_seconds
             if len(body) > SMALL_BODY or b"[" in body or served.has_images(body):
-                job, size = await self._in_thread(self.decoders, until, served.prepare, body)
+                job, size = await self._in_thread(self.decoders, served.prepare, body, until=until)
             else:
                 job, size = served.prepare(body)
             del body
@@ -150,12 +150,13 @@ class Service:
             place.resize(len(written))
             return Response(written, media_type="application/json")
 
-    async def _in_thread(self, limiter: anyio.CapacityLimiter, until: float, work: Callable[..., Any], *given: Any) -> Any:
+    async def _in_thread(self, limiter: anyio.CapacityLimiter, work: Callable[..., Any], *given: Any, until: float = 0) -> Any:
         """Return the result of work on a thread.
 
-        Raises RequestRefusedError if none is free in time.
+        until: of the event loop's time; 0: as long as any request may wait. Raises RequestRefusedError if no thread is free
+        in time.
         """
-        with anyio.CancelScope(deadline=until):
+        with anyio.CancelScope(deadline=until or asyncio.get_running_loop().time() + self.limits.wait_seconds):
             return await anyio.to_thread.run_sync(work, *given, limiter=limiter)
         raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
 
@@ -189,8 +190,7 @@ class Service:
         """Return the runs, their calls and forms, and the index."""
         about = None
         if (index := self.index) is not None:
-            until = asyncio.get_running_loop().time() + self.limits.wait_seconds
-            about = await self._in_thread(self.disk, until, lambda: self.about_index(index, index.version))
+            about = await self._in_thread(self.disk, lambda: self.about_index(index, index.version))
         return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": about})
 
     def _about(self, name: str) -> dict[str, Any]:
@@ -270,7 +270,7 @@ class Service:
                 raise RequestRefusedError(404, f"image {number} cannot be shown; the server's log says why") from None
 
         with Reservation(self.room):
-            data = await self._in_thread(self.disk, asyncio.get_running_loop().time() + self.limits.wait_seconds, thumbnail)
+            data = await self._in_thread(self.disk, thumbnail)
         return Response(data, media_type="image/jpeg", headers=UNCACHED if digest is None else CACHED)
 
     def _cleaned(self, message: str) -> str:

@@ -76,8 +76,7 @@ class Compute(threading.Thread):
 
     def _next_batch(self) -> list[Job]:
         """Take the oldest job and those that can be computed with it."""
-        batch: list[Job] = []
-        rows = 0
+        batch, rows = list[Job](), 0
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._ends)
             for job in list(self._jobs):

@@ -12,10 +12,9 @@ import json
 import math
 import re
 import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import numpy as np
 from PIL import Image
@@ -220,7 +219,7 @@ def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int])
 
 def _bounded(hint: Any, limits: Limits, bounds: tuple[int, int]) -> Any:
     """Return a type with bounds on its numbers, texts and lengths."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, parts = get_origin(hint), get_args(hint)
     items: list[Any] = [_bounded(part, limits, bounds) for part in parts if part is not ...]
     if origin in (Union, types.UnionType):
         return Union[tuple(items)]  # noqa: UP007
@@ -267,9 +266,8 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
         raise UserError(f"{where}: is not base64; send the bytes of an image file as base64 text") from None
     width, height, cost = size_of(data, where)
     if cost > limits.pixels:
-        found = (
-            f"{width}×{height} pixels" if cost == width * height else f"so many scans that it costs as much as {cost:,} pixels"
-        )
+        scans = f"so many scans that it costs as much as {cost:,} pixels"
+        found = f"{width}×{height} pixels" if cost == width * height else scans
         raise UserError(f"{where}: has {found}, at most {limits.pixels:,} are accepted; send it smaller")
     return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
 

@@ -86,8 +86,7 @@ def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
 
     Raises UserError without a match.
     """
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
+    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
         known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}
         near = difflib.get_close_matches(pattern, sorted({*names, *known}), n=3, cutoff=0)
         raise UserError(f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}")

@@ -3,7 +3,6 @@
 Imports torch and numpy inside functions only: `yield_cores` has an effect only before torch is imported.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -11,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 AGAIN = 1.0  # seconds after which a second signal to stop ends the process at once
 
@@ -41,11 +40,9 @@ def keep_memory(arenas: int = 0) -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD
-        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20)):
+        # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD; M_ARENA_MAX
+        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20), *[(-8, arenas)] * bool(arenas)):
             libc.mallopt(option, value)
-        if arenas:
-            libc.mallopt(-8, arenas)  # M_ARENA_MAX
 
 
 def yield_cores() -> None:
@@ -80,7 +77,7 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads or (int(given) if given.isdigit() else 0) or max(1, cores))
 
 
-@contextlib.contextmanager
+@contextmanager
 def stop_signals() -> Iterator[Collection[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP instead of dying.
 

@@ -84,11 +84,9 @@ class CaptionColumns(RowColumns):
         """Return an image with its captions. Raises ValueError."""
         image = self.image(fields, root)
         captions = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
-        present, absent = first_of(fields, self.OTHERS[:2]), fields.get("absent_labels")
-        labels, absent = (
-            tuple(str(label) for label in (given if isinstance(given, list) else [given]) if isinstance(label, int | str))
-            for given in (present, absent)
-        )
+        given = first_of(fields, self.OTHERS[:2]), fields.get("absent_labels")
+        lists = (value if isinstance(value, list) else [value] for value in given)
+        labels, absent = (tuple(str(label) for label in each if isinstance(label, int | str)) for each in lists)
         return ImageText(image=image, captions=captions, labels=labels, absent=absent, where=where)
 
 

@@ -17,6 +17,7 @@ from eve_vl.utils.errors import BadSampleError, UserError, printable
 from eve_vl.utils.file_io import is_text, parse_json, read_text
 
 NO_LABEL = "kept back"
+LABEL_COLUMNS = ("label", "labels", "class", "category")
 QUESTION_IDS = ("question_id", "qid", "id")
 TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
 NUM_SHOWN = 10  # answers in a message
@@ -40,11 +41,7 @@ class LabelColumns(RowColumns):
     """An image, a text or both, and labels: a text, a whole number or a list of these."""
 
     DESCRIPTION = "labelled images or texts"
-    USUAL: ClassVar = {
-        "image": IMAGE_COLUMNS,
-        "text": (*TEXT_COLUMNS, "sentence"),
-        "label": ("label", "labels", "class", "category"),
-    }
+    USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": (*TEXT_COLUMNS, "sentence"), "label": LABEL_COLUMNS}
     OPTIONAL = ("image", "text")
 
     @classmethod
@@ -157,11 +154,8 @@ class QuestionColumns(RowColumns):
 
     DESCRIPTION = "questions about images"
     TEXT_ROLE = "question"
-    USUAL: ClassVar = {
-        "image": IMAGE_COLUMNS,
-        "text": ("question",),
-        "label": ("answers", "answer"),  # all answers rather than the most frequent
-    }
+    # all answers rather than the most frequent
+    USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": ("question",), "label": ("answers", "answer")}
     OTHERS = (*QUESTION_IDS, TYPE_COLUMN, CONTENT_COLUMN)
 
     @classmethod

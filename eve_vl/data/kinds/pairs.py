@@ -18,6 +18,7 @@ from eve_vl.data.table import Fields, RowColumns, Table, field, find_image, firs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import UserError
 
+STATEMENT_COLUMNS = ("sentence", "statement", "caption")
 STATEMENT_IDS = ("identifier", "id")
 SIDES = ("image_left/image_right", "left_image/right_image", "left/right", "image_0/image_1", "image0/image1")
 SIDES_OF = ("left_{0}/right_{0}", "{0}_left/{0}_right")
@@ -60,11 +61,7 @@ class StatementColumns(RowColumns):
 
     DESCRIPTION = "statements about two images"
     TEXT_ROLE = "statement"
-    USUAL: ClassVar = {
-        "image": ("images",),
-        "text": ("sentence", "statement", "caption"),
-        "label": ("label", "labels", "answer"),
-    }
+    USUAL: ClassVar = {"image": ("images",), "text": STATEMENT_COLUMNS, "label": ("label", "labels", "answer")}
     OTHERS = (*STATEMENT_IDS, DIRECTORY_COLUMN)
 
     @classmethod
@@ -253,8 +250,7 @@ def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[Image
 
     The files name no path.
     """
-    parts = NLVR2_IDENTIFIER.fullmatch(identifier)
-    if not parts:
+    if not (parts := NLVR2_IDENTIFIER.fullmatch(identifier)):
         raise ValueError(f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
     split, stem = parts[1], identifier.rpartition("-")[0]
     folders = [f"images/{split}", split, ""]

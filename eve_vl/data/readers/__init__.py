@@ -94,8 +94,7 @@ def expand(path: Path) -> list[Path]:
     paths = [Path(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
     if not paths:
         raise UserError(f"{path}: the range from {first} to {last} is empty")
-    missing = [path for path in paths if not path.exists()]
-    if missing:
+    if missing := [path for path in paths if not path.exists()]:
         raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
     return paths
 

@@ -25,8 +25,7 @@ class FolderTable(Table):
     def __init__(self, folder: Path):
         """List `folder`. Raises UserError if it has no images."""
         self.path = folder
-        found = list(_walk(folder))
-        if not found:
+        if not (found := list(_walk(folder))):
             raise UserError(f"{folder}: no images in this folder ({self._others()})")
         self._names = PackedStrings.pack(name for name, _ in found)
         self._has_text = np.array([has_text for _, has_text in found])
@@ -50,8 +49,7 @@ class FolderTable(Table):
     def _others(self) -> str:
         """Return a hint at other content of the folder that could be opened."""
         names = sorted(path.name for path in self.path.iterdir())
-        tables = [name for name in names if name.endswith((".jsonl", ".json", ".csv", ".tsv"))]
-        if tables:
+        if tables := [name for name in names if name.endswith((".jsonl", ".json", ".csv", ".tsv"))]:
             return f"to use the table in it, name it: {self.path / tables[0]}"
         return f"it holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "it is empty"
 

@@ -85,8 +85,7 @@ def _list_table(path: Path, rows: list[Any]) -> PackedTable:
                 return {"image": image, "caption": caption}
         return f"JSON {type(row).__name__}, expected an object or [image path, caption]"
 
-    names = next((row for row in map(fields, rows) if not isinstance(row, str)), None)
-    if names is None:
+    if (names := next((row for row in map(fields, rows) if not isinstance(row, str)), None)) is None:
         raise _not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
     return _packed(path, names, map(fields, rows))
 
@@ -164,13 +163,10 @@ def _adjacent_annotations(path: Path) -> Path | None:
 
 def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:
     with _expecting(path, "a VQA v2 file of questions (each needs question_id, image_id and question)"):
-        rows: dict[object, dict[str, object]] = {
-            question["question_id"]: {
-                "image": f"COCO_{subtype}_{question['image_id']:012d}.jpg",
-                **{name: question[name] for name in ("question", "question_id")},
-            }
-            for question in questions
-        }
+        rows: dict[object, dict[str, object]] = {}
+        for question in questions:
+            key, image = question["question_id"], f"COCO_{subtype}_{question['image_id']:012d}.jpg"
+            rows[key] = {"image": image, "question": question["question"], "question_id": key}
         _refuse_repeated(path, questions)
     if annotations is not None:
         answers = _vqa_answers(annotations)
@@ -197,6 +193,5 @@ def _vqa_answers(path: Path) -> dict[object, Fields]:
 
 
 def _refuse_repeated(path: Path, rows: Iterable[Any]) -> None:
-    repeated = [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]
-    if repeated:
+    if repeated := [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]:
         raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers.tables import CsvTable, PackedTable
-from eve_vl.data.table import MAX_TEXT_BYTES, Fields, Row, RowColumns, Table, is_file, no_field, where_row
+from eve_vl.data.table import MAX_TEXT_BYTES, Fields, Row, RowColumns, Table, field, is_file, where_row
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, read_json, require_type
@@ -67,8 +67,7 @@ def _object(line: bytes) -> dict[str, Any]:
 def _require(row: Fields, *names: str) -> None:
     """Raise ValueError if a field is missing."""
     for name in names:
-        if name not in row:
-            raise ValueError(no_field(row, name))
+        field(row, name)
 
 
 def _collapsed(texts: Iterable[object]) -> list[object]:
@@ -155,10 +154,8 @@ def _rad_table(path: Path) -> Table:
     rows = read_json(path, list)
     other = path.with_name({"valset.json": "testset.json", "testset.json": "valset.json"}.get(path.name, path.name))
     if other != path and is_file(other) and read_json(other, object) == rows:
-        print_once(
-            f"{path}: is a copy of {other.name}, as in many copies of VQA-RAD: a model chosen on it is chosen on the test set; "
-            "validate on training rows instead, --data.val held-out"
-        )
+        problem = f"is a copy of {other.name}, as in many copies of VQA-RAD: a model chosen on it is chosen on the test set"
+        print_once(f"{path}: {problem}; validate on training rows instead, --data.val held-out")
     rows = _question_rows(path, rows, {"image": "image_name", "question_id": "qid", "content_type": "question_type"})
     return _table(path, QUESTIONS, rows, "VQA-RAD", ("images", ""), path.parent)
 
@@ -213,8 +210,7 @@ def _medvqa_table(files: Sequence[Path]) -> Table:
             raise ValueError(f"line has {len(parts)} fields, expected image|question|answer")
         image, question, answer, is_official = parts[0], parts[-2], parts[-1], len(parts) == 4
         category = parts[1].capitalize() if is_official else Path(where.rpartition(":")[0]).stem
-        answers = _alternatives(answer, optional=is_official)
-        if not answers:
+        if not (answers := _alternatives(answer, optional=is_official)):
             raise ValueError("answer is empty")
         fields = {"image": f"{image}.jpg", "question": question, "question_id": next(number), "content_type": category}
         return fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
@@ -273,9 +269,8 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
         states = {name: str(row[name]).strip().removesuffix(".0") for name in CHEXPERT_LABELS}
         present, absent = ([name for name, state in states.items() if state == value] for value in "10")
         num["uncertain"] += "-1" in states.values()
-        for name, state in states.items():
-            if state not in ("", "1", "0", "-1"):
-                raise ValueError(f"{name} is {str(row[name]).strip()!r}, expected 1, 0, -1 or nothing")
+        if invalid := [name for name, state in states.items() if state not in ("", "1", "0", "-1")]:
+            raise ValueError(f"{invalid[0]} is {str(row[invalid[0]]).strip()!r}, expected 1, 0, -1 or nothing")
         _filled(row, *(("report",) if "report" in row else ()))
         reasons = {"lateral": row.get("Frontal/Lateral") == "Lateral", "unlabelled": columns.labels and not present}
         if left_out := next((reason for reason, holds in reasons.items() if holds), None):
@@ -285,10 +280,9 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
 
     yield from _parsed(_csv_rows(path, image, *CHEXPERT_LABELS), parse)
     if num.total():
-        print_once(
-            f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "
-            f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
-        )
+        left_out = f"{num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1"
+        uncertain = f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
+        print_once(f"{path}: left out are {left_out}; {uncertain}")
 
 
 def _melinda_table(path: Path) -> Table:

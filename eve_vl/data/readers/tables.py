@@ -225,9 +225,9 @@ class ParquetTable(Table):
     def __init__(self, paths: Sequence[Path]):
         """Read the footers. Raises UserError, also without rows or pyarrow."""
         self.path, self._paths = paths[0], list(paths)
-        self._groups: list[tuple[int, int, int]] = []  # file, number and first row there of each row group
+        self._groups: list[tuple[Path, int]] = []  # file of each row group, and its number there
         self._schemas, sizes = [], []
-        for file, path in enumerate(self._paths):
+        for path in self._paths:
             with _reading(path):
                 footer = _open_parquet(path)
                 self._schemas.append(footer.schema_arrow)
@@ -237,8 +237,7 @@ class ParquetTable(Table):
                 # no further checks of the footer: pyarrow ends the process over some damaged fields
                 if min(lengths, default=0) < 0 or sum(lengths) != footer.metadata.num_rows:
                     raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")
-                firsts = itertools.accumulate(lengths, initial=0)
-                self._groups += [(file, group, first) for group, (first, _) in enumerate(zip(firsts, lengths, strict=False))]
+                self._groups += [(path, number) for number in range(len(lengths))]
                 sizes += lengths
         self._starts = [0, *itertools.accumulate(sizes)]  # of row groups, over all files
         if not len(self):
@@ -258,31 +257,32 @@ class ParquetTable(Table):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _place(self, index: int) -> tuple[int, Path, int]:
-        """Return the row group of a row, its file, and the row's number in the row group."""
-        block = bisect_right(self._starts, index) - 1
-        return block, self._paths[self._groups[block][0]], index - self._starts[block]
+    def _block(self, index: int) -> int:
+        """Return the row group of a row, counted over all files."""
+        return bisect_right(self._starts, index) - 1
 
     def where(self, index: int) -> str:
         """Name a row by its number in its file."""
-        block, path, row = self._place(index)
-        return f"{path.name} row {self._groups[block][2] + row + 1}"
+        block = self._block(index)
+        path, number = self._groups[block]
+        return f"{path.name} row {index - self._starts[block - number] + 1}"
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's file."""
-        return self._place(index)[1].parent
+        return self._groups[self._block(index)][0].parent
 
     def fields(self, index: int) -> Fields:
         """Return the selected fields of a row. Raises ValueError."""
-        block, path, row = self._place(index)
+        block = self._block(index)
+        path, number = self._groups[block]
         with _reading(path):
             if block in self._cache:
                 self._cache.move_to_end(block)
             else:
-                self._cache[block] = self._read_group(path, self._groups[block][1])
+                self._cache[block] = self._read_group(path, number)
                 while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
                     self._cache.popitem(last=False)
-            return {name: _value(self._cache[block].column(name)[row]) for name in self._columns}
+            return {name: _value(self._cache[block].column(name)[index - self._starts[block]]) for name in self._columns}
 
     def _read_group(self, path: Path, number: int) -> Any:
         file, wanted = _open_parquet(path), tuple(f"{name}." for name in self._columns)

@@ -52,9 +52,8 @@ class WebdatasetTable(Table):
         """
         self.path, self._paths, self._text_field = paths[0], list(paths), text_field
         self._shards = [_index(path) for path in progress(self._paths, "indexing shards", len(self._paths))]
-        notes = [f"note: {path}: {shard.note}" for path, shard in zip(self._paths, self._shards, strict=True) if shard.note]
-        if notes:
-            print_once(f"{notes[0]}; {len(notes):,} of {pluralize(len(paths), 'shard')} have left-out members")
+        if notes := [f"{path}: {shard.note}" for path, shard in zip(self._paths, self._shards, strict=True) if shard.note]:
+            print_once(f"note: {notes[0]}; {len(notes):,} of {pluralize(len(paths), 'shard')} have left-out members")
         self.listing = [part for shard in self._shards for part in (shard.keys.blob, shard.keys.ends, shard.spans[:, 1::2])]
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
