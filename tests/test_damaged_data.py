@@ -23,7 +23,7 @@ import torch
 from color_cards import encoded_card, guess_kind, reason, rows_of, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
@@ -451,6 +451,9 @@ def test_an_image_in_very_small_parts_is_refused():
                 with pytest.raises(BadSampleError, match="it has too many small parts; save it again"):
                     decode(ImageBytes(data=data), "row")
     assert decode(ImageBytes(data=bmp), "row").shape == (3, 1, 30_000)  # of which each byte is one
+    strips = io.BytesIO()
+    Image.new("1", (100, 9000)).save(strips, "TIFF", tiffinfo={TiffImagePlugin.ROWSPERSTRIP: 1})  # as scanners write them
+    assert decode(ImageBytes(data=strips.getvalue()), "row").shape == (3, 9000, 100)
 
 
 def encode_runs(width: int) -> bytes:

@@ -158,8 +158,8 @@ def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
     file = _ImageFile(data)
     image = Image.open(file, formats=formats)
-    # local files may be decoded in Python or in very many strips: runs of BMP, odd PPM, TIFF
-    if formats is FORMATS or any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
+    # pixels in very many strips (TIFF), or decoded in Python (runs of BMP, odd PPM)
+    if image.format == "TIFF" or any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
         file.reads_left = math.inf
     return image
 
