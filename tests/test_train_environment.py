@@ -27,7 +27,7 @@ def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
     assert first["started"] <= second["started"]
     assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
-    for damaged in ("[", "{}"):
+    for damaged in ("[", "{}", '["text", 1, null]'):
         (tmp_path / log.ENVIRONMENT).write_text(damaged)
         assert log.read_environment(tmp_path) == []
         log.record(tmp_path, CPU)

@@ -266,7 +266,7 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
         raise UserError(f"{where}: is not base64; send the bytes of an image file as base64 text") from None
     width, height, cost = size_of(data, where)
     if cost > limits.pixels:
-        scans = f"so many scans that it costs as much as {cost:,} pixels"
+        scans = f"JPEG scans that cost as much as {cost:,} pixels"
         found = f"{width}×{height} pixels" if cost == width * height else scans
         raise UserError(f"{where}: has {found}, at most {limits.pixels:,} are accepted; send it smaller")
     return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost

@@ -269,10 +269,10 @@ def record(run: Path, device: torch.device) -> None:
 def read_environment(run: Path) -> list[dict[str, Any]]:
     """Return the facts of each start of a run, oldest first.
 
-    Empty if the file is missing or damaged.
+    Damaged ones are left out; empty if the file is missing or damaged.
     """
     with suppress(UserError):
-        return read_json(run / ENVIRONMENT, list)
+        return [start for start in read_json(run / ENVIRONMENT, list) if isinstance(start, dict)]
     return []
 
 
