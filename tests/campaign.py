@@ -94,7 +94,7 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
     folder, rng, outcome = work / "case", Random(case[1]), Outcome(case=case)
     folder.mkdir(parents=True)
     lay_out(reader, case, seed, folder)
-    names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {str(folder)}
+    names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {str(folder), "rows.jsonl"}  # the training data of runs
     for config in filter(Path.is_file, folder.rglob("config.json")):  # a damaged one may ask for other files
         names |= {*re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))}
     start = time.perf_counter()
