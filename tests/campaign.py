@@ -96,7 +96,7 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
     lay_out(reader, case, seed, folder)
     names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {str(folder), "rows.jsonl"}  # the training data of runs
     for config in filter(Path.is_file, folder.rglob("config.json")):  # a damaged one may ask for other files
-        names |= {*re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))}
+        names |= {os.path.normpath(path) for path in re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))}
     start = time.perf_counter()
     for name in (
         reader.actions
