@@ -16,9 +16,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, Dataset
 
 from eve_vl.config import Config
@@ -40,10 +38,11 @@ def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tenso
 
     length: tokens to pad to; 0: those of the longest text.
     """
-    length_B = torch.tensor([len(ids_T) for ids_T in texts])
-    ids_BT = pad_sequence([torch.as_tensor(ids_T) for ids_T in texts], batch_first=True, padding_value=pad_id)
-    ids_BT = F.pad(ids_BT, (0, (length or ids_BT.shape[1]) - ids_BT.shape[1]), value=pad_id)
-    return ids_BT, torch.arange(ids_BT.shape[1]) >= length_B[:, None]
+    length_B = np.array([len(ids_T) for ids_T in texts])
+    is_padding_BT = np.arange(length or length_B.max()) >= length_B[:, None]
+    ids_BT = np.full(is_padding_BT.shape, pad_id, np.int64)
+    ids_BT[~is_padding_BT] = np.concatenate(texts)
+    return torch.from_numpy(ids_BT), torch.from_numpy(is_padding_BT)
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
@@ -59,7 +58,11 @@ def normalize(images_BCHW: Tensor) -> Tensor:
 
 def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
     """Stack the values to a tensor; None if one is None."""
-    return None if any(value is None for value in values) else torch.stack([torch.as_tensor(value) for value in values])
+    if any(value is None for value in values):
+        return None
+    if isinstance(values[0], Tensor):
+        return torch.stack(list(values))
+    return torch.as_tensor(np.stack(values) if isinstance(values[0], np.ndarray) else values)
 
 
 def pad_ids(values: Sequence[Any], pad_id: int, length: int) -> Tensor:

@@ -188,7 +188,7 @@ def _coverage(depth_HW: np.ndarray, pixels_per_unit: float) -> np.ndarray:
 
     It is a ramp one pixel wide over the depth of the centre below the outline.
     """
-    return np.clip(depth_HW * pixels_per_unit + 0.5, 0, 1)
+    return (depth_HW * pixels_per_unit + 0.5).clip(0, 1)
 
 
 def _depth(kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ of a scene exactly if it is one of `all_captions` of that scene.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
 from operator import attrgetter
 from random import Random
@@ -40,7 +41,7 @@ def all_captions(scene: Scene) -> list[str]:
 def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
     captions = (*_that_list_shapes(scene), *_that_count(scene), *_that_compare_places(scene))
-    kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
+    kinds, colors = (frozenset(getattr(shape, name) for shape in scene.shapes) for name in ("kind", "color"))
     there_or_not = [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
     return [*([caption] for caption in captions), there_or_not]
 
@@ -105,7 +106,8 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
             yield f"{first} {_full(one)} and {last} {_full(other)}"
 
 
-def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
+@cache
+def _with_missing(values: tuple[str, ...], shown: frozenset[str], word: str) -> list[str]:
     """Name missing values, too.
 
     A masked word then requires checking the visible ones against the image. One or two missing values, from any start, so that
