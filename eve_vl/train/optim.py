@@ -96,24 +96,22 @@ class Muon(torch.optim.Optimizer):
         self.rest.step()
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        updates: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        decay = group["lr"] * group["weight_decay"]
+        of_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state.update(initial_state(parameter, group["parts"]))
-            momentum, gradient = state["momentum"], parameter.grad
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
-            updates[shape].append((parameter, gradient.lerp(momentum, MOMENTUM).view(-1, *shape)))
-        for shape, found in updates.items():  # one batch per shape
-            together = orthogonalize(torch.cat([update for _, update in found]).to(self.products))
-            scale = 0.2 * max(shape) ** 0.5
-            for (parameter, _), update in zip(found, together.split([len(update) for _, update in found]), strict=True):
-                parameter.mul_(1 - decay)
-                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+            if parameter.grad is not None:
+                of_shape[parameter.shape[-2] // group["parts"], parameter.shape[-1]].append((parameter, parameter.grad))
+        for shape, found in of_shape.items():  # one batch per shape
+            sizes = [gradient.numel() for _, gradient in found]
+            together = torch.empty(sum(sizes), dtype=self.products, device=found[0][1].device)
+            for (parameter, gradient), update in zip(found, together.split(sizes), strict=True):
+                if not (state := self.state[parameter]):
+                    state.update(initial_state(parameter, group["parts"]))
+                momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+                update.view_as(parameter).copy_(gradient.lerp(momentum, MOMENTUM))
+            updates = orthogonalize(together.view(-1, *shape)).flatten().split(sizes)
+            for (parameter, _), update in zip(found, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 
 def orthogonalize(x_MOI: Tensor) -> Tensor:
