@@ -280,6 +280,19 @@ def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("share", "num_rows"), [(0.5, 2), (0.3, 2), (0.25, 1), (0.01, 1), (1.0, 4)])
+def test_in_training_a_share_of_the_rows_is_reconstructed_as_if_they_were_alone(share: float, num_rows: int):
+    task, found = build(tiny_config(task={"mim_share": share})), samples()
+    alone = build(tiny_config())
+    expected = {name: alone(batch_of(some)).terms[name] for name, some in (("mim", found[:num_rows]), ("mlm", found))}
+    whole = alone(batch_of(found)).terms["mim"]
+    torch.testing.assert_close(task(batch_of(found)).terms["mim"], whole)  # in evaluation all rows count
+    terms = task.train()(batch_of(found)).terms
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    assert (num_rows == 4) == torch.equal(terms["mim"], whole)
+
+
 def test_joint_masking_hides_tokens_from_the_pixels_and_patches_from_the_tokens():
     task, batch = build(tiny_config(task={"joint_masking": True})), batch_of(samples())
     plain = task(batch).terms

@@ -9,6 +9,7 @@ in a patch, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -70,10 +71,11 @@ class MaskedSignalTask(Task[Settings]):
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
         if task.mim_weight and isinstance(batch, MaskedImages):
-            encoded = joint or self.encode_for_pixels(batch)
+            shown = batch if joint or not self.training else batch.first(math.ceil(task.mim_share * len(batch.hidden_BM)))
+            encoded = joint or self.encode_for_pixels(shown)
             routers += encoded.routers
-            target_BMX = gather_patches(self.targets(self.patches(batch)), batch.hidden_BM)
-            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
+            target_BMX = gather_patches(self.targets(self.patches(shown)), shown.hidden_BM)
+            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, shown), target_BMX)
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             if joint is None:
                 image, text = self.embed(batch, mask=True)

@@ -33,6 +33,7 @@ class MlimConfig(MaskedSignalConfig):
     """Share of masked patches or tokens where most are masked."""
     recon_target: Literal["all", "masked"] = "all"
     """Patches in the reconstruction loss: all, since an embedded patch has lost something too, or the masked ones."""
+    mim_share: Suppress[float] = field(default=1.0, init=False)
     joint_masking: Suppress[bool] = field(default=True, init=False)
     normalize_targets: Suppress[bool] = field(default=False, init=False)
     decoder_depth: Suppress[int] = field(default=1, init=False)
