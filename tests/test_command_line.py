@@ -19,7 +19,7 @@ INPUT = "--input.image-size --input.patch-size --input.text-length --input.padde
 MODEL = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.text-embedding
+    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.text-embedding
     --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 TOWERS = """
@@ -29,7 +29,7 @@ TOWERS = """
 """
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
-    --task.mim-weight --task.mlm-weight --task.joint-masking --task.normalize-targets
+    --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets
     --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {

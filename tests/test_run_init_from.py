@@ -14,6 +14,7 @@ from twins import randomize, tiny_config
 from eve_vl.config import Config, ContrastMatchConfig, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.run.init_from import parts, start_from, transfer
 from eve_vl.run.loading import build_task, build_untrained
+from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 
@@ -191,3 +192,40 @@ def test_rows_of_other_answers_are_not_taken_over(answers, new, tmp_path: Path):
     assert set(found) == new
     taken = {name for name, tensor in task.state_dict().items() if torch.equal(tensor, before.task.state_dict()[name])}
     assert taken == task.state_dict().keys() - new
+
+
+# Experts from networks (sparse upcycling)
+
+
+def masked(model: dict) -> MaskedSignal:
+    task = MaskedSignal(tiny_config(model=model), Sizes(vocab_size=30, mask_id=2))
+    randomize(task, 1, std=0.2)
+    return task.eval()
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k", "ratio"),
+    [(4, 2, 1.0), (6, 3, 1.0), (4, 2, 0.0), (6, 2, 0.0), (2, 1, 0.0)],
+    ids=lambda value: f"{value:g}",
+)
+def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(experts: int, top_k: int, ratio: float):
+    shape = {"num_experts": experts, "top_k": top_k, "expert_ratio": ratio, "mlp_ratio": float(top_k if ratio else 2)}
+    dense, sparse = (masked(shape | {"deep_ffn": policy}) for policy in ("modality", "moe"))
+    done = transfer(dense.state_dict(), sparse, "there")
+    assert done.resized == f"experts from the networks of blocks {', '.join(map(str, range(1, 3)))}"
+    assert not done.new and not done.unused
+    pixels_BCHW, ids_BT = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randint(3, 30, (3, 7))
+    encoders = dense.encoder, sparse.encoder
+    states = [each.encode(each.image(pixels_BCHW), each.text(ids_BT, ids_BT > 30)).x_BND for each in encoders]
+    torch.testing.assert_close(*states, rtol=0, atol=2e-3)  # the router has a little noise
+    router = sparse.get_parameter("encoder.blocks.2.ffn.router.weight")
+    assert len(router.unique(dim=0)) == experts  # equal experts must be able to part
+
+
+@pytest.mark.parametrize(
+    "shape", [{"num_experts": 3}, {"expert_ratio": 0.75}, {"expert_ratio": 0.5}, {"modality_routing": False}], ids=str
+)
+def test_experts_that_cannot_hold_the_networks_are_another_encoder(shape: dict):
+    dense, sparse = (masked(shape | {"deep_ffn": policy}) for policy in ("modality", "moe"))
+    with pytest.raises(UserError, match="its encoder does not fit this model"):
+        transfer(dense.state_dict(), sparse, "there")

@@ -81,7 +81,7 @@ class EveModelConfig(ModelConfig):
     num_heads: Width = 12
     """Attention heads per block."""
     mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0
-    """Width of every feed-forward network and expert, as a multiple of embed_dim."""
+    """Width of every feed-forward network, as a multiple of embed_dim."""
     shallow_ffn: FFNPolicy = "modality"
     """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality (hard router).
     modality_vl: one per modality in unimodal passes, a third one for all tokens of a pair. moe: experts (soft router)."""
@@ -91,6 +91,9 @@ class EveModelConfig(ModelConfig):
     """Number of last blocks with deep_ffn."""
     num_experts: Width = 32
     """Experts of each `moe` block."""
+    expert_ratio: Annotated[float, "[0, 65536]"] = 0.0
+    """Width of every expert, as a multiple of embed_dim; 0: mlp_ratio. With mlp_ratio / top_k, the experts of a token cost as
+    much as one network (fine-grained experts, DeepSeekMoE)."""
     top_k: Width = 2
     """Experts per token."""
     modality_routing: bool = True
@@ -134,8 +137,13 @@ class EveModelConfig(ModelConfig):
 
     @property
     def ffn_dim(self) -> int:
-        """Hidden width of every feed-forward network and expert."""
+        """Hidden width of every feed-forward network."""
         return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def expert_dim(self) -> int:
+        """Hidden width of every expert."""
+        return round(self.embed_dim * (self.expert_ratio or self.mlp_ratio))
 
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
@@ -154,7 +162,7 @@ class EveModelConfig(ModelConfig):
         """Return the fields without effect next to the other values, with the reason."""
         found = super().unused_fields()
         if "moe" not in self.ffn_policies:
-            experts = "num_experts top_k modality_routing routing balance_weight"
+            experts = "num_experts expert_ratio top_k modality_routing routing balance_weight"
             found |= dict.fromkeys(experts.split(), "without a block of experts (moe)")
         for name, count in (("shallow_ffn", self.depth - self.num_deep_blocks), ("deep_ffn", self.num_deep_blocks)):
             found |= {} if count else {name: "as no block has it (model.num_deep_blocks)"}

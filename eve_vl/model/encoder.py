@@ -18,7 +18,7 @@ from eve_vl.config.model import NORM_EPS
 from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, index_tokens, join, resized_positions
 from eve_vl.model.layers import Attention, FeedForward, ModalityFeedForward, PassFeedForward, drop_path, layer_norm
-from eve_vl.model.moe import MoE, OfficialMoE
+from eve_vl.model.moe import MoE, OfficialMoE, upcycled
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 from eve_vl.model.relative_positions import RelativePositions
 
@@ -74,7 +74,7 @@ def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | No
     if policy != "moe":
         kind = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}[policy]
         return kind(config.embed_dim, config.ffn_dim, config.activation)
-    dims = config.embed_dim, config.ffn_dim, config.num_experts
+    dims = config.embed_dim, config.expert_dim, config.num_experts
     how, activation = config.modality_routing, config.activation
     if config.routing == "dropless" or sizes is None:
         return MoE(*dims, config.top_k, how, activation)
@@ -205,7 +205,27 @@ class Encoder(Backbone):
         return PackedTokens.of(tokens, self.config.num_heads, packs=self.packs)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's image positions and longer relative text positions."""
+        """Resize another encoder's image positions and longer relative text positions.
+
+        Experts start from its networks of the modalities.
+        """
+        tensors, *notes = self._upcycled(tensors)
+        tensors, note = self._resized_positions(tensors)
+        return tensors, "; ".join(filter(None, (*notes, note))) or None
+
+    def _upcycled(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+        tensors, notes = dict(tensors), []
+        for number, block in enumerate(self.blocks):
+            start = f"blocks.{number}.ffn."
+            dense = {name.removeprefix(start): each for name, each in tensors.items() if name.startswith(start)}
+            is_by_modality = "image.fc1.bias" in dense and "vl.fc1.bias" not in dense
+            if type(block.ffn) is MoE and is_by_modality and (made := upcycled(block.ffn, dense)):
+                tensors = {name: each for name, each in tensors.items() if not name.startswith(start)}
+                tensors |= {f"blocks.{number}.{name}": tensor for name, tensor in made.items()}
+                notes.append(number)
+        return tensors, f"experts from the networks of blocks {', '.join(map(str, notes))}" if notes else None
+
+    def _resized_positions(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         if self.relative is not None:
             names = "relative.image_bias", "relative.text_bias"
             if not all(name in tensors for name in names):

@@ -12,7 +12,8 @@ experts, R = S·K routed rows, M = 2 modalities (image, text).
 """
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ from eve_vl.model.layers import ACTIVATIONS
 from eve_vl.model.packing import PackedTokens, ReadPositions
 
 MIN_CAPACITY = 4  # rows of an expert with `reference` routing
+MARGIN = 16.0  # difference of an upcycled router's logits between the experts of the two modalities, before the token counts
+NOISE = 0.001  # share of random weights in an upcycled router, so that equal experts get different tokens
 
 
 class Router(nn.Module):
@@ -41,7 +44,8 @@ class Router(nn.Module):
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return gates (S, K), experts (S, K) int64, and statistics.
 
-        Gates are renormalised over the K, in at least float32.
+        Gates are in at least float32, renormalised over several K. The gate of a single one stays as it is, or the router
+        would not learn from the loss (Switch Transformer, Fedus et al. 2022).
         """
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
@@ -50,7 +54,8 @@ class Router(nn.Module):
             log_gates_SE = logits_SE.log_softmax(-1)
             gates_SE = log_gates_SE.exp()
             top_gates_SK, experts_SK = gates_SE.topk(self.top_k)
-            top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
+            if self.top_k > 1:
+                top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
             stats = router_stats(gates_SE, log_gates_SE, experts_SK, rows.is_of_2S)
         return top_gates_SK, experts_SK, stats
 
@@ -152,6 +157,39 @@ class MoE(nn.Module):
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
         y_SKD = y_RD.index_select(0, inverse_R).view(S, K, y_RD.shape[1])
         return torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1), stats
+
+
+def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the weights of a block with experts that computes as a block with one network per modality does.
+
+    Sparse upcycling (Komatsuzaki et al. 2023). dense: weights of that block's norms and networks. Names are of the block. Half
+    of the experts start from each network: as copies or, if they are narrower, as its parts, all of which a token must reach.
+    The router sends tokens by their modality. None if this is impossible.
+    """
+    (E, F_, D), K, own = moe.experts.fc1_weight.shape, moe.router.top_k, moe.router
+    parts, rest = divmod(len(dense["image.fc1.bias"]), F_)
+    if own.modality_embed is None or E % 2 or rest or (parts > 1 and not parts == K == E // 2):
+        return None
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for name in ("image", "text"):
+        fc1, fc2, bias = (dense[f"{name}.{part}"].float() for part in ("fc1.weight", "fc2.weight", "fc1.bias"))
+        scale, shift = (dense[f"norm_{name}.{part}"].float() for part in ("weight", "bias"))
+        stacks = {  # the norm that experts share has no scale and shift of its own
+            "fc1_weight": (fc1 * scale).view(parts, F_, D),
+            "fc1_bias": (bias + fc1 @ shift).view(parts, F_),
+            "fc2_weight": fc2.unflatten(1, (parts, F_)).movedim(1, 0) * parts,  # gates of 1 / K weigh the parts
+            "fc2_bias": dense[f"{name}.fc2.bias"].expand(parts, D),
+        }
+        for key, stack in stacks.items():
+            found[f"ffn.experts.{key}"] += [stack] * (E // 2 // parts)
+    axis_D = F.normalize(own.weight.detach()[0], dim=0)
+    side_E1 = torch.tensor([1.0, -1.0], device=axis_D.device).repeat_interleave(E // 2)[:, None]
+    return {name: torch.cat(stacks) for name, stacks in found.items()} | {
+        "norm2.weight": torch.ones(D),
+        "norm2.bias": torch.zeros(D),
+        "ffn.router.weight": side_E1 * axis_D / 2 + NOISE * own.weight.detach(),
+        "ffn.router.modality_embed": torch.stack([MARGIN * axis_D, -MARGIN * axis_D]),
+    }
 
 
 def row_tile(x_RD: Tensor, num_experts: int) -> int:

@@ -77,7 +77,8 @@ def transfer(
     own = task.state_dict()
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     encoder, resized = task.encoder.resized(encoder)
-    tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}
+    heads = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
+    tensors = heads | {ENCODER + name: tensor for name, tensor in encoder.items()}
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
     of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may differ
     may_differ = {name for pattern in may_lack for name in matching(pattern, of_encoder, "init_allow_missing")}
