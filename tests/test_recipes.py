@@ -35,6 +35,7 @@ DEMO: dict[str, Any] = {
     "V": 512,
 }
 DEMO["stem"] = (3, 24, 48, 96, 192)  # channels
+WHOLE = DEMO | {"moe_blocks": 2, "experts": 4, "narrow": 192}
 TINY: dict[str, Any] = {
     "depth": 3,
     "D": 48,
@@ -49,9 +50,11 @@ TINY: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {
     "base": {**PAPER, "depth": 12, "D": 768, "F": 3072, "moe_blocks": 2},
     "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3},
-    "demo": DEMO,
-    "scenes": DEMO,
-    "emoji": {**DEMO, "image": 64, "V": 2000},
+    "demo": WHOLE,
+    "demo_words": DEMO,
+    "scenes": WHOLE,
+    "scenes_words": DEMO,
+    "emoji": {**WHOLE, "image": 64, "V": 2000},
     "icons": {**DEMO, "image": 64, "T": 16, "V": 4000},
     "tiny": TINY,
     "mlim_tiny": {**DEMO, "blocks": (3, 16, 32, 64, 192), "is_shared": True, "stem": ()},
@@ -95,7 +98,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "medflip_tiny": {"D": 96, "F": 192, "depths": (3, 3, 0), "image": 64, "patch": 8, "T": 64, "V": 512},
 }
 """depths: of the tower for images, of that for texts, and of co-attention."""
-WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
+WITHOUT_PIXELS = ("demo_words", "scenes_words", "icons")
 VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__] for module in (pretrain, finetune)
@@ -116,12 +119,13 @@ def encoder_on_paper(
     patch: int,
     T: int,
     V: int,
+    narrow: Any = 0,
     stem: Any = (),
     blocks: Any = (),
     is_shared: Any = False,
 ):
     """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above; or of MLIM's, which has
-    one network for all tokens."""
+    one network for all tokens. narrow: width of the experts, unless it is F."""
     P, X = (image // patch) ** 2, 3 * patch * patch
     norm, ffn = 2 * D, (D * F + F) + (F * D + D)
     attention = 3 * D * D + 2 * D + (D * D + D)  # no bias on k
@@ -130,7 +134,8 @@ def encoder_on_paper(
     image_embed = (convolutions if stem or blocks else X * D + D) + D + (1 + P) * D + D
     text_embed = V * D + norm + T * D + D
     hard = norm + attention + 2 * D + (1 if is_shared else 2) * (norm + ffn)
-    soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * ffn
+    expert = 2 * D * (narrow or F) + (narrow or F) + D
+    soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * expert
     return image_embed + text_embed + norm + (depth - moe_blocks) * hard + moe_blocks * soft + norm
 
 
@@ -305,7 +310,7 @@ def test_parameters_of_recipes_equal_the_count_on_paper(name):
         painted = {"mlim_tiny": 60_947, "mlim_large": 2_763_123}[name]
         assert count(get_recipe(name)) == encoder_on_paper(**SHAPES[name]) + heads + painted
         return
-    shapes = SHAPES[family]
+    shapes = SHAPES[f"{family}_words" if variant and family in ("demo", "scenes") else family]  # baselines have no experts
     heads = pretraining_on_paper(
         ("mlm",) if name in WITHOUT_PIXELS else PRETRAINED_BY[variant],
         D=shapes["D"],
@@ -470,7 +475,7 @@ def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
 
 
 def test_the_baseline_takes_the_arithmetic_that_its_docstring_says():
-    demo, baseline = (inspect_config(get_recipe(name)).flops_per_step for name in ("demo", "demo_mlm_itc_itm"))
+    demo, baseline = (inspect_config(get_recipe(name)).flops_per_step for name in ("demo_words", "demo_mlm_itc_itm"))
     assert f"{baseline / demo:.1f} times the arithmetic" in (pretrain.demo_mlm_itc_itm.__doc__ or "")
 
 

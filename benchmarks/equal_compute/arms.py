@@ -35,8 +35,16 @@ class Arm:
 # All arms share the short recipes' encoder and contrastive fine-tuning for search; scenes use the long recipes' learning rates.
 # Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a report fits).
 PHANTOMS = "--input.image-size 64 --input.text-length 64"
-STARTS = {"scenes": ("scenes", ""), "phantoms": ("scenes", PHANTOMS), "emoji": ("emoji", ""), "icons": ("icons", "")}
-"""Pre-training recipe and flags by family."""
+WORDS = "--task.mim-weight 0 --task.mim-share 1 --model.deep-ffn modality --model.expert-ratio 0"
+STARTS = {
+    "scenes": ("scenes_words", ""),
+    "phantoms": ("scenes_words", PHANTOMS),
+    "emoji": ("emoji", WORDS),
+    "icons": ("icons", ""),
+}
+"""Pre-training recipe and flags by family, without pixels and experts."""
+PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn moe --model.expert-ratio 1"
+"""The parts of EVE as in `demo`."""
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": Stage("demo_retrieval")},
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": Stage("demo_retrieval")},
@@ -68,7 +76,10 @@ def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> di
 ONLY_MASK_TOKENS = "--task.mask-replace-prob 0"
 GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
-    "best": pretrained(),
+    "words": pretrained(),
+    "words+pixels": pretrained(PIXELS),
+    "words+experts": pretrained(EXPERTS),
+    "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
     "EVE": pretrained(PAPER),
     "EVE+ITC": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
     "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),

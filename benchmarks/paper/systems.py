@@ -63,7 +63,7 @@ SYSTEMS = {
 ALONE = f"{ENCODER} --task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0"
 ROWS = {
     "EVE": ARMS["EVE"],
-    "best": ARMS["best"],
+    "words": ARMS["words"],
     **SYSTEMS,
     "ITC+ITM+MLM": pretrained(f"{ENCODER} {ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig, *TASKS),
     "contrast": pretrained(ALONE, ContrastMatchConfig, *GENERATED) | untrained("icons", flags=ENCODER),
