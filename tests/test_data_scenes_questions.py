@@ -10,15 +10,8 @@ import pytest
 
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import SceneQuestions, SceneStatements, render
-from eve_vl.synthetic.scenes.questions import (
-    ANSWERS,
-    QUESTION_KINDS,
-    STATEMENT_KINDS,
-    Question,
-    Statement,
-    sample_question,
-    sample_statement,
-)
+from eve_vl.synthetic.scenes.questions import ANSWERS, QUESTION_KINDS, Question, sample_question
+from eve_vl.synthetic.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
 from eve_vl.synthetic.scenes.text import all_captions
 from eve_vl.synthetic.scenes.world import COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
 

@@ -20,7 +20,8 @@ from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
 from eve_vl.data.kinds.pairs import ImagesStatement, ItemPair
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
-from eve_vl.synthetic.scenes.questions import ANSWERS, sample_items, sample_question, sample_statement
+from eve_vl.synthetic.scenes.questions import ANSWERS, sample_question
+from eve_vl.synthetic.scenes.statements import sample_items, sample_statement
 from eve_vl.synthetic.scenes.text import all_captions, captions
 from eve_vl.synthetic.scenes.world import KINDS, Mark, Scene, Shape, sample_scene
 

@@ -17,6 +17,7 @@ from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 
 SPLITS = ("train", "val", "test", "test_novel")
 SIZES = ("big", "small")
+SIDES = ("left", "right")
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS = {
     "red": (222, 32, 38),
