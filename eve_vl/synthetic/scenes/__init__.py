@@ -87,7 +87,10 @@ class SceneQuestions(_SceneRows):
     answer_type is one of QUESTION_KINDS.
     """
 
-    ANSWERS: ClassVar = ANSWERS
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers of the split."""
+        return ANSWERS
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         scene, question, answer, kind = sample_question(self.split, self.seed, index)
