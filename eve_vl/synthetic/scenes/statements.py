@@ -9,22 +9,21 @@ label. Exceptions are "both …" and "more …", where one scene is informative 
 Items follow the pairs of goods in MLIM. The image of an item shows one or two shapes; its text describes one more shape, so
 each carries half of the evidence. The same item is sampled with other light and other words. A different item differs in
 one attribute of one shape, half of the time of a visible one and half of the time of the described one. Among pairs
-with equal images, and among pairs with equal texts, fewer than half are the same item.
+with equal images, and among pairs with equal texts, fewer than half are the same item. In hard splits, the image shows as
+many shapes as any hard scene.
 """
 
 from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.synthetic import pick, pick_distinct, stream
+from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 from eve_vl.synthetic.scenes import world
-from eve_vl.synthetic.scenes.text import NUMBERS, PLACES
-from eve_vl.synthetic.scenes.world import COLORS, KINDS, NUM_CELLS, SIDES, SIZES, Draft, Look, Scene, pairs_of, sample_pair
+from eve_vl.synthetic.scenes.world import NUMBERS, SIDES, SIZES, WORLDS, Draft, Look, Scene, pairs_of, sample_pair
 
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
 _MAX_COUNT = 3  # of one look in one scene
-_VALUES = {"kind": KINDS, "color": tuple(COLORS), "size": SIZES}
 
 StatementDraft = tuple[str, Draft, Draft]
 """Statement, constraints on the left and on the right scene."""
@@ -54,7 +53,8 @@ class Items(NamedTuple):
 def sample_statement(split: str, seed: int, index: int) -> Statement:
     """Sample statement `index` of a split, a pure function of the arguments."""
     rng = stream("statement", split, seed, index)
-    kind = pick(rng, ("shows",) * 4 + STATEMENT_KINDS)  # whole captions are a third of all
+    is_hard = WORLDS[split].is_hard  # without "shows": a caption of one shape is too easy
+    kind = pick(rng, STATEMENT_KINDS[1:] if is_hard else ("shows",) * 4 + STATEMENT_KINDS)  # captions are a third of all
     label = rng.random() < 0.5
     statement, *drafts = _STATEMENTS[kind](rng, split, label)
     left, right = (world.compose_draft(rng, split, draft) for draft in drafts)
@@ -64,7 +64,9 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
 def sample_items(split: str, seed: int, index: int) -> Items:
     """Sample pair `index` of a split, a pure function of the arguments."""
     rng = stream("items", split, seed, index)
-    shown = world.sample_looks(rng, split, 1 + (rng.random() < SHARE_TWO_SHAPES))
+    own = WORLDS[split]
+    num_more = pick_weighted(rng, own.num_shapes_weights) if own.is_hard else rng.random() < SHARE_TWO_SHAPES
+    shown = world.sample_looks(rng, split, own.min_shapes + num_more)
     (described,) = world.sample_looks(rng, split, 1)
     label, differs_in_image = rng.random() < SHARE_SAME, rng.random() < 0.5
     others, other = [*shown], described
@@ -76,8 +78,8 @@ def sample_items(split: str, seed: int, index: int) -> Items:
     elif not label:
         other = _changed(rng, split, described)
     first, second = pick_distinct(rng, range(4), 2)
-    cells = pick_distinct(rng, range(NUM_CELLS), len(shown))
-    scenes = world.compose(rng, shown, cells), world.compose(rng, others, cells)
+    cells = pick_distinct(rng, range(len(own.places)), len(shown))
+    scenes = world.compose(rng, own, shown, cells), world.compose(rng, own, others, cells)
     return Items(scenes, (_wordings(described)[first], _wordings(other)[second]), label)
 
 
@@ -89,13 +91,13 @@ def _counts(statement: str, look: Look, counts: Sequence[int]) -> StatementDraft
     return statement, left, right
 
 
-def _simple(rng: Random) -> tuple[Look, Look]:
-    return Look(color=pick(rng, tuple(COLORS))), Look(kind=pick(rng, KINDS))
+def _simple(rng: Random, split: str) -> tuple[Look, Look]:
+    return Look(color=pick(rng, WORLDS[split].color)), Look(kind=pick(rng, WORLDS[split].kind))
 
 
 def _one_of(rng: Random, split: str) -> Look:
     """Sample a look that an image may or may not have."""
-    return pick(rng, (sample_pair(rng, split), *_simple(rng)))
+    return pick(rng, (sample_pair(rng, split), *_simple(rng, split)))
 
 
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -104,7 +106,7 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
     If the statement is false, all three are independent.
     """
     claimed, other, another = (_single(rng, split) for _ in range(3))
-    in_words = f"one {claimed.wanted[0].singular} at {PLACES[claimed.cells[0]]} on {claimed.background}"
+    in_words = f"one {claimed.wanted[0].singular} at {WORLDS[split].places[claimed.cells[0]]} on {claimed.background}"
     images = pick_distinct(rng, (claimed if label else another, other), 2)
     if (claimed in images) != label:
         return _shows(rng, split, label)
@@ -113,7 +115,7 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _single(rng: Random, split: str) -> Draft:
     look = sample_pair(rng, split)._replace(size=pick(rng, SIZES))
-    cell, background = int(rng.random() * NUM_CELLS), pick(rng, tuple(world.BACKGROUNDS))
+    cell, background = int(rng.random() * len(WORLDS[split].places)), pick(rng, tuple(world.BACKGROUNDS))
     return Draft([look], cells=[cell], num_shapes=1, background=background)
 
 
@@ -124,7 +126,7 @@ def _side(rng: Random, split: str, label: bool) -> StatementDraft:
 
 
 def _side_number(rng: Random, split: str, label: bool) -> StatementDraft:
-    look, side = pick(rng, _simple(rng)), pick(rng, SIDES)
+    look, side = pick(rng, _simple(rng, split)), pick(rng, SIDES)
     claimed, other = pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
     name = look.plural if claimed > 1 else look.singular
     counts = claimed if label else other, pick(rng, range(_MAX_COUNT + 1))
@@ -145,20 +147,20 @@ def _only_one(rng: Random, split: str, label: bool) -> StatementDraft:
 
 
 def _total(rng: Random, split: str, label: bool) -> StatementDraft:
-    look, total = pick(rng, _simple(rng)), pick(rng, (2, 3, 4))
+    look, total = pick(rng, _simple(rng, split)), pick(rng, (2, 3, 4))
     left, other = pick_distinct(rng, range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1), 2)
     counts = (left, total - left if label else total - other)
     return _counts(f"there are {NUMBERS[total]} {look.plural} in total", look, counts)
 
 
 def _same_number(rng: Random, split: str, label: bool) -> StatementDraft:
-    look = pick(rng, _simple(rng))
+    look = pick(rng, _simple(rng, split))
     left, other = pick_distinct(rng, range(_MAX_COUNT + 1), 2)
     return _counts(f"both pictures contain the same number of {look.plural}", look, (left, left if label else other))
 
 
 def _more(rng: Random, split: str, label: bool) -> StatementDraft:
-    look = pick(rng, _simple(rng))
+    look = pick(rng, _simple(rng, split))
     first, second = pick_distinct(rng, SIDES, 2)
     low = int(rng.random() * _MAX_COUNT)
     counts = (low + 1, low) if label == (first == "left") else (low, low + 1)
@@ -166,14 +168,14 @@ def _more(rng: Random, split: str, label: bool) -> StatementDraft:
 
 
 def _same_color(rng: Random, split: str, label: bool) -> StatementDraft:
-    avoid = Look(kind=pick(rng, KINDS))
+    avoid = Look(kind=pick(rng, WORLDS[split].kind))
     left, other = pick_distinct(rng, pairs_of(split, avoid), 2)
     drafts = Draft([Look(*left)], [avoid]), Draft([Look(*(left if label else other))], [avoid])
     return f"the {avoid.kind} has the same color in both pictures", *drafts
 
 
 def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
-    avoid = Look(color=pick(rng, tuple(COLORS)))
+    avoid = Look(color=pick(rng, WORLDS[split].color))
     left, other = pick_distinct(rng, pairs_of(split, avoid), 2)
     drafts = Draft([Look(*left)], [avoid]), Draft([Look(*(left if label else other))], [avoid])
     return f"the {avoid.color} shape is the same kind in both pictures", *drafts
@@ -207,6 +209,6 @@ def _wordings(look: Look) -> tuple[str, str, str, str]:
 
 def _changed(rng: Random, split: str, look: Look) -> Look:
     """Return a look that differs in kind, colour or size."""
-    name = pick(rng, tuple(_VALUES))
-    others = [look._replace(**{name: value}) for value in _VALUES[name] if value != getattr(look, name)]
+    name = pick(rng, ("kind", "color", "size"))
+    others = [look._replace(**{name: value}) for value in getattr(WORLDS[split], name) if value != getattr(look, name)]
     return pick(rng, [other for other in others if other[:2] in pairs_of(split)])
