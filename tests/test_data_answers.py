@@ -14,10 +14,11 @@ from eve_vl.data.kinds.labels import NUM_SHOWN, ImageQuestion, closed_answers, d
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes import SceneQuestions
-from eve_vl.synthetic.scenes.questions import ANSWERS
+from eve_vl.synthetic.scenes.questions import answers_of
 from eve_vl.tasks.vqa import VQA
 from eve_vl.utils.errors import UserError
 
+ANSWERS = answers_of("train")
 LIST = ["yes", "two dogs", "café au lait"]
 
 
@@ -111,6 +112,12 @@ def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
     answers = closed_answers(scenes)
     assert answers is not None
     assert answers == list(ANSWERS)
+    hard = answers_of("hard_val")
+    assert closed_answers([*scenes, SceneQuestions(split="hard_val")]) == [
+        *ANSWERS,
+        *(each for each in hard if each not in ANSWERS),
+    ]
+    assert {"eight", "brown", "bar"} <= {*hard} - {*ANSWERS}
     monkeypatch.setattr(SceneQuestions, "__getitem__", None)  # and no row is looked at
     sources, notes = drop_unanswerable(scenes, answers, normalize)
     assert not notes

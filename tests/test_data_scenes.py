@@ -16,10 +16,12 @@ from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.text import all_captions, captions
-from eve_vl.synthetic.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
+from eve_vl.synthetic.scenes.world import BACKGROUNDS, COLORS, HARD_COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
 from eve_vl.utils.errors import UserError
 
-NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
+HARD_KINDS = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "bar")
+EASY_AND_HARD = pytest.mark.parametrize("split", ["train", "hard_train"])
 GOLDEN_INDEX = 16
 GOLDEN_CAPTIONS = (
     "yellow circle top left and cyan ring top and red triangle top right and orange star right",
@@ -28,6 +30,10 @@ GOLDEN_CAPTIONS = (
     "there are one red shape and one orange shape and one yellow shape and one cyan shape on beige",
 )
 GOLDEN_SUM = 1419991
+GOLDEN_HARD_CAPTION = (
+    "row one contains a big green circle and a small cyan triangle. a big pink circle is at row three column three"
+)
+GOLDEN_HARD_SUM = 2513231
 
 
 # World
@@ -46,6 +52,9 @@ def test_golden_scene_guards_against_another_python_drawing_other_data():
     scene = sample_scene("val", 0, GOLDEN_INDEX)
     assert captions(scene) == GOLDEN_CAPTIONS
     assert render(scene, 48).astype(int).sum() == pytest.approx(GOLDEN_SUM, rel=1e-4)
+    hard = sample_scene("hard_val", 0, GOLDEN_INDEX)
+    assert captions(hard)[2] == GOLDEN_HARD_CAPTION
+    assert render(hard, 64).astype(int).sum() == pytest.approx(GOLDEN_HARD_SUM, rel=1e-4)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -61,17 +70,23 @@ def test_held_out_pairs_leave_every_word_in_training():
     assert len(set(HELD_OUT)) == len(COLORS)
 
 
-def test_shapes_are_clear_of_one_another_and_of_every_border_that_words_depend_on():
+@pytest.mark.parametrize(
+    ("split", "lines", "counts", "extents", "margin"),
+    [("train", 3, range(1, 5), (0.24, 0.34), 0.1), ("hard_train", 4, range(3, 9), (0.15, 0.23), 0.1)],
+)
+def test_shapes_are_clear_of_one_another_and_of_every_border_that_words_depend_on(split, lines, counts, extents, margin):
     for i in range(2000):
-        shapes = sample_scene("train", 0, i).shapes
-        assert 1 <= len(shapes) <= 4
+        shapes = sample_scene(split, 0, i).shapes
+        assert len(shapes) in counts
+        assert len({(shape.row, shape.column) for shape in shapes}) == len(shapes)
         for shape in shapes:
             half = shape.extent / 2
             for center in (shape.center_y, shape.center_x):
                 assert center - half > -0.01
                 assert center + half < 1.01
-                assert min(abs(center - 1 / 3), abs(center - 2 / 3)) > 0.1
-            assert (0.32 < shape.extent < 0.36) if shape.size == "big" else (0.22 < shape.extent < 0.26)
+                assert min(abs(center - line / lines) for line in range(1, lines)) > margin
+            assert (shape.row, shape.column) == (int(shape.center_y * lines), int(shape.center_x * lines))
+            assert shape.extent == pytest.approx(extents[shape.size == "big"], abs=0.02)
         for a in shapes:
             for b in shapes:
                 if a is not b:
@@ -79,10 +94,14 @@ def test_shapes_are_clear_of_one_another_and_of_every_border_that_words_depend_o
                     assert gap > (a.extent + b.extent) / 2 - 0.05  # at most two pixels of 48 meet
 
 
-def test_every_property_is_drawn_evenly():
-    scenes = [sample_scene("train", 0, i) for i in range(4000)]
+@pytest.mark.parametrize(
+    ("split", "kinds", "colors", "lines"),
+    [("train", KINDS, COLORS, range(3)), ("hard_train", HARD_KINDS, HARD_COLORS, range(4))],
+)
+def test_every_property_is_drawn_evenly(split, kinds, colors, lines):
+    scenes = [sample_scene(split, 0, i) for i in range(4000)]
     shapes = [shape for scene in scenes for shape in scene.shapes]
-    for name, values in (("kind", KINDS), ("color", COLORS), ("size", ("big", "small")), ("row", range(3))):
+    for name, values in (("kind", kinds), ("color", colors), ("size", ("big", "small")), ("row", lines)):
         shares = Counter(getattr(shape, name) for shape in shapes)
         assert all(0.8 / len(values) < shares[value] / len(shapes) < 1.2 / len(values) for value in values), name
     assert all(0.17 < share / len(scenes) < 0.23 for share in Counter(scene.background for scene in scenes).values())
@@ -92,10 +111,12 @@ def test_every_property_is_drawn_evenly():
 # Images
 
 
-@pytest.mark.parametrize("image_size", [48, 97, 224])
-def test_image_equals_the_one_that_pil_draws(image_size):
+@pytest.mark.parametrize(
+    ("split", "image_size"), [*(("train", size) for size in (48, 97, 224)), ("hard_train", 64), ("hard_train", 128)]
+)
+def test_image_equals_the_one_that_pil_draws(split, image_size):
     for i in range(2000 // image_size):
-        scene = dataclasses.replace(sample_scene("train", 1, i), clutter=(), slope=0)
+        scene = dataclasses.replace(sample_scene(split, 1, i), clutter=(), slope=0)
         difference = np.abs(render(scene, image_size).astype(float) - _drawn_by_pil(scene, image_size))
         assert difference.mean() < 0.7
         assert difference.max() < 90  # a sharp corner inside one pixel
@@ -117,17 +138,18 @@ def test_image_shows_each_shape_in_its_colour_at_its_place(image_size):
                 np.testing.assert_allclose(image[y, x].astype(int), shape.rgb, atol=2)
 
 
-def test_clutter_is_muted_and_colours_are_told_apart():
+@EASY_AND_HARD
+def test_clutter_is_muted_and_colours_are_told_apart(split):
     for i in range(300):
-        scene = sample_scene("train", 2, i)
+        scene = sample_scene(split, 2, i)
         for name, palette, rgb in (
             (scene.background, BACKGROUNDS, scene.background_rgb),
-            *((shape.color, COLORS, shape.rgb) for shape in scene.shapes),
+            *((shape.color, HARD_COLORS, shape.rgb) for shape in scene.shapes),
         ):
             assert min(palette, key=lambda other: math.dist(palette[other], rgb)) == name
         bare = dataclasses.replace(scene, clutter=())
         assert np.abs(render(scene, 48).astype(int) - render(bare, 48)).max() <= 30 * len(scene.clutter)
-    colors, tones = list(COLORS.values()), list(BACKGROUNDS.values())
+    colors, tones = list(HARD_COLORS.values()), list(BACKGROUNDS.values())
     assert min(math.dist(color, tone) for color in colors for tone in tones) > 80
     assert min(math.dist(a, b) for a, b in combinations(colors, 2)) > 60
     assert min(math.dist(a, b) for a, b in combinations(tones, 2)) > 30
@@ -163,6 +185,8 @@ def _outlines(shape: Shape, hole: tuple[int, int, int]) -> list[tuple[list[tuple
         "circle": [(around([r], 90), rgb)],
         "ring": [(around([r], 90), rgb), (around([0.52 * r], 90), hole)],
         "square": [(box(0.9 * r, 0.9 * r), rgb)],
+        "diamond": [(around([r], 4), rgb)],
+        "bar": [(box(0.4 * r, r), rgb)],
         "cross": [(box(r, 0.36 * r), rgb), (box(0.36 * r, r), rgb)],
         "triangle": [([(-r, 0), (0.85 * r, r), (0.85 * r, -r)], rgb)],
         "star": [(around([r, 0.46 * r], 10), rgb)],
@@ -183,8 +207,9 @@ def test_every_caption_is_true_by_the_reader_written_here(split):
             assert _is_true(scene, caption), (scene.shapes, caption)
 
 
-def test_captions_of_other_scenes_are_judged_as_the_reader_does():
-    scenes = [sample_scene("test", 0, i) for i in range(400)]
+@pytest.mark.parametrize("split", ["test", "hard_test"])
+def test_captions_of_other_scenes_are_judged_as_the_reader_does(split):
+    scenes = [sample_scene(split, 0, i) for i in range(400)]
     verdicts = Counter()
     for one, other in zip(scenes, scenes[1:] + scenes[:1], strict=True):
         for caption in captions(one):
@@ -201,31 +226,39 @@ def test_captions_of_other_scenes_are_judged_as_the_reader_does():
     assert all(_is_true(scene, caption) for caption, group in shared.items() for scene in group)
 
 
-def test_a_caption_with_one_word_exchanged_is_false():
+@EASY_AND_HARD
+def test_a_caption_with_one_word_exchanged_is_false(split):
     swaps = ({"red": "blue"}, {"big": "small"}, {"star": "ring"}, {"top": "bottom"}, {"gray": "navy"}, {"two": "three"})
     for i in range(500):
-        scene = sample_scene("train", 4, i)
+        scene = sample_scene(split, 4, i)
         for caption in captions(scene):
             for swap in swaps:
                 words = caption.split()
                 if sum(word in swap for word in words) == 1 and "down" not in words and "no" not in words:
-                    assert " ".join(swap.get(word, word) for word in words) not in all_captions(scene)
+                    swapped = " ".join(swap.get(word, word) for word in words)
+                    verdict = swapped in all_captions(scene)
+                    assert verdict == _is_true(scene, swapped)
+                    assert not verdict or split == "hard_train"  # its second sentences may be true of other shapes
 
 
-def test_captions_are_short_plain_and_use_few_words():
-    spoken = [caption for i in range(3000) for caption in captions(sample_scene("train", 0, i))]
+@pytest.mark.parametrize(("split", "longest", "mean"), [("train", 20, 7.5), ("hard_train", 48, 20)])
+def test_captions_are_short_plain_and_use_few_words(split, longest, mean):
+    spoken = [caption for i in range(3000) for caption in captions(sample_scene(split, 0, i))]
+    assert all(caption.count(". ") == caption.count(".") == (split == "hard_train") for caption in spoken)
+    spoken = [caption.replace(".", "") for caption in spoken]
     words = {word for caption in spoken for word in caption.split()}
     assert len(words) <= 60
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
-    assert all(4 <= len(caption.split()) <= 20 for caption in spoken)
-    assert sum(len(caption.split()) for caption in spoken) / len(spoken) > 7.5
+    assert all(4 <= len(caption.split()) <= longest for caption in spoken)
+    assert sum(len(caption.split()) for caption in spoken) / len(spoken) > mean
 
 
-def test_hidden_words_follow_from_the_image_and_the_visible_half():
+@pytest.mark.parametrize(("split", "num_scenes"), [("val", 1500), ("hard_val", 300)])
+def test_hidden_words_follow_from_the_image_and_the_visible_half(split, num_scenes):
     rng = random.Random(0)
     expected = []
-    for i in range(1500):
-        scene = sample_scene("val", 0, i)
+    for i in range(num_scenes):
+        scene = sample_scene(split, 0, i)
         words, hidden = _hide_half(rng, rng.choice(captions(scene)))
         possible = [
             other
@@ -237,23 +270,24 @@ def test_hidden_words_follow_from_the_image_and_the_visible_half():
     assert sum(expected) / len(expected) > 0.97  # which of the missing values are named does not follow
 
 
-def test_masked_words_do_not_follow_from_the_visible_half():
+@pytest.mark.parametrize(("prefix", "num_scenes", "bound"), [("", 15_000, 0.52), ("hard_", 6_000, 0.58)])
+def test_masked_words_do_not_follow_from_the_visible_half(prefix, num_scenes, bound):
     rng = random.Random(0)
     seen = defaultdict(Counter)
-    for i in range(15_000):
-        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene("train", 0, i))))
+    for i in range(num_scenes):
+        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene(f"{prefix}train", 0, i))))
         for j in hidden:
             for context in _contexts(words, hidden, j):
                 seen[context][words[j]] += 1
     hits = []
     for i in range(2000):
-        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene("val", 0, i))))
+        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene(f"{prefix}val", 0, i))))
         for j in hidden:
             guess = next(
                 seen[context].most_common(1)[0][0] for context in _contexts(words, hidden, j) if seen[context].total() >= 12
             )
             hits.append(guess == words[j])
-    assert 0.3 < sum(hits) / len(hits) < 0.52
+    assert 0.3 < sum(hits) / len(hits) < bound
 
 
 def _hide_half(rng: random.Random, caption: str) -> tuple[list[str], set[int]]:
@@ -271,6 +305,11 @@ def _contexts(words: list[str], hidden: set[int], j: int) -> list[tuple]:
 
 def _is_true(scene: Scene, caption: str) -> bool:
     """Read a caption word by word and look whether the scene is as it says, judging by coordinates alone."""
+    if ". " in caption:
+        return all(
+            reads(scene, part.split())
+            for reads, part in zip((_is_true_first, _is_true_second), caption.split(". "), strict=True)
+        )
     words = caption.split()
     if words[-2] == "on":
         if words[-1] != scene.background:
@@ -302,6 +341,34 @@ def _is_true(scene: Scene, caption: str) -> bool:
     if words[0] == "at":
         return _lists_all(scene, _split_at(words[1:], "at"), _by_reading)
     return _lists_all(scene, _split_at(words, "and"), _by_reading)
+
+
+def _is_true_first(scene: Scene, words: list[str]) -> bool:
+    """Read the first sentence about a hard scene: counts of all shapes, or all shapes of a line."""
+    if words[0] == "there":
+        return words[-2:] == ["on", scene.background] and _counts_all(scene, words[:-2])
+    along, across = ("center_y", "center_x") if words[0] == "row" else ("center_x", "center_y")
+    shapes = [shape for shape in scene.shapes if math.ceil(4 * getattr(shape, along)) == NUMBERS[words[1]]]
+    shapes.sort(key=lambda shape: getattr(shape, across))
+    return words[2] == "contains" and _split_at(words[3:], "and") == list(map(_hard_look, shapes))
+
+
+def _is_true_second(scene: Scene, words: list[str]) -> bool:
+    """Read the second sentence about a hard scene: the cell of a shape, or what is next to it."""
+    described = [shape for shape in scene.shapes if _hard_look(shape) == words[:4]]
+    if words[4:6] == ["is", "at"]:
+        assert words[6::2] == ["row", "column"]
+        y, x = ((NUMBERS[word] - 0.5) / 4 for word in words[7::2])
+        return any(abs(shape.center_y - y) < 0.05 and abs(shape.center_x - x) < 0.05 for shape in described)
+    assert words[4:6] == ["is", "directly"]
+    dy, dx = {"above": (0.25, 0), "left": (0, 0.25)}[words[6]]
+    others = [shape for shape in scene.shapes if _hard_look(shape) == words[-4:]]
+    steps = [(b.center_y - a.center_y, b.center_x - a.center_x) for a in described for b in others]
+    return any(abs(y - dy) < 0.05 and abs(x - dx) < 0.05 for y, x in steps)
+
+
+def _hard_look(shape: Shape) -> list[str]:
+    return ["a", "big" if shape.extent > 0.19 else "small", shape.color, shape.kind]
 
 
 def _split_at(words: list[str], joint: str) -> list[list[str]]:
@@ -344,7 +411,7 @@ def _names_ends(scene: Scene, words: list[str], low: str, high: str, along) -> b
 def _counts_all(scene: Scene, words: list[str]) -> bool:
     said = {}
     for number, word in _split_at([word for word in words[2:] if word not in ("shape", "shapes")], "and"):
-        said["cross" if word == "crosses" else word.removesuffix("s") if word[:-1] in KINDS else word] = NUMBERS[number]
+        said["cross" if word == "crosses" else word.removesuffix("s") if word[:-1] in HARD_KINDS else word] = NUMBERS[number]
     counts = [Counter(shape.kind for shape in scene.shapes), Counter(shape.color for shape in scene.shapes)]
     return sum(said.values()) == len(scene.shapes) and said in [dict(count) for count in counts]
 
@@ -381,13 +448,14 @@ def test_pairs_are_rows_of_pixels_and_captions():
 
 
 def test_by_default_training_has_the_most_rows():
-    assert [len(ScenePairs(split=split)) for split in SPLITS] == [100_000, 1_000, 1_000, 1_000]
+    expected = dict.fromkeys(SPLITS, 1_000) | {"train": 100_000, "hard_train": 100_000}
+    assert {split: len(ScenePairs(split=split)) for split in SPLITS} == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "trian"}, "split is 'trian', expected one of train, val, test, test_novel"),
+        ({"split": "trian"}, "split is 'trian', expected one of train, val, test, test_novel, hard_train, hard_val, hard_test"),
         ({"image_size": 15}, "image_size is 15, expected at least 16"),
         ({"image_size": -1}, "image_size is -1, expected at least 16"),
     ],

@@ -18,7 +18,7 @@ from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.inputs import Inputs
-from eve_vl.synthetic.scenes.questions import SHARE_SAME, sample_items
+from eve_vl.synthetic.scenes.statements import SHARE_SAME, sample_items
 from eve_vl.systems.mlim import PairConfig
 from eve_vl.systems.mlim.tasks import ItemPairs, PairPredictor
 from eve_vl.tasks.task import Sizes
@@ -74,10 +74,11 @@ def test_broken_rows_say_what_is_wrong(tmp_path: Path, broken: dict[str, Any], m
     assert reason(open_source(path, kind="items"), 1) == f"items.jsonl:2: {message}"
 
 
-def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_told():
+@pytest.mark.parametrize("split", ["train", "hard_train"])
+def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_told(split: str):
     found = Counter()
     for index in range(600):
-        draft = sample_items("train", 0, index)
+        draft = sample_items(split, 0, index)
         left, right = (sorted((s.kind, s.color, s.size) for s in scene.shapes) for scene in draft.scenes)
         told = [{*text.split()} - {*["a", "an", "one", "the", "it", "is", "and", "there"]} for text in draft.texts]
         assert draft.texts[0] != draft.texts[1]

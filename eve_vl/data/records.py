@@ -196,8 +196,10 @@ def hash_of(data: bytes) -> int:
 class GeneratedSource:
     """Base class of generated sources; two with equal settings are equal."""
 
-    ANSWERS: ClassVar[tuple[str, ...]] = ()
-    """The closed list of answers, for questions."""
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The closed list of answers, for questions."""
+        return ()
 
     def true_captions(self, index: int) -> list[str] | None:
         """Return every caption that is true of a row's image, its own included.

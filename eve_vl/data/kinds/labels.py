@@ -242,7 +242,7 @@ def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None
 
     Generated questions have one.
     """
-    closed = [source.ANSWERS if isinstance(source, GeneratedSource) else () for source in sources]
+    closed = [source.answers if isinstance(source, GeneratedSource) else () for source in sources]
     return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
 

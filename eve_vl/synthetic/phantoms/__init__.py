@@ -108,7 +108,10 @@ class PhantomQuestions(PhantomRows):
     answer_type is CLOSED or OPEN, content_type one of CONTENT_TYPES.
     """
 
-    ANSWERS: ClassVar = ANSWERS
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer."""
+        return ANSWERS
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         phantom, question, answer, answer_type, content_type = sample_question(self.split, self.seed, index)

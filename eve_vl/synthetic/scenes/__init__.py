@@ -2,8 +2,9 @@
 
 Captions, questions, statements and labels are true by construction.
 
-Pure functions of (split, seed, index), no files. `test_novel` shows (kind, colour) pairs that no other split shows. Images
-are anti-aliased by signed distance, each shape computed only inside its bounding box.
+Pure functions of (split, seed, index), no files. `test_novel` shows (kind, colour) pairs that no other split shows. Splits
+named `hard_…` show more and smaller shapes, described by two sentences. Images are anti-aliased by signed distance, each
+shape computed only inside its bounding box.
 
 Letters: H height and W width of a bounding box; S side of the image.
 """
@@ -20,9 +21,10 @@ from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
 from eve_vl.data.kinds.pairs import ImagesStatement, ItemPair
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
-from eve_vl.synthetic.scenes.questions import ANSWERS, sample_items, sample_question, sample_statement
+from eve_vl.synthetic.scenes.questions import answers_of, sample_question
+from eve_vl.synthetic.scenes.statements import sample_items, sample_statement
 from eve_vl.synthetic.scenes.text import all_captions, captions
-from eve_vl.synthetic.scenes.world import KINDS, Mark, Scene, Shape, sample_scene
+from eve_vl.synthetic.scenes.world import SPLITS, Mark, Scene, Shape, sample_scene
 
 MARK_TONE = 30  # levels by which clutter darkens every channel of the background
 
@@ -35,7 +37,7 @@ class _SceneRows(GeneratedRows):
     """Base class of the sources."""
 
     NAME: ClassVar = "scenes"
-    NUM_ROWS: ClassVar = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
+    NUM_ROWS: ClassVar = {split: 100_000 if split in ("train", "hard_train") else 1_000 for split in SPLITS}
     image_size: int = 48
 
     def _scene(self, index: int) -> Scene:
@@ -72,21 +74,24 @@ class SceneTexts(_SceneRows):
 
 
 class SceneLabels(_SceneRows):
-    """Scenes with the kinds of their shapes, each once, in the order of KINDS."""
+    """Scenes with the kinds of their shapes, each once, in the order of the world's kinds."""
 
     def __getitem__(self, index: int, /) -> LabeledExample:
         where, scene = self.where(index), self._scene(index)
-        labels = sorted({shape.kind for shape in scene.shapes}, key=KINDS.index)
+        labels = sorted({shape.kind for shape in scene.shapes}, key=scene.world.kind.index)
         return LabeledExample(image=self._image(scene), text=None, labels=tuple(labels), where=where)
 
 
 class SceneQuestions(_SceneRows):
-    """Scenes with a question and its answer (one of ANSWERS) each.
+    """Scenes with a question and its answer (one of `answers`) each.
 
     answer_type is one of QUESTION_KINDS.
     """
 
-    ANSWERS: ClassVar = ANSWERS
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers of the split."""
+        return answers_of(self.split)
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         scene, question, answer, kind = sample_question(self.split, self.seed, index)
@@ -201,6 +206,10 @@ def _depth(kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
             return 1 - np.sqrt(y * y + x * x)
         case "square":
             return 0.9 - np.maximum(np.abs(y), x)
+        case "diamond":
+            return (1 - np.abs(y) - x) * math.sqrt(0.5)
+        case "bar":
+            return np.minimum(0.4 - np.abs(y), 1 - x)
         case "ring":
             return 0.24 - np.abs(np.sqrt(y * y + x * x) - 0.76)
         case "cross":

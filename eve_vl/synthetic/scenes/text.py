@@ -7,21 +7,22 @@ circle", "there are two stars"), because a model that will answer questions shou
 
 A caption is complete in what it lists: "red circle top left" means that nothing else is there. Hence a caption is true
 of a scene exactly if it is one of `all_captions` of that scene.
+
+Captions of hard scenes have two sentences. The first counts all shapes, or lists those of one row or column. The second
+names the cell of a shape, or relates two adjacent shapes.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import combinations
+from itertools import combinations, groupby, permutations
 from operator import attrgetter
 from random import Random
 
 from eve_vl.synthetic import pick, pick_distinct
-from eve_vl.synthetic.scenes.world import COLORS, KINDS, MAX_SHAPES, NUM_COLUMNS, PLURALS, Scene, Shape, article
+from eve_vl.synthetic.scenes.world import NUMBERS, PLURALS, Scene, Shape, article
 
 CAPTIONS_PER_SCENE = 4
-NUMBERS = ("zero", "one", "two", "three", "four")
-PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")  # of the cells
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
@@ -40,18 +41,26 @@ def all_captions(scene: Scene) -> list[str]:
 
 def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
+    if scene.world.is_hard:
+        seconds = [*_that_place_one(scene), *_that_relate_two(scene)]
+        counts, lines = [[count] for count in _that_count(scene)], [_that_list("row", scene), _that_list("column", scene)]
+        return [[f"{first}. {second}" for first in firsts for second in seconds] for firsts in (*counts, *lines)]
     captions = (*_that_list_shapes(scene), *_that_count(scene), *_that_compare_places(scene))
     kinds, colors = (frozenset(getattr(shape, name) for shape in scene.shapes) for name in ("kind", "color"))
-    there_or_not = [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
+    there_or_not = [*_with_missing(scene.world.kind, kinds, "a"), *_with_missing(scene.world.color, colors, "some")]
     return [*([caption] for caption in captions), there_or_not]
 
 
-def _place(shape: Shape) -> str:
-    return PLACES[shape.row * NUM_COLUMNS + shape.column]
+def _place(scene: Scene, shape: Shape) -> str:
+    return scene.world.places[shape.row * len(scene.world.anchors) + shape.column]
 
 
 def _full(shape: Shape) -> str:
     return f"{shape.size} {shape.color} {shape.kind}"
+
+
+def _with_article(shape: Shape) -> str:
+    return f"a {_full(shape)}"
 
 
 def _short(shape: Shape) -> str:
@@ -63,15 +72,15 @@ def _short(shape: Shape) -> str:
 
 def _that_list_shapes(scene: Scene) -> Iterator[str]:
     shapes, on = sorted(scene.shapes, key=attrgetter("row", "column")), f"on {scene.background}"  # in reading order
-    name = _short if len(shapes) == MAX_SHAPES else _full  # with sizes, unless the caption would become too long
-    listed = " and ".join(f"{name(shape)} {_place(shape)}" for shape in shapes)
+    name = _short if len(shapes) == scene.world.max_shapes else _full  # with sizes, unless the caption would become too long
+    listed = " and ".join(f"{name(shape)} {_place(scene, shape)}" for shape in shapes)
     yield f"{listed} {on}" if len(shapes) == 1 else listed
-    yield " ".join(f"at {_place(shape)} {name(shape)}" for shape in shapes)
+    yield " ".join(f"at {_place(scene, shape)} {name(shape)}" for shape in shapes)
     yield f"{on} {' and '.join(map(_full, shapes))}"
     if len(shapes) == 1:
-        yield f"one {_full(shapes[0])} at {_place(shapes[0])} {on}"
+        yield f"one {_full(shapes[0])} at {_place(scene, shapes[0])} {on}"
     yield f"the picture contains {' and '.join(f'{article(shape.color)} {_short(shape)}' for shape in shapes)}"
-    if len({shape.kind for shape in shapes}) == len(shapes) < MAX_SHAPES:
+    if len({shape.kind for shape in shapes}) == len(shapes) < scene.world.max_shapes:
         yield f"{on} {' and '.join(f'the {shape.kind} is {shape.color}' for shape in shapes)}"
 
 
@@ -79,8 +88,10 @@ def _that_count(scene: Scene) -> Iterator[str]:
     if len(scene.shapes) == 1:
         return
     colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
-    of_colors = [f"{NUMBERS[num]} {color} {'shapes' if num > 1 else 'shape'}" for color in COLORS if (num := colors[color])]
-    of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in KINDS if (num := kinds[kind])]
+    of_colors = [
+        f"{NUMBERS[num]} {color} {'shapes' if num > 1 else 'shape'}" for color in scene.world.color if (num := colors[color])
+    ]
+    of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in scene.world.kind if (num := kinds[kind])]
     for groups in (of_colors, of_kinds):
         yield f"there are {' and '.join(groups)} on {scene.background}"
 
@@ -104,6 +115,25 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
         (one, *_, other), places = sorted_by[side], lines[side]
         if places[0] != places[1] and places[-1] != places[-2]:
             yield f"{first} {_full(one)} and {last} {_full(other)}"
+
+
+def _that_list(line: str, scene: Scene) -> Iterator[str]:
+    """List the shapes of one row or of one column."""
+    shapes = sorted(scene.shapes, key=attrgetter(line, "row", "column"))
+    for number, group in groupby(shapes, attrgetter(line)):
+        yield f"{line} {NUMBERS[number + 1]} contains {' and '.join(map(_with_article, group))}"
+
+
+def _that_place_one(scene: Scene) -> Iterator[str]:
+    for shape in scene.shapes:
+        yield f"{_with_article(shape)} is at {_place(scene, shape)}"
+
+
+def _that_relate_two(scene: Scene) -> Iterator[str]:
+    for one, other in permutations(scene.shapes, 2):
+        for side, steps in (("left of", (0, 1)), ("above", (1, 0))):
+            if (other.row - one.row, other.column - one.column) == steps:
+                yield f"{_with_article(one)} is directly {side} {_with_article(other)}"
 
 
 @cache

@@ -3,8 +3,11 @@
 Sampling is free or under constraints.
 
 Everything here is a pure function of (split, seed, index). Positions and sizes are fractions of the canvas, y grows
-downwards. Shapes stand in distinct cells of a 3 × 3 grid with some jitter, so that "left of", "above" and the nine
-places always hold by a clear margin and no two shapes hide one another.
+downwards. Shapes stand in distinct cells of a square grid with some jitter, so that "left of", "above" and the names of
+cells always hold by a clear margin and no two shapes hide one another.
+
+There are two worlds. EASY shows one to four shapes in 3 × 3 cells; HARD shows three to eight in 4 × 4, of more kinds and
+colours. At 64 pixels the shapes of HARD are 10 or 15 pixels wide.
 """
 
 from collections.abc import Sequence
@@ -15,9 +18,10 @@ from typing import NamedTuple
 
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 
-SPLITS = ("train", "val", "test", "test_novel")
 SIZES = ("big", "small")
+SIDES = ("left", "right")
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
+HARD_KINDS = (*KINDS, "diamond", "bar")
 COLORS = {
     "red": (222, 32, 38),
     "orange": (248, 138, 18),
@@ -28,6 +32,7 @@ COLORS = {
     "purple": (138, 48, 190),
     "pink": (250, 128, 192),
 }
+HARD_COLORS = COLORS | {"brown": (130, 76, 32), "black": (38, 38, 42)}
 BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that all are easy to see
     "white": (246, 246, 244),
     "gray": (196, 198, 202),
@@ -35,48 +40,88 @@ BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that 
     "mint": (190, 232, 206),
     "sky": (186, 214, 244),
 }
-PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
-NUM_COLUMNS = 3  # and rows
-NUM_CELLS = NUM_COLUMNS**2
-MAX_SHAPES = 4
+PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in HARD_KINDS}
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 # Pairs that training never shows, one per colour and one or two per kind: it has all words, but not these combinations.
 HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS))
 SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
 
-_ANCHORS = (0.18, 0.5, 0.82)  # centre of a row or column
-_EXTENT = {"big": 0.34, "small": 0.24}  # 16 and 11.5 pixels at 48
 _EXTENT_JITTER = 0.01
 _PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps adjacent shapes apart and everything on the canvas
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
-_NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming shapes is learnt before telling them apart
 _MAX_MARKS = 4
+_SHARE_DISSIMILAR = 0.1  # how often hard scenes keep a sampled look that shares neither kind nor colour with another
 _MAX_TRIES = 1000  # only asserts that a draft is satisfiable; one to six tries are usual
+
+
+class World(NamedTuple):
+    """What the scenes of a split show, and where.
+
+    pairs: of kind and colour. anchors: centres of rows and of columns. places: names of the cells, row by row.
+    extents: of SIZES. num_shapes_weights: from the fewest shapes to the most.
+    """
+
+    kind: tuple[str, ...]
+    color: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    anchors: tuple[float, ...]
+    places: tuple[str, ...]
+    extents: tuple[float, float]
+    num_shapes_weights: tuple[float, ...]
+    min_shapes: int
+    max_shapes: int
+    is_hard: bool = False
+    size: tuple[str, ...] = SIZES
+
+
+EASY = World(
+    kind=KINDS,
+    color=tuple(COLORS),
+    pairs=SEEN,
+    anchors=(0.18, 0.5, 0.82),
+    places=("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right"),
+    extents=(0.34, 0.24),  # 16 and 11.5 pixels at 48
+    num_shapes_weights=(0.6, 0.25, 0.1, 0.05),  # mostly easy ones: naming shapes is learnt before telling them apart
+    min_shapes=1,
+    max_shapes=4,
+)
+HARD = World(
+    kind=HARD_KINDS,
+    color=tuple(HARD_COLORS),
+    pairs=tuple((kind, color) for kind in HARD_KINDS for color in HARD_COLORS if (kind, color) not in HELD_OUT),
+    anchors=(0.125, 0.375, 0.625, 0.875),
+    places=tuple(f"row {row} column {column}" for row in NUMBERS[1:5] for column in NUMBERS[1:5]),
+    extents=(0.23, 0.15),
+    num_shapes_weights=(0.1, 0.15, 0.2, 0.2, 0.2, 0.15),
+    min_shapes=3,
+    max_shapes=8,
+    is_hard=True,
+)
+WORLDS = {
+    **dict.fromkeys(("train", "val", "test"), EASY),
+    "test_novel": EASY._replace(pairs=SEEN + HELD_OUT),
+    **dict.fromkeys(("hard_train", "hard_val", "hard_test"), HARD),
+}
+"""By split."""
+SPLITS = tuple(WORLDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """One shape: names, exact colour, width and centre (fractions of the canvas)."""
+    """One shape: names, row and column from 0, exact colour, width and centre (fractions of the canvas)."""
 
     kind: str
     color: str
     size: str
+    row: int
+    column: int
     rgb: tuple[int, int, int]
     extent: float
     center_y: float
     center_x: float
-
-    @property
-    def row(self) -> int:
-        """0 top, 1 middle, 2 bottom third of the canvas."""
-        return int(self.center_y * 3)
-
-    @property
-    def column(self) -> int:
-        """0 left, 1 middle, 2 right third of the canvas."""
-        return int(self.center_x * 3)
 
 
 class Look(NamedTuple):
@@ -126,6 +171,7 @@ class Scene:
     slope: by how many levels the bottom edge is lighter than the middle.
     """
 
+    world: World
     shapes: tuple[Shape, ...]
     background: str
     background_rgb: tuple[int, int, int]
@@ -158,22 +204,24 @@ ANY = Look()
 @cache
 def pairs_of(split: str, look: Look = ANY) -> tuple[tuple[str, str], ...]:
     """Return the (kind, colour) pairs of a split, or those of a look."""
-    pairs = SEEN + HELD_OUT if split == "test_novel" else SEEN
-    return tuple(pair for pair in pairs if look.kind in ("", pair[0]) and look.color in ("", pair[1]))
+    return tuple(pair for pair in WORLDS[split].pairs if look.kind in ("", pair[0]) and look.color in ("", pair[1]))
 
 
 def sample_scene(split: str, seed: int, index: int) -> Scene:
     """Sample scene `index` of a split, a pure function of the arguments."""
-    rng = stream("scene", split, seed, index)
-    return compose(rng, sample_looks(rng, split, 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)))
+    rng, world = stream("scene", split, seed, index), WORLDS[split]
+    num_shapes = world.min_shapes + pick_weighted(rng, world.num_shapes_weights)
+    return compose(rng, world, sample_looks(rng, split, num_shapes))
 
 
 def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
     """Sample looks from the pairs of a split.
 
-    In `test_novel` at least one is a held-out pair.
+    In `test_novel` at least one is a held-out pair. In hard scenes most shapes share a kind or a colour with another.
     """
     pairs = pairs_of(split)
+    if WORLDS[split].is_hard:
+        return _sample_wanted(rng, split, Draft(num_shapes=num_shapes))
     looks = [Look(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
     if split == "test_novel":
         looks[int(rng.random() * num_shapes)] = Look(*pick(rng, HELD_OUT), pick(rng, SIZES))
@@ -182,21 +230,24 @@ def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
 
 def sample_pair(rng: Random, split: str) -> Look:
     """Sample a kind and colour to ask about; in `test_novel` a held-out pair."""
-    return Look(*pick(rng, HELD_OUT if split == "test_novel" else SEEN))
+    return Look(*pick(rng, HELD_OUT if split == "test_novel" else pairs_of(split)))
 
 
-def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None) -> Scene:
+def compose(
+    rng: Random, world: World, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None
+) -> Scene:
     """Place looks in distinct cells and sample everything else.
 
-    Cells (0 to 8, row by row) and background are sampled if None.
+    Cells (from 0, row by row) and background are sampled if None.
     """
     if cells is None:
-        cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
+        cells = pick_distinct(rng, range(len(world.places)), len(looks))
     if background is None:
         background = pick(rng, tuple(BACKGROUNDS))
     shift = _jitter(rng, _TONE_JITTER)
     return Scene(
-        shapes=tuple(_place(rng, look, cell) for look, cell in zip(looks, cells, strict=True)),
+        world=world,
+        shapes=tuple(_place(rng, world, look, cell) for look, cell in zip(looks, cells, strict=True)),
         background=background,
         background_rgb=_shifted(BACKGROUNDS[background], (shift, shift, shift)),
         slope=round(_jitter(rng, _MAX_SLOPE)),
@@ -210,20 +261,23 @@ def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
 
     Callers draw the answer first and the scene after it, so that no wording makes one answer likelier than another.
     """
-    looks = _sample_wanted(rng, split, draft)
-    free = [cell for cell in range(NUM_CELLS) if cell not in draft.cells]
+    world, looks = WORLDS[split], _sample_wanted(rng, split, draft)
+    free = [cell for cell in range(len(world.places)) if cell not in draft.cells]
     cells = [*draft.cells, *pick_distinct(rng, free, len(looks) - len(draft.cells))]
-    return compose(rng, looks, cells, draft.background)
+    return compose(rng, world, looks, cells, draft.background)
 
 
 def _sample_wanted(rng: Random, split: str, draft: Draft) -> list[Look]:
+    world = WORLDS[split]
     for _ in range(_MAX_TRIES):
-        others = pick_weighted(rng, _NUM_SHAPES_WEIGHTS)  # as in captions: mostly none
-        num_shapes = draft.num_shapes or min(max(1, len(draft.wanted)) + others, MAX_SHAPES)
+        others = pick_weighted(rng, world.num_shapes_weights)  # as in captions
+        num_shapes = draft.num_shapes or min(max(world.min_shapes, len(draft.wanted)) + others, world.max_shapes)
         looks = [_sample_look(rng, split, wanted) for wanted in draft.wanted]
         while len(looks) < num_shapes:
             look = _sample_look(rng, split, ANY)
-            if not any(avoided.fits(look) for avoided in draft.avoid):
+            is_avoided = any(avoided.fits(look) for avoided in draft.avoid)
+            is_similar = any(look.kind == other.kind or look.color == other.color for other in looks)
+            if not is_avoided and (not world.is_hard or is_similar or rng.random() < _SHARE_DISSIMILAR):
                 looks.append(look)
         if split != "test_novel" or any(look[:2] in HELD_OUT for look in looks):
             return looks
@@ -243,16 +297,18 @@ def _shifted(rgb: tuple[int, int, int], shift: tuple[float, float, float]) -> tu
     return red, green, blue
 
 
-def _place(rng: Random, look: Look, cell: int) -> Shape:
-    row, column = divmod(cell, NUM_COLUMNS)
+def _place(rng: Random, world: World, look: Look, cell: int) -> Shape:
+    row, column = divmod(cell, len(world.anchors))
     place_jitter = _PLACE_JITTER[look.size]
     shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))
     return Shape(
         **look._asdict(),
-        rgb=_shifted(COLORS[look.color], shift),
-        extent=_EXTENT[look.size] + _jitter(rng, _EXTENT_JITTER),
-        center_y=_ANCHORS[row] + _jitter(rng, place_jitter),
-        center_x=_ANCHORS[column] + _jitter(rng, place_jitter),
+        row=row,
+        column=column,
+        rgb=_shifted(HARD_COLORS[look.color], shift),
+        extent=world.extents[SIZES.index(look.size)] + _jitter(rng, _EXTENT_JITTER),
+        center_y=world.anchors[row] + _jitter(rng, place_jitter),
+        center_x=world.anchors[column] + _jitter(rng, place_jitter),
     )
 
 
