@@ -55,9 +55,9 @@ def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
 def eve_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """The real command line, started in tmp_path as a process of its own."""
 
-    def start(*args: object, module: tuple[str, ...] = ("eve_vl",), **kwargs) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", *module, *map(str, args)]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+    def start(*args: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "eve_vl", *map(str, args)]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
 
