@@ -22,7 +22,8 @@ SHORT = shlex.split("""
     --train.dtype float32 --train.threads 1
 """)
 NUM_ROWS = 24
-# Runs several commands in one process, whose loader workers are started anew; PYTHON: not a command, but an expression.
+# Runs several commands in one process. Loader workers are forks of a server that knows the package and no code of a user.
+# PYTHON: not a command, but an expression.
 DRIVER = """
 import contextlib, io, json, multiprocessing, sys
 from eve_vl.cli import main
@@ -43,7 +44,8 @@ def run(argv):
     return code, out.getvalue(), err.getvalue()
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
+    multiprocessing.set_start_method("forkserver")
+    multiprocessing.set_forkserver_preload(["eve_vl.run.training"])
     print(json.dumps([run(argv) for argv in json.load(sys.stdin)]))
 """
 PACKAGE = {
