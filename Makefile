@@ -12,8 +12,10 @@ demo: .venv/.core       ## pre-train, fine-tune and evaluate on built-in data, w
 test: .venv/.dev        ## lint, types and the test suite, in parallel
 	$(MAKE) --jobs=2 lint suite
 
+# By file, because fixtures are shared within a file; in order of names, which ends with short files. By their number of tests,
+# slow files with a single test would come last, and one worker would wait for the other.
 suite: .venv/.dev       ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # by file, because fixtures are shared within a file
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/.docs       ## build the docs site in site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # silences a note on MkDocs 2 (docs/design_choices.md)

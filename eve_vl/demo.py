@@ -69,7 +69,8 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     start, configs = time.perf_counter(), plan(out)
     at_once = min(usable_cores(), len(configs))
     out.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork; this server has none
+    context.set_forkserver_preload([__name__])  # imports take seconds: once for all workers
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
     with ProcessPoolExecutor(at_once, mp_context=context) as pool:
         _run_all(pool, at_once, configs, num_test)

@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_folder_of_another_recipe(eve):
     assert "'tiny'" in line and "'demo'" in line and "--out" in line
 
 
-def test_disk_full_while_saving(eve, eve_process, tmp_path: Path):
+def test_disk_full_while_saving(eve, eve_fork, tmp_path: Path):
     """A limit on the size of a file stands in for a full disk: the second checkpoint cannot be written whole."""
     flags = ("pretrain", "tiny", "--out", "run", "--train.save-every", 5, "--train.steps", 10)
     assert eve(*flags[:4], "--train.save-every", 5, "--train.steps", 5).returncode == 0
@@ -158,7 +159,7 @@ def test_disk_full_while_saving(eve, eve_process, tmp_path: Path):
     config["train"]["steps"] = 10  # as if the run had been stopped half-way
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     limit = max(len(data) for data in before.values()) // 2
-    process = eve_process(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = eve_fork(*flags, before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
     stdout, stderr = process.communicate(timeout=120)
     line = complaint(subprocess.CompletedProcess([], process.returncode, stdout, stderr))
     assert "cannot be written" in line and "earlier checkpoints are intact" in line

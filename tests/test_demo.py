@@ -54,7 +54,7 @@ def folder(tmp_path_factory) -> Path:
         patch.setattr(demo, "usable_cores", lambda: 2)
         demo.run_demo(out, num_test=12)
         before = {path: path.stat().st_mtime_ns for path in out.rglob("step_*")}
-        patch.setattr(demo, "usable_cores", lambda: 1)  # one worker: to start one takes seconds
+        patch.setattr(demo, "usable_cores", lambda: 1)
         demo.run_demo(out, num_test=12)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
     return out
@@ -133,7 +133,7 @@ def test_a_terminated_worker_saves_and_ends(tmp_path: Path):
     """If one worker of a pool dies, the pool terminates the others and waits for them."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
     config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         future = pool.submit(demo.work, config)
         (worker,) = pool._processes.values()
         while not read_log(config.out):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ SHORT = shlex.split("""
     --train.dtype float32 --train.threads 1
 """)
 NUM_ROWS = 24
-# Runs several commands in one process, whose loader workers are started anew; PYTHON: not a command, but an expression.
+# Runs several commands in one process. Loader workers are forks of a server that knows the package and no code of a user.
+# PYTHON: not a command, but an expression.
 DRIVER = """
 import contextlib, io, json, multiprocessing, sys
 from eve_vl.cli import main
@@ -42,7 +44,8 @@ def run(argv):
     return code, out.getvalue(), err.getvalue()
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
+    multiprocessing.set_start_method("forkserver")
+    multiprocessing.set_forkserver_preload(["eve_vl.run.training"])
     print(json.dumps([run(argv) for argv in json.load(sys.stdin)]))
 """
 PACKAGE = {
@@ -76,17 +79,39 @@ def commands(folder: Path, *argvs: list[str], **env: str) -> list[tuple[int, str
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, pretrained: Path) -> Path:
-    """With a copy of the example and a run of it, trained by the real command line."""
+def first(tmp_path_factory, pretrained: Path) -> tuple[Path, list[tuple[int, str, str]]]:
+    """A folder with a copy of the example and a run of it; and what commands say that use installed packages.
+
+    One process does both: a start takes seconds. It knows no code of a user but what is installed, until it trains the example.
+    """
     folder = tmp_path_factory.mktemp("own")
     (folder / "count_things.py").write_text(EXAMPLE.read_text())
-    command = [sys.executable, "-m", "eve_vl", "finetune", "count_things.py:count", "--init", str(pretrained), *SHORT]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "training on scenes:train, the recipe's data" in done.stdout
+    for name, text in PACKAGE.items():
+        (folder / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "site" / name).write_text(text)
+    (folder / "frog.haiku").write_text("the old pond\na frog jumps in\nthe sound of water\n")
+    *done, trained = commands(
+        folder,
+        ["pretrain", "help"],
+        shlex.split("pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8"),
+        ["data", "check", "frog.haiku", "--kind", "texts"],
+        ["pretrain", "litle"],
+        ["pretrain", "big"],
+        ["evaluate", "guess", "little"],
+        ["guess", "little"],
+        ["finetune", "count_things.py:count", "--init", str(pretrained), *SHORT],
+        EVE_CODE="",
+    )
+    shutil.rmtree(folder / "site")
+    assert trained[0] == 0, trained
+    assert "training on scenes:train, the recipe's data" in trained[1]
     assert (folder / "runs/count/report.html").is_file()
-    return folder
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def folder(first) -> Path:
+    return first[0]
 
 
 def test_the_example_is_short():
@@ -146,22 +171,8 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     }  # the same values make the same run
 
 
-def test_packages_bring_recipes_and_readers_and_break_nothing(folder: Path):
-    for name, text in PACKAGE.items():
-        (folder / "site" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "site" / name).write_text(text)
-    (folder / "frog.haiku").write_text("the old pond\na frog jumps in\nthe sound of water\n")
-    listed, trained, checked, unknown, broken, task, verb = commands(
-        folder,
-        ["pretrain", "help"],
-        shlex.split("pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8"),
-        ["data", "check", "frog.haiku", "--kind", "texts"],
-        ["pretrain", "litle"],
-        ["pretrain", "big"],
-        ["evaluate", "guess", "little"],
-        ["guess", "little"],
-        EVE_CODE="",
-    )
+def test_packages_bring_recipes_and_readers_and_break_nothing(first):
+    folder, (listed, trained, checked, unknown, broken, task, verb) = first
     assert listed[0] == 0 and "little" in listed[1] and "From a package. (package made-up 1.5)" in listed[1]
     warning = "eve: warning: package broken 2.0: eve_vl.recipes big cannot be loaded (ModuleNotFoundError"
     assert listed[2].startswith(warning) and listed[2].count("\n") == 1

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.config import DualEncoderConfig, generated
+from eve_vl.cli import main
+from eve_vl.config import Config, DualEncoderConfig, generated
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes, start_of
+from eve_vl.run.loading import read_config
 
 FEW = (
     *("--train.steps", 1, "--train.batch-size", 4, "--train.accumulation", 1, "--train.threads", 1, "--data.num-workers", 0),
@@ -29,9 +31,9 @@ def shape_flags(name: str) -> tuple[object, ...]:
     return (*flags, *PAPER, *DECODER * bool(has_decoder))
 
 
-def split(name: str) -> tuple[str, ...]:
-    """The smaller split of a recipe's generated data, since the training split has thousands of captions for a tokenizer."""
-    kind = generated(get_recipe(name).data.train[0])
+def split(config: Config) -> tuple[str, ...]:
+    """The smaller split of a recipe's generated data: the training split has thousands of texts to read before the start."""
+    kind = generated(config.data.train[0])
     assert kind is not None
     return ("--data.train", f"{kind[0]}:val")
 
@@ -55,29 +57,34 @@ def test_recipes_of_each_kind_are_started():
     assert {"demo_vqa", "scenes_nlvr2", "m3ae_tiny_retrieval", "mlim_pairs"} <= {*FINETUNE}
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
-def test_a_pre_training_recipe_starts_by_its_name(name, eve, tmp_path: Path):
-    done = eve("pretrain", name, "--out", "run", *FEW, *shape_flags(name), *split(name))
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/checkpoints/step_00000001/model.safetensors").is_file()
+class Started(dict[str, Path]):
+    """A run of each pre-training recipe by its name, trained when it is asked for first."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        words = ("pretrain", name, "--out", self.folder / name, *FEW, *shape_flags(name), *split(get_recipe(name)))
+        main([str(word) for word in words])
+        self[name] = self.folder / name
+        return self[name]
 
 
 @pytest.fixture(scope="module")
-def starts(tmp_path_factory) -> dict[str, Path]:
-    """One run of each recipe that a fine-tuning recipe starts from."""
-    from eve_vl.cli import main
+def started(tmp_path_factory) -> Started:
+    return Started(tmp_path_factory.mktemp("started"))
 
-    folder = tmp_path_factory.mktemp("starts")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("eve_vl.report.page.write_report", str)
-        for name in {STARTS[each] for each in FINETUNE}:
-            words = ("pretrain", name, "--out", folder / name, *FEW, *shape_flags(name), *split(name))
-            main([str(word) for word in words])
-    return {path.name: path for path in folder.iterdir()}
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_a_pre_training_recipe_starts_by_its_name(name, started: Started):
+    assert (started[name] / "checkpoints/step_00000001/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", FINETUNE)
-def test_a_fine_tuning_recipe_starts_by_its_name(name, eve, starts, tmp_path: Path):
-    done = eve("finetune", name, "--init", starts[STARTS[name]], "--out", "run", *FEW, "--train.batch-size", 16)
+def test_a_fine_tuning_recipe_starts_by_its_name(name, eve, started: Started, tmp_path: Path):
+    start = started[STARTS[name]]
+    data = split(get_finetune_recipe(name, read_config(start)))
+    done = eve("finetune", name, "--init", start, "--out", "run", *FEW, *data, "--train.batch-size", 16)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/checkpoints/step_00000001/model.safetensors").is_file()

@@ -58,9 +58,9 @@ def wait_for_step(run: Path, step: int) -> None:
 MUON = ("--train.optimizer", "muon")
 
 
-def test_killed_run_goes_on_bit_for_bit(eve, eve_process, tmp_path: Path):
+def test_killed_run_goes_on_bit_for_bit(eve, eve_fork, tmp_path: Path):
     assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE, *MUON).returncode == 0
-    process = eve_process("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON)
+    process = eve_fork("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON)
     wait_for_step(tmp_path / "killed", 6)  # past the checkpoint of step 5
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -106,9 +106,9 @@ def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "killed", step=4)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: Path):
+def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_fork, tmp_path: Path):
     assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
-    process = eve_process("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE, "--train.save-every", "100")
+    process = eve_fork("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE, "--train.save-every", "100")
     wait_for_step(tmp_path / "stopped", 2)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
@@ -141,13 +141,13 @@ def test_a_closed_terminal_loses_nothing(tmp_path: Path):
     assert list((tmp_path / "run/checkpoints").glob("step_*"))
 
 
-def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tmp_path: Path):
+def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_fork, pretrained, tmp_path: Path):
     """With its best weights, whose number is that of a validation before the crash or after it."""
     data = ("--data.train", "scenes:val", "--data.val-samples", 32, "--train.batch-size", 8)
     command = ("finetune", "scenes_vqa", "--init", pretrained, *data)
     flags = (*FLAGS, *NOISE, "--data.augment", "color", "--data.num-workers", 0)
     assert eve(*command, "--out", "whole", *flags).returncode == 0
-    process = eve_process(*command, "--out", "killed", *flags)
+    process = eve_fork(*command, "--out", "killed", *flags)
     wait_for_step(tmp_path / "killed", 6)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -160,9 +160,9 @@ def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tm
     assert read_best(tmp_path / "whole") == read_best(tmp_path / "killed")
 
 
-def test_a_run_folder_in_use_is_refused(eve, eve_process, tmp_path: Path):
+def test_a_run_folder_in_use_is_refused(eve, eve_fork, tmp_path: Path):
     long = ("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--data.num-workers", 1)
-    process = eve_process(*long)
+    process = eve_fork(*long)
     wait_for_step(tmp_path / "run", 6)
     config = (tmp_path / "run/config.json").read_bytes()
     second = eve("pretrain", "tiny", "--out", "run", *FLAGS)

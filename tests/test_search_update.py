@@ -370,18 +370,18 @@ setattr(indexer.Update, name, call)
 """
 
 
-def test_an_update_resumes_after_sigkill(eve, eve_process, run, photos, tmp_path):
+def test_an_update_resumes_after_sigkill(eve, eve_fork, run, photos, tmp_path):
     """Between commits, and after deleting rows that are gone but before that commit."""
-    (tmp_path / "kills.py").write_text(KILLS)
+    (tmp_path / "dying.py").write_text(KILLS)
     for number in range(100, 200):
         write_image(photos / "many" / f"{number}.png", number)
         (photos / "many" / f"{number}.txt").write_text(f"red {number // 2}")
     command = ("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
 
     def killed_after(what: str) -> int:
-        process = eve_process(*command, "--code", "kills.py", env={**os.environ, "KILLED_AFTER": what})
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process = eve_fork(*command, "--code", "dying.py", env={**os.environ, "KILLED_AFTER": what})
+        _, stderr = process.communicate()
+        assert process.returncode == -signal.SIGKILL, stderr
         assert (tmp_path / "killed" / CHECKSUMS).read_text() == "{}"
         return len(content(tmp_path / "killed"))
 

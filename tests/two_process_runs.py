@@ -1,9 +1,10 @@
-"""The runs that tests/test_distributed_runs.py starts under torchrun.
+"""What tests/test_distributed.py starts under torchrun, twice: the first start dies.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_process_runs.py FOLDER, twice: the first time dies
+python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_process_runs.py FOLDER
 """
 
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import two_processes
 from safetensors.torch import save_file
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
@@ -30,6 +32,12 @@ from eve_vl.utils.errors import SharedError
 
 NUM_ROWS, BATCH, STEPS, SAVED, KILLED = 24, 8, 20, 10, 13
 UPDATES = 200
+FLAGS = (
+    *("--train.steps", "8", "--train.log-every", "1", "--train.val-every", "4", "--train.batch-size", "16"),
+    *("--model.dropout", "0", "--train.dtype", "float32", "--train.threads", "1", "--model.balance-weight", "0.5"),
+    *("--train.accumulation", "2"),  # a step of one micro-batch: two_processes.py
+    *("--data.train", "scenes:val", "--data.val-samples", "32"),  # of all its rows both make a tokenizer (tests/conftest.py)
+)
 
 
 def train(run: Path, *, dies: bool) -> None:
@@ -148,8 +156,12 @@ def main(folder: Path) -> None:
         (folder / f"bad_{processes.rank()}.txt").write_text(bad_row(folder))
         (folder / f"partner_{processes.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)
+    two_processes.write_all(folder)
     processes.barrier()
     processes.shutdown()
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # a second group may not read the addresses of the first
+    sys.argv = ["eve", "pretrain", "tiny", "--out", str(folder / "two"), *FLAGS]
+    runpy.run_module("eve_vl", run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
-"""The computations that tests/test_distributed_tasks.py starts under torchrun.
-
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_processes.py FOLDER
-"""
+"""The computations of tasks that tests/two_process_runs.py does in two processes."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +168,8 @@ def ends_of(numbers: dict[str, float]) -> dict[str, float]:
     return {f"{name} {end}": each[end] for name, each in known.items() for end in ("n", "low", "high")}
 
 
-def main(folder: Path) -> None:
+def write_all(folder: Path) -> None:
     """Write what this process found."""
-    torch.set_num_threads(1)
-    processes.setup(torch.device("cpu"))
     rank = processes.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
     for step in (gradients_of_a_step, systems_step, drawn_negatives, mlim_step):
@@ -183,9 +177,3 @@ def main(folder: Path) -> None:
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
-    processes.barrier()
-    processes.shutdown()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
