@@ -19,8 +19,8 @@ INPUT = "--input.image-size --input.patch-size --input.text-length --input.padde
 MODEL = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.text-embedding
-    --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
+    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation --model.positions
+    --model.text-embedding --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 TOWERS = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
