@@ -114,6 +114,10 @@ class DataConfig(Values):
     augment: Literal["none", "color", "rand", "random_ink"] = "none"
     """Further augmentation of training images. color: color jitter (0.4). rand: RandAugment (2 operations, magnitude 7).
     random_ink, for drawings: half of them in grey or in one random colour."""
+    batches_from: str | None = None
+    """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. For
+    contrast among images of several styles or sources: a style then no longer tells the right pair. A value with fewer rows
+    than train.batch_size comes in mixed batches only."""
     num_workers: CountOrZero = 1
     """Loader processes; 0: load in the training process."""
     max_invalid_fraction: Annotated[float, "[0, 1]"] = 0.01
@@ -147,7 +151,7 @@ class DataConfig(Values):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = ("format", "image_root", "image_column", "text_column", "label_column")
+        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from")
         unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 

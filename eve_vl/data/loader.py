@@ -2,26 +2,33 @@
 
 Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
 number of processes and workers, and restarts, change nothing.
+
+Letters: N rows of an epoch, R rows of all sources.
 """
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import Source, find_generator
+from eve_vl.data.records import Source, find_generator, hash_of
+from eve_vl.data.table import Table
+from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
-ORDER, ROWS = 1, 2  # purposes of the random streams, next to those of the datasets
+ORDER, ROWS, BATCHES = 1, 2, 7  # purposes of the random streams, next to those of the datasets and of evaluation
+Arrange = Callable[[np.ndarray, int], np.ndarray]
 
 
 def open_sources(
@@ -76,12 +83,76 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     return order[generator(seed, ORDER, epoch).permutation(total)]
 
 
+def hashes_of(source: Any, name: str) -> np.ndarray:
+    """Return a hash of each row's value in a column, int64.
+
+    All rows without a value differ. Raises UserError if no row has one.
+    """
+    if isinstance(source, Subset):
+        return hashes_of(source.dataset, name)[np.asarray(source.indices)]
+    if not isinstance(source, Table):
+        raise UserError("data.batches_from and data.pair_captions need rows from files; generated rows have no columns")
+    hashes, has_values = array("q"), False
+    for row, value in enumerate(progress(source.values(name), f"reading column {name}", len(source))):
+        text = "" if value is None else str(value).strip()
+        has_values = has_values or text != ""
+        hashes.append(hash_of((text or f"\0{source.path}:{row}").encode(errors="surrogatepass")))
+    if not has_values:
+        problem = f"no row has a value in a column {name!r} of a JSON lines, CSV, TSV or Parquet file"
+        raise source.lacks(problem, "Name another one with --data.batches-from, or leave it out")
+    return np.array(hashes)
+
+
+def first_of_groups(hash_N: np.ndarray, size: int) -> np.ndarray:
+    """Return the first row of each row's group, int64 (N,).
+
+    The rows with one hash form groups of `size` in their order; the last group may be smaller.
+    """
+    by_hash_N, place_N = np.argsort(hash_N, kind="stable"), np.arange(len(hash_N))
+    is_new_N = np.diff(hash_N[by_hash_N], prepend=0) != 0
+    start_N = np.maximum.accumulate(np.where(is_new_N, place_N, 0))
+    first_N = np.empty_like(by_hash_N)
+    first_N[by_hash_N] = by_hash_N[place_N - (place_N - start_N) % size]
+    return first_N
+
+
+def arranged(
+    order_N2: np.ndarray, epoch: int, *, starts: np.ndarray, value_R: np.ndarray, batch_size: int, seed: int
+) -> np.ndarray:
+    """Return an epoch's order with batches of rows that share a value.
+
+    Half of its whole batches are such. starts: number of the first row of each source. Groups of batch_size rows with one value are chosen at random, so that each
+    value comes about as often as its rows. The other rows keep their order.
+    """
+    N, rng = len(order_N2), generator(seed, BATCHES, epoch)
+    first_N = first_of_groups(value_R[starts[order_N2[:, 0]] + order_N2[:, 1]], batch_size)
+    lead = -epoch * N % batch_size  # rows in a batch that began in the epoch before
+    num_batches = max(N - lead, 0) // batch_size
+    groups = np.flatnonzero(np.bincount(first_N, minlength=N) == batch_size)
+    groups = rng.permutation(groups)[: num_batches // 2]
+    batches = rng.permutation(num_batches)[: len(groups)]
+    by_group_N = np.argsort(first_N, kind="stable")
+    rows = by_group_N[np.isin(first_N[by_group_N], groups)]
+    places = (lead + batches[:, None] * batch_size + np.arange(batch_size)).flatten()
+    row_N, is_mixed_N = np.empty(N, dtype=np.int64), np.ones(N, dtype=bool)
+    row_N[places], is_mixed_N[places] = rows, False
+    row_N[is_mixed_N] = np.delete(np.arange(N), rows)
+    return order_N2[row_N]
+
+
 def train_batches(
-    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    seed: int,
+    start: int,
+    micro_batch: int,
+    stride: int,
+    arrange: Arrange | None = None,
 ) -> Iterator[list[Position]]:
     """Yield endless micro-batches of one process.
 
-    The first begins with sample `start` of the whole run, each further one `stride` samples later.
+    The first begins with sample `start` of the whole run, each further one `stride` samples later. arrange: changes the order
+    of an epoch.
     """
     total, epoch, order = sum(lengths), -1, np.empty((0, 2))
     for first in count(start, stride):
@@ -90,6 +161,7 @@ def train_batches(
             if index // total != epoch:
                 epoch = index // total
                 order = epoch_order(lengths, weights, seed, epoch)
+                order = order if arrange is None else arrange(order, epoch)
             source, row = order[index % total]
             batch.append((epoch, int(source), int(row)))
         yield batch
@@ -100,11 +172,15 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
 
     They start after `consumed` samples of the whole run.
     """
-    config = dataset.config
-    micro_batch = config.train.batch_size // (config.train.accumulation * world)
-    lengths = [len(source) for source in dataset.sources]
+    config, sources = dataset.config, dataset.sources
+    micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
+    lengths, arrange = [len(source) for source in sources], None
     weights, start = config.data.train_weights, consumed + rank * micro_batch
-    return _loader(dataset, train_batches(lengths, weights, config.train.seed, start, micro_batch, micro_batch * world))
+    if config.data.batches_from is not None:
+        value_R = np.concatenate([hashes_of(source, config.data.batches_from) for source in sources])
+        known = {"starts": np.cumsum([0, *lengths]), "value_R": value_R, "batch_size": config.train.batch_size, "seed": seed}
+        arrange = partial(arranged, **known)
+    return _loader(dataset, train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, arrange))
 
 
 def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:
