@@ -1,10 +1,11 @@
-"""Batches whose rows share a value of a column: their shares, their rows, the same sequence for everyone."""
+"""Batches whose rows share a value of a column, or come in pairs of one caption; the same sequence for everyone."""
 
 import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pyarrow import parquet
 from torch.utils.data import Subset
 from twins import pairs, tiny_config, tiny_tokenizer
 
-from eve_vl.config import RetrievalConfig
+from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.data.kinds.captions import CaptionedImages
-from eve_vl.data.loader import arranged, epoch_order, hashes_of, open_train_and_val, train_batches, train_loader
+from eve_vl.data.loader import epoch_order, grouped, hashes_of, open_train_and_val, train_batches, train_loader
+from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.readers import open_source
 from eve_vl.utils.errors import UserError
 
@@ -102,10 +104,10 @@ def test_every_form_of_table_gives_the_same_batches(tmp_path):
     assert orders[0] == orders[1] == orders[2]
 
 
-def arrange(hashes: Sequence[int], epoch: int, size: int, seed: int = 0) -> list[int]:
-    order = epoch_order([len(hashes)], (), seed, epoch)
-    known = {"starts": np.array([0]), "value_R": np.array(hashes), "batch_size": size, "seed": seed}
-    return arranged(order, epoch, **known)[:, 1].tolist()
+def arrange(values: Sequence[int] | None, epoch: int, size: int, captions: Sequence[int] | None = None) -> list[int]:
+    value_R, caption_R = (None if hashes is None else np.array(hashes) for hashes in (values, captions))
+    order = epoch_order([len(values or captions or ())], (), 0, epoch)
+    return grouped(order, epoch, np.array([0]), value_R, caption_R, size, seed=0)[:, 1].tolist()
 
 
 def test_values_come_as_often_as_their_rows():
@@ -136,9 +138,7 @@ def test_the_other_rows_keep_their_order():
 def test_sources_with_equal_values_share_batches_also_with_weights():
     values = np.array([1] * 6 + [2] * 6 + [1] * 6)  # of two sources
 
-    def change(order: np.ndarray, epoch: int) -> np.ndarray:
-        return arranged(order, epoch, starts=np.array([0, 12, 18]), value_R=values, batch_size=6, seed=0)
-
+    change = partial(grouped, starts=np.array([0, 12, 18]), value_R=values, caption_R=None, size=6, seed=0)
     for weights in ((), (1.0, 2.0)):
         batches = list(islice(train_batches([12, 6], weights, 0, 0, 6, 6, change), 3))
         of_one = [{values[12 * source + row] for _, source, row in batch} for batch in batches]
@@ -180,3 +180,71 @@ def test_a_missing_column_is_one_error(table, tmp_path):
         hashes_of(open_source(tmp_path / "images", kind="captions"), "set")
     with pytest.raises(UserError, match="generated rows have no columns"):
         hashes_of(pairs(3), "set")
+
+
+# Pairs of one caption
+
+
+def slow_pairs(rows: Sequence[int], captions: Sequence[int]) -> list[int]:
+    """Each row followed by the next row with its caption that has no partner yet."""
+    left, found = list(rows), []
+    while left:
+        row = left.pop(0)
+        partner = next((other for other in left if captions[other] == captions[row]), None)
+        found.append(row)
+        if partner is not None:
+            left.remove(partner)
+            found.append(partner)
+    return found
+
+
+@pytest.mark.parametrize("num_captions", [1, 5, 30, 200])
+def test_rows_of_one_caption_come_in_pairs(num_captions):
+    captions = np.random.default_rng(num_captions).integers(-num_captions, num_captions, 97).tolist()
+    for epoch in range(3):
+        plain = epoch_order([97], (), 0, epoch)[:, 1].tolist()
+        assert arrange(None, epoch, 8, captions) == slow_pairs(plain, captions)
+
+
+def test_pairs_come_in_the_mixed_batches():
+    values, captions = [row % 4 for row in range(480)], [row % 240 for row in range(480)]
+    for epoch in range(3):
+        rows, alone = arrange(values, epoch, 10, captions), arrange(values, epoch, 10)
+        shares = [one == other for one, other in zip(in_batches(rows, 10), in_batches(alone, 10), strict=True)]
+        assert sum(shares) == 24
+        assert all(
+            len({values[row] for row in batch}) == 1
+            for batch, is_shared in zip(in_batches(rows, 10), shares, strict=True)
+            if is_shared
+        )
+        mixed, plain = (
+            [row for batch, is_shared in zip(in_batches(order, 10), shares, strict=True) if not is_shared for row in batch]
+            for order in (rows, alone)
+        )
+        assert mixed == slow_pairs(plain, captions)
+        assert sum(captions[one] == captions[other] for one, other in pairwise(mixed)) > 20
+
+
+@pytest.mark.parametrize("task", [RetrievalConfig(dedup_captions=True), ContrastMatchConfig(itc_targets="same_text")])
+def test_a_pair_counts_as_positive_whichever_of_its_captions_is_shown(task, tmp_path):
+    write_images(tmp_path)
+    captions = [[f"card {row % 3}", f"sign {row % 3}"] for row in range(6)]
+    rows = [{"image": f"images/{color}.png", "caption": texts} for color, texts in zip(COLORS, captions, strict=True)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = {"train": (str(path),), "val": (str(path),), "pair_captions": True}
+    kind = CaptionedImages if isinstance(task, RetrievalConfig) else MaskedPairs
+    config = tiny_config(task=task, data=data, train={"batch_size": 2})
+    dataset, shown = kind([open_source(path, kind="captions")], config, TOKENIZER, training=True), set()
+    for batch in islice(train_loader(dataset, consumed=0, rank=0, world=1), 30):
+        (_, first), (_, second) = batch.positions
+        assert (first - second) % 3 == 0 and first != second
+        assert batch.caption_B[0] == batch.caption_B[1] and batch.image_id_B[0] != batch.image_id_B[1]
+        shown.add(batch.ids_BT[0].tolist() == batch.ids_BT[1].tolist())
+    assert shown == {True, False}
+
+
+def test_pairs_that_would_be_negatives_are_refused():
+    for task in (RetrievalConfig(), ContrastMatchConfig(), MaskedSignalConfig()):
+        with pytest.raises(UserError, match=r"data.pair_captions needs contrast that counts equal captions as positives"):
+            tiny_config(task=task, data={"pair_captions": True})

@@ -118,6 +118,10 @@ class DataConfig(Values):
     """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. For
     contrast among images of several styles or sources: a style then no longer tells the right pair. A value with fewer rows
     than train.batch_size comes in mixed batches only."""
+    pair_captions: bool = False
+    """Put rows that share a caption into one batch, in pairs, except in batches of one value (batches_from). For contrast in
+    which equal captions are positives: task.dedup_captions, or task.itc_targets same_text. It helps if many captions recur. Of
+    rows with several captions, all must be equal."""
     num_workers: CountOrZero = 1
     """Loader processes; 0: load in the training process."""
     max_invalid_fraction: Annotated[float, "[0, 1]"] = 0.01
@@ -151,7 +155,7 @@ class DataConfig(Values):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from")
+        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
         unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 

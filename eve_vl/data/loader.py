@@ -6,7 +6,6 @@ number of processes and workers, and restarts, change nothing.
 Letters: N rows of an epoch, R rows of all sources.
 """
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -27,8 +26,8 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
+Group = Callable[[np.ndarray, int], np.ndarray] | None
 ORDER, ROWS, BATCHES = 1, 2, 7  # purposes of the random streams, next to those of the datasets and of evaluation
-Arrange = Callable[[np.ndarray, int], np.ndarray]
 
 
 def open_sources(
@@ -83,24 +82,24 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     return order[generator(seed, ORDER, epoch).permutation(total)]
 
 
-def hashes_of(source: Any, name: str) -> np.ndarray:
+def hashes_of(source: Any, name: str | None) -> np.ndarray:
     """Return a hash of each row's value in a column, int64.
 
-    All rows without a value differ. Raises UserError if no row has one.
+    name: None is the column of captions. All rows without a value differ. Raises UserError if no row has one.
     """
     if isinstance(source, Subset):
         return hashes_of(source.dataset, name)[np.asarray(source.indices)]
     if not isinstance(source, Table):
         raise UserError("data.batches_from and data.pair_captions need rows from files; generated rows have no columns")
-    hashes, has_values = array("q"), False
-    for row, value in enumerate(progress(source.values(name), f"reading column {name}", len(source))):
-        text = "" if value is None else str(value).strip()
-        has_values = has_values or text != ""
-        hashes.append(hash_of((text or f"\0{source.path}:{row}").encode(errors="surrogatepass")))
-    if not has_values:
+    name = source.columns.texts[0] if name is None else name
+    texts = ("" if cell is None else str(cell).strip() for cell in progress(source.values(name), f"column {name}", len(source)))
+    hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
+    missing = np.flatnonzero(hash_N == hash_of(b""))
+    if len(missing) == len(source):
         problem = f"no row has a value in a column {name!r} of a JSON lines, CSV, TSV or Parquet file"
         raise source.lacks(problem, "Name another one with --data.batches-from, or leave it out")
-    return np.array(hashes)
+    hash_N[missing] = missing
+    return hash_N
 
 
 def first_of_groups(hash_N: np.ndarray, size: int) -> np.ndarray:
@@ -109,50 +108,69 @@ def first_of_groups(hash_N: np.ndarray, size: int) -> np.ndarray:
     The rows with one hash form groups of `size` in their order; the last group may be smaller.
     """
     by_hash_N, place_N = np.argsort(hash_N, kind="stable"), np.arange(len(hash_N))
-    is_new_N = np.diff(hash_N[by_hash_N], prepend=0) != 0
-    start_N = np.maximum.accumulate(np.where(is_new_N, place_N, 0))
+    start_N = np.maximum.accumulate(np.where(np.diff(hash_N[by_hash_N], prepend=0), place_N, 0))
     first_N = np.empty_like(by_hash_N)
     first_N[by_hash_N] = by_hash_N[place_N - (place_N - start_N) % size]
     return first_N
 
 
-def arranged(
-    order_N2: np.ndarray, epoch: int, *, starts: np.ndarray, value_R: np.ndarray, batch_size: int, seed: int
-) -> np.ndarray:
-    """Return an epoch's order with batches of rows that share a value.
+def grouped(order_N2: np.ndarray, epoch: int, starts: Any, value_R: Any, caption_R: Any, size: int, seed: int) -> np.ndarray:
+    """Return an epoch's order, changed by what comes together in a batch.
 
-    Half of its whole batches are such. starts: number of the first row of each source. Groups of batch_size rows with one value are chosen at random, so that each
-    value comes about as often as its rows. The other rows keep their order.
+    starts: number of the first row of each source. value_R: hashes of values or None; half of the whole batches of `size` rows
+    share one. caption_R: hashes of captions or None; two of the other rows with one caption come next to each other.
     """
-    N, rng = len(order_N2), generator(seed, BATCHES, epoch)
-    first_N = first_of_groups(value_R[starts[order_N2[:, 0]] + order_N2[:, 1]], batch_size)
-    lead = -epoch * N % batch_size  # rows in a batch that began in the epoch before
-    num_batches = max(N - lead, 0) // batch_size
-    groups = np.flatnonzero(np.bincount(first_N, minlength=N) == batch_size)
-    groups = rng.permutation(groups)[: num_batches // 2]
+    row_N = starts[order_N2[:, 0]] + order_N2[:, 1]
+    every_N, shared, places = np.arange(len(row_N)), [], []
+    if value_R is not None:
+        shared, places = sharing_batches(value_R[row_N], epoch, size, seed)
+    others = np.delete(every_N, shared)
+    if caption_R is not None:
+        others = others[np.argsort(first_of_groups(caption_R[row_N[others]], 2), kind="stable")]
+    new_N = np.empty_like(every_N)
+    new_N[places], new_N[np.delete(every_N, places)] = shared, others
+    return order_N2[new_N]
+
+
+def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of batches that share a value, and their new places.
+
+    Groups of `size` rows with one value are chosen at random, so that each value comes about as often as its rows.
+    """
+    N, rng = len(value_N), generator(seed, BATCHES, epoch)
+    first_N = first_of_groups(value_N, size)
+    lead = -epoch * N % size  # rows in a batch that began in the epoch before
+    num_batches = max(N - lead, 0) // size
+    groups = rng.permutation(np.flatnonzero(np.bincount(first_N, minlength=N) == size))[: num_batches // 2]
     batches = rng.permutation(num_batches)[: len(groups)]
     by_group_N = np.argsort(first_N, kind="stable")
-    rows = by_group_N[np.isin(first_N[by_group_N], groups)]
-    places = (lead + batches[:, None] * batch_size + np.arange(batch_size)).flatten()
-    row_N, is_mixed_N = np.empty(N, dtype=np.int64), np.ones(N, dtype=bool)
-    row_N[places], is_mixed_N[places] = rows, False
-    row_N[is_mixed_N] = np.delete(np.arange(N), rows)
-    return order_N2[row_N]
+    places = lead + batches[:, None] * size + np.arange(size)
+    return by_group_N[np.isin(first_N[by_group_N], groups)], places.flatten()
+
+
+def grouping(dataset: RowDataset) -> Group:
+    """Return `grouped` for the sources of a run.
+
+    Raises UserError for a column without values.
+    """
+    data, train, sources = dataset.config.data, dataset.config.train, dataset.sources
+
+    def hashes(name: str | None) -> np.ndarray:
+        return np.concatenate([hashes_of(source, name) for source in sources])
+
+    value_R = None if data.batches_from is None else hashes(data.batches_from)
+    caption_R = hashes(None) if data.pair_captions else None
+    known = {"starts": np.cumsum([0, *map(len, sources)]), "size": train.batch_size, "seed": train.seed}
+    return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
 
 
 def train_batches(
-    lengths: Sequence[int],
-    weights: Sequence[float],
-    seed: int,
-    start: int,
-    micro_batch: int,
-    stride: int,
-    arrange: Arrange | None = None,
+    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int, group: Group = None
 ) -> Iterator[list[Position]]:
     """Yield endless micro-batches of one process.
 
-    The first begins with sample `start` of the whole run, each further one `stride` samples later. arrange: changes the order
-    of an epoch.
+    The first begins with sample `start` of the whole run, each further one `stride` samples later. group: changes the order of
+    an epoch.
     """
     total, epoch, order = sum(lengths), -1, np.empty((0, 2))
     for first in count(start, stride):
@@ -161,7 +179,7 @@ def train_batches(
             if index // total != epoch:
                 epoch = index // total
                 order = epoch_order(lengths, weights, seed, epoch)
-                order = order if arrange is None else arrange(order, epoch)
+                order = group(order, epoch) if group else order
             source, row = order[index % total]
             batch.append((epoch, int(source), int(row)))
         yield batch
@@ -172,15 +190,11 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
 
     They start after `consumed` samples of the whole run.
     """
-    config, sources = dataset.config, dataset.sources
+    config, lengths = dataset.config, [len(source) for source in dataset.sources]
     micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
-    lengths, arrange = [len(source) for source in sources], None
     weights, start = config.data.train_weights, consumed + rank * micro_batch
-    if config.data.batches_from is not None:
-        value_R = np.concatenate([hashes_of(source, config.data.batches_from) for source in sources])
-        known = {"starts": np.cumsum([0, *lengths]), "value_R": value_R, "batch_size": config.train.batch_size, "seed": seed}
-        arrange = partial(arranged, **known)
-    return _loader(dataset, train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, arrange))
+    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, grouping(dataset))
+    return _loader(dataset, order)
 
 
 def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
+from eve_vl.config import Config
 from eve_vl.data.dataset import Batch, RowDataset, Sample, each, stack
 from eve_vl.data.records import ImageRef, Record, hash_of, image_key
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
@@ -96,9 +97,17 @@ class CaptionBatch(Batch):
     image_id_B: Tensor = each("image_id", stack)
     """int64, equal for captions of one image."""
     caption_B: Tensor = each("caption", stack)
-    """int64, equal for captions with the same words."""
+    """int64, equal for captions with the same words; see `caption_key`."""
     contrast: Any = None
     """The contrastive state over all micro-batches of a step (tasks/contrastive.py); None: contrast within this one."""
+
+
+def caption_key(row: ImageText, caption: str, config: Config) -> int:
+    """Return a hash of a caption's words.
+
+    With data.pair_captions, it is of all captions of its row.
+    """
+    return hash_of("\n".join(row.captions if config.data.pair_captions else (caption,)).encode())
 
 
 class CaptionedImages(RowDataset):
@@ -110,7 +119,7 @@ class CaptionedImages(RowDataset):
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
         image, image_id = self.load_image(row.image, row.where, rng, [caption]), image_key(row.image, row.where)
-        text = {"caption": hash_of(caption.encode()), "ids_T": self.tokens(caption)}
+        text = {"caption": caption_key(row, caption, self.config), "ids_T": self.tokens(caption)}
         return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)
 
 
