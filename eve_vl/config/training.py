@@ -111,9 +111,10 @@ class DataConfig(Values):
     """Area of the random resized crop as shares of the image; 1 1: resize without cropping."""
     flip: bool = True
     """Mirror half of the training images, except those with a text that names left, right or a sense of rotation."""
-    augment: Literal["none", "color", "rand", "random_ink"] = "none"
+    augment: Literal["none", "color", "rand", "random_ink", "strokes"] = "none"
     """Further augmentation of training images. color: color jitter (0.4). rand: RandAugment (2 operations, magnitude 7).
-    random_ink, for drawings: half of them in grey or in one random colour."""
+    random_ink, for drawings: half of them in grey or in one random colour. strokes, for drawings in styles that training lacks:
+    random_ink, bolder or thinner lines, outlines, light on dark, shifts of up to 2 pixels."""
     batches_from: str | None = None
     """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. For
     contrast among images of several styles or sources: a style then no longer tells the right pair. A value with fewer rows
