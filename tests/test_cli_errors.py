@@ -66,6 +66,7 @@ MISTAKES = [
     ("pretrain tiny --data.train nowhere.jsonl --data.val held-out", "no such file or folder"),
     # flags without effect
     ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated data; leave it out"),
+    ("pretrain tiny --data.batches-from set", "--data.batches-from has no effect on generated data; leave it out"),
     ("pretrain tiny --task.mim-weight 0 --task.decoder-dim 96", "--task.decoder-dim has no effect as task.mim-weight is 0"),
     ("pretrain tiny --task.mlm-weight 0 --task.text-mask-ratio 0.2", "--task.text-mask-ratio has no effect"),
     ("pretrain tiny --model.deep-ffn modality --model.num-experts 8", "--model.num-experts has no effect without a block"),

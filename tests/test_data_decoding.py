@@ -5,6 +5,8 @@ import struct
 import threading
 import warnings
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import Crop, random_box, random_ink, train_crop
+from eve_vl.data.transforms import Crop, random_box, random_ink, random_strokes, train_crop
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -372,3 +374,52 @@ def test_recolouring_keeps_lines_and_draws_grey_and_ink_half_of_the_time():
             assert (np.diff(channel.flatten()[order]) >= -1).all()
     assert num_same == pytest.approx(200, abs=40)
     assert num_grey == pytest.approx(100, abs=35)
+
+
+def slow_extreme(pixels: np.ndarray, choose: Callable[[np.ndarray], int]) -> np.ndarray:
+    """The largest or smallest of the 3×3 pixels around each one, those outside left out."""
+    found = np.empty_like(pixels)
+    for channel, y, x in np.ndindex(pixels.shape):
+        found[channel, y, x] = choose(pixels[channel, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2])
+    return found
+
+
+def slow_strokes(pixels: np.ndarray, draws: list[float]) -> tuple[np.ndarray, str]:
+    """The drawing after its changes, and their names."""
+    width, outline, invert, down, right = draws
+    names, ink = [], (255 - pixels).sum()
+    if width < 0.2:
+        pixels, names = slow_extreme(pixels, np.min), [*names, "bolder"]
+    elif width < 0.4:
+        thin = slow_extreme(pixels, np.max)
+        pixels, names = (thin, [*names, "thinner"]) if (255 - thin).sum() * 2 >= ink else (pixels, [*names, "too thin"])
+    if outline < 0.2:
+        inner_ink = 255 - slow_extreme(pixels, np.max)
+        pixels, names = 255 - ((255 - pixels) - inner_ink), [*names, "outline"]
+    if invert < 0.15:
+        pixels, names = 255 - pixels, [*names, "inverted"]
+    moved = np.empty_like(pixels)
+    height, width = pixels.shape[1:]
+    for y, x in np.ndindex(height, width):
+        from_y, from_x = y - (int(down * 5) - 2), x - (int(right * 5) - 2)
+        moved[:, y, x] = pixels[:, min(max(from_y, 0), height - 1), min(max(from_x, 0), width - 1)]
+    return moved, " ".join(names)
+
+
+def test_strokes_are_those_of_slow_loops():
+    drawing = torch.full((3, 13, 11), 255, dtype=torch.uint8)
+    drawing[:, 2:12, 1:10] = 30
+    drawing[1:, 4:6, 4:7] = 200
+    lines = torch.full((3, 13, 11), 255, dtype=torch.uint8)
+    lines[:, 4] = lines[:, :, 6] = 0
+    found = Counter()
+    for seed in range(400):
+        image = (drawing, lines, torch.randint(0, 256, (3, 6, 7), dtype=torch.uint8))[seed % 3]
+        torch.manual_seed(seed)
+        new = random_strokes(image)
+        torch.manual_seed(seed)
+        expected, name = slow_strokes(random_ink(image).numpy(), torch.rand(5).tolist())
+        assert new.dtype == torch.uint8 and np.array_equal(new.numpy(), expected), (seed, name)
+        found[name] += 1
+    assert {"", "bolder", "thinner", "too thin", "outline", "inverted", "thinner outline", "bolder inverted"} <= {*found}
+    assert found[""] == pytest.approx(400 * 0.6 * 0.8 * 0.85, abs=40)

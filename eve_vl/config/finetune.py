@@ -34,6 +34,7 @@ class RetrievalConfig(TaskConfig):
 
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "image–text retrieval"
+    augments_captions: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     of_pairs: ClassVar[tuple[str, ...]] = ("itm_weight",)
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (

@@ -31,6 +31,8 @@ class TaskConfig(Section):
     """Its own flags of `eve evaluate`."""
     alone: ClassVar[Mapping[str, str]] = {}
     """Modalities of rows besides pairs that it takes, each with the weight of the loss that they do not allow."""
+    augments_captions: ClassVar[bool] = False
+    """Whether data.caption_augment applies: its texts are captions that it does not need whole."""
     of_pairs: ClassVar[tuple[str, ...]] = ()
     """Fields that, unless they are 0, need states of pairs, which a backbone may lack."""
 
@@ -73,6 +75,7 @@ class MaskedSignalConfig(TaskConfig):
     name: ClassVar[str] = "masked_signal"
     title: ClassVar[str] = "masked signal modelling"
     is_pretraining: ClassVar[bool] = True
+    augments_captions: ClassVar[bool] = True
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (

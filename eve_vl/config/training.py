@@ -111,9 +111,22 @@ class DataConfig(Values):
     """Area of the random resized crop as shares of the image; 1 1: resize without cropping."""
     flip: bool = True
     """Mirror half of the training images, except those with a text that names left, right or a sense of rotation."""
-    augment: Literal["none", "color", "rand", "random_ink"] = "none"
+    augment: Literal["none", "color", "rand", "random_ink", "strokes"] = "none"
     """Further augmentation of training images. color: color jitter (0.4). rand: RandAugment (2 operations, magnitude 7).
-    random_ink, for drawings: half of them in grey or in one random colour."""
+    random_ink, for drawings: half of them in grey or in one random colour. strokes, for drawings in styles that training lacks:
+    random_ink, bolder or thinner lines, outlines, light on dark, shifts of up to 2 pixels."""
+    caption_augment: Literal["none", "words", "phrases"] = "none"
+    """Augmentation of training captions; equal captions stay positives. words, for names and tags: each word is left out with
+    probability 0.2, half of the captions are shuffled. phrases, for lists such as `map, folded; paper`: one phrase, or all of
+    them shuffled. It helps queries that are shorter than the captions or in another order."""
+    batches_from: str | None = None
+    """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. For
+    contrast among images of several styles or sources: a style then no longer tells the right pair. A value with fewer rows
+    than train.batch_size comes in mixed batches only."""
+    pair_captions: bool = False
+    """Put rows that share a caption into one batch, in pairs, except in batches of one value (batches_from). For contrast in
+    which equal captions are positives: task.dedup_captions, or task.itc_targets same_text. It helps if many captions recur. Of
+    rows with several captions, all must be equal."""
     num_workers: CountOrZero = 1
     """Loader processes; 0: load in the training process."""
     max_invalid_fraction: Annotated[float, "[0, 1]"] = 0.01
@@ -147,8 +160,9 @@ class DataConfig(Values):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = ("format", "image_root", "image_column", "text_column", "label_column")
+        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
         unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
+        unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 
 

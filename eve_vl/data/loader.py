@@ -2,26 +2,32 @@
 
 Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
 number of processes and workers, and restarts, change nothing.
+
+Letters: N rows of an epoch, R rows of all sources.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import Source, find_generator
+from eve_vl.data.records import Source, find_generator, hash_of
+from eve_vl.data.table import Table
+from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
-ORDER, ROWS = 1, 2  # purposes of the random streams, next to those of the datasets
+Group = Callable[[np.ndarray, int], np.ndarray] | None
+ORDER, ROWS, BATCHES = 1, 2, 7  # purposes of the random streams, next to those of the datasets and of evaluation
 
 
 def open_sources(
@@ -76,12 +82,95 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     return order[generator(seed, ORDER, epoch).permutation(total)]
 
 
+def hashes_of(source: Any, name: str | None) -> np.ndarray:
+    """Return a hash of each row's value in a column, int64.
+
+    name: None is the column of captions. All rows without a value differ. Raises UserError if no row has one.
+    """
+    if isinstance(source, Subset):
+        return hashes_of(source.dataset, name)[np.asarray(source.indices)]
+    if not isinstance(source, Table):
+        raise UserError("data.batches_from and data.pair_captions need rows from files; generated rows have no columns")
+    name = source.columns.texts[0] if name is None else name
+    texts = ("" if cell is None else str(cell).strip() for cell in progress(source.values(name), f"column {name}", len(source)))
+    hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
+    missing = np.flatnonzero(hash_N == hash_of(b""))
+    if len(missing) == len(source):
+        problem = f"no row has a value in a column {name!r} of a JSON lines, CSV, TSV or Parquet file"
+        raise source.lacks(problem, "Name another one with --data.batches-from, or leave it out")
+    hash_N[missing] = missing
+    return hash_N
+
+
+def first_of_groups(hash_N: np.ndarray, size: int) -> np.ndarray:
+    """Return the first row of each row's group, int64 (N,).
+
+    The rows with one hash form groups of `size` in their order; the last group may be smaller.
+    """
+    by_hash_N, place_N = np.argsort(hash_N, kind="stable"), np.arange(len(hash_N))
+    start_N = np.maximum.accumulate(np.where(np.diff(hash_N[by_hash_N], prepend=0), place_N, 0))
+    first_N = np.empty_like(by_hash_N)
+    first_N[by_hash_N] = by_hash_N[place_N - (place_N - start_N) % size]
+    return first_N
+
+
+def grouped(order_N2: np.ndarray, epoch: int, starts: Any, value_R: Any, caption_R: Any, size: int, seed: int) -> np.ndarray:
+    """Return an epoch's order, changed by what comes together in a batch.
+
+    starts: number of the first row of each source. value_R: hashes of values or None; half of the whole batches of `size` rows
+    share one. caption_R: hashes of captions or None; two of the other rows with one caption come next to each other.
+    """
+    row_N = starts[order_N2[:, 0]] + order_N2[:, 1]
+    every_N, shared, places = np.arange(len(row_N)), [], []
+    if value_R is not None:
+        shared, places = sharing_batches(value_R[row_N], epoch, size, seed)
+    others = np.delete(every_N, shared)
+    if caption_R is not None:
+        others = others[np.argsort(first_of_groups(caption_R[row_N[others]], 2), kind="stable")]
+    new_N = np.empty_like(every_N)
+    new_N[places], new_N[np.delete(every_N, places)] = shared, others
+    return order_N2[new_N]
+
+
+def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of batches that share a value, and their new places.
+
+    Groups of `size` rows with one value are chosen at random, so that each value comes about as often as its rows.
+    """
+    N, rng = len(value_N), generator(seed, BATCHES, epoch)
+    first_N = first_of_groups(value_N, size)
+    lead = -epoch * N % size  # rows in a batch that began in the epoch before
+    num_batches = max(N - lead, 0) // size
+    groups = rng.permutation(np.flatnonzero(np.bincount(first_N, minlength=N) == size))[: num_batches // 2]
+    batches = rng.permutation(num_batches)[: len(groups)]
+    by_group_N = np.argsort(first_N, kind="stable")
+    places = lead + batches[:, None] * size + np.arange(size)
+    return by_group_N[np.isin(first_N[by_group_N], groups)], places.flatten()
+
+
+def grouping(dataset: RowDataset) -> Group:
+    """Return `grouped` for the sources of a run.
+
+    Raises UserError for a column without values.
+    """
+    data, train, sources = dataset.config.data, dataset.config.train, dataset.sources
+
+    def hashes(name: str | None) -> np.ndarray:
+        return np.concatenate([hashes_of(source, name) for source in sources])
+
+    value_R = None if data.batches_from is None else hashes(data.batches_from)
+    caption_R = hashes(None) if data.pair_captions else None
+    known = {"starts": np.cumsum([0, *map(len, sources)]), "size": train.batch_size, "seed": train.seed}
+    return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
+
+
 def train_batches(
-    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int
+    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int, group: Group = None
 ) -> Iterator[list[Position]]:
     """Yield endless micro-batches of one process.
 
-    The first begins with sample `start` of the whole run, each further one `stride` samples later.
+    The first begins with sample `start` of the whole run, each further one `stride` samples later. group: changes the order of
+    an epoch.
     """
     total, epoch, order = sum(lengths), -1, np.empty((0, 2))
     for first in count(start, stride):
@@ -90,6 +179,7 @@ def train_batches(
             if index // total != epoch:
                 epoch = index // total
                 order = epoch_order(lengths, weights, seed, epoch)
+                order = group(order, epoch) if group else order
             source, row = order[index % total]
             batch.append((epoch, int(source), int(row)))
         yield batch
@@ -100,11 +190,11 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
 
     They start after `consumed` samples of the whole run.
     """
-    config = dataset.config
-    micro_batch = config.train.batch_size // (config.train.accumulation * world)
-    lengths = [len(source) for source in dataset.sources]
+    config, lengths = dataset.config, [len(source) for source in dataset.sources]
+    micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
     weights, start = config.data.train_weights, consumed + rank * micro_batch
-    return _loader(dataset, train_batches(lengths, weights, config.train.seed, start, micro_batch, micro_batch * world))
+    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, grouping(dataset))
+    return _loader(dataset, order)
 
 
 def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:

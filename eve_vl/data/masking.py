@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.dataset import ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each, generator, pad_ids, stack
-from eve_vl.data.kinds.captions import CaptionBatch, ImageText
+from eve_vl.data.kinds.captions import CaptionBatch, ImageText, augmented_caption, caption_key
 from eve_vl.data.records import Record, hash_of, image_key
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -182,11 +182,13 @@ class MaskedPairs(RowDataset):
             sample.image = self.load_image(image, row.where, rng, texts)
             sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, image_ratio, rng)
         for text in texts if shown != "image" else ():
+            if self.training and isinstance(row, ImageText):
+                text = augmented_caption(text, self.config.data.caption_augment, rng)
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
             word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.whole_word_masking else None
             sample.is_masked_T = mask_tokens(is_special_T, text_ratio, rng, word_T)
         if isinstance(row, ImageText):
-            sample.image_id, sample.caption = image_key(row.image, row.where), hash_of(texts[0].encode())
+            sample.image_id, sample.caption = image_key(row.image, row.where), caption_key(row, texts[0], self.config)
             sample.draw = rng.random(3, dtype=np.float32)
             if self.training and getattr(task, "itc_targets", "") == "semantic":
                 sample.label_L = label_hashes(row)

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -354,6 +354,15 @@ class Table(ABC):
     @abstractmethod
     def fields(self, index: int) -> Fields:
         """Return the fields of a row. Raises ValueError or OSError."""
+
+    def values(self, name: str) -> Iterator[object]:
+        """Yield the value of a column in each row; None where it is missing."""
+        for index in range(len(self)):
+            try:
+                value = self.fields(index).get(name)
+            except (ValueError, OSError):
+                value = None  # an unusable row is reported when training reaches it
+            yield value
 
     def column(self, given: str | None, usual: Sequence[str], role: str, option: str) -> str:
         """Return the column `given`, or by default the first usual one.

@@ -1,5 +1,6 @@
 """Images with captions, images only, texts only, images to index."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
+from eve_vl.config import Config
 from eve_vl.data.dataset import Batch, RowDataset, Sample, each, stack
 from eve_vl.data.records import ImageRef, Record, hash_of, image_key
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
 
+WORD_DROP = 0.2  # probability
+PHRASE_END = re.compile(r",(?!\d)|;|:\s")  # not in 1,000 or 10:30
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
 
@@ -96,9 +100,34 @@ class CaptionBatch(Batch):
     image_id_B: Tensor = each("image_id", stack)
     """int64, equal for captions of one image."""
     caption_B: Tensor = each("caption", stack)
-    """int64, equal for captions with the same words."""
+    """int64, equal for captions with the same words; see `caption_key`."""
     contrast: Any = None
     """The contrastive state over all micro-batches of a step (tasks/contrastive.py); None: contrast within this one."""
+
+
+def augmented_caption(caption: str, how: str, rng: np.random.Generator) -> str:
+    """Return a caption with fewer words or phrases, or in another order.
+
+    how: data.caption_augment.
+    """
+    if how == "none":
+        return caption
+    if how == "phrases":
+        parts = [part for part in map(str.strip, PHRASE_END.split(caption)) if part]
+        kept = rng.permutation(len(parts))[: 1 if rng.random() < 0.5 else None]
+        return ", ".join(parts[place] for place in kept) or caption
+    words = caption.split()
+    kept = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
+    kept = kept if len(kept) else rng.integers(len(words), size=1)
+    return " ".join(words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept))
+
+
+def caption_key(row: ImageText, caption: str, config: Config) -> int:
+    """Return a hash of a caption's words.
+
+    With data.pair_captions, it is of all captions of its row.
+    """
+    return hash_of("\n".join(row.captions if config.data.pair_captions else (caption,)).encode())
 
 
 class CaptionedImages(RowDataset):
@@ -110,7 +139,8 @@ class CaptionedImages(RowDataset):
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
         image, image_id = self.load_image(row.image, row.where, rng, [caption]), image_key(row.image, row.where)
-        text = {"caption": hash_of(caption.encode()), "ids_T": self.tokens(caption)}
+        shown = augmented_caption(caption, self.config.data.caption_augment, rng) if self.training else caption
+        text = {"caption": caption_key(row, caption, self.config), "ids_T": self.tokens(shown)}
         return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)
 
 

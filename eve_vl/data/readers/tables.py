@@ -101,6 +101,10 @@ class CsvTable(PackedTable):
             raise UserError(f"{path}: the file has no header line, or one that is not valid CSV")
         super().__init__(path, names, lambda columns: self.read(columns.used))
 
+    def values(self, name: str) -> Iterator[object]:
+        """Yield the value of any column in each row, read from the file again."""
+        return (None if isinstance(row, str) else row.get(name) for _, row in self.read((name,)))
+
     def _reader(self, file: TextIO) -> Any:
         lines = iter(partial(file.readline, MAX_TEXT_BYTES), "")  # a file without line ends would fill the memory
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
@@ -157,8 +161,11 @@ class LineTable(Table):
     def line(self, index: int) -> bytes:
         """Return the line of a row. Raises ValueError."""
         with open_ordinary(self.path) as file:
-            file.seek(int(self._starts[index]))
-            line = file.readline(MAX_TEXT_BYTES + 1)
+            return self._line_of(file, index)
+
+    def _line_of(self, file: Any, index: int) -> bytes:
+        file.seek(int(self._starts[index]))
+        line = file.readline(MAX_TEXT_BYTES + 1)
         if len(line) > MAX_TEXT_BYTES:
             raise ValueError(f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
         return line
@@ -212,6 +219,15 @@ class JsonlTable(LineTable):
     def fields(self, index: int) -> Fields:
         """Parse a line. Raises ValueError."""
         return require_type(parse_json(self.line(index).rstrip()), dict)
+
+    def values(self, name: str) -> Iterator[object]:
+        """Yield the value of any column in each row; the file is opened once."""
+        with open_ordinary(self.path) as file:
+            for index in range(len(self)):
+                value = None
+                with contextlib.suppress(ValueError):
+                    value = require_type(parse_json(self._line_of(file, index).rstrip()), dict).get(name)
+                yield value
 
 
 class ParquetTable(Table):
@@ -279,13 +295,21 @@ class ParquetTable(Table):
             if block in self._cache:
                 self._cache.move_to_end(block)
             else:
-                self._cache[block] = self._read_group(path, number)
+                self._cache[block] = self._read_group(path, number, self._columns)
                 while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
                     self._cache.popitem(last=False)
             return {name: _value(self._cache[block].column(name)[index - self._starts[block]]) for name in self._columns}
 
-    def _read_group(self, path: Path, number: int) -> Any:
-        file, wanted = _open_parquet(path), tuple(f"{name}." for name in self._columns)
+    def values(self, name: str) -> Iterator[object]:
+        """Yield the value of any column in each row, without reading other columns."""
+        for path, number in self._groups:
+            with _reading(path):
+                group = self._read_group(path, number, [name])
+                values = group.column(name).to_pylist() if name in group.column_names else [None] * group.num_rows
+            yield from values
+
+    def _read_group(self, path: Path, number: int, names: Sequence[str]) -> Any:
+        file, wanted = _open_parquet(path), tuple(f"{name}." for name in names)
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
             size = column.total_uncompressed_size + 4 * column.num_values * (column.physical_type == "BYTE_ARRAY")
@@ -294,7 +318,7 @@ class ParquetTable(Table):
                 fix = "correct the table, or write it with smaller row groups"
                 raise UserError(f"column {column.path_in_schema} has {size >> 20} MB in a row group; {fix}")
         # no threads: they do not survive the fork of loader workers, which run in parallel anyway
-        return file.read_row_group(number, columns=self._columns, use_threads=False)
+        return file.read_row_group(number, columns=list(names), use_threads=False)
 
 
 def _value(cell: Any) -> Any:
