@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LOWEST = torch.finfo(torch.float32).min  # unlike -inf, it can be multiplied by a target of 0
+
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
     """Return the summed cross-entropy of masked tokens over num_targets, in nats."""
@@ -56,16 +58,41 @@ def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tens
 
 
 def contrastive(
-    image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, target_BC: Tensor, temperature: Tensor
+    image_BD: Tensor,
+    text_BD: Tensor,
+    image_CD: Tensor,
+    text_CD: Tensor,
+    target_BC: Tensor,
+    temperature: Tensor,
+    is_ignored_BC: Tensor | None = None,
 ) -> Tensor:
     """Return the image–text contrastive loss (ITC).
 
     It is the mean over both directions of the cross-entropy over all C candidates. Features have length 1. target_BC: share of
-    each candidate in a row's target, equal for an image and its text.
+    each candidate in a row's target, equal for an image and its text. is_ignored_BC: bool, candidates that do not count, whose
+    share is 0; None: all count.
     """
-    loss_image = F.cross_entropy(similarities(image_BD, text_CD, temperature), target_BC)
-    loss_text = F.cross_entropy(similarities(text_BD, image_CD, temperature), target_BC)
-    return (loss_image + loss_text) / 2
+    losses = []
+    for own_BD, other_CD in ((image_BD, text_CD), (text_BD, image_CD)):
+        similarity_BC = similarities(own_BD, other_CD, temperature)
+        if is_ignored_BC is not None:
+            similarity_BC = similarity_BC.masked_fill(is_ignored_BC, LOWEST)
+        losses.append(F.cross_entropy(similarity_BC, target_BC))
+    return (losses[0] + losses[1]) / 2
+
+
+def image_image(
+    image_BD: Tensor, image_CD: Tensor, is_positive_BC: Tensor, is_own_BC: Tensor, temperature: Tensor, num_rows: Tensor
+) -> Tensor:
+    """Return the contrastive loss of images with images of the same class.
+
+    This is SupCon (Khosla et al. 2020, Eq. 2): the cross-entropy over all candidates but those of is_own_BC, with even targets
+    over those of is_positive_BC (both bool). The sum over the rows with a positive is divided by num_rows. Features have
+    length 1.
+    """
+    similarity_BC = similarities(image_BD, image_CD, temperature).masked_fill(is_own_BC, LOWEST)
+    target_BC = is_positive_BC.float() / is_positive_BC.sum(1, keepdim=True).clamp(min=1)
+    return F.cross_entropy(similarity_BC, target_BC, reduction="sum") / num_rows
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ TOWERS = """
     --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
     --model.activation --model.dropout
 """
+CONTRAST = "--task.memory-batches --task.image-image-weight"
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
     --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets
@@ -35,7 +36,7 @@ MASKS = """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"""
-        {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image --task.itc-targets
+        {MASKS} {CONTRAST} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image --task.itc-targets
         --task.itm-negatives --task.svd-form --task.svd-weight
     """,
     "mlim": """
@@ -43,8 +44,8 @@ TASK = {
         --task.mask-replace-source --task.mim-weight --task.mlm-weight --task.masking --task.heavy-mask-ratio
         --task.recon-target
     """,
-    "retrieval": """
-        --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
+    "retrieval": f"""
+        {CONTRAST} --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
         --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank --task.rerank-by
         --task.captions-per-image --task.dedup-captions
     """,

@@ -71,6 +71,10 @@ MISTAKES = [
         "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn",
     ),
     (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of image, diagonal, same_text, semantic"),  # pyright: ignore
+    (
+        ContrastMatchConfig(itc_targets="semantic", memory_batches=2),
+        "memory_batches keeps no labels, which itc_targets semantic needs: set it to 0",
+    ),
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight nan is not in (-inf, inf)"),
     (ContrastMatchConfig(itm_weight=-1.0), "itm_weight -1.0 is not in [0, inf)"),
     (ContrastMatchConfig(projection_dim=-1), "projection_dim -1 is not in [0, 65536]"),
@@ -82,6 +86,7 @@ MISTAKES = [
         "itm_batchnorm has no effect while itm_weight is 0: there is no matching head",
     ),
     (RetrievalConfig(rerank=1), "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1"),
+    (RetrievalConfig(memory_batches=-1), "memory_batches -1 is not in [0, inf)"),
     (RetrievalConfig(captions_per_image=-1), "captions_per_image -1 is not in [0, inf)"),
     (VQAConfig(min_answer_count=0), "min_answer_count 0 is not in [1, inf)"),
     (DataConfig(train=()), "train and val must each name a source"),

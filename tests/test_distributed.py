@@ -29,6 +29,7 @@ from two_processes import (
     drawn_negatives,
     evaluation,
     gradients_of_a_step,
+    memory_step,
     mlim_step,
     running_mean_at_validation,
     systems_step,
@@ -192,7 +193,7 @@ def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
     torch.testing.assert_close(contrast_of_features(), expected, rtol=1e-5, atol=1e-6)  # one process, no group
 
 
-@pytest.mark.parametrize("step", [gradients_of_a_step, systems_step, mlim_step])
+@pytest.mark.parametrize("step", [gradients_of_a_step, systems_step, memory_step, mlim_step])
 def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
     expected = step()
     for tensors, _ in found:

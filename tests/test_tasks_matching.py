@@ -213,6 +213,9 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
         assert problem in capsys.readouterr().err
 
 
+CONTRAST = ("memory_batches", "image_image_weight")
+
+
 def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     for task, problem in (
         (RetrievalConfig(itc_weight=0.0), "rerank 128 needs contrast's candidates, but itc_weight is 0"),
@@ -229,4 +232,4 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     ):
         training._fit(config, torch.device("cpu"), must_resume=False, accepts_data=False)
     idle = {*alone().unused_fields()}
-    assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "ranking_candidates"}
+    assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "ranking_candidates", *CONTRAST}

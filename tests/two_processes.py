@@ -1,6 +1,7 @@
 """The computations of tasks that tests/two_process_runs.py does in two processes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.evaluation.evaluator import evaluator_of
@@ -120,6 +121,23 @@ def drawn_negatives() -> dict[str, Tensor]:
     return {name: torch.stack(each) for name, each in found.items()}
 
 
+def memory_step() -> dict[str, Tensor]:
+    """Gradients of a step with features of the step before it, and with images of equal captions."""
+    settings = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, memory_batches=1, image_image_weight=0.5)
+    task: Any = build(tiny_config(task=settings, model={"balance_weight": 0.0})).train()
+    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
+    dataset = type(task).dataset([pairs(2 * NUM_ROWS)], task.config, TOKENIZER, training=True)
+    for step in range(2):
+        rows = share(torch.arange(NUM_ROWS) + step * NUM_ROWS)
+        batch = dataset.collate([dataset[(0, 0, row)] for row in rows.tolist()])
+        task.zero_grad()
+        batch = replace(batch, caption_B=rows % 3, image_id_B=rows % 5)  # some in both processes, some remembered
+        model(batch).loss.backward()
+        task.after_step(1.0)
+    assert len(task.memory["keys"]) == NUM_ROWS
+    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+
+
 def mlim_step() -> dict[str, Tensor]:
     """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each in every process."""
     task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
@@ -172,7 +190,7 @@ def write_all(folder: Path) -> None:
     """Write what this process found."""
     rank = processes.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
-    for step in (gradients_of_a_step, systems_step, drawn_negatives, mlim_step):
+    for step in (gradients_of_a_step, systems_step, memory_step, drawn_negatives, mlim_step):
         tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")

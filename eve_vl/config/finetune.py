@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from eve_vl.config.base import Count, CountOrZero, Weight
-from eve_vl.config.tasks import EvaluationFlags, TaskConfig
+from eve_vl.config.tasks import ContrastOptions, EvaluationFlags, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SearchFlags(EvaluationFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig(TaskConfig):
+class RetrievalConfig(ContrastOptions, TaskConfig):
     """Image–text retrieval by contrast (ITC), matching (ITM) and re-ranking.
 
     Negatives of matching are hard ([paper] "Downstream Tasks").

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import Depth, InnerShare, Section, Weight, Width
+from eve_vl.config.base import CountOrZero, Depth, InnerShare, Section, Values, Weight, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,22 @@ class MaskedSignalConfig(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastMatchConfig(MaskedSignalConfig):
+class ContrastOptions(Values):
+    """Options of contrast in pre-training and in fine-tuning."""
+
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("task.itc_weight", 0, "memory_batches image_image_weight"),)
+    memory_batches: CountOrZero = 0
+    """Batches whose features stay as further negatives of contrast (cross-batch memory), once 20 % of the steps are done; 0:
+    none. They help where a batch is small for the data. 8 batches of 128 pairs lengthen a step of icons_search by 3 %.
+    Remembered matches of a row do not count."""
+    image_image_weight: Weight = 0.0
+    """Weight of the contrast of images with other images of the same caption (SupCon); 0: off. It helps where a search must
+    recognise a thing in another style, and needs batches in which captions occur twice. Rows without such an image are left
+    out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastMatchConfig(ContrastOptions, MaskedSignalConfig):
     """Pre-training by contrast (ITC), matching (ITM) and masked signals.
 
     These are the baselines of [paper] Tables 1 and 6.
@@ -173,10 +188,12 @@ class ContrastMatchConfig(MaskedSignalConfig):
         """
         learns = any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
         samples = self.itm_weight and self.itm_negatives != "random_half"
+        forgets = self.itc_weight and self.memory_batches and self.itc_targets == "semantic"
         how = "are sampled by contrastive similarity, but itc_weight is 0: set it to random_half"
         return super().conflicts() | {
             "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn": not learns,
             f"itm_negatives {self.itm_negatives} {how}": samples and not self.itc_weight,
+            "memory_batches keeps no labels, which itc_targets semantic needs: set it to 0": forgets,
         }
 
     def unused_fields(self) -> dict[str, str]:

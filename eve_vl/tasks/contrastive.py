@@ -1,7 +1,7 @@
 """Image–text contrast (ITC) and matching (ITM): heads, losses, negatives.
 
 Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features, X
-contrasts, C candidates over all processes, R singular values.
+contrasts, C candidates over all processes, A those and remembered ones, R singular values.
 """
 
 import contextlib
@@ -23,10 +23,11 @@ from eve_vl.model import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
+from eve_vl.tasks.memory import CrossBatchMemory, shares_key
 from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.optim import running_averages_kept
-from eve_vl.train.processes import gather_rows, rank
+from eve_vl.train.processes import gather_rows, rank, sum_over_processes, world_size
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
@@ -64,14 +65,18 @@ class HardNegatives:
     """Bool: whether that image or that text matches after all, because there was no other."""
 
 
-def shares_key(keys_BK: Tensor, keys_CK: Tensor) -> Tensor:
-    """Return a bool matrix (B, C): the two rows share a key."""
-    return (keys_BK[:, None] == keys_CK).any(2)
-
-
 def global_row_index(x: Tensor) -> Tensor:
     """Return this process's positions among the rows of all processes, int64 (B,)."""
     return rank() * len(x) + torch.arange(len(x), device=x.device)
+
+
+def image_image(image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBatch], temperature: Tensor) -> Tensor:
+    """Return the contrast of images with other images that have the same caption."""
+    keys_B2 = torch.cat([torch.stack([batch.image_id_B, batch.caption_B], dim=1) for batch in batches])
+    is_own_BC, is_match_BC = (keys_B2[:, None] == gather_rows(keys_B2)).unbind(2)
+    is_positive_BC = is_match_BC & ~is_own_BC
+    num_rows = sum_over_processes(is_positive_BC.any(1).sum()).clamp(min=1) / world_size()
+    return objectives.image_image(image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows)
 
 
 def hard(is_match_BB: Tensor, similarity_BB: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +209,7 @@ class Contrast(nn.Module):
         self.more_features = nn.ModuleList(heads[1:])
         self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
         self.merges_captions = retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
+        self.memory, self.compares_images = CrossBatchMemory(task.memory_batches), task.image_image_weight > 0
         self.num_ranked = retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
         form = {"standardize": retrieval is not None and retrieval.itm_batchnorm, "ranks": self.num_ranked > 0}
         self.match_head = ITMHead(encoder.pair_dim, **form) if task.itm_weight > 0 else None
@@ -214,7 +220,7 @@ class Contrast(nn.Module):
         return [self.features, *self.more_features] if self.num_contrasts else []
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `itc`, `svd`, `itm`, scalars for the log, and routers."""
+        """Return the losses by name, scalars for the log, and routers."""
         whole: CachedContrast | None = batch.contrast
         losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
         if self.num_contrasts:
@@ -319,14 +325,19 @@ class Contrast(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses among the pairs of all processes, and scalars for the log.
 
-        `itc` is the mean over all contrasts, `svd` is of the first.
+        `itc` is the mean over all contrasts, the others are of the first.
         """
         image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        image_AXd, text_AXd, target_BA, is_ignored_BA = self.memory.extend(image_CXd, text_CXd, target_BC, keys_BK)
+        parts = zip(*(each.unbind(1) for each in (image_BXd, text_BXd, image_AXd, text_AXd)), strict=True)
         itc = [
-            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], target_BC, temperature)
-            for x, temperature in enumerate(temperatures)
+            objectives.contrastive(image_Bd, text_Bd, image_Ad, text_Ad, target_BA, temperature, is_ignored_BA)
+            for (image_Bd, text_Bd, image_Ad, text_Ad), temperature in zip(parts, temperatures, strict=True)
         ]
         losses, terms = {"itc": torch.stack(itc).mean()}, {}
+        if self.compares_images:
+            losses["image_image"] = image_image(image_BXd[:, 0], image_CXd[:, 0], batches, temperatures[0].detach())
         if self.settings.svd_form != "off":
             value_R = objectives.singular_values(image_CXd[:, 0], text_CXd[:, 0])
             sigma1 = value_R[0] / len(image_CXd)

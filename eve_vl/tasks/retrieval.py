@@ -40,6 +40,18 @@ class ContrastTask(Task[Settings]):
         sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
         return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
 
+    def after_step(self, progress: float) -> None:
+        """Remember the features of a step that has updated the weights.
+
+        progress: share of the steps done.
+        """
+        self.contrast.memory.add_step(progress)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """The remembered features, which a checkpoint keeps."""
+        return self.contrast.memory.rows
+
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
@@ -132,7 +144,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     def forward(self, batch: CaptionBatch) -> StepOutput:
         """Return the weighted sum of the losses.
 
-        Weights: task.itc_weight, task.itm_weight, the model's balance weight.
+        Weights: task.…_weight, the model's balance weight.
         """
         losses, terms, routers = self.contrast(self.encoder, batch)
         return self.output(losses, routers, **terms)

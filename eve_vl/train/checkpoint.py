@@ -3,6 +3,7 @@
     checkpoints/step_00001000/
         model.safetensors       weights
         live.safetensors        with train.ema_decay: the weights to continue from; model.safetensors has averages
+        memory.safetensors      with task.memory_batches: features of the last steps
         optimizer.safetensors   moments by parameter name
         rng_0.safetensors …     random generators and the open log window, per process
         state.json              step, samples consumed, versions, checksums of the other files
@@ -50,6 +51,7 @@ BEST = "best"
 STEP = re.compile(r"step_([0-9]{8,18})")
 ANSWERING = re.compile(r"model\.safetensors|(?!config\.json).*\.json")  # config.json may be edited
 LIVE = "live"
+MEMORY = "memory"
 METER = "meter."  # prefix in rng_*.safetensors of sums of the open log window
 COUNTS = "/counts"  # name in a meter's state of: steps, seconds, loading seconds, CPU core-seconds
 PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}

@@ -83,6 +83,9 @@ class Trainer:
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
+            if (remembered := folders[-1] / f"{checkpoint.MEMORY}.safetensors").is_file():
+                tensors = checkpoint.read_tensors(remembered)
+                self.task.memory.update({name: value.to(self.device) for name, value in tensors.items()})
             self.step = state["step"]
             if state["num_processes"] == processes.world_size():
                 self.window = {name: value.to(self.device) for name, value in state["meter"].items()}
@@ -100,6 +103,8 @@ class Trainer:
             tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
             if live := self.averages.live():
                 tensors[checkpoint.LIVE] = live
+            if remembered := getattr(self.task, "memory", None):
+                tensors[checkpoint.MEMORY] = remembered
             state = {
                 "step": self.step,
                 "samples_consumed": self.samples_consumed,
@@ -266,6 +271,8 @@ class Trainer:
         self.optimizer.step()
         self.averages.update(self.step)
         share_running_averages(self.task)
+        if hasattr(self.task, "after_step"):
+            self.task.after_step((self.step + 1) / self.config.steps)
         self.mark("optimizer")
         return terms
 
