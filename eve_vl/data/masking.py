@@ -93,7 +93,7 @@ class MaskedImages(ImageBatch):
     """int64 positions of the masked patches."""
 
     def first(self, num_rows: int) -> Self:
-        """Return the images of the first rows with their texts, without the masks of texts."""
+        """Return the first rows, without the masks of their texts."""
         names = "images_BCHW", "keep_BK", "hidden_BM", "ids_BT", "is_padding_BT"
         found: dict[str, Any] = {name: value[:num_rows] for name in names if (value := getattr(self, name, None)) is not None}
         return dataclasses.replace(self, **found | ({"num_real": None} if "ids_BT" in found else {}))

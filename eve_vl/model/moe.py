@@ -160,10 +160,10 @@ class MoE(nn.Module):
 
 
 def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the weights of a block with experts that computes as a block with one network per modality does.
+    """Return the weights with which a block computes as one without experts.
 
-    Sparse upcycling (Komatsuzaki et al. 2023). dense: weights of that block's norms and networks. Names are of the block. Half
-    of the experts start from each network: as copies or, if they are narrower, as its parts, all of which a token must reach.
+    Sparse upcycling (Komatsuzaki et al. 2023). dense: norm and network of each modality there. Names are of the block. Half of
+    the experts start from each network: as copies or, if they are narrower, as its parts, all of which a token must reach.
     The router sends tokens by their modality. None if this is impossible.
     """
     (E, F_, D), K, own = moe.experts.fc1_weight.shape, moe.router.top_k, moe.router

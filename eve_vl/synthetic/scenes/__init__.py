@@ -74,7 +74,7 @@ class SceneTexts(_SceneRows):
 
 
 class SceneLabels(_SceneRows):
-    """Scenes with the kinds of their shapes, each once, in the order of the world's kinds."""
+    """Scenes with the kinds of their shapes, each once."""
 
     def __getitem__(self, index: int, /) -> LabeledExample:
         where, scene = self.where(index), self._scene(index)

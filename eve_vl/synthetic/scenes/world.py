@@ -111,7 +111,10 @@ SPLITS = tuple(WORLDS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """One shape: names, row and column from 0, exact colour, width and centre (fractions of the canvas)."""
+    """One shape: names, row and column from 0, colour, width and centre.
+
+    Width and centre are fractions of the canvas.
+    """
 
     kind: str
     color: str
