@@ -199,14 +199,14 @@ def test_a_table_at_one_budget_has_a_dot_for_each_row():
 
 def test_flags_override_the_budgets_and_rows_of_the_parts(tmp_path, capsys):
     first, second = (
-        paper.Part(name=unit, arms={name: arms.ARMS[name] for name in ("EVE", "best")}, budgets={unit: usual})
+        paper.Part(name=unit, arms={name: arms.ARMS[name] for name in ("EVE", "words")}, budgets={unit: usual})
         for unit, usual in (("pairs", (100,)), ("core-seconds", (5,)))
     )
     table = paper.Table(name="made up", about="", jobs=("vqa",), parts=(first, second))
     out = ["--out", str(tmp_path)]
     usual = paper.arguments(table, out)
     assert [(cell.arm, cell.seed, cell.budget, cell.jobs) for cell in paper.cells_of(table, first, "pairs", usual)] == [
-        (arm, seed, 100, ["vqa"]) for seed in (0, 1, 2) for arm in ("EVE", "best")
+        (arm, seed, 100, ["vqa"]) for seed in (0, 1, 2) for arm in ("EVE", "words")
     ]
     given = paper.arguments(table, [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"])
     cells = [(cell.seed, cell.budget, cell.unit) for cell in paper.cells_of(table, first, "pairs", given)]

@@ -36,8 +36,8 @@ MASKS = """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"""
-        {MASKS} {CONTRAST} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image --task.itc-targets
-        --task.itm-negatives --task.svd-form --task.svd-weight
+        {MASKS} {CONTRAST} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image
+        --task.itc-targets --task.itm-negatives --task.svd-form --task.svd-weight
     """,
     "mlim": """
         --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob

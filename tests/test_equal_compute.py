@@ -76,7 +76,7 @@ def test_without_pretraining_the_whole_budget_trains_from_random_weights(tmp_pat
     cell = cell_of(tmp_path, arms.ARMS["nothing"]["scenes"], ("retrieval",))
     config = cell.configs()["retrieval"]
     assert config.scratch
-    assert config.init == cell.folder / "0_scenes"
+    assert config.init == cell.folder / "0_scenes_words"
     assert config.train.steps == 200
     assert cell.cost() == 100
 

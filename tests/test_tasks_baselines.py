@@ -272,7 +272,8 @@ def test_pretraining_by_contrast_alone_validates_to_its_own_number(tmp_path):
 @pytest.mark.parametrize("name", ["demo_mlm_itc_itm", "scenes_mlm_itc_itm", "scenes_all_losses", "base_mlm_itc_itm"])
 def test_recipes_of_baselines_differ_from_eves_in_the_task_alone(name):
     config = get_recipe(name)
-    eve = get_recipe(name.partition("_")[0])
+    family = name.partition("_")[0]
+    eve = get_recipe(family if family == "base" else f"{family}_words")
     assert isinstance(config.task, ContrastMatchConfig)
     assert (config.task.itc_weight, config.task.itm_weight, config.task.mlm_weight) == (1, 1, 1)
     assert config.task.mim_weight == (1 if name == "scenes_all_losses" else 0)

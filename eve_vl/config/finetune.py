@@ -24,7 +24,7 @@ class SearchFlags(EvaluationFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig(ContrastOptions, TaskConfig):
+class RetrievalConfig(TaskConfig, ContrastOptions):
     """Image–text retrieval by contrast (ITC), matching (ITM) and re-ranking.
 
     Negatives of matching are hard ([paper] "Downstream Tasks").

@@ -142,7 +142,7 @@ class ContrastOptions(Values):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastMatchConfig(ContrastOptions, MaskedSignalConfig):
+class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
     """Pre-training by contrast (ITC), matching (ITM) and masked signals.
 
     These are the baselines of [paper] Tables 1 and 6.
