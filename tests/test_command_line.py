@@ -36,7 +36,7 @@ MASKS = """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"""
-        {MASKS} {CONTRAST} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image
+        {CONTRAST} {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image
         --task.itc-targets --task.itm-negatives --task.svd-form --task.svd-weight
     """,
     "mlim": """
