@@ -73,6 +73,16 @@ def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> di
     return {family: Arm((start(family, flags, share=0.0),), is_open_clip=is_open_clip) for family in families}
 
 
+def upcycled(*families: str) -> dict[str, Arm]:
+    """Return an arm whose experts start from networks for the last 30 % of pre-training."""
+    found = {}
+    for family in families:
+        recipe, own = STARTS[family]
+        share = SHARES[family]
+        found[family] = Arm((start(family, share=0.7 * share), Stage(recipe, 0.3 * share, f"{own} {EXPERTS}")))
+    return found
+
+
 ONLY_MASK_TOKENS = "--task.mask-replace-prob 0"
 GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
@@ -80,6 +90,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     "words+pixels": pretrained(PIXELS),
     "words+experts": pretrained(EXPERTS),
     "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
+    "words, then experts": upcycled("scenes", "phantoms", "emoji"),
     "EVE": pretrained(PAPER),
     "EVE+ITC": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
     "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),
