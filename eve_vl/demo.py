@@ -69,7 +69,7 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     start, configs = time.perf_counter(), plan(out)
     at_once = min(usable_cores(), len(configs))
     out.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork; this server has none
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would lack torch's threads
     context.set_forkserver_preload([__name__])  # imports take seconds: once for all workers
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
     with ProcessPoolExecutor(at_once, mp_context=context) as pool:

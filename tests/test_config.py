@@ -73,7 +73,7 @@ MISTAKES = [
     (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of image, diagonal, same_text, semantic"),  # pyright: ignore
     (
         ContrastMatchConfig(itc_targets="semantic", memory_batches=2),
-        "memory_batches keeps no labels, which itc_targets semantic needs: set it to 0",
+        "memory_batches keeps no labels, which itc_targets semantic needs: set memory_batches to 0",
     ),
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight nan is not in (-inf, inf)"),
     (ContrastMatchConfig(itm_weight=-1.0), "itm_weight -1.0 is not in [0, inf)"),

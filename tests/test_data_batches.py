@@ -19,7 +19,7 @@ from twins import pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.data.kinds.captions import CaptionedImages
-from eve_vl.data.loader import epoch_order, grouped, hashes_of, open_train_and_val, train_batches, train_loader
+from eve_vl.data.loader import epoch_order, grouped, grouping, hashes_of, open_train_and_val, train_batches, train_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.readers import open_source
 from eve_vl.utils.errors import UserError
@@ -172,11 +172,11 @@ def test_a_held_out_split_trains_in_batches(tmp_path):
 
 
 def test_a_missing_column_is_one_error(table, tmp_path):
-    with pytest.raises(UserError, match=r"rows\..*: no row has .* column 'style'.*columns: .*set.*--data.batches-from"):
+    with pytest.raises(UserError, match=r"rows\..*: no row has .* column 'style'.*columns: .*set.*Name another column"):
         hashes_of(open_source(table, kind="captions"), "style")
     for color in COLORS:
         (tmp_path / "images" / f"{color}.txt").write_text(color)
-    with pytest.raises(UserError, match=r"no row has a value in a column 'set' of a JSON lines, CSV, TSV or Parquet file"):
+    with pytest.raises(UserError, match=r"no row has a value in column 'set'.* JSON lines, CSV, TSV or Parquet"):
         hashes_of(open_source(tmp_path / "images", kind="captions"), "set")
     with pytest.raises(UserError, match="generated rows have no columns"):
         hashes_of(pairs(3), "set")
@@ -246,5 +246,23 @@ def test_a_pair_counts_as_positive_whichever_of_its_captions_is_shown(task, tmp_
 
 def test_pairs_that_would_be_negatives_are_refused():
     for task in (RetrievalConfig(), ContrastMatchConfig(), MaskedSignalConfig()):
-        with pytest.raises(UserError, match=r"data.pair_captions needs contrast that counts equal captions as positives"):
+        with pytest.raises(UserError, match=r"data.pair_captions needs contrast .*that counts equal captions as positives"):
             tiny_config(task=task, data={"pair_captions": True})
+    with pytest.raises(UserError, match=r"data\.pair_captions with data\.train_weights, which repeats rows"):
+        data = {"pair_captions": True, "train": ("a", "b"), "train_weights": (1.0, 2.0)}
+        tiny_config(task=RetrievalConfig(dedup_captions=True), data=data)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"batches_from": "set"}, "no value has as many rows as a batch, 4"), ({"pair_captions": True}, "no caption comes twice")],
+)
+def test_options_that_change_nothing_are_refused(tmp_path, options, words):
+    rows = "".join(json.dumps({"image": f"{n}.png", "caption": str(n), "set": n % 4}) + "\n" for n in range(12))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = tiny_config(task=RetrievalConfig(dedup_captions=True), data=options, train={"batch_size": 4})
+    dataset = CaptionedImages(
+        [open_source(tmp_path / "rows.jsonl", kind="captions", must_be_usable=False)], config, TOKENIZER, training=True
+    )
+    with pytest.raises(UserError, match=words):
+        grouping(dataset)

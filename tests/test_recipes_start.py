@@ -1,4 +1,4 @@
-"""Every recipe whose data is built in trains when only its name is given; flags here only make it small."""
+"""Every recipe whose data is built in trains; flags here make it small, and name the small validation split."""
 
 from pathlib import Path
 

@@ -205,7 +205,7 @@ def masked(model: dict) -> MaskedSignal:
 
 @pytest.mark.parametrize(
     ("experts", "top_k", "ratio"),
-    [(4, 2, 1.0), (6, 3, 1.0), (4, 2, 0.0), (6, 2, 0.0), (2, 1, 0.0)],
+    [(4, 2, 1.0), (6, 3, 1.0), (4, 2, 0.0), (6, 2, 0.0), (2, 1, 0.0), (4, 1, 0.0)],
     ids=lambda value: f"{value:g}",
 )
 def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(experts: int, top_k: int, ratio: float):

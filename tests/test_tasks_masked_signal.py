@@ -293,6 +293,7 @@ def test_in_training_a_share_of_the_rows_is_reconstructed_as_if_they_were_alone(
     assert (num_rows == 4) == torch.equal(terms["mim"], whole)
 
 
+@torch.no_grad()
 def test_joint_masking_hides_tokens_from_the_pixels_and_patches_from_the_tokens():
     task, batch = build(tiny_config(task={"joint_masking": True})), batch_of(samples())
     plain = task(batch).terms

@@ -83,7 +83,7 @@ def slow_moe(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor 
             exponentials = [torch.exp(logit - max(other.item() for other in logits)) for logit in logits]
             gates = [exponential / sum(exponentials) for exponential in exponentials]
             chosen = sorted(range(len(gates)), key=lambda expert: -gates[expert].item())[: router.top_k]
-            kept = sum(gates[expert] for expert in chosen) if router.top_k > 1 else 1
+            kept = sum(gates[expert] for expert in chosen)
             output = torch.zeros(D, dtype=x_BND.dtype)
             for e in chosen:
                 weights = (experts.fc1_weight[e], experts.fc1_bias[e], experts.fc2_weight[e], experts.fc2_bias[e])

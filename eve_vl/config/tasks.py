@@ -98,7 +98,7 @@ class MaskedSignalConfig(TaskConfig):
     mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
     mim_share: Annotated[float, "(0, 1]"] = 1.0
-    """Share of the rows of a step in the image pass, in training; 0.5 halves its cost."""
+    """Share of the rows of a micro-batch in the image pass in training, rounded up; 0.5 halves the cost of that pass."""
     mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False
@@ -133,12 +133,12 @@ class ContrastOptions(Values):
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (("task.itc_weight", 0, "memory_batches image_image_weight"),)
     memory_batches: CountOrZero = 0
     """Batches whose features stay as further negatives of contrast (cross-batch memory), once 20 % of the steps are done; 0:
-    none. They help where a batch is small for the data. 8 batches of 128 pairs lengthen a step of icons_search by 3 %.
+    none. They are meant for batches that are small for the data. 8 batches of 128 pairs lengthen a step of icons_search by 3 %.
     Remembered matches of a row do not count."""
     image_image_weight: Weight = 0.0
-    """Weight of the contrast of images with other images of the same caption (SupCon); 0: off. It helps where a search must
-    recognise a thing in another style, and needs batches in which captions occur twice. Rows without such an image are left
-    out."""
+    """Weight of the contrast of images with other images of the same caption (SupCon); 0: off. It is meant for searches that
+    must recognise a thing in another style, and needs batches in which captions occur twice (data.pair_captions). Rows without
+    such an image are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
         return super().conflicts() | {
             "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn": not learns,
             f"itm_negatives {self.itm_negatives} {how}": samples and not self.itc_weight,
-            "memory_batches keeps no labels, which itc_targets semantic needs: set it to 0": forgets,
+            "memory_batches keeps no labels, which itc_targets semantic needs: set memory_batches to 0": forgets,
         }
 
     def unused_fields(self) -> dict[str, str]:

@@ -117,16 +117,16 @@ class DataConfig(Values):
     random_ink, bolder or thinner lines, outlines, light on dark, shifts of up to 2 pixels."""
     caption_augment: Literal["none", "words", "phrases"] = "none"
     """Augmentation of training captions; equal captions stay positives. words, for names and tags: each word is left out with
-    probability 0.2, half of the captions are shuffled. phrases, for lists such as `map, folded; paper`: one phrase, or all of
-    them shuffled. It helps queries that are shorter than the captions or in another order."""
+    probability 0.2, half of the captions are shuffled. phrases, for lists such as `map, folded; paper`: half of the captions
+    keep one phrase, the others are shuffled. It is meant for queries that are shorter or in another order."""
     batches_from: str | None = None
-    """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. For
-    contrast among images of several styles or sources: a style then no longer tells the right pair. A value with fewer rows
+    """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. It
+    is meant for contrast among images of several styles: a style then no longer tells the right pair. A value with fewer rows
     than train.batch_size comes in mixed batches only."""
     pair_captions: bool = False
-    """Put rows that share a caption into one batch, in pairs, except in batches of one value (batches_from). For contrast in
-    which equal captions are positives: task.dedup_captions, or task.itc_targets same_text. It helps if many captions recur. Of
-    rows with several captions, all must be equal."""
+    """Put rows that share a caption into one batch, nearly always in pairs, except in batches of one value (batches_from). It
+    is meant for captions that recur often, and needs contrast in which equal captions are positives: task.dedup_captions, or
+    task.itc_targets same_text. Rows with several captions pair if all of them are equal."""
     num_workers: CountOrZero = 1
     """Loader processes; 0: load in the training process."""
     max_invalid_fraction: Annotated[float, "[0, 1]"] = 0.01

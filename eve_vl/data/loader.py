@@ -96,8 +96,8 @@ def hashes_of(source: Any, name: str | None) -> np.ndarray:
     hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
     missing = np.flatnonzero(hash_N == hash_of(b""))
     if len(missing) == len(source):
-        problem = f"no row has a value in a column {name!r} of a JSON lines, CSV, TSV or Parquet file"
-        raise source.lacks(problem, "Name another one with --data.batches-from, or leave it out")
+        problem = f"no row has a value in column {name!r}"
+        raise source.lacks(problem, "Name another column of a JSON lines, CSV, TSV or Parquet file, or leave the option out")
     hash_N[missing] = missing
     return hash_N
 
@@ -151,7 +151,7 @@ def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tu
 def grouping(dataset: RowDataset) -> Group:
     """Return `grouped` for the sources of a run.
 
-    Raises UserError for a column without values.
+    Raises UserError for columns that change nothing.
     """
     data, train, sources = dataset.config.data, dataset.config.train, dataset.sources
 
@@ -160,6 +160,11 @@ def grouping(dataset: RowDataset) -> Group:
 
     value_R = None if data.batches_from is None else hashes(data.batches_from)
     caption_R = hashes(None) if data.pair_captions else None
+    if value_R is not None and np.unique(value_R, return_counts=True)[1].max() < train.batch_size:
+        problem = f"no value has as many rows as a batch, {train.batch_size}"
+        raise UserError(f"data.batches_from {data.batches_from}: {problem}; give a smaller --train.batch-size, or leave it out")
+    if caption_R is not None and len(np.unique(caption_R)) == len(caption_R):
+        raise UserError("data.pair_captions: no caption comes twice; leave it out")
     known = {"starts": np.cumsum([0, *map(len, sources)]), "size": train.batch_size, "seed": train.seed}
     return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
 

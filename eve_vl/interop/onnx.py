@@ -212,8 +212,7 @@ class TraceableMoE(nn.Module):
             seen_SD = x_SD + self.router.modality_embed.index_select(0, rows.is_text_S)
         gates_SE = F.linear(seen_SD, self.router.weight).softmax(-1)
         top_gates_SK, experts_SK = gates_SE.topk(self.router.top_k)
-        if self.router.top_k > 1:
-            top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
+        top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
         gates_SE = torch.zeros_like(gates_SE).scatter(1, experts_SK, top_gates_SK)
         if self.experts_see_modality:
             x_SD = seen_SD

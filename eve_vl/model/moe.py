@@ -44,8 +44,7 @@ class Router(nn.Module):
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return gates (S, K), experts (S, K) int64, and statistics.
 
-        Gates are in at least float32, renormalised over several K. The gate of a single one stays as it is, or the router
-        would not learn from the loss (Switch Transformer, Fedus et al. 2022).
+        Gates are renormalised over the K, in at least float32.
         """
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
@@ -54,8 +53,7 @@ class Router(nn.Module):
             log_gates_SE = logits_SE.log_softmax(-1)
             gates_SE = log_gates_SE.exp()
             top_gates_SK, experts_SK = gates_SE.topk(self.top_k)
-            if self.top_k > 1:
-                top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
+            top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
             stats = router_stats(gates_SE, log_gates_SE, experts_SK, rows.is_of_2S)
         return top_gates_SK, experts_SK, stats
 
@@ -168,7 +166,8 @@ def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """
     (E, F_, D), K, own = moe.experts.fc1_weight.shape, moe.router.top_k, moe.router
     parts, rest = divmod(len(dense["image.fc1.bias"]), F_)
-    if own.modality_embed is None or E % 2 or rest or (parts > 1 and not parts == K == E // 2):
+    is_as_wide = dense["image.fc1.weight"].shape[1] == D
+    if not is_as_wide or own.modality_embed is None or E % 2 or rest or (parts > 1 and not parts == K == E // 2):
         return None
     found: dict[str, list[Tensor]] = defaultdict(list)
     for name in ("image", "text"):

@@ -110,9 +110,9 @@ def scenes_words() -> Config:
 
 
 def demo_mlm_itc_itm() -> Config:
-    """The demo's pairs and steps with the baseline MLM + ITC + ITM.
+    """The pairs and steps of `demo_words` with the baseline MLM + ITC + ITM.
 
-    It takes 4.3 times the arithmetic.
+    It takes 4.3 times the arithmetic of `demo_words`.
 
     eve pretrain demo_mlm_itc_itm
     """
@@ -120,7 +120,7 @@ def demo_mlm_itc_itm() -> Config:
 
 
 def scenes_mlm_itc_itm() -> Config:
-    """The pairs and steps of `scenes` with the baseline MLM + ITC + ITM.
+    """The pairs and steps of `scenes_words` with the baseline MLM + ITC + ITM.
 
     eve pretrain scenes_mlm_itc_itm
     """
@@ -128,7 +128,9 @@ def scenes_mlm_itc_itm() -> Config:
 
 
 def scenes_all_losses() -> Config:
-    """The pairs and steps of `scenes` with all four losses MLM + ITC + ITM + MIM.
+    """The pairs and steps of `scenes_words` with all four losses.
+
+    They are MLM, ITC, ITM and MIM.
 
     eve pretrain scenes_all_losses
     """

@@ -59,6 +59,6 @@ class CrossBatchMemory:
 
         progress: share of the steps done.
         """
-        if progress >= START:
+        if progress >= START or self.rows:  # more steps, given on resuming, change the share
             for name, x_C in self.present.items():
                 self.rows[name] = torch.cat([self.rows.get(name, x_C[:0]), x_C])[-self.num_batches * len(x_C) :]

@@ -110,13 +110,13 @@ def augmented_caption(caption: str, how: str, rng: np.random.Generator) -> str:
 
     how: data.caption_augment.
     """
-    if how == "none":
+    words = caption.split()
+    if how == "none" or not words:
         return caption
     if how == "phrases":
         parts = [part for part in map(str.strip, PHRASE_END.split(caption)) if part]
         kept = rng.permutation(len(parts))[: 1 if rng.random() < 0.5 else None]
         return ", ".join(parts[place] for place in kept) or caption
-    words = caption.split()
     kept = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
     kept = kept if len(kept) else rng.integers(len(words), size=1)
     return " ".join(words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept))

@@ -161,11 +161,8 @@ class LineTable(Table):
     def line(self, index: int) -> bytes:
         """Return the line of a row. Raises ValueError."""
         with open_ordinary(self.path) as file:
-            return self._line_of(file, index)
-
-    def _line_of(self, file: Any, index: int) -> bytes:
-        file.seek(int(self._starts[index]))
-        line = file.readline(MAX_TEXT_BYTES + 1)
+            file.seek(int(self._starts[index]))
+            line = file.readline(MAX_TEXT_BYTES + 1)
         if len(line) > MAX_TEXT_BYTES:
             raise ValueError(f"line is longer than {MAX_TEXT_BYTES >> 20} MB")
         return line
@@ -219,15 +216,6 @@ class JsonlTable(LineTable):
     def fields(self, index: int) -> Fields:
         """Parse a line. Raises ValueError."""
         return require_type(parse_json(self.line(index).rstrip()), dict)
-
-    def values(self, name: str) -> Iterator[object]:
-        """Yield the value of any column in each row; the file is opened once."""
-        with open_ordinary(self.path) as file:
-            for index in range(len(self)):
-                value = None
-                with contextlib.suppress(ValueError):
-                    value = require_type(parse_json(self._line_of(file, index).rstrip()), dict).get(name)
-                yield value
 
 
 class ParquetTable(Table):
