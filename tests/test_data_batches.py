@@ -246,8 +246,9 @@ def test_a_pair_counts_as_positive_whichever_of_its_captions_is_shown(task, tmp_
 
 def test_pairs_that_would_be_negatives_are_refused():
     for task in (RetrievalConfig(), ContrastMatchConfig(), MaskedSignalConfig()):
+        config = tiny_config(task=task, data={"pair_captions": True})
         with pytest.raises(UserError, match=r"data.pair_captions needs contrast .*that counts equal captions as positives"):
-            tiny_config(task=task, data={"pair_captions": True})
+            grouping(CaptionedImages([], config, TOKENIZER, training=True))
     with pytest.raises(UserError, match=r"data\.pair_captions with data\.train_weights, which repeats rows"):
         data = {"pair_captions": True, "train": ("a", "b"), "train_weights": (1.0, 2.0)}
         tiny_config(task=RetrievalConfig(dedup_captions=True), data=data)

@@ -67,13 +67,9 @@ class Config:
         whole = "task.itc_masked_image with model.stem conv, which must see whole images during training too"
         is_scaled = init is None and train.head_lr_multiplier != 1
         allows_nothing = self.init_allow_missing and (init is None or self.scratch)
-        merges = getattr(task, "dedup_captions", False) or getattr(task, "itc_targets", "") == "same_text"
-        has_positives = merges and getattr(task, "itc_weight", 0)
-        pairs = "data.pair_captions needs contrast (task.itc_weight) that counts equal captions as positives"
         changes_captions, pairs_rows = self.data.caption_augment != "none", self.data.pair_captions
         conflicts = {
             f"data.caption_augment has no effect with task {task.name}": changes_captions and not task.augments_captions,
-            f"{pairs}: task.dedup_captions, or task.itc_targets same_text": pairs_rows and not has_positives,
             "data.pair_captions with data.train_weights, which repeats rows": pairs_rows and self.data.train_weights,
             f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
             f"{whole}: set task.mlm_weight or task.itm_weight above 0, or model.stem to linear": is_masked and stem == "conv",

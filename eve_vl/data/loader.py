@@ -153,7 +153,11 @@ def grouping(dataset: RowDataset) -> Group:
 
     Raises UserError for columns that change nothing.
     """
-    data, train, sources = dataset.config.data, dataset.config.train, dataset.sources
+    data, train, task, sources = dataset.config.data, dataset.config.train, dataset.config.task, dataset.sources
+    merges = getattr(task, "dedup_captions", False) or getattr(task, "itc_targets", "") == "same_text"
+    if data.pair_captions and not (merges and getattr(task, "itc_weight", 0)):
+        needs = "contrast (task.itc_weight) that counts equal captions as positives"
+        raise UserError(f"data.pair_captions needs {needs}: task.dedup_captions, or task.itc_targets same_text")
 
     def hashes(name: str | None) -> np.ndarray:
         return np.concatenate([hashes_of(source, name) for source in sources])
