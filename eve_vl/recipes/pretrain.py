@@ -140,9 +140,9 @@ def scenes_all_losses() -> Config:
 def emoji() -> Config:
     """Emoji and their names: minutes on one core.
 
-    Then `emoji_retrieval` reaches R@1 0.22 and 0.24, without this 0.22 and 0.25.
+    Then `emoji_retrieval` reaches R@1 0.20 and 0.22, with words only 0.24 and 0.22.
 
-    examples/emoji builds the data, 3,800 images. Both ways take 735 to 757 CPU core-seconds.
+    examples/emoji builds the data, 3,800 images. Both runs take 484 CPU core-seconds.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
