@@ -6,6 +6,7 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_proces
 import os
 import runpy
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -157,9 +158,11 @@ def main(folder: Path) -> None:
         (folder / f"partner_{processes.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)
     two_processes.write_all(folder)
-    processes.barrier()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = processes.gather_objects(server.getsockname()[1])[0]
     processes.shutdown()
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # a second group may not read the addresses of the first
+    # a second group needs a store of its own, or it reads the addresses of the first one
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
     sys.argv = ["eve", "pretrain", "tiny", "--out", str(folder / "two"), *FLAGS]
     runpy.run_module("eve_vl", run_name="__main__")
 
