@@ -34,6 +34,24 @@ def _no_report(monkeypatch) -> None:
     monkeypatch.setattr("eve_vl.report.page.write_report", str)
 
 
+def assert_resumes_to_the_same(eve: Any, words: tuple[Any, ...], folder: Path, monkeypatch: Any, stop: int, steps: int) -> None:
+    """Run a command without a stop, and with one before the step `stop`: the runs `whole` and `killed` are equal."""
+    assert eve(*words, "--out", "whole").returncode == 0
+    train_step = Trainer.train_step
+
+    def dying(trainer: Trainer, *args: Any) -> Any:
+        if trainer.step == stop:
+            raise KeyboardInterrupt
+        return train_step(trainer, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", dying)
+        assert eve(*words, "--out", "killed").returncode != 0
+    done = eve(*words, "--out", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder / "whole", folder / "killed", step=steps)
+
+
 def assert_same_run(one: Path, two: Path, step: int = 10) -> None:
     for name in ("model", "optimizer", "rng_0"):
         a, b = (load_file(run / f"checkpoints/step_{step:08}/{name}.safetensors") for run in (one, two))
@@ -90,20 +108,7 @@ def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path
         assert eve("pretrain", before, *start, *FEW, "--train.steps", 1, "--out", "before").returncode == 0
         start = ("--init", "before")
     words = ("pretrain", name, *start, *FEW)
-    assert eve(*words, "--out", "whole").returncode == 0
-    train_step = Trainer.train_step
-
-    def dying(trainer: Trainer, *args: Any) -> Any:
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        return train_step(trainer, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", dying)
-        assert eve(*words, "--out", "killed").returncode != 0
-    done = eve(*words, "--out", "killed", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", step=4)
+    assert_resumes_to_the_same(eve, words, tmp_path, monkeypatch, stop=3, steps=4)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_fork, tmp_path: Path):

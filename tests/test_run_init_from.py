@@ -223,9 +223,11 @@ def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(
 
 
 @pytest.mark.parametrize(
-    "shape", [{"num_experts": 3}, {"expert_ratio": 0.75}, {"expert_ratio": 0.5}, {"modality_routing": False}], ids=str
+    "shape",
+    [{"num_experts": 3}, {"expert_ratio": 0.75}, {"expert_ratio": 0.5}, {"modality_routing": False}, {"embed_dim": 24}],
+    ids=str,
 )
 def test_experts_that_cannot_hold_the_networks_are_another_encoder(shape: dict):
-    dense, sparse = (masked(shape | {"deep_ffn": policy}) for policy in ("modality", "moe"))
+    dense, sparse = masked({"deep_ffn": "modality"}), masked(shape | {"deep_ffn": "moe"})
     with pytest.raises(UserError, match="its encoder does not fit this model"):
         transfer(dense.state_dict(), sparse, "there")

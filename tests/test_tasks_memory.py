@@ -10,12 +10,12 @@ import tiny_tasks as tiny
 import torch
 from safetensors.torch import load_file
 from test_objectives import slow_contrastive, slow_supcon
-from test_resume import assert_same_run
+from test_resume import assert_resumes_to_the_same
 from torch import Tensor
 from twins import tiny_config
 
 from eve_vl.config import RetrievalConfig
-from eve_vl.train.trainer import Trainer
+from eve_vl.tasks.memory import CrossBatchMemory
 
 ITC: dict[str, Any] = {"itm_weight": 0.0, "rerank": 0, "projection_dim": 8}
 
@@ -92,6 +92,14 @@ def gradients(num_micro_batches: int) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in task.named_parameters()}
 
 
+def test_a_memory_that_has_begun_goes_on_when_more_steps_are_given():
+    memory = CrossBatchMemory(1)
+    for value, progress in enumerate((0.1, 0.3, 0.05)):  # of 10 times as many steps at last
+        memory.present = {"keys": torch.full((2, 1), value)}
+        memory.add_step(progress)
+        assert [each.tolist() for each in memory.rows.values()] == ([[[value]] * 2] if value else [])
+
+
 def test_accumulation_changes_nothing():
     whole, parts = gradients(1), gradients(2)
     for name, gradient in whole.items():
@@ -107,20 +115,7 @@ def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, monke
         *("--train.batch-size", 8, "--train.accumulation", 2, "--data.num-workers", 0, "--model.dropout", 0.1),
         *("--task.memory-batches", 3, "--task.image-image-weight", 0.5, "--train.keep-checkpoints", 9),
     )
-    assert eve(*words, "--out", "whole").returncode == 0
-    train_step = Trainer.train_step
-
-    def dying(trainer: Trainer, *args: Any) -> Any:
-        if trainer.step == 5:
-            raise KeyboardInterrupt
-        return train_step(trainer, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", dying)
-        assert eve(*words, "--out", "killed").returncode != 0
-    done = eve(*words, "--out", "killed", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", step=6)
+    assert_resumes_to_the_same(eve, words, tmp_path, monkeypatch, stop=5, steps=6)
     one, two = (load_file(tmp_path / run / "checkpoints/step_00000006/memory.safetensors") for run in ("whole", "killed"))
     assert {name: len(each) for name, each in one.items()} == {"images": 24, "texts": 24, "keys": 24}
     assert all(torch.equal(each, two[name]) for name, each in one.items())
