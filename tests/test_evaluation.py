@@ -191,6 +191,16 @@ def test_a_search_without_the_images_that_cannot_be_used():
 # Row by row
 
 
+def test_the_shares_by_which_steps_compare_have_r_mean_as_their_mean():
+    task = build(config_of("retrieval"))
+    rows = [replace(pairs(9)[row], captions=("a red circle", f"number {row}")[: 1 + row % 2]) for row in range(9)]
+    loader = eval_loader(SearchSet([ListSource(rows)], task.config, TOKENIZER), batch_size=4, rank=0, world=1)
+    with evaluation_batches(task, loader, CPU, torch.float32) as batches:
+        numbers, shares = evaluator_of(task).validate(batches)
+    assert len(shares) == 9 + 13
+    assert sum(shares.values()) / len(shares) == pytest.approx(numbers["r_mean"])
+
+
 @pytest.mark.parametrize("name", ["vqa", "nlvr2", "retrieval", "masked_signal"])
 def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
     if name == "masked_signal":

@@ -422,3 +422,14 @@ def test_what_is_masked_in_a_row_is_drawn_together():
     assert_like(found, slow_interval(len(rows), lambda drawn: float(np.concatenate([rows[row] for row in drawn]).mean())))
     wide, narrow = found.high - found.low, share(int(right_M.sum()), 200)
     assert wide > 1.2 * (narrow.high - narrow.low)
+
+
+def test_the_best_of_several_tries_has_a_wider_interval():
+    """1.959964 and 2.575829 are the 97.5 % and 99.5 % quantiles of the normal distribution."""
+    found = intervals.paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.5})
+    assert isinstance(found, intervals.MeasuredValue)
+    assert intervals.of_several(found, 1) == pytest.approx((found.low, found.high))
+    low, high = intervals.of_several(found, 5)
+    assert (high - low) / (found.high - found.low) == pytest.approx(2.575829 / 1.959964, rel=1e-6)
+    assert low + high == pytest.approx(found.low + found.high)
+    assert intervals.of_several(0.5, 1) == (-math.inf, math.inf)

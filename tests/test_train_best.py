@@ -1,6 +1,7 @@
 """The best weights on validation, also after a resume."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,22 +36,33 @@ class Numbers:
 
 
 class Guess(nn.Module):
-    """A task that is its own evaluator: it returns given scores and counts its validations."""
+    """A task that is its own evaluator: it returns given scores and counts its validations.
 
-    def __init__(self, scores: Sequence[dict[str, float]], main_metric: str | None = "score"):
+    rows: by score, the rows' own.
+    """
+
+    def __init__(
+        self,
+        scores: Sequence[dict[str, float]],
+        main_metric: str | None = "score",
+        rows: Mapping[float, Sequence[float]] | None = None,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
         self.scores = iter(scores)
         self.main_metric = main_metric
         self.main_loss: str | None = None
         self.num_validations = 0
+        self.rows = rows or {}
 
     def forward(self, batch: Numbers) -> StepOutput:
         return StepOutput(loss=(self.weight - 1).square().sum(), terms={})
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+    def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], dict[str, float]]:
         self.num_validations += 1
-        return next(self.scores)
+        found = next(self.scores)
+        rows = self.rows.get(found[self.main_metric], ()) if self.main_metric in found else ()
+        return found, {f"row {number}": value for number, value in enumerate(rows)}
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         return []
@@ -80,16 +92,20 @@ def weights(folder: Path) -> Tensor:
     return load_file(folder / "model.safetensors")["weight"]
 
 
+def notes_of(run: Path) -> list[str]:
+    return [row["text"] for row in read_log(run) if row["kind"] == "note"]
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / f"checkpoints/step_{step:08d}"
 
 
-def test_the_first_of_the_highest_numbers_is_kept(tmp_path: Path):
+def test_without_scores_per_row_the_last_of_the_highest_numbers_is_kept(tmp_path: Path):
     run = tmp_path / "run"
     assert train(run, Guess(scored(0.2, 0.5, 0.5, 0.4))) == {"score": 0.5, "other": 5.0}
-    assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
-    assert not torch.equal(weights(run / "best"), weights(step_folder(run, 6)))
-    assert read_best(run) == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}}
+    assert torch.equal(weights(run / "best"), weights(step_folder(run, 6)))
+    assert not torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
+    assert read_best(run) == {"step": 6, "numbers": {"score": 0.5, "other": 5.0}, "rows": {}}
     assert sorted(path.name for path in (run / "best").iterdir()) == [
         *("config.json", "model.safetensors", "state.json", "tokenizer.json")
     ]
@@ -100,7 +116,7 @@ def test_the_first_of_the_highest_numbers_is_kept(tmp_path: Path):
 class Unusable(Guess):
     """Its validation data holds a row that cannot be used."""
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+    def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], dict[str, float]]:
         raise UserError("a row to evaluate on cannot be used")
 
 
@@ -225,7 +241,7 @@ def test_notes_are_told_once(tmp_path: Path):
         trainer = Trainer(config, run, task, task, device=torch.device("cpu"), texts={}, notes=["weights from elsewhere"])
         trainer.resume()
         trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
-    notes = [json.dumps(row) for row in read_log(run) if row["kind"] == "note"]
+    notes = [json.dumps(row) for row in read_log(run) if row["kind"] == "note" and not row["text"].startswith("best/")]
     assert notes == ['{"kind": "note", "step": 0, "text": "weights from elsewhere"}']
 
 
@@ -256,7 +272,7 @@ def test_a_run_stops_early(tmp_path: Path, scores, last, capsys):
     run, config = tmp_path / "run", replace(CONFIG, steps=12, save_every=5, patience=2)
     assert train(run, Guess(scored(*scores)), config)["score"] == max(score for score in scores[: last // 2] if score == score)
     assert [row["step"] for row in read_log(run) if row["kind"] == "val"] == list(range(2, last + 1, 2))
-    notes = [row["text"] for row in read_log(run) if row["kind"] == "note"]
+    notes = notes_of(run)[:-1]
     assert notes == (["stopped early: 2 validations without a better score"] if last < 12 else [])
     assert step_folder(run, last).is_dir()
     task = Guess([])
@@ -270,7 +286,7 @@ def test_a_run_stops_early(tmp_path: Path, scores, last, capsys):
             f"resuming from step {last} of 24; nothing left to train: train.patience 2 has ended it; a larger one, or 0, "
             "continues\n"
         )
-        assert [row["text"] for row in read_log(run) if row["kind"] == "note"] == notes
+        assert notes_of(run)[:-1] == notes
         train(run, Guess(scored(*[0.05] * 6)), replace(config, patience=9))
         assert step_folder(run, 12).is_dir()
 
@@ -291,3 +307,72 @@ def test_without_a_main_metric_a_loss_is_watched(tmp_path: Path):
     task.__dict__["main_loss"] = "loss"
     train(tmp_path / "run", task, replace(CONFIG, steps=10, patience=2))
     assert [row["loss"] for row in read_log(tmp_path / "run") if row["kind"] == "val"] == [3.0, 2.0, 2.5, 2.1]
+
+
+EVEN = [0.0, 1.0] * 20
+ROWS = {0.5: EVEN, 0.55: [1.0, *EVEN[1:]], 0.9: [1.0] * 39 + [0.0], 0.4: [0.0, 0.0, *EVEN[2:]], 0.91: [1.0] * 40}
+"""Scores per row by the main metric: those of 0.9 are better than those of 0.5 beyond chance, those of 0.55 are not."""
+
+
+def better(scores: Sequence[float]) -> Guess:
+    return Guess(scored(*scores), rows=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_step", "reason"),
+    [
+        ((0.4, 0.5, 0.55, 0.9), 8, ", the last: it has the highest score"),
+        (
+            (0.4, 0.55, 0.4, 0.5),
+            8,
+            ", the last: step 4 has score 0.550, the last 0.500; better on 1 of 40 validation rows, worse on 0, ",
+        ),
+        (
+            (0.4, 0.9, 0.4, 0.5),
+            4,
+            ": it has score 0.900, the last 0.500; better on 20 of 40 validation rows, worse on 1, difference 0.475",
+        ),
+        (
+            (0.4, 0.9, 0.91, 0.9),
+            8,
+            ", the last: step 6 has score 0.910, the last 0.900; better on 1 of 40 validation rows, worse on 0, ",
+        ),
+        ((0.9, NAN, 0.91, NAN), 6, ": the last has no score"),
+        ((0.55, 0.5, 0.9, 0.5), 6, ": it has score 0.900"),
+        ((0.9, 0.91, 0.9, 0.4), 4, ": it has score 0.910"),  # step 6 had taken its place
+    ],
+)
+def test_an_earlier_step_is_kept_only_if_it_is_better_beyond_chance(tmp_path: Path, scores, best_step, reason):
+    run = tmp_path / "run"
+    found = train(run, better(scores))
+    best = read_best(run)
+    assert best is not None
+    assert best["step"] == best_step
+    assert found == best["numbers"] == scored(scores[best_step // 2 - 1])[0]
+    assert torch.equal(weights(run / "best"), weights(step_folder(run, best_step)))
+    closing = notes_of(run)[-1]
+    assert closing.startswith(f"best/ holds step {best_step}{reason}")
+    assert closing.endswith(", which may be chance") == (", the last: step" in closing)
+
+
+@pytest.mark.parametrize(("killed_at", "lost"), [(4, ()), (8, ()), (8, (8, 6))])
+def test_a_killed_run_makes_the_same_choice(tmp_path: Path, killed_at: int, lost: tuple[int, ...]):
+    """Killed before a validation; `lost` checkpoints make it resume from one before best/ was written."""
+    scores = 0.9, 0.91, 0.9, 0.4  # at step 6 the last takes the place of step 4, which returns at step 8
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    task = better(scores[: killed_at // 2 - 1])
+    with pytest.raises(StopIteration):
+        train(cut, task)
+    for step in lost:
+        shutil.rmtree(step_folder(cut, step))
+    left = better(scores[(min(lost, default=killed_at)) // 2 - 1 :])
+    assert train(cut, left) == train(whole, better(scores))
+    assert notes_of(cut) == notes_of(whole)
+    for folder in ("best", "checkpoints/highest"):
+        files = [{path.name: path.read_bytes() for path in (run / folder).glob("*")} for run in (whole, cut)]
+        assert files[0] == files[1], folder
+
+
+def test_a_best_step_in_the_warm_up_is_said(tmp_path: Path):
+    train(tmp_path / "run", better((0.9, 0.5, 0.4, 0.5)), replace(CONFIG, warmup=0.5))
+    assert notes_of(tmp_path / "run")[-1].endswith("; it lies in the warm-up, the first 4 steps")

@@ -245,7 +245,7 @@ def test_the_best_never_vanish(tmp_path: Path, monkeypatch):
     assert not (run / "best").exists()
     assert checkpoint.chosen_checkpoint(run) == run / "best"
     best = checkpoint.read_best(run)
-    assert best == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}}
+    assert best == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}, "rows": {}}
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
 
 

@@ -31,9 +31,9 @@ class Recorded(Guess):
         self.trained.append(self.weight.detach().clone())
         return super().forward(batch)
 
-    def evaluate(self, loader):
+    def validate(self, loader):
         self.validated.append(self.weight.detach().clone())
-        return super().evaluate(loader)
+        return super().validate(loader)
 
 
 def fit(run: Path, config=AVERAGED) -> Recorded:

@@ -47,8 +47,8 @@ class Net(nn.Module):
     def forward(self, batch: Rows) -> StepOutput:
         return StepOutput(loss=self.head(self.blocks[0](self.norm(batch.x_BD))).square().mean(), terms={})
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        return {}
+    def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], dict[str, float]]:
+        return {}, {}
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         return []

@@ -130,7 +130,7 @@ class Evaluator(Generic[AnyTask]):
 
     section: ClassVar[type[TaskConfig]]
     main_metric: str | None = None
-    """The metric that chooses the best weights, higher is better; None: the last weights count."""
+    """The metric that may choose earlier weights (`train.best`), higher is better; None: the last weights count."""
     main_loss: str | None = None
     """Without a main metric, the loss that early stopping watches, lower is better."""
     score_name: ClassVar[str] = ""
@@ -153,7 +153,12 @@ class Evaluator(Generic[AnyTask]):
 
         Deterministic.
         """
-        return self.evaluate_with_rows(loader).numbers
+        return self.validate(loader)[0]
+
+    def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
+        """Return the metrics of validation, and each row's score by which `train.best` compares steps."""
+        found = self.evaluate_with_rows(loader)
+        return found.numbers, found.row_scores
 
     def evaluate_with_rows(self, loader: Iterable[Any]) -> Evaluated:
         """Return the metrics and rows over the batches of all processes.

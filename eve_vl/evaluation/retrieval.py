@@ -64,17 +64,25 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)))
         return SearchSet(sources, config, tokenizer)
 
-    def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
-        """Return the metrics of validation, which selects `rerank_k`; see `search`."""
-        return self.evaluate_with_rows(loader, selects=True).numbers
+    def validate(self, loader: Iterable[SearchBatch]) -> tuple[dict[str, float], Mapping[str, float]]:
+        """Return the metrics of validation, which selects `rerank_k`, and shares of r_mean.
+
+        The mean of the shares of all queries is r_mean.
+        """
+        found = self.evaluate_with_rows(loader, selects=True, recalls=metrics.RECALLS)
+        num = Counter(name[:2] for name in found.row_scores)
+        shares = {name: len(found.row_scores) / (2 * num[name[:2]]) * value for name, value in found.row_scores.items()}
+        return found.numbers, shares
 
     @torch.no_grad()
-    def evaluate_with_rows(self, loader: Iterable[SearchBatch], *, selects: bool = False) -> Evaluated:
+    def evaluate_with_rows(
+        self, loader: Iterable[SearchBatch], *, selects: bool = False, recalls: Sequence[int] = (1,)
+    ) -> Evaluated:
         """Return the metrics of `metrics.retrieval` over all processes.
 
         They are tr1 … rsum after re-ranking task.rerank candidates, with a matching head also `…_itc_only` before re-ranking;
         with 5,000 images `…_1k`, the mean of five folds; the number of images and captions and of matches of each; and tr1 and
-        ir1 of random order. selects: see `search`.
+        ir1 of random order. selects: see `search`. recalls: of the row scores, see `first_hits`.
         """
         gallery = gathered(self.task, loader)
         numbers, ranks = self.search(gallery, self.task.settings.rerank, selects=selects)
@@ -92,7 +100,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             "ir1_chance": num_pairs / len(gallery.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
         numbers |= counts | self.merged(gallery) | self.precisions(gallery) | self.hard(gallery, k)
-        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks))
+        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls))
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
         """Return recalls with equal captions merged, named `…_merged`.
@@ -248,9 +256,15 @@ def gain(r_mean: float) -> tuple[float, float]:
 
 
 def first_hits(
-    names: Sequence[str], relevance: metrics.Relevance, ranks_I: metrics.Ranks, ranks_T: metrics.Ranks
+    names: Sequence[str],
+    relevance: metrics.Relevance,
+    ranks_I: metrics.Ranks,
+    ranks_T: metrics.Ranks,
+    recalls: Sequence[int] = (1,),
 ) -> dict[str, float]:
     """Return a score for each query by its name: whether its first hit is true.
+
+    recalls: instead the share of these numbers of first hits with a true one.
 
     If several hits tie, it is the share of true ones. An image is named by its row, a caption by its number there, both with a
     hash of the set that is searched; the captions of an image belong together.
@@ -263,7 +277,8 @@ def first_hits(
         asked.append(("ir1", image, f" {seen[image]}"))
     hits = {}
     both = ranks_I, ranks_T
-    is_asked, hit = torch.cat([each.is_asked_Q for each in both]).tolist(), torch.cat([each.hits(1) for each in both]).tolist()
+    is_asked = torch.cat([each.is_asked_Q for each in both]).tolist()
+    hit = torch.cat([sum((each.hits(k) for k in recalls), torch.zeros(())) / len(recalls) for each in both]).tolist()
     for (way, image, number), has_match, value in zip(asked, is_asked, hit, strict=True):
         if has_match:
             hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = value

@@ -10,6 +10,7 @@ Letters: R rows, G groups.
 import contextlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,18 @@ def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, 
     middle, half = each_G.mean().item(), student(len(each_G) - 1) * each_G.std(ddof=1).item() / math.sqrt(len(each_G))
     low, high = min(value, middle - half), max(value, middle + half)
     return MeasuredValue(value, n=len(gain_R), low=low, high=high, method="paired t", groups=G)
+
+
+def of_several(difference: float, num: int) -> tuple[float, float]:
+    """Return both ends of a difference's interval if one side is the best of `num` tries.
+
+    95 % hold for all tries together (Bonferroni). A plain float gives an open interval.
+    """
+    if not isinstance(difference, MeasuredValue):
+        return -math.inf, math.inf
+    middle, half = (difference.low + difference.high) / 2, (difference.high - difference.low) / 2
+    half *= NormalDist().inv_cdf(1 - 0.025 / max(num, 1)) / Z
+    return middle - half, middle + half
 
 
 def over(number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:

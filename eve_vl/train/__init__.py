@@ -32,12 +32,15 @@ class Evaluator(Protocol):
     """The metrics of a task, for validation."""
 
     main_metric: str | None
-    """The metric that chooses the best weights, higher is better; None: the last weights count."""
+    """The metric that may choose earlier weights, higher is better; None: the last weights count."""
     main_loss: str | None
     """Without a main metric, the loss that early stopping watches, lower is better."""
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the metrics over the batches of all processes."""
+    def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
+        """Return the metrics over the batches of all processes, and a score for each row.
+
+        The mean score is the main metric or stands for it; without scores the highest metric counts.
+        """
         ...
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:

@@ -9,8 +9,9 @@
         state.json              step, samples consumed, versions, checksums of the other files
         config.json, tokenizer.json, and answers.json or classes.json for a task with a list of labels
 
-    best/                       the best weights on validation, for tasks with a main metric
-        model.safetensors, state.json (step, numbers, checksums), config.json and the like, as above
+    best/                       the weights to use, for tasks with a main metric; see `train.best`
+        model.safetensors, state.json (step, numbers, scores per row, checksums), config.json and the like, as above
+    checkpoints/highest/        the weights with the highest main metric, while best/ holds later ones that may be as good
 
 A crash or a full disk leaves the previous checkpoint and the previous best weights intact. No pickle is read.
 """
@@ -20,6 +21,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ from eve_vl.utils.file_io import (
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+HIGHEST = f"{CHECKPOINTS}/highest"
 STEP = re.compile(r"step_([0-9]{8,18})")
 ANSWERING = re.compile(r"model\.safetensors|(?!config\.json).*\.json")  # config.json may be edited
 LIVE = "live"
@@ -97,35 +100,59 @@ def save_checkpoint(
     UserError when the disk is full or the folder cannot be written; older checkpoints then stay untouched.
     """
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
-    for old in checkpoint_folders(run)[:-keep]:
-        with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
-            old.rename(old.with_name(f".{old.name}.eve-old.tmp"))
+    _delete(*checkpoint_folders(run)[:-keep])
     delete_temporary(run / CHECKPOINTS)
 
 
+def _delete(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
+            folder.rename(hidden := folder.with_name(f".{folder.name}.eve-old.tmp"))
+            shutil.rmtree(hidden)
+
+
+def delete_highest(run: Path) -> None:
+    """Delete HIGHEST, if there is one."""
+    _delete(run / HIGHEST)
+
+
 def save_best(
-    run: Path, *, step: int, model: Mapping[str, Tensor], texts: Mapping[str, str], numbers: Mapping[str, float]
+    run: Path,
+    *,
+    step: int,
+    model: Mapping[str, Tensor],
+    texts: Mapping[str, str],
+    numbers: Mapping[str, float],
+    rows: Mapping[str, float] | None = None,
 ) -> Path:
     """Write the best weights so far with their numbers.
 
-    Raises UserError as `save_checkpoint` does.
+    rows: the score of each validation row. Raises UserError as `save_checkpoint` does.
     """
-    return _write_folder(run / BEST, {"model": model}, texts, {"step": step, "numbers": to_json(numbers)})
+    state = {"step": step, "numbers": to_json(numbers), "rows": rows or {}}
+    return _write_folder(run / BEST, {"model": model}, texts, state)
 
 
-def read_best(run: Path) -> dict[str, Any] | None:
-    """Return step and numbers of the best weights so far; None without any.
+def copy_best(run: Path, source: str, target: str) -> None:
+    """Copy BEST to HIGHEST or back, atomically. Raises UserError."""
+    with reporting_write_errors(run / target), atomic_folder(run / target) as temporary:
+        shutil.copytree(run / source, temporary, dirs_exist_ok=True)
+
+
+def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
+    """Return step, numbers and scores per row of BEST or HIGHEST; None without any.
 
     Raises UserError.
     """
-    recover(run / BEST)
-    if not (run / BEST / "state.json").is_file():
+    recover(run / name)
+    if not (run / name / "state.json").is_file():
         return None
-    state = verify(run / BEST)
-    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict) else None
-    if not has_fields(numbers, **dict.fromkeys(numbers or (), float)):
-        raise _damaged(run / BEST, "state.json holds no numbers")
-    return {"step": state["step"], "numbers": numbers}
+    state = {"rows": {}, **verify(run / name)}  # none in runs of earlier versions
+    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict, rows=dict) else None
+    for values in (numbers, state["rows"]):
+        if not has_fields(values, **dict.fromkeys(values or (), float)):
+            raise _damaged(run / name, "state.json holds no numbers")
+    return {"step": state["step"], "numbers": numbers, "rows": state["rows"]}
 
 
 def _write_folder(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
 from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
+from eve_vl.train.best import BestWeights, Validated
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
@@ -64,7 +65,7 @@ class Trainer:
         self.scores: list[float] = []
         self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
         self.step = 0
-        self.best: dict[str, float] | None = None
+        self.choice = BestWeights(run, self.main_metric)
         self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # files that differ in best/
 
@@ -89,9 +90,7 @@ class Trainer:
             self.step = state["step"]
             if state["num_processes"] == processes.world_size():
                 self.window = {name: value.to(self.device) for name, value in state["meter"].items()}
-            best, name = checkpoint.read_best(self.run), self.main_metric
-            is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
-            self.best = best["numbers"] if best and is_of_use else None
+            self.choice.restore(self.step)
         return bool(folders)
 
     def save(self) -> None:
@@ -119,9 +118,9 @@ class Trainer:
         processes.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
-        """Train to the last step; return the numbers of the last or best validation.
+        """Train to the last step; return the numbers of the weights in best/, else of the last.
 
-        The best counts if the task has a main metric. train_loader: endless micro-batches after `samples_consumed` samples.
+        train_loader: endless micro-batches after `samples_consumed` samples.
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
@@ -174,7 +173,12 @@ class Trainer:
                 )
                 stopped.code = 128 + next(iter(stop), signal.SIGTERM)
                 raise stopped
-        return self.best or numbers or self.evaluate(val_loader)
+        return self.chosen or numbers or self.evaluate(val_loader)
+
+    @property
+    def chosen(self) -> dict[str, float] | None:
+        """Numbers of the weights in best/; None without any."""
+        return self.choice.best.numbers if self.choice.best else None
 
     def _has_stalled(self) -> bool:
         """Return whether the last train.patience validations brought no improvement."""
@@ -188,12 +192,12 @@ class Trainer:
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         try:
-            numbers = self.evaluate(val_loader)
+            numbers, rows = self._evaluate(val_loader)
         except UserError as error:
             if processes.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
                 self.save()
             raise
-        self._keep_best(numbers)
+        self._choose(numbers, rows)
         self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
         if is_early := self._has_stalled() and self.step < self.config.steps:
             if self.step % self.config.save_every:
@@ -201,14 +205,15 @@ class Trainer:
             num = self.config.patience
             log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
         if (is_early or self.step == self.config.steps) and self.evaluator:
-            found = self.best or numbers
-            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found)]):
+            found = self.chosen or numbers
+            closing = self.choice.closing(self.step, int(self.config.warmup * self.config.steps))
+            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), closing]):
                 log.note(self.step, text)
         log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
         return numbers
 
-    def _keep_best(self, numbers: dict[str, float]) -> None:
-        """Save the weights if the main metric is higher than ever.
+    def _choose(self, numbers: dict[str, float], rows: Mapping[str, float]) -> None:
+        """Choose the weights of best/ among this step and earlier ones.
 
         Every process must call this.
         """
@@ -216,15 +221,14 @@ class Trainer:
         if name is not None and name not in numbers:
             lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
             raise SharedError(f"validation gives no {name} to choose the best weights by: its rows have {lacking}")
-        if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
-            return
-        self.best = numbers
-        if is_main():
+
+        def save() -> None:
             with self.averages.in_place():
-                model = self.task.state_dict()
-                texts = {**self.texts, **self.best_texts(numbers)}
-                checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
-        processes.barrier()
+                model, texts = self.task.state_dict(), {**self.texts, **self.best_texts(numbers)}
+                checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers, rows=rows)
+
+        if name is not None:
+            self.choice.update(Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save)
 
     def time_one_pass(self, batch: Any) -> float:
         """Return the seconds of a forward and backward pass.
@@ -311,17 +315,20 @@ class Trainer:
 
         Raises UserError in all processes for an unusable row, unless skip_invalid.
         """
+        return self._evaluate(loader)[0]
+
+    def _evaluate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
         assert self.evaluator is not None
         # an error in one process only would leave the others waiting
         skipped: list[Any] | None = [] if self.skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with self.averages.in_place(), evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
-            numbers = self.evaluator.evaluate(batches)
+            numbers, rows = self.evaluator.validate(batches)
         failed += [unusable(error) for error in skipped or () if not self.skip_invalid]
         if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
-        return numbers | num_skipped(skipped)
+        return numbers | num_skipped(skipped), rows
 
 
 def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any]:
