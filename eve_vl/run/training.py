@@ -15,7 +15,7 @@ from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.base import origins
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import RowDataset
+from eve_vl.data.dataset import RowDataset, eval_positions
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -27,7 +27,7 @@ from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import label_files
+from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
 from eve_vl.train.processes import pick_device, pick_dtype
@@ -89,9 +89,10 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
     new = checkpoint.read_state(folders[-1]).get("new") if folders else None
+    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     if config.init is not None and new is None:
         new, note = start_from(config, task)
-        notes.append(note)
+        notes += filter(None, [note, "" if config.scratch else fit_temperatures(task, dataset, device)])
     elif config.train.freeze and not folders:
         notes.append("train.freeze keeps random weights here; give weights to start from with --init RUN")
     skip = config.data.skips_invalid_val
@@ -102,13 +103,14 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     }
     num_rows = sum(map(len, prepared.sources))
     print_line(*cut_texts(config, tokenizer, sources), *run_lines(config, task, device, num_rows))
-    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     has_resumed = trainer.resume()
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = evaluator.dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
+    of_seen = prepared.sources, as_validation(config, val_sources), tokenizer
+    trainer.training_rows = lambda: eval_loader(evaluator.dataset(*of_seen), rank=rank, world=world)
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     processes.barrier()
     if is_main():  # only now: a failed start leaves nothing
@@ -154,6 +156,28 @@ def check_batch_size(config: Config, world: int) -> None:
     if problems := config.task.problems_with_pairs(train.batch_size // count):
         more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
         raise UserError(f"task.{'; task.'.join(problems)} {more}")
+
+
+def as_validation(config: Config, val_sources: Sequence[Source[Any]]) -> Config:
+    """Return the config to read as many training rows as validation reads, without unusable ones."""
+    num = min(config.data.val_samples, sum(map(len, val_sources)))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num, skip_invalid_val=True))
+
+
+def fit_temperatures(task: Task[Any], dataset: RowDataset, device: torch.device) -> str:
+    """Reset temperatures of the --init run that do not fit evenly spread training rows; return a note.
+
+    All processes read the same rows.
+    """
+    reset = getattr(task, "reset_temperatures", None)
+    if reset is None:
+        return ""
+    rows = min(dataset.config.train.batch_size, ROWS_PROBED)
+    batch = dataset.collate([dataset[position] for position in eval_positions([*map(len, dataset.sources)], rows)])
+    task.eval()
+    note = str(reset(batch.to(device))) if len(batch.where) > 1 else ""
+    task.train()
+    return note
 
 
 def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> None:

@@ -6,21 +6,24 @@ Letters: B batch, I images, N texts, T text tokens, D width, d width of features
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.masking import PairBatch
 from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.encoder import initialize
+from eve_vl.model.encoder import TEMPERATURE, initialize
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.contrastive import Contrast
 from eve_vl.tasks.masked_signal import MaskedSignalTask
+from eve_vl.tasks.memory import shares_key
 from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train import StepOutput
 
@@ -46,6 +49,26 @@ class ContrastTask(Task[Settings]):
         progress: share of the steps done.
         """
         self.contrast.memory.add_step(progress)
+
+    @torch.no_grad()
+    def reset_temperatures(self, batch: Any) -> str:
+        """Reset temperatures of another run that are too low for a batch; return a note.
+
+        That is where the contrastive loss is above that of a uniform guess (LOG.md, 2026-11-30). Empty without a reset.
+        """
+        if not self.is_comparable:
+            return ""
+        _, _, image_BXd, text_BXd, _ = self.contrast.alone(self.encoder, batch)
+        key_B, uniform, notes = batch.image_id_B[:, None], math.log(len(image_BXd)), []
+        keys_BK = torch.cat([key_B, batch.caption_B[:, None]], 1) if self.contrast.merges_captions else key_B
+        target_BB = objectives.even_targets(shares_key(keys_BK, keys_BK))
+        for head, image_Bd, text_Bd in zip(self.contrast.heads, image_BXd.unbind(1), text_BXd.unbind(1), strict=True):
+            loss = objectives.contrastive(image_Bd, text_Bd, image_Bd, text_Bd, target_BB, head.temperature).item()
+            if loss > uniform and head.temperature < TEMPERATURE:
+                change = f"temperature reset from {head.temperature.item():.3g} to {TEMPERATURE}"
+                notes.append(f"{change}: contrastive loss {loss:.2f} on training rows, of a uniform guess {uniform:.2f}")
+                head.temperature.fill_(TEMPERATURE)
+        return "; ".join(notes)
 
     @property
     def memory(self) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Which weights `best/` holds: the last, unless an earlier step is better beyond chance."""
+"""Which weights `best/` holds: the last, unless an earlier step is better beyond chance.
+
+Also whether a run has learned its training rows by heart.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,6 +11,22 @@ from pathlib import Path
 from eve_vl.metrics import intervals
 from eve_vl.train import checkpoint, processes
 from eve_vl.utils.console import is_main
+
+BY_HEART = 0.5  # error on training rows, as a share of that on validation rows (LOG.md, 2026-11-30)
+
+
+def on_training_rows(name: str, seen: float, validated: float, *, is_score: bool) -> str:
+    """Return a sentence that compares a metric on training rows with validation.
+
+    is_score: higher is better and 1 is the best; else a loss.
+    """
+    both = f"{name} {seen:.3f} on training rows, {validated:.3f} on validation rows"
+    errors = (1 - seen, 1 - validated) if is_score else (seen, validated)
+    worst, best = (seen, validated) if is_score else (validated, seen)
+    is_apart = getattr(worst, "low", worst) > getattr(best, "high", best)
+    if not (is_apart and errors[0] < BY_HEART * errors[1]):
+        return both
+    return f"the run has learned its training rows by heart: {both}; fewer steps, more rows or augmentation help"
 
 
 @dataclass(frozen=True, kw_only=True)

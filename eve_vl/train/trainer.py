@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
 from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
-from eve_vl.train.best import BestWeights, Validated
+from eve_vl.train.best import BestWeights, Validated, on_training_rows
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
@@ -67,6 +67,7 @@ class Trainer:
         self.step = 0
         self.choice = BestWeights(run, self.main_metric)
         self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
+        self.training_rows: Callable[[], Iterable[Any]] | None = None  # a loader of some, as validation reads them
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # files that differ in best/
 
     @property
@@ -206,11 +207,23 @@ class Trainer:
             log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
         if (is_early or self.step == self.config.steps) and self.evaluator:
             found = self.chosen or numbers
-            closing = self.choice.closing(self.step, int(self.config.warmup * self.config.steps))
-            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), closing]):
+            closing = (
+                self._on_training_rows(numbers),
+                self.choice.closing(self.step, int(self.config.warmup * self.config.steps)),
+            )
+            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), *closing]):
                 log.note(self.step, text)
         log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
         return numbers
+
+    def _on_training_rows(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence on training rows against validation rows; empty if unknown."""
+        if self.training_rows is None or self.watched is None or self.watched not in numbers:
+            return ""
+        seen, _ = self._evaluate(self.training_rows(), skip_invalid=True)
+        if self.watched not in seen:
+            return ""
+        return on_training_rows(self.watched, seen[self.watched], numbers[self.watched], is_score=self.main_metric is not None)
 
     def _choose(self, numbers: dict[str, float], rows: Mapping[str, float]) -> None:
         """Choose the weights of best/ among this step and earlier ones.
@@ -317,15 +330,16 @@ class Trainer:
         """
         return self._evaluate(loader)[0]
 
-    def _evaluate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
+    def _evaluate(self, loader: Iterable[Any], *, skip_invalid: bool = False) -> tuple[dict[str, float], Mapping[str, float]]:
         assert self.evaluator is not None
+        skip_invalid = skip_invalid or self.skip_invalid
         # an error in one process only would leave the others waiting
-        skipped: list[Any] | None = [] if self.skip_invalid or processes.world_size() > 1 else None
+        skipped: list[Any] | None = [] if skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with self.averages.in_place(), evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
             numbers, rows = self.evaluator.validate(batches)
-        failed += [unusable(error) for error in skipped or () if not self.skip_invalid]
+        failed += [unusable(error) for error in skipped or () if not skip_invalid]
         if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
         return numbers | num_skipped(skipped), rows
