@@ -118,6 +118,11 @@ def test_help_comes_before_or_after(words: str, shown: str, eve):
 def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
     text = eve("finetune", "demo_vqa", "--help").stdout
     assert "runs/base" not in text and "(required)" in text
+    words = " ".join(text.split())
+    assert "--input.image-size" in words and "(default: 48)" in words  # of demo
+    assert "a run takes these values from --init." in words
+    own = " ".join(eve("help", "finetune", "demo_vqa", "--init", "builtin:icons").stdout.split())
+    assert "(default: 64)" in own and "from --init." not in own
 
 
 def test_replacing_the_users_data_with_built_in_data_needs_a_yes(eve, tmp_path: Path, monkeypatch):

@@ -224,3 +224,13 @@ def test_a_named_column_says_what_rows_are(eve, table: Path):
     write_rows(table, [{"image": "a.png", "note": "two"}])
     code, text = check(eve, table, "--text-column", "note")
     assert code == 0 and "captions            1" in text
+
+
+def test_a_caption_of_very_many_images_is_named(tmp_path: Path):
+    pixels = ImagePixels(pixels=np.zeros((4, 4, 3), np.uint8))
+    captions = [f"number {row % 40}" for row in range(100)] + ["various cliparts"] * 21 + ["two"] * 20
+    rows = [ImageText(image=pixels, captions=(text,), where=f"row {number}") for number, text in enumerate(captions)]
+    report = check_source(rows, num_workers=0)  # pyright: ignore[reportArgumentType]
+    assert report["frequent_texts"] == {"various cliparts": 21}
+    said = "note: 21 captions are 'various cliparts'; a caption of so many images tells little about each"
+    assert [line for line in report_lines(report) if line.startswith("note")] == [said]

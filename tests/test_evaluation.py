@@ -21,6 +21,7 @@ from eve_vl.evaluation import classifiers
 from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
 from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
+from eve_vl.evaluation.meanings import meaning
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluated, leaks
@@ -95,7 +96,9 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     for name, value in numbers.items():
         assert isinstance(value, MeasuredValue)
-        assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
+        first, rest = lines[name].split(maxsplit=1)
+        assert first == f"{value:.4f}" and rest.startswith(f"{value.low:.4g}–{value.high:.4g}, n {value.n:,} ")
+    assert lines["mlm_acc_wrong_image"].endswith("   masked tokens guessed right, with a wrong image")
     shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
     assert done.stdout.splitlines()[-1] == f"comparison: {evaluator_of(load_run(trained / 'run').task).comparison(numbers)}"
@@ -221,6 +224,22 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
         rows = [value for row, value in whole.row_scores.items() if row.startswith(start)]
         assert len(rows) == whole.numbers[number].n  # pyright: ignore[reportAttributeAccessIssue]
         assert sum(rows) / len(rows) == pytest.approx(whole.numbers[number])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tr1", "find the caption, R@1"),
+        ("ir10_chance", "find the image, R@10, by chance"),
+        ("tr1_hard_wrong_image", "find the caption, R@1, among false captions that differ in one place, with a wrong image"),
+        ("precision_ir5", "find the image, first 5 of the right class"),
+        ("precision_tr_chance", "find the caption, right class, by chance"),
+        ("vqa_acc/yes", "questions answered right, yes"),
+        ("of_my_own", ""),
+    ],
+)
+def test_metrics_are_explained_in_words(name: str, words: str):
+    assert meaning(name) == words
 
 
 # The sentence

@@ -91,13 +91,23 @@ def test_positions_of_images_are_resized():
     assert POSITIONS not in done.new | done.unused
 
 
+@pytest.mark.parametrize(("length", "done"), [(9, "cut"), (20, "extended")])
+def test_positions_of_texts_are_cut_or_extended(length: int, done: str):
+    name, source = "encoder.text.positions", weights(PRETRAINED)
+    task = build(tiny_config(input={"text_length": length}, task=VQAConfig()))
+    found = transfer(source, task, "run")
+    assert found.resized == f"text positions {done} from 12 to {length} tokens"
+    rows = [source[name][min(place, 11)] for place in range(length)]
+    assert torch.equal(task.state_dict()[name], torch.stack(rows))
+    assert name not in found.new | found.unused
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "words"),
     [
         ({"model": {"depth": 4, "num_deep_blocks": 3}}, "encoder.blocks.3.", "missing there"),
         ({"model": {"depth": 2, "num_deep_blocks": 1}}, "encoder.blocks.2.", "missing here"),
         ({"model": {"embed_dim": 32}}, "encoder.", "32"),
-        ({"input": {"text_length": 9}}, "encoder.text.positions", "(9, 16) here, (12, 16) there"),
         ({"model": {"num_experts": 2}}, "encoder.blocks.", "here"),
         ({"model": {"deep_ffn": "shared"}}, "encoder.blocks.", "here"),
         ({"input": {"patch_size": 8}}, "encoder.image.proj.weight", "(16, 192) here, (16, 48) there"),

@@ -13,7 +13,7 @@ from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.kinds.pairs import ItemPair
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.loading import build_untrained
-from eve_vl.run.summary import LIBRARIES, changes, cut_texts, data_lines, expected_memory, machine_line, run_lines
+from eve_vl.run.summary import LIBRARIES, changes, check_lines, cut_texts, data_lines, expected_memory, machine_line, run_lines
 from eve_vl.run.training import require_truth
 from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks.task import Sizes, Task
@@ -72,9 +72,27 @@ def test_texts_that_are_cut_are_told():
     rows = [replace(source[row], captions=("abcdefgh"[:count],)) for row, count in enumerate((1, 3, 4, 5, 8))]
     config = replace(tiny_config(), input=replace(tiny_config().input, text_length=5))
     said = "note: 60% of the texts have more than 5 tokens, and are cut there; "
-    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [said + "--input.text-length 7 holds 99% of them"]
-    assert cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows]) == [said + "as runs/a reads them"]
-    assert not cut_texts(replace(config, input=replace(config.input, text_length=10)), tokenizer, [rows, []])
+    small = f"note: the vocabulary of {tokenizer.vocab_size} cuts words into 5.2 pieces on average; "
+    larger = small + "a larger --tokenizer.vocab-size keeps more of them whole"
+    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [said + "--input.text-length 7 holds 99% of them", larger]
+    assert (
+        cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows])[0]
+        == said + "--input.text-length 7 holds 99% of them"
+    )
+    relative = replace(config, init=Path("runs/a"), model=replace(config.model, positions="relative"))
+    assert cut_texts(relative, tokenizer, [rows])[0] == said + "as runs/a reads them"
+    longer, whole = (
+        replace(config, input=replace(config.input, text_length=10)),
+        Tokenizer.train(["a ab abc abcdefgh"] * 9, 300),
+    )
+    assert cut_texts(longer, tokenizer, [rows, []]) == [larger]
+    assert not cut_texts(longer, whole, [[replace(rows[0], captions=("abc ab abcdefgh",))]])
+    assert check_lines(longer, tokenizer, [rows]) == [
+        "tokens per text     3 / 6 / 10   (min / median / max of 5 texts)",
+        "texts cut           0.0% at 10 tokens",
+        f"vocabulary          {tokenizer.vocab_size} tokens, 5.20 a word",
+        larger,
+    ]
 
 
 def test_what_does_not_train_is_told():

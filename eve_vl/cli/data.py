@@ -1,16 +1,16 @@
 """Commands on data: data check, data answers, data write, tokenizer train."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.runs import recipe_config
-from eve_vl.config import DataConfig, TokenizerConfig
+from eve_vl.config import Config, DataConfig, TokenizerConfig
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
@@ -27,7 +27,8 @@ class CheckArgs(JsonArgs, SourceArgs):
     kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "images", "texts"] = "auto"
     """Kind of its rows; auto: guessed from the fields of the first row."""
     recipe: str | None = None
-    """Also check that the rows have what training with this recipe needs; a recipe or FILE.py:NAME."""
+    """Also check that the rows have what training with this recipe needs, its text length and vocabulary; a recipe or
+    FILE.py:NAME."""
     init: Path | None = None
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
 
@@ -79,7 +80,7 @@ def run_data_check(args: CheckArgs) -> None:
     from eve_vl.data.loader import open_sources
     from eve_vl.data.validate import check_source, report_lines
 
-    kind, require = args.kind, None
+    kind, require, config = args.kind, None, None
     if args.recipe is not None:
         from eve_vl.tasks import task_class
 
@@ -93,9 +94,25 @@ def run_data_check(args: CheckArgs) -> None:
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
     print_line(*report_lines(report))
+    if config is not None and report["usable"]:
+        print_line(*_text_lines(config, args.init, source))
     write_json(args.json, report)
     if report["broken"]:
         sys.exit(1)
+
+
+def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
+    """Return lines on the texts as a recipe reads them, with the tokenizer of `init` or one trained on them."""
+    from eve_vl.data.tokenizer import Tokenizer
+    from eve_vl.run.summary import check_lines
+    from eve_vl.run.training import tokenizer_of
+    from eve_vl.train.checkpoint import chosen_checkpoint
+
+    if config.data.modality == "image":
+        return []
+    path = config.tokenizer.path if init is None else chosen_checkpoint(init) / "tokenizer.json"
+    tokenizer = tokenizer_of([source], config.tokenizer.vocab_size) if path is None else Tokenizer.load(path)
+    return check_lines(replace(config, init=init), tokenizer, [source])
 
 
 def run_data_answers(args: AnswersArgs) -> None:

@@ -192,12 +192,13 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
 
 def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
-    """Print numbers, warnings and the comparison with the baseline; write the numbers."""
+    """Print numbers in words, warnings and the comparison with the baseline; write the numbers."""
+    from eve_vl.evaluation.meanings import meaning
     from eve_vl.metrics.intervals import to_json
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
+        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}{meaning(number)}".rstrip())
     print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
     if comparison:
         print_line(f"comparison: {comparison}")

@@ -61,7 +61,8 @@ def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune a run on a task: eve finetune RECIPE --init RUN [flags]."""
     if (make := _chosen("finetune", argv)) is None:
         return
-    recipe = make(get_recipe("base"))
+    description = make.__doc__
+    recipe = make(get_recipe(getattr(make, "start", "base")))
     start = _init_config("finetune", argv, recipe.out)
     is_of_run = argv[0].endswith(".json")  # it has its own --init
     if start is not None:
@@ -71,9 +72,11 @@ def run_finetune(argv: Sequence[str]) -> None:
             recipe = replace(recipe, input=sizes, model=start.model, tokenizer=start.tokenizer)
     elif {*HELP} & {*argv[1:]}:
         recipe = replace(recipe, init=tyro.MISSING)
+        shown = "Defaults of --input, --model and --tokenizer below are from the usual start; a run takes these values"
+        description = f"{description}\n\n{shown} from --init. eve help finetune {argv[0]} --init RUN shows those of RUN."
     elif not is_of_run:
         raise UserError(f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape")
-    _train("finetune", argv, make.__doc__, recipe, start)
+    _train("finetune", argv, description, recipe, start)
 
 
 def run_demo(args: DemoArgs) -> None:
@@ -94,9 +97,10 @@ def early_flags(argv: Sequence[str]) -> Namespace:
 def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     """Return the config of the --init run, or of a resumed run; None without --init."""
     named = early_flags(argv)
-    if named.init is None or {*HELP} & {*argv[1:]}:
+    if named.init is None:
         return None
-    print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
+    if not {*HELP} & {*argv[1:]}:
+        print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder
 
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))

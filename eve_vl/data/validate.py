@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from eve_vl.utils.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
 NUM_SHOWN = 10  # frequent answers or labels
+MIN_NOISE, NOISE_SHARE = 20, 0.01  # equal captions that may be noise: more than this number and share (LOG.md, 2026-11-30)
+LONGEST_SHOWN = 80  # characters of a frequent text
 ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
 
 SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_question")
@@ -45,7 +47,7 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
             return error
         facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
         for text in row.texts:
-            facts += [("text_words", len(text.split())), ("text", hash_of(text.encode()))]
+            facts += [("text_words", len(text.split())), ("text", (hash_of(text.encode()), text[:LONGEST_SHOWN]))]
         return [*facts, *row.facts()]
 
 
@@ -67,7 +69,7 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     A text is a caption, question, statement or plain text. `width` and `height` are in pixels, after EXIF rotation, and
     have min, median and max, or are None; `broken` has the rows that training would skip, in their order, with the
     reasons; `conversions` is the number of images by kind of conversion; `duplicate_images` are equal to an earlier one
-    byte for byte; `labels` counts rows without one as "kept back".
+    byte for byte; `frequent_texts` are far more frequent than others; `labels` counts rows without one as "kept back".
 
     require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
     rows."""
@@ -78,11 +80,16 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BadSampleError] = []
+    frequent: dict[int, str] = {}
     for row in progress(rows, "reading", len(source)):
         if isinstance(row, BadSampleError):
             broken.append(row)
         else:
             for name, value in row:
+                if name == "text":  # memory holds the words of frequent ones only
+                    value, words = value
+                    if counts[name][value] == MIN_NOISE:
+                        frequent[value] = words
                 counts[name][value] += 1
     usable = counts["kind"].total()
     return {
@@ -91,12 +98,20 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
         "usable": usable,
         "broken": [{"where": row.where, "reason": row.reason} for row in broken],
         "texts": counts["text"].total(),
+        "frequent_texts": {
+            frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if _is_noise(num, counts)
+        },
         "distinct_answers": len(counts["answer"]),
         "top_answers": dict(counts["answer"].most_common(NUM_SHOWN)),
         **{name: _spread(counts[name]) for name in SPREADS},
         **{name: dict(counts[name].most_common()) for name in TALLIES},
         **{f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")},
     }
+
+
+def _is_noise(num: int, counts: Mapping[str, Counter[Any]]) -> bool:
+    """Return whether so many equal texts are far more than usual."""
+    return num > max(MIN_NOISE, NOISE_SHARE * counts["text"].total())
 
 
 def _spread(counts: Counter[int]) -> dict[str, float] | None:
@@ -132,7 +147,11 @@ def report_lines(report: Report) -> list[str]:
         (report["labels"], "labels", _shown(report["labels"])),
     ]
     broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"]]
-    return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken
+    noise = [
+        f"note: {num:,} captions are {text!r}; a caption of so many images tells little about each"
+        for text, num in (report["frequent_texts"].items() if kind == "captions" else ())
+    ]
+    return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + noise + broken
 
 
 def _shown(counts: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import DualEncoderConfig, InputConfig
 from eve_vl.model import Backbone, Encoded
-from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
+from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, join, resized_positions
 from eve_vl.model.encoder import Block
 from eve_vl.model.layers import Attention, FeedForward, layer_norm
 from eve_vl.model.packing import PackedTokens, Tokens
@@ -208,8 +208,10 @@ class DualEncoder(Backbone):
         return _with_states(image, image_BPD), _with_states(text, text_BTD)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another model's image positions to this model's patches."""
-        return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
+        """Resize another model's image positions to this model's patches, and its text positions."""
+        tensors, image = resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
+        tensors, text = fitted_text_positions(tensors, "text.embed.positions", self.sizes.text_length)
+        return tensors, "; ".join(filter(None, (image, text))) or None
 
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of text-to-image attention or of attention within images.

@@ -205,6 +205,20 @@ def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -
     return tensors | {name: resize_positions(there, num_patches)}, resized
 
 
+def fitted_text_positions(tensors: dict[str, Tensor], name: str, length: int) -> tuple[dict[str, Tensor], str | None]:
+    """Cut or extend the learned text positions in another backbone's weights.
+
+    Further ones start as the last one. Returns the weights, and a sentence on the change.
+    """
+    there = tensors.get(name)
+    if there is None or len(there) == length:
+        return tensors, None
+    kept = there[:length]
+    done = "cut" if len(there) > length else "extended"
+    new = torch.cat([kept, there[-1:].expand(length - len(kept), -1)])
+    return tensors | {name: new}, f"text positions {done} from {len(there)} to {length} tokens"
+
+
 class TextEmbed(nn.Module):
     """Token embedding, LayerNorm, dropout, then type embedding and learned positions.
 

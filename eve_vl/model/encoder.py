@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
 from eve_vl.model import Backbone, Encoded
-from eve_vl.model.embeddings import ImageEmbed, TextEmbed, index_tokens, join, resized_positions
+from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, index_tokens, join, resized_positions
 from eve_vl.model.layers import Attention, FeedForward, ModalityFeedForward, PassFeedForward, drop_path, layer_norm
 from eve_vl.model.moe import MoE, OfficialMoE, upcycled
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
@@ -205,12 +205,15 @@ class Encoder(Backbone):
         return PackedTokens.of(tokens, self.config.num_heads, packs=self.packs)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's image positions and longer relative text positions.
+        """Resize another encoder's positions; relative ones of texts only if they are longer.
 
         Experts start from its networks of the modalities.
         """
         tensors, *notes = self._upcycled(tensors)
         tensors, note = self._resized_positions(tensors)
+        if self.text.positions is not None:
+            tensors, more = fitted_text_positions(tensors, "text.positions", len(self.text.positions))
+            notes.append(more)
         return tensors, "; ".join(filter(None, (*notes, note))) or None
 
     def _upcycled(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:

@@ -22,6 +22,7 @@ LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
 FEW_ROWS = 100
 ROWS_MEASURED = 200  # of each source, to measure text lengths
 MANY_CUT = 0.02  # share of cut texts below which nothing is printed
+MANY_PIECES = 2.0  # tokens a word, above which the vocabulary is small (LOG.md, 2026-11-30)
 MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
 FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints", "steps", "val_every", "patience")
@@ -48,20 +49,49 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
 
 
 def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
-    """Return a note on the share of texts that the model cuts.
+    """Return notes on the share of texts that the model cuts, and on a small vocabulary.
 
-    It is measured on some rows of each source.
+    Both are measured on some rows of each source.
     """
-    evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
-    rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
-    lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for row in rows for text in row.texts)
+    lengths, pieces = text_lengths(tokenizer, sources)
     limit = config.input.max_text_tokens
     share = sum(length > limit for length in lengths) / max(1, len(lengths))
-    if share <= MANY_CUT:
+    notes = []
+    if share > MANY_CUT:
+        fitting = lengths[int(0.99 * (len(lengths) - 1))]
+        is_free = config.init is None or (getattr(config.model, "positions", "learned") == "learned" and limit < fitting)
+        more = f"--input.text-length {fitting} holds 99% of them" if is_free else f"as {config.init} reads them"
+        notes.append(f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}")
+    if pieces > MANY_PIECES:
+        small = f"note: the vocabulary of {tokenizer.vocab_size:,} cuts words into {pieces:.1f} pieces on average"
+        larger = "a larger --tokenizer.vocab-size keeps more of them whole"
+        notes.append(f"{small}; {larger if config.init is None else f'it is that of {config.init}'}")
+    return notes
+
+
+def text_lengths(tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> tuple[list[int], float]:
+    """Return the sorted lengths of some texts of each source in tokens, and the mean number of tokens of a word."""
+    evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
+    rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
+    texts = [text for row in rows for text in row.texts]
+    lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for text in texts)
+    num_words = sum(len(text.split()) for text in texts)
+    return lengths, (sum(lengths) - len(lengths)) / max(num_words, 1)
+
+
+def check_lines(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
+    """Return lines for `eve data check --recipe` on text lengths and vocabulary."""
+    lengths, pieces = text_lengths(tokenizer, sources)
+    if not lengths:
         return []
-    fitting = lengths[int(0.99 * (len(lengths) - 1))]
-    more = f"--input.text-length {fitting} holds 99% of them" if config.init is None else f"as {config.init} reads them"
-    return [f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}"]
+    spread = f"{lengths[0]} / {lengths[len(lengths) // 2]} / {lengths[-1]}"
+    num_cut = sum(length > config.input.max_text_tokens for length in lengths)
+    return [
+        f"{'tokens per text':<20}{spread}   (min / median / max of {len(lengths):,} texts)",
+        f"{'texts cut':<20}{num_cut / len(lengths):.1%} at {config.input.max_text_tokens} tokens",
+        f"{'vocabulary':<20}{tokenizer.vocab_size:,} tokens, {pieces:.2f} a word",
+        *cut_texts(config, tokenizer, sources),
+    ]
 
 
 def machine_line(device: torch.device, dtype: torch.dtype) -> str:

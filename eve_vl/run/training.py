@@ -238,10 +238,10 @@ def with_absolute_paths(config: Config) -> Config:
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of any sources. Raises UserError."""
     kind = "auto" if data.text_column is None else "captions"
-    return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE, kind=kind), vocab_size)
+    return tokenizer_of(open_sources(specs, data, image_size=MIN_SCENE_SIZE, kind=kind), vocab_size)
 
 
-def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
+def tokenizer_of(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of rows spread evenly over all sources."""
     stride = max(1, -(-sum(map(len, sources)) // (ROWS_PER_TOKEN * vocab_size)))
     rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
@@ -270,7 +270,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
         if data.modality == "image" and all(map(generated, data.train)):  # rows without the captions that the data has
             text = train_tokenizer(data.train, data, vocab_size).to_json()
         else:
-            text = _train_tokenizer(sources, vocab_size).to_json()
+            text = tokenizer_of(sources, vocab_size).to_json()
     return Tokenizer.from_json(processes.gather_objects(text)[0])
 
 

@@ -85,6 +85,16 @@ def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def _is_detail(name: str, values: Mapping[str, float]) -> bool:
+    """Return whether a number is left out of the console: counts, parts, and baselines of a shown number."""
+    stem, is_count = name, name.startswith("num_") or "_per_" in name
+    while "_" in stem:
+        stem = stem.rpartition("_")[0]
+        if stem in values:
+            return True
+    return is_count or "/" in name or name in ("core_seconds", "lr", "rsum", "rerank_k") or name.startswith("r_mean_k")
+
+
 class RunLog:
     """Log of one run; it drops rows after the first step, a new run's all."""
 
@@ -113,8 +123,7 @@ class RunLog:
         self.file.write(_json_lines([{"kind": kind, "step": step, **to_json(values)}]))
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
-        hidden = ("core_seconds", "lr")
-        shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
+        shown = {name: value for name, value in values.items() if not _is_detail(name, values)}
         text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if not self.bar.disable and kind == "train":
             self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no room for the bar
