@@ -96,7 +96,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     notes = [note for note in notes if task != "vqa" or "without a baseline" not in note]  # the page has one
     assert notes
     assert all(note in page.text for note in notes)
-    assert "best on validation" in page.text
+    assert "chosen by validation" in page.text
     assert "unfinished" not in page.text
     assert f"step {loaded.step}." in page.text
     numbers = evaluated(loaded, NUM_VAL).numbers
@@ -478,10 +478,10 @@ def test_stopped_run_and_its_checkpoints(runs: dict[str, Path], tmp_path: Path):
         values["train"]["steps"] = 50
         config.write_text(json.dumps(values))
     page = Page(write_report(copy))
-    assert "best on validation unfinished" in page.text
+    assert "chosen by validation unfinished" in page.text
     page = Page(write_report(copy / "checkpoints/step_00000010", tmp_path / "page.html"))
     assert "10 of 50 unfinished" in page.text
-    assert "best on validation" not in page.text
+    assert "chosen by validation" not in page.text
     assert "Measured on the run's validation data, step 10." in page.text
 
 

@@ -165,7 +165,8 @@ def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
         r"train 5/6  .*  ETA 0:\d\d",
         r"train 6/6  .*  ETA 0:00",
         r".*mlm_acc .*",
-        r"val   6/6  .*",
+        r"mlm_loss [\d.]+ on training rows, [\d.]+ on validation rows",
+        r"val   6/6  mlm_acc \S+  mlm_loss \S+  mim_mse \S+",
         r"report: run/report\.html",
     ]
     slow = re.compile(r"reading rows: |validating: |step  +\d/6 ")  # said where the machine is slow

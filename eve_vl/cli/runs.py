@@ -198,7 +198,7 @@ def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: 
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}{meaning(number)}".rstrip())
+        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}  {meaning(number)}".rstrip())
     print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
     if comparison:
         print_line(f"comparison: {comparison}")

@@ -11,7 +11,6 @@ BASES = {
     "acc": "rows with the right label",
     "balanced_acc": "right labels, mean over the labels",
     "mean_ap": "average precision, mean over the labels",
-    "mean_auroc": "area under the ROC curve, mean over the labels",
     "mlm_acc": "masked tokens guessed right",
     "mlm_loss": "cross-entropy of masked tokens, in nats",
     "mim_mse": "squared error of masked pixels",
