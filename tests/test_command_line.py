@@ -4,6 +4,7 @@ import pytest
 from verb_flags import flags_of
 
 from eve_vl.cli import VERBS, main
+from eve_vl.cli.compare import RunsArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
@@ -82,6 +83,7 @@ FLAGS = {
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json --init",
     ReportArgs: "--out",
+    RunsArgs: "--json",
     ExportArgs: "--json --parts",
     ZeroShotArgs: f"--device {SOURCE} --json --data --samples --skip-invalid --prompts --by",
     ConvertArgs: """
@@ -123,7 +125,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "index", "search", "serve", "app"),
-        *("demo", "pretrain", "finetune", "bench"),
+        *("demo", "pretrain", "finetune", "runs", "bench"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),
         *("encode", "completion"),

@@ -75,13 +75,13 @@ def test_files_of_numbers_know_how_sure_they_are(trained: Path):
     assert json.loads((trained / "run/metrics.json").read_text())["certainty"] == to_json(row)["certainty"]
 
 
-@pytest.mark.parametrize(
-    ("share_of", "problem"), [(0.0, "not in"), (0.6, "not in"), (0.1, "has no effect without val held-out")]
-)
-def test_a_share_to_hold_out_that_cannot_be_or_does_nothing(share_of, problem):
-    (found,) = DataConfig(val_fraction=share_of).validate()
-    assert problem in found
-    assert not DataConfig(train=("a.jsonl",), val=("held-out",), val_fraction=0.1).validate()
+def test_a_share_to_hold_out_that_cannot_be_or_does_nothing():
+    for share_of in (0.0, 0.6):
+        (found,) = DataConfig(val_fraction=share_of).validate()
+        assert "not in" in found
+    held_out = DataConfig(train=("a.jsonl",), val=("held-out",), val_fraction=0.1)
+    assert not held_out.validate() and "val_fraction" not in held_out.unused_fields()
+    assert DataConfig(val_fraction=0.1).unused_fields()["val_fraction"] == "without val held-out"
 
 
 def test_the_default_share_is_one_in_fifty_of_any_number():
@@ -98,7 +98,8 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
         assert isinstance(value, MeasuredValue)
         first, rest = lines[name].split(maxsplit=1)
         assert first == f"{value:.4f}" and rest.startswith(f"{value.low:.4g}–{value.high:.4g}, n {value.n:,} ")
-    assert lines["mlm_acc_wrong_image"].endswith("   masked tokens guessed right, with a wrong image")
+        assert rest.endswith(", too few to tell") == (value.groups < 30)
+    assert "   masked tokens guessed right, with a wrong image" in lines["mlm_acc_wrong_image"]
     shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
     assert done.stdout.splitlines()[-1] == f"comparison: {evaluator_of(load_run(trained / 'run').task).comparison(numbers)}"
@@ -259,13 +260,29 @@ def test_a_verdict_for_each_case():
         (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
         (share(5100, 10000), share(5000, 10000), (f"{same}: no significant difference", False)),
         (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong image (0.500, intervals apart)", False)),
-        (share(31, 62), chance, (f"too few rows to decide: 62 masked tokens (mlm_acc 0.500, {few}", False)),
-        (share(20, 20), chance, (f"too few rows to decide: 20 masked tokens (mlm_acc 1.000, {few}", False)),
-        (share(1, 1), chance, (f"too few rows to decide: 1 masked token (mlm_acc 1.000, {few}", False)),
+        (
+            share(31, 62),
+            chance,
+            (f"too few rows to decide: 62 masked tokens; about 570 masked tokens can tell (mlm_acc 0.500, {few}", False),
+        ),
+        (
+            share(20, 20),
+            chance,
+            (f"too few rows to decide: 20 masked tokens; about 30 masked tokens can tell (mlm_acc 1.000, {few}", False),
+        ),
+        (
+            share(1, 1),
+            chance,
+            (f"too few rows to decide: 1 masked token; about 73 masked tokens can tell (mlm_acc 1.000, {few}", False),
+        ),
         (0.9, 0.5, (gain, True)),  # of an earlier version's log
         (against(510, 1000, 0.004, 0.016), chance, (f"uses the image: {same}, difference 0.004 to 0.016", True)),
         (against(510, 1000, -0.004, 0.024), chance, (f"{same}: no significant difference", False)),
-        (against(510, 1000, -0.1, 0.12), chance, (f"too few rows to decide: 1,000 masked tokens ({same})", False)),
+        (
+            against(510, 1000, -0.1, 0.12),
+            chance,
+            (f"too few rows to decide: 1,000 masked tokens; about 4,800 masked tokens can tell ({same})", False),
+        ),
     ]
     for ours, wrong, expected in cases:
         assert rule.compare({"mlm_acc": ours, "wrong": wrong}) == expected
@@ -284,7 +301,8 @@ def test_a_verdict_for_each_case():
     assert lower.compare({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
     one_image = MeasuredValue(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
     assert lower.compare({"mse": one_image, "mean": 0.3}) == (
-        "too few rows to decide: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
+        "too few rows to decide: 108 patches in 1 group (rows of one image or one text); about 30 groups can tell "
+        "(mse 0.200, painting the mean 0.300)",
         False,
     )
 

@@ -72,7 +72,7 @@ def test_numbers_and_costs_stand_beside_each_other(folder: Path, page: Page):
         assert re.sub(r"\s+", "", f"{name}{''.join(cells)}") in page.text.replace(" ", ""), (name, value)
     cost = [sum(row["core_seconds"] for row in log_of(run) if row["kind"] == "train") for run in runs]
     assert min(cost) > 0
-    assert f"CPU core-seconds{''.join(map(number, cost))}" in page.text
+    assert f"CPU core-seconds, with those of the --init runs{''.join(map(number, cost))}" in page.text
     assert f"trainingrowsseen{4 * 16}{4 * 16}{4 * 16}trainingtook" in page.text.replace(" ", "")
     assert "3 runs compared" in page.text
 
@@ -158,11 +158,11 @@ def test_files_of_one_name_are_not_compared(folder: Path, tmp_path: Path):
 
 def test_numbers_of_different_rows_do_not_compare(folder: Path):
     arm = read_run(folder / "a", "a")
-    other = replace(arm, name="b", config=replace(arm.config, data=replace(arm.config.data, val_samples=7)))
+    other = replace(arm, name="b", scores={f"other {row}": score for row, score in arm.scores.items()})
     changed = replace(arm, name="b", data="1234")
     for arms, is_said in (([arm, replace(arm, name="b")], False), ([arm, other], True), ([arm, changed], True)):
         page = comparison_page("both", arms, {})
-        assert ("numbers are not comparable" in page) == is_said
+        assert ("Not all of these runs were validated on the same rows" in page) == is_said
         assert ("common row" in page) != is_said
         assert page.count(f"<td>{arm.data}</td>") == (1 if "1234" in page else 2)
 
@@ -183,4 +183,4 @@ def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: fl
     interval = f"mlm_acc of a minus that of c is +2.0 points, 95 % interval {points(low)} to +5.0"
     assert f"on 500 common rows: {interval}" in page.text
     assert page.text.count("random weights") == 2
-    assert "not comparable" not in page.text
+    assert "validated on the same rows" not in page.text

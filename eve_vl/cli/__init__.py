@@ -21,6 +21,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIP
 FILES = {
     "search": ("try", "index", "search", "serve", "app"),
     "train": ("demo", "pretrain", "finetune"),
+    "compare": ("runs",),
     "runs": ("bench", "evaluate", "inspect", "report", "export", "convert"),
     "data": ("data check", "data answers", "data write", "tokenizer train"),
     "predict": ("encode",),

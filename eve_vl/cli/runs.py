@@ -33,7 +33,7 @@ UNUSED_IN_BENCH = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs, RunArgs):
+class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Flags of all forms of `eve evaluate`."""
 
     data: tuple[str, ...] = ()
@@ -48,6 +48,8 @@ class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs, RunArgs):
 class EvaluateArgs(MeasureArgs):
     """Flags of `eve evaluate TASK`."""
 
+    runs: Positional[tuple[Path, ...]]
+    """Run folders, or their checkpoints; several are compared row by row, best first."""
     ablations: bool = True
     """Questions and labels: also measure the run with noise, with wrong images and without text; each takes as long again."""
     predictions: Path | None = None
@@ -55,7 +57,7 @@ class EvaluateArgs(MeasureArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotArgs(MeasureArgs):
+class ZeroShotArgs(MeasureArgs, RunArgs):
     """Flags of `eve evaluate zero_shot`."""
 
     data: tuple[str, ...] = ()
@@ -111,10 +113,10 @@ def with_own(cls: type[EvaluateArgs], own: type) -> type[EvaluateArgs]:
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
-    """Measure a run on a task, on any data: eve evaluate TASK RUN [flags]."""
+    """Measure runs on a task, on any data: eve evaluate TASK RUN … [flags]."""
     tasks = {name: kind.title for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers}
     tasks |= {ZERO_SHOT: "classification with prompts, without training"}
-    usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
+    usage = "usage: eve evaluate TASK RUN … [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
         print_list(usage, tasks, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
@@ -129,29 +131,51 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
+    if len(args.runs) > 1 and args.predictions is not None:
+        raise UserError("--predictions: one file holds the predictions of one run; name a single run")
     own = [field.name for field in dataclasses.fields(kind.evaluation)]
     flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    from eve_vl.cli.compare import show_ranking
+
+    results = {str(path): _evaluate(name, path, args, flags) for path in dict.fromkeys(args.runs)}
+    if len(results) > 1:
+        write_json(args.json, show_ranking(results))
+
+
+def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any]) -> Any:
+    """Print the numbers of a run, keep those on named data, and return its `Result`.
+
+    A single run's numbers also go to a file.
+    """
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.runner import evaluated, leaks
     from eve_vl.run.loading import load_run
+    from eve_vl.run.results import result_of, store
     from eve_vl.train.processes import pick_device
 
-    run = _as_task(load_run(args.run, pick_device(args.device)), name)
+    run = _as_task(load_run(path, pick_device(args.device)), name)
     if not args.ablations and not run.evaluator.ablations:
         raise UserError(f"--no-ablations: a {name} run has no ablations; leave it out")
     how = DataConfig(**args.reading())
     if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
-    if not args.data and builtin.is_named(args.run):
-        raise UserError(f"{args.run}: the package does not contain the run's validation data; name other data with --data PATH")
+    if not args.data and builtin.is_named(path):
+        raise UserError(f"{path}: the package does not contain the run's validation data; name other data with --data PATH")
     rows = run.task.dataset.kind_of(run.config)
     sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data else None
     skip = args.skip_invalid or (sources is None and run.config.data.skips_invalid_val)
     options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
-    numbers = found.numbers
-    notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(numbers)]
-    _show(args.json, numbers, found.data, notes, run.evaluator.comparison(numbers))
+    limited = {"samples": args.samples} if args.samples < EvaluateArgs.samples else {}
+    result = result_of(run, found, args.data or run.config.data.val, {**flags, **limited})
+    is_single = len({*args.runs}) == 1
+    if not is_single:
+        print_line(f"{path}, step {run.step:,}:")
+    notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(found.numbers)]
+    _show(args.json if is_single else None, found.numbers, found.data, notes, result.comparison)
+    if sources is not None:
+        store(run, result)
+    return result
 
 
 def _as_task(run: Any, name: str) -> Any:
@@ -193,12 +217,14 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
 def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
     """Print numbers in words, warnings and the comparison with the baseline; write the numbers."""
+    from eve_vl.evaluation.evaluator import FEW
     from eve_vl.evaluation.meanings import meaning
     from eve_vl.metrics.intervals import to_json
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}  {meaning(number)}".rstrip())
+        words = meaning(number) + ", too few to tell" * (getattr(value, "groups", FEW) < FEW)
+        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}  {words}".rstrip())
     print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
     if comparison:
         print_line(f"comparison: {comparison}")

@@ -144,7 +144,6 @@ class DataConfig(Values):
         """
         holds_out, made, crop, weights = HELD_OUT in self.val, _generators(self.train), self.crop_scale, len(self.train_weights)
         own, lacking = next(iter(made), ""), next((name for name in _generators(self.val) if name not in made), "")
-        is_own_share = self.val_fraction != DataConfig.val_fraction
         splits = f"generated {own} have a split of their own: give --data.val {own}:val"
         give = f"give --data.val PATH, or --data.val {HELD_OUT}"
         return {
@@ -152,7 +151,6 @@ class DataConfig(Values):
             f"val is {HELD_OUT} and something else; give one of the two": holds_out and len(self.val) > 1,
             f"val is {HELD_OUT}, but {splits}": self.val == (HELD_OUT,) and own,
             f"val is {' '.join(self.val)}, but train has no {lacking}: {give}": self.train and lacking and not holds_out,
-            f"val_fraction has no effect without val {HELD_OUT}; leave it out": is_own_share and not holds_out,
             f"train_weights has {weights} values for {len(self.train)} train sources": weights not in (0, len(self.train)),
             f"crop_scale {crop} is not within (0, 1], smaller first": not 0 < crop[0] <= crop[1] <= 1,
         }
@@ -162,6 +160,7 @@ class DataConfig(Values):
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
         reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
         unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
+        unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
         unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 

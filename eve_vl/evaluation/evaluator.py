@@ -64,8 +64,11 @@ class Baseline:
         both = f"{self.number} {ours:.3f}, {self.than} {base:.3f}"
         is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
         if isinstance(ours, MeasuredValue) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
-            groups = f" in {pluralize(ours.groups, 'group')} of rows" * (ours.groups < ours.n)
-            return f"too few rows to decide: {pluralize(ours.n, self.of)}{groups} ({both})", False
+            groups = f" in {pluralize(ours.groups, 'group')} (rows of one image or one text)" * (ours.groups < ours.n)
+            shrink = 1.0 if is_apart else (high - low) / (WIDE * (base if self.lower else 1) or math.inf)
+            needed = f"{max(FEW, ours.groups * shrink**2):.2g}"  # intervals shrink with the root of the number
+            more = f"; about {pluralize(float(needed), 'group' if groups else self.of)} can tell"
+            return f"too few rows to decide: {pluralize(ours.n, self.of)}{groups}{more} ({both})", False
         if not is_apart:
             return f"{both}: no significant difference", False
         is_better = (low > 0) is not self.lower

@@ -17,9 +17,10 @@ from eve_vl.config import Config, flat, to_dict
 from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
 from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
-from eve_vl.report.page import run_facts, run_folder, task_report, write_page
+from eve_vl.report.page import run_facts, task_report, write_page
 from eve_vl.report.task import Example, Measured
-from eve_vl.run.loading import load_run
+from eve_vl.run.loading import load_run, root_of
+from eve_vl.run.results import Result, ranked, read_results, row_difference
 from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
@@ -27,12 +28,10 @@ from eve_vl.utils.console import progress, warn
 from eve_vl.utils.errors import UserError
 
 NUM_EXAMPLES = 6
-SAME_ROWS = (  # config fields that select and prepare rows of the validation data
-    *("data.val_samples", "data.skip_invalid_val", "data.modality"),
-    *("task.image_mask_ratio", "task.text_mask_ratio", "task.joint_masking"),
-    *("task.inputs", "task.captions_per_image", "task.dedup_captions"),
-)
+MASKS = ("task.image_mask_ratio", "task.text_mask_ratio", "task.joint_masking")
+"""Config fields that change what an example shows of its row."""
 NEEDS_TWO = ("config", "rows")  # sections that need at least two runs
+TITLES = {"data": "numbers on named data", "numbers": "validation"}
 AXES = ("step", "pairs", "minutes")
 
 
@@ -54,6 +53,8 @@ class ComparedRun:
     """Validation row → score of the run."""
     data: str = ""
     """Fingerprint of the validation data that the numbers are of."""
+    results: Sequence[Result] = ()
+    """Results of the weights on named data."""
     problem: str = ""
     """Reason why the run has no numbers."""
 
@@ -99,9 +100,10 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None, top: Sequenc
 def read_run(folder: Path, name: str) -> ComparedRun:
     """Return a run for the comparison. Raises UserError if it cannot be read."""
     run = load_run(folder)
-    log, report = read_log(run_folder(run)), task_report(run)
+    log, report = read_log(root_of(run.folder)), task_report(run)
     facts, scored = run_facts(run, log), run.evaluator.score_name or run.evaluator.main_metric
     found = ComparedRun(name=name, config=run.config, facts=facts, log=log, losses=report.losses, scored=scored)
+    found.results = read_results(run.folder)
     if run.config.task.has_numbers:
         try:
             found.measured = report.measured(log)
@@ -126,29 +128,45 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
         groups[run.config.task.name].append(run)
     sections = [*top]
     for task, group in groups.items():
-        numbers = paired(group), len(set(map(rows_of, group))) == 1
-        parts = {"numbers": numbers, "config": differences(group), "curves": curves(group), "rows": same_rows(group)}
+        numbers = paired(group), len({measured_rows(run) for run in group}) == 1
+        parts = {"data": tables(group), "numbers": numbers, "config": differences(group)}
+        parts |= {"curves": curves(group), "rows": same_rows(group)}
         for part, found in parts.items():
-            if len(group) == 1 and part in NEEDS_TWO:
+            if (len(group) == 1 and part in NEEDS_TWO) or (part == "data" and not found):
                 continue
-            title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
+            name = TITLES.get(part, part)
+            title = f"{task}: {name}" if len(groups) > 1 else name.capitalize()
             body = draw("compare_sections.html", part, runs=group, found=found)
             sections.append(Section(f"{task}-{part}", title, body))
     note = source_note(source for run in runs for source in (*run.config.data.train, *run.config.data.val))
     return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=note)
 
 
+def tables(runs: Sequence[ComparedRun]) -> list[list[tuple[str, Result, float | None]]]:
+    """Return a ranking of the runs for each data that some of them were evaluated on."""
+    found: dict[tuple[str, ...], dict[str, Result]] = defaultdict(dict)
+    for run in runs:
+        for result in run.results:
+            found[result.measured][run.name] = result
+    return [ranked(results) for results in found.values()]
+
+
 def paired(runs: Sequence[ComparedRun]) -> list[tuple[str, str, intervals.MeasuredValue]]:
-    """Return (a, b, mean score difference a - b) for pairs of runs on the same rows."""
-    pairs = [(a, b) for a, b in itertools.combinations(runs, 2) if rows_of(a) == rows_of(b)]
-    found = [(a.name, b.name, intervals.paired(a.scores, b.scores)) for a, b in pairs if a.scores.keys() & b.scores.keys()]
-    return [(a, b, difference) for a, b, difference in found if isinstance(difference, intervals.MeasuredValue)]
+    """Return (better run, other, mean score difference) for pairs with common rows."""
+    found = []
+    for a, b in itertools.combinations(runs, 2):
+        difference = row_difference(*((each.data, each.scored, each.scores) for each in (a, b)))
+        if isinstance(difference, intervals.MeasuredValue):
+            found.append((a, b, difference) if difference >= 0 else (b, a, intervals.paired(b.scores, a.scores)))
+    return [(a.name, b.name, difference) for a, b, difference in found]
 
 
-def rows_of(run: ComparedRun) -> str:
-    """Return a run's validation data and the settings that prepare it, as JSON."""
-    values = flat(to_dict(run.config))
-    return json.dumps([run.data, *map(values.get, SAME_ROWS), run.measured and run.measured.num_samples])
+def measured_rows(run: ComparedRun) -> tuple[Any, ...]:
+    """Return what was measured: data, score and row names.
+
+    A task without row scores gives the number of rows.
+    """
+    return run.data, run.scored, frozenset(run.scores) or (run.measured and run.measured.num_samples)
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
@@ -182,9 +200,10 @@ def over(log: Sequence[dict], batch_size: int, axis: str) -> list[dict]:
 
 
 def same_rows(runs: Sequence[ComparedRun]) -> list[dict[str, Example]]:
-    """Return the rows that several runs have seen, each as run name → output."""
+    """Return the rows that several runs show, each as run name → output."""
     seen: dict[Any, dict[str, Example]] = defaultdict(dict)
     for run in runs:
+        masks = json.dumps([*map(flat(to_dict(run.config)).get, MASKS)])
         for number, example in enumerate(run.examples):
-            seen[rows_of(run), number, example.where][run.name] = example
+            seen[run.data, masks, number, example.where][run.name] = example
     return [of_runs for of_runs in seen.values() if len(of_runs) > 1]

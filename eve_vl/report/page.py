@@ -16,7 +16,8 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
 from eve_vl.report.task import TaskReport, routing_sections
 from eve_vl.run.inspect import inspect_run
-from eve_vl.run.loading import LoadedRun, load_run, read_config
+from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
+from eve_vl.run.results import cost_chain, cost_text, read_results
 from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
@@ -55,7 +56,7 @@ def task_report(run: LoadedRun) -> TaskReport:
 
 def run_page(run: LoadedRun) -> str:
     """Return the HTML of the page about a run."""
-    folder, report, config = run_folder(run), task_report(run), run.config
+    folder, report, config = root_of(run.folder), task_report(run), run.config
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, comparison = [], [None, None], "", ""
     if config.task.has_numbers:
@@ -72,6 +73,8 @@ def run_page(run: LoadedRun) -> str:
         except UserError as error:  # without the data, the run folder still gives curves and config
             problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
             warn(f"warning: {problem}")
+    if results := read_results(run.folder):
+        sections.insert(1, Section("data", "Other data", draw("run_sections.html", "results", results=results)))
     notes = [row["text"] for row in curves.log if row["kind"] == "note"]
     if comparison:  # training has no baselines
         notes = [text for text in notes if not text.endswith((comparison, NO_BASELINE))]
@@ -81,14 +84,9 @@ def run_page(run: LoadedRun) -> str:
     return document("run.html", sections, **facts)
 
 
-def run_folder(run: LoadedRun) -> Path:
-    """Return the run folder of loaded weights (best or a checkpoint)."""
-    return run.folder.parent if run.folder.name == BEST else run.folder.parents[1]
-
-
 def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)) -> dict[str, Any]:
     """Return facts about a run. counts: training and validation rows, if known."""
-    folder, config, is_best = run_folder(run), run.config, run.folder.name == BEST
+    folder, config, is_best = root_of(run.folder), run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
     last = max([run.step, *reached, *(row["step"] for row in log)])
     has_stalled = any(row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log)
@@ -98,7 +96,7 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
         "is_unfinished": max([run.step, *reached]) < config.train.steps and not has_stalled,
         "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
         "duration": clock(log, config.train.batch_size)[1][-1],
-        "core_seconds": sum(row.get("core_seconds", 0) for row in log if row["kind"] == "train"),
+        "core_seconds": cost_text(chain) if any((chain := cost_chain(folder)).values()) else "",
         "environment_of": read_environment(folder),
         "inspection": inspect_run(run.folder),
         "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),

@@ -40,10 +40,7 @@ class LoadedRun:
     @property
     def name(self) -> str:
         """Name of its run folder, for any of its checkpoints."""
-        folder = self.folder.absolute()
-        folder = folder.parent if folder.name == checkpoint.BEST else folder
-        folder = folder.parents[1] if folder.parent.name == checkpoint.CHECKPOINTS else folder
-        return folder.name or "run"
+        return root_of(self.folder.absolute()).name or "run"
 
     @property
     def shown(self) -> str:
@@ -60,6 +57,13 @@ class LoadedRun:
     def evaluator(self) -> Evaluator[Any]:
         """The run's metrics and baselines."""
         return evaluator_of(self.task)
+
+
+def root_of(checkpoint_folder: Path) -> Path:
+    """Return the run folder of a checkpoint; a folder of neither kind is one itself."""
+    if checkpoint_folder.parent.name == checkpoint.CHECKPOINTS:
+        return checkpoint_folder.parents[1]
+    return checkpoint_folder.parent if checkpoint_folder.name == checkpoint.BEST else checkpoint_folder
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:

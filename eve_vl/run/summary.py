@@ -3,6 +3,7 @@
 A resumed run may change some fields.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +43,10 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
         more = f"; left out: {pluralize(lost, 'row that shows', 'rows that show')} a held-out image too" if lost else ""
-        few = f"; numbers on fewer than {FEW_ROWS} rows tell little, --data.val-fraction keeps more" * (num_val < FEW_ROWS)
+        enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
+        few = f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {enough:g} keeps more" * (
+            num_val < FEW_ROWS
+        )
         val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{more}{few}"
     used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
     return [f"training data: {train}", f"validation data: {val}{used}"]
