@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eve_vl import builtin
-from eve_vl.config import DataConfig, TaskConfig, all_kinds, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, all_kinds, generated, kinds_of
 from eve_vl.config.base import load_file
 from eve_vl.predict.base import predictor_class, predictor_of
 from eve_vl.predict.inputs import Images, Texts, chunked
@@ -27,6 +27,8 @@ from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Sources = str | Path | Iterable[str | Path]
+SMALL = {"retrieval": "search_small", "vqa": "questions_small", "nlvr2": "statements_small", "classification": "labels_small"}
+"""Task → recipe for the user's own data."""
 ALWAYS = ("encode_image", "encode_text")
 
 
@@ -171,7 +173,11 @@ class Eve:
             return "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
         if unfit := config.model.problems_with(finetuned[0](), "image_text"):
             return f"eve pretrain of another model, because {unfit[0]}"
-        # demo_retrieval has no matching head
-        small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""
+        recipe, is_own = finetuned[0].name, not all(map(generated, config.data.train))
+        if config.input.image_size < 224:
+            recipe = SMALL.get(recipe, recipe) if is_own else f"demo_{recipe}"
+            recipe = "scenes_retrieval" if call in ("match", "explain") else recipe  # the others have no matching head
         start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
-        return f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"
+        return (
+            f"eve finetune {finetuned[0].recipe or recipe} --init {start}" + " --data.train PATH --data.val held-out" * is_own
+        )

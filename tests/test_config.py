@@ -112,6 +112,10 @@ MISTAKES = [
 TASK_OF = {
     "icons_search": "retrieval",
     "icons_search_long": "retrieval",
+    "search_small": "retrieval",
+    "questions_small": "vqa",
+    "statements_small": "nlvr2",
+    "labels_small": "classification",
     "mlim_pairs": "pair",
 }  # of recipes that do not name theirs
 SECTIONS = {

@@ -103,7 +103,7 @@ VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__] for module in (pretrain, finetune)
 )
-WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_search_long", "vlmo_retrieval")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_search_long", "search_small", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 
@@ -193,7 +193,8 @@ def head_on_paper(recipe: str, D: int) -> int:
         return two_layers(2 * D, 2) + D  # and the type of the right image
     if recipe in WITHOUT_MATCHING:
         return contrast
-    return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
+    own = {"questions_small": "vqa", "statements_small": "demo_nlvr2", "labels_small": "classification"}
+    return paired if recipe == "nlvr2" else heads[own.get(recipe, recipe).rpartition("_")[2]]
 
 
 SYSTEMS = ["vlmo", "mlim", "m3ae", "medflip"]

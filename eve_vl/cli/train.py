@@ -21,7 +21,7 @@ from eve_vl.utils.file_io import expand_user
 
 FIRST = {
     "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",
-    "finetune": "demo_retrieval to search your own images, demo_vqa for questions about them, vqa for the paper's size",
+    "finetune": "search_small, questions_small, statements_small or labels_small for your own images, vqa for the paper's size",
 }
 
 

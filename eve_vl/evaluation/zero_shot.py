@@ -110,7 +110,7 @@ class ZeroShot:
         has_matching = isinstance(task, ContrastTask) and task.contrast.match_head is not None
         if not (task.is_comparable or has_matching):
             needs = "zero-shot classification needs features of images and texts that compare, or a matching head"
-            fix = "eve finetune demo_retrieval --init RUN makes one that has"
+            fix = "eve finetune search_small --init RUN --data.train FOLDER makes one that has"
             raise UserError(f"{needs}; a {task.section.name} run has neither; {fix}")
         texts = [text for given in prompts.values() for text in given]
         self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])

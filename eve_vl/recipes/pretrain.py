@@ -160,7 +160,7 @@ def emoji() -> Config:
 def icons() -> Config:
     """Icons and their names: minutes on one core.
 
-    Then `icons_search` reaches R@1 0.41 and 0.42, without this 0.43 and 0.44.
+    Then `icons_search` reaches R@1 0.41 and 0.42, without pre-training 0.43 and 0.44.
 
     examples/icons builds the data, 84,000 pairs. Both ways take 1,334 to 1,384 CPU core-seconds.
 

@@ -100,7 +100,8 @@ def encode_queries(
         raise UserError("nothing to search for: give a text, an image or both")
     if (any(queries) or without or captions) and not encoder.task.is_comparable:
         problem = "images and texts of this run do not compare, so it finds only images by an image"
-        raise UserError(f"{encoder.run.shown}: {problem}; to search by text: eve finetune demo_retrieval --init RUN")
+        fix = "to search by text: eve finetune search_small --init RUN --data.train FOLDER"
+        raise UserError(f"{encoder.run.shown}: {problem}; {fix}")
     query_Qd = np.zeros((len(queries), encoder.task.feature_dim), np.float32)
     if texts := {row: text for row, text in enumerate(queries) if text}:
         query_Qd[[*texts]] += _encode_texts(encoder, [*texts.values()])
