@@ -168,7 +168,8 @@ def until(page: Any, found: Any, wanted: Any) -> None:
 def test_search_as_you_type(site, index, open_page):
     page = open_page(site)
     assert page.locator("[role=tab]").all_inner_texts() == [
-        *("Search", "Ask", "Verify", "Match", "Same item", "Classify", "Zero-shot", "Fill in", "Reconstruct", "Experts")
+        *("Search", "Ask", "Verify", "Match", "Same item", "Classify", "Compare labels", "Fill in"),
+        *("Complete the image", "Experts"),
     ]
     assert "among 31 images" in page.locator("#panel-search .status").inner_text()
     held: list[Any] = []
@@ -320,7 +321,7 @@ def test_lines_of_a_class_are_read_together(site, runs, open_page):
     page.route("**/zero_shot", lambda route: (sent.append(route.request.post_data_json["prompts"]), route.continue_()))
     page.locator("#panel-zero-shot input[type=file]").set_input_files(file(0))
     page.locator("textarea[name=prompts]").fill("red: a red circle\nblue: a blue square\nred: two red squares; red\n__proto__")
-    page.get_by_role("button", name="Zero-shot").click()
+    page.get_by_role("button", name="Compare labels").click()
     page.wait_for_selector("#panel-zero-shot .bars")
     assert sent == [{"red": ["a red circle", "two red squares", "red"], "blue": ["a blue square"], "__proto__": ["__proto__"]}]
 
@@ -400,9 +401,9 @@ def test_forms_of_one_image(site, runs, open_page):
     labels = [each.label for each in runs["colors"].classify(noise(0))]
     until(page, lambda: page.locator("#panel-classify .bars span").all_inner_texts(), labels)
 
-    page.get_by_role("tab", name="Zero-shot").click()
+    page.get_by_role("tab", name="Compare labels").click()
     page.locator("[name=prompts]").fill("round: a red circle; a blue circle\nsquare")
-    page.get_by_role("button", name="Zero-shot").click()
+    page.get_by_role("button", name="Compare labels").click()
     classes = runs["retrieval"].zero_shot(noise(0), {"round": ["a red circle", "a blue circle"], "square": ["square"]})
     rows = [f"{each.label}\n{each.score:.3f}" for each in classes]
     until(page, lambda: page.locator("#panel-zero-shot .bars li").all_inner_texts(), rows)
@@ -536,7 +537,7 @@ def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):
         page = open_page(
             phone.address, viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True, color_scheme="dark"
         )
-        tabs = ["Fill in", "Reconstruct", "Experts"]
+        tabs = ["Fill in", "Complete the image", "Experts"]
         assert page.locator("[role=tab]").all_inner_texts() == tabs
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 24)"
         page.locator("#panel-fill-mask input[type=file]").set_input_files(file(0))

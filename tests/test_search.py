@@ -350,7 +350,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
     blind = tmp_path / "blind"
     for words, message in (
         (("search", "nothing", "red"), "nothing: no such index"),
-        (("search", "photos", "red"), "photos: holds no index.sqlite; eve index FOLDER --run RUN --out photos makes one"),
+        (("search", "photos", "red"), "photos: holds no index.sqlite; eve index photos --run RUN --out photos.index makes one"),
         (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
         (("search", "index"), "nothing to search for"),
         (("search", "index", "red", "--top", "0"), "top 0 is not positive"),

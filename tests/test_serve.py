@@ -208,7 +208,7 @@ def test_the_page_gets_the_form_of_each_call(client):
                 "label": "Statement about the two images",
                 "kind": "text",
                 "required": True,
-                "example": "both pictures contain a red circle",
+                "example": "both images show the same thing",
             },
         ],
     }

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+from fastapi.testclient import TestClient
 from serving import (  # noqa: F401
     ONE,
     VQA,
@@ -19,10 +21,11 @@ from serving import (  # noqa: F401
     text_of,
 )
 
-from eve_vl.serve import MB, Limits
+from eve_vl.serve import MB, Limits, server
 from eve_vl.serve.app import application
 from eve_vl.serve.batching import Job
 from eve_vl.serve.server import Server, listening, settings
+from eve_vl.utils.errors import UserError
 
 
 def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
@@ -40,6 +43,24 @@ def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
         assert (found.returncode, found.stderr.count("\n"), message in found.stderr) == (2, 1, True), found.stderr
     monkeypatch.setenv("EVE_TOKEN", "")
     assert "EVE_TOKEN: is empty" in eve("serve", "--port", "0", run).stderr
+
+
+def test_without_a_port_the_next_free_one_is_taken(eve, monkeypatch):
+    """A port that was given is not replaced, and a missing index is named before the port."""
+    with listening("127.0.0.1", 0) as busy:
+        port = busy.getsockname()[1]
+        monkeypatch.setattr(server, "PORT", port)
+        with listening("127.0.0.1", None) as other:
+            assert port < other.getsockname()[1] < port + server.NUM_PORTS
+        with pytest.raises(UserError, match=f"--port {port}: cannot listen"):
+            listening("127.0.0.1", port)
+        done = eve("app", "--index", "missing.index", "--port", port)
+    assert done.stderr.startswith("eve: missing.index: no such index; ") and done.stderr.count("\n") == 1
+
+
+def test_the_root_of_a_server_without_a_page_names_its_description(runs):
+    answer = TestClient(application([runs["vqa"]]), base_url="http://localhost").get("/")
+    assert answer.status_code == 200 and "/openapi.json" in answer.text
 
 
 @contextlib.contextmanager

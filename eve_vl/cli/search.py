@@ -31,9 +31,9 @@ class TryArgs:
     sources: Positional[tuple[str, ...]] = ()
     """Folders of images, tables or shards to search as well."""
     out: Path = Path("~/.cache/eve-vl/try")
-    """Folder for the icons and their index; sources of earlier calls leave the index unless named again."""
-    port: int = 8000
-    """Port of the page; 0 takes any free one."""
+    """Folder for the icons and their index. The index holds the sources of the last call only."""
+    port: int | None = None
+    """Port of the page, 0: any free one; default: 8000, or the next free port."""
     browser: bool = True
     """Open the page in the browser."""
 
@@ -92,8 +92,8 @@ class ServeArgs(DeviceArgs, Limits):
     """Index to search in."""
     host: str = "127.0.0.1"
     """Address to listen on; an address that other machines can reach needs a token."""
-    port: int = 8000
-    """Port to listen on; 0: a free port."""
+    port: int | None = None
+    """Port to listen on, 0: any free one; default: 8000, or the next free port."""
     token: str | None = None
     """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
 
@@ -210,7 +210,7 @@ def run_app(args: AppArgs) -> None:
 def check_server(args: ServeArgs) -> str | None:
     """Return the token.
 
-    Raises UserError, before long work, if a library, the token or the port is missing.
+    Raises UserError, before long work, if a library, the index, the token or the port is missing.
     """
     try:
         import fastapi  # noqa: F401
@@ -221,6 +221,10 @@ def check_server(args: ServeArgs) -> str | None:
     from eve_vl.serve.admission import is_loopback
     from eve_vl.serve.server import listening
 
+    if args.index is not None:
+        from eve_vl.search.database import Database
+
+        Database.open(expand_user(args.index), verified=False)
     token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
     if token == "":
         name = "EVE_TOKEN" if args.token is None else "--token"

@@ -97,7 +97,7 @@ class Answer(Request):
     """
 
     name, key, title, by_rows = "answer", "answers", "Ask", True
-    examples: ClassVar[Mapping[str, str]] = {"question": "what color is the circle"}
+    examples: ClassVar[Mapping[str, str]] = {"question": "what is this"}
     image: Positional[Images]
     """Image."""
     question: Positional[Texts]
@@ -114,7 +114,7 @@ class Verify(Request):
     """
 
     name, title, by_rows = "verify", "Verify", True
-    examples: ClassVar[Mapping[str, str]] = {"statement": "both pictures contain a red circle"}
+    examples: ClassVar[Mapping[str, str]] = {"statement": "both images show the same thing"}
     left: Positional[Images]
     """Left image."""
     right: Positional[Images]
@@ -166,7 +166,7 @@ class Match(Request):
     """
 
     name, key, title = "match", "probability", "Match"
-    examples: ClassVar[Mapping[str, str]] = {"text": "a red circle"}
+    examples: ClassVar[Mapping[str, str]] = {"text": "what the image may show"}
     image: Positional[Images]
     """Image."""
     text: Positional[Texts]
@@ -186,10 +186,8 @@ class ZeroShot(Request):
     match where the run has a matching head only. Several images are answered row by row.
     """
 
-    name, key, title, by_rows = "zero_shot", "classes", "Zero-shot", True
-    examples: ClassVar[Mapping[str, str]] = {
-        "prompts": "circle: a red circle; a blue circle\nsquare: a red square; a blue square"
-    }
+    name, key, title, by_rows = "zero_shot", "classes", "Compare labels", True
+    examples: ClassVar[Mapping[str, str]] = {"prompts": "animal: a dog; a cat\nplant: a tree; a flower"}
     image: Positional[Images]
     """Image."""
     prompts: Positional[Prompts]
@@ -208,7 +206,7 @@ class FillMask(Request):
     """
 
     name, title, by_rows = "fill_mask", "Fill in", True
-    examples: ClassVar[Mapping[str, str]] = {"text": "a [MASK] circle"}
+    examples: ClassVar[Mapping[str, str]] = {"text": "a drawing of a [MASK]"}
     image: Positional[Images]
     """Image."""
     text: Positional[Texts]

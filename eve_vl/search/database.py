@@ -208,7 +208,8 @@ class Database:
         path = folder / DATABASE
         if not path.is_file():
             inside = sorted(folder.glob(f"*/{DATABASE}"))  # as in the folder of `eve try`
-            fix = f"did you mean '{inside[0].parent}'?" if inside else f"eve index FOLDER --run RUN --out {folder} makes one"
+            source, out = (folder, f"{folder}.index") if folder.is_dir() else ("FOLDER", folder)
+            fix = f"did you mean '{inside[0].parent}'?" if inside else f"eve index {source} --run RUN --out {out} makes one"
             raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
             if verified:

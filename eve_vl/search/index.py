@@ -4,7 +4,6 @@ Letters: N slots, Q queries, K candidates, d width of features.
 """
 
 import functools
-import itertools
 import json
 import os
 import shlex
@@ -169,7 +168,8 @@ class Index:
         num, longest = EXAMPLES
         query = "SELECT text FROM text WHERE slot >= ? AND slot < ? AND length(text) BETWEEN 1 AND ? ORDER BY slot LIMIT 1"
         ((end,),) = self.database.rows("SELECT coalesce(max(slot), -1) + 1 FROM text")
-        parts = itertools.pairwise(part * end // num for part in range(num + 1))
+        starts = [(2 * part + 1) * end // (2 * num) for part in range(num)]  # the first captions of a source are rarely typical
+        parts = zip(starts, [*starts[1:], end], strict=True)
         return [text for part in parts for (text,) in self.database.rows(query, [*part, longest])]
 
     @property

@@ -49,6 +49,7 @@ GONE = "the index was deleted or made again since the server opened it; restart 
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 WORD = r"[^\s/:;,'\"()]+"
 PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
+WELCOME = "EVE answers JSON requests: /openapi.json describes them, /v1/runs lists the runs. eve app serves a page here.\n"
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
 ERRORS: Any = {
     status: {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": ERROR}}}
@@ -92,6 +93,8 @@ def application(
     images = {"": "An image of the index as JPEG.", "/{digest}": "The same, if its content has this digest."}
     for path, summary in images.items() if index is not None else ():
         app.add_api_route(f"/v1/images/{{number}}{path}", server.image, summary=summary, response_class=Response, **guarded)
+    if page is None:
+        app.add_route("/", lambda _: PlainTextResponse(WELCOME), include_in_schema=False)
     for path, file in (page or {}).items():
         app.add_route(path, lambda _, file=file: FileResponse(file, headers=PAGE_HEADERS), include_in_schema=False)
     return app

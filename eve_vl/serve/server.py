@@ -1,5 +1,6 @@
 """The server process: port, uvicorn's settings, a clean stop, files of the page."""
 
+import contextlib
 import logging
 import math
 import socket
@@ -18,6 +19,7 @@ from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import keep_memory
 
+PORT, NUM_PORTS = 8000, 100  # the default port, and how many are tried from there
 MOST_CONNECTIONS = 900  # most systems allow a process 1,024 open files
 # Each small operation of a batch releases Python's lock and takes it again. Threads that decode and answer would hand it back
 # after 5 ms only, hundreds of times a batch (LOG.md).
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
         self.force_exit, self.should_exit = self.should_exit, True
 
 
-def serve(app: FastAPI, host: str, port: int, *, opened: Callable[[str], object] = lambda _: None) -> None:
+def serve(app: FastAPI, host: str, port: int | None, *, opened: Callable[[str], object] = lambda _: None) -> None:
     """Serve until a signal comes.
 
     opened: called with the address. Raises UserError if the port is not available.
@@ -70,8 +72,16 @@ def settings(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(app, http="h11", ws="none", **bounds, **quiet)  # h11 bounds the size of headers
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a port. Raises UserError."""
+def listening(host: str, port: int | None) -> socket.socket:
+    """Return a socket that listens on a port. Raises UserError.
+
+    port: None means PORT or, if another program uses it, the next free one.
+    """
+    if port is None:
+        for tried in range(PORT, PORT + NUM_PORTS):
+            with contextlib.suppress(UserError):
+                return listening(host, tried)
+        port = PORT
     if not 0 <= port < 2**16:
         raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -104,9 +104,10 @@ async function start() {
     const into = () => panels.filter((each) => each.name !== "search" && each.image);
     add(searchPanel(index, { open, into }));
   }
-  for (const form of forms(runs, chosen)) add(form);
-  if (of("reconstruct").length) add(reconstructPanel(of("reconstruct"), chosen));
-  if (of("experts").length) add(expertsPanel(of("experts"), chosen));
+  const sample = index?.examples?.[0] ?? ""; // a caption of these images, for placeholders
+  for (const form of forms(runs, chosen, sample)) add(form);
+  if (of("reconstruct").length) add(reconstructPanel(of("reconstruct"), chosen, sample));
+  if (of("experts").length) add(expertsPanel(of("experts"), chosen, sample));
   const facts = [
     index && counted(index.images, "image"),
     index && index.captions && counted(index.captions, "caption"),

@@ -5,13 +5,13 @@ import { debounced, el, field, Latest, percent, ImageField, runChoice, Status } 
 
 const PAUSE = 250; // milliseconds after the last key
 
-export function expertsPanel(runs, chosen) {
+export function expertsPanel(runs, chosen, sample) {
   const latest = new Latest();
   const status = new Status();
   const soon = debounced(ask, PAUSE);
   const run = runChoice(runs, ask);
   const image = new ImageField("Image", (value) => (chosen(value), ask()));
-  const text = el("textarea", { name: "text", rows: 2, placeholder: "a red circle left of a blue square", oninput: soon });
+  const text = el("textarea", { name: "text", rows: 2, placeholder: sample || "What the image shows", oninput: soon });
   const blocks = el("div", { class: "experts" });
   const form = el(
     "form",

@@ -11,7 +11,7 @@ const yesNo = (probability, yes, no) => [
   { label: no, share: 1 - probability },
 ];
 
-/** By the call of a run: the bars of a result, a sentence, a note, and what `explain` takes. Other calls show their JSON. */
+/** By call: the bars of a result, a sentence, a note, a placeholder, and what `explain` takes. Other calls show their JSON. */
 const VIEWS = {
   answer: {
     rows: (result) => shares(result, "answer"),
@@ -24,6 +24,7 @@ const VIEWS = {
   },
   match: {
     rows: (result) => yesNo(result, "they belong together", "they do not"),
+    hint: (sample) => sample,
     explain: ({ image, text }) => ({ image, text }),
   },
   same: { rows: ({ probability }) => yesNo(probability, "the same", "not the same") },
@@ -35,20 +36,21 @@ const VIEWS = {
   fill_mask: {
     rows: ({ guesses }) => guesses.flatMap((each, number) => guessed(each, guesses.length > 1 ? `${number + 1}: ` : "")),
     sentence: ({ text }) => text,
+    hint: (sample) => sample.replace(/\S+$/, "[MASK]"),
     explain: ({ image }, { text, guesses }) => ({ image, text, word: guesses[0][0].text }),
   },
 };
 
-/** Return a panel for each form of the runs. chosen(image): called with each image. */
-export function forms(runs, chosen) {
+/** Return a panel for each form of the runs. chosen(image): called with each image. sample: a caption, or "". */
+export function forms(runs, chosen, sample) {
   const found = Object.assign({}, ...runs.map((run) => run.forms));
   const names = new Set([...Object.keys(VIEWS).filter((name) => found[name]), ...Object.keys(found)]);
   return [...names].map((name) =>
-    formPanel(name, found[name], VIEWS[name] ?? {}, runs.filter((run) => run.calls.includes(name)), chosen),
+    formPanel(name, found[name], VIEWS[name] ?? {}, runs.filter((run) => run.calls.includes(name)), chosen, sample),
   );
 }
 
-function formPanel(name, form, view, runs, chosen) {
+function formPanel(name, form, view, runs, chosen, sample) {
   const latest = new Latest();
   const status = new Status();
   const explanation = new Explanation();
@@ -60,9 +62,10 @@ function formPanel(name, form, view, runs, chosen) {
       return { key, label, required, image, node: image.node, value: () => image.value };
     }
     const isLines = kind === "prompts";
+    const hint = (sample && view.hint?.(sample)) || example;
     const input = isLines
-      ? el("textarea", { name: key, rows: 5, placeholder: example })
-      : el("input", { type: "text", name: key, placeholder: example, autocomplete: "off" });
+      ? el("textarea", { name: key, rows: 5, placeholder: hint })
+      : el("input", { type: "text", name: key, placeholder: hint, autocomplete: "off" });
     const node = field(label, input, isLines ? "One class a line, as name: prompt; prompt" : undefined);
     const value = () => (input.value.trim() && isLines ? classes(input.value) : input.value.trim());
     return { key, label, required, node, value };

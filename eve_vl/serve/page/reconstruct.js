@@ -7,13 +7,13 @@ import { debounced, el, field, Latest, ImageField, runChoice, Status } from "./p
 const PAUSE = 200; // milliseconds after the last change
 const SHARE = 0.75; // as in pre-training
 
-export function reconstructPanel(runs, chosen) {
+export function reconstructPanel(runs, chosen, sample) {
   const latest = new Latest();
   const status = new Status();
   const soon = debounced(reconstruct, PAUSE);
   const run = runChoice(runs, reset);
   const image = new ImageField("Image", (value) => (chosen(value), reset()));
-  const text = el("textarea", { name: "text", rows: 2, placeholder: "a red circle left of a blue square", oninput: soon });
+  const text = el("textarea", { name: "text", rows: 2, placeholder: sample || "What the image shows", oninput: soon });
   const grid = el("div", {
     class: "patches",
     role: "group",
@@ -162,5 +162,5 @@ export function reconstructPanel(runs, chosen) {
     );
   }
 
-  return { name: "reconstruct", title: "Reconstruct", node, image, take: (file) => image.take(file) };
+  return { name: "reconstruct", title: "Complete the image", node, image, take: (file) => image.take(file) };
 }

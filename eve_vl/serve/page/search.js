@@ -6,6 +6,7 @@ import { counted, dataUrl, debounced, el, field, Latest, percent, ImageField, St
 const PAUSE = 160; // milliseconds after the last key
 const THUMBNAIL = 320;
 const WHOLE = 1024;
+const MOST = 1000; // hits that the server gives
 const SMALL = 128; // pixels: enlarged more than a little, images like icons are but blurred
 
 /** Return the panel. into(): other panels that take an image; open(name, image) shows it there. */
@@ -60,6 +61,8 @@ export function searchPanel(index, { open, into }) {
   );
   const image = new ImageField("Image to find the like of", search, { small: true });
   const list = el("ul", { class: "found" });
+  const more = el("button", { type: "button", class: "further", onclick: () => search(pages + 1) }, "Show more");
+  let pages = 1;
   const examples = el(
     "div",
     { class: "chips", role: "group", "aria-label": "Examples" },
@@ -94,7 +97,7 @@ export function searchPanel(index, { open, into }) {
       refine,
     ),
   );
-  const node = el("section", { class: "panel" }, form, status.node, examples, list);
+  const node = el("section", { class: "panel" }, form, status.node, examples, list, more);
   const draws = new Map(); // of images that are not near yet: browsers wait for that only where `src` is an address
   const near = new IntersectionObserver((entries) => entries.forEach(come), { rootMargin: "400px" });
   let drawing = new AbortController();
@@ -121,7 +124,7 @@ export function searchPanel(index, { open, into }) {
       query: query.value.trim(),
       without: without.value.trim(),
       captions: form.elements.kind?.value === "captions",
-      top: Number(top.value),
+      top: Math.min(pages * Number(top.value), MOST),
     };
     if (image.value !== null) body.image = image.value;
     if (folder.value.trim()) body.folder = folder.value.trim();
@@ -131,6 +134,7 @@ export function searchPanel(index, { open, into }) {
 
   function welcome() {
     fill();
+    more.hidden = true;
     examples.hidden = false;
     const ways = index.text_queries ? "Type what you want to see, or drop" : "Drop";
     status.say(
@@ -140,8 +144,10 @@ export function searchPanel(index, { open, into }) {
     );
   }
 
-  function search() {
+  /** Search; an event as argument starts again with the first page. */
+  function search(page) {
     soon.stop(); // Enter does not wait for a pause, nor search again after it
+    pages = page > 1 ? page : 1;
     const body = asked();
     if (!body.query && !body.image) {
       latest.stop();
@@ -156,12 +162,14 @@ export function searchPanel(index, { open, into }) {
       (found) => show(found, body),
       (error) => {
         fill();
+        more.hidden = true;
         status.fail(error);
       },
     );
   }
 
-  function show({ hits, seconds }, { captions }) {
+  function show({ hits, seconds }, { captions, top: wanted }) {
+    more.hidden = hits.length < wanted || wanted === MOST;
     const near = hits.filter((hit) => hit.near).length;
     const among = captions ? counted(index.captions, "caption") : counted(index.images, "image");
     const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
