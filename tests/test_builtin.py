@@ -57,7 +57,8 @@ def test_weights_are_float16_on_disk_and_float32_in_memory(run):
 def test_messages_name_the_run_builtin_icons(run):
     """Not by its folder, nor by the run that it started from, which is not shipped."""
     assert repr(run).startswith("Eve(builtin:icons: retrieval, step ")
-    said = "^answer: builtin:icons is a run of task retrieval, .* answer: eve finetune demo_vqa --init builtin:icons$"
+    command = "eve finetune questions_small --init builtin:icons --data.train PATH --data.val held-out"
+    said = f"^answer: builtin:icons is a run of task retrieval, .* answer: {command}$"
     with pytest.raises(UserError, match=said):
         _ = run.answer
 
