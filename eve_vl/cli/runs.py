@@ -223,7 +223,8 @@ def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: 
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        words = meaning(number) + ", too few to tell" * (getattr(value, "groups", FEW) < FEW)
+        few = "too few to tell" * (getattr(value, "groups", FEW) < FEW)
+        words = ", ".join(filter(None, (meaning(number), few)))
         print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}  {words}".rstrip())
     print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
     if comparison:
