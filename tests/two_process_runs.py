@@ -109,7 +109,9 @@ def texts_alone() -> dict[str, Tensor]:
         own = [dataset[(step, 0, row)] for row in range(processes.rank(), len(rows), processes.world_size())]
         (batch,) = task.before_step([dataset.collate(own)])
         model(batch).loss.backward()
-    return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
+    assert len({gradient.untyped_storage().data_ptr() for gradient in gradients.values()}) < len(gradients) / 2
+    return gradients
 
 
 def bad_row(run: Path) -> str:

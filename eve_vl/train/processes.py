@@ -119,6 +119,7 @@ def parallelize(task: nn.Module, device: torch.device) -> Any:
     # without buffer sync: process 0's running averages would overwrite those of the others in each step
     sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
     options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "find_unused_parameters", False)}
+    options["gradient_as_bucket_view"] = True  # else DDP keeps a second copy of all gradients
     return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, **options)
 
 
