@@ -114,6 +114,14 @@ def test_many_small_updates_give_the_true_average(folder: Path):
         torch.testing.assert_close(found, {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}, rtol=1e-5, atol=0)
 
 
+def test_rows_of_all_processes_arrive_in_one_exchange(folder: Path):
+    first = torch.arange(4.0).view(2, 2)
+    for rank in range(2):
+        found = load_file(folder / f"rows_{rank}.safetensors")
+        assert torch.equal(found["rows"], torch.cat([first, first + 10]))
+        assert found["gradient"].tolist() == [[3 * (1 + 2 * rank)] * 2, [3 * (2 + 2 * rank)] * 2]  # weights 1 and 2
+
+
 def test_a_step_may_leave_parameters_without_a_gradient(folder: Path):
     one, two = (load_file(folder / f"texts_{rank}.safetensors") for rank in range(2))
     assert any(one[name].any() for name in one if "text" in name)

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 import two_processes
 from safetensors.torch import save_file
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
@@ -114,6 +116,16 @@ def texts_alone() -> dict[str, Tensor]:
     return gradients
 
 
+def rows_of_all() -> dict[str, Tensor]:
+    """Rows of all processes, and the gradient of their sum with other weights in each; no sum of padded rows makes them."""
+    rank = processes.rank()
+    rows = torch.arange(4.0).view(2, 2).add(10 * rank).requires_grad_()
+    with mock.patch.object(dist, "all_reduce", side_effect=AssertionError):
+        found = processes.gather_rows(rows)
+        (gradient,) = torch.autograd.grad((found * (1 + rank) * torch.arange(1.0, 5)[:, None]).sum(), rows)
+    return {"rows": found.detach() + 0, "gradient": gradient}
+
+
 def bad_row(run: Path) -> str:
     """What this process raises when another one's share of validation holds a row that cannot be used."""
     config = tiny_config()
@@ -156,6 +168,7 @@ def main(folder: Path) -> None:
         train(folder / "whole", dies=False)
         save_file(small_updates(), folder / f"updates_{processes.rank()}.safetensors")
         save_file(texts_alone(), folder / f"texts_{processes.rank()}.safetensors")
+        save_file(rows_of_all(), folder / f"rows_{processes.rank()}.safetensors")
         (folder / f"bad_{processes.rank()}.txt").write_text(bad_row(folder))
         (folder / f"partner_{processes.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)

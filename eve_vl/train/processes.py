@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -30,7 +31,7 @@ from eve_vl.utils.errors import UserError
 class _Sum(torch.autograd.Function):
     """Sum over all processes with a gradient.
 
-    torch's own is deprecated, and its replacement has no gradient in torch 2.10.
+    torch's own is deprecated, and its replacement has no gradient in torch 2.10; it has one in 2.13.
     """
 
     @staticmethod
@@ -82,8 +83,11 @@ def gather_rows(x: Tensor) -> Tensor:
 
     Gradients flow to every process's rows. All processes must have the same number of rows.
     """
-    own = [x if each == rank() else torch.zeros_like(x) for each in range(world_size())]
-    return sum_over_processes(torch.cat(own))
+    if not dist.is_initialized():
+        return x
+    # one function, its name in newer and in older torch
+    gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+    return gather(x.contiguous(), 0, dist.group.WORLD)
 
 
 def any_process(flag: bool) -> bool:
