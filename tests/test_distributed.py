@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks import task_class
+from eve_vl.train import processes
 from eve_vl.train.log import TIMING
 from eve_vl.train.processes import without_sharing
 from eve_vl.utils.console import is_main
@@ -151,6 +153,18 @@ def group() -> Iterator[None]:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "device_id", "backend"), [("cpu", None, "gloo"), ("cuda:1", torch.device("cuda:1"), "cpu:gloo,cuda:nccl")]
+)
+def test_a_lost_process_is_noticed_and_a_gpu_belongs_to_its_process(name, device_id, backend, monkeypatch):
+    calls = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    processes.setup(torch.device(name))
+    assert calls == [((backend,), {"timeout": timedelta(minutes=10), "device_id": device_id})]
 
 
 @pytest.mark.parametrize("may_be_unused", [True, False])

@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from eve_vl.config import TrainConfig
 from eve_vl.utils.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)  # gloo's own is 30; the others wait while the first process reads data or saves
 
 
 class _Sum(torch.autograd.Function):
@@ -48,10 +51,11 @@ class _Sum(torch.autograd.Function):
 def setup(device: torch.device) -> None:
     """Join the process group of torchrun, if there is one.
 
-    nccl is for CUDA tensors, gloo for CPU tensors.
+    nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for another one fails.
     """
     if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=own)
 
 
 def shutdown() -> None:
