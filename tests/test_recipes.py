@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, config_to_json
 from eve_vl.recipes import EITHER, OWN, find_recipe, finetune, get_finetune_recipe, get_recipe, pretrain, recipes, start_of
@@ -320,6 +321,15 @@ def test_parameters_of_recipes_equal_the_count_on_paper(name):
         decoder=DECODERS[family],
     )
     assert count(get_recipe(name)) == encoder_on_paper(**shapes) + heads
+
+
+@pytest.mark.parametrize("name", ["base", "vlmo_base", "m3ae_tiny", "medflip_tiny", "mlim_tiny"])
+def test_a_model_is_built_without_reading_a_value(name):
+    """Tools that measure memory build it of tensors that have none."""
+    config = get_recipe(name)
+    with FakeTensorMode(), torch.device("meta"):
+        task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size))
+    assert sum(each.numel() for each in task.parameters()) == count(config)
 
 
 @pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])

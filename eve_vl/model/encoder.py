@@ -101,7 +101,7 @@ class Encoder(Backbone):
         self.image: ImageEmbed = image  # pyright: ignore[reportIncompatibleMethodOverride]
         self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
-        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        rates = [config.drop_path * number / max(1, config.depth - 1) for number in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(config, policy, rate, sizes) for policy, rate in zip(config.ffn_policies, rates, strict=True)
         )
