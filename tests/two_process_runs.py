@@ -26,7 +26,7 @@ from eve_vl.data.kinds.captions import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks import task_class
-from eve_vl.train import processes
+from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.processes import parallelize, share_running_averages
 from eve_vl.train.trainer import Trainer
@@ -61,7 +61,8 @@ def train(run: Path, *, dies: bool) -> None:
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(rank)
     trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
-    trainer.resume()
+    with mock.patch.object(checkpoint, "checkpoint_folders", seen_by_this_process):
+        trainer.resume()
 
     def batches(step: int) -> Iterator[Any]:
         while True:
@@ -76,6 +77,12 @@ def train(run: Path, *, dies: bool) -> None:
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     with trainer.averages.in_place():
         save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
+
+
+def seen_by_this_process(run: Path) -> list[Path]:
+    """Checkpoints of a run on a network disk, which shows the last one to the first process only."""
+    folders = sorted((run / checkpoint.CHECKPOINTS).glob("step_*"))
+    return folders if is_main() else folders[:-1]
 
 
 class Averages(nn.Module):

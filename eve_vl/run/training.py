@@ -69,7 +69,7 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
 
 def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
-    changed, folders = check_out_folder(config, must_resume), checkpoint.checkpoint_folders(config.out)
+    changed, folders = check_out_folder(config, must_resume), checkpoint.known_checkpoints(config.out)
     rank, world = processes.rank(), processes.world_size()
     check_batch_size(config, world)
     kind = task_class(type(config.task))
@@ -258,7 +258,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
 
     It is from its folder, the --init run or tokenizer.path, or trained on the captions.
     """
-    if folders := checkpoint.checkpoint_folders(config.out):
+    if folders := checkpoint.known_checkpoints(config.out):
         return Tokenizer.load(folders[-1] / "tokenizer.json")
     if config.init is not None:
         return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
@@ -287,7 +287,7 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
 
     Returns sentences on fields that may change and did. Raises UserError with the fields that differ.
     """
-    folders = checkpoint.checkpoint_folders(config.out)
+    folders = checkpoint.known_checkpoints(config.out)
     if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")

@@ -53,7 +53,8 @@ class BestWeights:
 
     def restore(self, step: int) -> None:
         """Read the choice at a step that training resumes from."""
-        found = [checkpoint.read_best(self.run, name) for name in (checkpoint.BEST, checkpoint.HIGHEST)]
+        names = (checkpoint.BEST, checkpoint.HIGHEST)
+        found = processes.from_main(lambda: [checkpoint.read_best(self.run, name) for name in names])
         known = [Validated(**each) if each and each["step"] <= step else None for each in found]
         self.best, highest = (None if each is None or self._is_nan(each) else each for each in known)
         both = [each for each in (self.best, highest) if each is not None]

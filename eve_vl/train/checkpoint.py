@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
+from eve_vl.train.processes import from_main
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import (
     atomic_file,
@@ -66,6 +67,14 @@ def checkpoint_folders(run: Path) -> list[Path]:
     for old in folder.glob(".step_*.old"):
         recover(old.with_name(old.stem.removeprefix(".")))
     return sorted(path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir())
+
+
+def known_checkpoints(run: Path) -> list[Path]:
+    """Return the main process's `checkpoint_folders`, on every process.
+
+    On a network disk, others may see older ones.
+    """
+    return from_main(lambda: checkpoint_folders(run))
 
 
 def chosen_checkpoint(path: Path) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from eve_vl.config import TrainConfig
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import SharedError, UserError
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # gloo's own is 30; the others wait while the first process reads data or saves
 
 
@@ -106,6 +107,25 @@ def gather_objects(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Return what the main process makes, on every process.
+
+    A UserError of it is raised in all.
+    """
+    if world_size() == 1:
+        return make()
+    made = problem = None
+    if rank() == 0:
+        try:
+            made = make()
+        except UserError as error:
+            problem = str(error)
+    made, problem = gather_objects((made, problem))[0]
+    if problem is not None:
+        raise SharedError(problem)
+    return made
 
 
 def barrier() -> None:

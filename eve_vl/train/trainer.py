@@ -77,7 +77,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest checkpoint of the run folder; return whether there is one."""
-        folders = checkpoint.checkpoint_folders(self.run)
+        folders = checkpoint.known_checkpoints(self.run)
         if is_main():
             delete_temporary(self.run, checkpoint.BEST)
             delete_temporary(self.run / checkpoint.CHECKPOINTS)
