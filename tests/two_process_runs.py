@@ -61,7 +61,11 @@ def train(run: Path, *, dies: bool) -> None:
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(rank)
     trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
-    with mock.patch.object(checkpoint, "checkpoint_folders", seen_by_this_process):
+    checksum = None if is_main() else AssertionError("the first process verifies for all")
+    with (
+        mock.patch.object(checkpoint, "checkpoint_folders", seen_by_this_process),
+        mock.patch.object(checkpoint, "_checksum", side_effect=checksum, wraps=checkpoint._checksum),
+    ):
         trainer.resume()
 
     def batches(step: int) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from eve_vl.config import Config
 from eve_vl.run.loading import read_config, read_labels
 from eve_vl.tasks.task import Task
-from eve_vl.train import checkpoint
+from eve_vl.train import checkpoint, processes
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, matching
 
@@ -57,7 +57,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
         heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
         return heads, f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
-    checkpoint.verify(folder)
+    processes.from_main(lambda: checkpoint.verify(folder))
     start = read_config(folder)
     tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
     done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)

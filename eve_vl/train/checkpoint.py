@@ -295,9 +295,10 @@ def load_model(folder: Path, model: nn.Module) -> None:
 def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
     """Load weights, optimiser and this process's random generators; return state.json.
 
-    Its `meter` holds this process's sums of the open log window. Raises UserError for a damaged or unfitting folder.
+    Its `meter` holds this process's sums of the open log window. The main process verifies the files for all. Raises UserError
+    for a damaged or unfitting folder.
     """
-    state = verify(folder)
+    state = from_main(lambda: verify(folder))
     if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
         raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
