@@ -140,6 +140,8 @@ def test_temperature_stays_within_bounds_and_learns(start, end):
     with torch.no_grad():
         temperature.fill_(start)
     task(caption_batch(task)).loss.backward()
+    assert temperature.item() == pytest.approx(start)  # a forward pass changes no parameter
+    task.after_step(0.1)
     assert temperature.item() == pytest.approx(end)
     assert temperature.grad is not None
 

@@ -226,7 +226,7 @@ class Contrast(nn.Module):
         if self.num_contrasts:
             with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
                 image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
-            temperatures = self._clamped_temperatures()
+            temperatures = self._temperatures
             if whole is None:
                 losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
                 wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
@@ -297,9 +297,19 @@ class Contrast(nn.Module):
     def _masks_image(self) -> bool:
         return self.training and self.settings.itc_masked_image
 
+    @property
+    def _temperatures(self) -> list[nn.Parameter]:
+        return [head.temperature for head in self.heads]
+
     @torch.no_grad()
-    def _clamped_temperatures(self) -> list[nn.Parameter]:
-        return [head.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE) for head in self.heads]
+    def after_step(self, progress: float) -> None:
+        """Bound the temperatures, and remember the features of a step.
+
+        progress: share of the steps done. Within `forward` the bounds would not reach a parameter in shards.
+        """
+        for temperature in self._temperatures:
+            temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        self.memory.add_step(progress)
 
     def _keys(self, batch: CaptionBatch) -> Tensor:
         """Return the image of each pair and, if merged, its caption, int64 (B, 1 or 2).
@@ -358,7 +368,7 @@ class Contrast(nn.Module):
                 rng_states.append(get_rng_state())
                 parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
-        temperatures = [each.detach().clone().requires_grad_() for each in self._clamped_temperatures()]
+        temperatures = [each.detach().clone().requires_grad_() for each in self._temperatures]
         losses, terms = self._losses(image, text, micro_batches, temperatures)
         wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)

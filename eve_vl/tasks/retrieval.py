@@ -44,11 +44,11 @@ class ContrastTask(Task[Settings]):
         return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
 
     def after_step(self, progress: float) -> None:
-        """Remember the features of a step that has updated the weights.
+        """Bound the temperatures, and remember the features of a step.
 
         progress: share of the steps done.
         """
-        self.contrast.memory.add_step(progress)
+        self.contrast.after_step(progress)
 
     @torch.no_grad()
     def reset_temperatures(self, batch: Any) -> str:
