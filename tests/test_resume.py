@@ -207,7 +207,8 @@ def test_a_finished_run_can_be_lengthened(eve, tmp_path: Path):
     assert eve(*flags, "--train.steps", 4, "--train.keep_checkpoints", 3).returncode == 0
     first = load_file(tmp_path / "run/checkpoints/step_00000004/model.safetensors")
     for _ in range(2):
-        done = eve(*flags, "--train.steps", 8, "--train.keep_checkpoints", 3, "--train.val-every", 6)
+        more = ("--train.val-every", 6, "--train.accumulation", 2)  # of fewer processes, say
+        done = eve(*flags, "--train.steps", 8, "--train.keep_checkpoints", 3, *more)
         assert done.returncode == 0, done.stderr
     assert (
         "the learning rate follows the schedule of 8 steps from here on: at step 4 it goes from 0 to "
@@ -220,8 +221,8 @@ def test_a_finished_run_can_be_lengthened(eve, tmp_path: Path):
     notes = [row["text"] for row in rows if row["kind"] == "note" and "on training rows" not in row["text"]]
     before, *texts, after = notes  # verdicts at both ends
     assert before.count("mlm_acc") == after.count("mlm_acc") == 1
-    assert texts[:2] == ["train.steps 4 → 8", "train.val_every 10 → 6"]
-    assert len(texts) == 3
+    assert texts[:3] == ["train.accumulation 1 → 2", "train.steps 4 → 8", "train.val_every 10 → 6"]
+    assert len(texts) == 4
     config = read_config(tmp_path / "run").train
     rates = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
     assert [rates[step] for step in range(5, 9)] == [learning_rate(step - 1, config) for step in range(5, 9)]
