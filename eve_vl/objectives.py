@@ -4,11 +4,61 @@ Letters: B batch, P patches, M masked patches or tokens, X values in a patch, E 
 A answers, L labels, D width of features, C candidates over all processes, R singular values.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 LOWEST = torch.finfo(torch.float32).min  # unlike -inf, it can be multiplied by a target of 0
+AT_ONCE = 2**20
+"""Most numbers of a matrix (B, C) in memory; larger ones are made slice by slice of rows."""
+
+
+@dataclass(frozen=True)
+class LazyRows:
+    """A matrix (B, C) whose rows are made when a slice of them is read."""
+
+    make: Callable[[slice], Tensor]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.make(rows)
+
+
+Matrix = Tensor | LazyRows
+
+
+def slices(num_rows: int, num_candidates: int) -> list[slice]:
+    """Return slices of all rows with at most AT_ONCE numbers, but one row at least."""
+    at_once = max(1, AT_ONCE // num_candidates)
+    return [slice(start, min(start + at_once, num_rows)) for start in range(0, num_rows, at_once)]
+
+
+class _SumOverSlices(torch.autograd.Function):
+    """Sum of a loss over slices of rows.
+
+    The gradients are computed at once, so that no slice is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss_of: Callable[..., Tensor], parts: Sequence[slice], own_BD: Tensor, *others: Tensor) -> Tensor:
+        total, gradients = own_BD.new_zeros(()), [torch.zeros_like(each) for each in (own_BD, *others)]
+        with torch.enable_grad(), torch.autocast(own_BD.device.type, enabled=False):
+            for rows in parts:
+                given = [each.detach().requires_grad_() for each in (own_BD[rows], *others)]
+                loss = loss_of(rows, *given)
+                total += loss.detach()
+                sums = (gradients[0][rows], *gradients[1:])
+                for into, gradient in zip(sums, torch.autograd.grad(loss, given), strict=True):
+                    into += gradient
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *(grad * each for each in ctx.saved_tensors)
 
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
@@ -40,7 +90,7 @@ def even_targets(is_match_BC: Tensor) -> Tensor:
 
     is_match_BC: bool, at least one match each.
     """
-    return is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
+    return is_match_BC / is_match_BC.sum(1, keepdim=True)
 
 
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
@@ -52,9 +102,30 @@ def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
-    """Return the products of features over the temperature, float32 (B, C)."""
+    """Return the products of features over the temperature, (B, C), at least float32."""
     with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies bfloat16's rounding
-        return image_BD.float() @ text_CD.float().T / temperature
+        image_BD, text_CD = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (image_BD, text_CD))
+        return image_BD @ text_CD.T / temperature
+
+
+def summed_cross_entropy(
+    own_BD: Tensor, other_CD: Tensor, target_BC: Matrix, temperature: Tensor, is_ignored_BC: Matrix | None = None
+) -> Tensor:
+    """Return the cross-entropy of rows over all candidates, summed over rows.
+
+    See `contrastive`. A loss of one slice is plain autograd.
+    """
+
+    def loss_of(rows: slice, own_RD: Tensor, other_CD: Tensor, temperature: Tensor) -> Tensor:
+        similarity_RC = similarities(own_RD, other_CD, temperature)
+        if is_ignored_BC is not None:
+            similarity_RC = similarity_RC.masked_fill(is_ignored_BC[rows], LOWEST)
+        return F.cross_entropy(similarity_RC, target_BC[rows], reduction="sum")
+
+    parts = slices(len(own_BD), len(other_CD))
+    if len(parts) == 1:
+        return loss_of(parts[0], own_BD, other_CD, temperature)
+    return cast(Tensor, _SumOverSlices.apply(loss_of, parts, own_BD, other_CD, temperature))
 
 
 def contrastive(
@@ -62,9 +133,9 @@ def contrastive(
     text_BD: Tensor,
     image_CD: Tensor,
     text_CD: Tensor,
-    target_BC: Tensor,
+    target_BC: Matrix,
     temperature: Tensor,
-    is_ignored_BC: Tensor | None = None,
+    is_ignored_BC: Matrix | None = None,
 ) -> Tensor:
     """Return the image–text contrastive loss (ITC).
 
@@ -72,17 +143,15 @@ def contrastive(
     each candidate in a row's target, equal for an image and its text. is_ignored_BC: bool, candidates that do not count, whose
     share is 0; None: all count.
     """
-    losses = []
-    for own_BD, other_CD in ((image_BD, text_CD), (text_BD, image_CD)):
-        similarity_BC = similarities(own_BD, other_CD, temperature)
-        if is_ignored_BC is not None:
-            similarity_BC = similarity_BC.masked_fill(is_ignored_BC, LOWEST)
-        losses.append(F.cross_entropy(similarity_BC, target_BC))
+    losses = [
+        summed_cross_entropy(own_BD, other_CD, target_BC, temperature, is_ignored_BC) / len(own_BD)
+        for own_BD, other_CD in ((image_BD, text_CD), (text_BD, image_CD))
+    ]
     return (losses[0] + losses[1]) / 2
 
 
 def image_image(
-    image_BD: Tensor, image_CD: Tensor, is_positive_BC: Tensor, is_own_BC: Tensor, temperature: Tensor, num_rows: Tensor
+    image_BD: Tensor, image_CD: Tensor, is_positive_BC: Matrix, is_own_BC: Matrix, temperature: Tensor, num_rows: Tensor
 ) -> Tensor:
     """Return the contrastive loss of images with images of the same class.
 
@@ -90,9 +159,11 @@ def image_image(
     over those of is_positive_BC (both bool). The sum over the rows with a positive is divided by num_rows. Features have
     length 1.
     """
-    similarity_BC = similarities(image_BD, image_CD, temperature).masked_fill(is_own_BC, LOWEST)
-    target_BC = is_positive_BC.float() / is_positive_BC.sum(1, keepdim=True).clamp(min=1)
-    return F.cross_entropy(similarity_BC, target_BC, reduction="sum") / num_rows
+
+    def targets(rows: slice) -> Tensor:
+        return is_positive_BC[rows] / is_positive_BC[rows].sum(1, keepdim=True).clamp(min=1)
+
+    return summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC) / num_rows
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:

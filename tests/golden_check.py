@@ -250,7 +250,7 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     seen: dict[str, Tensor] = {}
     drawn, matching = objectives.hard_negatives, objectives.matching
 
-    def recorded_negatives(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+    def recorded_negatives(similarity_BB: Tensor, is_match_BB: Tensor, *_: Any) -> Tensor:
         weights, chosen = next(order)
         check("weights of negatives", f"{tag}.{weights}", objectives.negative_weights(similarity_BB, is_match_BB))
         check.compared.add(f"{tag}.{chosen}")

@@ -116,11 +116,12 @@ def test_many_small_updates_give_the_true_average(folder: Path):
         torch.testing.assert_close(found, {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}, rtol=1e-5, atol=0)
 
 
-def test_rows_of_all_processes_arrive_in_one_exchange(folder: Path):
+def test_rows_of_other_processes_arrive_whole_or_as_wanted(folder: Path):
     first = torch.arange(4.0).view(2, 2)
     for rank in range(2):
         found = load_file(folder / f"rows_{rank}.safetensors")
         assert torch.equal(found["rows"], torch.cat([first, first + 10]))
+        assert torch.equal(found["fetched"], found["rows"][found["wanted"]])
         assert found["gradient"].tolist() == [[3 * (1 + 2 * rank)] * 2, [3 * (2 + 2 * rank)] * 2]  # weights 1 and 2
 
 

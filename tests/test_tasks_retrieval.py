@@ -96,7 +96,7 @@ def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
     asked: list[tuple[Tensor, list]] = []
     choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong images, then wrong texts
 
-    def choose(similarity: Tensor, matches: Tensor) -> Tensor:
+    def choose(similarity: Tensor, matches: Tensor, *_: Any) -> Tensor:
         asked.append((similarity, matches.tolist()))
         return torch.tensor(choices[len(asked) - 1])
 
@@ -158,7 +158,7 @@ def test_a_batch_of_one_image_has_only_matches():
 @torch.no_grad()
 def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
     """One owner: the baselines of masked signal modelling pre-train with what retrieval is fine-tuned with."""
-    monkeypatch.setattr(objectives, "hard_negatives", lambda similarity, _: torch.arange(len(similarity)).roll(1))
+    monkeypatch.setattr(objectives, "hard_negatives", lambda similarity, *_: torch.arange(len(similarity)).roll(1))
     config = tiny_config(task=ContrastMatchConfig(mlm_weight=2.0, itc_weight=0.7, itm_weight=0.3))
     baseline = build(config)
     assert isinstance(baseline, ContrastMatch)

@@ -37,7 +37,7 @@ WAITING = {
     "train/trainer.py:_check_finite": "stops a run before the update that a loss that is not finite would make",
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
     "train/checkpoint.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/contrastive.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
+    "tasks/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
     "model/moe.py:queue": "sizes buffers by how full experts are, as the published code does",
     "model/moe.py:forward": "counts the rows of each expert on the host, as the published code does",

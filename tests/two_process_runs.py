@@ -134,7 +134,10 @@ def rows_of_all() -> dict[str, Tensor]:
     with mock.patch.object(dist, "all_reduce", side_effect=AssertionError):
         found = processes.gather_rows(rows)
         (gradient,) = torch.autograd.grad((found * (1 + rank) * torch.arange(1.0, 5)[:, None]).sum(), rows)
-    return {"rows": found.detach() + 0, "gradient": gradient}
+    wanted = torch.tensor([3, 0, 3, 2, 0] if rank else [1, 1])
+    with mock.patch.object(processes, "gather_rows", side_effect=AssertionError):
+        fetched = processes.fetch_rows(rows.detach(), wanted)
+    return {"rows": found.detach() + 0, "gradient": gradient, "fetched": fetched, "wanted": wanted}
 
 
 def bad_row(run: Path) -> str:

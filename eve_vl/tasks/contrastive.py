@@ -1,4 +1,4 @@
-"""Image–text contrast (ITC) and matching (ITM): heads, losses, negatives.
+"""Image–text contrast (ITC) and matching (ITM): heads and losses.
 
 Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features, X
 contrasts, C candidates over all processes, A those and remembered ones, R singular values.
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
@@ -23,11 +22,13 @@ from eve_vl.model import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
+from eve_vl.objectives import LazyRows
+from eve_vl.tasks import negatives
 from eve_vl.tasks.memory import CrossBatchMemory, shares_key
 from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.optim import running_averages_kept
-from eve_vl.train.processes import gather_rows, rank, sum_over_processes, world_size
+from eve_vl.train.processes import gather_rows, sum_over_processes, world_size
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
@@ -55,118 +56,16 @@ def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
     return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
 
 
-@dataclass(frozen=True, kw_only=True)
-class HardNegatives:
-    """Negative partners of the pairs of a micro-batch."""
-
-    partners: Batch
-    """An image for each text, and a text for each image; image and text of one row are no pair."""
-    is_match_2B: Tensor
-    """Bool: whether that image or that text matches after all, because there was no other."""
-
-
-def global_row_index(x: Tensor) -> Tensor:
-    """Return this process's positions among the rows of all processes, int64 (B,)."""
-    return rank() * len(x) + torch.arange(len(x), device=x.device)
-
-
 def image_image(image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBatch], temperature: Tensor) -> Tensor:
     """Return the contrast of images with other images that have the same caption."""
     keys_B2 = torch.cat([torch.stack([batch.image_id_B, batch.caption_B], dim=1) for batch in batches])
-    is_own_BC, is_match_BC = (keys_B2[:, None] == gather_rows(keys_B2)).unbind(2)
-    is_positive_BC = is_match_BC & ~is_own_BC
-    num_rows = sum_over_processes(is_positive_BC.any(1).sum()).clamp(min=1) / world_size()
+    keys_C2 = gather_rows(keys_B2)
+    is_own_BC = LazyRows(lambda rows: shares_key(keys_B2[rows, :1], keys_C2[:, :1]))
+    is_positive_BC = LazyRows(lambda rows: shares_key(keys_B2[rows, 1:], keys_C2[:, 1:]) & ~is_own_BC[rows])
+    parts = objectives.slices(len(keys_B2), len(keys_C2))
+    num_rows = sum_over_processes(torch.stack([is_positive_BC[rows].any(1).sum() for rows in parts]).sum())
+    num_rows = num_rows.clamp(min=1) / world_size()
     return objectives.image_image(image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows)
-
-
-def hard(is_match_BB: Tensor, similarity_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of true pairs, then of texts and images with a hard wrong partner.
-
-    As all of this kind, it returns the image row and the text row of each pair, int64.
-    """
-    own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
-    wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
-    wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
-    return torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
-
-
-def random_half(is_match_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of all texts, half of them (rounded down) with their image (M3AE).
-
-    The others have a random wrong image.
-    """
-    B, device = len(is_match_BB), is_match_BB.device
-    any_B = objectives.hard_negatives(torch.zeros(B, B, device=device), is_match_BB)
-    changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
-    return own_B.index_copy(0, changed, any_B[changed]), own_B
-
-
-def random_texts(is_match_BB: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return rows of each image with its own text and num - 1 random ones (M3AE).
-
-    Texts that are true of it come last. The order is all images with their own texts, then all images with their second text,
-    and so on.
-    """
-    order_BB = torch.rand(is_match_BB.shape, device=is_match_BB.device).masked_fill(is_match_BB, 2)
-    text_NB = order_BB.fill_diagonal_(-1).argsort(1)[:, :num].T
-    return torch.arange(len(is_match_BB), device=text_NB.device).expand_as(text_NB).flatten(), text_NB.flatten()
-
-
-def gather_hard_negatives(
-    batches: Sequence[PairBatch], image_Bd: Tensor, text_Bd: Tensor, keys_BK: Tensor, temperature: Tensor, L: int
-) -> list[HardNegatives]:
-    """Draw hard negative partners among all pairs of a step, and fetch them.
-
-    The pairs are those of all micro-batches and processes. image_Bd, text_Bd, keys_BK: of the micro-batches, concatenated. L:
-    longest text in tokens. Each pair brings three random numbers: the first orders all pairs, the others draw the partners.
-    Partners are therefore the same on any number of processes and micro-batches, except for rounding.
-    """
-    draws = [batch.draw_B3 for batch in batches if batch.draw_B3 is not None]
-    order_B, for_text_B, for_image_B = torch.cat(draws).unbind(1)
-    order_C = gather_rows(order_B).argsort()
-    place_B = order_C.argsort()[global_row_index(keys_BK)]
-    is_match_BC = shares_key(keys_BK, gather_rows(keys_BK)[order_C])
-
-    def drawn(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the drawn pairs of the other modality, and whether they match after all."""
-        similarity_BC = objectives.similarities(own_Bd, gather_rows(other_Bd)[order_C], temperature)
-        wrong_B = objectives.hard_negatives(similarity_BC, is_match_BC, draw_B, place_B)
-        return order_C[wrong_B], is_match_BC.gather(1, wrong_B[:, None])[:, 0]
-
-    image_B, is_true_image_B = drawn(text_Bd, image_Bd, for_text_B)
-    text_B, is_true_text_B = drawn(image_Bd, text_Bd, for_image_B)
-    images_BCHW = gather_rows(torch.cat([batch.images_BCHW for batch in batches]))[image_B]
-    ids_BL = gather_rows(torch.cat([F.pad(batch.ids_BT, (0, L - batch.ids_BT.shape[1])) for batch in batches]))[text_B]
-    length_B = gather_rows(torch.cat([(~batch.is_padding_BT).sum(1) for batch in batches]))[text_B]
-    sizes = [len(batch.ids_BT) for batch in batches]
-    all_rows = zip(*(x.split(sizes) for x in (images_BCHW, ids_BL, length_B, is_true_image_B, is_true_text_B)), strict=True)
-    found = []
-    for images, ids, lengths, *is_true in all_rows:
-        T, num_real = torch.stack([lengths.max(), lengths.sum()]).tolist()  # waits for the device, but saves it the padding
-        is_padding_BT = torch.arange(T, device=ids.device) >= lengths[:, None]
-        where = ("",) * len(ids)
-        partners = Batch(where=where, images_BCHW=images, ids_BT=ids[:, :T], is_padding_BT=is_padding_BT, num_real=num_real)
-        found.append(HardNegatives(partners=partners, is_match_2B=torch.stack(is_true)))
-    return found
-
-
-def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
-    """Return the true pairs, then those with negative partners.
-
-    They are images, texts, and bool: whether they match.
-    """
-    B, both = len(batch.ids_BT), (batch, wrong.partners)
-    T = max(each.ids_BT.shape[1] for each in both)
-    ids, is_padding = (
-        torch.cat([F.pad(getattr(each, name), (0, T - each.ids_BT.shape[1]), value=fill) for each in both])
-        for name, fill in (("ids_BT", 0), ("is_padding_BT", True))
-    )
-    num_real = None if batch.num_real is None else batch.num_real + (wrong.partners.num_real or 0)
-    image, text = encoder.image(torch.cat([each.pixels() for each in both])), encoder.text(ids, is_padding, num_real)
-    own_B = torch.arange(B, device=ids.device)
-    images, texts = torch.cat([own_B, own_B + B, own_B]), torch.cat([own_B, own_B, own_B + B])
-    is_match = torch.cat([torch.ones_like(wrong.is_match_2B[0]), *wrong.is_match_2B])
-    return index_tokens(image, images), index_tokens(text, texts), is_match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +78,7 @@ class CachedContrast:
     gradients: dict[str, tuple[Tensor, ...]]
     """By loss: its gradients by the features of images and of texts, (B, X, d), and by the temperatures."""
     terms: dict[str, Tensor]
-    wrong: HardNegatives | None
+    wrong: negatives.HardNegatives | None
 
     def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
         """Return the losses with gradients by the values: features and temperatures."""
@@ -222,7 +121,7 @@ class Contrast(nn.Module):
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses by name, scalars for the log, and routers."""
         whole: CachedContrast | None = batch.contrast
-        losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
+        losses, terms, routers, image, text, compared, wrong = {}, {}, [], None, None, None, None
         if self.num_contrasts:
             with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
                 image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
@@ -233,24 +132,23 @@ class Contrast(nn.Module):
             else:
                 losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
                 wrong = whole.wrong
-            with torch.no_grad():
-                similarity_BB = objectives.similarities(image_BXd[:, 0], text_BXd[:, 0], temperatures[0])
+            compared = image_BXd[:, 0], text_BXd[:, 0], temperatures[0]
         if self.match_head is not None:
             if wrong is not None:
-                image, text, is_match = add_negatives(encoder, batch, wrong)
+                image, text, is_match = negatives.add_negatives(encoder, batch, wrong)
             else:
                 image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
                 keys_BK = self._keys(batch)
-                is_match_BB = shares_key(keys_BK, keys_BK)
                 if self.num_ranked:
-                    images, texts = random_texts(is_match_BB, self.num_ranked)
-                elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
-                    images, texts = random_half(is_match_BB)
+                    images, texts = negatives.random_texts(keys_BK, self.num_ranked)
+                elif self.settings.itm_negatives == "random_half" or compared is None:
+                    images, texts = negatives.random_half(keys_BK)
                 else:
-                    images, texts = hard(is_match_BB, similarity_BB)
+                    images, texts = negatives.hard(keys_BK, *compared)
                 image, text = index_tokens(image, images), index_tokens(text, texts)
-                is_match = is_match_BB[images, texts]  # negatives do not match, unless a batch shows one image only
+                shares_K = keys_BK[images] == keys_BK[texts]
+                is_match = shares_K.any(1)  # negatives do not match, unless a batch shows one image only
             logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
             losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers
@@ -318,17 +216,18 @@ class Contrast(nn.Module):
         """
         return torch.stack([batch.image_id_B, batch.caption_B] if self.merges_captions else [batch.image_id_B], dim=1)
 
-    def _targets(self, batches: Sequence[CaptionBatch]) -> Tensor:
+    def _targets(self, batches: Sequence[CaptionBatch]) -> LazyRows:
         """Return the contrast targets of pairs among the pairs of all processes, (B, C)."""
         labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
         if labels:
             label_BL = torch.cat(labels)
-            label_CL = gather_rows(label_BL)
-            return objectives.semantic_targets(*label_states(label_BL, label_CL))
+            state_BL, state_CL = label_states(label_BL, gather_rows(label_BL))
+            return LazyRows(lambda rows: objectives.semantic_targets(state_BL[rows], state_CL))
         keys_BK = torch.cat([self._keys(batch) for batch in batches])
         if self.settings.itc_targets == "diagonal":
-            keys_BK = global_row_index(keys_BK)[:, None]
-        return objectives.even_targets(shares_key(keys_BK, gather_rows(keys_BK)))
+            keys_BK = negatives.global_row_index(keys_BK)[:, None]
+        keys_CK = gather_rows(keys_BK)
+        return LazyRows(lambda rows: objectives.even_targets(shares_key(keys_BK[rows], keys_CK)))
 
     def _losses(
         self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
@@ -386,13 +285,13 @@ class Contrast(nn.Module):
     @torch.no_grad()
     def _fetched(
         self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
-    ) -> Sequence[HardNegatives | None]:
+    ) -> Sequence[negatives.HardNegatives | None]:
         """Return each micro-batch's negatives of the step; None if it uses its own."""
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
         pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
         keys_BK, limit = torch.cat([self._keys(batch) for batch in batches]), encoder.sizes.text_length
-        return gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
+        return negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of pairs, class 1 = match, and routers.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eve_vl.objectives import LazyRows
 from eve_vl.train.processes import gather_rows
 
 START = 0.2  # share of the steps after which features change slowly enough to be remembered
@@ -35,8 +36,8 @@ class CrossBatchMemory:
         self.present: dict[str, Tensor] = {}  # rows of the present step, until it has updated the weights
 
     def extend(
-        self, image_CXd: Tensor, text_CXd: Tensor, target_BC: Tensor, keys_BK: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, image_CXd: Tensor, text_CXd: Tensor, target_BC: LazyRows, keys_BK: Tensor
+    ) -> tuple[Tensor, Tensor, LazyRows, LazyRows | None]:
         """Return images, texts and targets with remembered rows, and which do not count.
 
         The last is bool (B, A); None: all count.
@@ -51,8 +52,8 @@ class CrossBatchMemory:
             old_MXd = self.rows.get(name, self.present[name][:0])
             both.append(torch.cat([x_CXd, torch.addcmul(mean_Xd, old_MXd, std_Xd)]))
         old_MK = self.rows.get("keys", keys_BK[:0])
-        is_ignored_BA = F.pad(shares_key(keys_BK, old_MK), (target_BC.shape[1], 0))
-        return both[0], both[1], F.pad(target_BC, (0, len(old_MK))), is_ignored_BA
+        is_ignored_BA = LazyRows(lambda rows: F.pad(shares_key(keys_BK[rows], old_MK), (len(image_CXd), 0)))
+        return both[0], both[1], LazyRows(lambda rows: F.pad(target_BC[rows], (0, len(old_MK)))), is_ignored_BA
 
     def add_step(self, progress: float) -> None:
         """Remember the present step and forget the oldest.

@@ -89,10 +89,32 @@ def gather_rows(x: Tensor) -> Tensor:
     Gradients flow to every process's rows. All processes must have the same number of rows.
     """
     if not dist.is_initialized():
-        return x
+        return x.view_as(x)  # a node of its own sums gradients in the same order as with processes
     # one function, its name in newer and in older torch
     gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
     return gather(x.contiguous(), 0, dist.group.WORLD)
+
+
+def fetch_rows(rows: Tensor, wanted_B: Tensor) -> Tensor:
+    """Return the wanted rows, numbered as `gather_rows` orders them; only these travel.
+
+    No gradient flows. All processes must have the same number of rows.
+    """
+    if world_size() == 1:
+        return rows[wanted_B]
+    order_B = (wanted_B // len(rows)).argsort(stable=True)
+    counts = torch.bincount(wanted_B // len(rows), minlength=world_size())
+    ones = [1] * world_size()
+    asked, given = torch.stack([counts, _exchange(counts, ones, ones)]).tolist()
+    numbers = _exchange(wanted_B[order_B] % len(rows), asked, given)
+    return _exchange(rows[numbers], given, asked)[order_B.argsort()]
+
+
+def _exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send parts of x to all processes in order of rank; return the parts from all."""
+    found = x.new_empty(sum(received), *x.shape[1:])
+    dist.all_to_all_single(found, x, received, sent)
+    return found
 
 
 def any_process(flag: bool) -> bool:
