@@ -82,7 +82,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
         for run, call, given in CALLS + SHOWN
         if run in RUNS
     ]
-    search = {"query": "a red circle", "without": "blue", "top": 3, "folder": "photos/old", "where": {"class": "old"}}
+    search = {"query": '2:circle "a red" -blue', "by": "both", "top": 3, "folder": "photos/old", "where": {"class": "old"}}
     return [*calls, ("/v1/search", search), ("/v1/search", {"image": sent(png(3)), "captions": True, "rerank": 2})]
 
 

@@ -60,8 +60,9 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
 
 
 def rest(folder: Path) -> dict[str, Any]:
-    """Return the other content: sources, and by image its thumbprint, its first near-duplicate, and its rows."""
+    """Return the other content: sources, by image its thumbprint, its first near-duplicate, its rows, and its words."""
     db = sqlite3.connect(folder / database.DATABASE)
+    db.execute("CREATE VIRTUAL TABLE temp.tokens USING fts5vocab (main, text_words, instance)")
     first = "(SELECT min(first.name) FROM image AS first WHERE first.slot = near)"
     looks = f"SELECT name, thumbprint, {first} FROM image JOIN feature USING (slot) ORDER BY name"
     said = "caption JOIN image ON image.id = image LEFT JOIN text ON text.slot = caption.slot"
@@ -69,9 +70,12 @@ def rest(folder: Path) -> dict[str, Any]:
     asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}
     asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM image)"}
     asked |= {"unsaid": "SELECT slot FROM text WHERE slot NOT IN (SELECT slot FROM caption)"}
+    asked |= {"words": "SELECT name, w.* FROM image JOIN image_words AS w ON w.rowid = slot ORDER BY name"}
+    asked |= {"tokens": "SELECT text, term, offset FROM tokens LEFT JOIN text ON slot = doc ORDER BY text, offset"}
+    asked |= {"unfound": "SELECT rowid FROM image_words WHERE rowid NOT IN (SELECT slot FROM feature)"}
     known = {name: db.execute(query).fetchall() for name, query in asked.items()}
     db.close()
-    assert known["unused"] == known["unsaid"] == []
+    assert known["unused"] == known["unsaid"] == known["unfound"] == []
     return known
 
 

@@ -108,9 +108,13 @@ def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, mon
     index = Index.open(folder, run)
     found = [words in hit.captions for words in few for hit in index.search(words, top=1)]
     assert np.mean(found) > 0.5  # an untrained run finds one of a hundred
-    assert {hit.name for hit in index.search("heart", top=2)} == {
+    assert {hit.name for hit in index.search("heart", top=2, by="vectors")} == {
         str(tmp_path / name) for name in ("tried/icons/heart.png", "mine/one.png")
     }
+    nonsense = ["xqzvbrt flurb", "zorkule", "bnmwq", "pflim gratzu", "qwrtplk"]
+    assert [hits.nothing_fits for hits in index.search_each([*nonsense, *few], [None] * (5 + len(few)))] == [True] * 5 + [
+        False
+    ] * len(few)
     assert index.database.facts["run"] == "builtin:icons"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
     assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout

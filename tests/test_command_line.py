@@ -74,7 +74,7 @@ FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     TryArgs: "--out --port --browser",
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
-    SearchArgs: "--device --json --image --caption --without --top --rerank --folder --where --run --html",
+    SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
     ServeArgs: SERVE,
     AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --seed",

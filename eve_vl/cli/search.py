@@ -61,13 +61,15 @@ class SearchArgs(JsonArgs, DeviceArgs):
     index: Positional[Path]
     """Folder of the index."""
     query: Positional[str] = ""
-    """Text to search for."""
+    """Words to search for; -WORD excludes, 2:WORD counts twice, "quotes" keep words together."""
     image: Path | None = None
     """Image to search for, with or without a text."""
     caption: bool = False
     """Find captions instead of images."""
-    without: str = ""
-    """Text to search away from."""
+    by: str = "both"
+    """By the `words` of captions, file names and columns, by `vectors`, or by `both`."""
+    min_score: float = 0.0
+    """Least fit, 0 to 1, of images without the words; 0.97 leaves out those that do not fit."""
     top: int = 20
     """Number of results."""
     rerank: int | None = None
@@ -163,14 +165,17 @@ def run_search(args: SearchArgs) -> None:
     from eve_vl.search.index import Index
 
     index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
-    own: dict[str, Any] = {name: getattr(args, name) for name in ("image", "without", "top", "rerank", "folder")}
-    hits = index.search(args.query, captions=args.caption, where=where, **own)
+    names = ("image", "by", "min_score", "top", "rerank", "folder")
+    hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
+    if hits.nothing_fits:
+        print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
-        print_line(f"{score:7.3f}  {hit.name}  {'; '.join(others)}".rstrip())
-    write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
+        shown = "      –" if score is None else f"{score:7.3f}"
+        print_line(f"{shown}  {hit.name}  {'; '.join(others)}  ({hit.why})")
+    write_json(args.json, {"nothing_fits": hits.nothing_fits, "hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
-        title = [args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"]
+        title = [args.query, args.image and f"like {args.image}"]
         print_line(f"page: {_write_page(args.html, ' '.join(filter(None, title)), index, hits)}")
 
 

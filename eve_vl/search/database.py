@@ -41,9 +41,10 @@ DATABASE = "index.sqlite"
 CHECKSUMS = "checksums.json"  # by file name; {} during an update
 CHECKED = (DATABASE, "images.f16", "captions.f16")
 FACTS = {"run": str, "step": int, "weights": str, "tokenizer": str, "dim": int, "columns": list}
-FORMAT = 3  # counts up when older files cannot be read any more, or when features change
+FORMAT = 4  # counts up when older files cannot be read any more, or when features change
 BLOCK = 65_536  # rows of a vector file that are mapped at a time
-SCHEMA = """
+TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
+SCHEMA = f"""
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
 CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, thumbprint BLOB NOT NULL, near INTEGER);
@@ -57,11 +58,21 @@ CREATE TABLE caption (
     image INTEGER NOT NULL, slot INTEGER NOT NULL, columns TEXT NOT NULL, PRIMARY KEY (image, slot, columns)
 ) WITHOUT ROWID;
 CREATE INDEX caption_slot ON caption (slot);
+CREATE VIRTUAL TABLE image_words USING fts5 (captions, names, columns, {TOKENS});
+INSERT INTO image_words (image_words, rank) VALUES ('rank', 'bm25(1.0, 0.5, 0.25)');
+CREATE VIRTUAL TABLE text_words USING fts5 (text, content = 'text', content_rowid = 'slot', {TOKENS});
+CREATE TRIGGER text_new AFTER INSERT ON text BEGIN
+    INSERT INTO text_words (rowid, text) VALUES (new.slot, new.text);
+END;
+CREATE TRIGGER text_gone AFTER DELETE ON text BEGIN
+    INSERT INTO text_words (text_words, rowid, text) VALUES ('delete', old.slot, old.text);
+END;
 """
-"""fact: the run's fingerprint, the names of all columns and, in a large index, the facts of its cells, as JSON.
+"""fact: the run's fingerprint, the names of all columns, the background of scores and, in a large index, its cells, as JSON.
 feature: near is the first slot of a near-duplicate, perhaps its own; NULL: not compared yet.
 image: path of its file or shard; start in the shard (NULL: it is the file); size; time of the file's last change of content,
 name or permissions (NULL: not read, or no file). An unreadable image has a reason instead of a slot.
+image_words: by slot of an image, its captions, the names of its files and the values of its columns, one a line each.
 text: distinct captions. caption: one row of a source about an image: a caption or NO_CAPTION, and {"column": "value", …}."""
 NO_CAPTION = -1
 
@@ -71,7 +82,8 @@ ADVICE = {
     "full|No space|quota|disk I/O": "nothing in the index is lost: free some space and run the same command again",
     "unable to open": "nothing in the index is lost: make it readable and writable, or free some space or inodes",
     "readonly": "nothing in the index is lost: make it writable, because an interrupted update must be undone first",
-    "malformed|not a database|no such table": "{recreate}",
+    "malformed|not a database|no such table|vtable|fts5: ": "{recreate}",
+    "no such module": "the SQLite of this Python lacks full-text search; use another Python",
 }
 """Words of an error of SQLite or of the disk → the advice that follows it."""
 
@@ -331,7 +343,7 @@ def index_errors(folder: Path) -> Iterator[None]:
         where, reason = error.filename or folder, error.strerror or str(error)
     else:
         return
-    advice = next((f"; {advice}" for words, advice in ADVICE.items() if re.search(words, reason)), "")
+    advice = next((f"; {advice}" for errors, advice in ADVICE.items() if re.search(errors, reason)), "")
     raise DamagedError(f"{where}: {reason}{advice.format(recreate=recreate_hint(folder))}", is_locked="locked" in reason)
 
 

@@ -3,6 +3,7 @@
 Letters: N slots, Q queries, K candidates, d width of features.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -11,73 +12,45 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eve_vl.data.decoding import read_image
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import Table
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.loading import locked
+from eve_vl.search.calibration import measure_background
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
+from eve_vl.search.fusion import DEPTH, Ranked, fuse
+from eve_vl.search.hits import Hit, Hits, read_hits
 from eve_vl.search.indexer import Changes, Update
 from eve_vl.search.nearest import Cells, build_cells, topk_exact
-from eve_vl.search.query import Filter, SearchOptions, encode_queries, filter_of, match_scores, shrunk, slots_that_pass
+from eve_vl.search.query import (
+    CAPTIONED,
+    Query,
+    SearchOptions,
+    Target,
+    encode_queries,
+    filter_of,
+    match_scores,
+    shrunk,
+    slots_that_pass,
+)
+from eve_vl.search.words import rank, without
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
 
 Specs = str | Path | Iterable[str | Path]
-MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 EXAMPLES = 7, 80  # number of example captions; letters of each, at most
 MOST_FOLDERS = 5  # that a message names
 MOST_MASKS = 8  # masks of the latest filters that are kept; one takes a megabyte for a million images
 
-# Rows about hits: slot, kind, three columns to order by (the second is an image's id), and a name or caption
-_ASKED = "WITH asked(slot) AS (SELECT value FROM json_each(?)), found(slot, kind, is_other, id, tie, name) AS ("
-_RANKED = """)
-SELECT slot, kind, id, name FROM (
-    SELECT *, row_number() OVER (PARTITION BY slot, kind ORDER BY is_other, id, tie) AS place FROM found
-) WHERE place <= ? ORDER BY slot, kind, place"""
-IMAGE_HITS = f"""{_ASKED}
-SELECT image.slot, 'image', min(NOT ({{filter}})), min(id), 0, name
-FROM asked CROSS JOIN image ON image.slot = asked.slot GROUP BY image.slot, name
-UNION ALL
-SELECT image.slot, 'caption', 0, min(id), text.slot, text
-FROM asked CROSS JOIN image ON image.slot = asked.slot JOIN caption ON caption.image = id
-JOIN text ON text.slot = caption.slot GROUP BY image.slot, text.slot
-UNION ALL
-SELECT feature.slot, 'near', 0, min(id), 0, name
-FROM asked CROSS JOIN feature ON feature.slot = asked.slot JOIN image ON image.slot = near
-WHERE near != feature.slot GROUP BY feature.slot, name{_RANKED}"""
-CAPTION_HITS = f"""{_ASKED}
-SELECT caption.slot, 'image', min(NOT ({{filter}})), min(id), 0, name
-FROM asked CROSS JOIN caption ON caption.slot = asked.slot JOIN image ON id = image GROUP BY caption.slot, name
-UNION ALL
-SELECT text.slot, 'caption', 0, 0, 0, text FROM asked CROSS JOIN text ON text.slot = asked.slot{_RANKED}"""
-
 IMAGE = """SELECT name, path, start, image.size, row, spec, hash
 FROM image JOIN source ON source.id = source LEFT JOIN feature USING (slot) WHERE image.id = ?"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """One result: an image or, if captions were searched, a caption."""
-
-    id: int
-    """The image's number in the index; the first one's if several have the same bytes or the caption."""
-    name: str
-    """The image's path, or the row of a source that holds it; the caption."""
-    score: float
-    """The cosine between its features and the query's."""
-    match: float | None = None
-    """The matching head's score, by which it was re-ranked."""
-    captions: tuple[str, ...] = ()
-    """An image's captions, at most MOST_LISTED."""
-    images: tuple[str, ...] = ()
-    """Images with the very same bytes, or with the caption: those that pass the filter first, at most MOST_LISTED."""
-    near: str | None = None
-    """The first image of the index of which this one is a near-duplicate."""
 
 
 class Index:
@@ -88,6 +61,7 @@ class Index:
         self.database, self.encoder = database, encoder
         self._has_match = "match" in encoder.calls
         self._mask = functools.lru_cache(maxsize=MOST_MASKS)(lambda _, chosen: slots_that_pass(database, chosen))
+        self._captioned = functools.lru_cache(maxsize=1)(lambda _: slots_that_pass(database, CAPTIONED))
         self._cells = Cells(database)
         self._opened: tuple[int, dict[str, Table]] = (0, {})
         self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads
@@ -135,7 +109,9 @@ class Index:
             with index.database.changing():
                 update = Update(index.database, encoder, batch_size)
                 update.run(opened, dropped)
-                build_cells(index.database, slots_that_pass(index.database, filter_of(SearchOptions())))
+                is_used_N = slots_that_pass(index.database, filter_of(SearchOptions()))
+                build_cells(index.database, is_used_N)
+                measure_background(index.database, encoder, is_used_N)
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
@@ -194,60 +170,85 @@ class Index:
         }
         return {name: self.database.rows(f"SELECT count(*) FROM {rows}")[0][0] for name, rows in sets.items()}
 
-    def search(self, query: str = "", *, image: ImageLike | None = None, **options: Any) -> list[Hit]:
+    def search(self, query: str = "", *, image: ImageLike | None = None, **options: Any) -> Hits:
         """Return the best images, or captions, for a text, an image or both.
 
         options: fields of `SearchOptions`. Raises UserError.
         """
         return self.search_each([query], [image], **options)[0]
 
-    def search_each(self, queries: Sequence[str], images: Sequence[ImageLike | None], **options: Any) -> list[list[Hit]]:
-        """Return the hits of several queries, each with its image; see `search`.
-
-        One pass over the index serves all.
-        """
+    def search_each(self, queries: Sequence[str], images: Sequence[ImageLike | None], **options: Any) -> list[Hits]:
+        """Return the hits of several queries, each with its image; see `search`."""
         how = SearchOptions(**options)
         where = how.where or {}
-        if invalid := [text for text in (*queries, how.without, str(how.folder), *where, *where.values()) if not is_text(text)]:
+        if invalid := [text for text in (*queries, str(how.folder), *where, *where.values()) if not is_text(text)]:
             raise UserError(f"{invalid[0]!r} is not valid UTF-8; correct it")
         if not queries:
             return []
-        query_Qd, chosen = encode_queries(self.encoder, queries, images, how.without, how.captions), filter_of(how)
+        asked, chosen = [Query.of(text) for text in queries], filter_of(how)
+        targets = self._targets(asked, images, how)
         is_wanted_N = self._mask(self.version, chosen)
         if not len(is_wanted_N):
             raise UserError(f"{self.database.folder}: {self._why_none(how)}")
-        asked = list(zip(queries, images, strict=True))
-        nums = [self.num_reranked(*pair, how) for pair in asked]
-        k, use_cells = max(how.top, *nums), not chosen.values and not how.captions
-        best = self._cells.topk(query_Qd, k, len(is_wanted_N)) if use_cells else None
-        if best is None:
-            vectors = self.database.texts if how.captions else self.database.images
-            best = topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
-        found = self._hits(best[0].tolist(), best[1].tolist(), chosen, how.captions)
+        nums = [self.num_reranked(query, image, how) for query, image in zip(queries, images, strict=True)]
+        ranked = self._ranked(asked, targets, is_wanted_N, max(how.top, *nums), how)
+        found = read_hits(self.database, asked, targets, ranked, chosen, how)
         return [
-            (self._reranked(hits, text if image is None else image, num, how.captions) if num else hits)[: how.top]
-            for (text, image), num, hits in zip(asked, nums, found, strict=True)
+            Hits((self._reranked(hits, query.text if image is None else image, num, how.captions) if num else hits)[: how.top])
+            for query, image, num, hits in zip(asked, images, nums, found, strict=True)
         ]
 
-    def _hits(self, slot_QK: list[list[int]], score_QK: list[Any], chosen: Filter, captions: bool) -> list[list[Hit]]:
-        """Return the hits of all queries, by one SQL query."""
-        slots = json.dumps([*{slot for slot_K in slot_QK for slot in slot_K}])
-        query = (CAPTION_HITS if captions else IMAGE_HITS).format(filter=chosen.sql)
-        known: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
-        for slot, kind, number, name in self.database.rows(query, [slots, *chosen.values, MOST_LISTED]):
-            known[slot, kind].append((number, name))
+    def _targets(self, asked: Sequence[Query], images: Sequence[ImageLike | None], how: SearchOptions) -> list[Target]:
+        """Return the vectors of queries; those that have none are searched by words alone."""
+        if not all(query.parts or image is not None for query, image in zip(asked, images, strict=True)):
+            raise UserError("nothing to search for: give a text, an image or both")
+        if how.by == "words" and any(image is not None or not query.terms for query, image in zip(asked, images, strict=True)):
+            raise UserError("by words: only a query of words can be searched by words alone; give no image")
+        if how.by == "words":
+            return [Target() for _ in asked]
+        try:
+            vectors = encode_queries(self.encoder, asked, images, how.captions)
+        except UserError as error:
+            if len(asked) == 1:
+                if how.by == "vectors" or images[0] is not None or not asked[0].terms:
+                    raise
+                return [Target(problem=error)]
+            with contextlib.suppress(UserError):  # the first error names the row
+                return [self._targets([query], [image], how)[0] for query, image in zip(asked, images, strict=True)]
+            raise
+        by_image = [image is not None for image in images]
+        return [Target(*each) for each in zip(*vectors, by_image, strict=True)]
 
-        def hit(slot: int, score: float) -> Hit | None:
-            images, texts, near = (known[slot, kind] for kind in ("image", "caption", "near"))
-            if not images or (captions and not texts):  # an update has freed the slot meanwhile
-                return None
-            (number, name), names = images[0], tuple(name for _, name in images)
-            if captions:
-                return Hit(id=number, name=texts[0][1], score=score, images=names)
-            other = next((other for _, other in near if other != name), None)
-            return Hit(id=number, name=name, score=score, captions=tuple(text for _, text in texts), images=names, near=other)
-
-        return [[*filter(None, map(hit, *each))] for each in zip(slot_QK, score_QK, strict=True)]
+    def _ranked(
+        self, asked: Sequence[Query], targets: Sequence[Target], is_wanted_N: np.ndarray, num: int, how: SearchOptions
+    ) -> list[Ranked]:
+        """Return the first `num` hits of each query; one pass over the index serves all without excluded words."""
+        table, vectors = ("text_words", self.database.texts) if how.captions else ("image_words", self.database.images)
+        k, is_filtered = num if how.by == "vectors" else max(num, DEPTH), how.folder is not None or bool(how.where)
+        has_words_N = np.full(len(is_wanted_N), how.captions)
+        if not how.captions:
+            is_captioned_N = self._captioned(self.version)[: len(has_words_N)]
+            has_words_N[: len(is_captioned_N)] = is_captioned_N
+        ranked: dict[int, Ranked] = {}
+        passes: dict[int, list[int]] = defaultdict(list)
+        for row, query in enumerate(asked):
+            passes[row if query.excluded else -1].append(row)
+        for rows in passes.values():
+            is_left_N = without(self.database, table, asked[rows[0]], is_wanted_N)
+            near: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+            if of_vectors := {row: vector_d for row in rows if (vector_d := targets[row].vector_d) is not None}:
+                query_Qd = np.stack([*of_vectors.values()])
+                use_cells = not (is_filtered or how.captions or is_left_N is not is_wanted_N)
+                best = self._cells.topk(query_Qd, k, len(is_left_N)) if use_cells else None
+                best = best or topk_exact(vectors.first(len(is_left_N)), query_Qd, k, is_left_N)
+                near = dict(zip(of_vectors, zip(*best, strict=True), strict=True))
+            for row in rows:
+                use_words = how.by != "vectors" and bool(asked[row].terms)
+                matches = rank(self.database, table, asked[row], is_left_N, is_filtered=is_filtered) if use_words else None
+                if (problem := targets[row].problem) is not None and (matches is None or not len(matches.slots_W)):
+                    raise problem
+                ranked[row] = fuse(near.get(row), matches, has_words_N, vectors, targets[row], num)
+        return [ranked[row] for row in range(len(asked))]
 
     def _why_none(self, how: SearchOptions) -> str:
         """Return why the filter leaves nothing to search."""
@@ -260,12 +261,14 @@ class Index:
         asked += [f"folder {how.folder}; its folders: {', '.join(self.folders()[:MOST_FOLDERS])}"] * (how.folder is not None)
         return f"no {'caption' if how.captions else 'image'} of the index" + f" has {', '.join(asked)}" * bool(asked)
 
-    def num_reranked(self, query: str, image: Any, how: SearchOptions) -> int:
+    def num_reranked(self, text: str, image: Any, how: SearchOptions) -> int:
         """Return the number of candidates that `search` re-ranks.
 
         Raises UserError if `rerank` has no effect.
         """
-        is_pair = not how.without and (bool(query) != (image is not None)) and how.captions == (image is not None)
+        query = Query.of(text)
+        is_pair = bool(query.parts) != (image is not None) and how.captions == (image is not None) and how.by != "words"
+        is_pair &= not (query.weighted or query.excluded)
         if is_pair and self._has_match:
             own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
             return own if how.rerank is None else how.rerank
@@ -287,11 +290,11 @@ class Index:
                     unreadable.append(hit)
                 else:
                     readable.append(hit)
-                    yield image, text, hit.score
+                    yield image, text, hit.score or 0.0
 
         scores = match_scores(self.encoder, pairs())
         matched = [replace(hit, match=float(score)) for hit, score in zip(readable, scores, strict=True)]
-        return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
+        return sorted(matched, key=lambda hit: (not hit.is_literal, -(hit.match or 0.0))) + unreadable + hits[rerank:]
 
     def digests(self, numbers: Sequence[int]) -> dict[int, str]:
         """Return the hashes of images by their numbers (`Hit.id`), if they still exist."""

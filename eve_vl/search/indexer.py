@@ -30,7 +30,7 @@ from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import Crop
-from eve_vl.search import nearest
+from eve_vl.search import calibration, nearest, words
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, printable
@@ -46,6 +46,9 @@ PRAGMA temp_store = MEMORY; -- a few numbers per image
 CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);
 CREATE TEMP TABLE seen_caption (image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;
 """
+UNSEEN = "DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;"
+STALE = "DELETE FROM fact WHERE name IN (?, ?)"
+FACTS = (nearest.FACT, calibration.FACT)  # of other images than the present ones
 SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
 KNOWN = f"""SELECT id, row, start, size, changed, slot, reason, {SEEN}, (SELECT hash FROM feature WHERE slot = image.slot)
 FROM image WHERE source = ? AND name = ?"""
@@ -187,7 +190,7 @@ class Update:
 
     @torch.no_grad()
     def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
-        self.db.execute("DELETE FROM fact WHERE name = ?", [nearest.FACT])  # the cells hold other features of these slots
+        self.db.execute(STALE, FACTS)
         # not `encode_image`: it would decode and crop each of them, which threads have done
         return self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device)).cpu().numpy()
 
@@ -199,6 +202,7 @@ class Update:
         with index_errors(self.database.folder):
             try:
                 self.db.executescript(SEEN_TABLES)
+                words.watch(self.db)
                 for spec in dropped:
                     self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
                     self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
@@ -209,7 +213,7 @@ class Update:
                 self._commit()
             finally:
                 self.db.rollback()
-                self.db.executescript("DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;")
+                self.db.executescript(UNSEEN + words.UNWATCH)
 
     def _source(self, opened: OpenSource) -> None:
         put = "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading"
@@ -337,7 +341,7 @@ class Update:
         self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
         shown = "SELECT slot FROM image WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
-            self.db.execute("DELETE FROM fact WHERE name = ?", [nearest.FACT])
+            self.db.execute(STALE, FACTS)
             self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
         nearest.mark_near_duplicates(self.db)
 
@@ -356,5 +360,6 @@ class Update:
             writer.vectors.sync()
         if sorted(self._columns) != self.database.read_fact("columns"):  # or searches would take the index for changed
             self.database.write_fact("columns", sorted(self._columns))
+        words.refresh(self.db)
         self.db.commit()
         self._commit_at = time.monotonic() + SECONDS_PER_COMMIT

@@ -4,6 +4,7 @@ Letters: N slots, Q queries, P image–text pairs, B of them at a time, T text t
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +19,78 @@ from eve_vl.data.records import ImagePixels
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, nearest
 
 AT_ONCE = 64  # texts or pairs
 NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides
 UNKNOWN = "[UNK]"
+BY = ("both", "words", "vectors")
+MOST_WORDS = 32  # of a query, that are looked up
+PART = re.compile(r"""(?<!\S)(-?)(?:(\d{1,3}(?:\.\d+)?):)?(?:"([^"]*)"(?!\S)|(\S+))""")
+EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A parsed query, such as `red car`, `"fire engine" -toy` or `2:cat grass`."""
+
+    text: str = ""
+    """Its parts without a weight."""
+    weighted: tuple[tuple[str, float], ...] = ()
+    """Its parts with a weight, as `2:cat`."""
+    excluded: tuple[tuple[str, float], ...] = ()
+    """The parts to avoid, as `-dog` or `-2:dog`, with positive weights."""
+    terms: tuple[tuple[str, float], ...] = ()
+    """Words and quoted phrases to look up, with their weights."""
+    is_plain: bool = True
+    """Whether it has neither quotes, nor weights, nor excluded parts."""
+
+    @classmethod
+    def of(cls, given: str) -> "Query":
+        """Parse a query; every text is one."""
+        plain, weighted, excluded, terms = [], [], [], {}
+        for part in PART.finditer(given):
+            minus, number, phrase, word = part.groups()
+            own, weight = (word or phrase or "").strip(), float(number or 1)
+            is_plain = not (minus or number or phrase is not None)
+            if weight == 0 or not (any(map(str.isalnum, own)) if phrase else own[:1].isalpha()):  # as in 16:9, - or 5"
+                minus, number, own, weight, is_plain = "", None, part[0], 1.0, True
+            (excluded if minus else weighted).extend([(own, weight)] if minus or number else [])
+            plain += [] if minus or number else [(own, is_plain)]
+            if not minus and (term := EDGES.sub("", own)):
+                terms.setdefault(term.lower(), (term, weight))
+        is_plain = not (weighted or excluded) and all(is_plain for _, is_plain in plain)
+        text = given if is_plain else " ".join(own for own, _ in plain)
+        looked_up = tuple(terms.values())[:MOST_WORDS]
+        return cls(text=text, weighted=(*weighted,), excluded=(*excluded,), terms=looked_up, is_plain=is_plain)
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """The parts of its vector: texts with their weights, negative ones of those to avoid."""
+        return [(self.text, 1.0)] * bool(self.text) + [*self.weighted] + [(text, -weight) for text, weight in self.excluded]
+
+
+class Target(NamedTuple):
+    """What the images or captions of a query are compared with."""
+
+    vector_d: np.ndarray | None = None
+    """Its vector, float32, of length 1; None: only its words count."""
+    known: float = 1.0
+    """The known share of its text, see `known_ids`."""
+    by_image: bool = False
+    """Whether an image was given."""
+    problem: UserError | None = None
+    """Why it has no vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """Options of a search. Raises UserError for a number that is too small."""
 
-    without: str = ""
-    """Text to search away from."""
+    by: str = "both"
+    """How to search for a text: by the `words` of captions, file names and columns, by `vectors`, or by `both`."""
+    min_score: float = 0.0
+    """Least `fit` of an image without the query's words, 0 to 1."""
     captions: bool = False
     """Whether to search captions instead of images."""
     top: int = 20
@@ -46,6 +106,13 @@ class SearchOptions:
     def __post_init__(self):
         if self.top < 1 or (self.rerank or 0) < 0:
             raise UserError(f"top {self.top} is not positive" if self.top < 1 else f"rerank {self.rerank} is negative")
+        if self.by not in BY:
+            raise UserError(f"by {nearest(self.by, BY)}")
+        if not 0 <= self.min_score <= 1:
+            raise UserError(f"min_score {self.min_score} is not from 0 to 1")
+        if self.min_score and (self.captions or self.by == "words"):
+            where = "on captions: only images have a fit" if self.captions else "by words alone"
+            raise UserError(f"min_score {self.min_score} has no effect {where}")
 
 
 class Filter(NamedTuple):
@@ -80,6 +147,11 @@ def filter_of(how: SearchOptions) -> Filter:
     return Filter(test, tuple(values), slots)
 
 
+_OF_CAPTIONS = f"SELECT image.slot FROM caption JOIN image ON id = image WHERE caption.slot != {NO_CAPTION}"
+CAPTIONED = Filter("TRUE", (), f"{_OF_CAPTIONS} AND image.slot IS NOT NULL")
+"""Images with a caption."""
+
+
 def slots_that_pass(database: Database, chosen: Filter) -> np.ndarray:
     """Return which slots pass a filter, bool (N,)."""
     with index_errors(database.folder):
@@ -90,21 +162,23 @@ def slots_that_pass(database: Database, chosen: Filter) -> np.ndarray:
 
 
 def encode_queries(
-    encoder: Any, queries: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool
-) -> np.ndarray:
-    """Return vectors of queries, float32 (Q, d): text + image − `without`, length 1.
+    encoder: Any, queries: Sequence[Query], images: Sequence[ImageLike | None], captions: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors of queries, float32 (Q, d), and the known share of their texts, (Q,).
 
-    encoder: an `Eve`. Raises UserError.
+    A vector is the weighted sum of its parts and its image, of length 1. encoder: an `Eve`. Raises UserError.
     """
-    if not all(text or image is not None for text, image in zip(queries, images, strict=True)):
-        raise UserError("nothing to search for: give a text, an image or both")
-    if (any(queries) or without or captions) and not encoder.task.is_comparable:
+    parts = [(row, text, weight) for row, query in enumerate(queries) for text, weight in query.parts]
+    if (parts or captions) and not encoder.task.is_comparable:
         problem = "images and texts of this run do not compare, so it finds only images by an image"
         fix = "to search by text: eve finetune search_small --init RUN --data.train FOLDER"
         raise UserError(f"{encoder.run.shown}: {problem}; {fix}")
-    query_Qd = np.zeros((len(queries), encoder.task.feature_dim), np.float32)
-    if texts := {row: text for row, text in enumerate(queries) if text}:
-        query_Qd[[*texts]] += _encode_texts(encoder, [*texts.values()])
+    query_Qd, known = np.zeros((len(queries), encoder.task.feature_dim), np.float32), [[1.0] for _ in queries]
+    if parts:
+        features, shares = encode_texts(encoder, [text for _, text, _ in parts])
+        for (row, _, weight), feature_d, share in zip(parts, features, shares, strict=True):
+            query_Qd[row] += weight * feature_d
+            known[row] += [share] * (weight > 0)
     if by_row := {row: image for row, image in enumerate(images) if image is not None}:
         for row, image in by_row.items():
             given = given_image(image, f"image {row}" if len(images) > 1 else "image")
@@ -112,28 +186,29 @@ def encode_queries(
                 raise UserError(f"{given.where}: holds rows and is no image; name one image's file")
         only = [*by_row.values()]
         query_Qd[[*by_row]] += encoder.encode_image(only[0] if len(only) == 1 else only)
-    query_Qd -= _encode_texts(encoder, [without]) if without else 0
     lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
     if (lengths_Q1 < NOTHING_LEFT).any():
-        raise UserError("nothing is left to search for: `without` cancels the query; change one of them")
-    return query_Qd / lengths_Q1
+        raise UserError("nothing is left to search for: the excluded words cancel the query; change one of them")
+    return query_Qd / lengths_Q1, np.array([float(np.mean(shares[1:] or shares)) for shares in known])
 
 
 @torch.no_grad()
-def _encode_texts(encoder: Any, texts: list[str]) -> np.ndarray:
-    """Return the features of texts, float32 (n, d)."""
+def encode_texts(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of texts, float32 (n, d), and their known shares, (n,). Raises UserError."""
     inputs, names = encoder.inputs, ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
     given = map(given_text, texts, names)
-    ids = [_known_ids(text, encoder.tokenizer, inputs.config.max_text_tokens) for text in given]
-    parts = [encoder.task.text_features(*inputs.padded(some)).cpu().numpy() for some in chunked(ids, AT_ONCE)]
-    return np.concatenate(parts)
+    both = [known_ids(text, encoder.tokenizer, inputs.config.max_text_tokens) for text in given]
+    batches = chunked((ids for ids, _ in both), AT_ONCE)
+    parts = [encoder.task.text_features(*inputs.padded(some)).cpu().numpy() for some in batches]
+    return np.concatenate(parts), np.array([share for _, share in both])
 
 
-def _known_ids(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """Return the first `longest` token ids of a text, int64 (T,), [CLS] first.
+def known_ids(text: str, tokenizer: Tokenizer, longest: int) -> tuple[np.ndarray, float]:
+    """Return the first `longest` token ids of a text, int64 (T,), [CLS] first, and its known share.
 
-    Raises UserError if these hold no letter (of a text without letters: sign) as more than single bytes: features of unknown
-    letters would match anything.
+    The known share is 1 if each word is one token, and falls with the number of pieces of a word: the sum of squared lengths of
+    tokens by that of words. Raises UserError if the tokens hold no letter (of a text without letters: sign) as more than single
+    bytes: features of unknown letters would match anything.
     """
     encoding, has_letters = tokenizer.encoding(text, longest), any(map(str.isalnum, text))
     tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)
@@ -145,7 +220,9 @@ def _known_ids(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
         unit = "letter" if has_letters else "sign"
         problem = f"no {unit} of its first {longest - 1} tokens is known to the run's tokenizer"
         raise UserError(f"{text!r}: {problem}; use the language of its training")
-    return np.array(encoding.ids[:longest])
+    words = sum(len(word) ** 2 for word in re.findall(r"\w+", text[: max((end for _, end in spans), default=0)]))
+    pieces = sum(len(text[start:end].strip()) ** 2 for start, end in spans)
+    return np.array(encoding.ids[:longest]), min(1.0, pieces / max(words, 1))
 
 
 def shrunk(image: GivenImage, size: int) -> GivenImage:

@@ -28,7 +28,8 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 
 from eve_vl import __version__
 from eve_vl.eve import Eve
-from eve_vl.search.index import Hit, Index
+from eve_vl.search.hits import Hit
+from eve_vl.search.index import Index
 from eve_vl.search.query import SearchOptions
 from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
@@ -225,13 +226,17 @@ class Service:
         path = None if folder is None else folder_of(roots, folder)
         found = index.search_each(*in_rows(query, image), folder=path, **options)
         shown = [hits_as_values(index, roots, hits, is_captions=options["captions"]) for hits in found]
-        each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
+        seconds = time.perf_counter() - started
+        each = [
+            {"hits": values, "nothing_fits": hits.nothing_fits, "seconds": seconds}
+            for values, hits in zip(shown, found, strict=True)
+        ]
         return each if isinstance(query, list) or isinstance(image, list) else each[0]
 
     def _num_reranked(self, given: Mapping[str, Any]) -> int:
         """Return how many hits of a row are re-ranked, at most."""
         assert self.index is not None
-        how = SearchOptions(**{name: given[name] for name in ("without", "captions", "rerank")})
+        how = SearchOptions(**{name: given[name] for name in ("by", "captions", "rerank")})
         pairs = zip(*in_rows(given["query"], given["image"]), strict=False)  # lists of other lengths are refused later
         return max((self.index.num_reranked(query, image, how) for query, image in pairs), default=0)
 
@@ -367,6 +372,7 @@ def hits_as_values(index: Index, roots: Mapping[str, str], hits: list[Hit], *, i
     return [
         {
             **vars(hit),
+            "why": hit.why,
             "name": hit.name if is_captions else public(hit.name),
             "images": [*map(public, hit.images)],
             "near": hit.near and public(hit.near),

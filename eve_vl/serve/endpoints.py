@@ -67,11 +67,13 @@ class Search(Request):
     examples: ClassVar[Mapping[str, str]] = {"query": "a red circle"}
     bounds: ClassVar[Mapping[str, tuple[int, int]]] = {"top": (1, MOST_HITS), "rerank": (0, MOST_RERANKED)}
     query: Texts = ""
-    """Query."""
+    """Query, in which -WORD excludes, 2:WORD counts twice, and quotes keep words together."""
     image: Images | None = None
     """Image, alone or with a query."""
-    without: str = ""
-    """Query for images to avoid."""
+    by: str = "both"
+    """How to search for a text: by `words` of captions, file names and columns, by `vectors`, or by `both`."""
+    min_score: float = 0.0
+    """Least fit, 0 to 1, of images without the query's words."""
     captions: bool = False
     """Whether to find captions instead of images."""
     top: int = 20

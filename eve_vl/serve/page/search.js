@@ -24,13 +24,13 @@ export function searchPanel(index, { open, into }) {
     disabled: !index.text_queries,
     oninput: soon,
   });
-  const without = el("input", {
-    type: "text",
-    name: "without",
-    autocomplete: "off",
-    disabled: !index.text_queries,
-    oninput: soon,
-  });
+  const by = el(
+    "select",
+    { name: "by", disabled: !index.text_queries, onchange: search },
+    el("option", { value: "both" }, "words and look"),
+    el("option", { value: "words" }, "words"),
+    el("option", { value: "vectors" }, "look"),
+  );
   const top = el(
     "select",
     { name: "top", onchange: search },
@@ -77,12 +77,13 @@ export function searchPanel(index, { open, into }) {
     el(
       "div",
       { class: "row" },
-      field("Without these words", without),
+      field("Find by", by),
       field("How many", top),
       field("In the folder", folder),
       folders,
       index.columns?.length ? el("div", { class: "row" }, field("Where column", column), field("is", value)) : null,
     ),
+    index.text_queries ? el("p", { class: "note" }, "cat -dog leaves out dogs, 2:cat counts twice, \"hot dog\" stays together.") : null,
   );
   const form = el(
     "form",
@@ -122,7 +123,7 @@ export function searchPanel(index, { open, into }) {
   function asked() {
     const body = {
       query: query.value.trim(),
-      without: without.value.trim(),
+      by: by.value,
       captions: form.elements.kind?.value === "captions",
       top: Math.min(pages * Number(top.value), MOST),
     };
@@ -151,8 +152,7 @@ export function searchPanel(index, { open, into }) {
     const body = asked();
     if (!body.query && !body.image) {
       latest.stop();
-      if (body.without) status.say("Say what to look for, too: words, an image or both.");
-      else welcome();
+      welcome();
       return;
     }
     examples.hidden = true;
@@ -168,15 +168,18 @@ export function searchPanel(index, { open, into }) {
     );
   }
 
-  function show({ hits, seconds }, { captions, top: wanted }) {
+  function show({ hits, nothing_fits, seconds }, { captions, query, top: wanted }) {
     more.hidden = hits.length < wanted || wanted === MOST;
     const near = hits.filter((hit) => hit.near).length;
     const among = captions ? counted(index.captions, "caption") : counted(index.images, "image");
     const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+    const asked = query ? ` “${query}”` : "";
     status.say(
-      hits.length
+      hits.length && nothing_fits
+        ? `Nothing here fits${asked}. The nearest of ${among}:`
+        : hits.length
         ? `${hits.length} of ${among} in ${time}${near ? `, ${counted(near, "near-duplicate")}` : ""}`
-        : `Nothing found among ${among}.`,
+        : `Nothing here fits${asked}, among ${among}.`,
     );
     list.classList.toggle("texts", captions);
     fill(...hits.map((hit, place) => () => shown(hit, captions, place === 0)));
@@ -194,10 +197,10 @@ export function searchPanel(index, { open, into }) {
     } else draw();
     image.addEventListener("error", isGone);
     if (isFirst) image.addEventListener("load", () => list.classList.toggle("icons", image.naturalWidth < SMALL));
-    const score =
-      hit.match === null || hit.match === undefined
-        ? hit.score.toFixed(3)
-        : `${hit.score.toFixed(3)} · match ${percent(hit.match)}`;
+    const { match, fit } = hit;
+    const cosine = hit.score?.toFixed(3) ?? "";
+    const score = match === null || match === undefined ? cosine : `${cosine} · match ${percent(match)}`;
+    const title = fit === null ? "Cosine of the features" : `Cosine of the features; fit ${percent(fit)}`;
     return el(
       "li",
       {},
@@ -217,12 +220,13 @@ export function searchPanel(index, { open, into }) {
         { class: "about" },
         text ? el("p", { class: "text" }, text) : null,
         captions ? null : el("p", { class: "name", title: hit.name }, hit.name),
+        el("p", { class: "why", "data-by": hit.by }, hit.why),
         hit.near ? el("p", { class: "near", title: hit.near }, `near-duplicate of ${hit.near.split("/").pop()}`) : null,
       ),
       el(
         "div",
         { class: "foot" },
-        el("span", { class: "score", title: "Cosine of the features" }, score),
+        el("span", { class: "score", title }, score),
         el("button", { type: "button", class: "more", onclick: () => moreLike(hit) }, "More like this"),
       ),
     );
@@ -248,7 +252,7 @@ export function searchPanel(index, { open, into }) {
         ),
       ),
     );
-    const facts = [hit.name, `score ${hit.score.toFixed(3)}`, hit.near && `near-duplicate of ${hit.near}`].filter(Boolean);
+    const facts = [hit.name, hit.why, hit.score !== null && `score ${hit.score.toFixed(3)}`, hit.near && `near-duplicate of ${hit.near}`].filter(Boolean);
     const dialog = el(
       "dialog",
       {
