@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from eve_vl.search.database import Database, index_errors
-from eve_vl.search.fusion import Ranked
 from eve_vl.search.nearest import topk_exact
 from eve_vl.search.query import Target, encode_texts, known_ids
+from eve_vl.search.words import Ranked
 from eve_vl.utils.errors import UserError
 
 FACT = "background"

@@ -11,9 +11,8 @@ from typing import Any
 
 from eve_vl.search import calibration
 from eve_vl.search.database import Database
-from eve_vl.search.fusion import Ranked
 from eve_vl.search.query import Filter, Query, SearchOptions, Target
-from eve_vl.search.words import found_words
+from eve_vl.search.words import Ranked, found_words
 
 MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 SHARE_OF_LETTERS = 0.5  # of a query's words that an image must have to be found by words
@@ -87,15 +86,10 @@ class Hits(list[Hit]):
 
 
 def read_hits(
-    database: Database,
-    asked: Sequence[Query],
-    targets: Sequence[Target],
-    ranked: Sequence[Ranked],
-    chosen: Filter,
-    how: SearchOptions,
+    database: Database, rows: Sequence[tuple[Query, Target, Ranked]], chosen: Filter, how: SearchOptions
 ) -> list[list[Hit]]:
     """Return the hits of all queries, by one SQL query for their names and captions. Raises DamagedError."""
-    slots = json.dumps([*{slot for each in ranked for slot in each.slots_K.tolist()}])
+    slots = json.dumps([*{slot for *_, ranked in rows for slot in ranked.slots_K.tolist()}])
     query = (CAPTION_HITS if how.captions else IMAGE_HITS).format(filter=chosen.sql)
     known: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
     for slot, kind, number, name in database.rows(query, [slots, *chosen.values, MOST_LISTED]):
@@ -113,9 +107,9 @@ def read_hits(
 
     background = {} if how.captions else database.read_fact(calibration.FACT) or {}
     found = []
-    for one, target, each in zip(asked, targets, ranked, strict=True):
-        reasons = _reasons(database, one, target, each, background, how)
-        hits = [hit(slot, why) for slot, why in zip(each.slots_K.tolist(), reasons, strict=True)]
+    for one, target, ranked in rows:
+        reasons = _reasons(database, one, target, ranked, background, how)
+        hits = [hit(slot, why) for slot, why in zip(ranked.slots_K.tolist(), reasons, strict=True)]
         is_cut = lambda hit: hit.by not in ("both", "words") and hit.fit is not None and hit.fit < how.min_score  # noqa: E731
         found.append([each for each in hits if each is not None and not is_cut(each)])
     return found

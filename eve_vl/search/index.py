@@ -25,7 +25,6 @@ from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.loading import locked
 from eve_vl.search.calibration import measure_background
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
-from eve_vl.search.fusion import DEPTH, Ranked, fuse
 from eve_vl.search.hits import Hit, Hits, read_hits
 from eve_vl.search.indexer import Changes, Update
 from eve_vl.search.nearest import Cells, build_cells, topk_exact
@@ -40,7 +39,7 @@ from eve_vl.search.query import (
     shrunk,
     slots_that_pass,
 )
-from eve_vl.search.words import rank, without
+from eve_vl.search.words import DEPTH, Ranked, fuse, rank, without
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
 
@@ -192,7 +191,7 @@ class Index:
             raise UserError(f"{self.database.folder}: {self._why_none(how)}")
         nums = [self.num_reranked(query, image, how) for query, image in zip(queries, images, strict=True)]
         ranked = self._ranked(asked, targets, is_wanted_N, max(how.top, *nums), how)
-        found = read_hits(self.database, asked, targets, ranked, chosen, how)
+        found = read_hits(self.database, [*zip(asked, targets, ranked, strict=True)], chosen, how)
         return [
             Hits((self._reranked(hits, query.text if image is None else image, num, how.captions) if num else hits)[: how.top])
             for query, image, num, hits in zip(asked, images, nums, found, strict=True)
@@ -268,7 +267,7 @@ class Index:
         """
         query = Query.of(text)
         is_pair = bool(query.parts) != (image is not None) and how.captions == (image is not None) and how.by != "words"
-        is_pair &= not (query.weighted or query.excluded)
+        is_pair &= query.parts in ((), ((query.text, 1.0),))
         if is_pair and self._has_match:
             own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
             return own if how.rerank is None else how.rerank

@@ -36,38 +36,37 @@ class Query:
 
     text: str = ""
     """Its parts without a weight."""
-    weighted: tuple[tuple[str, float], ...] = ()
-    """Its parts with a weight, as `2:cat`."""
-    excluded: tuple[tuple[str, float], ...] = ()
-    """The parts to avoid, as `-dog` or `-2:dog`, with positive weights."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Texts of its vector with their weights, negative ones of those to avoid."""
     terms: tuple[tuple[str, float], ...] = ()
     """Words and quoted phrases to look up, with their weights."""
     is_plain: bool = True
-    """Whether it has neither quotes, nor weights, nor excluded parts."""
+    """Whether it has neither quotes, nor weights, nor parts to avoid."""
 
     @classmethod
     def of(cls, given: str) -> "Query":
         """Parse a query; every text is one."""
-        plain, weighted, excluded, terms = [], [], [], {}
+        plain, parts, terms, is_plain = [], [], {}, True
         for part in PART.finditer(given):
             minus, number, phrase, word = part.groups()
             own, weight = (word or phrase or "").strip(), float(number or 1)
-            is_plain = not (minus or number or phrase is not None)
             if weight == 0 or not (any(map(str.isalnum, own)) if phrase else own[:1].isalpha()):  # as in 16:9, - or 5"
-                minus, number, own, weight, is_plain = "", None, part[0], 1.0, True
-            (excluded if minus else weighted).extend([(own, weight)] if minus or number else [])
-            plain += [] if minus or number else [(own, is_plain)]
+                minus, number, own, phrase, weight = "", None, part[0], None, 1.0
+            is_plain &= not (minus or number or phrase)
+            if minus or number:
+                parts.append((own, -weight if minus else weight))
+            else:
+                plain.append(own)
             if not minus and (term := EDGES.sub("", own)):
                 terms.setdefault(term.lower(), (term, weight))
-        is_plain = not (weighted or excluded) and all(is_plain for _, is_plain in plain)
-        text = given if is_plain else " ".join(own for own, _ in plain)
-        looked_up = tuple(terms.values())[:MOST_WORDS]
-        return cls(text=text, weighted=(*weighted,), excluded=(*excluded,), terms=looked_up, is_plain=is_plain)
+        text = given if is_plain else " ".join(plain)
+        parts = ([(text, 1.0)] if text else []) + parts
+        return cls(text=text, parts=(*parts,), terms=(*terms.values(),)[:MOST_WORDS], is_plain=is_plain)
 
     @property
-    def parts(self) -> list[tuple[str, float]]:
-        """The parts of its vector: texts with their weights, negative ones of those to avoid."""
-        return [(self.text, 1.0)] * bool(self.text) + [*self.weighted] + [(text, -weight) for text, weight in self.excluded]
+    def excluded(self) -> list[str]:
+        """The texts to avoid."""
+        return [text for text, weight in self.parts if weight < 0]
 
 
 class Target(NamedTuple):
@@ -108,11 +107,10 @@ class SearchOptions:
             raise UserError(f"top {self.top} is not positive" if self.top < 1 else f"rerank {self.rerank} is negative")
         if self.by not in BY:
             raise UserError(f"by {nearest(self.by, BY)}")
-        if not 0 <= self.min_score <= 1:
-            raise UserError(f"min_score {self.min_score} is not from 0 to 1")
-        if self.min_score and (self.captions or self.by == "words"):
-            where = "on captions: only images have a fit" if self.captions else "by words alone"
-            raise UserError(f"min_score {self.min_score} has no effect {where}")
+        has_fit = not self.captions and self.by != "words"
+        if not 0 <= self.min_score <= has_fit:
+            fix = "give a number from 0 to 1" if has_fit else "only images found by vectors have a fit"
+            raise UserError(f"min_score {self.min_score} has no effect; {fix}")
 
 
 class Filter(NamedTuple):

@@ -1,9 +1,10 @@
 """Full-text search in an index: SQLite FTS5 tables, their updates, images and captions ranked by the words of a query.
 
 `image_words` has one row per slot of an image, `text_words` one per caption. FTS5 splits words, removes accents and
-stems English words (Porter).
+stems English words (Porter). Literal matches come first; reciprocal rank fusion orders these and the others: the sum of
+1 / (RRF + rank) by words and by vectors (Cormack et al. 2009).
 
-Letters: N slots, W slots that match.
+Letters: N slots, W slots that match, K hits.
 """
 
 import contextlib
@@ -14,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eve_vl.search.database import TOKENS, Database
-from eve_vl.search.query import Query
+from eve_vl.search.database import TOKENS, Database, VectorFile
+from eve_vl.search.query import Query, Target
 
 EVENTS = {
     "AFTER INSERT ON image": "VALUES (new.slot)",
@@ -41,6 +42,12 @@ LITERAL, ALL, SOME, NONE = range(4)  # the query word by word in a caption or a 
 MOST_RANKED = 4000  # matches that are ranked by bm25, at 2 µs each; more: in the order of slots
 MOST_LISTED = 20_000  # matches of one expression, at 0.3 µs each
 
+RRF = 60.0
+DEPTH = 100  # nearest vectors that are fused, at least
+MOST_MATCHES = 1000  # matches of words that are fused
+
+Nearest = tuple[np.ndarray, np.ndarray]
+
 
 class Matches(NamedTuple):
     """Slots that match the words of a query."""
@@ -51,6 +58,15 @@ class Matches(NamedTuple):
     """LITERAL, ALL or SOME by slot; NONE: no match."""
     place_N: np.ndarray
     """Ranks from 1 by slot; equally good ones share a rank. Infinite without a match."""
+
+
+class Ranked(NamedTuple):
+    """Slots of hits, best first."""
+
+    slots_K: np.ndarray
+    scores_K: np.ndarray
+    """Cosines with the query; NaN without its vector."""
+    is_literal_K: np.ndarray
 
 
 def watch(db: sqlite3.Connection) -> None:
@@ -82,7 +98,7 @@ def rank(database: Database, table: str, query: Query, is_wanted_N: np.ndarray, 
                 continue  # a word that common tells little about images that lack the others
             what, most = "rank" if num <= MOST_RANKED else "-1.0", -1 if is_filtered else MOST_LISTED
             rows = database.rows(f"SELECT rowid, {what} FROM {table} WHERE {table} MATCH ? LIMIT ?", [expression, most])
-            slots, ranks = np.array(rows).T
+            slots, ranks = np.array(rows).reshape(-1, 2).T
             is_known = slots < len(sum_N)  # an update may have added others meanwhile
             sum_N[slots[is_known].astype(np.int64)] -= weight * ranks[is_known]  # FTS5's bm25 is negative
         is_new_N = (sum_N > 0) & (tier_N == NONE) & is_wanted_N
@@ -107,7 +123,7 @@ def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
 
 def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> np.ndarray:
     """Return which wanted slots have none of a query's excluded words and phrases. Raises DamagedError."""
-    if not (match := " OR ".join(quoted(text) for text, _ in query.excluded)):
+    if not (match := " OR ".join(quoted(text) for text in query.excluded)):
         return is_wanted_N
     rows = database.rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [match, len(is_wanted_N)])
     is_left_N = is_wanted_N.copy()
@@ -128,3 +144,29 @@ def found_words(database: Database, table: str, query: Query, slots: list[int]) 
             for (slot,) in db.execute("SELECT rowid FROM words WHERE words MATCH ?", [quoted(term)]):
                 found[slot] += (term,)
     return found
+
+
+def fuse(
+    near: Nearest | None, matches: Matches | None, has_words_N: np.ndarray, of: VectorFile, to: Target, num: int
+) -> Ranked:
+    """Return the first `num` hits of a query in the fused order.
+
+    near: slots, best first, and cosines; None: only words count. matches: None: only vectors count. has_words: bool (N,);
+    the others rank as if they were the best match, because the words for these images are not known.
+    """
+    slots_K, score_K = near or (np.zeros(0, np.int64), np.zeros(0, np.float32))
+    if matches is None:
+        return Ranked(slots_K[:num], score_K[:num], np.zeros(min(num, len(slots_K)), dtype=bool))
+    more = matches.slots_W[:MOST_MATCHES]
+    if near is None:
+        return Ranked(more[:num], np.full(len(more[:num]), np.nan), matches.tier_N[more[:num]] == LITERAL)
+    more = np.setdiff1d(more, slots_K)
+    more_score = of.take(more) @ to.vector_d
+    order = np.argsort(-more_score, kind="stable")
+    slots_K, score_K = np.append(slots_K, more[order]), np.append(score_K, more_score[order])
+    place_K = np.where(has_words_N[slots_K], matches.place_N[slots_K], np.minimum(matches.place_N[slots_K], 1))
+    sum_K = 1 / (RRF + place_K) + 1 / (RRF + 1 + np.arange(len(slots_K)))
+    is_literal_K = matches.tier_N[slots_K] == LITERAL
+    is_second_K = np.zeros(len(slots_K), dtype=bool) if to.by_image else ~is_literal_K
+    best = np.lexsort((-sum_K, is_second_K))[:num]
+    return Ranked(slots_K[best], score_K[best], is_literal_K[best])
