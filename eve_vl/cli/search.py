@@ -22,6 +22,7 @@ from eve_vl.utils.file_io import expand_user
 
 ICON_RUN = "builtin:icons"  # the run of `eve try`
 THUMBNAIL_SIDE = 192  # pixels
+MOST_MEASURED = 500  # own images that own captions search at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +126,22 @@ def run_try(args: TryArgs) -> None:
     index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
     _print_changes(folder, index)
     if args.sources:
+        _print_recalls(index, sources[1:])
         print_line(f"note: {ICON_RUN} was trained on icons only; for photos, train a run of your own")
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
-    run_app(AppArgs(index=folder, port=args.port, browser=args.browser))
+    others = [name for name in builtin.names() if name != ICON_RUN]
+    run_app(AppArgs(runs=tuple(map(Path, (ICON_RUN, *others))), index=folder, port=args.port, browser=args.browser))
+
+
+def _print_recalls(index: Any, sources: Sequence[str]) -> None:
+    """Print how often captions of sources find their images, if there are some."""
+    from eve_vl.search.recalls import recalls
+
+    if found := recalls(index, sources, MOST_MEASURED):
+        first, ten = (f"{100 * found[way]:.1f} % (chance {100 * found[f'{way}_chance']:.1f} %)" for way in ("ir1", "ir10"))
+        print_line(
+            f"your captions: {first} find their image first among {found['num_images']:,} of yours, {ten} in the first 10"
+        )
 
 
 def run_index(args: IndexArgs) -> None:

@@ -35,6 +35,7 @@ class Given:
 
 Images = Annotated[Path, Given(kind="image", several=True)]
 Texts = Annotated[str, Given(kind="text", several=True)]
+Text = Annotated[str, Given(kind="text")]
 ShownImage = Annotated[Path, Given(kind="image", is_shown=True)]
 Prompts = Annotated[str, Given(kind="prompts")]
 
@@ -53,7 +54,7 @@ class Request:
     title: ClassVar[str] = ""
     """Name of its tab on the page; "": the page has no form."""
     examples: ClassVar[Mapping[str, str]] = {}
-    """Example values of text fields."""
+    """Example values of text fields, which the page shows if the run has no examples of its own."""
     by_rows: ClassVar[bool] = False
     """Whether lists are answered row by row, so that requests of several clients can share a batch."""
     has_json: ClassVar[bool] = True
@@ -225,7 +226,7 @@ class Reconstruct(Request):
     name, has_json, image_file = "reconstruct", False, "reconstruct.png"
     image: Positional[ShownImage]
     """Image."""
-    text: Positional[str]
+    text: Positional[Text]
     """Its caption."""
     share: float | None = None
     """Share of patches to mask; default: task.image_mask_ratio."""
@@ -276,7 +277,7 @@ class Experts(Request):
     name, image_file = "experts", "experts.png"
     image: Positional[ShownImage | None] = None
     """Image."""
-    text: Positional[str] = ""
+    text: Positional[Text] = ""
     """Text."""
 
 

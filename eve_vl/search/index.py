@@ -147,6 +147,11 @@ class Index:
         parts = zip(starts, [*starts[1:], end], strict=True)
         return [text for part in parts for (text,) in self.database.rows(query, [*part, longest])]
 
+    def captioned(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+        """Return captions of the index with the number of their first image."""
+        query = "SELECT text, min(image) FROM text JOIN caption USING (slot) WHERE text IN (SELECT value FROM json_each(?))"
+        return self.database.rows(f"{query} GROUP BY slot ORDER BY slot", [json.dumps([*texts])])
+
     @property
     def version(self) -> int:
         """A number that changes when another process or connection commits to the index."""

@@ -35,11 +35,13 @@ from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, b
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
 from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import Endpoint, Search, as_json, encoded, served_calls
+from eve_vl.serve.examples import Row, bodies, generated_names, generated_rows, index_rows
 from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
 from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)
+OTHER_TABS = ("reconstruct", "experts")  # of the page, besides calls with a form
 SMALL_BODY = 64 * 1024  # bytes; without images, parsed without a thread
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
@@ -111,6 +113,7 @@ class Service:
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         data = {name: eve.run.config.data for name, eve in self.runs.items()}
         self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it reads the disk
+        self.rows = {name: generated_rows(eve) for name, eve in self.runs.items()}
         self.index, self.search = index, None
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         self._roots: tuple[int | None, dict[str, str]] = (None, {})
@@ -192,24 +195,30 @@ class Service:
 
     async def list_runs(self) -> JSONResponse:
         """Return the runs, their calls and forms, and the index."""
-        about = None
+        about, rows = None, {}
         if (index := self.index) is not None:
-            about = await self._in_thread(self.disk, lambda: self.about_index(index, index.version))
-        return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": about})
+            about, shown = await self._in_thread(self.disk, lambda: self.about_index(index, index.version))
+            rows = {about["run"]: shown} if shown else {}
+        return JSONResponse(
+            {"runs": [self._about(name, rows.get(name, self.rows[name])) for name in self.runs], "index": about}
+        )
 
-    def _about(self, name: str) -> dict[str, Any]:
+    def _about(self, name: str, rows: Sequence[Row]) -> dict[str, Any]:
         run = self.runs[name].run
         sizes, labels = run.config.input, list(run.task.sizes.labels)
         forms = {call: form for call, served in self.calls[name].items() if (form := served.form())}
+        shown = {call: bodies(served, rows) for call, served in self.calls[name].items() if call in (*forms, *OTHER_TABS)}
         about = {"name": name, "task": run.config.task.name, "step": run.step, "calls": list(self.calls[name]), "forms": forms}
         about |= {"image_size": sizes.image_size, "patch_size": sizes.patch_size, "text_length": sizes.text_length}
         about |= {"labels": labels} if labels else {}
+        about["examples"] = {call: found for call, found in shown.items() if found}
+        about["generated"] = generated_names(run.config.data.train)
         return about | ({"note": self.notes[name]} if self.notes[name] else {})
 
-    def _about_index(self, index: Index, _: int) -> dict[str, Any]:
-        """Return the facts of a version of the index."""
+    def _about_index(self, index: Index, _: int) -> tuple[dict[str, Any], list[Row]]:
+        """Return the facts of a version of the index, and rows for examples."""
         counts, text_queries = index.counts(), bool(index.encoder.task.is_comparable)
-        return {
+        about = {
             "images": counts["images"],
             "captions": counts["captions"],
             "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
@@ -219,6 +228,7 @@ class Service:
             "columns": index.columns(),
             "examples": index.examples(),
         }
+        return about, index_rows(index)
 
     def _search(self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any) -> Any:
         """Return the hits of one query, or of each of several."""

@@ -64,7 +64,6 @@ class Search(Request):
     """
 
     by_rows = True
-    examples: ClassVar[Mapping[str, str]] = {"query": "a red circle"}
     bounds: ClassVar[Mapping[str, tuple[int, int]]] = {"top": (1, MOST_HITS), "rerank": (0, MOST_RERANKED)}
     query: Texts = ""
     """Query, in which -WORD excludes, 2:WORD counts twice, and quotes keep words together."""

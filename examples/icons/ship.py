@@ -16,16 +16,14 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from eve_vl.builtin import ICONS, PAIRS
-from eve_vl.config import config_to_json
-from eve_vl.metrics.intervals import from_json
-from eve_vl.run.loading import read_config
-from eve_vl.train import checkpoint
+from eve_vl.config import Config
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import atomic_file, read_text, write_file
+from eve_vl.utils.file_io import atomic_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import shipping
 
 SET: Final = "lucide"
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # earliest date in zip files
@@ -33,21 +31,12 @@ EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # earliest date in zip files
 
 def ship_run(run: Path, out: Path) -> None:
     """Write the best weights of a run in float16, with its numbers. Raises UserError."""
-    folder = checkpoint.chosen_checkpoint(run)
-    state, config = checkpoint.verify(folder), read_config(folder)
-    data = dataclasses.replace(config.data, train=("icons/train.parquet",), val=("icons/val.parquet",))
-    config = dataclasses.replace(config, out=Path("runs/icons_search"), init=Path("runs/icons"), data=data)
-    weights = {
-        name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in checkpoint.read_model(folder).items()
-    }
-    checkpoint.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
-    texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
-    numbers = from_json(state["numbers"])
-    best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=numbers)
-    write_file(out / "config.json", texts["config.json"])
-    write_file(out / "metrics.json", json.dumps(state["numbers"], indent=1) + "\n")
-    print_line(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
+
+    def changed(config: Config) -> Config:
+        data = dataclasses.replace(config.data, train=("icons/train.parquet",), val=("icons/val.parquet",))
+        return dataclasses.replace(config, out=Path("runs/icons_search"), init=Path("runs/icons"), data=data)
+
+    shipping.ship_run(run, out, changed)
 
 
 def ship_icons(table: Path, out: Path) -> None:

@@ -1,7 +1,7 @@
 // The panel that shows which expert each patch and each token goes to, block by block.
 
 import { call } from "./api.js";
-import { debounced, el, field, Latest, percent, ImageField, runChoice, Status } from "./parts.js";
+import { debounced, el, Examples, field, Latest, percent, png, ImageField, runChoice, Status } from "./parts.js";
 
 const PAUSE = 250; // milliseconds after the last key
 
@@ -9,9 +9,15 @@ export function expertsPanel(runs, chosen, sample) {
   const latest = new Latest();
   const status = new Status();
   const soon = debounced(ask, PAUSE);
-  const run = runChoice(runs, ask);
-  const image = new ImageField("Image", (value) => (chosen(value), ask()));
+  const run = runChoice(runs, () => (ask(), list()));
+  const image = new ImageField("Image", (value, isExample) => (isExample || chosen(value), ask()));
   const text = el("textarea", { name: "text", rows: 2, placeholder: sample || "What the image shows", oninput: soon });
+  const examples = new Examples((example) => {
+    text.value = example.text ?? "";
+    isFromExample = true;
+    image.set(png(example.image), true);
+  });
+  const list = () => examples.show(run.run.examples.experts);
   const blocks = el("div", { class: "experts" });
   const form = el(
     "form",
@@ -20,8 +26,10 @@ export function expertsPanel(runs, chosen, sample) {
     field("Text", text, "An image, a text or both: routing depends on what tokens attend to."),
     run.node,
   );
-  const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, status.node, blocks));
+  const node = el("section", { class: "panel two" }, examples.node, form, el("div", { class: "result" }, status.node, blocks));
+  let isFromExample = false; // then a phone scrolls to the result
   ask();
+  list();
 
   function ask() {
     soon.stop();
@@ -31,7 +39,7 @@ export function expertsPanel(runs, chosen, sample) {
     if (!Object.keys(body).length) {
       latest.stop();
       blocks.replaceChildren();
-      status.say("Give an image, a text or both.");
+      status.say(`Give an image, a text or both${run.run.examples.experts ? ", or choose an example" : ""}.`);
       return;
     }
     status.wait("Asking the routers …");
@@ -51,6 +59,8 @@ export function expertsPanel(runs, chosen, sample) {
     const how = "colours and numbers are those of the first. Point at an expert to see only its tokens.";
     status.say(`Each token goes to ${K} of ${E} experts; ${how}`);
     blocks.replaceChildren(...found.blocks.map((block) => drawn(block, found, body.image)));
+    if (isFromExample) blocks.firstChild.scrollIntoView({ block: "nearest" });
+    isFromExample = false;
   }
 
   function drawn(block, { grid, words }, image) {

@@ -1,8 +1,9 @@
 // Panels of calls: the server describes the form; a result is shown as bars, with the heatmap of `explain` below.
 
 import { call } from "./api.js";
-import { bars, el, field, Latest, percent, ImageField, refill, runChoice, Status } from "./parts.js";
+import { bars, el, Examples, field, Latest, percent, png, ImageField, refill, runChoice, Status } from "./parts.js";
 
+const MASK = "[MASK]";
 const shares = (rows, name = "label", value = "probability") =>
   rows.map((row) => ({ label: row[name], share: row[value] }));
 const guessed = (rows, mask) => rows.map(({ text, probability }) => ({ label: mask + text, share: probability }));
@@ -55,39 +56,62 @@ function formPanel(name, form, view, runs, chosen, sample) {
   const status = new Status();
   const explanation = new Explanation();
   const found = el("div", { class: "answers" });
-  const run = runChoice(runs, clear);
+  const run = runChoice(runs, () => (clear(), list()));
+  const examples = new Examples(use);
   const inputs = form.fields.map(({ name: key, label, kind, required, example }) => {
     if (kind === "image") {
-      const image = new ImageField(label, (value) => (chosen(value), clear()));
-      return { key, label, required, image, node: image.node, value: () => image.value };
+      const image = new ImageField(label, (value, isExample) => (isExample || chosen(value), clear()));
+      const set = (data) => image.set(data ? png(data) : null, true);
+      return { key, label, required, image, node: image.node, value: () => image.value, set };
     }
     const isLines = kind === "prompts";
     const hint = (sample && view.hint?.(sample)) || example;
+    const shown = isLines ? hint : (run.run.examples[name]?.[0][key] ?? hint);
     const input = isLines
-      ? el("textarea", { name: key, rows: 5, placeholder: hint })
-      : el("input", { type: "text", name: key, placeholder: hint, autocomplete: "off" });
+      ? el("textarea", { name: key, rows: 5, placeholder: shown })
+      : el("input", { type: "text", name: key, placeholder: shown, autocomplete: "off" });
+    const words = name === "fill_mask" ? new MaskedWords(input, () => ask()) : null;
+    const set = (text) => ((input.value = isLines ? lines(text) : (text ?? "")), words?.draw());
     const node = field(label, input, isLines ? "One class a line, as name: prompt; prompt" : undefined);
     const value = () => (input.value.trim() && isLines ? classes(input.value) : input.value.trim());
-    return { key, label, required, node, value };
+    return { key, label, required, node, value, set, words };
   });
   const images = inputs.filter(({ image }) => image);
   const body = el(
     "form",
     { onsubmit: (event) => (event.preventDefault(), ask()) },
     el("div", { class: "images" }, ...images.map(({ node }) => node)),
-    ...inputs.filter(({ image }) => !image).map(({ node }) => node),
-    run.node,
+    ...inputs.filter(({ image }) => !image).flatMap(({ node, words }) => (words ? [node, words.node] : [node])),
     el("p", { class: "buttons" }, el("button", { class: "main" }, form.title)),
+    run.node,
   );
-  const node = el("section", { class: "panel two" }, body, el("div", { class: "result" }, status.node, found, explanation.node));
+  const node = el(
+    "section",
+    { class: "panel two" },
+    examples.node,
+    body,
+    el("div", { class: "result" }, status.node, found, explanation.node),
+  );
   clear();
+  list();
+
+  function list() {
+    const ofKind = (isImage) => inputs.filter(({ image }) => Boolean(image) === isImage).map(({ key }) => key);
+    examples.show(run.run.examples[name], ofKind(true), ofKind(false));
+  }
+
+  function use(example) {
+    for (const { key, set } of inputs) set(example[key]);
+    ask();
+  }
 
   function clear() {
     latest.stop();
     found.replaceChildren();
     explanation.clear();
     const missing = images.filter(({ image }) => !image.value);
-    status.say(missing.length ? `Missing: ${missing.map(({ label }) => label.toLowerCase()).join(", ")}.` : "");
+    const orExample = run.run.examples[name] ? " Or choose an example above." : "";
+    status.say(missing.length ? `Missing: ${missing.map(({ label }) => label.toLowerCase()).join(", ")}.${orExample}` : "");
   }
 
   async function ask() {
@@ -144,6 +168,32 @@ function formPanel(name, form, view, runs, chosen, sample) {
     image: images[0]?.image ?? null,
     take,
   };
+}
+
+/** The words of a text field, as buttons that mask them or show them again; `changed` is called after a click. */
+class MaskedWords {
+  node = el("div", { class: "chips words", role: "group", "aria-label": "Words to mask" });
+  #known = []; // the words, also those behind masks
+
+  constructor(input, changed) {
+    this.input = input;
+    this.changed = changed;
+    input.addEventListener("input", () => this.draw());
+  }
+
+  draw() {
+    const words = this.input.value.split(/\s+/).filter(Boolean);
+    const isSame = words.length === this.#known.length && words.every((word, at) => [MASK, this.#known[at]].includes(word));
+    if (!isSame) this.#known = words;
+    const flip = (at) => () => {
+      this.input.value = words.map((word, each) => (each !== at ? word : word === MASK ? this.#known[at] : MASK)).join(" ");
+      this.draw();
+      this.changed();
+    };
+    const chip = (word, at) =>
+      el("button", { type: "button", class: "chip", "aria-pressed": String(word === MASK), onclick: flip(at) }, this.#known[at]);
+    refill(this.node, words.length ? el("span", { class: "label" }, "Mask") : "", ...words.map(chip));
+  }
 }
 
 /** The heatmap of a result: the images under their heat, which fades, and the words of the text to choose from. */
@@ -222,13 +272,18 @@ class Explanation {
   }
 }
 
-export const png = (data) => `data:image/png;base64,${data}`;
-
 /** Return bars of scores, which are no probabilities: their length is relative to the best. */
 function scores(result) {
   const values = result.map((row) => row.score);
   const [low, high] = [Math.min(...values, 0), Math.max(...values)];
   return result.map(({ label, score }) => ({ label, share: (score - low) / (high - low || 1), text: score.toFixed(3) }));
+}
+
+/** Return the lines of prompts, which `classes` reads. */
+function lines(prompts = {}) {
+  return Object.entries(prompts)
+    .map(([name, texts]) => `${name}: ${texts.join("; ")}`)
+    .join("\n");
 }
 
 /** Return the prompts of classes by name, from lines `name: prompt; prompt`. */

@@ -98,21 +98,53 @@ export function field(label, input, note) {
   return el("label", { class: "field" }, el("span", {}, label), input, note ? el("small", {}, note) : null);
 }
 
-/** Return a choice among runs, or nothing to choose: { node, value }. */
+/** Return a choice among runs, with a line about the chosen one: { node, run }. */
 export function runChoice(runs, onchange) {
+  const about = el("p", { class: "note" });
+  const of = () => runs.find((run) => run.name === select.value);
+  const describe = () => (about.textContent = description(of(), runs.length === 1));
   const select = el(
     "select",
-    { onchange },
-    ...runs.map((run) => el("option", { value: run.name }, `${run.name} (${run.task}, step ${run.step})`)),
+    { onchange: () => (describe(), onchange()) },
+    ...runs.map((run) => el("option", { value: run.name }, titled(run))),
   );
-  const of = () => runs.find((run) => run.name === select.value);
+  describe();
   return {
-    node: runs.length > 1 ? field("Run", select) : null,
+    node: el("div", { class: "run" }, runs.length > 1 ? field("Run", select) : null, about),
     get run() {
       return of();
     },
   };
 }
+
+const titled = (run) => `${run.name} (${run.task}, step ${run.step})`;
+
+/** Say which run answers, and what it knows where that is built-in data. */
+function description(run, isAlone) {
+  const who = isAlone ? `The run ${titled(run)} answers.` : "";
+  const knows = run.generated.length ? `It was trained on generated images only: ${run.generated.join(", ")}.` : "";
+  return `${who} ${knows}`.trim();
+}
+
+/** Examples to click, bodies of a call: `show(bodies)` lists them, `use(body)` is called with the chosen one. */
+export class Examples {
+  node = el("div", { class: "samples", role: "group", "aria-label": "Examples" });
+
+  constructor(use) {
+    this.use = use;
+  }
+
+  show(bodies = [], images = ["image"], texts = ["text"]) {
+    const words = (value) => (typeof value === "string" ? value : Object.keys(value).join(", "));
+    const drawn = (body) => images.filter((key) => body[key]).map((key) => el("img", { src: png(body[key]), alt: "" }));
+    const text = (body) => el("span", {}, texts.filter((key) => body[key]).map((key) => words(body[key])).join(" · "));
+    const button = (body) => el("button", { type: "button", onclick: () => this.use(body) }, ...drawn(body), text(body));
+    this.node.hidden = !bodies.length;
+    this.node.replaceChildren(...bodies.map(button));
+  }
+}
+
+export const png = (data) => `data:image/png;base64,${data}`;
 
 /** An image that a person chooses, drops or pastes; `value` is a data: URL, or null. */
 export class ImageField {
@@ -178,8 +210,8 @@ export class ImageField {
       this.problem.textContent = `This browser cannot read ${file.name || "that"} as an image. Give a PNG, JPEG, WebP or GIF.`;
   }
 
-  /** Show a data: URL, or nothing. */
-  set(value) {
+  /** Show a data: URL, or nothing. isExample: other panels do not take it over. */
+  set(value, isExample = false) {
     this.#reading = null;
     this.value = value;
     this.input.value = "";
@@ -189,7 +221,7 @@ export class ImageField {
     if (value === null) this.image.removeAttribute("src");
     else this.image.src = value;
     this.image.alt = value === null ? "" : this.label;
-    this.onchange(value);
+    this.onchange(value, isExample);
   }
 }
 

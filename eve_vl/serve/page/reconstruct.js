@@ -1,8 +1,7 @@
 // The panel in which a person masks patches of an image, and the run reconstructs them.
 
 import { call } from "./api.js";
-import { png } from "./forms.js";
-import { debounced, el, field, Latest, ImageField, runChoice, Status } from "./parts.js";
+import { debounced, el, Examples, field, Latest, png, ImageField, runChoice, Status } from "./parts.js";
 
 const PAUSE = 200; // milliseconds after the last change
 const SHARE = 0.75; // as in pre-training
@@ -11,9 +10,15 @@ export function reconstructPanel(runs, chosen, sample) {
   const latest = new Latest();
   const status = new Status();
   const soon = debounced(reconstruct, PAUSE);
-  const run = runChoice(runs, reset);
-  const image = new ImageField("Image", (value) => (chosen(value), reset()));
+  const run = runChoice(runs, () => (reset(), list()));
+  const image = new ImageField("Image", (value, isExample) => (isExample || chosen(value), reset()));
   const text = el("textarea", { name: "text", rows: 2, placeholder: sample || "What the image shows", oninput: soon });
+  const examples = new Examples((example) => {
+    text.value = example.text;
+    image.set(png(example.image), true);
+    views.scrollIntoView({ block: "nearest" });
+  });
+  const list = () => examples.show(run.run.examples.reconstruct);
   const grid = el("div", {
     class: "patches",
     role: "group",
@@ -46,10 +51,11 @@ export function reconstructPanel(runs, chosen, sample) {
     el("figure", {}, el("figcaption", {}, "Click or drag to mask patches"), board),
     el("figure", {}, el("figcaption", {}, "Reconstructed"), el("div", { class: "board" }, reconstructed)),
   );
-  const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, controls, views, status.node));
+  const node = el("section", { class: "panel two" }, examples.node, form, el("div", { class: "result" }, controls, views, status.node));
   let side = 0;
   let brush = null; // what a drag makes of patches: hidden or shown
   reset();
+  list();
 
   grid.addEventListener("pointerdown", (event) => {
     const patch = at(event);
@@ -104,7 +110,7 @@ export function reconstructPanel(runs, chosen, sample) {
     controls.hidden = views.hidden = board.hidden = !has;
     reconstructed.hidden = true;
     if (!has) {
-      status.say("Give an image, then mask parts of it.");
+      status.say(`Give an image${run.run.examples.reconstruct ? " or choose an example" : ""}, then mask parts of it.`);
       return;
     }
     back.src = image.value;

@@ -98,7 +98,8 @@ export function searchPanel(index, { open, into }) {
       refine,
     ),
   );
-  const node = el("section", { class: "panel" }, form, status.node, examples, list, more);
+  const origin = index.run ? el("p", { class: "note" }, `The run ${index.run} searches.`) : null;
+  const node = el("section", { class: "panel" }, form, status.node, examples, origin, list, more);
   const draws = new Map(); // of images that are not near yet: browsers wait for that only where `src` is an address
   const near = new IntersectionObserver((entries) => entries.forEach(come), { rootMargin: "400px" });
   let drawing = new AbortController();

@@ -1,0 +1,37 @@
+"""Shared function of the examples that write runs for `eve_vl/builtin`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from eve_vl.config import Config, config_to_json
+from eve_vl.metrics.intervals import from_json
+from eve_vl.run.loading import read_config
+from eve_vl.tasks import task_class
+from eve_vl.train import checkpoint
+from eve_vl.utils.console import print_line
+from eve_vl.utils.file_io import read_json, read_text, write_file
+
+
+def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
+    """Write the best weights of a run in float16, with its numbers and a changed config.
+
+    The same run writes the same bytes. Raises UserError.
+    """
+    folder = checkpoint.chosen_checkpoint(run)
+    state, config = checkpoint.verify(folder), changed(read_config(folder))
+    weights = {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in checkpoint.read_model(folder).items()
+    }
+    checkpoint.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
+    texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
+    if labels := task_class(type(config.task)).labels_file:
+        texts[labels] = read_text(folder / labels)
+    numbers = state["numbers"] if "numbers" in state else read_json(run / "metrics.json", dict)  # pre-training has no best
+    best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=from_json(numbers))
+    write_file(out / "config.json", texts["config.json"])
+    write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    print_line(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
