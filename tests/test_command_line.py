@@ -16,7 +16,9 @@ from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 
 START = "--out --init --init-allow-missing --scratch"
-INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
+INPUT = """
+    --input.image-size --input.patch-size --input.resize --input.interpolation --input.text-length --input.padded-text-length
+"""
 MODEL = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
@@ -26,7 +28,7 @@ MODEL = """
 TOWERS = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
     --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
-    --model.activation --model.dropout
+    --model.text-dim --model.text-num-heads --model.text-mlp-ratio --model.activation --model.dropout
 """
 CONTRAST = "--task.memory-batches --task.image-image-weight"
 MASKS = """

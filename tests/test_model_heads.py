@@ -56,7 +56,7 @@ def test_token_head_equals_its_formula_row_by_row():
 
 @torch.no_grad()
 def test_features_have_length_one_and_a_projection_each():
-    head = ContrastHead(6, 4)
+    head = ContrastHead(6, 6, 4)
     randomize(head, 1)
     x = torch.randn(3, 6)
     for found, projection in ((head.image_features(x), head.image), (head.text_features(x.double().float()), head.text)):

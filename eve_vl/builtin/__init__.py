@@ -1,6 +1,6 @@
 """Runs and icons that the package ships.
 
-A run is named builtin:NAME in each place that takes a run folder.
+A run is named builtin:NAME in each place that takes a run folder, and a published model hf:ORG/NAME.
 
     icons/          a run folder with float16 weights; its README.md says how it was made and what it reaches
     lucide.zip      1,778 icons that the run was not trained on, with their names
@@ -9,13 +9,14 @@ A run is named builtin:NAME in each place that takes a run folder.
 examples/icons/ship.py writes them. Nothing else writes into this folder.
 """
 
+import importlib
 import zipfile
 from pathlib import Path
 
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import reporting_write_errors
 
-PREFIX = "builtin:"
+PREFIX, HUB = "builtin:", "hf:"
 FOLDER = Path(__file__).resolve().parent
 ICONS = FOLDER / "lucide.zip"
 PAIRS = "pairs.jsonl"
@@ -27,17 +28,19 @@ def names() -> list[str]:
 
 
 def is_named(run: str | Path) -> bool:
-    """Return whether a name is of the form builtin:NAME."""
-    return str(run).startswith(PREFIX)
+    """Return whether a name is of the form builtin:NAME or hf:ORG/NAME."""
+    return str(run).startswith((PREFIX, HUB))
 
 
 def located(run: str | Path) -> Path:
-    """Return the folder of a builtin:NAME, any other path unchanged.
+    """Return the folder of a builtin:NAME or hf:ORG/NAME, any other path unchanged.
 
     Raises UserError for an unknown NAME.
     """
     if not is_named(run):
         return Path(run)
+    if str(run).startswith(HUB):
+        return importlib.import_module("eve_vl.interop.hub").located(str(run))  # only now: it needs nearly everything
     if str(run) not in names():
         raise UserError(f"no run {nearest(str(run), names())}")
     return FOLDER / str(run).removeprefix(PREFIX)
@@ -59,7 +62,8 @@ def name_of(folder: Path) -> str:
 def refuse(path: Path) -> None:
     """Raise UserError if a file or folder to write belongs to the package."""
     if is_named(path) or path.resolve().is_relative_to(FOLDER):
-        raise UserError(f"{path}: is part of the package, and nothing is written there; choose another folder with --out")
+        what = "is a published model" if str(path).startswith(HUB) else "is part of the package"
+        raise UserError(f"{path}: {what}, and nothing is written there; choose another folder with --out")
 
 
 def unpack_icons(folder: Path) -> Path:

@@ -327,17 +327,21 @@ def run_export(args: ExportArgs) -> None:
 
 def run_convert(args: ConvertArgs) -> None:
     """Turn published weights into a run folder, or a run back: eve convert SRC DST."""
+    from eve_vl.interop.clip import FAMILY, is_published, read_folder
     from eve_vl.interop.convert import import_weights, read_tensors
     from eve_vl.interop.published import EVE, export_published
     from eve_vl.interop.vision import IMAGE_ENCODERS
     from eve_vl.train import checkpoint
 
-    if builtin.located(args.source).is_dir():
+    families, folder = [FAMILY, IMAGE_ENCODERS, EVE], builtin.located(args.source)  # EVE takes all and says what is missing
+    if is_published(folder):
+        print_line(f"{args.target}: {import_weights([FAMILY], read_folder(folder), args)}")
+        return
+    if folder.is_dir():
         checkpoint.chosen_checkpoint(args.source)  # first, since any folder may have been named
         args.refuse_without_effect((), "a run folder")
         check_writable(args.target)
         print_line(f"{args.target}: {export_published(args.source, args.target)}")
         return
     registered = [load_installed("converters", name) for name in installed("converters")]
-    families = [*filter(None, registered), IMAGE_ENCODERS, EVE]  # EVE takes all and says what is missing
-    print_line(f"{args.target}: {import_weights(families, read_tensors(args.source), args)}")
+    print_line(f"{args.target}: {import_weights([*filter(None, registered), *families], read_tensors(args.source), args)}")

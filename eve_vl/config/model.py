@@ -10,7 +10,7 @@ from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Routing = Literal["dropless", "reference", "reference-dropless"]
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Stem = Literal["linear", "conv", "patch_conv"]
 NORM_EPS, BERT_EPS = 1e-6, 1e-12  # of LayerNorm
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers
@@ -33,6 +33,16 @@ class ModelConfig(Section):
     def text_norm_eps(self) -> float:
         """Epsilon of the norms of text embeddings and of the token head."""
         return NORM_EPS
+
+    @property
+    def text_width(self) -> int:
+        """Width of the states of texts without images."""
+        return self.embed_dim
+
+    @property
+    def reads_text_end(self) -> bool:
+        """Whether the last token of a text represents it, rather than [CLS] before it."""
+        return False
 
     @property
     def fits_other_sizes(self) -> bool:

@@ -41,6 +41,11 @@ class InputConfig(Values):
     """Side of the square input image, in pixels."""
     patch_size: Width = 16
     """Side of a patch, in pixels; images are embedded and masked by whole patches."""
+    resize: Literal["squash", "crop"] = "squash"
+    """From a whole image to the square, where training takes no random crop. squash: the image becomes a square. crop: its
+    shorter side gets image_size, and the middle is cut out (CLIP)."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation of resized images."""
     text_length: Annotated[int, "[2, 65536]"] = 40
     """Tokens of the longest text with its [CLS]; longer ones are cut."""
     padded_text_length: int = 0

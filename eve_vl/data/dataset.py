@@ -23,7 +23,7 @@ from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import AUGMENTATIONS, Crop, to_tensor, train_crop
+from eve_vl.data.transforms import AUGMENTATIONS, Crop, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
@@ -300,9 +300,9 @@ class RowDataset(SampleSet):
 
         It is not mirrored if that made it or a text false.
         """
-        size, data = self.config.input.image_size, self.config.data
+        sizes, data = self.config.input, self.config.data
         is_cropped = self.training and data.crop_scale != (1, 1)
-        crop = train_crop(size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=size)
+        crop = train_crop(sizes, rng=rng, scale=data.crop_scale) if is_cropped else eval_crop(sizes)
         pixels = decode(image, where, crop=crop)
         has_sides = getattr(image, "has_sides", False) or any(map(NAMES_A_SIDE.search, texts))
         if self.training and data.flip and rng.random() < 0.5 and not has_sides:

@@ -20,13 +20,15 @@ from tokenizers import Tokenizer as Backend
 
 from eve_vl.utils.console import CONSOLE
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import read_json, read_text
+from eve_vl.utils.file_io import read_bytes, read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
 SPARE = 32  # tokens encoded beyond the wanted ones, more than a usual word has: cutting a text changes its last word
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
 MAX_GROWTH = 1000  # letters for one; those of published models and `clean_as_published` together make fewer than 300
+START, END = "<|startoftext|>", "<|endoftext|>"  # of CLIP's texts
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PROBE = "a \N{SNOWMAN} zqxj " * 8
 _BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # bytes 80 to BF, as a byte-level tokenizer writes them
 # UTF-8 of U+3400 to U+9FFF and of planes 2 and 3, and the space before
@@ -45,9 +47,12 @@ def _growth(part: dict[str, Any]) -> int:
 
 
 class Tokenizer:
-    """A tokenizer with three special tokens: padding, [CLS] and [MASK]."""
+    """A tokenizer with three special tokens: padding, [CLS] and [MASK].
 
-    def __init__(self, backend: Backend, where: str):
+    ends: [CLS] is not before a text but after it, perhaps under another name, and a text that is cut keeps it.
+    """
+
+    def __init__(self, backend: Backend, where: str, *, ends: bool = False):
         self.backend, self.where, growth = backend, where, [1]
         normalizer = "{}" if backend.normalizer is None else backend.normalizer.__getstate__()
         json.loads(normalizer, object_hook=lambda part: growth.append(_growth(part)))
@@ -67,17 +72,21 @@ class Tokenizer:
         if self.vocab_size > 2 * len(vocab) + 1000 or {vocab[name] for name in self.added} & {*before.values()}:
             raise UserError(f"{where}: the ids of its {len(before)} tokens go up to {max(before.values())}, with too many gaps")
         with _explained(where, "the tokenizer cannot encode unknown words"):
-            if backend.encode(PROBE).ids[:1] != [self.cls_id]:
+            probe = backend.encode(PROBE)
+            if not (probe.special_tokens_mask[-1] if ends else probe.ids[0] == self.cls_id):
                 name = backend.id_to_token(self.cls_id)
-                first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
+                single = f"$A {name}" if ends else f"{name} $A"
+                added = processors.TemplateProcessing(single=single, special_tokens=[(name, self.cls_id)])
                 own = backend.post_processor
-                backend.post_processor = first if own is None else processors.Sequence([own, first])
+                backend.post_processor = added if own is None else processors.Sequence([own, added])
             ids = backend.encode(PROBE).ids
+        self.end_id: int | None = ids[-1] if ends else None
+        self.cls_id = ids[-1] if ends else self.cls_id
         if max(ids) >= self.vocab_size:
             raise UserError(f"{where}: its post_processor adds token id {max(ids)}, beyond the last one, {self.vocab_size - 1}")
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, *, ends: bool = False) -> "Tokenizer":
         """Read a tokenizer.json, a BERT vocab.txt or a folder with one of them.
 
         Missing special tokens are `added`. Raises UserError if it is missing or broken.
@@ -91,13 +100,14 @@ class Tokenizer:
             path = found[0]
         text = read_text(path)
         with _explained(str(path), "not a tokenizer.json or BERT vocab.txt"):
-            return cls(_bert(text, is_lower) if path.suffix == ".txt" else Backend.from_str(text), str(path))
+            backend = _bert(text, is_lower) if path.suffix == ".txt" else Backend.from_str(text)
+            return cls(backend, str(path), ends=ends)
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
+    def from_json(cls, text: str, *, ends: bool = False) -> "Tokenizer":
         """Undo `to_json`."""
         with _explained("tokenizer", "not a tokenizer.json"):
-            return cls(Backend.from_str(text), "tokenizer")
+            return cls(Backend.from_str(text), "tokenizer", ends=ends)
 
     @classmethod
     def train(cls, captions: Collection[str], vocab_size: int) -> "Tokenizer":
@@ -164,14 +174,21 @@ class Tokenizer:
         T ≤ max_length.
         """
         encoding = self.encoding(text, max_length)
-        return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
+        special = self.cut(encoding.special_tokens_mask, max_length, 1)
+        return np.array(self.cut(encoding.ids, max_length, self.end_id)), np.array(special, dtype=bool)
+
+    def cut(self, values: list[Any], max_length: int, of_end: Any) -> list[Any]:
+        """Return the values of the first tokens, with that of the end token if texts keep it."""
+        is_cut = self.end_id is not None and len(values) > max_length
+        return [*values[: max_length - 1], of_end] if is_cut else values[:max_length]
 
     def words(self, text: str, max_length: int) -> np.ndarray:
         """Return the word of each token of `encode`, int64 (T,); -1: none.
 
         Words are as the tokenizer splits texts.
         """
-        return np.array([-1 if word is None else word for word in self.encoding(text, max_length).word_ids[:max_length]])
+        words = self.cut(self.encoding(text, max_length).word_ids, max_length, None)
+        return np.array([-1 if word is None else word for word in words])
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and specials as `encode` does, and which are masks.
@@ -197,14 +214,14 @@ class Tokenizer:
                 last = place
             elif word not in words or spaced[start:end].strip():  # a space before the letter belongs to it
                 kept.append((token, special, False))
-        ids, special, is_masked = zip(*kept[:max_length], strict=True)
+        ids, special, is_masked = zip(*self.cut(kept, max_length, (self.end_id, 1, False)), strict=True)
         return np.array(ids), np.array(special, dtype=bool), np.array(is_masked)
 
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
         """Return the characters of each token of `encode`: first and end; special: empty."""
         encoding = self.encoding(text, max_length)
         tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        return [(0, 0) if special else span for span, special in tokens][:max_length]
+        return self.cut([(0, 0) if special else span for span, special in tokens], max_length, (0, 0))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return text, special tokens left out."""
@@ -226,6 +243,67 @@ def _bert(text: str, is_lower: bool) -> Backend:
     backend = tokenizers.BertWordPieceTokenizer(vocab, lowercase=is_lower)._tokenizer
     # the file lists special tokens as ordinary ones; declare them for masks and decoding
     backend.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocab])
+    return backend
+
+
+def read_published(path: Path, *, is_siglip: bool, cleans: bool) -> tuple[Tokenizer, int]:
+    """Return the tokenizer of a published CLIP or SigLIP, and the token that fills texts.
+
+    Raises UserError. path: a file, or a folder with a spiece.model (SigLIP), a tokenizer.json, or CLIP's vocab.json and
+    merges.txt. cleans: without punctuation, as SigLIP's own tokenizer does in any case.
+    """
+    folder = path if path.is_dir() else path.parent
+    names = ("spiece.model", "tokenizer.json", "vocab.json") if path.is_dir() else (path.name,)
+    if (file := next((each for name in names if (each := folder / name).is_file()), None)) is None:
+        raise UserError(f"{path}: holds no tokenizer ({', '.join(names)}); name the file with --tokenizer")
+    try:
+        backend = _of_pieces(file) if file.suffix == ".model" else _of_merges(file) if file.name == "vocab.json" else None
+        backend = backend or Backend.from_str(read_text(file))
+    except ModuleNotFoundError as error:
+        raise UserError(f"{file}: reading it needs {error.name}: pip install {error.name}") from None
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{file}: not a tokenizer ({error})") from None
+    vocab, settings = backend.get_vocab(with_added_tokens=True), folder / "tokenizer_config.json"
+    given = (read_json(settings, dict) if settings.is_file() else {}).get("pad_token")
+    end = next((name for name in ("</s>", "<eos>") if is_siglip and name in vocab), END)
+    fill = str(given.get("content") if isinstance(given, dict) else given or end)
+    if missing := {end, fill} - vocab.keys():
+        raise UserError(f"{file}: has no token {missing.pop()}, which these texts need; name another with --tokenizer")
+    if is_siglip:
+        cleaning: list[Any] = [normalizers.Lowercase()]
+        if cleans or isinstance(backend.model, models.Unigram):
+            changes = {r"[!-/:-@\[-`{-~]": "", r"\s+": " ", r"^\s+|\s+$": ""}
+            cleaning += [normalizers.Replace(Regex(pattern), new) for pattern, new in changes.items()]
+        backend.normalizer = normalizers.Sequence([*cleaning, *([backend.normalizer] if backend.normalizer else [])])
+        backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, vocab[end])])
+    return Tokenizer(backend, str(file), ends=True), vocab[fill]
+
+
+def _of_merges(file: Path) -> Backend:
+    """Return CLIP's tokenizer of a vocab.json and the merges.txt next to it."""
+    backend = Backend(models.BPE.from_file(str(file), str(file.with_name("merges.txt")), end_of_word_suffix="</w>"))
+    changes = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    split = pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True)
+    backend.normalizer = normalizers.Sequence(changes)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([START, END])
+    ends = [(name, backend.token_to_id(name)) for name in (START, END)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    return backend
+
+
+def _of_pieces(file: Path) -> Backend:
+    """Return SigLIP's tokenizer of a sentencepiece model, without its cleaning."""
+    from sentencepiece import sentencepiece_model_pb2 as pb  # pyright: ignore[reportMissingImports]
+
+    found: Any = pb.ModelProto.FromString(read_bytes(file))
+    pieces = [(piece.piece, piece.score) for piece in found.pieces]
+    backend = Backend(models.Unigram(pieces, found.trainer_spec.unk_id, found.trainer_spec.byte_fallback))
+    charsmap = found.normalizer_spec.precompiled_charsmap
+    backend.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap)] if charsmap else [])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    backend.decoder = decoders.Metaspace()
     return backend
 
 

@@ -12,15 +12,23 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
+from eve_vl.config import InputConfig
 from eve_vl.data.records import Unencoded
 
 MAX_ASPECT = 4 / 3
+LONGEST = 64  # times the shorter side that a centre crop resizes: a line of pixels would fill the memory
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 def whole_box(height: int, width: int) -> Box:
     """Return the box of a whole image; EVE tests on images squeezed to a square."""
     return 0, 0, height, width
+
+
+def centre_box(height: int, width: int) -> Box:
+    """Return the box of a whole image without the ends of a very long one."""
+    box_height, box_width = min(height, LONGEST * width), min(width, LONGEST * height)
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
@@ -40,15 +48,18 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crop:
-    """A box of an image, resized (bicubic) to a square of `size` pixels.
+    """A box of an image, resized to a square of `size` pixels.
 
     choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A JPEG is decoded at
-    a smaller size if the box keeps `sharpness` pixels per pixel of the square.
+    a smaller size if the box keeps `sharpness` pixels per pixel of the square. is_centre: resize the shorter side of the box
+    and cut out the middle, instead of changing its aspect ratio.
     """
 
     size: int
     choose: Callable[[int, int], Box] = whole_box
     sharpness: float = 1.0
+    interpolation: str = "bicubic"
+    is_centre: bool = False
 
     def divisor(self, box: Box) -> int:
         """Return the largest divisor for the sides of the image.
@@ -65,23 +76,33 @@ class Crop:
         top, left, height, width = box
         rows = slice(top // divisor, -(-(top + height) // divisor))
         columns = slice(left // divisor, -(-(left + width) // divisor))
-        part = pixels[:, rows, columns]
-        if part.shape[1:] == (self.size, self.size):
-            return part
-        return F.interpolate(part[None], (self.size, self.size), mode="bicubic", antialias=True)[0]
+        part, size, short = pixels[:, rows, columns], self.size, min(height, width)
+        wanted = (size * height // short, size * width // short) if self.is_centre else (size, size)
+        if part.shape[1:] != wanted:
+            part = F.interpolate(part[None], wanted, mode=self.interpolation, antialias=True)[0]
+        top, left = ((side - size) // 2 for side in wanted)
+        return part[:, top : top + size, left : left + size]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Choose a box of a whole image and cut it out."""
         return self.cut(pixels, self.choose(*pixels.shape[1:]))
 
 
-def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
+def eval_crop(sizes: InputConfig) -> Crop:
+    """Return the square of a whole image, without chance."""
+    if sizes.resize == "squash":
+        return Crop(size=sizes.image_size, interpolation=sizes.interpolation)
+    return Crop(size=sizes.image_size, choose=centre_box, interpolation=sizes.interpolation, is_centre=True)
+
+
+def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
     """Return a crop that samples a new box for every image.
 
     An eighth less sharpness is less than the aspect ratio changes either side. With it, 73 % instead of 24 % of the
     224-pixel crops of 640×480 are decoded at half size (benchmarks/loader.py).
     """
-    return Crop(size=size, choose=partial(random_box, rng=rng, scale=scale), sharpness=7 / 8)
+    choose = partial(random_box, rng=rng, scale=scale)
+    return Crop(size=sizes.image_size, choose=choose, sharpness=7 / 8, interpolation=sizes.interpolation)
 
 
 def to_tensor(image: Unencoded, crop: Crop | None = None) -> Tensor:

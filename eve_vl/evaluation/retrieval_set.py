@@ -20,7 +20,7 @@ from eve_vl.data.dataset import ImageBatch, Position, RowBatch, Sample, SampleSe
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.records import GeneratedSource, Source, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop
+from eve_vl.data.transforms import eval_crop
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.train.processes import gather_objects, rank
@@ -144,7 +144,7 @@ class SearchSet(SampleSet):
         source, row = self.images[index]
         try:
             pair = self.sources[source][row]
-            image = dataset.decode(pair.image, pair.where, crop=Crop(size=self.config.input.image_size))
+            image = dataset.decode(pair.image, pair.where, crop=eval_crop(self.config.input))
         except BadSampleError as error:
             return dataset.unusable(error)
         names = {"where": pair.where, "name": row_name(pair), "labels": pair.labels}

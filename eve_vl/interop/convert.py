@@ -35,6 +35,7 @@ FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
 """Flags of `eve convert` for all families."""
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
 HEAD_WIDTH = 64  # of an attention head in all published sizes
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
 MAX_LISTED = 10  # keys in a message
 ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError)
 """Errors of reading or computing with tensors of another kind of file."""
@@ -79,6 +80,8 @@ class Plan:
     """Words of a text that published evaluation keeps, if the tokenizer is to strip texts as it does."""
     text_length: int | None = None
     """Length to cut text positions to; None: that of `sizes`."""
+    tokenizer: Tokenizer | None = None
+    """Its own, if it brings one."""
     is_partial: bool = False
     """Whether tensors without a source start at random."""
     notes: str = ""
@@ -98,19 +101,20 @@ class Family:
     """Returns what the tensors of a file become; `--drop` and odd tensors are dealt with. Raises UserError."""
 
 
-def import_weights(families: Iterable[Family], tensors: Mapping[str, Tensor], args: ConvertArgs) -> str:
+def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], args: ConvertArgs) -> str:
     """Write a checkpoint's run folder and return a summary.
 
     The first family that matches plans it. Raises UserError.
     """
-    family, where, run = next(each for each in families if each.matches(tensors)), str(args.source), args.target
+    family = next((each for each in families if each.matches(tensors)), families[-1])
+    where, run = str(args.source), args.target
     args.refuse_without_effect((*FLAGS, *family.flags), family.title)
-    if args.tokenizer is None:
-        raise UserError(f"{where}: holds no tokenizer; name the file with --tokenizer")
     check_new(run)
     plan = planned(family, dict(tensors), where, args)
+    if args.tokenizer is None and plan.tokenizer is None:
+        raise UserError(f"{where}: holds no tokenizer; name the file with --tokenizer")
     config = replace(config_for(plan, run, where), recipe=plan.name)
-    words = Tokenizer.load(args.tokenizer)
+    words = plan.tokenizer or Tokenizer.load(args.tokenizer or Path())
     if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (size := embedded.shape[:1].numel()):
         fix = "bring the tokenizer that it was trained with"
         raise UserError(f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; {fix}")
@@ -298,6 +302,17 @@ def token_head(theirs: str) -> Table:
     """Return the sources of the token head, which VLMo and M3AE call `theirs`."""
     layers = {"fc1": "transform.dense", "norm": "transform.LayerNorm", "fc2.weight": "decoder.weight", "fc2.bias": "bias"}
     return under("token_head.", f"{theirs}.", layers)
+
+
+def of_our_pixels(conv_DCPP: Tensor, std: Sequence[float]) -> Tensor:
+    """Return the projection of our pixels p: theirs are (p / 2 + 1 / 2 - mean) / std."""
+    return conv_DCPP / (2 * torch.tensor(std)[:, None, None])
+
+
+def bias_of_our_pixels(conv_DCPP: Tensor, *biases: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return the bias of that projection."""
+    added = (of_our_pixels(conv_DCPP, std) * (1 - 2 * torch.tensor(mean))[:, None, None]).sum((1, 2, 3))
+    return sum(biases, start=added)
 
 
 def count(pattern: str, names: Iterable[str]) -> int:

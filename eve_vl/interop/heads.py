@@ -169,7 +169,7 @@ class RetrievalHeads(ContrastHeads):
             outputs["text_embeds"] = task.text_features(ids, is_padding)
         if images is not None and ids is not None:
             if task.is_comparable:
-                similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / task.contrast.features.temperature
+                similarity_IC = task.contrast.features.logits(outputs["image_embeds"], outputs["text_embeds"])
                 outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
             if task.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = task.match(images, ids, is_padding)[0]

@@ -323,7 +323,7 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
     Raises UserError.
     """
     folder = expand_user(path)
-    tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str())
+    tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str(), ends=model.config.run.model.reads_text_end)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}")
     write_run(folder, dataclasses.replace(model.config.run, out=folder), tokenizer, model.task)

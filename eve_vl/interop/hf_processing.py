@@ -24,14 +24,16 @@ WHOLE = sys.maxsize  # tokens
 class EveImageProcessor(BaseImageProcessor):
     """Images in any form that `Eve` takes, resized to a square.
 
-    They are normalised with mean = std = 0.5. size: {"height": H, "width": H}. A JPEG as a path or bytes is shrunk during
-    decoding, as in evaluation. One that Pillow has decoded differs a little.
+    They are normalised with mean = std = 0.5. size: {"height": H, "width": H}. form, interpolation: `input.resize` and
+    `input.interpolation` of the run. A JPEG as a path or bytes is shrunk during decoding, as in evaluation. One that Pillow has
+    decoded differs a little.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
-    def __init__(self, size: dict[str, int] | None = None, **kwargs: Any):
+    def __init__(self, size: dict[str, int] | None = None, form: Any = "squash", interpolation: Any = "bicubic", **kwargs: Any):
         super().__init__(**kwargs)
+        self.form, self.interpolation = form, interpolation
         side = InputConfig.image_size
         self.size = size or {"height": side, "width": side}
         if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
@@ -44,7 +46,8 @@ class EveImageProcessor(BaseImageProcessor):
 
         Raises UserError.
         """
-        pixels = [image.pixels(self.size["height"]) for image in given_images(images)]
+        sizes = InputConfig(image_size=self.size["height"], resize=self.form, interpolation=self.interpolation)
+        pixels = [image.pixels(sizes) for image in given_images(images)]
         if not pixels:
             raise UserError("images is an empty list")
         return BatchFeature({"pixel_values": normalize(torch.stack(pixels))}, tensor_type=return_tensors)
@@ -70,6 +73,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
             pad_token=name_of(tokenizer.pad_id),
             cls_token=name_of(tokenizer.cls_id),
             mask_token=name_of(tokenizer.mask_id),
+            **({"eos_token": name_of(tokenizer.end_id)} if tokenizer.end_id is not None else {}),
             split_special_tokens=True,
         )
 
@@ -92,13 +96,15 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         backend, is_one = self.backend_tokenizer, isinstance(text, str)
         texts = [text] if is_one else list(text)
         if split_special_tokens is False:
-            own = Tokenizer(backend, "tokenizer")
+            own = Tokenizer(backend, "tokenizer", ends=self.eos_token is not None)
             rows = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in texts]
         else:
             backend.encode_special_tokens = True
             rows = [each.ids for each in backend.encode_batch(texts)]
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
-            rows = [row[:max_length] for row in rows]
+            end = [] if self.eos_token_id is None else [self.eos_token_id]  # which a text that is cut keeps
+            longest = max_length or WHOLE
+            rows = [row if len(row) <= longest else row[: longest - len(end)] + end for row in rows]
         padding: dict[str, Any] = {name: kwargs.get(name) for name in ("pad_to_multiple_of", "padding_side", "return_tensors")}
         found = self.pad({"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding)
         if not is_one or padding["return_tensors"] is not None:
@@ -121,7 +127,8 @@ class EveProcessor(ProcessorMixin):
         """Return the processor of a run's inputs."""
         size = {"height": sizes.image_size, "width": sizes.image_size}
         padding = "max_length" if sizes.padded_text_length else "longest"
-        return cls(EveImageProcessor(size=size), EveTokenizerFast.from_eve(tokenizer, sizes), padding=padding)
+        images = EveImageProcessor(size=size, form=sizes.resize, interpolation=sizes.interpolation)
+        return cls(images, EveTokenizerFast.from_eve(tokenizer, sizes), padding=padding)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -36,13 +36,7 @@ TRACED_BATCH = 3
 LONGEST = 1_000_000  # tokens; cut to the run's longest text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
-PIXELS = "RGB from 0 to 255, the whole image resized to a square, bicubic with antialiasing"
-INPUTS = {name: {"dtype": "uint8", "meaning": PIXELS} for name in ("pixels", "left", "right")} | {
-    "ids": {"dtype": "int64", "meaning": "of the tokenizer, [CLS] first, cut to max_text_tokens, then filled with pad_id"},
-    "is_padding": {"dtype": "bool", "meaning": "true where a text has no token"},
-}
-INPUTS |= {f"right_{name}": INPUTS[name] for name in ("ids", "is_padding")}
-"""Type and meaning of the graphs' inputs."""
+FORMS = {"squash": "the whole image resized to a square", "crop": "the middle of an image whose shorter side is resized"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +159,24 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
     return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)})[0]
 
 
+def inputs_of(run: LoadedRun) -> dict[str, dict[str, Any]]:
+    """Return type, meaning and shape of the graphs' inputs by name."""
+    sizes, text = run.config.input, ["batch", run.config.input.padded_text_length or "tokens"]
+    pixels = f"RGB from 0 to 255, {FORMS[sizes.resize]}, {sizes.interpolation} with antialiasing"
+    order = "[CLS] first, cut to max_text_tokens"
+    if run.tokenizer.end_id is not None:
+        order = "[CLS] last, which a text cut to max_text_tokens keeps"
+    image = {"dtype": "uint8", "meaning": pixels, "shape": ["batch", 3, sizes.image_size, sizes.image_size]}
+    ids = {"dtype": "int64", "meaning": f"of the tokenizer, {order}, then filled with pad_id", "shape": text}
+    is_padding = {"dtype": "bool", "meaning": "true where a text has no token", "shape": text}
+    shaped = dict.fromkeys(("pixels", "left", "right"), image) | {"ids": ids, "is_padding": is_padding}
+    return shaped | {"right_ids": ids, "right_is_padding": is_padding}
+
+
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
     """Return the texts of the folder's other files by name."""
     sizes, graphs = run.config.input, heads_of(run.task).graphs()
-    image, text, parts = ["batch", 3, sizes.image_size, sizes.image_size], ["batch", "tokens"], {}
-    shaped = {name: about | {"shape": image if about["meaning"] == PIXELS else text} for name, about in INPUTS.items()}
+    shaped, parts = inputs_of(run), {}
     for one in exported:
         graph = graphs[one.name]
         inputs = {name: shaped[name] for name in graph.inputs}

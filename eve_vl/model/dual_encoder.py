@@ -45,8 +45,12 @@ class Tower(nn.Module):
         super().__init__()
         D, eps, is_image = config.embed_dim, config.tower_norm_eps, isinstance(embed, ImageEmbed)
         is_post_norm = config.towers == "clip_roberta" and not is_image  # then the last block ends in a norm
-        self.embed = embed
-        self.norm_pre = layer_norm(D, eps) if is_image else nn.Identity()
+        is_siglip = config.towers == "siglip"
+        self.embed, self.reads_padding = embed, is_siglip and not is_image
+        self.reads_end = config.reads_text_end and not is_image
+        self.is_causal = config.towers == "clip" and not is_image
+        self.norm_pre = layer_norm(D, eps) if is_image and not is_siglip else nn.Identity()
+        self.pool = AttentionPool(config) if is_image and is_siglip else None
         self.blocks = nn.ModuleList(
             PostNormBlock(config) if is_post_norm else Block(config.block, "shared", norm_eps=eps) for _ in range(depth)
         )
@@ -56,11 +60,49 @@ class Tower(nn.Module):
     def forward(self, *inputs: Any, **more: Any) -> Tokens:
         """Return the states of the embedding's inputs."""
         tokens = self.embed(*inputs, **more)
+        if self.reads_padding:
+            tokens = replace(tokens, is_padding_BN=None, num_real=None)
         rows = PackedTokens.of(tokens, self.num_heads)
         x_SD = self.norm_pre(rows.collect(tokens.x_BND))
+        bias = [None, causal_bias(tokens.x_BND)] if self.is_causal else []
         for block in self.blocks:
-            x_SD, _ = block(x_SD, rows)
+            x_SD, _ = block(x_SD, rows, *bias)
         return replace(tokens, x_BND=rows.grid(x_SD), patch_BK=None)
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the states (B, D) that represent images or texts, of their tokens' states."""
+        x_BND, is_padding_BN = tokens.x_BND, tokens.is_padding_BN
+        if self.pool is not None:
+            return self.pool(x_BND)
+        if not self.reads_end:
+            return x_BND[:, 0]
+        if is_padding_BN is None:
+            return x_BND[:, -1]
+        last_B = (~is_padding_BN).sum(1) - 1
+        return x_BND.gather(1, last_B[:, None, None].expand(-1, 1, x_BND.shape[2]))[:, 0]
+
+
+class AttentionPool(nn.Module):
+    """Attention of a learned query to the patches, and a feed-forward network (SigLIP's MAP head)."""
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(config.embed_dim))
+        self.attn = Attention(config.embed_dim, config.num_heads)
+        self.norm = layer_norm(config.embed_dim, config.tower_norm_eps)
+        self.ffn = FeedForward(config.embed_dim, config.block.ffn_dim, config.activation)
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        """Pool the states of patches: (B, P, D) to (B, D)."""
+        x_B1D = self.attn(self.query.expand(x_BPD.shape[0], 1, -1), None, keys_BMD=x_BPD)
+        return (x_B1D + self.ffn(self.norm(x_B1D)))[:, 0]
+
+
+def causal_bias(x_BND: Tensor) -> Tensor:
+    """Return what to add to scores so that no token attends to later ones, (1, 1, N, N)."""
+    position_N = torch.arange(x_BND.shape[1], device=x_BND.device)
+    is_later_NN = position_N > position_N[:, None]
+    return torch.zeros_like(is_later_NN, dtype=x_BND.dtype).masked_fill(is_later_NN, float("-inf"))[None, None]
 
 
 class CoAttention(nn.Module):
@@ -141,10 +183,12 @@ class DualEncoder(Backbone):
         super().__init__()
         self.config: DualEncoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
-        image, eps = ImageEmbed(config.embed_dim, sizes, config.stem), config.tower_norm_eps
-        text = TextEmbed(config, sizes, vocab_size, eps, is_bert=config.towers == "clip_roberta")
+        image = ImageEmbed(config.embed_dim, sizes, config.stem, has_cls=config.towers != "siglip")
+        is_bert = config.towers == "clip_roberta"
+        text = TextEmbed(config.of_text, sizes, vocab_size, config.tower_norm_eps, is_bert=is_bert)
+        text.norm = nn.Identity() if config.reads_text_end else text.norm  # CLIP norms no words
         self.image: Tower = Tower(image, config, config.image_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.text: Tower = Tower(text, config, config.text_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.text: Tower = Tower(text, config.of_text, config.text_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
         if config.fusion_depth:
             self.fusion = Fusion(config)
 
@@ -169,12 +213,13 @@ class DualEncoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Return the [CLS] state of images or texts (B, D), and no routers.
+        """Return the state of the [CLS] or the end of images or texts (B, D), and no routers.
 
         Of pairs: both pooled states, (B, 2·D).
         """
         if image is None or text is None:
-            return self._alone(image, text, final_norm=final_norm).x_BND[:, 0], [[]]
+            tower = self.text if image is None else self.image
+            return tower.pooled(self._alone(image, text, final_norm=final_norm)), [[]]
         images, texts = self._fused(image, text, "all" if self.computes_all else "cls")
         pooled = self.fusion.text_pooler(texts.x_BND[:, 0]), self.fusion.image_pooler(images.x_BND[:, 0])
         return torch.cat(pooled, dim=1).tanh(), [[]]
@@ -209,7 +254,8 @@ class DualEncoder(Backbone):
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         """Resize another model's image positions to this model's patches, and its text positions."""
-        tensors, image = resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
+        has_cls = self.config.towers != "siglip"
+        tensors, image = resized_positions(tensors, "image.embed.positions", self.sizes.num_patches, has_cls=has_cls)
         tensors, text = fitted_text_positions(tensors, "text.embed.positions", self.sizes.text_length)
         return tensors, "; ".join(filter(None, (image, text))) or None
 
@@ -218,6 +264,8 @@ class DualEncoder(Backbone):
 
         First layer to last; the row of each [CLS] is 0.
         """
+        if self.image.pool is not None:
+            return ["image.pool.attn"], 0
         if at_pair:
             return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)], 0
         return [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)], 0

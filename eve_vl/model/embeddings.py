@@ -135,17 +135,20 @@ class BlockStem(nn.Sequential):
 
 
 class ImageEmbed(nn.Module):
-    """Patch embedding, image [CLS], learned positions if any, image type embedding."""
+    """Patch embedding, image [CLS] and learned positions if any, image type embedding."""
 
-    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True):
+    def __init__(
+        self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True, has_cls: bool = True
+    ):
         super().__init__()
         self.sizes = sizes
         if stem == "linear":
             self.proj = nn.Linear(sizes.patch_dim, embed_dim)
         else:
             self.proj = {"conv": ConvStem, "patch_conv": BlockStem}[stem](embed_dim, sizes.patch_size)
-        self.cls = nn.Parameter(torch.empty(embed_dim))
-        self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim)) if has_positions else None
+        self.cls = nn.Parameter(torch.empty(embed_dim)) if has_cls else None
+        num_positions = has_cls + sizes.num_patches
+        self.positions = nn.Parameter(torch.empty(num_positions, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(
@@ -156,13 +159,15 @@ class ImageEmbed(nn.Module):
         instead: positions (int64, (B, M)) of patches, and the embeddings that replace theirs, (B, M, D).
         """
         side = pixels_BCHW.shape[2] // self.sizes.patch_size
-        x_BPD, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
-        x_BPD = x_BPD if instead is None else scatter_patches(x_BPD, *instead)
+        x_BND, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
+        x_BND = x_BND if instead is None else scatter_patches(x_BND, *instead)
         if self.positions is not None:
-            positions = resize_positions(self.positions, side**2)
-            cls_D, patch_PD = positions[0] + cls_D, positions[1:]
-            x_BPD = x_BPD + (patch_PD if keep_BK is None else patch_PD[keep_BK])
-        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(x_BPD.shape[0], 1, -1), x_BPD], dim=1) + self.type_embed
+            positions = resize_positions(self.positions, side**2, has_cls=cls_D is not None)
+            cls_D, patch_PD = (None, positions) if cls_D is None else (positions[0] + cls_D, positions[1:])
+            x_BND = x_BND + (patch_PD if keep_BK is None else patch_PD[keep_BK])
+        if cls_D is not None:
+            x_BND = torch.cat([cls_D.to(x_BND.dtype).expand(x_BND.shape[0], 1, -1), x_BND], dim=1)
+        x_BND = x_BND + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1], patch_BK=keep_BK)
 
     def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
@@ -183,26 +188,29 @@ class ImageEmbed(nn.Module):
         return gather_patches(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
 
 
-def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
+def resize_positions(positions: Tensor, num_patches: int, *, has_cls: bool = True) -> Tensor:
     """Resize a learned square grid bicubically: (1 + num_patches, D), [CLS] first."""
-    if num_patches == len(positions) - 1:
+    cls, grid = positions[:has_cls], positions[has_cls:]
+    if num_patches == len(grid):
         return positions
-    old, new = round((len(positions) - 1) ** 0.5), round(num_patches**0.5)
-    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    old, new = round(len(grid) ** 0.5), round(num_patches**0.5)
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
 
 
-def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -> tuple[dict[str, Tensor], str | None]:
+def resized_positions(
+    tensors: dict[str, Tensor], name: str, num_patches: int, *, has_cls: bool = True
+) -> tuple[dict[str, Tensor], str | None]:
     """Resize the image positions in another backbone's weights.
 
     Returns the weights, and a sentence if resized.
     """
     there = tensors.get(name)
-    if there is None or len(there) == num_patches + 1:
+    if there is None or len(there) == num_patches + has_cls:
         return tensors, None
-    resized = f"positions resized from {len(there) - 1} to {num_patches} patches"
-    return tensors | {name: resize_positions(there, num_patches)}, resized
+    resized = f"positions resized from {len(there) - has_cls} to {num_patches} patches"
+    return tensors | {name: resize_positions(there, num_patches, has_cls=has_cls)}, resized
 
 
 def fitted_text_positions(tensors: dict[str, Tensor], name: str, length: int) -> tuple[dict[str, Tensor], str | None]:
@@ -231,7 +239,7 @@ class TextEmbed(nn.Module):
         super().__init__()
         embed_dim, self.longest, self.is_bert = config.embed_dim, sizes.text_length, is_bert
         self.words = nn.Embedding(vocab_size, embed_dim)
-        self.norm = layer_norm(embed_dim, eps)
+        self.norm: nn.Module = layer_norm(embed_dim, eps)
         self.dropout = nn.Dropout(config.dropout)
         self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))

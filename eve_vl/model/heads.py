@@ -130,13 +130,22 @@ class SiameseHead(nn.Module):
 
 
 class ContrastHead(nn.Module):
-    """Projections of two [CLS] states to features of length 1, and a temperature."""
+    """Projections of two [CLS] states to features of length 1, and a temperature.
 
-    def __init__(self, embed_dim: int, projection_dim: int):
+    is_siglip: texts have a bias, and `logit_bias` is the one of SigLIP's sigmoid, which no softmax needs.
+    """
+
+    def __init__(self, image_dim: int, text_dim: int, projection_dim: int, *, is_siglip: bool = False):
         super().__init__()
-        self.image = nn.Linear(embed_dim, projection_dim, bias=False)
-        self.text = nn.Linear(embed_dim, projection_dim, bias=False)
+        self.image = nn.Linear(image_dim, projection_dim, bias=False)
+        self.text = nn.Linear(text_dim, projection_dim, bias=is_siglip)
         self.temperature = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Buffer(torch.zeros(())) if is_siglip else None
+
+    def logits(self, image_Id: Tensor, text_Cd: Tensor) -> Tensor:
+        """Return the logits (I, C) of features."""
+        logits_IC = image_Id @ text_Cd.T / self.temperature
+        return logits_IC if self.logit_bias is None else logits_IC + self.logit_bias
 
     def image_features(self, cls_BD: Tensor) -> Tensor:
         """Return image features, float32 (B, d), of states (B, D)."""

@@ -5,6 +5,7 @@ Letters: B batch, N tokens, M keys, S rows of a batch, D width, H heads, F feed-
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -167,7 +168,9 @@ def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Te
     return scores_BHNM.softmax(-1, dtype=torch.float32).to(q_BHNd.dtype)  # softmax in bfloat16 is slower on a CPU
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu} | {
+    "gelu_tanh": partial(F.gelu, approximate="tanh")
+}
 
 
 class FeedForward(nn.Module):

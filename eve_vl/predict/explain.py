@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eve_vl.config import InputConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.model import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
@@ -76,6 +77,11 @@ def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
     return ((1 - share) * image + share * colors).round().astype(np.uint8)
 
 
+def shown(image: GivenImage, sizes: InputConfig) -> np.ndarray:
+    """Return what a run sees of an image, uint8 (H, W, 3): all of it in its own form, or the middle."""
+    return image.whole() if sizes.resize == "squash" else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Score that Grad-CAM differentiates: logits (R, C) and the class of each row."""
@@ -128,8 +134,9 @@ def heatmap(
     cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", evidence.score)
     if not matters_BN[:, rows].any():
         raise UserError(f'block {block}: the attention of "{word}" has no effect on {evidence.words}; choose an earlier block')
-    grids_B1rc = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu().view(len(images), 1, round(P**0.5), -1)
-    source_images = tuple(one.whole() for one in images)
+    first = int(getattr(task.config.model, "towers", "") != "siglip")  # after the image's [CLS]
+    grids_B1rc = cam_BNN[:, rows, first : first + P].sum(1).float().cpu().view(len(images), 1, round(P**0.5), -1)
+    source_images = tuple(shown(one, task.config.input) for one in images)
     heat = [
         F.interpolate(grid_1rc[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
         for grid_1rc, image in zip(grids_B1rc, source_images, strict=True)

@@ -25,7 +25,7 @@ from eve_vl.data.masking import PairBatch
 from eve_vl.data.readers import parse_spec, sniff
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop
+from eve_vl.data.transforms import eval_crop
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import expand_user, is_text
@@ -65,12 +65,12 @@ class GivenImage:
         image.thumbnail((longest, longest))
         return np.asarray(image)
 
-    def pixels(self, image_size: int) -> Tensor:
+    def pixels(self, sizes: InputConfig) -> Tensor:
         """Return the square that evaluation uses, uint8 (3, image_size, image_size).
 
         Raises UserError.
         """
-        return decode(self.ref, self.where, crop=Crop(size=image_size))
+        return decode(self.ref, self.where, crop=eval_crop(sizes))
 
 
 def listed(value: object) -> Iterable[Any] | None:
@@ -141,7 +141,7 @@ def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: t
 class Inputs:
     """Batches from user input, as in evaluation.
 
-    Images are squeezed to a square, texts are cut.
+    Images become squares, texts are cut.
     """
 
     def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
@@ -223,7 +223,7 @@ class Inputs:
         return self.tokenizer.encode(text, self.config.max_text_tokens)
 
     def _pixels(self, image: GivenImage) -> Tensor:
-        return image.pixels(self.config.image_size)
+        return image.pixels(self.config)
 
     def _batch(
         self, kind: type[RowBatch], images: Sequence[GivenImage], ids: Iterable[np.ndarray], **columns: Iterable[Any]

@@ -263,7 +263,13 @@ def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
 
 
 def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OWN, **train: Any) -> Config:
-    """Return a run on the encoder of another run."""
+    """Return a run on the encoder of another run.
+
+    A search on towers such as CLIP's keeps their heads.
+    """
+    if isinstance(task, RetrievalConfig) and isinstance(init.task, RetrievalConfig) and init.model.reads_text_end:
+        width = init.task.projection_dim
+        task = replace(task, itm_weight=0.0, rerank=0, rerank_by="match", pooling="cls", projection_dim=width)
     return Config(
         recipe=recipe,
         out=Path("runs") / recipe,

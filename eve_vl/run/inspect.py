@@ -54,7 +54,8 @@ def inspect_run(path: Path) -> Inspection:
     """Count a run folder, with its tokenizer's vocabulary. Raises UserError."""
     folder = chosen_checkpoint(path)
     config = read_config(folder)
-    return inspect_config(config, Tokenizer.load(folder / "tokenizer.json").vocab_size, read_labels(folder, config))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", ends=config.model.reads_text_end)
+    return inspect_config(config, tokenizer.vocab_size, read_labels(folder, config))
 
 
 def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequence[str] = ()) -> Inspection:

@@ -75,7 +75,7 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     folder = checkpoint.chosen_checkpoint(expand_user(path))
     step = checkpoint.verify(folder, to_resume=False)["step"]
     config = read_config(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", ends=config.model.reads_text_end)
     with torch.device("meta"):  # random initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)

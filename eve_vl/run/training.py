@@ -258,12 +258,13 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
 
     It is from its folder, the --init run or tokenizer.path, or trained on the captions.
     """
+    ends = config.model.reads_text_end
     if folders := checkpoint.known_checkpoints(config.out):
-        return Tokenizer.load(folders[-1] / "tokenizer.json")
+        return Tokenizer.load(folders[-1] / "tokenizer.json", ends=ends)
     if config.init is not None:
-        return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
+        return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json", ends=ends)
     if config.tokenizer.path is not None:
-        return Tokenizer.load(config.tokenizer.path)
+        return Tokenizer.load(config.tokenizer.path, ends=ends)
     text = None
     if is_main():  # one process trains it for all
         vocab_size, data = config.tokenizer.vocab_size, config.data
@@ -271,7 +272,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
             text = train_tokenizer(data.train, data, vocab_size).to_json()
         else:
             text = tokenizer_of(sources, vocab_size).to_json()
-    return Tokenizer.from_json(processes.gather_objects(text)[0])
+    return Tokenizer.from_json(processes.gather_objects(text)[0], ends=ends)
 
 
 def with_init_tokenizer(config: Config) -> Config:

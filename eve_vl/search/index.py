@@ -283,13 +283,13 @@ class Index:
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
         """Order the first `rerank` hits by the matching head; unreadable images follow."""
-        size, readable, unreadable = self.encoder.run.config.input.image_size, [], []
-        asked = shrunk(given_image(given), size) if captions else given
+        sizes, readable, unreadable = self.encoder.run.config.input, [], []
+        asked = shrunk(given_image(given), sizes) if captions else given
 
         def pairs() -> Iterator[tuple[Any, Any, float]]:  # lazily: one batch of images in memory
             for hit in hits[:rerank]:
                 try:
-                    image, text = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
+                    image, text = (asked, hit.name) if captions else (shrunk(self.image(hit.id), sizes), given)
                 except BadSampleError:
                     unreadable.append(hit)
                 else:

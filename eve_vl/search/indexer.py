@@ -29,7 +29,7 @@ from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
-from eve_vl.data.transforms import Crop
+from eve_vl.data.transforms import Crop, eval_crop
 from eve_vl.search import calibration, nearest, words
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
 from eve_vl.utils.console import progress
@@ -177,7 +177,7 @@ class Update:
         database.wait_for_lock(SECONDS_FOR_READERS)
         # spilling a large transaction would lock out searches long before its commit
         self.db.execute("PRAGMA cache_spill = OFF")
-        self.encoder, self.crop = encoder, Crop(size=encoder.run.config.input.image_size)
+        self.encoder, self.crop = encoder, eval_crop(encoder.run.config.input)
         encode_texts = partial(encoder.encode_text, batch_size=batch_size) if encoder.task.is_comparable else None
         self.images = FeatureWriter(database.images, self._encode_images, self._slots("feature"), batch_size)
         self.texts = FeatureWriter(database.texts, encode_texts, self._slots("text"), batch_size)

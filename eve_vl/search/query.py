@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from eve_vl.config import InputConfig
 from eve_vl.data.readers import absolute
 from eve_vl.data.records import ImagePixels
 from eve_vl.data.tokenizer import Tokenizer
@@ -220,12 +221,12 @@ def known_ids(text: str, tokenizer: Tokenizer, longest: int) -> tuple[np.ndarray
         raise UserError(f"{text!r}: {problem}; use the language of its training")
     words = sum(len(word) ** 2 for word in re.findall(r"\w+", text[: max((end for _, end in spans), default=0)]))
     pieces = sum(len(text[start:end].strip()) ** 2 for start, end in spans)
-    return np.array(encoding.ids[:longest]), min(1.0, pieces / max(words, 1))
+    return np.array(tokenizer.cut(encoding.ids, longest, tokenizer.end_id)), min(1.0, pieces / max(words, 1))
 
 
-def shrunk(image: GivenImage, size: int) -> GivenImage:
+def shrunk(image: GivenImage, sizes: InputConfig) -> GivenImage:
     """Return an image as the run sees it, decoded. Raises UserError."""
-    return GivenImage(ref=ImagePixels(pixels=image.pixels(size).permute(1, 2, 0).contiguous().numpy()), where=image.where)
+    return GivenImage(ref=ImagePixels(pixels=image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()), where=image.where)
 
 
 @torch.no_grad()

@@ -120,8 +120,8 @@ class Service:
         if index is not None:
             index.database.wait_for_lock(LOCKED)
             index.most_reranked = MOST_RERANKED
-            size = index.encoder.run.config.input.image_size
-            own: Any = {"image_size": size, "by_rows": True, "num_reranked": self._num_reranked, "limits": limits}
+            sizes = index.encoder.run.config.input
+            own: Any = {"sizes": sizes, "by_rows": True, "num_reranked": self._num_reranked, "limits": limits}
             self.search = Endpoint(request=Search, call=functools.partial(self._search, index), **own)
         self.compute, self.is_gone = Compute(limits, self.counts.batch), False
         self.counts.queue.set_function(lambda: len(self.compute))

@@ -95,7 +95,8 @@ class Endpoint:
     request: type[Request]
     call: Callable[..., Any]
     limits: Limits
-    image_size: int
+    sizes: Any
+    """The run's section of inputs."""
     by_rows: bool
     """Whether lists are answered row by row; clients can then share a batch."""
     num_reranked: Callable[[Mapping[str, Any]], int] = lambda _: 0
@@ -131,7 +132,7 @@ class Endpoint:
             most = f"at most {self.limits.pixels:,} are accepted in a request"
             raise RequestRefusedError(400, f"{found}, {most}; send fewer, or smaller ones")
         for name, each in opened.items():
-            found = [decoded(image, None if images[name].is_shown else self.image_size) for image, _ in each]
+            found = [decoded(image, None if images[name].is_shown else self.sizes) for image, _ in each]
             is_list = isinstance(values[name], list)
             size += sum(one.pixels.nbytes for one in found) - sum(map(len, values[name] if is_list else [values[name]]))
             values[name] = found if is_list else found[0]
@@ -199,8 +200,8 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
         call = getattr(eve, name)
         if "batch_size" in inspect.signature(call).parameters:
             call = functools.partial(call, batch_size=limits.batch)
-        size, by_rows = eve.run.config.input.image_size, is_exact and request.by_rows
-        found[name] = Endpoint(request=request, call=call, limits=limits, image_size=size, by_rows=by_rows)
+        sizes, by_rows = eve.run.config.input, is_exact and request.by_rows
+        found[name] = Endpoint(request=request, call=call, limits=limits, sizes=sizes, by_rows=by_rows)
     return found
 
 
@@ -273,7 +274,7 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
     return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
 
 
-def decoded(given: GivenImage, square: int | None) -> ImagePixels:
+def decoded(given: GivenImage, square: Any) -> ImagePixels:
     """Return an image as the run's square, or with at most SHOWN_SIDE pixels a side.
 
     Raises UserError.

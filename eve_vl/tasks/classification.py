@@ -111,7 +111,7 @@ class Classification(Classifier[ClassificationConfig]):
         self.reads = READS[self.settings.inputs]
         self.find_unused_parameters |= self.settings.inputs != "both"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
-        D = config.model.embed_dim
+        D = config.model.text_width if self.settings.inputs == "text" else config.model.embed_dim
         self.class_head = MLPHead(self.encoder.pair_dim if self.settings.inputs == "both" else D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
         if self.is_multilabel:

@@ -98,11 +98,13 @@ class Contrast(nn.Module):
 
     def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
-        embed_dim, retrieval = encoder.config.embed_dim, task if isinstance(task, RetrievalConfig) else None
+        model, retrieval = encoder.config, task if isinstance(task, RetrievalConfig) else None
         drawn = "local" if task.itc_weight else "random_half"
         self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig(itm_negatives=drawn)
         self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
-        heads = [ContrastHead(embed_dim, task.projection_dim or embed_dim) for _ in range(self.num_contrasts)]
+        dims = model.embed_dim, model.text_width, task.projection_dim or model.embed_dim
+        is_siglip = getattr(model, "towers", "") == "siglip"
+        heads = [ContrastHead(*dims, is_siglip=is_siglip) for _ in range(self.num_contrasts)]
         if heads:
             self.features = heads[0]
         self.more_features = nn.ModuleList(heads[1:])

@@ -23,12 +23,11 @@ from torch import Tensor
 
 from eve_vl.config import DualEncoderConfig, HeadlessConfig, InputConfig, RetrievalConfig, TaskConfig
 from eve_vl.interop import ConvertArgs, convert
-from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
+from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, token_head, under
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.systems.m3ae import m3ae_base
 
 BASE = m3ae_base()
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
 FIRST_PLACE = 2  # RoBERTa's position of the first token; earlier ones are padding
 VISUAL, ROBERTA, FUSION = "vision_encoder.visual.", "language_encoder.", "multi_modal_"
 BLOCKS, LAYERS = f"{VISUAL}transformer.resblocks.*.", f"{ROBERTA}encoder.layer.*."
@@ -126,8 +125,8 @@ def key_table(section: TaskConfig) -> Table:
     table = {
         "encoder.image.embed.cls": f"{VISUAL}class_embedding",
         "encoder.image.embed.positions": f"{VISUAL}positional_embedding",
-        "encoder.image.embed.proj.weight": Made(lambda conv: _of_our_pixels(conv).flatten(1), (PATCHES,)),
-        "encoder.image.embed.proj.bias": Made(_bias_of_our_pixels, (PATCHES,)),
+        "encoder.image.embed.proj.weight": Made(lambda conv: convert.of_our_pixels(conv, CLIP_STD).flatten(1), (PATCHES,)),
+        "encoder.image.embed.proj.bias": Made(partial(convert.bias_of_our_pixels, mean=CLIP_MEAN, std=CLIP_STD), (PATCHES,)),
         "encoder.image.norm_pre": f"{VISUAL}ln_pre",
         "encoder.image.norm": f"{VISUAL}ln_post",
         "encoder.text.embed.words.weight": Made(torch.add, (WORDS, SEGMENTS)),
@@ -154,12 +153,3 @@ def key_table(section: TaskConfig) -> Table:
 
 def _with_type(kind: int, bias_D: Tensor, types_2D: Tensor) -> Tensor:
     return bias_D + types_2D[kind]
-
-
-def _of_our_pixels(conv_DCPP: Tensor) -> Tensor:
-    """Return the projection of our pixels p: theirs are (p / 2 + 1 / 2 - mean) / std."""
-    return conv_DCPP / (2 * torch.tensor(CLIP_STD)[:, None, None])
-
-
-def _bias_of_our_pixels(conv_DCPP: Tensor) -> Tensor:
-    return (_of_our_pixels(conv_DCPP) * (1 - 2 * torch.tensor(CLIP_MEAN))[:, None, None]).sum((1, 2, 3))
