@@ -134,8 +134,9 @@ def main() -> None:
         lost = {name: images for number, (name, images) in enumerate(sorted(by_name.items())) if number % 2}
         shutil.copytree(folder, Path(name) / "reduced")
         without_names(Path(name) / "reduced", [image for images in lost.values() for image in images])
+        counts = index.counts()
         shares = measure(index, Index.open(Path(name) / "reduced", eve), lost, 9 if args.quick else args.queries)
-    print(", ".join(f"{key} {value}" for key, value in machine().items()), f"· {index.counts()}")
+    print(", ".join(f"{key} {value}" for key, value in machine().items()), f"· {counts}")
     for what, share in shares.items():
         goal = next((goal for start, goal in GOALS.items() if what.startswith(start)), None)
         print(f"{what:45} {share:7.3f}   {goal.check(share) if goal and not args.quick else ''}")

@@ -43,7 +43,7 @@ MOST_RANKED = 4000  # matches that are ranked by bm25, at 2 µs each; more: in t
 MOST_LISTED = 20_000  # matches of one expression, at 0.3 µs each
 
 RRF = 60.0
-DEPTH = 100  # nearest vectors that are fused, at least
+DEPTH = 100  # nearest vectors whose ranks are fused; further ones follow by cosine
 MOST_MATCHES = 1000  # matches of words that are fused
 
 Nearest = tuple[np.ndarray, np.ndarray]
@@ -161,12 +161,12 @@ def fuse(
     if near is None:
         return Ranked(more[:num], np.full(len(more[:num]), np.nan), matches.tier_N[more[:num]] == LITERAL)
     more = np.setdiff1d(more, slots_K)
-    more_score = of.take(more) @ to.vector_d
-    order = np.argsort(-more_score, kind="stable")
-    slots_K, score_K = np.append(slots_K, more[order]), np.append(score_K, more_score[order])
-    place_K = np.where(has_words_N[slots_K], matches.place_N[slots_K], np.minimum(matches.place_N[slots_K], 1))
-    sum_K = 1 / (RRF + place_K) + 1 / (RRF + 1 + np.arange(len(slots_K)))
+    slots_K, score_K = np.append(slots_K, more), np.append(score_K, of.take(more) @ to.vector_d)
+    near_K = np.arange(1, len(slots_K) + 1, dtype=float)
+    near_K[DEPTH:] = np.inf  # so that the order does not depend on the number of hits
+    is_unknown_K = ~has_words_N[slots_K] & (near_K <= DEPTH)
+    sum_K = 1 / (RRF + np.where(is_unknown_K, 1, matches.place_N[slots_K])) + 1 / (RRF + near_K)
     is_literal_K = matches.tier_N[slots_K] == LITERAL
     is_second_K = np.zeros(len(slots_K), dtype=bool) if to.by_image else ~is_literal_K
-    best = np.lexsort((-sum_K, is_second_K))[:num]
+    best = np.lexsort((-score_K, -sum_K, is_second_K))[:num]
     return Ranked(slots_K[best], score_K[best], is_literal_K[best])
