@@ -102,7 +102,10 @@ def run_data_check(args: CheckArgs) -> None:
 
 
 def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
-    """Return lines on the texts as a recipe reads them, with the tokenizer of `init` or one trained on them."""
+    """Return lines on the texts as a recipe reads them.
+
+    The tokenizer is that of `init`, or trained on the texts.
+    """
     from eve_vl.data.tokenizer import Tokenizer
     from eve_vl.run.summary import check_lines
     from eve_vl.run.training import tokenizer_of

@@ -110,7 +110,7 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
 
 
 def _is_noise(num: int, counts: Mapping[str, Counter[Any]]) -> bool:
-    """Return whether so many equal texts are far more than usual."""
+    """Return whether `num` equal texts are far more than usual."""
     return num > max(MIN_NOISE, NOISE_SHARE * counts["text"].total())
 
 

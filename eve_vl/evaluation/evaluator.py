@@ -159,7 +159,7 @@ class Evaluator(Generic[AnyTask]):
         return self.validate(loader)[0]
 
     def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
-        """Return the metrics of validation, and each row's score by which `train.best` compares steps."""
+        """Return the metrics of validation, and the row scores that `train.best` uses."""
         found = self.evaluate_with_rows(loader)
         return found.numbers, found.row_scores
 

@@ -40,7 +40,7 @@ WAYS = {"tr": "find the caption", "ir": "find the image"}
 
 
 def meaning(name: str) -> str:
-    """Return a metric in words, such as `find the caption, R@1`; empty for other names."""
+    """Return a metric in words, such as `find the caption, R@1`; else nothing."""
     stem, _, part = name.partition("/")
     if found := next((ending for ending in ENDINGS if stem.endswith(ending)), None):
         base = meaning(stem.removesuffix(found))

@@ -65,7 +65,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return SearchSet(sources, config, tokenizer)
 
     def validate(self, loader: Iterable[SearchBatch]) -> tuple[dict[str, float], Mapping[str, float]]:
-        """Return the metrics of validation, which selects `rerank_k`, and shares of r_mean.
+        """Return the metrics of validation, which selects rerank_k, and shares of r_mean.
 
         The mean of the shares of all queries is r_mean.
         """

@@ -151,7 +151,7 @@ def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, 
 
 
 def of_several(difference: float, num: int) -> tuple[float, float]:
-    """Return both ends of a difference's interval if one side is the best of `num` tries.
+    """Return the interval of a difference whose one side is the best of `num`.
 
     95 % hold for all tries together (Bonferroni). A plain float gives an open interval.
     """

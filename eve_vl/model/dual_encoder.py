@@ -253,7 +253,7 @@ class DualEncoder(Backbone):
         return _with_states(image, image_BPD), _with_states(text, text_BTD)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another model's image positions to this model's patches, and its text positions."""
+        """Resize another model's image and text positions to this model's sizes."""
         has_cls = self.config.towers != "siglip"
         tensors, image = resized_positions(tensors, "image.embed.positions", self.sizes.num_patches, has_cls=has_cls)
         tensors, text = fitted_text_positions(tensors, "text.embed.positions", self.sizes.text_length)

@@ -205,7 +205,7 @@ class Encoder(Backbone):
         return PackedTokens.of(tokens, self.config.num_heads, packs=self.packs)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's positions; relative ones of texts only if they are longer.
+        """Resize another encoder's positions; relative ones of texts are only cut.
 
         Experts start from its networks of the modalities.
         """

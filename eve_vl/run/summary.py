@@ -66,7 +66,7 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
 
 
 def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
-    """Return notes on the share of texts that the model cuts, and on a small vocabulary.
+    """Return notes on texts that the model cuts, and on a small vocabulary.
 
     Both are measured on some rows of each source.
     """
@@ -87,7 +87,7 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
 
 
 def text_lengths(tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> tuple[list[int], float]:
-    """Return the sorted lengths of some texts of each source in tokens, and the mean number of tokens of a word."""
+    """Return sorted lengths of some texts of each source, and the tokens of a word."""
     evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
     rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
     texts = [text for row in rows for text in row.texts]

@@ -159,13 +159,13 @@ def check_batch_size(config: Config, world: int) -> None:
 
 
 def as_validation(config: Config, val_sources: Sequence[Source[Any]]) -> Config:
-    """Return the config to read as many training rows as validation reads, without unusable ones."""
+    """Return the config that reads as many usable training rows as validation has."""
     num = min(config.data.val_samples, sum(map(len, val_sources)))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num, skip_invalid_val=True))
 
 
 def fit_temperatures(task: Task[Any], dataset: RowDataset, device: torch.device) -> str:
-    """Reset temperatures of the --init run that do not fit evenly spread training rows; return a note.
+    """Reset temperatures of the --init run that do not fit; return a note.
 
     All processes read the same rows.
     """

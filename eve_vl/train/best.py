@@ -1,4 +1,4 @@
-"""Which weights `best/` holds: the last, unless an earlier step is better beyond chance.
+"""The weights of `best/`: the last, unless earlier ones are better beyond chance.
 
 Also whether a run has learned its training rows by heart.
 """
@@ -61,9 +61,9 @@ class BestWeights:
         self.highest = max(both, key=self._value, default=None)
 
     def update(self, now: Validated, num_earlier: int, save: Callable[[], object]) -> None:
-        """Choose between a validated step and the highest before it. Every process must call this.
+        """Choose between a validated step and the highest before it.
 
-        num_earlier: validations so far, which the highest is the best of. save: writes the present weights to best/.
+        Every process must call this. num_earlier: validations so far, which the highest is the best of. save: writes the present weights to best/.
         """
         if self._is_nan(now):
             self.reason = f"the last has no {self.metric}"

@@ -86,7 +86,7 @@ def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _is_detail(name: str, values: Mapping[str, float]) -> bool:
-    """Return whether a number is left out of the console: counts, parts, and baselines of a shown number."""
+    """Return whether the console leaves out a number: counts, parts, baselines."""
     stem, is_count = name, name.startswith("num_") or "_per_" in name
     while "_" in stem:
         stem = stem.rpartition("_")[0]

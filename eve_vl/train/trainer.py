@@ -119,7 +119,7 @@ class Trainer:
         processes.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
-        """Train to the last step; return the numbers of the weights in best/, else of the last.
+        """Train to the last step; return the numbers of best/, else of the last step.
 
         train_loader: endless micro-batches after `samples_consumed` samples.
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
