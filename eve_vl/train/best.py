@@ -63,7 +63,8 @@ class BestWeights:
     def update(self, now: Validated, num_earlier: int, save: Callable[[], object]) -> None:
         """Choose between a validated step and the highest before it.
 
-        Every process must call this. num_earlier: validations so far, which the highest is the best of. save: writes the present weights to best/.
+        Every process must call this. num_earlier: validations so far, which the highest is the best of. save: writes the
+        present weights to best/.
         """
         if self._is_nan(now):
             self.reason = f"the last has no {self.metric}"
