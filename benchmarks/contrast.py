@@ -73,7 +73,8 @@ class Step:
     def partners(self, is_whole: bool) -> None:
         """Draw them."""
         del is_whole
-        negatives.hard(self.keys_B1, *self.features, self.temperature)
+        image_Bd, text_Bd = self.features
+        negatives.hard(self.keys_B1, image_Bd, text_Bd, self.temperature)
 
     def ways(self, name: str) -> dict[str, Callable[[], None]]:
         """Return a part of the step, whole and by slices."""

@@ -47,13 +47,14 @@ def twin(
 def test_contrast_by_slices_is_its_twin_in_float64(at_once, monkeypatch):
     """For soft targets and candidates that do not count, in slices of 1, 5, 6 and all rows."""
     monkeypatch.setattr(objectives, "AT_ONCE", at_once)
-    given = [*(features(count) for count in (ROWS, ROWS, CANDIDATES, CANDIDATES)), torch.tensor(0.07).double().requires_grad_()]
+    given = 
+        [*(features(count) for count in (ROWS, ROWS, CANDIDATES, CANDIDATES)), torch.tensor(0.07).double().requires_grad_()]
     ignored = torch.rand(ROWS, CANDIDATES) < 0.2
     target = torch.rand(ROWS, CANDIDATES).double().masked_fill(ignored, 0)
     target = target / target.sum(1, keepdim=True)
     lazy = [objectives.LazyRows(lambda rows, whole=whole: whole[rows]) for whole in (target, ignored)]
-    found = 0.3 * objectives.contrastive(*given[:4], lazy[0], given[4], lazy[1])
-    expected = 0.3 * twin(*given[:4], target, given[4], ignored)
+    found = 0.3 * objectives.contrastive(given[0], given[1], given[2], given[3], lazy[0], given[4], lazy[1])
+    expected = 0.3 * twin(given[0], given[1], given[2], given[3], target, given[4], ignored)
     assert abs((found - expected).item()) <= 1e-12
     for one, two in zip(torch.autograd.grad(found, given), torch.autograd.grad(expected, given), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -74,12 +75,13 @@ def test_contrast_of_images_by_slices_is_the_whole_one(monkeypatch):
 
 def test_autocast_does_not_coarsen_gradients_of_slices(monkeypatch):
     """With accumulation they are computed inside it."""
-    given, target = [features(ROWS, torch.float32) for _ in range(2)], torch.eye(ROWS)
+    given = [features(ROWS, torch.float32) for _ in range(2)]
+    target = torch.eye(ROWS)
     found = []
     for at_once, is_enabled in ((10**6, False), (ROWS * 5, True)):
         monkeypatch.setattr(objectives, "AT_ONCE", at_once)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
-            loss = objectives.contrastive(*given, *given, target, torch.tensor(0.07))
+            loss = objectives.contrastive(given[0], given[1], given[0], given[1], target, torch.tensor(0.07))
         found.append(torch.autograd.grad(loss, given))
     for whole, sliced in zip(*found, strict=True):
         torch.testing.assert_close(sliced, whole, rtol=1e-5, atol=1e-6)
@@ -127,9 +129,10 @@ def test_a_step_by_slices_has_the_gradients_of_the_whole_one(case, num_micro_bat
 def test_partners_of_slices_are_no_matches_and_follow_the_weights(monkeypatch):
     monkeypatch.setattr(objectives, "AT_ONCE", 600 * 250)  # 250, 250 and 100 rows: each of six rows a hundred times
     keys, image, text = torch.tensor([[0], [0], [1], [2], [3], [4]]), features(6).detach(), features(6).detach()
-    many, own, counts = [each.repeat(100, 1) for each in (keys, image, text)], torch.arange(600), torch.zeros(2, 6, 6)
+    many = [each.repeat(100, 1) for each in (keys, image, text)]
+    own, counts = torch.arange(600), torch.zeros(2, 6, 6)
     for _ in range(10):
-        images, texts = negatives.hard(*many, torch.tensor(0.5))
+        images, texts = negatives.hard(many[0], many[1], many[2], torch.tensor(0.5))
         assert torch.equal(images[[*range(600), *range(1200, 1800)]], own.repeat(2)) and torch.equal(
             texts[:1200], own.repeat(2)
         )
@@ -139,7 +142,7 @@ def test_partners_of_slices_are_no_matches_and_follow_the_weights(monkeypatch):
     for found, scores in zip(counts, (text @ image.T, image @ text.T), strict=True):
         weights = objectives.negative_weights(scores / 0.5, is_match)
         torch.testing.assert_close(found / 1000, weights / weights.sum(1, keepdim=True), rtol=0, atol=0.08)
-    everything = negatives.hard(torch.zeros(600, 1), *many[1:], torch.tensor(0.5))
+    everything = negatives.hard(torch.zeros(600, 1), many[1], many[2], torch.tensor(0.5))
     assert all(torch.equal(rows, own.repeat(3)) for rows in everything)
     images, _ = negatives.random_half(many[0])
     assert (images != own).sum() == 300

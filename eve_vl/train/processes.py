@@ -92,7 +92,7 @@ def gather_rows(x: Tensor) -> Tensor:
         return x.view_as(x)  # a node of its own sums gradients in the same order as with processes
     # one function, its name in newer and in older torch
     gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
-    return gather(x.contiguous(), 0, dist.group.WORLD)
+    return gather(x.contiguous(), 0, cast(dist.ProcessGroup, dist.group.WORLD))
 
 
 def fetch_rows(rows: Tensor, wanted_B: Tensor) -> Tensor:
