@@ -47,8 +47,7 @@ def twin(
 def test_contrast_by_slices_is_its_twin_in_float64(at_once, monkeypatch):
     """For soft targets and candidates that do not count, in slices of 1, 5, 6 and all rows."""
     monkeypatch.setattr(objectives, "AT_ONCE", at_once)
-    given = 
-        [*(features(count) for count in (ROWS, ROWS, CANDIDATES, CANDIDATES)), torch.tensor(0.07).double().requires_grad_()]
+    given = [*(features(count) for count in (ROWS, ROWS, CANDIDATES, CANDIDATES)), torch.tensor(0.07).double().requires_grad_()]
     ignored = torch.rand(ROWS, CANDIDATES) < 0.2
     target = torch.rand(ROWS, CANDIDATES).double().masked_fill(ignored, 0)
     target = target / target.sum(1, keepdim=True)
