@@ -137,8 +137,14 @@ export class Examples {
   show(bodies = [], images = ["image"], texts = ["text"]) {
     const words = (value) => (typeof value === "string" ? value : Object.keys(value).join(", "));
     const drawn = (body) => images.filter((key) => body[key]).map((key) => el("img", { src: png(body[key]), alt: "" }));
-    const text = (body) => el("span", {}, texts.filter((key) => body[key]).map((key) => words(body[key])).join(" · "));
-    const button = (body) => el("button", { type: "button", onclick: () => this.use(body) }, ...drawn(body), text(body));
+    const text = (body) => texts.filter((key) => body[key]).map((key) => words(body[key])).join(" · ");
+    const button = (body) =>
+      el(
+        "button",
+        { type: "button", title: text(body), onclick: () => this.use(body) },
+        ...drawn(body),
+        el("span", {}, text(body)),
+      );
     this.node.hidden = !bodies.length;
     this.node.replaceChildren(...bodies.map(button));
   }
