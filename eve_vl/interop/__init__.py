@@ -17,11 +17,11 @@ class ConvertArgs:
 
     source: Positional[Path]
     """A published EVE, VLMo or M3AE checkpoint or a BEiT or ViT image encoder of timm or transformers (.pth, .bin,
-    .safetensors); or a run folder to export."""
+    .safetensors); a CLIP or SigLIP of transformers or open_clip (a folder or a file in it); or a run folder to export."""
     target: Positional[Path]
     """Run folder to write; or the .safetensors or .pth file for an exported run."""
     tokenizer: Path | None = None
-    """The weights' tokenizer.json or BERT vocab.txt; for an image encoder any."""
+    """The weights' tokenizer.json or BERT vocab.txt; for an image encoder any. CLIP, SigLIP: default: that of their folder."""
     answers: Path | None = None
     """VQA: the answer list of the head; classification: the list of labels."""
     routing: Routing = "reference-dropless"
