@@ -1,5 +1,6 @@
 """Every kind of image, decoded and compared with Pillow by an explicit route."""
 
+import colorsys
 import io
 import struct
 import threading
@@ -20,7 +21,7 @@ from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import Crop, random_box, random_ink, random_strokes, train_crop
+from eve_vl.data.transforms import AUGMENTATIONS, Crop, random_box, random_ink, random_strokes, train_crop
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -384,6 +385,15 @@ def slow_extreme(pixels: np.ndarray, choose: Callable[[np.ndarray], int]) -> np.
     return found
 
 
+def slow_lightness_inverted(pixels: np.ndarray) -> np.ndarray:
+    """The drawing with 1 − L instead of L in HSL, pixel by pixel."""
+    new = np.empty_like(pixels)
+    for y, x in np.ndindex(pixels.shape[1:]):
+        hue, lightness, saturation = colorsys.rgb_to_hls(*(pixels[:, y, x] / 255))
+        new[:, y, x] = np.round(255 * np.array(colorsys.hls_to_rgb(hue, 1 - lightness, saturation)))
+    return new
+
+
 def slow_strokes(pixels: np.ndarray, draws: list[float]) -> tuple[np.ndarray, str]:
     """The drawing after its changes, and their names."""
     width, outline, invert, down, right = draws
@@ -397,7 +407,7 @@ def slow_strokes(pixels: np.ndarray, draws: list[float]) -> tuple[np.ndarray, st
         inner_ink = 255 - slow_extreme(pixels, np.max)
         pixels, names = 255 - ((255 - pixels) - inner_ink), [*names, "outline"]
     if invert < 0.15:
-        pixels, names = 255 - pixels, [*names, "inverted"]
+        pixels, names = slow_lightness_inverted(pixels), [*names, "inverted"]
     moved = np.empty_like(pixels)
     height, width = pixels.shape[1:]
     for y, x in np.ndindex(height, width):
@@ -418,8 +428,17 @@ def test_strokes_are_those_of_slow_loops():
         torch.manual_seed(seed)
         new = random_strokes(image)
         torch.manual_seed(seed)
-        expected, name = slow_strokes(random_ink(image).numpy(), torch.rand(5).tolist())
+        expected, name = slow_strokes(image.numpy(), torch.rand(5).tolist())
         assert new.dtype == torch.uint8 and np.array_equal(new.numpy(), expected), (seed, name)
         found[name] += 1
     assert {"", "bolder", "thinner", "too thin", "outline", "inverted", "thinner outline", "bolder inverted"} <= {*found}
     assert found[""] == pytest.approx(400 * 0.6 * 0.8 * 0.85, abs=40)
+
+
+def test_ink_strokes_are_random_ink_and_then_strokes():
+    image = torch.randint(0, 256, (3, 6, 7), dtype=torch.uint8)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        new = AUGMENTATIONS["ink_strokes"](image)
+        torch.manual_seed(seed)
+        assert torch.equal(new, random_strokes(random_ink(image)))

@@ -294,7 +294,7 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("augment", ["color", "rand", "random_ink", "strokes"])
+@pytest.mark.parametrize("augment", ["color", "rand", "random_ink", "strokes", "ink_strokes"])
 @pytest.mark.parametrize("name", SETS)
 def test_augmentation_depends_only_on_seed_epoch_source_and_row(name, augment):
     torch.manual_seed(1)
@@ -314,7 +314,7 @@ def test_augmentation_depends_only_on_seed_epoch_source_and_row(name, augment):
     assert all(image.dtype == torch.uint8 and image.shape == (3, 16, 16) for images in drawn for image in images)
 
 
-@pytest.mark.parametrize("augment", ["color", "rand", "random_ink", "strokes"])
+@pytest.mark.parametrize("augment", ["color", "rand", "random_ink", "strokes", "ink_strokes"])
 def test_augmentation_leaves_every_generator_of_training_alone(augment, monkeypatch):
     """Dropout draws from torch's generators, on a GPU from the GPU's."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"the GPU was seeded with {seed}"))

@@ -126,12 +126,11 @@ def random_ink(pixels: Tensor) -> Tensor:
 
 
 def random_strokes(pixels: Tensor) -> Tensor:
-    """Recolour a drawing and change its strokes, uint8 (3, H, W).
+    """Change the strokes of a drawing, uint8 (3, H, W).
 
-    After `random_ink`, lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are swapped
+    Lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are swapped without the hues
     (15 %), and the drawing moves by at most 2 pixels each way. Lines that would lose half of their ink are not made thinner.
     """
-    pixels = random_ink(pixels)
     width, outline, invert, *shift = torch.rand(5).tolist()
     if width < 0.2:
         pixels = 255 - lightest(255 - pixels)
@@ -140,11 +139,16 @@ def random_strokes(pixels: Tensor) -> Tensor:
     if outline < 0.2:
         pixels = pixels + (255 - lightest(pixels))  # the ink less that of thinner lines
     if invert < 0.15:
-        pixels = 255 - pixels
+        pixels = pixels + (255 - pixels.amax(0) - pixels.amin(0))  # lightness of HSL; uint8 wraps, the sum fits
     for axis, part in enumerate(shift, start=1):
         last, by = pixels.shape[axis] - 1, math.floor(part * 5) - 2
         pixels = pixels.index_select(axis, (torch.arange(last + 1) - by).clamp(0, last))  # repeats the border
     return pixels
+
+
+def ink_strokes(pixels: Tensor) -> Tensor:
+    """Recolour half of the drawings, and change their strokes, uint8 (3, H, W)."""
+    return random_strokes(random_ink(pixels))
 
 
 def lightest(pixels: Tensor) -> Tensor:
@@ -159,4 +163,5 @@ AUGMENTATIONS = {
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
     "random_ink": random_ink,
     "strokes": random_strokes,
+    "ink_strokes": ink_strokes,
 }
