@@ -1,12 +1,13 @@
-"""Shared functions of the examples that fetch Iconify's icons with npm and render them with resvg."""
+"""Shared functions of the examples that fetch Iconify's drawings with npm and render them with resvg."""
 
 import argparse
+import hashlib
 import importlib
 import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,15 @@ from PIL import Image
 
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_file
 
 Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → image
+Row = dict[str, Any]
+ROWS: Final = 2000  # rows per row group
+COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair, flags
+KEYCAP: Final = "20E3"
+SPLITS: Final = ("train", "val", "test_concepts")  # of emoji
+VAL_SHARE, TEST_SHARE = 0.04, 0.11  # shares of the concepts
 VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's default view
 
 
@@ -66,6 +74,35 @@ def read_json(path: Path, names: Sequence[str]) -> Any:
         raise UserError(f"{path}: not JSON: {error}") from None
 
 
+def checksum(text: str) -> str:
+    """Return the hash that decides order and choice; other drawings do not affect it."""
+    return hashlib.sha1(text.encode()).hexdigest()
+
+
+def concept_of(hexcode: str) -> str:
+    """Return an emoji's code points joined by `-`, without the variation selector for colour."""
+    return hexcode.upper().replace("-FE0F", "")
+
+
+def emoji_names(packages: Path, names: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """Return label and tags of each emoji concept in Unicode order, without flags, skin tones and keycaps."""
+    entries = read_json(packages / "emojibase-data" / "en" / "data.json", names)
+    concepts = {concept_of(entry["hexcode"]): entry for entry in entries}
+    return {
+        concept: (entry["label"], entry.get("tags", []))
+        for concept, entry in concepts.items()  # no group: letters that compose flags
+        if entry.get("group") not in (None, COMPONENT, FLAGS) and KEYCAP not in concept
+    }
+
+
+def split_of(concept: str) -> str:
+    """Return the split of an emoji concept, by a hash of its name only, so new emoji never move it."""
+    share = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16) / 2**32
+    if share < TEST_SHARE:
+        return "test_concepts"
+    return "val" if share < TEST_SHARE + VAL_SHARE else "train"
+
+
 def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
     """Return an icon of a set as SVG, in its own or a square view. icons: content of icons.json."""
     icon = {**icons, **icons["icons"][name]}  # defaults of the whole set
@@ -74,7 +111,31 @@ def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
         side = max(width, height)
         left, top, width, height = left - (side - width) / 2, top - (side - height) / 2, side, side
     view = f"{left:g} {top:g} {width:g} {height:g}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{icon["body"]}</svg>'
+    links = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if "xlink:" in icon["body"] else ""
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{links} viewBox="{view}">{icon["body"]}</svg>'
+
+
+def square(svg: str, render: Render, size: int) -> Image.Image | None:
+    """Return a drawing as square image, None if it is empty (such as the start of an animation)."""
+    image = render(svg, size).resize((size, size))
+    return None if image.getcolors(1) else image
+
+
+def to_png(image: Image.Image, colors: int) -> bytes:
+    """Return an image as PNG with a palette (small files)."""
+    png = io.BytesIO()
+    image.quantize(colors).save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+def write_parquet(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as one Parquet file. Raises UserError."""
+    try:
+        pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
+    except ImportError:
+        raise UserError("pyarrow, which writes Parquet, is not installed: pip install 'eve-vl[parquet]'") from None
+    with atomic_file(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary, row_group_size=ROWS, compression="zstd")
 
 
 def resvg() -> Render:

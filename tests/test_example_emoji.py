@@ -15,6 +15,7 @@ from PIL import Image
 from eve_vl.utils.errors import UserError
 
 emoji = load_example("emoji")
+iconify = sys.modules["iconify"]
 
 ENTRIES = [
     {"label": "ant", "hexcode": "1F41C", "tags": ["animal", "insect"], "group": 3},
@@ -98,8 +99,8 @@ def test_views_are_square(packages):
 def test_a_concept_has_one_split_and_the_shares_are_kept():
     splits = [emoji.split_of(f"1F{number:03X}") for number in range(4000)]
     assert splits == [emoji.split_of(f"1F{number:03X}") for number in range(4000)]
-    assert splits.count("val") / 4000 == pytest.approx(emoji.VAL_SHARE, abs=0.01)
-    assert splits.count("test_concepts") / 4000 == pytest.approx(emoji.TEST_SHARE, abs=0.02)
+    assert splits.count("val") / 4000 == pytest.approx(iconify.VAL_SHARE, abs=0.01)
+    assert splits.count("test_concepts") / 4000 == pytest.approx(iconify.TEST_SHARE, abs=0.02)
 
 
 def test_packages_are_fetched_once(packages, tmp_path, monkeypatch):

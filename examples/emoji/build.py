@@ -5,7 +5,6 @@
 Needs npm for the drawings (SVG) and `pip install resvg-py` for rendering. README.md describes the result.
 """
 
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Final
 from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from iconify import Render, arguments, fetch, read_json, resvg, svg_of
+from iconify import SPLITS, Render, arguments, concept_of, emoji_names, fetch, read_json, resvg, split_of, svg_of
 
 VENDORS: Final = ("noto", "twemoji", "fluent-emoji-flat")
 PACKAGES: Final = (  # fixed versions build the same set everywhere
@@ -24,27 +23,12 @@ PACKAGES: Final = (  # fixed versions build the same set everywhere
     "@iconify-json/fluent-emoji-flat@1.2.6",
     "emojibase-data@17.0.0",
 )
-SPLITS: Final = ("train", "val", "test_concepts")
-VAL_SHARE, TEST_SHARE = 0.04, 0.11  # shares of the concepts
-COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair, flags
-KEYCAP: Final = "20E3"
-
-
-def concept_of(hexcode: str) -> str:
-    """Return code points joined by `-`, without the variation selector for colour."""
-    return hexcode.upper().replace("-FE0F", "")
 
 
 def captions_by_concept(packages: Path) -> dict[str, list[str]]:
     """Return the captions of every concept in Unicode order: the label, and the label with its tags."""
-    captions: dict[str, list[str]] = {}
-    for entry in read_json(packages / "emojibase-data" / "en" / "data.json", PACKAGES):
-        concept = concept_of(entry["hexcode"])
-        if entry.get("group") in (None, COMPONENT, FLAGS) or KEYCAP in concept:  # no group: letters that compose flags
-            continue
-        label, tags = entry["label"], entry.get("tags", [])
-        captions[concept] = [label, f"{label}: {', '.join(tags)}"] if tags else [label]
-    return captions
+    names = emoji_names(packages, PACKAGES).items()
+    return {concept: [label, f"{label}: {', '.join(tags)}"] if tags else [label] for concept, (label, tags) in names}
 
 
 def drawings(packages: Path, vendor: str) -> dict[str, str]:
@@ -57,14 +41,6 @@ def drawings(packages: Path, vendor: str) -> dict[str, str]:
         for hexcode, name in names.items()
         if name in icons["icons"]  # others are rotated or mirrored copies
     }
-
-
-def split_of(concept: str) -> str:
-    """Return the split of a concept, by a hash of its name only, so new emoji never move it."""
-    share = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16) / 2**32
-    if share < TEST_SHARE:
-        return "test_concepts"
-    return "val" if share < TEST_SHARE + VAL_SHARE else "train"
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter[tuple[str, str]]:

@@ -6,9 +6,6 @@ Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py 'eve
 file is written atomically. README.md describes the result.
 """
 
-import hashlib
-import importlib
-import io
 import re
 import signal
 import sys
@@ -19,14 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import atomic_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from iconify import Render, arguments, fetch, positive, read_json, resvg, svg_of
+from iconify import Render, Row, arguments, checksum, fetch, positive, read_json, resvg, square, svg_of, to_png, write_parquet
 
 PACKAGES: Final = ("@iconify/json@2.2.535",)  # a fixed version builds the same set everywhere
 TRAIN: Final = """
@@ -45,16 +41,9 @@ MOST: Final = 2600  # limit per set, so large sets do not dominate
 MOST_WORDS: Final = 8
 ONLY: Final = {"fluent": re.compile(r"-24-(filled|regular)$")}  # one size of many
 COLORS: Final = {False: 16, True: 64}  # palette size by whether the set is coloured (small files)
-ROWS: Final = 2000  # rows per row group
 
 Draw = Callable[[str], bytes | None]
 Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # like the built-in map
-Row = dict[str, Any]
-
-
-def checksum(text: str) -> str:
-    """Return the hash that decides order and choice; other icons do not affect it."""
-    return hashlib.sha1(text.encode()).hexdigest()
 
 
 def caption_of(name: str) -> str:
@@ -102,21 +91,13 @@ class IconSet:
 
 
 def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
-    """Return a drawing as square PNG, None if it is empty (such as the start of an animation)."""
-    image = render(svg, size).resize((size, size))
-    if image.getcolors(1):
-        return None
-    png = io.BytesIO()
-    image.quantize(colors).save(png, "PNG", optimize=True)
-    return png.getvalue()
+    """Return a drawing as square PNG, None if it is empty."""
+    image = square(svg, render, size)
+    return image and to_png(image, colors)
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each = map) -> Counter[tuple[str, str]]:
     """Write one Parquet file per split; return the number of rows by split and licence."""
-    try:
-        pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
-    except ImportError:
-        raise UserError("pyarrow, which writes Parquet, is not installed: pip install 'eve-vl[parquet]'") from None
     draw = partial(draw_png, render=render, size=size)
     counts: Counter[tuple[str, str]] = Counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +106,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each 
         rows = (row for icons in sets for row in icons.rows(draw, each))
         rows = progress(rows, f"rendering {split}", total=sum(map(len, sets)))
         ordered = sorted(rows, key=lambda row: checksum(row["set"] + row["caption"]))
-        with atomic_file(out / f"{split}.parquet") as temporary:
-            parquet.write_table(pyarrow.Table.from_pylist(ordered), temporary, row_group_size=ROWS, compression="zstd")
+        write_parquet(ordered, out / f"{split}.parquet")
         counts.update((split, row["license"]) for row in ordered)
     return counts
 

@@ -1,0 +1,233 @@
+"""Captions of drawings as people type them, from names, aliases, categories and colours."""
+
+import colorsys
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from PIL import Image
+
+MOST_WORDS: Final = 6
+STYLES: Final = frozenset(  # style marks if many names of a set end with them; some are things elsewhere: ceiling light
+    [
+        "alerted",
+        "badged",
+        "bold",
+        "broken",
+        "color",
+        "colored",
+        "duo",
+        "expressive",
+        "fill",
+        "flat",
+        "light",
+        "line",
+        "linear",
+        "o",
+        "regular",
+        "round",
+        "rounded",
+        "sharp",
+        "solid",
+        "stroke",
+        "thin",
+        "tone",
+        "two",
+    ]
+)
+ALWAYS: Final = frozenset(
+    [
+        "outline",
+        "outlined",
+        "filled",
+        "duotone",
+        "twotone",
+        "alt",
+        "alternate",
+        "variant",
+        "remix",
+        "cust",
+        "rtl",
+        "ltr",
+        "px",
+        "f",
+    ]
+)
+LEAST_SHARE: Final = 0.03  # of a set's names that end with a style mark
+BRANDS: Final = ("brand", "logo", "logos", "bxl", "flag")
+THINGS: Final = frozenset(
+    [
+        "bell",
+        "bookmark",
+        "clock",
+        "dollar",
+        "flag",
+        "gear",
+        "heart",
+        "key",
+        "lock",
+        "moon",
+        "music",
+        "question",
+        "shield",
+        "star",
+        "sun",
+        "wifi",
+    ]
+)
+SIGNS: Final[Mapping[str, tuple[str, ...]]] = {  # a name's last word → phrases for the rest
+    **dict.fromkeys(("plus", "add"), ("add {}", "new {}")),
+    **dict.fromkeys(("minus", "remove", "subtract"), ("remove {}",)),
+    **dict.fromkeys(("off", "slash", "disabled", "disable"), ("no {}", "{} off", "{} crossed out")),
+    **dict.fromkeys(("check", "checkmark", "tick", "done"), ("{} with a check mark", "{} done")),
+    **dict.fromkeys(("x", "cancel", "close"), ("cancel {}", "{} with a cross")),
+    **dict.fromkeys(("edit", "pen", "pencil"), ("edit {}",)),
+    **{word: (f"{{}} with a {word}", f"{{}} and {word}") for word in THINGS},
+}
+NO_NOUNS: Final = (SIGNS.keys() - THINGS) | {"down", "in", "left", "off", "on", "out", "right", "up"}
+TOPICS: Final = frozenset(
+    [
+        "animal",
+        "animals",
+        "building",
+        "buildings",
+        "business",
+        "clothes",
+        "clothing",
+        "drink",
+        "education",
+        "family",
+        "food",
+        "fruit",
+        "furniture",
+        "games",
+        "hands",
+        "health",
+        "holidays",
+        "home",
+        "kitchen",
+        "medical",
+        "money",
+        "music",
+        "nature",
+        "people",
+        "plants",
+        "science",
+        "shopping",
+        "sport",
+        "sports",
+        "tools",
+        "toys",
+        "traffic",
+        "transport",
+        "travel",
+        "vehicles",
+        "weather",
+    ]
+)
+INKS: Final = {  # colours of black drawings that are coloured
+    "red": "#e03131",
+    "blue": "#1c5fd8",
+    "green": "#2b9a3e",
+    "yellow": "#f5c400",
+    "orange": "#f57c00",
+    "purple": "#8e3bd0",
+    "pink": "#f06aa7",
+    "brown": "#8a5a2b",
+    "light blue": "#5bb8f5",
+    "gray": "#868e96",
+}
+HUES: Final = ((15, "red"), (43, "orange"), (68, "yellow"), (165, "green"), (195, "light blue"), (258, "blue"), (292, "purple"))
+LEAST_COLOR: Final = 0.55  # of a drawing's pixels that are not white
+
+
+class Names:
+    """Words of a set's icon names without its style marks."""
+
+    def __init__(self, icons: Mapping[str, Any]):
+        names = [name.split("-") for name in icons["icons"]]
+        ends = Counter(name[-1] for name in names) + Counter(name[0] for name in names)
+        declared = {word for key in ("suffixes", "prefixes") for style in icons.get(key) or () for word in style.split("-")}
+        self.styles = {word for word in STYLES if word in declared or ends[word] >= LEAST_SHARE * len(names)} | ALWAYS
+
+    def words(self, name: str) -> list[str]:
+        """Return the words of a name without numbers and without style marks at its ends; the whole name if nothing is left."""
+        words = [word for word in re.sub(r"(?<=[a-z])\d+$", "", name).split("-") if word and not re.fullmatch(r"\d+\w?", word)]
+        kept = list(words)
+        while kept and kept[-1] in self.styles:
+            kept.pop()
+        while kept and kept[0] in self.styles:
+            kept.pop(0)
+        return kept or words
+
+
+def color_of(image: Image.Image) -> str:
+    """Return the name of a drawing's main colour, nothing if it has none."""
+    counts = image.convert("RGB").quantize(16).convert("RGB").getcolors() or ()
+    named: Counter[str] = Counter()
+    for count, (red, green, blue) in counts:
+        named[_name(*colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255))] += count
+    del named[""]
+    color, count = named.most_common(1)[0] if named else ("", 0)
+    return color if count >= LEAST_COLOR * named.total() else ""
+
+
+def _name(hue: float, saturation: float, value: float) -> str:
+    if value > 0.93 and saturation < 0.08:
+        return ""  # white, or the background
+    if value < 0.2:
+        return "black"
+    if saturation < 0.18:
+        return "gray" if value < 0.85 else ""
+    degrees = hue * 360
+    color = next((name for most, name in HUES if degrees < most), "pink" if degrees < 342 else "red")
+    if color in ("orange", "red") and value < 0.65 and degrees < 60:
+        return "brown" if degrees > 8 else "red"
+    if color == "red" and saturation < 0.55 and value > 0.8:
+        return "pink"
+    return "light blue" if color == "blue" and saturation < 0.5 and value > 0.8 else color
+
+
+def plural(words: str) -> str:
+    """Return the regular plural of a noun."""
+    if words.endswith(("s", "x", "ch", "sh")):
+        return words + "es"
+    return words[:-1] + "ies" if re.search("[^aeiou]y$", words) else words + "s"
+
+
+def article(words: str) -> str:
+    """Return words after a or an."""
+    return f"{'an' if re.match('[aeio]|u(?!n[ist]|s[be]|ti|r[il])', words) else 'a'} {words}"
+
+
+def phrases(words: list[str], *, is_thing: bool) -> list[str]:
+    """Return forms in which people type a name: icon, article, plural, another order, signs in words.
+
+    is_thing: whether it names a thing without its last word.
+    """
+    name, rest = " ".join(words), " ".join(words[:-1])
+    forms = [name, f"{name} icon"]
+    if words[-1] not in NO_NOUNS:
+        forms.append(article(name))
+        if len(words) <= 2 and len(words[-1]) > 2 and not name.endswith("s"):
+            forms.append(plural(name))
+    if len(words) == 2:
+        forms.append(" ".join(reversed(words)))
+    if is_thing:
+        forms += [form.format(rest) for form in SIGNS.get(words[-1], ())]
+    return forms
+
+
+def captions_of(words: list[str], is_thing: bool, synonyms: Iterable[str], topic: str, color: str) -> list[str]:
+    """Return all captions of a drawing; its plain name comes twice, so that it is seen more often.
+
+    topic, color: nothing if there is none.
+    """
+    name = " ".join(words)
+    found = [name, *phrases(words, is_thing=is_thing), *synonyms]
+    if color and not INKS.keys() & {*words}:
+        found += [f"{color} {name}", article(f"{color} {name}")]
+    if topic and topic not in name:
+        found += [f"{name} {topic}"]
+    return found
