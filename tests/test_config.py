@@ -111,7 +111,6 @@ MISTAKES = [
 ]
 TASK_OF = {
     "icons_search": "retrieval",
-    "icons_search_long": "retrieval",
     "search_small": "retrieval",
     "questions_small": "vqa",
     "statements_small": "nlvr2",

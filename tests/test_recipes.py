@@ -104,7 +104,7 @@ VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__] for module in (pretrain, finetune)
 )
-WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_search_long", "search_small", "vlmo_retrieval")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "search_small", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 

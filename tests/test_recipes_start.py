@@ -1,8 +1,11 @@
 """Every recipe whose data is built in trains; flags here make it small, and name the small validation split."""
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from test_bad_input import complaint
 
 from eve_vl.cli import main
 from eve_vl.config import Config, DualEncoderConfig, generated
@@ -88,3 +91,17 @@ def test_a_fine_tuning_recipe_starts_by_its_name(name, eve, started: Started, tm
     done = eve("finetune", name, "--init", start, "--out", "run", *FEW, *data, "--train.batch-size", 16)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/checkpoints/step_00000001/model.safetensors").is_file()
+
+
+def test_icons_search_starts_by_its_name_and_names_the_column_that_a_table_lacks(eve, started: Started, tmp_path: Path):
+    rows = []
+    for number in range(40):
+        Image.new("RGB", (8, 8), (6 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"red {number}", "set": "even" if number % 2 == 0 else "odd"})
+    flags = ("--init", started["tiny"], "--scratch", *FEW, "--data.val", "with.jsonl", "--train.batch-size", 16)
+    (tmp_path / "with.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = eve("finetune", "icons_search", *flags, "--data.train", "with.jsonl", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "without.jsonl").write_text("".join(json.dumps(row).replace('"set"', '"other"') + "\n" for row in rows))
+    done = eve("finetune", "icons_search", *flags, "--data.train", "without.jsonl", "--out", "other")
+    assert "without.jsonl: no row has a value in column 'set'. Its columns: image, caption, other." in complaint(done)

@@ -73,6 +73,7 @@ LEFT_OUT: Final = {
     *("bx", "bxs", "fa-regular", "fa-solid", "fa6-regular", "heroicons-outline", "heroicons-solid", "pepicons"),
     "material-symbols-light",
 }
+NAMES_ONLY: Final = ("meteor-icons",)  # a quarter of its drawings equal lucide's
 EMOJI: Final = (
     *("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),
     *("noto-v1", "emojione", "emojione-monotone"),  # without code points, so after those that have the same names
@@ -234,6 +235,8 @@ def read_drawings(read: Read, rendered: Iterable[Row]) -> dict[str, list[Drawing
         images[row["set"]].append((row["caption"].replace(" ", "-"), row["image"]))
     splits: dict[str, list[Drawing]] = {"emoji": [], "val": [], "icons": []}
     for name, icons in sets.items():
+        if name in NAMES_ONLY:
+            continue
         own = about.drawings(icons, images[name]) if name in images else about.drawings(icons, svgs_of(icons))[:MOST]
         splits["val" if name == VAL else "icons"] += own
     return splits
