@@ -27,7 +27,7 @@ from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from captions import BRANDS, INKS, MOST_WORDS, STYLES, TOPICS, Names, captions_of, color_of
+from captions import BRANDS, INKS, MOST_WORDS, STYLES, TOPICS, Names, captions_of, color_of, words_of
 from iconify import (
     Render,
     Row,
@@ -47,32 +47,21 @@ from iconify import (
 )
 
 PACKAGES: Final = ("@iconify/json@2.2.535", "emojibase-data@17.0.0")  # fixed versions build the same set everywhere
-LICENSES: Final = frozenset(
-    ["Apache-2.0", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MPL-2.0", "OFL-1.1", "Unlicense"]
-)
+LICENSES: Final = words_of("Apache-2.0 BSD-3-Clause CC-BY-3.0 CC-BY-4.0 CC0-1.0 ISC MIT MPL-2.0 OFL-1.1 Unlicense")
 CATEGORIES: Final = ("Emoji", "Logos", "Programming")  # left out; emoji have captions of their own
 VAL: Final = "lets-icons"
-LEFT_OUT: Final = {
-    *("lucide", "lucide-lab", "feather", "vadivam", "streamline-flex-color"),  # test sets and sets derived from them
-    *(
-        "academicons",
-        "bpmn",
-        "cif",
-        "circle-flags",
-        "fa-brands",
-        "fa6-brands",
-        "fad",
-        "flag",
-        "flagpack",
-        "geo",
-        "svg-spinners",
-    ),
-    *("formkit", "streamline-block", "streamline-pixel", "whh"),  # names are glued words or begin with a category
-    *("dinkie-icons", "fluent-emoji"),  # emoji without code points
+LEFT_OUT: Final = words_of(
+    # test sets and sets derived from them
+    "lucide lucide-lab feather vadivam streamline-flex-color"
+    # brands, flags, spinners, symbols of one trade
+    " academicons bpmn cif circle-flags fa-brands fa6-brands fad flag flagpack geo svg-spinners"
+    # names are glued words or begin with a category
+    " formkit streamline-block streamline-pixel whh"
+    # emoji without code points
+    " dinkie-icons fluent-emoji"
     # older versions of sets that are taken
-    *("bx", "bxs", "fa-regular", "fa-solid", "fa6-regular", "heroicons-outline", "heroicons-solid", "pepicons"),
-    "material-symbols-light",
-}
+    " bx bxs fa-regular fa-solid fa6-regular heroicons-outline heroicons-solid material-symbols-light pepicons"
+)
 NAMES_ONLY: Final = ("meteor-icons",)  # a quarter of its drawings equal lucide's
 EMOJI: Final = (
     *("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),

@@ -9,73 +9,21 @@ from typing import Any, Final
 from PIL import Image
 
 MOST_WORDS: Final = 6
-STYLES: Final = frozenset(  # style marks if many names of a set end with them; some are things elsewhere: ceiling light
-    [
-        "alerted",
-        "badged",
-        "bold",
-        "broken",
-        "color",
-        "colored",
-        "duo",
-        "expressive",
-        "fill",
-        "flat",
-        "light",
-        "line",
-        "linear",
-        "o",
-        "regular",
-        "round",
-        "rounded",
-        "sharp",
-        "solid",
-        "stroke",
-        "thin",
-        "tone",
-        "two",
-    ]
-)
-ALWAYS: Final = frozenset(
-    [
-        "outline",
-        "outlined",
-        "filled",
-        "duotone",
-        "twotone",
-        "alt",
-        "alternate",
-        "variant",
-        "remix",
-        "cust",
-        "rtl",
-        "ltr",
-        "px",
-        "f",
-    ]
-)
 LEAST_SHARE: Final = 0.03  # of a set's names that end with a style mark
 BRANDS: Final = ("brand", "logo", "logos", "bxl", "flag")
-THINGS: Final = frozenset(
-    [
-        "bell",
-        "bookmark",
-        "clock",
-        "dollar",
-        "flag",
-        "gear",
-        "heart",
-        "key",
-        "lock",
-        "moon",
-        "music",
-        "question",
-        "shield",
-        "star",
-        "sun",
-        "wifi",
-    ]
+
+
+def words_of(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+STYLES: Final = words_of(  # style marks if many names of a set end with them; some are things elsewhere: ceiling light
+    "alerted badged bold broken color colored duo expressive fill flat light line linear o regular round rounded sharp solid"
+    " stroke thin tone two"
 )
+ALWAYS: Final = words_of("outline outlined filled duotone twotone alt alternate variant remix cust rtl ltr px f")
+THINGS: Final = words_of("bell bookmark clock dollar flag gear heart key lock moon music question shield star sun wifi")
 SIGNS: Final[Mapping[str, tuple[str, ...]]] = {  # a name's last word → phrases for the rest
     **dict.fromkeys(("plus", "add"), ("add {}", "new {}")),
     **dict.fromkeys(("minus", "remove", "subtract"), ("remove {}",)),
@@ -85,46 +33,11 @@ SIGNS: Final[Mapping[str, tuple[str, ...]]] = {  # a name's last word → phrase
     **dict.fromkeys(("edit", "pen", "pencil"), ("edit {}",)),
     **{word: (f"{{}} with a {word}", f"{{}} and {word}") for word in THINGS},
 }
-NO_NOUNS: Final = (SIGNS.keys() - THINGS) | {"down", "in", "left", "off", "on", "out", "right", "up"}
-TOPICS: Final = frozenset(
-    [
-        "animal",
-        "animals",
-        "building",
-        "buildings",
-        "business",
-        "clothes",
-        "clothing",
-        "drink",
-        "education",
-        "family",
-        "food",
-        "fruit",
-        "furniture",
-        "games",
-        "hands",
-        "health",
-        "holidays",
-        "home",
-        "kitchen",
-        "medical",
-        "money",
-        "music",
-        "nature",
-        "people",
-        "plants",
-        "science",
-        "shopping",
-        "sport",
-        "sports",
-        "tools",
-        "toys",
-        "traffic",
-        "transport",
-        "travel",
-        "vehicles",
-        "weather",
-    ]
+NO_NOUNS: Final = (SIGNS.keys() - THINGS) | words_of("down in left off on out right up")
+TOPICS: Final = words_of(
+    "animal animals building buildings business clothes clothing drink education family food fruit furniture games hands health"
+    " holidays home kitchen medical money music nature people plants science shopping sport sports tools toys traffic transport"
+    " travel vehicles weather"
 )
 INKS: Final = {  # colours of black drawings that are coloured
     "red": "#e03131",
@@ -164,7 +77,7 @@ class Names:
 
 def color_of(image: Image.Image) -> str:
     """Return the name of a drawing's main colour, nothing if it has none."""
-    counts = image.convert("RGB").quantize(16).convert("RGB").getcolors() or ()
+    counts: Any = image.convert("RGB").quantize(16).convert("RGB").getcolors()
     named: Counter[str] = Counter()
     for count, (red, green, blue) in counts:
         named[_name(*colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255))] += count
