@@ -25,23 +25,23 @@ from eve_vl.run.training import with_absolute_paths
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError
 
-ICONS = builtin.FOLDER / "icons"
+DRAWINGS = builtin.FOLDER / "drawings"
 
 
 @pytest.fixture(scope="module")
 def run() -> Eve:
-    return Eve.load("builtin:icons", "cpu")
+    return Eve.load("builtin:drawings", "cpu")
 
 
 def test_the_run_is_small_and_names_no_machine():
-    files = [path for path in ICONS.rglob("*") if path.is_file()]
+    files = [path for path in DRAWINGS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
     assert builtin.ICONS.stat().st_size < 2e6
-    assert b'"/' not in (ICONS / "best" / "config.json").read_bytes()
+    assert b'"/' not in (DRAWINGS / "best" / "config.json").read_bytes()
 
 
 def test_weights_are_float16_on_disk_and_float32_in_memory(run):
-    file = (ICONS / "best" / "model.safetensors").read_bytes()
+    file = (DRAWINGS / "best" / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:start])
     header.pop("__metadata__", None)
@@ -54,11 +54,11 @@ def test_weights_are_float16_on_disk_and_float32_in_memory(run):
         assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
 
 
-def test_messages_name_the_run_builtin_icons(run):
+def test_messages_name_the_run_builtin_drawings(run):
     """Not by its folder, nor by the run that it started from, which is not shipped."""
-    assert repr(run).startswith("Eve(builtin:icons: retrieval, step ")
-    command = "eve finetune questions_small --init builtin:icons --data.train PATH --data.val held-out"
-    said = f"^answer: builtin:icons is a run of task retrieval, .* answer: {command}$"
+    assert repr(run).startswith("Eve(builtin:drawings: retrieval, step ")
+    command = "eve finetune questions_small --init builtin:drawings --data.train PATH --data.val held-out"
+    said = f"^answer: builtin:drawings is a run of task retrieval, .* answer: {command}$"
     with pytest.raises(UserError, match=said):
         _ = run.answer
 
@@ -115,7 +115,7 @@ def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, mon
     assert [hits.nothing_fits for hits in index.search_each([*nonsense, *few], [None] * (5 + len(few)))] == [True] * 5 + [
         False
     ] * len(few)
-    assert index.database.facts["run"] == "builtin:icons"
+    assert index.database.facts["run"] == "builtin:drawings"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
     assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
     assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried", "--port", "0"))
@@ -137,7 +137,7 @@ def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
 def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for words in (("try", "--out", "tried"), ("app", "builtin:icons"), ("serve", "nowhere")):
+        for words in (("try", "--out", "tried"), ("app", "builtin:drawings"), ("serve", "nowhere")):
             assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))
     assert not (tmp_path / "tried").exists()
 
@@ -145,10 +145,10 @@ def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
 def test_other_runs_can_start_from_it(run):
     """Also with another image size, for which float16 positions are resized."""
     start = replace(
-        run.run.config, init=Path("builtin:icons"), scratch=False, input=replace(run.run.config.input, image_size=96)
+        run.run.config, init=Path("builtin:drawings"), scratch=False, input=replace(run.run.config.input, image_size=96)
     )
     config = with_absolute_paths(start)
-    assert str(config.init) == "builtin:icons"
+    assert str(config.init) == "builtin:drawings"
     task = build_task(config, run.tokenizer)
     new, note = start_from(config, task)
     assert not new
@@ -158,13 +158,13 @@ def test_other_runs_can_start_from_it(run):
 
 def test_the_script_ships_it(tmp_path):
     """Shipping it again from itself and its icons gives the same files."""
-    ship = load_example("icons", "ship")
-    (tmp_path / "icons").mkdir()
-    (tmp_path / "icons" / "README.md").write_text("stays")
-    ship.ship_run(Path("builtin:icons"), tmp_path / "icons")
-    for path in (ICONS / "config.json", ICONS / "metrics.json", *ICONS.glob("best/*")):
+    ship = load_example("drawings", "ship")
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings" / "README.md").write_text("stays")
+    ship.ship_run(Path("builtin:drawings"), tmp_path / "drawings")
+    for path in (DRAWINGS / "config.json", DRAWINGS / "metrics.json", *DRAWINGS.glob("best/*")):
         assert (tmp_path / path.relative_to(builtin.FOLDER)).read_bytes() == path.read_bytes()
-    assert (tmp_path / "icons" / "README.md").read_text() == "stays"
+    assert (tmp_path / "drawings" / "README.md").read_text() == "stays"
     (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
     with zipfile.ZipFile(builtin.ICONS) as archive:
         shipped = {name: archive.read(name) for name in archive.namelist()}
@@ -178,17 +178,19 @@ def test_the_script_ships_it(tmp_path):
 
 
 def test_unknown_names(eve):
-    assert "no run 'builtin:ions'; did you mean 'builtin:icons'?" in complaint(eve("inspect", "builtin:ions"))
-    assert "name other data with --data" in complaint(eve("evaluate", "retrieval", "builtin:icons"))
-    assert "icons: no such run folder; did you mean 'builtin:icons'?" in complaint(eve("encode", "icons", "--texts", "home"))
+    assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in complaint(eve("inspect", "builtin:drawing"))
+    assert "name other data with --data" in complaint(eve("evaluate", "retrieval", "builtin:drawings"))
+    assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in complaint(
+        eve("encode", "drawings", "--texts", "home")
+    )
 
 
 def test_nothing_is_written_into_the_package(eve, tmp_path):
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")}
     for words in (
-        ("pretrain", "tiny", "--out", "builtin:icons"),
-        ("pretrain", "tiny", "--out", ICONS),
-        ("report", "builtin:icons"),
+        ("pretrain", "tiny", "--out", "builtin:drawings"),
+        ("pretrain", "tiny", "--out", DRAWINGS),
+        ("report", "builtin:drawings"),
     ):
         assert "nothing is written" in eve(*words).stderr
     assert before == {path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")}

@@ -25,7 +25,7 @@ def printed(eve, tmp_path: Path):
     """The error's last line, and the printed lines except the first, which names the run."""
 
     def run(recipe: str, start: str, *flags: Any, model: dict[str, Any] | None = None, **sizes: int) -> tuple[str, list[str]]:
-        if start != "builtin:icons":
+        if start != "builtin:drawings":
             config = get_recipe(start)
             (tmp_path / "run").mkdir()
             shape = {"model": replace(config.model, **model or {}), "input": replace(config.input, **sizes)}
@@ -51,7 +51,7 @@ def printed(eve, tmp_path: Path):
         (EVE, EVE, {"deep_ffn": "shared"}, "model.deep_ffn shared instead of moe"),
         (EVE, EVE, {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2"),
         (
-            *(MLIM, "builtin:icons", {}),
+            *(MLIM, "builtin:drawings", {}),
             "model.stem conv instead of patch_conv, model.shallow_ffn modality instead of shared, "
             "model.num_deep_blocks 2 instead of 0",
         ),

@@ -384,8 +384,8 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path):
         with pytest.raises(UserError) as caught:
             checkpoint.chosen_checkpoint(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}: {words}"
-    with pytest.raises(UserError, match=r"^icons: no such run folder; did you mean 'builtin:icons'\?$"):
-        checkpoint.chosen_checkpoint(Path("icons"))
+    with pytest.raises(UserError, match=r"^drawings: no such run folder; did you mean 'builtin:drawings'\?$"):
+        checkpoint.chosen_checkpoint(Path("drawings"))
 
 
 # Optimisers and generators

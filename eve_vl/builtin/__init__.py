@@ -2,11 +2,11 @@
 
 A run is named builtin:NAME in each place that takes a run folder, and a published model hf:ORG/NAME.
 
-    icons/          a run folder with float16 weights; its README.md says how it was made and what it reaches
+    drawings/       a run folder with float16 weights; its README.md says how it was made and what it reaches
     lucide.zip      1,778 icons that the run was not trained on, with their names
     lucide.LICENSE
 
-examples/icons/ship.py writes them. Nothing else writes into this folder.
+examples/drawings/ship.py writes them. Nothing else writes into this folder.
 """
 
 import importlib

@@ -20,7 +20,7 @@ from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
-ICON_RUN = "builtin:icons"  # the run of `eve try`
+ICON_RUN = "builtin:drawings"  # the run of `eve try`
 THUMBNAIL_SIDE = 192  # pixels
 MOST_MEASURED = 500  # own images that own captions search at most
 
@@ -127,7 +127,7 @@ def run_try(args: TryArgs) -> None:
     _print_changes(folder, index)
     if args.sources:
         _print_recalls(index, sources[1:])
-        print_line(f"note: {ICON_RUN} was trained on icons only; for photos, train a run of your own")
+        print_line(f"note: {ICON_RUN} was trained on drawings only; for photos, train a run of your own")
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     others = [name for name in builtin.names() if name != ICON_RUN]
     run_app(AppArgs(runs=tuple(map(Path, (ICON_RUN, *others))), index=folder, port=args.port, browser=args.browser))

@@ -1,8 +1,8 @@
-"""Convert a trained run of icons_search into `builtin:icons`, and icons for `eve try`.
+"""Convert a run trained on drawings into `builtin:drawings`, and icons for `eve try`.
 
-    python examples/icons/ship.py runs/icons_search --icons icons --out eve_vl/builtin
+    python examples/drawings/ship.py runs/drawings --icons icons --out eve_vl/builtin
 
-Weights become float16, paths those of examples/icons/README.md; all other values stay. The icons are lucide's from
+Weights become float16, paths those of examples/drawings/README.md; all other values stay. The icons are lucide's from
 test_sets.parquet (not in training): a zip file of PNG files with a table, pairs.jsonl, and lucide.LICENSE in --out. The same
 run and data write the same bytes.
 """
@@ -25,6 +25,7 @@ from eve_vl.utils.file_io import atomic_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import shipping
 
+TRAIN: Final = ("drawings/icons.parquet", "drawings/emoji.parquet")
 SET: Final = "lucide"
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # earliest date in zip files
 
@@ -33,8 +34,8 @@ def ship_run(run: Path, out: Path) -> None:
     """Write the best weights of a run in float16, with its numbers. Raises UserError."""
 
     def changed(config: Config) -> Config:
-        data = dataclasses.replace(config.data, train=("icons/train.parquet",), val=("icons/val.parquet",))
-        return dataclasses.replace(config, out=Path("runs/icons_search"), init=Path("runs/icons"), data=data)
+        data = dataclasses.replace(config.data, train=TRAIN, val=("drawings/val.parquet",))
+        return dataclasses.replace(config, out=Path("runs/drawings"), init=Path("runs/icons_search"), data=data)
 
     shipping.ship_run(run, out, changed)
 
@@ -57,12 +58,12 @@ def ship_icons(table: Path, out: Path) -> None:
 def main() -> None:
     """Write the run and the icons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run of icons_search")
+    parser.add_argument("run", type=Path, help="run trained on drawings")
     parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundled files")
     args = parser.parse_args()
     try:
-        ship_run(args.run, args.out / "icons")
+        ship_run(args.run, args.out / "drawings")
         ship_icons(args.icons / "test_sets.parquet", args.out / ICONS.name)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
