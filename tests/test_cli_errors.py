@@ -121,7 +121,7 @@ def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
     words = " ".join(text.split())
     assert "--input.image-size" in words and "(default: 48)" in words  # of demo
     assert "a run takes these values from --init." in words
-    own = " ".join(eve("help", "finetune", "demo_vqa", "--init", "builtin:icons").stdout.split())
+    own = " ".join(eve("help", "finetune", "demo_vqa", "--init", "builtin:drawings").stdout.split())
     assert "(default: 64)" in own and "from --init." not in own
 
 

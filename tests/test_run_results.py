@@ -100,7 +100,7 @@ def test_results_are_kept_for_the_weights_and_the_data_they_are_of(arms, eve, tm
     state = arms["a"] / "best/state.json"
     state.write_text(json.dumps({"step": 2}))  # other weights
     assert read_results(arms["a"] / "best") == []
-    assert "part of the package" in eve("evaluate", "retrieval", "builtin:icons", "--data", other).stdout
+    assert "part of the package" in eve("evaluate", "retrieval", "builtin:drawings", "--data", other).stdout
 
 
 def test_validation_compares_by_rows_and_not_by_fields(arms, tmp_path: Path):
@@ -131,8 +131,8 @@ def test_the_cost_of_a_run_includes_those_that_it_started_from(tmp_path: Path):
     (early / "state.json").write_text(json.dumps({"step": 10}))
     from_early = write_one(tmp_path / "early", 3, steps(1234.0), init=early)
     assert [*cost_chain(from_early).values()] == [1234.0, 100.0]
-    icons = write_one(tmp_path / "icons", 4, steps(20.0), init=Path("builtin:icons"))
-    assert cost_text(cost_chain(icons)) == "20 or more (20 + not recorded builtin:icons)"
+    icons = write_one(tmp_path / "icons", 4, steps(20.0), init=Path("builtin:drawings"))
+    assert cost_text(cost_chain(icons)) == "20 or more (20 + not recorded builtin:drawings)"
     gone = write_one(tmp_path / "gone", 5, steps(20.0), init=tmp_path / "nothing")
     assert cost_chain(gone) == {str(gone): 20.0, str(tmp_path / "nothing"): None}
     circle = write_one(tmp_path / "circle", 6, steps(5.0), init=tmp_path / "circle")

@@ -92,7 +92,8 @@ def test_no_text_is_a_syntax_error(index):
         "❤",
     ]
     texts = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(60)] + [
-        "cat" + " -x" * 500, "cat " * 3000,
+        "cat" + " -x" * 500,
+        "cat " * 3000,
         '"' + "a b " * 3000 + '"',
     ]
     for text in texts:

@@ -79,7 +79,7 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
         (tmp_path / "mine" / f"{caption}.txt").write_text(caption)
     printed, _ = tried("mine")
     (folder,) = (tmp_path / "tried").glob("index-*")
-    index = Index.open(folder, Eve.load("builtin:icons", "cpu"))
+    index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
     ranks = []
     for caption in captions:
         hits = index.search(caption, folder=tmp_path / "mine", top=12)

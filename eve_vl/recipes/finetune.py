@@ -203,9 +203,9 @@ def search_small(init: Config) -> Config:
     """Search in a few thousand images of your own: minutes; R@1 0.32, 0.34 on emoji.
 
     ITC only, with random crops, mirrored images and moving averages of the weights: the settings of `emoji_retrieval`.
-    500 steps on 3,766 emoji from `builtin:icons` took 239 CPU core-seconds.
+    500 steps on 3,766 emoji, from a run on icons, took 239 CPU core-seconds.
 
-    eve finetune search_small --init builtin:icons --data.train FOLDER
+    eve finetune search_small --init builtin:drawings --data.train FOLDER
     """
     return changed(emoji_retrieval(init), "search_small", data=OF_YOURS | {"train": ("photos",)})
 

@@ -28,7 +28,7 @@ def places(eve: Eve, sources: list[str], phrases: list[dict[str, str]], out: Pat
     index, found = eve.index(sources, out), []
     for phrase in phrases:
         accepted = set(phrase["accepted"].split("; "))
-        hits = index.search(phrase["phrase"], top=10)
+        hits = index.search(phrase["phrase"], top=10, by="vectors")
         found.append(next((place for place, hit in enumerate(hits, 1) if accepted.intersection(hit.captions)), 0))
     return found
 
