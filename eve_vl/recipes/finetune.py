@@ -18,7 +18,7 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
-from eve_vl.recipes.pretrain import starts_from
+from eve_vl.recipes.pretrain import changed, starts_from
 
 OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
