@@ -10,7 +10,7 @@ from twins import ListSource, noise, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ContrastMatchConfig, DataConfig, MaskedSignalConfig, RetrievalConfig, TaskConfig, all_kinds
 from eve_vl.data.dataset import RowDataset
-from eve_vl.data.kinds.captions import CaptionedImages, ImageText, augmented_caption
+from eve_vl.data.kinds.captions import CaptionedImages, ImageText, augmented_caption, common_tags
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.utils.errors import UserError
 
@@ -98,3 +98,18 @@ def test_rows_without_pairs_have_no_captions():
     for modality in ("text", "image"):
         assert "caption_augment" in DataConfig(modality=modality).unused_fields()
     assert "caption_augment" not in DataConfig().unused_fields()
+
+
+def test_common_tags_are_the_words_and_phrases_of_some_captions():
+    captions = [[f"red cat, animal; no {row}"] for row in range(4)] + [["a Cat on a mat"], ["cats"], ["the red car"]]
+    captions += [[f"the thing {row}", "plain"] for row in range(33)]
+    assert common_tags(captions) == {
+        **dict.fromkeys(("animal", "no", "red cat"), (0, 1, 2, 3)),
+        "cat": (0, 1, 2, 3, 4),
+        "red": (0, 1, 2, 3, 6),
+    }
+    assert common_tags(captions[:7]) == {}  # a tag of four of seven images tells little
+    many = [[f"word{row % 150:03}"] for row in range(900)]
+    assert len(found := common_tags(many)) == 100
+    assert {len(images) for images in found.values()} == {6}
+    assert (min(found), max(found)) == ("word000", "word149")

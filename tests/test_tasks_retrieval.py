@@ -523,3 +523,28 @@ def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
         hard=[(image, num + image) for image in range(num)],
     )
     assert says in evaluator_of(task).comparison(RetrievalEvaluator(task).hard(index, 0))
+
+
+@torch.no_grad()
+def test_queries_by_tag_equal_a_slow_loop():
+    """The share of the first five hits whose captions have the tag, over all tags, next to the share of all images."""
+    colors, kinds = ("red", "dark blue", "green", "white"), ("circle", "square", "ring", "cross", "star")
+    captions = [f"The {colors[row % 4]} {kinds[row % 7 % 5]}: no. {row}, {colors[row % 4]}" for row in range(60)]
+    rows = [replace(pairs(60)[row], captions=(caption,)) for row, caption in enumerate(captions)]
+    task = retrieval(itm_weight=0.0, rerank=0)
+    dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
+    tags = (*kinds, *colors, *(f"the {color} {kind}" for color in colors for kind in kinds))
+    words = {tag: [row for row in range(60) if tag in captions[row].casefold()] for tag in sorted(tags)}
+    expected = {tag: rows for tag, rows in words.items() if 4 <= len(rows) <= 9}
+    assert len(expected) >= 2
+    assert {dataset.texts[text]: list(images) for text, images in dataset.tagged.items()} == expected
+    pixels = [dataset[(0, 0, row)].image[None].float() / 127.5 - 1 for row in range(60)]
+    images, texts = features(task, pixels, [torch.from_numpy(TOKENIZER.encode(tag, 12)[0])[None] for tag in expected])
+    shares = [
+        sum(row in own for row in sorted(range(60), key=lambda row: -(images[row] @ text).item())[:5]) / 5
+        for text, own in zip(texts, expected.values(), strict=True)
+    ]
+    numbers = numbers_of(task, dataset, 7)
+    assert numbers["tag_p5"] == pytest.approx(statistics.mean(shares))
+    assert numbers["tag_p5_chance"] == pytest.approx(statistics.mean(len(own) / 60 for own in expected.values()))
+    assert getattr(numbers["tag_p5"], "n", 0) == len(expected)

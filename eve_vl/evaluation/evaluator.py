@@ -122,6 +122,8 @@ class Evaluated:
     examples: Sequence[Any] = ()
     row_scores: Mapping[str, float] = field(default_factory=dict)
     """The share of each row in the main metric, by the row's name; see `Evaluator.per_row_scores`."""
+    choice_scores: Mapping[str, float] = field(default_factory=dict)
+    """Row scores that `eve learn` chooses between runs by; empty: row_scores."""
     notes: Sequence[str] = ()
     """Sentences about the rows, for people."""
     data: str = ""

@@ -46,6 +46,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             others={HARD_ABLATED: "looking at a wrong image"},
         ),
         Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
+        Baseline("tag_p5", "tag", "tag_p5_chance", "chance by tag"),
     )
 
     def __init__(self, task: Retrieval):
@@ -99,8 +100,12 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             "tr1_chance": num_pairs / len(gallery.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
             "ir1_chance": num_pairs / len(gallery.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
-        numbers |= counts | self.merged(gallery) | self.precisions(gallery) | self.hard(gallery, k)
-        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls))
+        by_tag, tag_scores = self.by_tag(gallery)
+        numbers |= counts | self.merged(gallery) | self.precisions(gallery) | by_tag | self.hard(gallery, k)
+        parts = [part for part in (first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores) if part]
+        total = sum(map(len, parts))  # whole captions and tags weigh equally
+        choice = {row: score * total / len(part) / len(parts) for part in parts for row, score in part.items()}
+        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls), choice_scores=choice)
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
         """Return recalls with equal captions merged, named `…_merged`.
@@ -143,6 +148,24 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
                 numbers[f"precision_{way}{k}"] = intervals.over(found, chance, gain_Q, groups[asked_Q].tolist())
             numbers[chance] = float(chance_Q[asked_Q].mean())
         return numbers
+
+    def by_tag(self, gallery: RetrievalSet) -> tuple[dict[str, float], dict[str, float]]:
+        """Return tag_p5, how many of the first five hits of a tag have it, its chance, and each tag's share.
+
+        By contrast only; empty without tags (`common_tags`).
+        """
+        if not gallery.tags or not self.task.is_comparable:
+            return {}, {}
+        tags, has_IL = list(gallery.tags), torch.zeros(len(gallery.image_Id), len(gallery.tags), dtype=torch.bool)
+        for number, images in enumerate(gallery.tags.values()):
+            has_IL[images, number] = True
+        tag_Ld, own_LL = gallery.text_Nd[torch.tensor(tags, device=gallery.text_Nd.device)], torch.eye(len(tags)) > 0
+        found_LK, chance_L = metrics.precisions(tag_Ld, gallery.image_Id, own_LL, has_IL)
+        found_L = found_LK[:, metrics.PRECISIONS.index(5)].numpy()
+        gain_L = (found_L - chance_L.numpy()) / len(tags)
+        found = intervals.over(intervals.mean(found_L, is_share=True), "tag_p5_chance", gain_L)
+        shares = {f"tag {text}": share for text, share in zip(tags, found_L.tolist(), strict=True)}
+        return {"tag_p5": found, "tag_p5_chance": float(chance_L.mean())}, shares
 
     def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:
         """Return tr1_hard: how often an image's own text precedes hard false texts.

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data import dataset
 from eve_vl.data.dataset import ImageBatch, Position, RowBatch, Sample, SampleSet, TextBatch, each, stack
-from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.kinds.captions import TAG_ROWS, ImageText, common_tags
 from eve_vl.data.records import GeneratedSource, Source, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
@@ -50,6 +50,9 @@ class SearchImages(SearchBatch, ImageBatch):
 class SearchTexts(SearchBatch, TextBatch):
     """Candidate texts."""
 
+    tagged: tuple[tuple[int, ...], ...] = each("tagged")
+    """For each tag the images that it is true of; else empty."""
+
 
 class SearchSet(SampleSet):
     """Images and captions of at most data.val_samples rows.
@@ -59,9 +62,10 @@ class SearchSet(SampleSet):
     task.dedup_captions equal captions are one, true of every image that has it among all of its captions; generated scenes know
     every true caption. Texts come longest first, so that batches hold little padding.
 
-    images: (source, row) of each. captions: the words of each. texts: the distinct ones, then hard false captions, which are no
-    candidates. captions_in: the captions of each text. captions_of: the true captions of each image. hard: for each image with
-    hard false captions its own first text and theirs, else empty.
+    images: (source, row) of each. captions: the words of each. texts: the distinct ones, then hard false captions, then tags
+    (`common_tags`), both of which are no candidates. captions_in: the captions of each text. captions_of: the true captions of
+    each image. hard: for each image with hard false captions its own first text and theirs, else empty. tagged: the images of
+    each tag, by text.
     """
 
     def __init__(self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer):
@@ -81,8 +85,12 @@ class SearchSet(SampleSet):
             for (number, row), given, _ in found.values()
         ]
         self.texts = list(dict.fromkeys([*distinct, *(text for texts in false for text in texts)]))
+        self.num_before_tags = len(self.texts)
+        tags = common_tags([[] if is_generated(sources[number]) else given for (number, _), given, _ in found.values()])
+        self.texts = list(dict.fromkeys([*self.texts, *tags]))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
+        self.tagged = {index_of[tag]: images for tag, images in tags.items()}
         self.hard = [
             tuple(index_of[text] for text in (given[0], *texts)) if texts else ()
             for texts, (_, given, _) in zip(false, found.values(), strict=True)
@@ -129,9 +137,12 @@ class SearchSet(SampleSet):
 
         No batch holds both.
         """
-        texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
+        texts, tags = (
+            sorted(each, key=lambda text: -len(self.ids[text]))
+            for each in (range(self.num_before_tags), range(self.num_before_tags, len(self.texts)))
+        )
         batches = []
-        for which, indices in ((TEXT, texts), (IMAGE, range(len(self.images)))):
+        for which, indices in ((TEXT, texts), (TEXT, tags), (IMAGE, range(len(self.images)))):
             positions: Any = [(0, which, index) for index in indices][rank::world]
             batches += BatchSampler(positions, batch_size, drop_last=False)
         return batches
@@ -139,8 +150,8 @@ class SearchSet(SampleSet):
     def __getitem__(self, position: Position) -> Sample:
         _, which, index = position
         if which == TEXT:
-            captions = self.captions_in[index]
-            return Sample(batch=SearchTexts, ids_T=self.ids[index], index=index, captions=captions, where=f"text {index}")
+            known = {"index": index, "captions": self.captions_in[index], "tagged": self.tagged.get(index, ())}
+            return Sample(batch=SearchTexts, ids_T=self.ids[index], where=f"text {index}", **known)
         source, row = self.images[index]
         try:
             pair = self.sources[source][row]
@@ -193,6 +204,8 @@ class RetrievalSet:
     """Classes of each image."""
     hard: list[tuple[int, ...]] = field(default_factory=list)
     """For each image with false captions: its own text and the false ones."""
+    tags: dict[int, list[int]] = field(default_factory=dict)
+    """The images of each text that is a tag."""
     kept: list[int] = field(default_factory=list)
     """Number of each caption in the set; captions without a usable image are left out."""
     num_left_out: int = 0
@@ -236,6 +249,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
                 texts[index] = row | {"ids": ids_T[: task.config.input.padded_text_length or num].clone(), "length": num}
     images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
     order = sorted(images)  # unusable images are missing
+    place = {old: new for new, old in enumerate(order)}
     all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
     text_of = {caption: text for text, row in enumerate(all_texts) for caption in row["captions"]}
     matches = [(image, caption) for image, row in enumerate(all_images) for caption in row["captions"]]
@@ -245,6 +259,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
     kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
     text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
     device = next(task.parameters()).device
+    tagged = ((text, [place[old] for old in row["tagged"] if old in place]) for text, row in enumerate(all_texts))
     gallery = RetrievalSet(
         image_Id=torch.stack([row["features"] for row in all_images]).to(device),
         text_Nd=torch.stack([row["features"] for row in all_texts]).to(device),
@@ -257,6 +272,7 @@ def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
         names=[row["name"] for row in all_images],
         labels=[row["labels"] for row in all_images],
         hard=[row["hard"] for row in all_images],
+        tags={text: usable for text, usable in tagged if len(usable) >= TAG_ROWS},
         kept=kept.tolist(),
         num_left_out=len(text_of) - len(text_T),
     )

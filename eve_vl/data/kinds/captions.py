@@ -1,7 +1,8 @@
 """Images with captions, images only, texts only, images to index."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +17,7 @@ from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, T
 
 WORD_DROP = 0.2  # probability
 PHRASE_END = re.compile(r",(?!\d)|;|:\s")  # not in 1,000 or 10:30
+TAG_ROWS, TAG_SHARE, MAX_TAGS = 4, 0.15, 100  # a tag's images: at least, at most as a share; most tags
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
 
@@ -114,12 +116,37 @@ def augmented_caption(caption: str, how: str, rng: np.random.Generator) -> str:
     if how == "none" or not words:
         return caption
     if how == "phrases":
-        parts = [part for part in map(str.strip, PHRASE_END.split(caption)) if part]
+        parts = phrases_of(caption)
         kept = rng.permutation(len(parts))[: 1 if rng.random() < 0.5 else None]
         return ", ".join(parts[place] for place in kept) or caption
     kept = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
     kept = kept if len(kept) else rng.integers(len(words), size=1)
     return " ".join(words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept))
+
+
+def phrases_of(caption: str) -> list[str]:
+    """Return the parts of a caption, as of a list such as `map, folded; paper`."""
+    return [part for part in map(str.strip, PHRASE_END.split(caption)) if part]
+
+
+def common_tags(captions: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
+    """Return words and phrases that people may search for, with the images that they are true of.
+
+    captions: of each image. A tag stands in the captions of TAG_ROWS images or more, and of at most TAG_SHARE of all, which
+    leaves out words such as `the`, and gives none for few images. Of more than MAX_TAGS tags some are chosen, evenly in
+    alphabetical order.
+    """
+    words_of = [[re.findall(r"\w+", caption.casefold()) for caption in given] for given in captions]
+    images_of: defaultdict[str, set[int]] = defaultdict(set)
+    for image, (given, lists) in enumerate(zip(captions, words_of, strict=True)):
+        parts = (re.findall(r"\w+", part.casefold()) for caption in given for part in phrases_of(caption))
+        for tag in {*(" ".join(part) for part in parts), *(word for words in lists for word in words)}:
+            images_of[tag].add(image)
+    most = TAG_SHARE * len(captions)
+    tags = sorted(tag for tag, images in images_of.items() if TAG_ROWS <= len(images) <= most and len(tag) > 1)
+    tags = [tags[place] for place in np.unique(np.linspace(0, len(tags) - 1, min(MAX_TAGS, len(tags))).astype(int))]
+    spaced = [" ".join(f" {' '.join(words)} " for words in lists) for lists in words_of]
+    return {tag: tuple(image for image, text in enumerate(spaced) if f" {tag} " in text) for tag in tags}
 
 
 def caption_key(row: ImageText, caption: str, config: Config) -> int:
