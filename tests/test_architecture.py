@@ -55,6 +55,9 @@ MAY_IMPORT = {
         *("interop", "report"),
     },
     "demo": {"utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "report"},
+    "learn": {
+        *("utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "eve", "report"),
+    },
     "cli": {
         "utils",
         "__init__",
@@ -75,6 +78,7 @@ MAY_IMPORT = {
         "serve",
         "report",
         "demo",
+        "learn",
     },
     "__main__": {"cli"},
 }

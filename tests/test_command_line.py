@@ -6,6 +6,7 @@ from verb_flags import flags_of
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.compare import RunsArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.learn import LearnArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
 from eve_vl.cli.search import AppArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
@@ -58,7 +59,8 @@ TASK = {
     "classification": "--task.inputs --task.multilabel --task.classes",
 }
 REST = """
-    --data.modality --data.train --data.train-weights --data.val --data.val-fraction --data.val-samples --data.skip-invalid-val
+    --data.modality --data.train --data.train-weights --data.val --data.val-fraction --data.test-fraction --data.val-samples
+    --data.skip-invalid-val
     --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
     --data.augment --data.caption-augment --data.batches-from --data.pair-captions --data.num-workers
     --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
@@ -76,6 +78,7 @@ FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     TryArgs: "--out --port --browser",
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
+    LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
     SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
     ServeArgs: SERVE,
     AppArgs: f"{SERVE} --browser",
@@ -127,7 +130,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "index", "search", "serve", "app"),
-        *("demo", "pretrain", "finetune", "runs", "bench"),
+        *("learn", "demo", "pretrain", "finetune", "runs", "bench"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),
         *("encode", "completion"),

@@ -20,7 +20,15 @@ from eve_vl.data import loader
 from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
 from eve_vl.data.held_out import _lowest
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.loader import epoch_order, eval_loader, open_sources, open_train_and_val, train_batches, train_loader
+from eve_vl.data.loader import (
+    epoch_order,
+    eval_loader,
+    open_sources,
+    open_splits,
+    open_train_and_val,
+    train_batches,
+    train_loader,
+)
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.table import Table
@@ -502,6 +510,22 @@ def test_held_out_rows_leave_training(tmp_path):
     kept, held = ({source[row].where for row in range(len(source))} for source in (train[0], val[0]))
     assert not kept & held
     assert len(kept | held) == 1000
+
+
+def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
+    """The test rows are those of a smaller held-out split, so validation and test do not depend on each other's share."""
+    source = write_pairs(tmp_path / "pairs", range(400))
+    data = replace(config_of().data, train=(str(source),), val=("held-out",), val_fraction=0.2, test_fraction=0.1)
+    config = replace(config_of(), data=data)
+    train, val, test = ({each[row].where for row in range(len(each))} for (each,) in open_splits(config, "captions"))
+    assert not train & val and not train & test and not val & test
+    assert len(train | val | test) == 400
+    assert 50 < len(val) < 110 and 20 < len(test) < 60
+    assert test == held_out(source, val_fraction=0.1)[1]
+    assert test | val == held_out(source, val_fraction=0.3)[1]
+    own = replace(config, data=replace(data, val=(str(source),), val_fraction=0.02))
+    assert [len(each) for (each,) in open_splits(own, "captions")] == [400 - len(test), 400, len(test)]
+    assert open_train_and_val(own)[1][0][0].where == "0.png"
 
 
 def held_out(source: Path, **data: object) -> tuple[set[str], set[str]]:

@@ -21,4 +21,6 @@ def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]
             flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:
                 flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint
+        elif name := getattr(hint.__metadata__[0], "name", None):
+            flags[f"--{prefix}{name}"] = hint
     return flags

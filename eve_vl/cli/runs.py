@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
 from eve_vl.cli.train import early_flags, refuse_unused
-from eve_vl.config import Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
+from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
 from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
@@ -37,7 +37,8 @@ class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Flags of all forms of `eve evaluate`."""
 
     data: tuple[str, ...] = ()
-    """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
+    """Sources to evaluate on, as for --data.train, or held-out-test, the share that --data.test-fraction kept for it; default:
+    the run's own validation sources."""
     samples: int = 1_000_000
     """Maximum number of rows, evenly spread."""
     skip_invalid: bool = False
@@ -147,7 +148,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
 
     A single run's numbers also go to a file.
     """
-    from eve_vl.data.loader import open_sources
+    from eve_vl.data.loader import open_sources, open_splits
     from eve_vl.evaluation.runner import evaluated, leaks
     from eve_vl.run.loading import load_run
     from eve_vl.run.results import result_of, store
@@ -157,13 +158,16 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     if not args.ablations and not run.evaluator.ablations:
         raise UserError(f"--no-ablations: a {name} run has no ablations; leave it out")
     how = DataConfig(**args.reading())
-    if not args.data and how != DataConfig():
+    is_test = args.data == (HELD_OUT_TEST,)
+    if (not args.data or is_test) and how != DataConfig():
         raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
     if not args.data and builtin.is_named(path):
         raise UserError(f"{path}: the package does not contain the run's validation data; name other data with --data PATH")
     rows = run.task.dataset.kind_of(run.config)
-    sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data else None
-    skip = args.skip_invalid or (sources is None and run.config.data.skips_invalid_val)
+    sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data and not is_test else None
+    if is_test and not (sources := open_splits(run.config, rows)[2]):
+        raise UserError(f"--data {HELD_OUT_TEST}: {run.shown} kept nothing for a test (--data.test-fraction); name other data")
+    skip = args.skip_invalid or (bool(is_test or not sources) and run.config.data.skips_invalid_val)
     options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     limited = {"samples": args.samples} if args.samples < EvaluateArgs.samples else {}

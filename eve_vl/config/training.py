@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from eve_vl.config.base import Count, CountOrZero, Positive, Share, Values, Weight, Width
 from eve_vl.utils.errors import UserError
 
-HELD_OUT = "held-out"
+HELD_OUT, HELD_OUT_TEST = "held-out", "held-out-test"
 GENERATORS = {"scenes": "eve_vl.synthetic.scenes", "phantoms": "eve_vl.synthetic.phantoms"}
 """Generators of rows: the name that sources start with, and the module (see data/records.py)."""
 
@@ -97,6 +97,9 @@ class DataConfig(Values):
     out of training. A statement counts to both of its images."""
     val_fraction: Annotated[float, "(0, 0.5]"] = 0.02
     """Share of the images or texts of each training source that held-out validates on."""
+    test_fraction: Annotated[float, "[0, 0.5)"] = 0.0
+    """Share of the images or texts of each training source that neither training nor validation sees; `eve evaluate … --data
+    held-out-test` measures on it."""
     val_samples: Count = 1000
     """Most rows to validate on, spread evenly over the sources."""
     skip_invalid_val: bool = False
@@ -152,9 +155,11 @@ class DataConfig(Values):
         own, lacking = next(iter(made), ""), next((name for name in _generators(self.val) if name not in made), "")
         splits = f"generated {own} have a split of their own: give --data.val {own}:val"
         give = f"give --data.val PATH, or --data.val {HELD_OUT}"
+        tests = f"test_fraction has no effect on generated {own}, which have a split for tests; leave it out"
         return {
             "train and val must each name a source": not self.train or not self.val,
             f"val is {HELD_OUT} and something else; give one of the two": holds_out and len(self.val) > 1,
+            tests: self.test_fraction and own,
             f"val is {HELD_OUT}, but {splits}": self.val == (HELD_OUT,) and own,
             f"val is {' '.join(self.val)}, but train has no {lacking}: {give}": self.train and lacking and not holds_out,
             f"train_weights has {weights} values for {len(self.train)} train sources": weights not in (0, len(self.train)),

@@ -1,4 +1,4 @@
-"""The held-out split: validation on a share of the training sources."""
+"""The held-out split: validation and test on shares of the training sources."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,22 +14,31 @@ from eve_vl.utils.errors import BadSampleError, UserError
 
 
 def held_out_split(
-    sources: Sequence[Source[Any]], names: Sequence[str], share: float
-) -> tuple[list[Source[Any]], list[Source[Any]]]:
-    """Move a share of each source's images, or else texts, to validation.
+    sources: Sequence[Source[Any]], names: Sequence[str], val: float, test: float = 0.0
+) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
+    """Move shares of each source's images, or else texts, to validation and to the test.
 
-    Every row, of any source, that shows one of these images leaves training, too. Raises UserError, which names a source that
-    is too small.
+    Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources. Returns
+    training, validation and test. Raises UserError, which names a source that is too small.
     """
     keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in sources]
-    held = [_lowest([place for place, _ in rows], share) for rows in keys]
-    in_val = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
-    shown = {*chain.from_iterable(in_val)}
-    kept = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
-    for name, is_kept, is_held in zip(names, kept, held, strict=True):
-        if not (is_kept.any() and is_held.any()):
-            raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
-    return _subsets(sources, kept), _subsets(sources, held)
+    left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
+    for share in (test, val):
+        total += share
+        places = [
+            [place if is_left else None for (place, _), is_left in zip(rows, still, strict=True)]
+            for rows, still in zip(keys, left, strict=True)
+        ]
+        held = [_lowest(each, total) if share else np.zeros(len(each), bool) for each in places]
+        in_part = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
+        shown = {*chain.from_iterable(in_part)}
+        alone = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
+        left = [still & apart for still, apart in zip(left, alone, strict=True)]
+        for name, is_kept, is_held in zip(names, left, held, strict=True):
+            if not (is_kept.any() and (is_held.any() or not share)):
+                raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
+        parts.append(_subsets(sources, held) if share else [])
+    return _subsets(sources, left), parts[1], parts[0]
 
 
 def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:

@@ -57,10 +57,22 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
 
     `held-out` splits the training sources; see `held_out_split`.
     """
-    train = open_sources(config.data.train, config.data, config.input.image_size, kind)
-    if config.data.val != (HELD_OUT,):
-        return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
-    return held_out_split(train, config.data.train, config.data.val_fraction)
+    return open_splits(config, kind)[:2]
+
+
+def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
+    """Open the sources of a run for training, validation and the test. Raises UserError.
+
+    There are none for the test without data.test_fraction.
+    """
+    data, val = config.data, None
+    train = open_sources(data.train, data, config.input.image_size, kind)
+    if data.val != (HELD_OUT,):
+        val = open_sources(data.val, data, config.input.image_size, kind)
+    if val is not None and not data.test_fraction:
+        return train, val, []
+    train, held, test = held_out_split(train, data.train, 0.0 if val is not None else data.val_fraction, data.test_fraction)
+    return train, held if val is None else val, test
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from eve_vl.run.summary import expected_memory, machine_line
 from eve_vl.run.training import obtain_tokenizer, tune_threads, with_init_tokenizer
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
+from eve_vl.train import processes
 from eve_vl.train.processes import peak_memory, pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import progress
@@ -85,6 +86,17 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     }
 
 
+def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
+    """Return the median wall seconds of a training step with its loading, and the threads in use. Raises UserError."""
+    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
+    trainer, loader = _started(with_init_tokenizer(config))
+    start = time.perf_counter()
+    batches = list(itertools.islice(loader, (WARM + num_steps) * train.accumulation))
+    loading = (time.perf_counter() - start) / (WARM + num_steps)
+    return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
+
+
 def has_processor_clock(device: torch.device) -> bool:
     """Return whether `now` is processor time; several threads would spin in waits."""
     return device.type == "cpu" and torch.get_num_threads() == 1
@@ -119,7 +131,7 @@ def _started(config: Config) -> tuple[Trainer, Iterator[RowBatch]]:
     trainer = Trainer(config.train, config.out, task, device=device, texts={})
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset)
-    return trainer, iter(train_loader(dataset, consumed=0, rank=0, world=1))
+    return trainer, iter(train_loader(dataset, consumed=0, rank=processes.rank(), world=processes.world_size()))
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

@@ -55,7 +55,10 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
     if config.data.val == (HELD_OUT,):
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
-        more = f"; left out: {pluralize(lost, 'row that shows', 'rows that show')} a held-out image too" if lost else ""
+        shown = (
+            "kept for a test" if config.data.test_fraction else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
+        )
+        more = f"; left out: {pluralize(lost, 'row')} {shown}" if lost else ""
         enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
         few = f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {enough:g} keeps more" * (
             num_val < FEW_ROWS

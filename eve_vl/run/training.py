@@ -54,14 +54,15 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
     builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
-    processes.setup(device)
+    has_joined = processes.setup(device)  # else the caller has, for several trainings
     set_threads(config.train.threads)
     is_first = is_main()
     with locked(config.out):
         numbers = _fit(config, device, must_resume, accepts_data)  # its own call: the model must be gone before the group is
     gc.collect()
     processes.barrier()
-    processes.shutdown()
+    if has_joined:
+        processes.shutdown()
     if is_first:
         write_file(config.out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     return is_first

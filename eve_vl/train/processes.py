@@ -49,14 +49,16 @@ class _Sum(torch.autograd.Function):
         return cast(Tensor, _Sum.apply(grad))
 
 
-def setup(device: torch.device) -> None:
-    """Join the process group of torchrun, if there is one.
+def setup(device: torch.device) -> bool:
+    """Join the process group of torchrun, if there is one; return whether this call did.
 
     nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for another one fails.
     """
-    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
+    is_new = {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized()
+    if is_new:
         backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=own)
+    return is_new
 
 
 def shutdown() -> None:

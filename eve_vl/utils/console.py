@@ -5,13 +5,14 @@ import functools
 import itertools
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TextColumn, track
 
 from eve_vl.utils.errors import printable
 
@@ -76,3 +77,31 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
             shown_at = time.monotonic()
             print_line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
         yield item
+
+
+@contextlib.contextmanager
+def progress_of_time(state: Callable[[], tuple[float, str]]) -> Iterator[None]:
+    """Show the share of the time that is spent, and a text, while other output goes elsewhere.
+
+    state: returns both. A terminal shows a bar, other outputs a line every 3 · PATIENCE seconds.
+    """
+    console, stop = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False), threading.Event()
+
+    def show() -> None:
+        with Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=1)
+            while not stop.wait(SOON if console.is_terminal else 3 * PATIENCE):
+                share, text = state()
+                bar.update(task, completed=share, description=escape(printable(text)))
+                if not console.is_terminal:
+                    console.print(printable(text), markup=False)
+
+    thread = threading.Thread(target=show, daemon=True)
+    if is_main():
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if is_main():
+            thread.join()

@@ -11,7 +11,9 @@ import signal
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
+_COLLECT: set[object] = set()  # handlers of `stop_signals`
 AGAIN = 1.0  # seconds after which a second signal to stop ends the process at once
 
 
@@ -85,7 +87,7 @@ def stop_signals() -> Iterator[Collection[int]]:
 
     The same SIGINT or SIGTERM acts as usual once AGAIN seconds have passed. Within that time repeated signals count as one: a
     key hit twice, a terminal and a parent process, a closed terminal and its shell. A pool of processes sends SIGTERM to all
-    whenever one has ended; that never ends a loader worker's parent early.
+    whenever one has ended; that never ends a loader worker's parent early. Within another such block both collect a signal.
     """
     received: dict[int, float] = {}
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -93,14 +95,19 @@ def stop_signals() -> Iterator[Collection[int]]:
 
     def handle(number: int, _frame: object) -> None:
         is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
+        outer: Any = previous[signal.Signals(number)]
+        if not is_again and outer in _COLLECT:
+            outer(number, _frame)
         if is_again and (number == signal.SIGINT or (number == signal.SIGTERM and multiprocessing.parent_process() is None)):
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 
+    _COLLECT.add(handle)
     for number in previous:
         signal.signal(number, handle)
     try:
         yield received
     finally:
+        _COLLECT.discard(handle)
         for number, handler in previous.items():
             signal.signal(number, handler)
