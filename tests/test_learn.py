@@ -23,8 +23,7 @@ from eve_vl.data.loader import open_splits
 from eve_vl.data.records import row_keys
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.learn import plan, stages
-from eve_vl.learn.checks import kind_of
-from eve_vl.learn.plan import seconds_of, shown
+from eve_vl.learn.plan import kind_of, seconds_of, shown
 from eve_vl.recipes import get_recipe
 from eve_vl.run import training
 from eve_vl.run.loading import load_run, read_config

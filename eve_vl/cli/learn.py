@@ -36,10 +36,8 @@ def run_learn(args: LearnArgs) -> None:
     print_line("eve learn: reading the data")  # torch takes seconds
     from eve_vl import builtin
     from eve_vl.data.readers import absolute_spec
-    from eve_vl.learn.checks import check, kind_of
-    from eve_vl.learn.plan import Clock, seconds_of
-    from eve_vl.learn.results import conclude, result_lines
-    from eve_vl.learn.stages import Learner
+    from eve_vl.learn.plan import Clock, check, kind_of, seconds_of
+    from eve_vl.learn.stages import Learner, conclude, result_lines
     from eve_vl.train import StoppedError
 
     seconds, out = seconds_of(args.time), expand_user(args.out)

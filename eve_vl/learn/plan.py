@@ -1,4 +1,4 @@
-"""The plan of `eve learn`: what was asked, each decision once it is made, and the configs that follow.
+"""The plan of `eve learn`: what was asked, the checked data, each decision once it is made, the configs that follow.
 
 plan.json holds it. A resumed call reads it and measures nothing again.
 """
@@ -7,12 +7,16 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import Config, DataConfig
+from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.data.decoding import read_image
+from eve_vl.data.loader import OPTIONS, open_sources, open_splits
+from eve_vl.data.records import Source, Unencoded, hash_of, image_key, usable_rows
+from eve_vl.data.validate import check_source
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.recipes.pretrain import changed
 from eve_vl.run.bench import step_seconds
@@ -21,18 +25,18 @@ from eve_vl.run.training import with_absolute_paths
 from eve_vl.train import processes
 from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.log import read_log
-from eve_vl.utils.console import is_main, print_line
+from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
 
-PLAN, SCRIPT, REPORT, INDEX = "plan.json", "learn.sh", "report.html", "index"
-ROWS, LOG = "rows.json", "run.log"  # in each run folder: row scores, output
+PLAN = "plan.json"
 BUNDLED = "builtin:icons"
 MASKED, FINAL, FINAL_MASKED = "masked", "final", "final_masked"
 MIN_STEPS = 20  # of a pilot
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 NUM_TIMED = 4  # steps
-COLUMNS = ("image_column", "text_column", "label_column")
+MIN_ROWS, MIN_CAPTIONS = 50, 10
+HELD_ROWS, MOST_HELD = 500, 0.1  # rows for validation and for the test, each; at most this share
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,13 @@ class Plan:
 
     def with_data(self, config: Config) -> Config:
         """Return a config on the sources, with what is held out of them."""
-        facts = self.values["data"]
-        reading = {name: getattr(self.data, name) for name in ("format", "image_root", *COLUMNS)}
-        held = {"val_fraction": facts["val_fraction"], "test_fraction": facts["test_fraction"]}
-        return replace(config, data=replace(config.data, train=self.data.train, val=self.data.val, **reading, **held))
+        held = {name: self.values["data"][name] for name in ("val_fraction", "test_fraction")}
+        data = replace(config.data, train=self.data.train, val=self.data.val, **self.reading(), **held)
+        return replace(config, data=data)
+
+    def reading(self) -> dict[str, Any]:
+        """Return the options of reading the sources."""
+        return {name: getattr(self.data, name) for name in OPTIONS}
 
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
@@ -131,13 +138,9 @@ class Plan:
         """Return the config of a stage."""
         stage, facts = self.values["stages"][name], self.values["data"]
         if "start" not in stage:
-            config = changed(
-                get_recipe("icons"),
-                "icons",
-                input={"image_size": stage["size"], "text_length": facts["text_length"]},
-                data={"augment": "none", "crop_scale": (0.7, 1.0), "flip": True},
-                tokenizer={"vocab_size": facts["vocab"]},
-            )
+            data = {"augment": "none", "crop_scale": (0.7, 1.0), "flip": True}
+            texts = {"input": {"text_length": facts["text_length"]}, "tokenizer": {"vocab_size": facts["vocab"]}}
+            config = changed(get_recipe("icons"), "icons", data=data, **texts)
         else:
             init = Path(BUNDLED) if stage["start"] == BUNDLED else self.out / stage["start"]
             folder = chosen_checkpoint(init) if stage["start"] == BUNDLED or not stage["scratch"] else init
@@ -146,12 +149,12 @@ class Plan:
             own = {"min_answer_count": max(1, min(9, facts["train"] // 500)), "multilabel": facts["many_labels"]}
             task = replace(task, **{field: value for field, value in own.items() if hasattr(task, field)})
             config = changed(replace(config, init=init, scratch=stage["scratch"], task=task), self.job.recipe, data=caption)
-            config = replace(config, input=replace(config.input, image_size=stage["size"]))
         steps, batch = stage["steps"], min(config.train.batch_size, max(2, facts["train"] // 2))
         every = max(1, steps // 5) if name == FINAL else steps
         train = {"steps": steps, "batch_size": batch, "threads": self.values.get("threads", 0), "device": self.device}
         train |= {"val_every": every, "save_every": max(1, steps // 10), "log_every": max(1, min(50, steps // 10))}
-        return with_absolute_paths(replace(self.with_data(changed(config, config.recipe, train=train)), out=self.folder(name)))
+        config = changed(config, config.recipe, train=train, input={"image_size": stage["size"]})
+        return with_absolute_paths(replace(self.with_data(config), out=self.folder(name)))
 
 
 def pilot_of(stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,3 +177,70 @@ def shown(seconds: float) -> str:
         return f"{seconds:.0f}s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m"
+
+
+def check(plan: Plan) -> None:
+    """Read all rows and decide what is held out. Raises UserError for data that teach nothing."""
+    if "data" in plan.values:
+        return
+    where, sources = " ".join(plan.data.train), open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows)
+    reports = [check_source(source) for source in sources]
+    rows, broken = (sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True))
+    many = pluralize(rows, plan.job.words) + f", {broken:,} unusable (eve data check lists them)" * (broken > 0)
+    if rows < MIN_ROWS:
+        raise UserError(f"{where}: {many}; at least {MIN_ROWS} are needed to train and to measure on others")
+    known = [row for source in sources for _, row in usable_rows(source)]
+    texts = [text for row in known for text in row.texts]
+    if plan.name == "search" and (distinct := len(set(texts))) < MIN_CAPTIONS:
+        problem = f"{pluralize(distinct, 'distinct caption')} for {pluralize(rows, 'image')}"
+        raise UserError(f"{where}: {problem}, which tells no image from another; give each image captions of its own")
+    for flag, specs in {"--test": plan.test, "--val": plan.data.val}.items():
+        if specs and specs != (HELD_OUT,):
+            _refuse_overlap(plan, sources, flag, specs)
+    lengths = sorted(len(text.split()) for text in texts) or [1]
+    sides = [report["width"]["median"] for report in reports if report["width"]]
+    share = round(min(MOST_HELD, HELD_ROWS / rows), 4)
+    facts: dict[str, Any] = {
+        "rows": rows,
+        "side": min(sides, default=SIZES[0]),
+        "text_length": min(64, max(8, round(1.4 * lengths[int(0.99 * (len(lengths) - 1))]) + 3)),
+        "vocab": min(8000, max(1000, len({word for text in texts for word in text.split()}))),
+        "val_fraction": share if plan.data.val == (HELD_OUT,) else DataConfig.val_fraction,
+        "test_fraction": 0.0 if plan.test else share,
+        "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
+    }
+    plan.values["data"] = facts
+    parts = [sum(map(len, part)) for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)]
+    parts[2] = parts[2] or sum(len(source) for source in open_sources(plan.test, plan.data, SIZES[0], plan.job.rows))
+    facts |= dict(zip(("train", "val", "test"), parts, strict=True))
+    kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(facts)
+    plan.decide(f"data: {many}: {kept}", data=facts)
+
+
+def _refuse_overlap(plan: Plan, sources: Sequence[Source], flag: str, specs: Sequence[str]) -> None:
+    others = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
+    known = {content for source in sources for _, row in usable_rows(source) for content in contents(row)}
+    rows = [contents(row) for source in others for _, row in usable_rows(source)]
+    if same := sum(not known.isdisjoint(row) for row in rows):
+        fix = f"name other data, or leave {flag} out to hold a part of the sources out"
+        problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {' '.join(plan.data.train)}"
+        raise UserError(f"{flag} {' '.join(specs)}: {problem}; {fix}")
+
+
+def contents(row: Any) -> list[int]:
+    """Return a hash of the content of each image of a row."""
+    images = [(each, row.where) for each in row.images]
+    return [image_key(*pair) if isinstance(pair[0], Unencoded) else hash_of(read_image(*pair)) for pair in images]
+
+
+def kind_of(data: DataConfig) -> str:
+    """Return the job that the columns of the sources suggest. Raises UserError."""
+    (source, *_) = open_sources(data.train, data, SIZES[0], "auto")
+    table: Any = source
+    found = next((row.KIND for _, row in usable_rows(source, range(min(len(source), 100)))), "captions")
+    if found == "labels" and "captions" in getattr(table, "names", ()):
+        return "search"
+    jobs = {job.rows: name for name, job in JOBS.items()}
+    if found not in jobs:
+        raise UserError(f"{data.train[0]}: holds {found} only; eve learn needs captions, questions, statements or labels")
+    return jobs[found]

@@ -1,25 +1,34 @@
-"""The stages of `eve learn`: probe, pilots, final run."""
+"""The stages of `eve learn`: probe, pilots, final run, results."""
 
 import contextlib
 import json
 import math
+import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eve_vl.config import HELD_OUT_TEST
+from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
-from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, LOG, MASKED, MIN_STEPS, ROWS, SIZES, Plan, pilot_of, shown
-from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
+from eve_vl.eve import Eve
+from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
+from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
+from eve_vl.report.drawing import Section, document, draw
+from eve_vl.report.page import command_line, write_page, write_report
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import train
-from eve_vl.train import StoppedError
-from eve_vl.train.checkpoint import checkpoint_folders
+from eve_vl.train import StoppedError, processes
+from eve_vl.train.checkpoint import checkpoint_folders, read_best
 from eve_vl.train.log import read_log
-from eve_vl.utils.console import pluralize, print_line, progress_of_time
+from eve_vl.utils.console import is_main, pluralize, print_line, progress_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
 from eve_vl.utils.runtime import stop_signals
 
+ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
+STARTS = ("bundled", MASKED, "masked_first", "random")  # the first is there after an early interruption
 PILOT_SHARE = 0.3  # of the time that is left for training
 OVERHEAD = 3.0  # seconds of a pilot to set up and to score, next to its steps
 MARGIN = 0.97  # share of the remaining time that training may take
@@ -32,36 +41,27 @@ class Learner(Plan):
         """Measure the cost of a step and plan the pilots. Raises UserError if the time is too short."""
         if "stages" in self.values:
             return
-        probes = {"start": BUNDLED, "scratch": False, "caption": "none", "steps": 100}
+        pilot = {"start": BUNDLED, "scratch": False, "caption": "none", "size": SIZES[0], "steps": 100}
         sizes = [SIZES[0], *[size for size in SIZES[1:] if size <= self.values["data"]["side"]][:1]]
-        self.values["stages"] = {f"at {size}": probes | {"size": size} for size in sizes}
-        self.values["stages"] |= {MASKED: {"size": SIZES[0], "steps": 100}} if self.name == "search" else {}
+        masked = {MASKED: {"size": SIZES[0], "steps": 100}} if self.name == "search" else {}
+        self.values["stages"] = {f"at {size} pixels": pilot | {"size": size} for size in sizes} | masked
         costs: dict[str, float] = {}
         for name in self.values["stages"]:
-            print_line(f"measuring a step {name}{' pixels' * name[-1].isdigit()}")
+            print_line(f"measuring a step {name}")
             with self.output("probe"):
                 costs[name], self.values["threads"] = self.clock.probe(self.config(name))
-            self._refuse_if_short(costs[next(iter(costs))])
-        cost, num_pilots = costs[f"at {SIZES[0]}"], (5 if self.name == "search" else 2) + len(sizes[1:])
+            self._refuse_if_short(next(iter(costs.values())))
+        cost, num_pilots = next(iter(costs.values())), (5 if masked else 2) + len(sizes[1:])
         each = PILOT_SHARE * (self.values["seconds"] - self.elapsed() - self._reserve(cost)) / num_pilots - OVERHEAD
-        each = max(each, MIN_STEPS * cost)
-        steps = int(each / cost)
-        pilot = {"caption": "none", "size": SIZES[0], "steps": steps}
-        stages: dict[str, Any] = {"bundled": pilot | {"start": BUNDLED, "scratch": False}}
-        if self.name == "search":
-            stages[MASKED] = {"size": SIZES[0], "steps": max(MIN_STEPS, int(each / 2 / costs[MASKED]))}
-            half = {"start": f"pilots/{MASKED}", "scratch": False, "steps": max(MIN_STEPS, steps // 2)}
-            stages |= {"masked_first": pilot | half, "random": pilot | {"start": f"pilots/{MASKED}", "scratch": True}}
-        else:
-            stages["random"] = pilot | {"start": BUNDLED, "scratch": True}
-        measured = ", ".join(f"{cost:.3g} s {name}{' pixels' * name[-1].isdigit()}" for name, cost in costs.items())
-        self.decide(
-            f"a step takes {measured}; {num_pilots} pilots of {shown(each)} each, {steps:,} steps from {BUNDLED}",
-            costs=costs,
-            stages=stages,
-            threads=self.values["threads"],
-            larger=sizes[1:],
-        )
+        pilot["steps"] = steps = max(MIN_STEPS, int(each / cost))
+        stages, start = {"bundled": pilot}, {"start": f"pilots/{MASKED}" if masked else BUNDLED}
+        if masked:
+            stages[MASKED] = masked[MASKED] | {"steps": max(MIN_STEPS, int(steps * cost / costs[MASKED] / 2))}
+            stages["masked_first"] = pilot | start | {"steps": max(MIN_STEPS, steps // 2)}
+        stages["random"] = pilot | start | {"scratch": True}
+        measured = ", ".join(f"{cost:.3g} s {name}" for name, cost in costs.items())
+        plan = f"{num_pilots} pilots of {shown(steps * cost)} each, {steps:,} steps from {BUNDLED}"
+        self.decide(f"a step takes {measured}; {plan}", costs=costs, stages=stages, sizes=sizes)
 
     def _reserve(self, cost: float) -> float:
         """Return the seconds to keep for evaluation and the index before they are measured."""
@@ -69,22 +69,20 @@ class Learner(Plan):
         return 10 + forward * (facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"])
 
     def _refuse_if_short(self, cost: float) -> None:
-        spent, reserve = self.elapsed(), self._reserve(cost)
-        steps, least = int(max(0.0, self.values["seconds"] - spent - reserve) / cost), 10 * MIN_STEPS
-        if steps >= least:
-            return
-        del self.values["stages"]
-        rest = f"{spent:.0f} s of checks and {reserve:.0f} s for evaluation and index"
-        enough = math.ceil((spent + reserve + 1.1 * least * cost) / 60)
-        buys = f"is enough for {pluralize(steps, 'training step')} of {cost:.2g} s next to {rest}, and {least} are needed"
-        raise UserError(f"--for {shown(self.values['seconds'])}: {buys}; give at least --for {enough}m")
+        spent, reserve, given = self.elapsed(), self._reserve(cost), self.values["seconds"]
+        steps, least = int(max(0.0, given - spent - reserve) / cost), 10 * MIN_STEPS
+        if steps < least:
+            enough = math.ceil((spent + reserve + 1.1 * least * cost) / 60)
+            rest = f"{spent:.0f} s of checks and {reserve:.0f} s for evaluation and index, and {least} are needed"
+            buys = f"is enough for {pluralize(steps, 'training step')} of {cost:.2g} s next to {rest}"
+            raise UserError(f"--for {shown(given)}: {buys}; give at least --for {enough}m")
 
     def choose(self, question: str, names: Sequence[str]) -> str:
         """Train the pilots, compare them row by row, and return the name of the best."""
         for name in names:
             self.stage(name)
         if question not in self.values.setdefault("choices", {}):
-            names = [name for name in names if name != MASKED]  # it has no score of its own
+            names = [name for name in names if name != MASKED]  # it has no score
             best = max(names, key=lambda name: self.values["stages"][name]["score"])
             rows, others = self.rows(best), [name for name in names if name != best]
             gains = {name: certain(paired(rows, self.rows(name))) for name in others}
@@ -96,52 +94,48 @@ class Learner(Plan):
 
     def pilots(self) -> str:
         """Return the name of the best pilot."""
-        starts = ("bundled", MASKED, "masked_first", "random")  # after an early interruption the first one is there
-        best = self.choose("start", [name for name in starts if name in self.values["stages"]])
+        best = self.choose("start", [name for name in STARTS if name in self.values["stages"]])
         if self.name == "search":
-            tried = {f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")}
-            best = self._try("captions", best, tried)
-        for size in self.values["larger"]:
-            share = self.values["costs"][f"at {SIZES[0]}"] / self.values["costs"][f"at {size}"]
+            best = self._try("captions", best, {f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")})
+        for size in self.values["sizes"][1:]:
+            share = self.values["costs"][f"at {SIZES[0]} pixels"] / self.values["costs"][f"at {size} pixels"]
             steps = max(MIN_STEPS, round(self.values["stages"][best]["steps"] * share))  # of equal time
             best = self._try("image size", best, {f"{best}_{size}": {"size": size, "steps": steps}})
         return best
 
     def _try(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
         """Return the name of the best among a pilot and new ones that differ from it."""
-        new = {name: pilot_of(self.values["stages"][best]) | changed for name, changed in changes.items()}
-        self.values["stages"] = self.values["stages"] | {
-            name: each for name, each in new.items() if name not in self.values["stages"]
-        }
+        for name, changed in changes.items():
+            self.values["stages"].setdefault(name, pilot_of(self.values["stages"][best]) | changed)
         return self.choose(question, [best, *changes])
 
     def finish(self, best: str) -> None:
         """Train the final run with the settings of the best pilot in the rest of the time."""
-        stages, pilot = self.values["stages"], self.values["stages"][best]
-        is_masked = pilot.get("start") == f"pilots/{MASKED}" and not pilot["scratch"]
+        stages, pilot = self.values["stages"], pilot_of(self.values["stages"][best])
         if FINAL not in stages or self.values["seconds"] > self.values["planned"]:
-            cost = self.clock.cost(self.config(best)) or self.values["costs"][f"at {pilot['size']}"]
-            facts, evaluation = self.values["data"], pilot["scored_in"]
-            index = evaluation * facts["rows"] / facts["val"] if self.name == "search" else 0.0
+            cost, facts, evaluation = self._cost(best), self.values["data"], stages[best]["scored_in"]
+            index = evaluation * facts["rows"] / facts["val"] * (self.name == "search")
             reserve = 5 + evaluation * (6 + facts["test"] / facts["val"]) + index
-            left = MARGIN * (self.values["seconds"] - self.elapsed() - reserve)
-            new = dict(stages)
+            left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
+            steps, new = max(MIN_STEPS, int(left / cost)), dict(stages)
             if FINAL in stages:
                 done = stages[FINAL]["steps"] if stages[FINAL].get("is_done") else self.reached(FINAL)
-                steps = max(stages[FINAL]["steps"], done + int(left / cost))
-                new[FINAL] = pilot_of(stages[FINAL]) | {"steps": steps}
-            else:
-                steps, start = max(MIN_STEPS, int(left / cost)), {}
-                if is_masked:
-                    masked_cost = self.clock.cost(self.config(MASKED)) or self.values["costs"][MASKED]
-                    new[FINAL_MASKED] = {"size": SIZES[0], "steps": max(MIN_STEPS, int(left / 2 / masked_cost))}
-                    steps, start = max(MIN_STEPS, steps // 2), {"start": FINAL_MASKED}
-                new[FINAL] = pilot_of(pilot) | {"steps": steps} | start
-            why = f"{shown(max(left, 0))} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
+                steps, pilot = max(stages[FINAL]["steps"], done + int(left / cost)), pilot_of(stages[FINAL])
+            elif pilot["start"] == f"pilots/{MASKED}" and not pilot["scratch"]:  # half of the time each
+                new[FINAL_MASKED] = {"size": SIZES[0], "steps": max(MIN_STEPS, int(left / 2 / self._cost(MASKED)))}
+                steps, pilot["start"] = max(MIN_STEPS, steps // 2), FINAL_MASKED
+            new[FINAL] = pilot | {"steps": steps}
+            why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
             self.decide(f"final run: as {best}, {steps:,} steps ({why})", stages=new, planned=self.values["seconds"])
         for name in (FINAL_MASKED, FINAL):
             if name in self.values["stages"]:
                 self.stage(name)
+
+    def _cost(self, name: str) -> float:
+        """Return the seconds of a step of a stage that was trained."""
+        stage = self.values["stages"][name]
+        key = f"at {stage['size']} pixels" if "start" in stage else MASKED
+        return self.clock.cost(self.config(name)) or self.values["costs"][key]
 
     def reached(self, name: str) -> int:
         """Return the step of a stage's newest checkpoint; 0 without one."""
@@ -154,13 +148,13 @@ class Learner(Plan):
             return
         start, config = self.clock.now(), self.config(name)
 
-        def line() -> tuple[float, str]:
+        def line() -> str:
             step = max((row["step"] for row in read_log(config.out) if row["kind"] == "train"), default=0)
             left = f"about {shown(max(self.values['seconds'] - self.elapsed(), 0))} left"
-            return self.elapsed() / self.values["seconds"], f"{name}: step {step:,} of {config.train.steps:,}, {left}"
+            return f"{name}: step {step:,} of {config.train.steps:,}, {left} of {shown(self.values['seconds'])}"
 
         with stop_signals() as stop:
-            with progress_of_time(line), self.output(config.out.relative_to(self.out)):
+            with progress_line(line), self.output(config.out.relative_to(self.out)):
                 train(config)
             if stop:  # during the last step, which is no longer interrupted
                 stopped = StoppedError(f"stopped after {name}")
@@ -173,7 +167,7 @@ class Learner(Plan):
     @contextlib.contextmanager
     def output(self, folder: str | Path) -> Iterator[None]:
         """Send output to the log file of a folder."""
-        path = self.out / folder / LOG
+        path = self.out / folder / "run.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             yield
@@ -197,3 +191,77 @@ def certain(gain: float) -> tuple[float, float, float]:
     """Return a difference and both ends of its interval."""
     low, high = (gain.low, gain.high) if isinstance(gain, MeasuredValue) else (-1.0, 1.0)
     return float(gain), low, high
+
+
+def conclude(learner: Learner) -> str:
+    """Evaluate the best run so far on the test rows, index all images, write report and commands; return its name.
+
+    Returns "" if no run can be used yet.
+    """
+    stages = learner.values.get("stages", {})
+    for name in stages:
+        is_usable = "start" in stages[name] and (learner.reached(name) or read_best(learner.folder(name)))
+        if is_usable and not stages[name].get("is_done"):
+            stages[name] |= learner.score(name)
+    scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage}
+    if not scored:
+        return ""
+    best = max(scored, key=lambda name: scored[name])
+    if stages.get(FINAL, {}).get("is_done") and certain(paired(learner.rows(best), learner.rows(FINAL)))[1] <= 0:
+        best = FINAL  # a pilot must be better beyond chance
+    config, index = learner.config(best), learner.out / INDEX
+    with learner.output("."):
+        run = load_run(config.out, processes.pick_device(learner.device))
+        tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
+        tests = tests or open_splits(config, learner.job.rows)[2]
+        found = evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
+    comparison = run.evaluator.comparison(found.numbers)
+    learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison}
+    processes.shutdown()
+    if not is_main():
+        return best
+    with learner.output("."):
+        if learner.name == "search":
+            if learner.values.get("indexed") != (weights := f"{best} {run.step}"):  # an index belongs to one run's weights
+                shutil.rmtree(index, ignore_errors=True)
+            learner.values["indexed"] = weights
+            Eve(run).index(learner.data.train, index, **learner.reading())
+        write_report(config.out)
+    learner.write()
+    lines = ["#!/bin/sh", "set -e", *(f"# {line}" for line in learner.values["lines"]), *commands(learner), ""]
+    write_file(learner.out / SCRIPT, "\n".join(lines))
+    write_page(learner.out / REPORT, page(learner))
+    return best
+
+
+def result_lines(learner: Learner) -> list[str]:
+    """Return the numbers of the best run so far and what to do with it."""
+    result, files = learner.values["result"], f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}"
+    where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that nothing was chosen by"
+    return [f"{where}: {result['comparison']}", f"{files}; time: {shown(learner.elapsed())}", f"open the page: {app(learner)}"]
+
+
+def commands(learner: Learner) -> list[str]:
+    """Return the commands that repeat the stages, evaluation and index."""
+    trained = [name for name in learner.values["stages"] if (learner.folder(name) / "config.json").is_file()]
+    run, index = str(learner.folder(learner.values["result"]["run"])), str(learner.out / INDEX)
+    more = [["eve", "evaluate", learner.job.task, run, "--data", *(learner.test or (HELD_OUT_TEST,))]]
+    more += [["eve", "index", *learner.data.train, "--run", run, "--out", index]] * (learner.name == "search")
+    return [*(command_line(learner.config(name)) for name in trained), *map(shlex.join, more)]
+
+
+def app(learner: Learner) -> str:
+    """Return the command that opens the page."""
+    index = ["--index", str(learner.out / INDEX)] * (learner.name == "search")
+    return shlex.join(["eve", "app", str(learner.folder(learner.values["result"]["run"])), *index])
+
+
+def page(learner: Learner) -> str:
+    """Return the HTML of the report."""
+    result, stages = learner.values["result"], learner.values["stages"]
+    scored = {name: from_json(stage["numbers"]) | stage for name, stage in stages.items() if "score" in stage}
+    known = {"plan": learner.values, "commands": commands(learner), "app": app(learner), "scored": scored}
+    known |= {"result": from_json(result["numbers"]), "run": result["run"]}
+    parts = {"numbers": "Numbers", "decisions": "Decisions", "pilots": "Runs", "commands": "Commands"}
+    sections = [Section(part, title, draw("learn_sections.html", part, **known)) for part, title in parts.items()]
+    return document("learn.html", sections, name=learner.out.name, job=learner.name, plan=learner.values, source_note="")

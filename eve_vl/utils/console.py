@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, track
+from rich.progress import track
 
 from eve_vl.utils.errors import printable
 
@@ -80,21 +80,19 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 @contextlib.contextmanager
-def progress_of_time(state: Callable[[], tuple[float, str]]) -> Iterator[None]:
-    """Show the share of the time that is spent, and a text, while other output goes elsewhere.
+def progress_line(text: Callable[[], str]) -> Iterator[None]:
+    """Show a line that changes while the block runs, although its other output goes elsewhere.
 
-    state: returns both. A terminal shows a bar, other outputs a line every 3 · PATIENCE seconds.
+    A terminal shows it in place, other outputs a line every 3 · PATIENCE seconds.
     """
     console, stop = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False), threading.Event()
 
     def show() -> None:
-        with Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("", total=1)
+        with console.status("") as status:  # nothing without a terminal
             while not stop.wait(SOON if console.is_terminal else 3 * PATIENCE):
-                share, text = state()
-                bar.update(task, completed=share, description=escape(printable(text)))
+                status.update(escape(printable(text())))
                 if not console.is_terminal:
-                    console.print(printable(text), markup=False)
+                    console.print(printable(text()), markup=False)
 
     thread = threading.Thread(target=show, daemon=True)
     if is_main():
