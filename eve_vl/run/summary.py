@@ -26,17 +26,8 @@ MANY_CUT = 0.02  # share of cut texts below which nothing is printed
 MANY_PIECES = 2.0  # tokens a word, above which the vocabulary is small (LOG.md, 2026-11-30)
 MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
-FREE_TRAIN = (
-    "device",
-    "threads",
-    "log_every",
-    "save_every",
-    "keep_checkpoints",
-    "steps",
-    "val_every",
-    "patience",
-    "accumulation",
-)
+FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints")
+FREE_TRAIN += ("steps", "val_every", "patience", "accumulation")
 FREE_DATA = ("num_workers", "max_invalid_fraction", "skip_invalid_val", "val_samples")
 OPERATIONAL = {"out", "code", *(f"train.{name}" for name in FREE_TRAIN), *(f"data.{name}" for name in FREE_DATA)}
 """Fields that a resumed run may change, since they do not affect the steps so far.
