@@ -161,13 +161,14 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
 
 def inputs_of(run: LoadedRun) -> dict[str, dict[str, Any]]:
     """Return type, meaning and shape of the graphs' inputs by name."""
-    sizes, text = run.config.input, ["batch", run.config.input.padded_text_length or "tokens"]
+    sizes, text = run.config.input, ["batch", "tokens"]
     pixels = f"RGB from 0 to 255, {FORMS[sizes.resize]}, {sizes.interpolation} with antialiasing"
     order = "[CLS] first, cut to max_text_tokens"
     if run.tokenizer.end_id is not None:
         order = "[CLS] last, which a text cut to max_text_tokens keeps"
+    filled = f" to {sizes.padded_text_length} tokens" if sizes.padded_text_length else ""
     image = {"dtype": "uint8", "meaning": pixels, "shape": ["batch", 3, sizes.image_size, sizes.image_size]}
-    ids = {"dtype": "int64", "meaning": f"of the tokenizer, {order}, then filled with pad_id", "shape": text}
+    ids = {"dtype": "int64", "meaning": f"of the tokenizer, {order}, then filled with pad_id{filled}", "shape": text}
     is_padding = {"dtype": "bool", "meaning": "true where a text has no token", "shape": text}
     shaped = dict.fromkeys(("pixels", "left", "right"), image) | {"ids": ids, "is_padding": is_padding}
     return shaped | {"right_ids": ids, "right_is_padding": is_padding}
