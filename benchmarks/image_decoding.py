@@ -21,6 +21,7 @@ from timing import Goal, interleaved, machine, ratio
 from torch import Tensor
 from torchvision import transforms as v1
 
+from eve_vl.config import InputConfig
 from eve_vl.data.dataset import decode
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.transforms import train_crop
@@ -53,7 +54,7 @@ def variants(files: Sequence[bytes]) -> dict[str, Callable[[], None]]:
             v1.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    crop = train_crop(SIZE, rng=np.random.default_rng(0), scale=SCALE)
+    crop = train_crop(InputConfig(image_size=SIZE), rng=np.random.default_rng(0), scale=SCALE)
 
     def usual_one(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:

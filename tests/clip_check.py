@@ -16,7 +16,7 @@ import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def compare(name: str, folder: Path) -> str:
     main(["convert", str(source), str(run)])
     gc.collect()
     loaded = load_run(run)
-    own, task = loaded.tokenizer, loaded.task
+    own, task = loaded.tokenizer, cast(Any, loaded.task)
     ids = ids.masked_fill(is_padding, own.pad_id)
     ours = task.image_features(pixels), task.text_features(ids, is_padding)
     differences = [(mine - F.normalize(theirs, dim=1)).abs().max() for mine, theirs in zip(ours, (image, text), strict=True)]
@@ -112,7 +112,7 @@ def compare_tokenizers(captions: Path, folder: Path, num: int = 10_000) -> None:
     """Print how many texts have other tokens than in transformers' and open_clip's own code."""
     spec = find_spec("open_clip")
     assert spec is not None and spec.origin is not None, "pip install --no-deps open_clip_torch ftfy"
-    from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
+    from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode  # pyright: ignore[reportMissingImports]
 
     packed = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode().split("\n")[1:48_895]

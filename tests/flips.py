@@ -118,10 +118,15 @@ def search(base: Path) -> Read:
 
     def answers(folder: Path) -> Answers:
         index = Index.open(folder, eve)
-        ways = ({"rerank": 0}, {"captions": True}, {"rerank": 0, "where": {"set": "1"}})
+        ways = ({"rerank": 0}, {"captions": True}, {"rerank": 0, "by": "words"}, {"rerank": 0, "where": {"set": "1"}})
         found = [index.search_each(queries, [None] * len(queries), top=10, **way) for way in ways]
         found += [[index.search(image=base / "data/0.png", top=10), index.search(queries[0], top=10, rerank=5)]]
-        return [(f"{hit.name} {hit.captions} {hit.near}", hit.score) for way in found for hits in way for hit in hits]
+        return [
+            (f"{hit.name} {hit.captions} {hit.near} {hit.why}", hit.score or 0.0)
+            for way in found
+            for hits in way
+            for hit in hits
+        ]
 
     return answers
 

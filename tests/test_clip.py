@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -61,8 +61,8 @@ def clip(folder: Path) -> Any:
     config = transformers.CLIPConfig(**sections(len(vocab), **ends), projection_dim=24)
     model = randomized(transformers.CLIPModel(config))
     model.save_pretrained(folder)
-    transformers.CLIPTokenizer(vocab=vocab, merges=[("a", "t</w>")]).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    transformers.CLIPTokenizer(vocab=vocab, merges=cast(Any, [("a", "t</w>")])).save_pretrained(folder)
+    sizes: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     transformers.CLIPImageProcessor(**sizes).save_pretrained(folder)
     return model
 
@@ -71,7 +71,7 @@ def siglip(folder: Path, second: bool = False) -> Any:
     if second:
         vocab = {token: number for number, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *PIECES[4:]])}
         vocab |= {f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)}
-        tokenizer: Any = transformers.Siglip2Tokenizer(vocab=vocab, merges=[("a", "t")])
+        tokenizer: Any = transformers.Siglip2Tokenizer(vocab=vocab, merges=cast(Any, [("a", "t")]))
         tokenizer.save_pretrained(folder)
         length, resample = len(vocab), 2
     else:

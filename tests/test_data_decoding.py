@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
+from eve_vl.config import InputConfig
 from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
@@ -317,7 +318,7 @@ def test_a_big_jpeg_is_shrunk_while_it_is_decoded(size: int, divisor: int, monke
 def test_a_box_may_lose_an_eighth_in_training_only():
     for size, sharpness, divisor in ((100, 1.0, 1), (99, 1.0, 2), (113, 7 / 8, 2), (114, 7 / 8, 1)):
         assert Crop(size=size, sharpness=sharpness).divisor((0, 0, 199, 5000)) == divisor
-    assert train_crop(100, rng=RNG, scale=(0.5, 1)).sharpness == 7 / 8
+    assert train_crop(InputConfig(image_size=100, patch_size=10), rng=RNG, scale=(0.5, 1)).sharpness == 7 / 8
     assert Crop(size=100).sharpness == 1
 
 
@@ -353,7 +354,7 @@ def test_random_boxes_depend_only_on_the_generator():
 @pytest.mark.parametrize("size", [(16, 400), (400, 16)])
 def test_extreme_shapes(size: tuple[int, int]):
     data = encode(IMAGE.resize(size), "JPEG")
-    for crop in (Crop(size=24), train_crop(24, rng=RNG, scale=(0.5, 1.0))):
+    for crop in (Crop(size=24), train_crop(InputConfig(image_size=24, patch_size=8), rng=RNG, scale=(0.5, 1.0))):
         assert decoded(data, crop=crop).shape == (24, 24, 3)
 
 

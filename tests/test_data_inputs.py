@@ -19,6 +19,8 @@ from eve_vl.predict.inputs import Inputs, given_images, given_texts
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 
+SIZES = InputConfig(image_size=16, patch_size=16)
+
 
 def source_image(height: int = 20, width: int = 30) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -43,7 +45,7 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
         ]
         given = given_images(forms)
         assert len(given) == len(forms)
-        squares = [one.pixels(16) for one in given]
+        squares = [one.pixels(SIZES) for one in given]
         for one, square in zip(given, squares, strict=True):
             np.testing.assert_array_equal(one.whole(), pixels)
             assert torch.equal(square, squares[0])
@@ -126,11 +128,11 @@ def test_a_mode_that_png_lacks_becomes_rgb():
 )
 def test_values_that_are_no_image_are_named(image, message):
     with pytest.raises(UserError) as single:
-        given_images(image)[0].pixels(16)
+        given_images(image)[0].pixels(SIZES)
     assert str(single.value).startswith("image: ")
     assert message in str(single.value)
     with pytest.raises(UserError) as second:
-        [one.pixels(16) for one in given_images([source_image(), image])]
+        [one.pixels(SIZES) for one in given_images([source_image(), image])]
     assert str(second.value).startswith("image 1: ")
 
 
@@ -138,7 +140,7 @@ def test_a_broken_file_is_named_by_its_path(tmp_path: Path):
     path = tmp_path / "broken.png"
     path.write_bytes(png(Image.fromarray(source_image()))[:200])
     with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
-        given_images([source_image(), path])[1].pixels(16)
+        given_images([source_image(), path])[1].pixels(SIZES)
     with pytest.raises(UserError, match=r"image 0: cannot decode"), Image.open(path) as opened:
         given_images([opened])
 
@@ -185,7 +187,7 @@ NUMBERS = st.sampled_from([0, 1, 0.5, 2, -1, float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_is_given_is_a_image_or_an_error_of_the_user(image):
     try:
-        images = [one.pixels(16) for one in given_images(image)]
+        images = [one.pixels(SIZES) for one in given_images(image)]
     except UserError as error:
         assert "image" in str(error)
     else:

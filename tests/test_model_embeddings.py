@@ -89,6 +89,7 @@ def test_take_picks_rows():
 
 def test_image_embedding_adds_cls_positions_and_type():
     model, x = encoder().image, pixels(2)
+    assert model.cls is not None
     proj, positions = cast(nn.Linear, model.proj), model.get_parameter("positions")
     tokens = model(x)
     assert tokens.num_image == 17
@@ -115,11 +116,12 @@ def test_text_embedding_against_a_loop():
     ids, is_padding = text_batch()
     tokens = model(ids, is_padding)
     assert tokens.num_image == 0
+    norm = cast(nn.LayerNorm, model.norm)
     for b in range(3):
         for t in range(6):
             word = model.words.weight[ids[b, t]]
             normed = (word - word.mean()) / (word.var(unbiased=False) + 1e-6).sqrt()
-            expected = normed * model.norm.weight + model.norm.bias + positions[t] + model.type_embed
+            expected = normed * norm.weight + norm.bias + positions[t] + model.type_embed
             torch.testing.assert_close(tokens.x_BND[b, t], expected, rtol=1e-5, atol=1e-5)
 
 

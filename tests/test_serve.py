@@ -32,7 +32,7 @@ from serving import (  # noqa: F401
 from tiny_runs import TEXTS, tiny_run
 from tyro.conf import Positional
 
-from eve_vl.config import HELD_OUT
+from eve_vl.config import HELD_OUT, InputConfig
 from eve_vl.eve import Eve
 from eve_vl.predict.requests import Images, Prompts, Request, ShownImage, Texts
 from eve_vl.serve import Limits, RequestRefusedError
@@ -169,7 +169,13 @@ def test_the_body_follows_from_the_fields_of_any_request():
         flag: bool = False
         rate: float | None = None
 
-    endpoint = Endpoint(request=Anything, call=lambda **_: None, limits=Limits(items=2), image_size=16, by_rows=False)
+    endpoint = Endpoint(
+        request=Anything,
+        call=lambda **_: None,
+        limits=Limits(items=2),
+        sizes=InputConfig(image_size=16, patch_size=16),
+        by_rows=False,
+    )
     body = {
         "images": ["x", "y"],
         "names": "z",

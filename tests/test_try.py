@@ -52,7 +52,7 @@ def test_every_tab_answers_its_own_examples(tried, few):  # noqa: F811
     assert len(heat.json()["result"]["images"]) == 1
     assert {*index["examples"]} <= {*few}
     assert sum(text in each[0]["captions"] for text, each in zip(index["examples"], hits, strict=True)) >= NUM
-    questions, statements, pairs = (source(split="val") for source in (SceneQuestions, SceneStatements, ScenePairs))
+    questions, statements, pairs = SceneQuestions(split="val"), SceneStatements(split="val"), ScenePairs(split="val")
     assert [body["question"] for body in examples["answer"][1]] == [questions[row].question for row in range(NUM)]
     assert sum(each[0]["answer"] in questions[row].answers for row, each in enumerate(found["answer"])) >= NUM - 1
     assert sum(each["is_true"] == statements[row].label for row, each in enumerate(found["verify"])) >= NUM - 1
@@ -108,6 +108,6 @@ def test_bundled_scenes_are_small_and_whole():
     assert sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) < 8e6
     assert not any(b'"/' in (folder / "best" / "config.json").read_bytes() for folder in folders)
     eve = Eve.load("builtin:scenes", "cpu")
-    config = eve.run.config
+    config: Any = eve.run.config
     assert config.task.mim_weight > 0 and config.task.mlm_weight > 0
     assert config.model.deep_ffn == "moe" and config.model.modality_routing

@@ -134,13 +134,13 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     for tower, dim_name, ratio in (("image", "embed_dim", "mlp_ratio"), ("text", "text_dim", "text_mlp_ratio")):
         dim, hidden = (named[f"{tower}.{name}"].numel() for name in ("norm.weight", "blocks.0.mlp.fc1.bias"))
         shape |= {dim_name: dim, ratio: hidden / dim, f"{tower}_depth": convert.count(f"{tower}.blocks.*.", named)}
-    sizes = {"image_size": side * patch_size, "patch_size": patch_size, "text_length": text_length}
+    sizes: dict[str, Any] = {"image_size": side * patch_size, "patch_size": patch_size, "text_length": text_length}
     sizes |= {"padded_text_length": text_length * about.is_siglip}
     embed = partial(_with_padding, tokenizer.vocab_size, tokenizer.pad_id, fill)
     of_text = named.get("text.projection.weight", named.get("text.projection", torch.empty(0, 0)).T)
     return Plan(
         tensors=named,
-        sizes=InputConfig(**about.sizes | sizes),
+        sizes=InputConfig(**(about.sizes | sizes)),
         model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, dropout=0.0, **about.model | shape),
         section=RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=len(of_text)),
         table=key_table(named, about) | {"encoder.text.embed.words.weight": Made(embed, ("text.words",))},

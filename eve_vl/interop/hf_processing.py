@@ -97,7 +97,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         texts = [text] if is_one else list(text)
         if split_special_tokens is False:
             own = Tokenizer(backend, "tokenizer", ends=self.eos_token is not None)
-            rows = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in texts]
+            rows: list[Any] = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in texts]
         else:
             backend.encode_special_tokens = True
             rows = [each.ids for each in backend.encode_batch(texts)]
