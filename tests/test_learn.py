@@ -240,8 +240,11 @@ def test_the_report_shows_every_decision_and_number(whole):
     assert page.ids[:4] == ["numbers", "decisions", "pilots", "commands"]
     for line in found["lines"]:
         assert " ".join(line.split()) in " ".join(page.text.split())
-    assert len(found["lines"]) == 5
-    assert (whole / "final" / "report.html").is_file()
+    scores = {name: stage["score"] for name, stage in found["stages"].items() if "score" in stage}
+    run = found["result"]["run"]
+    assert scores[run] == max(scores.values())
+    assert len(found["lines"]) == 5 + (run != "final")
+    assert (whole / ("final" if run == "final" else f"pilots/{run}") / "report.html").is_file()
 
 
 def test_eve_evaluate_repeats_the_final_numbers(whole, tmp_path):
@@ -346,5 +349,6 @@ def test_other_tasks_start_from_both_weights(job, table, tmp_path, capfd):
     assert learn(rows_of(table, f"{job}_all.jsonl", rows), "--for", "60s", "--out", out) == 0
     found = decisions(out)
     assert list(found["stages"]) == ["bundled", "random", "final"]
-    assert f"eve app {out / 'final'}\n" in capfd.readouterr().out
+    run = json.loads((out / "plan.json").read_text())["result"]["run"]
+    assert f"eve app {out / ('final' if run == 'final' else f'pilots/{run}')}\n" in capfd.readouterr().out
     assert not (out / "index").exists()

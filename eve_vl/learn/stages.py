@@ -206,9 +206,11 @@ def conclude(learner: Learner) -> str:
     scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage}
     if not scored:
         return ""
-    best = max(scored, key=lambda name: scored[name])
-    if stages.get(FINAL, {}).get("is_done") and certain(paired(learner.rows(best), learner.rows(FINAL)))[1] <= 0:
-        best = FINAL  # a pilot must be better beyond chance
+    best = max(scored, key=lambda name: (scored[name], name == FINAL))
+    if stages.get(FINAL, {}).get("is_done") and best != FINAL:
+        gain, low, high = certain(paired(learner.rows(best), learner.rows(FINAL)))
+        line = f"kept: {best}, which is {gain:+.3f} ({low:+.3f} to {high:+.3f}) over the final run on the validation rows"
+        learner.values["lines"] += [line] * (line not in learner.values["lines"])
     config, index = learner.config(best), learner.out / INDEX
     with learner.output("."):
         run = load_run(config.out, processes.pick_device(learner.device))
