@@ -169,10 +169,10 @@ def test_no_row_is_in_two_parts(whole):
     assert sum(map(len, parts)) == len(set().union(*parts)) == 60
 
 
-@pytest.mark.parametrize("how", [kill, stop])
-def test_interrupted_again_and_again_it_gives_the_same_bits(how, whole, table, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("how", "moments"), [(kill, (1, 4, 6, 1, 9)), (stop, (5, 20))])  # steps after each start
+def test_interrupted_again_and_again_it_gives_the_same_bits(how, moments, whole, table, tmp_path, monkeypatch):
     command = (table, "--for", "60s", "--out", tmp_path / "mine")
-    for moment in (1, 4, 6, 1, 9):  # steps after each start
+    for moment in moments:
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", interrupted_at(moment, how))
             if how is kill:
