@@ -16,7 +16,7 @@ from eve_vl.utils.errors import BadSampleError, UserError
 def held_out_split(
     sources: Sequence[Source[Any]], names: Sequence[str], val: float, test: float = 0.0
 ) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
-    """Move shares of each source's images, or else texts, to validation and to the test.
+    """Move shares of each source's images or texts to validation and test.
 
     Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources. Returns
     training, validation and test. Raises UserError, which names a source that is too small.

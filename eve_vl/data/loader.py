@@ -61,9 +61,9 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
 
 
 def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
-    """Open the sources of a run for training, validation and the test. Raises UserError.
+    """Open the sources of a run for training, validation and the test.
 
-    There are none for the test without data.test_fraction.
+    Raises UserError. There are none for the test without data.test_fraction.
     """
     data, val = config.data, None
     train = open_sources(data.train, data, config.input.image_size, kind)

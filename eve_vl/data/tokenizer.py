@@ -178,7 +178,7 @@ class Tokenizer:
         return np.array(self.cut(encoding.ids, max_length, self.end_id)), np.array(special, dtype=bool)
 
     def cut(self, values: list[Any], max_length: int, of_end: Any) -> list[Any]:
-        """Return the values of the first tokens, with that of the end token if texts keep it."""
+        """Return the values of the first tokens, with the end token's if texts keep it."""
         is_cut = self.end_id is not None and len(values) > max_length
         return [*values[: max_length - 1], of_end] if is_cut else values[:max_length]
 
@@ -247,7 +247,7 @@ def _bert(text: str, is_lower: bool) -> Backend:
 
 
 def read_published(path: Path, *, is_siglip: bool, cleans: bool) -> tuple[Tokenizer, int]:
-    """Return the tokenizer of a published CLIP or SigLIP, and the token that fills texts.
+    """Return the tokenizer of a published CLIP or SigLIP, and its filling token.
 
     Raises UserError. path: a file, or a folder with a spiece.model (SigLIP), a tokenizer.json, or CLIP's vocab.json and
     merges.txt. cleans: without punctuation, as SigLIP's own tokenizer does in any case.

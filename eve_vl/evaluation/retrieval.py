@@ -150,9 +150,9 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         return numbers
 
     def by_tag(self, gallery: RetrievalSet) -> tuple[dict[str, float], dict[str, float]]:
-        """Return tag_p5, how many of the first five hits of a tag have it, its chance, and each tag's share.
+        """Return tag_p5 with its chance, and the share of each tag.
 
-        By contrast only; empty without tags (`common_tags`).
+        tag_p5 is the share of the first five hits of a tag that have it. By contrast only; empty without tags (`common_tags`).
         """
         if not gallery.tags or not self.task.is_comparable:
             return {}, {}

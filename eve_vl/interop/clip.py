@@ -1,4 +1,6 @@
-"""Conversion of CLIP, SigLIP and SigLIP 2, as transformers and open_clip save them, into runs of two towers.
+"""Conversion of CLIP, SigLIP and SigLIP 2 into runs of two towers.
+
+Checkpoints are as transformers and open_clip save them.
 
 | theirs | ours |
 |---|---|
@@ -187,7 +189,7 @@ def key_table(tensors: Mapping[str, Tensor], about: About) -> dict[str, Any]:
 
 
 def _attention(start: str, tensors: Mapping[str, Tensor]) -> Table:
-    """Return the sources of queries, keys and values, which are one, two or three tensors."""
+    """Return the sources of queries, keys and values: one, two or three tensors."""
     if f"{start}in_proj_weight" in tensors:
         parts = {"q_bias": Made(lambda bias: bias.chunk(3)[0], ("in_proj_bias",))}
         return parts | {"v_bias": Made(lambda bias: bias.chunk(3)[2], ("in_proj_bias",)), "qkv.weight": "in_proj_weight"}
@@ -205,7 +207,7 @@ def _projection(name: str, tensors: Mapping[str, Tensor]) -> str | Made:
 
 
 def _with_padding(num: int, pad_id: int, fill: int, words: Tensor) -> Tensor:
-    """Return embeddings of num tokens, of which the one that fills texts has that of `fill`."""
+    """Return embeddings of num tokens; the token that fills texts has that of `fill`."""
     words = F.pad(words[:num], (0, 0, 0, num - min(num, len(words))))
     words[pad_id] = words[fill]
     return words

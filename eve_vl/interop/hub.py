@@ -33,7 +33,10 @@ def located(name: str) -> Path:
 
 
 def download(repository: str) -> Path:
-    """Return the folder of a model's files. Raises UserError, before the weights if they are of another kind."""
+    """Return the folder of a model's files.
+
+    Raises UserError, before the weights if they are of another kind.
+    """
     where = builtin.HUB + repository
     try:
         import huggingface_hub

@@ -1,6 +1,7 @@
-"""The plan of `eve learn`: what was asked, the checked data, each decision once it is made, the configs that follow.
+"""The plan of `eve learn`.
 
-plan.json holds it. A resumed call reads it and measures nothing again.
+It holds the request, the checked data, each decision once it is made, and the configs that follow. plan.json holds it. A
+resumed call reads it and measures nothing again.
 """
 
 import json
@@ -84,7 +85,10 @@ class Plan:
     """The folder of one `eve learn` and its decisions."""
 
     def __init__(self, job: str, data: DataConfig, test: tuple[str, ...], out: Path, seconds: float, device: str, clock: Clock):
-        """Read the decisions of an earlier call. Raises UserError for those of another one."""
+        """Read the decisions of an earlier call.
+
+        Raises UserError for those of another one.
+        """
         self.name, self.job, self.out, self.device, self.clock = job, JOBS[job], out.absolute(), device, clock
         self.data, self.test = data, test
         processes.setup(processes.pick_device(device))
@@ -180,7 +184,10 @@ def shown(seconds: float) -> str:
 
 
 def check(plan: Plan) -> None:
-    """Read all rows and decide what is held out. Raises UserError for data that teach nothing."""
+    """Read all rows and choose the validation and test splits.
+
+    Raises UserError for data that teach nothing.
+    """
     if "data" in plan.values:
         return
     where, sources = " ".join(plan.data.train), open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows)

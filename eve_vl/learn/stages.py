@@ -38,7 +38,10 @@ class Learner(Plan):
     """Training by the plan."""
 
     def probe(self) -> None:
-        """Measure the cost of a step and plan the pilots. Raises UserError if the time is too short."""
+        """Measure the cost of a step and plan the pilots.
+
+        Raises UserError if the time is too short.
+        """
         if "stages" in self.values:
             return
         pilot = {"start": BUNDLED, "scratch": False, "caption": "none", "size": SIZES[0], "steps": 100}
@@ -64,7 +67,7 @@ class Learner(Plan):
         self.decide(f"a step takes {measured}; {plan}", costs=costs, stages=stages, sizes=sizes)
 
     def _reserve(self, cost: float) -> float:
-        """Return the seconds to keep for evaluation and the index before they are measured."""
+        """Return the seconds to keep for evaluation and index, not measured yet."""
         facts, forward = self.values["data"], cost / min(128, max(2, self.values["data"]["train"] // 2)) / 2
         return 10 + forward * (facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"])
 
@@ -173,7 +176,10 @@ class Learner(Plan):
             yield
 
     def score(self, name: str) -> dict[str, Any]:
-        """Measure a run on the validation rows; write its row scores and return its numbers."""
+        """Measure a run on the validation rows; return its numbers.
+
+        Also writes the scores of its rows.
+        """
         start, config = self.clock.now(), self.config(name)
         with self.output(config.out.relative_to(self.out)):
             found = evaluated(load_run(config.out), config.data.val_samples, ablations=False, skip_invalid=True)
@@ -194,9 +200,9 @@ def certain(gain: float) -> tuple[float, float, float]:
 
 
 def conclude(learner: Learner) -> str:
-    """Evaluate the best run so far on the test rows, index all images, write report and commands; return its name.
+    """Evaluate the best run so far on the test rows; return its name.
 
-    Returns "" if no run can be used yet.
+    Also indexes all images, and writes the report and the commands. Returns "" if no run can be used yet.
     """
     stages = learner.values.get("stages", {})
     for name in stages:

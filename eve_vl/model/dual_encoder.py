@@ -70,7 +70,7 @@ class Tower(nn.Module):
         return replace(tokens, x_BND=rows.grid(x_SD), patch_BK=None)
 
     def pooled(self, tokens: Tokens) -> Tensor:
-        """Return the states (B, D) that represent images or texts, of their tokens' states."""
+        """Return the pooled states (B, D) of images or texts."""
         x_BND, is_padding_BN = tokens.x_BND, tokens.is_padding_BN
         if self.pool is not None:
             return self.pool(x_BND)
@@ -83,7 +83,10 @@ class Tower(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention of a learned query to the patches, and a feed-forward network (SigLIP's MAP head)."""
+    """Pooling by attention of a learned query to the patches (SigLIP's MAP head).
+
+    A feed-forward network follows.
+    """
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -99,7 +102,7 @@ class AttentionPool(nn.Module):
 
 
 def causal_bias(x_BND: Tensor) -> Tensor:
-    """Return what to add to scores so that no token attends to later ones, (1, 1, N, N)."""
+    """Return the causal mask to add to scores, (1, 1, N, N)."""
     position_N = torch.arange(x_BND.shape[1], device=x_BND.device)
     is_later_NN = position_N > position_N[:, None]
     return torch.zeros_like(is_later_NN, dtype=x_BND.dtype).masked_fill(is_later_NN, float("-inf"))[None, None]
@@ -213,7 +216,7 @@ class DualEncoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Return the state of the [CLS] or the end of images or texts (B, D), and no routers.
+        """Return the [CLS] or end states of images or texts (B, D), and no routers.
 
         Of pairs: both pooled states, (B, 2·D).
         """

@@ -78,7 +78,10 @@ def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
 
 
 def shown(image: GivenImage, sizes: InputConfig) -> np.ndarray:
-    """Return what a run sees of an image, uint8 (H, W, 3): all of it in its own form, or the middle."""
+    """Return what a run sees of an image, uint8 (H, W, 3).
+
+    It is the whole image in its own form, or the middle.
+    """
     return image.whole() if sizes.resize == "squash" else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
 
 

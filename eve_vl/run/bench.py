@@ -87,7 +87,10 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
 
 
 def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
-    """Return the median wall seconds of a training step with its loading, and the threads in use. Raises UserError."""
+    """Return the median wall seconds of a step with its loading, and the threads.
+
+    Raises UserError.
+    """
     train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
     trainer, loader = _started(with_init_tokenizer(config))

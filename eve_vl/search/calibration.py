@@ -1,10 +1,10 @@
-"""The fit of a hit: the share of background scores below its own, measured when images are indexed.
+"""The fit of a hit: the share of background scores below its own.
 
-Cosines of different queries do not compare: nonsense may have higher ones than words. So the background of texts is made of
-nonsense: captions with the letters of each word shuffled. Their mean vector is subtracted from a query, because some images are
-near to any text. The score of a hit is the sum of two z-scores among the background: its cosine after this subtraction, and the
-share of the query that is known to the run's tokenizer. The background of images is the cosines of pairs of images after their
-mean is subtracted.
+Background scores are measured when images are indexed. Cosines of different queries do not compare: nonsense may have higher
+ones than words. So the background of texts is made of nonsense: captions with the letters of each word shuffled. Their mean
+vector is subtracted from a query, because some images are near to any text. The score of a hit is the sum of two z-scores among
+the background: its cosine after this subtraction, and the share of the query that is known to the run's tokenizer. The
+background of images is the cosines of pairs of images after their mean is subtracted.
 
 Letters: N slots, S of them sampled, Q background queries, K hits, d width of features.
 """
@@ -56,7 +56,10 @@ def measure_background(database: Database, encoder: Any, is_used_N: np.ndarray) 
 
 
 def _nonsense(database: Database, encoder: Any) -> list[str]:
-    """Return texts of one to three words with shuffled letters, from captions or else from the tokenizer's words."""
+    """Return texts of one to three words with shuffled letters.
+
+    Words come from captions, else from the tokenizer.
+    """
     rng, tokenizer = random.Random(0), encoder.tokenizer
     some = "SELECT text FROM text WHERE slot % (SELECT count(*) / ? + 1 FROM text) = 0 ORDER BY slot"
     words = [word for (text,) in database.rows(some, [NUM_CAPTIONS]) for word in WORD.findall(text.lower())]

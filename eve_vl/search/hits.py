@@ -70,7 +70,10 @@ class Hit:
 
     @property
     def why(self) -> str:
-        """Return in words how it was found: `words: red, car`, `similar`, both, or `does not fit`."""
+        """Return in words how it was found.
+
+        Examples are `words: red, car`, `similar`, both, or `does not fit`.
+        """
         words = [f"words: {', '.join(self.words)}"] if self.words else []
         similar = ["similar"] if self.by in ("both", "vectors") else []
         return " · ".join(words + similar) or "does not fit"
@@ -88,7 +91,10 @@ class Hits(list[Hit]):
 def read_hits(
     database: Database, rows: Sequence[tuple[Query, Target, Ranked]], chosen: Filter, how: SearchOptions
 ) -> list[list[Hit]]:
-    """Return the hits of all queries, by one SQL query for their names and captions. Raises DamagedError."""
+    """Return the hits of all queries, by one SQL query.
+
+    Raises DamagedError.
+    """
     slots = json.dumps([*{slot for *_, ranked in rows for slot in ranked.slots_K.tolist()}])
     query = (CAPTION_HITS if how.captions else IMAGE_HITS).format(filter=chosen.sql)
     known: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)

@@ -226,7 +226,10 @@ class Index:
     def _ranked(
         self, asked: Sequence[Query], targets: Sequence[Target], is_wanted_N: np.ndarray, num: int, how: SearchOptions
     ) -> list[Ranked]:
-        """Return the first `num` hits of each query; one pass over the index serves all without excluded words."""
+        """Return the first `num` hits of each query.
+
+        One pass over the index serves all queries without excluded words.
+        """
         table, vectors = ("text_words", self.database.texts) if how.captions else ("image_words", self.database.images)
         k, is_filtered = num if how.by == "vectors" else max(num, DEPTH), how.folder is not None or bool(how.where)
         has_words_N = np.full(len(is_wanted_N), how.captions)

@@ -163,7 +163,7 @@ def slots_that_pass(database: Database, chosen: Filter) -> np.ndarray:
 def encode_queries(
     encoder: Any, queries: Sequence[Query], images: Sequence[ImageLike | None], captions: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors of queries, float32 (Q, d), and the known share of their texts, (Q,).
+    """Return vectors of queries, float32 (Q, d), and known shares of texts, (Q,).
 
     A vector is the weighted sum of its parts and its image, of length 1. encoder: an `Eve`. Raises UserError.
     """
@@ -193,7 +193,10 @@ def encode_queries(
 
 @torch.no_grad()
 def encode_texts(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of texts, float32 (n, d), and their known shares, (n,). Raises UserError."""
+    """Return the features of texts, float32 (n, d), and their known shares, (n,).
+
+    Raises UserError.
+    """
     inputs, names = encoder.inputs, ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
     given = map(given_text, texts, names)
     both = [known_ids(text, encoder.tokenizer, inputs.config.max_text_tokens) for text in given]
@@ -203,11 +206,11 @@ def encode_texts(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def known_ids(text: str, tokenizer: Tokenizer, longest: int) -> tuple[np.ndarray, float]:
-    """Return the first `longest` token ids of a text, int64 (T,), [CLS] first, and its known share.
+    """Return the first `longest` token ids of a text, and its known share.
 
-    The known share is 1 if each word is one token, and falls with the number of pieces of a word: the sum of squared lengths of
-    tokens by that of words. Raises UserError if the tokens hold no letter (of a text without letters: sign) as more than single
-    bytes: features of unknown letters would match anything.
+    Ids are int64 (T,), [CLS] first. The known share is 1 if each word is one token, and falls with the number of pieces of a
+    word: the sum of squared lengths of tokens by that of words. Raises UserError if the tokens hold no letter (of a text
+    without letters: sign) as more than single bytes: features of unknown letters would match anything.
     """
     encoding, has_letters = tokenizer.encoding(text, longest), any(map(str.isalnum, text))
     tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)

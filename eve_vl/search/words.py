@@ -1,4 +1,6 @@
-"""Full-text search in an index: SQLite FTS5 tables, their updates, images and captions ranked by the words of a query.
+"""Full-text search in an index.
+
+SQLite FTS5 tables, their updates, and images and captions ranked by the words of a query.
 
 `image_words` has one row per slot of an image, `text_words` one per caption. FTS5 splits words, removes accents and
 stems English words (Porter). Literal matches come first; reciprocal rank fusion orders these and the others: the sum of
@@ -70,13 +72,16 @@ class Ranked(NamedTuple):
 
 
 def watch(db: sqlite3.Connection) -> None:
-    """Note from now on the slots of images whose words may have changed, for `refresh`."""
+    """Record the slots of images whose words change, for `refresh`."""
     db.create_function("stem", 1, lambda path: path and Path(path).stem, deterministic=True)
     db.executescript(WATCH)
 
 
 def refresh(db: sqlite3.Connection) -> None:
-    """Write the words of images that have changed since the last call, in the open transaction."""
+    """Write the words of images that have changed since the last call.
+
+    It runs within the open transaction.
+    """
     db.execute("DELETE FROM image_words WHERE rowid IN (SELECT slot FROM touched)")
     db.execute(REFRESH)
     db.execute("DELETE FROM touched")
@@ -88,7 +93,10 @@ def quoted(text: str) -> str:
 
 
 def rank(database: Database, table: str, query: Query, is_wanted_N: np.ndarray, *, is_filtered: bool) -> Matches:
-    """Return the wanted slots that match a query, by tier, then by bm25. Raises DamagedError."""
+    """Return the wanted slots that match a query, by tier, then by bm25.
+
+    Raises DamagedError.
+    """
     tier_N, score_N = np.full(len(is_wanted_N), NONE), np.zeros(len(is_wanted_N))
     for tier, expressions in enumerate(_expressions(table, query)):
         sum_N = np.zeros(len(is_wanted_N))
@@ -122,7 +130,10 @@ def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
 
 
 def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> np.ndarray:
-    """Return which wanted slots have none of a query's excluded words and phrases. Raises DamagedError."""
+    """Return which wanted slots have none of a query's excluded words and phrases.
+
+    Raises DamagedError.
+    """
     if not (match := " OR ".join(quoted(text) for text in query.excluded)):
         return is_wanted_N
     rows = database.rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [match, len(is_wanted_N)])
@@ -132,7 +143,10 @@ def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarra
 
 
 def found_words(database: Database, table: str, query: Query, slots: list[int]) -> dict[int, tuple[str, ...]]:
-    """Return the words and phrases of a query that some slots have. Raises DamagedError."""
+    """Return the words and phrases of a query that some slots have.
+
+    Raises DamagedError.
+    """
     names = ("captions", "names", "columns") if table == "image_words" else ("text",)
     texts = " || char(10) || ".join(f"coalesce({name}, '')" for name in names)
     found: dict[int, tuple[str, ...]] = dict.fromkeys(slots, ())

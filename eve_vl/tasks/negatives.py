@@ -1,4 +1,6 @@
-"""Negative partners for image–text matching: hard or random ones, of a batch or of all processes.
+"""Negative partners for image–text matching.
+
+They are hard or random, of a batch or of all processes.
 
 Letters: B batch, C candidates over all processes, R rows of a slice, K kinds of keys, N texts to match an image with, L longest
 text in tokens, T text tokens, H height, W width, d width of features.

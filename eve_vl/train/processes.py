@@ -50,7 +50,7 @@ class _Sum(torch.autograd.Function):
 
 
 def setup(device: torch.device) -> bool:
-    """Join the process group of torchrun, if there is one; return whether this call did.
+    """Join torchrun's process group, if any; return whether this call did.
 
     nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for another one fails.
     """
@@ -98,9 +98,9 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, wanted_B: Tensor) -> Tensor:
-    """Return the wanted rows, numbered as `gather_rows` orders them; only these travel.
+    """Return the wanted rows, numbered as `gather_rows` orders them.
 
-    No gradient flows. All processes must have the same number of rows.
+    Only these travel. No gradient flows. All processes must have the same number of rows.
     """
     if world_size() == 1:
         return rows[wanted_B]

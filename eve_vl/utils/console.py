@@ -81,9 +81,9 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 @contextlib.contextmanager
 def progress_line(text: Callable[[], str]) -> Iterator[None]:
-    """Show a line that changes while the block runs, although its other output goes elsewhere.
+    """Show a changing line while the block runs.
 
-    A terminal shows it in place, other outputs a line every 3 · PATIENCE seconds.
+    Other output of the block goes elsewhere. A terminal shows it in place, other outputs a line every 3 · PATIENCE seconds.
     """
     console, stop = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False), threading.Event()
 

@@ -130,7 +130,7 @@ def phrases_of(caption: str) -> list[str]:
 
 
 def common_tags(captions: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """Return words and phrases that people may search for, with the images that they are true of.
+    """Return words and phrases that people may search for, with their images.
 
     captions: of each image. A tag stands in the captions of TAG_ROWS images or more, and of at most TAG_SHARE of all, which
     leaves out words such as `the`, and gives none for few images. Of more than MAX_TAGS tags some are chosen, evenly in
