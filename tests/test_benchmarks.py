@@ -238,7 +238,7 @@ def test_search_is_measured(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     rows = {f"search photos 32, {number} re-ranked" for number in (0, 16)}
-    assert set(found) == {"search 500", "index 32", *rows}
+    assert set(found) == {"search 500", "search 500 by vectors", "index 32", *rows}
     both = ("by the clock", "of the processor")
     assert set(found["index 32"]) == {
         f"{what} {how}" for what in ("read and decode", "encode", "index", "share") for how in both

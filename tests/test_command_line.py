@@ -123,7 +123,10 @@ CALLS = {
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_mlm_itc_itm", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
-    **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in recipes("finetune")},
+    **{
+        ("finetune", name): get_finetune_recipe(name, get_recipe(getattr(recipe, "start", "base")))
+        for name, recipe in recipes("finetune").items()
+    },
 }
 
 

@@ -1,6 +1,7 @@
 """The real command line on CPU: pre-train → fine-tune for each task → evaluate."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -53,14 +54,17 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
     main_metric, run = TASKS[task], tmp_path / "run"
     done = eve("finetune", f"scenes_{task}", "--init", pretrained, "--out", "run", *SHORT)
     assert done.returncode == 0, done.stderr
-    note, *chosen, verdict = rows(run, "note")
+    note, *chosen, verdict, seen, kept = rows(run, "note")
     assert len(chosen) == (task == "retrieval")  # what validation chose to re-rank
     assert loaded_verdict(run) == verdict["text"]
+    assert " on training rows, " in seen["text"]
+    (step,) = re.findall(r"^best/ holds step (\d)", kept["text"])
     assert f"weights from {pretrained}/checkpoints/step_00000004; new, at 3 × the learning rate: " in note["text"]
     assert "not used: pixel_decoder, token_head" in note["text"]
     validations = rows(run, "val")
     assert [row["step"] for row in validations] == [2, 4]
-    best = max(validations, key=lambda row: (row[main_metric], -row["step"]))
+    best = next(row for row in validations if row["step"] == int(step))
+    assert best["step"] == 4 or best[main_metric] > validations[-1][main_metric]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == {name: value for name, value in best.items() if name not in ("kind", "step")}
     loaded = load_run(run)
@@ -94,10 +98,10 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     """The same task takes its head, another one only the encoder; the best weights, not the last."""
     assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "first", *SHORT).returncode == 0
     assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "second", *SHORT).returncode == 0
-    note, _ = rows(tmp_path / "second", "note")
+    note, *_ = rows(tmp_path / "second", "note")
     assert note["text"] == f"weights from {tmp_path}/first/best"
     assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
-    note, _ = rows(tmp_path / "third", "note")
+    note, *_ = rows(tmp_path / "third", "note")
     assert "new, at 3 × the learning rate: compare_head; not used: answer_head" in note["text"]
     answers = json.loads((tmp_path / "first/answers.json").read_text())
     assert answers == json.loads((tmp_path / "first/best/answers.json").read_text())
@@ -105,7 +109,7 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     (tmp_path / "answers.json").write_text(json.dumps(answers[::-1]))  # as many, in another order
     other = ("--task.answers", "answers.json")
     assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "fourth", *SHORT, *other).returncode == 0
-    note, _ = rows(tmp_path / "fourth", "note")
+    note, *_ = rows(tmp_path / "fourth", "note")
     assert note["text"] == f"weights from {tmp_path}/first/best; new, at 3 × the learning rate: answer_head"
     assert json.loads((tmp_path / "fourth/answers.json").read_text()) == answers[::-1]
 
@@ -141,7 +145,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
     flags = (*SHORT, "--train.lr", 1e-12, "--train.warmup", 0)
     done = eve("finetune", "scenes_vqa", "--init", pretrained, "--scratch", "--out", "scratch", *flags)
     assert done.returncode == 0, done.stderr
-    note, _ = rows(tmp_path / "scratch", "note")
+    note, *_ = rows(tmp_path / "scratch", "note")
     assert note["text"] == f"random weights, in the shape of {pretrained}"
     assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "warm", *flags).returncode == 0
     start = load_run(pretrained).task.state_dict()
@@ -156,7 +160,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
 def test_larger_images_than_in_pretraining(eve, pretrained, tmp_path: Path):
     done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--input.image-size", 48)
     assert done.returncode == 0, done.stderr
-    note, _ = rows(tmp_path / "run", "note")
+    note, *_ = rows(tmp_path / "run", "note")
     assert "positions resized from 16 to 36 patches" in note["text"]
 
 
@@ -184,7 +188,7 @@ def test_an_answer_list_of_ones_own(eve, pretrained, tmp_path: Path):
     (tmp_path / "answers.txt").write_text("yes\nno\n")
     done = eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "run", *SHORT, "--task.answers", "answers.txt")
     assert done.returncode == 0, done.stderr
-    told, _, outside, _ = rows(tmp_path / "run", "note")
+    told, _, outside, *_ = rows(tmp_path / "run", "note")
     assert "not among the run's 2 answers: always wrong" in outside["text"]
     assert told["text"].startswith("the answer list lacks the answers of ") and " of 1000 training questions" in told["text"]
     assert json.loads((tmp_path / "run/best/answers.json").read_text()) == ["yes", "no"]

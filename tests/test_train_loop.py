@@ -129,7 +129,7 @@ def test_a_start_that_came_to_nothing_leaves_no_rows_in_the_log(tmp_path: Path):
     assert [row["kind"] for row in rows(run)] == ["note", "train", "train"]
     fit(run, Noisy(1), endless(), config, notes=["random weights"])
     steps = [(row["kind"], row["step"]) for row in rows(run)]
-    assert steps == [("note", 0), *(("train", step) for step in range(1, 9)), ("val", 8)]
+    assert steps == [("note", 0), *(("train", step) for step in range(1, 9)), ("note", 8), ("val", 8)]
 
 
 def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):

@@ -82,7 +82,7 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
     index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
     ranks = []
     for caption in captions:
-        hits = index.search(caption, folder=tmp_path / "mine", top=12)
+        hits = index.search(caption, folder=tmp_path / "mine", top=12, by="vectors")
         ranks.append([Path(hit.name).stem for hit in hits].index(caption))
     first, ten = (f"{100 * np.mean([rank < k for rank in ranks]):.1f}" for k in (1, 10))
     words = f"your captions: {first} % (chance 8.3 %) find their image first among 12 of yours, {ten} % (chance 83.3 %)"

@@ -115,7 +115,8 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
         return []
     path = config.tokenizer.path if init is None else chosen_checkpoint(init) / "tokenizer.json"
     tokenizer = tokenizer_of([source], config.tokenizer.vocab_size) if path is None else Tokenizer.load(path)
-    return check_lines(replace(config, init=init), tokenizer, [source])
+    train = replace(config.train, head_lr_multiplier=1.0) if init is None else config.train  # it needs an init
+    return check_lines(replace(config, init=init, train=train), tokenizer, [source])
 
 
 def run_data_answers(args: AnswersArgs) -> None:

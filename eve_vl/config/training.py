@@ -123,7 +123,7 @@ class DataConfig(Values):
     """Further augmentation of training images. color: color jitter (0.4). rand: RandAugment (2 operations, magnitude 7).
     random_ink, for drawings: half of them in grey or in one random colour. strokes, for drawings in styles that training lacks:
     bolder or thinner lines, outlines, light on dark, shifts of up to 2 pixels; colours stay. ink_strokes: random_ink, then
-    strokes, for drawings that are told apart by their lines only."""
+    strokes, for drawings that differ by their lines only."""
     caption_augment: Literal["none", "words", "phrases"] = "none"
     """Augmentation of training captions; equal captions stay positives. words, for names and tags: each word is left out with
     probability 0.2, half of the captions are shuffled. phrases, for lists such as `map, folded; paper`: half of the captions

@@ -86,7 +86,7 @@ class About(NamedTuple):
     std: tuple[float, ...]
     is_siglip: bool
     cleans: bool = False
-    """Whether texts lose punctuation, whatever the tokenizer."""
+    """Whether texts lose punctuation, with any tokenizer."""
 
 
 def is_published(folder: Path) -> bool:

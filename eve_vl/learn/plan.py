@@ -125,7 +125,7 @@ class Plan:
             write_file(self.out / PLAN, json.dumps(self.values, indent=1) + "\n")
 
     def with_data(self, config: Config) -> Config:
-        """Return a config on the sources, with what is held out of them."""
+        """Return a config on the sources, with their held-out splits."""
         held = {name: self.values["data"][name] for name in ("val_fraction", "test_fraction")}
         data = replace(config.data, train=self.data.train, val=self.data.val, **self.reading(), **held)
         return replace(config, data=data)

@@ -88,7 +88,7 @@ def refresh(db: sqlite3.Connection) -> None:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a phrase of an FTS5 expression, whatever letters it has."""
+    """Return a text with any letters as a phrase of an FTS5 expression."""
     return '"' + text.replace("\0", " ").replace('"', " ") + '"'
 
 

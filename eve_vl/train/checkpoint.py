@@ -138,7 +138,7 @@ def save_best(
 
     rows: the score of each validation row. Raises UserError as `save_checkpoint` does.
     """
-    state = {"step": step, "numbers": to_json(numbers), "rows": rows or {}}
+    state = {"step": step, "numbers": to_json(numbers)} | ({"rows": rows} if rows else {})
     return _write_folder(run / BEST, {"model": model}, texts, state)
 
 
