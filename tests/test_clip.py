@@ -256,7 +256,9 @@ def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
         ("some/clip", ["*.json", "*.txt", "*.model"]),
         ("some/clip", ["*.json", "*.txt", "*.model", "model.safetensors"]),
     ]
-    assert Eve.load("hf:some/clip").run.folder == tmp_path / "cache" / "eve_vl" / "some--clip" / "best" and len(calls) == 2
+    assert (
+        Eve.load("hf:some/clip").run.folder == tmp_path / "cache" / "eve-vl" / "hf" / "some--clip" / "best" and len(calls) == 2
+    )
     with pytest.raises(UserError, match="is a published model, and nothing is written there"):
         builtin.refuse(Path("hf:some/clip"))
 

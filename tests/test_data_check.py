@@ -232,5 +232,5 @@ def test_a_caption_of_very_many_images_is_named(tmp_path: Path):
     rows = [ImageText(image=pixels, captions=(text,), where=f"row {number}") for number, text in enumerate(captions)]
     report = check_source(rows, num_workers=0)  # pyright: ignore[reportArgumentType]
     assert report["frequent_texts"] == {"various cliparts": 21}
-    said = "note: 21 captions are 'various cliparts'; a caption of so many images tells little about each"
+    said = "note: 21 captions are 'various cliparts'; such a caption tells little about each image"
     assert [line for line in report_lines(report) if line.startswith("note")] == [said]

@@ -165,7 +165,7 @@ def test_a_lost_process_is_noticed_and_a_gpu_belongs_to_its_process(name, device
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     processes.setup(torch.device(name))
-    assert calls == [((backend,), {"timeout": timedelta(minutes=10), "device_id": device_id})]
+    assert calls == [((backend,), {"timeout": timedelta(minutes=30), "device_id": device_id})]
 
 
 @pytest.mark.parametrize("may_be_unused", [True, False])

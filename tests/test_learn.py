@@ -17,13 +17,14 @@ from PIL import Image
 from report_page import Page, assert_self_contained
 from safetensors.torch import load_file
 
+from eve_vl import builtin
 from eve_vl.cli import main
 from eve_vl.config import Config, DataConfig
 from eve_vl.data.loader import open_splits
 from eve_vl.data.records import row_keys
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.learn import plan, stages
-from eve_vl.learn.plan import kind_of, seconds_of, shown
+from eve_vl.learn.plan import BUNDLED, kind_of, seconds_of, shown
 from eve_vl.recipes import get_recipe
 from eve_vl.run import training
 from eve_vl.run.loading import load_run, read_config
@@ -148,6 +149,25 @@ def test_the_best_pilot_gets_the_rest_of_the_time(whole):
     half = 2 if "final_masked" in stages_ else 1
     assert 20 <= stages_["final"]["steps"] * half <= 60  # of 60 seconds, some are kept
     assert stages_["masked_first"]["start"] == stages_["random"]["start"] == "pilots/masked"
+
+
+def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
+    """Without training: icons that it finds already. Its numbers are those of `eve evaluate`, and the page opens with it."""
+    pairs = builtin.unpack_icons(tmp_path / "icons")
+    rows = pairs.read_text().splitlines()[::20]
+    (mine := pairs.with_name("mine.jsonl")).write_text("\n".join(rows[:60]))
+    (late := pairs.with_name("late.jsonl")).write_text("\n".join(rows[60:]))
+    for module in (plan, stages):
+        monkeypatch.setattr(module, "BUNDLED", BUNDLED)
+        monkeypatch.setattr(module, "SIZES", (64,))
+        monkeypatch.setattr(module, "MIN_STEPS", 1)
+    assert learn(mine, "--for", "30s", "--val", late, "--out", tmp_path / "out") == 0
+    stage = decisions(tmp_path / "out")["stages"]["untrained"]
+    assert stage["score"] > 0.5
+    assert "open the page: eve app --index " in capfd.readouterr().out
+    assert main(["evaluate", "retrieval", BUNDLED, "--data", str(late), "--json", str(tmp_path / "own.json")]) is None
+    assert json.loads((tmp_path / "own.json").read_text())["tr1"] == stage["numbers"]["tr1"]
+    assert not (builtin.located(BUNDLED) / "rows.json").exists()
 
 
 def test_the_score_weighs_whole_captions_and_tags_equally(whole):
@@ -284,6 +304,11 @@ def rows_of(table: Path, name: str, rows: list[dict[str, Any]]) -> Path:
         (lambda rows: rows, ("--for", "10s"), "--for 10s: is enough for 0 training steps"),
         (lambda rows: rows, ("--for", "soon"), "--for soon: is no time"),
         (lambda rows: rows, ("--test", "copy.jsonl"), "1 of 1 row show images that are also in"),
+        (
+            lambda rows: rows[:55],
+            ("--val", "late.jsonl", "--test", "late.jsonl"),
+            "late.jsonl: 5 of 5 rows show images that are also in",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused_before_any_training(make, words, message, table, tmp_path, monkeypatch, capfd):
@@ -292,6 +317,7 @@ def test_what_cannot_be_learnt_from_is_refused_before_any_training(make, words, 
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     Image.open(table.with_name("7.png")).save(table.with_name("copy.png"))
     rows_of(table, "copy.jsonl", [{"image": "copy.png", "caption": "a copy"}])
+    rows_of(table, "late.jsonl", rows[55:])
     path = rows_of(table, "bad.jsonl", make(rows))
     given = words if "--for" in words else ("--for", "60s", *words)
     assert learn(path, *given, "--out", tmp_path / "mine") == 2

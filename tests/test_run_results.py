@@ -132,7 +132,7 @@ def test_the_cost_of_a_run_includes_those_that_it_started_from(tmp_path: Path):
     from_early = write_one(tmp_path / "early", 3, steps(1234.0), init=early)
     assert [*cost_chain(from_early).values()] == [1234.0, 100.0]
     icons = write_one(tmp_path / "icons", 4, steps(20.0), init=Path("builtin:drawings"))
-    assert cost_text(cost_chain(icons)) == "20 or more (20 + not recorded builtin:drawings + not recorded icons_search)"
+    assert cost_text(cost_chain(icons)) == "20 or more (20 + not recorded builtin:drawings)"
     gone = write_one(tmp_path / "gone", 5, steps(20.0), init=tmp_path / "nothing")
     assert cost_chain(gone) == {str(gone): 20.0, str(tmp_path / "nothing"): None}
     circle = write_one(tmp_path / "circle", 6, steps(5.0), init=tmp_path / "circle")

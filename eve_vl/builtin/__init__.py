@@ -3,10 +3,11 @@
 A run is named builtin:NAME in each place that takes a run folder, and a published model hf:ORG/NAME.
 
     drawings/       a run folder with float16 weights; its README.md says how it was made and what it reaches
-    lucide.zip      1,778 icons that the run was not trained on, with their names
+    scenes*/        three more, for masked signals, questions and statements
+    lucide.zip      1,778 icons that drawings/ was not trained on, with their names
     lucide.LICENSE
 
-examples/drawings/ship.py writes them. Nothing else writes into this folder.
+examples/drawings/ship.py and examples/scenes/ship.py write them. Nothing else writes into this folder.
 """
 
 import importlib

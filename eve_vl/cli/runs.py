@@ -161,7 +161,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     is_test = args.data == (HELD_OUT_TEST,)
     if (not args.data or is_test) and how != DataConfig():
         raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
-    if not args.data and builtin.is_named(path):
+    if (not args.data or is_test) and builtin.is_named(path):
         raise UserError(f"{path}: the package does not contain the run's validation data; name other data with --data PATH")
     rows = run.task.dataset.kind_of(run.config)
     sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data and not is_test else None

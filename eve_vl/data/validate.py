@@ -148,7 +148,7 @@ def report_lines(report: Report) -> list[str]:
     ]
     broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"]]
     noise = [
-        f"note: {num:,} captions are {text!r}; a caption of so many images tells little about each"
+        f"note: {num:,} captions are {text!r}; such a caption tells little about each image"
         for text, num in (report["frequent_texts"].items() if kind == "captions" else ())
     ]
     return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + noise + broken

@@ -31,7 +31,12 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json
 
 OPEN_CLIP = "open_clip_config.json"
-WEIGHTS = (r"model(-\d+-of-\d+)?\.safetensors", r"open_clip_model\.safetensors", r"(open_clip_)?pytorch_model\.bin")
+WEIGHTS = (
+    r"model(-\d+-of-\d+)?\.safetensors",
+    r"open_clip_model\.safetensors",
+    r"pytorch_model\.bin",
+    r"open_clip_pytorch_model\.bin",
+)
 """Names of files with weights, the first kind counts."""
 NAMES = {
     r"^vision_model\.|^visual\.(trunk\.)?": "image.",

@@ -18,12 +18,12 @@ TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
 def located(name: str) -> Path:
     """Return the run folder of hf:ORG/NAME in the cache, after its first download.
 
-    The cache is in $XDG_CACHE_HOME/eve_vl, by default in ~/.cache. Raises UserError.
+    The cache is eve-vl/hf in $XDG_CACHE_HOME, by default in ~/.cache. Raises UserError.
     """
     repository = name.removeprefix(builtin.HUB)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{name}: not the name of a model, such as hf:openai/clip-vit-base-patch32")
-    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve_vl"
+    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "hf"
     run = cache / repository.replace("/", "--")
     if not (run / "best").is_dir():
         folder = download(repository)
@@ -45,6 +45,8 @@ def download(repository: str) -> Path:
         if is_published(folder):
             names = weight_files(huggingface_hub.list_repo_files(repository))
             return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS, *names]))
+    except UserError:  # of a damaged config
+        raise
     except Exception as error:  # of the network, in the library's and other libraries' classes
         is_missing = isinstance(error, ModuleNotFoundError)
         fix = "pip install 'eve-vl[hf]'" if is_missing else "check the name and the internet connection"

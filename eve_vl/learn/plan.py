@@ -28,11 +28,11 @@ from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import read_json, write_file
+from eve_vl.utils.file_io import has_fields, read_json, write_file
 
 PLAN = "plan.json"
-BUNDLED = "builtin:icons"
-MASKED, FINAL, FINAL_MASKED = "masked", "final", "final_masked"
+BUNDLED = "builtin:drawings"
+UNTRAINED, MASKED, FINAL, FINAL_MASKED = "untrained", "masked", "final", "final_masked"
 MIN_STEPS = 20  # of a pilot
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 NUM_TIMED = 4  # steps
@@ -54,10 +54,10 @@ class Job:
 
 
 JOBS = {
-    "search": Job("captions", "retrieval", "emoji_retrieval", "captioned image"),
-    "questions": Job("questions", "vqa", "demo_vqa", "question"),
-    "statements": Job("statements", "nlvr2", "demo_nlvr2", "statement"),
-    "labels": Job("labels", "classification", "demo_classification", "labelled image"),
+    "search": Job("captions", "retrieval", "search_small", "captioned image"),
+    "questions": Job("questions", "vqa", "questions_small", "question"),
+    "statements": Job("statements", "nlvr2", "statements_small", "statement"),
+    "labels": Job("labels", "classification", "labels_small", "labelled image"),
 }
 
 
@@ -92,12 +92,17 @@ class Plan:
         self.name, self.job, self.out, self.device, self.clock = job, JOBS[job], out.absolute(), device, clock
         self.data, self.test = data, test
         processes.setup(processes.pick_device(device))
-        asked = {"task": job, "train": list(data.train), "val": list(data.val), "test": list(test)}
+        reading = {name: None if value is None else str(value) for name, value in self.reading().items()}
+        asked = {"task": job, "train": list(data.train), "val": list(data.val), "test": list(test), "reading": reading}
         self.values: dict[str, Any] = {"asked": asked, "seconds": seconds, "spent": 0.0, "lines": []}
         if (file := self.out / PLAN).is_file():
             self.values = read_json(file, dict)
+            if not has_fields(self.values, asked=dict, seconds=float, spent=float, lines=list):
+                raise UserError(f"{file}: is no plan of eve learn; choose another --out")
             if self.values["asked"] != asked:
-                raise UserError(f"{out}: holds what was learnt from other sources or for another task; choose another --out")
+                raise UserError(
+                    f"{out}: holds a run on other sources, with other options or for another task; choose another --out"
+                )
             if seconds < self.values["seconds"]:
                 raise UserError(f"{out}: was planned for {shown(self.values['seconds'])}; give --for that or more to resume")
         self.values["seconds"], self.before = seconds, self.values["spent"]
@@ -137,6 +142,10 @@ class Plan:
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
         return self.out / (name if name.startswith(FINAL) else f"pilots/{name}")
+
+    def run(self, name: str) -> str:
+        """Return the run of a stage; UNTRAINED is BUNDLED as it is."""
+        return BUNDLED if name == UNTRAINED else str(self.folder(name))
 
     def config(self, name: str) -> Config:
         """Return the config of a stage."""
@@ -200,10 +209,11 @@ def check(plan: Plan) -> None:
     texts = [text for row in known for text in row.texts]
     if plan.name == "search" and (distinct := len(set(texts))) < MIN_CAPTIONS:
         problem = f"{pluralize(distinct, 'distinct caption')} for {pluralize(rows, 'image')}"
-        raise UserError(f"{where}: {problem}, which tells no image from another; give each image captions of its own")
-    for flag, specs in {"--test": plan.test, "--val": plan.data.val}.items():
+        raise UserError(f"{where}: {problem}, too few to tell images apart; give each image captions of its own")
+    used = {" ".join(plan.data.train): sources}
+    for flag, specs in {"--val": plan.data.val, "--test": plan.test}.items():
         if specs and specs != (HELD_OUT,):
-            _refuse_overlap(plan, sources, flag, specs)
+            used[" ".join(specs)] = _refuse_overlap(plan, used, flag, specs)
     lengths = sorted(len(text.split()) for text in texts) or [1]
     sides = [report["width"]["median"] for report in reports if report["width"]]
     share = round(min(MOST_HELD, HELD_ROWS / rows), 4)
@@ -224,14 +234,17 @@ def check(plan: Plan) -> None:
     plan.decide(f"data: {many}: {kept}", data=facts)
 
 
-def _refuse_overlap(plan: Plan, sources: Sequence[Source], flag: str, specs: Sequence[str]) -> None:
-    others = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
-    known = {content for source in sources for _, row in usable_rows(source) for content in contents(row)}
-    rows = [contents(row) for source in others for _, row in usable_rows(source)]
-    if same := sum(not known.isdisjoint(row) for row in rows):
-        fix = f"name other data, or leave {flag} out to hold a part of the sources out"
-        problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {' '.join(plan.data.train)}"
-        raise UserError(f"{flag} {' '.join(specs)}: {problem}; {fix}")
+def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str, specs: Sequence[str]) -> list[Source]:
+    """Return the sources of a flag. Raises UserError if they share an image with others."""
+    found = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
+    rows = [contents(row) for source in found for _, row in usable_rows(source)]
+    for where, sources in used.items():
+        known = {content for source in sources for _, row in usable_rows(source) for content in contents(row)}
+        if same := sum(not known.isdisjoint(row) for row in rows):
+            problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {where}"
+            fix = f"name other data, or leave {flag} out, and a part of the sources takes its place"
+            raise UserError(f"{flag} {' '.join(specs)}: {problem}; {fix}")
+    return found
 
 
 def contents(row: Any) -> list[int]:

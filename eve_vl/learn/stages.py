@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import HELD_OUT_TEST
+from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
-from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
+from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, MASKED, MIN_STEPS, SIZES, UNTRAINED, Plan, pilot_of, shown
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
 from eve_vl.report.drawing import Section, document, draw
 from eve_vl.report.page import command_line, write_page, write_report
-from eve_vl.run.loading import load_run
+from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.train import StoppedError, processes
-from eve_vl.train.checkpoint import checkpoint_folders, read_best
+from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, read_best
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line, progress_line
 from eve_vl.utils.errors import UserError
@@ -28,7 +28,7 @@ from eve_vl.utils.file_io import read_json, write_file
 from eve_vl.utils.runtime import stop_signals
 
 ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
-STARTS = ("bundled", MASKED, "masked_first", "random")  # the first is there after an early interruption
+STARTS = (UNTRAINED, "bundled", MASKED, "masked_first", "random")  # the first is there after an early interruption
 PILOT_SHARE = 0.3  # of the time that is left for training
 OVERHEAD = 3.0  # seconds of a pilot to set up and to score, next to its steps
 MARGIN = 0.97  # share of the remaining time that training may take
@@ -57,7 +57,9 @@ class Learner(Plan):
         cost, num_pilots = next(iter(costs.values())), (5 if masked else 2) + len(sizes[1:])
         each = PILOT_SHARE * (self.values["seconds"] - self.elapsed() - self._reserve(cost)) / num_pilots - OVERHEAD
         pilot["steps"] = steps = max(MIN_STEPS, int(each / cost))
-        stages, start = {"bundled": pilot}, {"start": f"pilots/{MASKED}" if masked else BUNDLED}
+        is_usable = read_config(chosen_checkpoint(Path(BUNDLED))).task.name == self.job.task  # without training
+        stages = ({UNTRAINED: pilot} if is_usable else {}) | {"bundled": pilot}
+        start = {"start": f"pilots/{MASKED}" if masked else BUNDLED}
         if masked:
             stages[MASKED] = masked[MASKED] | {"steps": max(MIN_STEPS, int(steps * cost / costs[MASKED] / 2))}
             stages["masked_first"] = pilot | start | {"steps": max(MIN_STEPS, steps // 2)}
@@ -150,6 +152,9 @@ class Learner(Plan):
         if self.values["stages"][name].get("is_done"):
             return
         start, config = self.clock.now(), self.config(name)
+        if name == UNTRAINED:
+            self.save(stages=self.values["stages"] | {name: self.values["stages"][name] | self.score(name) | {"is_done": True}})
+            return
 
         def line() -> str:
             step = max((row["step"] for row in read_log(config.out) if row["kind"] == "train"), default=0)
@@ -182,7 +187,9 @@ class Learner(Plan):
         """
         start, config = self.clock.now(), self.config(name)
         with self.output(config.out.relative_to(self.out)):
-            found = evaluated(load_run(config.out), config.data.val_samples, ablations=False, skip_invalid=True)
+            sources = open_splits(config, self.job.rows)[1]
+            run = load_run(Path(self.run(name)), processes.pick_device(self.device))
+            found = evaluated(run, config.data.val_samples, sources, ablations=False, skip_invalid=True)
         rows = dict(found.choice_scores or found.row_scores)
         write_file(config.out / ROWS, json.dumps(rows, indent=1) + "\n")
         numbers, score = to_json(found.numbers), math.fsum(rows.values()) / len(rows)
@@ -215,11 +222,12 @@ def conclude(learner: Learner) -> str:
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
         gain, low, high = certain(paired(learner.rows(best), learner.rows(FINAL)))
-        line = f"kept: {best}, which is {gain:+.3f} ({low:+.3f} to {high:+.3f}) over the final run on the validation rows"
+        chance = ", which may be chance" * (low <= 0)
+        line = f"kept: {best}, {gain:+.3f} ({low:+.3f} to {high:+.3f}) over the final run on the validation rows{chance}"
         learner.values["lines"] += [line] * (line not in learner.values["lines"])
     config, index = learner.config(best), learner.out / INDEX
     with learner.output("."):
-        run = load_run(config.out, processes.pick_device(learner.device))
+        run = load_run(Path(learner.run(best)), processes.pick_device(learner.device))
         tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
         tests = tests or open_splits(config, learner.job.rows)[2]
         found = evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
@@ -234,7 +242,8 @@ def conclude(learner: Learner) -> str:
                 shutil.rmtree(index, ignore_errors=True)
             learner.values["indexed"] = weights
             Eve(run).index(learner.data.train, index, **learner.reading())
-        write_report(config.out)
+        if best != UNTRAINED:
+            write_report(config.out)
     learner.write()
     lines = ["#!/bin/sh", "set -e", *(f"# {line}" for line in learner.values["lines"]), *commands(learner), ""]
     write_file(learner.out / SCRIPT, "\n".join(lines))
@@ -245,23 +254,26 @@ def conclude(learner: Learner) -> str:
 def result_lines(learner: Learner) -> list[str]:
     """Return the numbers of the best run so far and what to do with it."""
     result, files = learner.values["result"], f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}"
-    where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that nothing was chosen by"
+    where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that no decision used"
     return [f"{where}: {result['comparison']}", f"{files}; time: {shown(learner.elapsed())}", f"open the page: {app(learner)}"]
 
 
 def commands(learner: Learner) -> list[str]:
     """Return the commands that repeat the stages, evaluation and index."""
     trained = [name for name in learner.values["stages"] if (learner.folder(name) / "config.json").is_file()]
-    run, index = str(learner.folder(learner.values["result"]["run"])), str(learner.out / INDEX)
-    more = [["eve", "evaluate", learner.job.task, run, "--data", *(learner.test or (HELD_OUT_TEST,))]]
-    more += [["eve", "index", *learner.data.train, "--run", run, "--out", index]] * (learner.name == "search")
+    run, index = learner.run(learner.values["result"]["run"]), str(learner.out / INDEX)
+    given = {name: value for name, value in learner.reading().items() if value != getattr(DataConfig, name)}
+    reading = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    more = [["eve", "evaluate", learner.job.task, run, "--skip-invalid", "--data"]]
+    more[0] += [*learner.test, *reading] if learner.test else [HELD_OUT_TEST]
+    more += [["eve", "index", *learner.data.train, "--run", run, "--out", index, *reading]] * (learner.name == "search")
     return [*(command_line(learner.config(name)) for name in trained), *map(shlex.join, more)]
 
 
 def app(learner: Learner) -> str:
     """Return the command that opens the page."""
-    index = ["--index", str(learner.out / INDEX)] * (learner.name == "search")
-    return shlex.join(["eve", "app", str(learner.folder(learner.values["result"]["run"])), *index])
+    run = learner.run(learner.values["result"]["run"])  # an index knows its run
+    return shlex.join(["eve", "app", *(["--index", str(learner.out / INDEX)] if learner.name == "search" else [run])])
 
 
 def page(learner: Learner) -> str:

@@ -167,12 +167,12 @@ def cost_chain(run: Path) -> dict[str, float | None]:
             last = read_state(folder)["step"] if folder == builtin.located(start) else float("inf")
             rows = [row for row in read_log(root) if row["kind"] == "train" and row["step"] <= last]
             found[name] = sum(row.get("core_seconds", 0) for row in rows) or None
-            path = None if config.scratch else config.init
+            path = None if config.scratch or builtin.is_named(start) else config.init
     return found
 
 
 def cost_text(chain: Mapping[str, float | None]) -> str:
-    """Return the cost of a run as text: `580 (155 + 425 runs/mine)`."""
+    """Return the cost of a run as text: `580 (155 + 425 mine)`."""
     own, *others = chain.values()
     names = [Path(name).name if "/" in name else name for name in list(chain)[1:]]
     if not others:

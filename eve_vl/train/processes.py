@@ -29,7 +29,7 @@ from eve_vl.config import TrainConfig
 from eve_vl.utils.errors import SharedError, UserError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)  # gloo's own is 30; the others wait while the first process reads data or saves
+TIMEOUT = timedelta(minutes=30)  # NCCL's own is 10; the others wait while the first process trains a tokenizer or saves
 
 
 class _Sum(torch.autograd.Function):

@@ -220,7 +220,10 @@ class Trainer:
         """Return a sentence on training rows against validation rows; empty if unknown."""
         if self.training_rows is None or self.watched is None or self.watched not in numbers:
             return ""
-        seen, _ = self._evaluate(self.training_rows(), skip_invalid=True)
+        try:
+            seen, _ = self._evaluate(self.training_rows(), skip_invalid=True)
+        except UserError:  # a finished run must not fail at its last sentence; all processes meet the same error
+            return ""
         if self.watched not in seen:
             return ""
         return on_training_rows(self.watched, seen[self.watched], numbers[self.watched], is_score=self.main_metric is not None)
