@@ -149,6 +149,13 @@ def test_literal_matches_come_first_and_ranks_are_fused(index):
     assert len(CAPTIONS) < DEPTH
 
 
+def test_little_words_count_in_literal_matches_only(index):
+    found = index.search("on a house", by="words")
+    assert names(found) == ["dog_house"]
+    assert names(index.search("on a plate", by="words"))[:1] == ["hot_dog"]
+    assert {"cat", "hotel"} <= {*names(index.search("a", by="words"))}  # nothing else to look for
+
+
 def test_each_hit_says_why_it_was_found(index):
     hits = {Path(hit.name).stem: hit for hit in index.search("hot dog", rerank=0)}
     assert hits["hot_dog"].words == ("hot", "dog")
@@ -159,8 +166,8 @@ def test_each_hit_says_why_it_was_found(index):
         shown = [f"words: {', '.join(hit.words)}"] * bool(hit.words) + ["similar"] * similar
         assert hit.why == (" · ".join(shown) or "does not fit")
     assert {hit.by for hit in index.search(image=index.image(1).whole(), rerank=0)} <= {"vectors", ""}
-    few = index.search("a green elephant in a box", by="words")  # a word of a letter is too little
-    assert few and few.nothing_fits and {hit.words for hit in few} == {("a",)}
+    few = index.search("hot elephants everywhere", by="words")  # three letters of it are too few
+    assert few and few.nothing_fits and {hit.words for hit in few} == {("hot",)}
 
 
 def test_excluded_words_are_left_out(index):

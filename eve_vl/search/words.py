@@ -41,6 +41,7 @@ REFRESH = f"""INSERT INTO image_words (rowid, captions, names, columns) SELECT s
 {_JOINED.format(f"value {_OF_IMAGE} JOIN json_each(caption.columns)")}
 FROM (SELECT DISTINCT slot FROM touched) AS changed WHERE slot IN (SELECT slot FROM image)"""
 LITERAL, ALL, SOME, NONE = range(4)  # the query word by word in a caption or a name; all its words; some; none
+STOP_WORDS = {"a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to", "with"}
 MOST_RANKED = 4000  # matches that are ranked by bm25, at 2 µs each; more: in the order of slots
 MOST_LISTED = 20_000  # matches of one expression, at 0.3 µs each
 
@@ -121,7 +122,8 @@ def rank(database: Database, table: str, query: Query, is_wanted_N: np.ndarray, 
 
 def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
     """Return the FTS5 expressions of each tier, with weights."""
-    phrases = [(quoted(term), weight) for term, weight in query.terms]
+    content = [term for term in query.terms if term[0].lower() not in STOP_WORDS] or query.terms
+    phrases = [(quoted(term), weight) for term, weight in content]
     if not phrases:
         return []
     together = " AND ".join(phrase for phrase, _ in phrases)
