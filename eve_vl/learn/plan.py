@@ -236,7 +236,10 @@ def check(plan: Plan) -> None:
 
 
 def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str, specs: Sequence[str]) -> list[Source]:
-    """Return the sources of a flag. Raises UserError if they share more than MOST_SHARED of their images with others."""
+    """Return the sources of a flag.
+
+    Raises UserError if they share more than MOST_SHARED of their images with others.
+    """
     found = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
     rows = [contents(row) for source in found for _, row in usable_rows(source)]
     for where, sources in used.items():
