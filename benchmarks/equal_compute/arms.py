@@ -73,13 +73,14 @@ def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> di
     return {family: Arm((start(family, flags, share=0.0),), is_open_clip=is_open_clip) for family in families}
 
 
-def upcycled(*families: str) -> dict[str, Arm]:
-    """Return an arm whose experts start from networks for the last 30 % of pre-training."""
+def upcycled(*families: str, flags: str = "") -> dict[str, Arm]:
+    """Return an arm whose experts start from networks for the last 30 % of pre-training. flags: of both stages."""
     found = {}
     for family in families:
         recipe, own = STARTS[family]
         share = SHARES[family]
-        found[family] = Arm((start(family, share=0.7 * share), Stage(recipe, 0.3 * share, f"{own} {EXPERTS}")))
+        last = Stage(recipe, 0.3 * share, f"{own} {flags} {EXPERTS}")
+        found[family] = Arm((start(family, flags, share=0.7 * share), last))
     return found
 
 
@@ -91,6 +92,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     "words+experts": pretrained(EXPERTS),
     "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
     "words, then experts": upcycled("scenes", "phantoms", "emoji"),
+    "words+pixels, then experts": upcycled("scenes", "phantoms", "emoji", flags=PIXELS),
     "EVE": pretrained(PAPER),
     "EVE+ITC": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
     "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),

@@ -14,7 +14,7 @@ DEV_SETS = (
     "iconoir",
     "streamline-plump-color",
 )  # of the training icons: black lines, and flat and coloured, like the test sets
-SEEN = "_seen"
+SEEN, NOVEL = "_seen", "_novel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,15 @@ class Task:
 
 
 def scenes(_folder: Path, _out: Path) -> Data:
-    """Return the synthetic scenes."""
-    return Data(train="scenes:train", val="scenes:val", read={name: {"": f"scenes:{name}"} for name in ("val", "test")})
+    """Return the synthetic scenes; `…_novel` has combinations of shape and colour that training never shows."""
+    read = {"val": {"": "scenes:val"}, "test": {"": "scenes:test", NOVEL: "scenes:test_novel"}}
+    return Data(train="scenes:train", val="scenes:val", read=read)
+
+
+def scenes_hard(_folder: Path, _out: Path) -> Data:
+    """Return the synthetic scenes with more shapes, counting, relations and captions of two sentences."""
+    read = {name: {"": f"scenes:hard_{name}"} for name in ("val", "test")}
+    return Data(train="scenes:hard_train", val="scenes:hard_val", read=read)
 
 
 def phantoms(_folder: Path, _out: Path) -> Data:
@@ -101,6 +108,7 @@ def icons_dev(folder: Path, out: Path) -> Data:
 
 TASKS = {
     "scenes": Task(family="scenes", data=scenes, jobs=("vqa", "nlvr2", "retrieval")),
+    "scenes_hard": Task(family="scenes", data=scenes_hard, jobs=("vqa", "nlvr2", "retrieval")),
     "phantoms": Task(family="phantoms", data=phantoms, jobs=("vqa", "retrieval")),
     "emoji": Task(family="emoji", data=emoji),
     "emoji_style": Task(family="emoji", data=emoji_style),
