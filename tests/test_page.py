@@ -143,7 +143,8 @@ def drop(page: Any, selector: str, seed: int, event: str = "drop") -> None:
 
 
 def names(page: Any) -> list[str]:
-    return [text.removeprefix("photos/") for text in page.locator(".found .name").all_inner_texts()]
+    titles = page.locator(".found .thumb").evaluate_all("all => all.map((each) => each.title)")
+    return [title.removeprefix("photos/") for title in titles]
 
 
 def expected(index: Index, *args: Any, **options: Any) -> list[str]:

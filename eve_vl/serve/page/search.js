@@ -220,7 +220,7 @@ export function searchPanel(index, { open, into }) {
         "div",
         { class: "about" },
         text ? el("p", { class: "text" }, text) : null,
-        captions ? null : el("p", { class: "name", title: hit.name }, hit.name),
+        text ? null : el("p", { class: "name", title: hit.name }, hit.name),
         el("p", { class: "why", "data-by": hit.by }, hit.why),
         hit.near ? el("p", { class: "near", title: hit.near }, `near-duplicate of ${hit.near.split("/").pop()}`) : null,
       ),
