@@ -18,7 +18,7 @@ from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.transforms import random_ink
+from eve_vl.data.transforms import ink_strokes, random_ink, random_strokes
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import gathered
 from eve_vl.metrics.intervals import MeasuredValue
@@ -287,6 +287,10 @@ def test_open_clip_gets_the_images_of_our_runs(images, tmp_path):
     pixels = np.load(tmp_path / "train" / "images.npy")
     assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
     assert (pixels == np.load(tmp_path / "read" / "images.npy")).all()
+    assert torch.equal(script.loaded(tmp_path / "read", 16), torch.from_numpy(pixels))
+    smaller = script.loaded(tmp_path / "read", 12)
+    assert (smaller.shape, smaller.dtype) == ((8, 3, 24, 24), torch.uint8)
+    assert smaller.float().mean() == pytest.approx(pixels.mean(), abs=2)
     assert json.loads((tmp_path / "train" / "texts.json").read_text())["captions"] == names
     assert json.loads((tmp_path / "read" / "texts.json").read_text()) == {"texts": ["a cat", "a dog", "sun", "tree", "house"]}
 
@@ -328,6 +332,25 @@ def test_open_clip_random_ink_equals_ours(monkeypatch):
         monkeypatch.setattr(torch, "rand", lambda _, draw=draw: draw)
         assert torch.equal(new, random_ink(image))
     assert 0.3 < (found == pixels).flatten(1).all(1).float().mean() < 0.7
+
+
+def test_open_clip_strokes_equal_ours(monkeypatch):
+    """Drawings have white areas, so that some lines become thinner and others would lose too much ink."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (200, 3, 9, 10), dtype=torch.uint8, generator=random)
+    pixels[torch.rand(200, generator=random) < 0.5, :, :, 4:] = 255
+    pixels[torch.rand(200, generator=random) < 0.5, :, 1:6, 1:6] = 0
+    draws = np.random.default_rng(0).random((2, 200, 5))
+    strokes, both = (script.AUGMENTATIONS[name](pixels, np.random.default_rng(0)) for name in ("strokes", "ink_strokes"))
+    before = pixels.clone()
+    for image, ink, draw, new, new_of_both in zip(pixels, *torch.from_numpy(draws).float(), strokes, both, strict=True):
+        monkeypatch.setattr(torch, "rand", lambda _, ink=ink: ink)
+        assert torch.equal(new, random_strokes(image))  # its only five numbers are the first
+        numbers = iter((ink, draw))
+        monkeypatch.setattr(torch, "rand", lambda _, numbers=numbers: next(numbers))
+        assert torch.equal(new_of_both, ink_strokes(image))
+    assert torch.equal(pixels, before)
+    assert torch.equal(script.AUGMENTATIONS["none"](pixels, np.random.default_rng(0)), pixels)
 
 
 def test_open_clip_refuses_to_resume_with_other_settings_or_rows(images):
@@ -372,9 +395,8 @@ def test_an_unseen_style_and_its_concepts_are_not_in_training(tmp_path):
 
 def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_path, capsys):
     flags = f"--tasks scenes --arms EVE open_clip --budgets 10 20 --seeds 0 1 --out {tmp_path}".split()
-    args = command.arguments(
-        [*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", "--tune-patch", "8"]
-    )
+    patch = ["--tune-patch", "8"]
+    args = command.arguments([*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", *patch])
     cells = command.cells_of(args)
     assert [(cell.seed, cell.budget, cell.arm) for cell in cells[:5]] == [
         *((0, 10, "EVE"), (0, 10, "open_clip"), (0, 20, "EVE"), (0, 20, "open_clip"), (1, 10, "EVE")),
@@ -389,6 +411,14 @@ def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_p
     settings, how = open_clip.settings_of(tmp_path, "scenes")
     assert (settings["rate"], how) == (2e-3, "best of 2 by validation within 10 core-seconds")
     assert math.isclose(command.cells_of(args)[1].settings["rate"], 2e-3)
+    (later,) = command.tuned_cells(
+        command.arguments([*flags, *["--tune-rate", "5e-4", "--tune-batch", "64", "--tune-warmup", "0.2"], *patch]), cells
+    )
+    later.folder.mkdir(parents=True)
+    later.keep("retrieval", [10.0], [640], {"r_mean": 0.15}, {})
+    open_clip.choose(tmp_path, "scenes", [later])  # the best of the earlier call stays
+    open_clip.choose(tmp_path, "scenes", [later])
+    assert open_clip.settings_of(tmp_path, "scenes") == (settings, how.replace("best of 2", "best of 3"))
     with pytest.raises(SystemExit):
         command.arguments(["--tasks", "emoji", "--budgets", "10"])
     assert "--emoji FOLDER" in capsys.readouterr().err

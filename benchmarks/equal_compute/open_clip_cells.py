@@ -207,13 +207,14 @@ def versions(cells: Sequence[OpenClipCell]) -> list[str]:
 
 
 def choose(out: Path, family: str, cells: Sequence[OpenClipCell]) -> None:
-    """Store the settings with the highest mean recall."""
-    tried = []
+    """Store the settings with the highest mean recall, of these cells and of earlier ones with the same budget."""
+    tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
+    before, now = tuned.get(family, {"budget": cells[0].budget, "tried": []}), [dict(cell.settings) for cell in cells]
+    tried = [each for each in before["tried"] if before["budget"] == cells[0].budget and each["settings"] not in now]
     for cell in cells:
         result = cell.result(JOB)
         assert result is not None
         tried.append({"settings": dict(cell.settings), "r_mean": result["numbers"]["r_mean"]})
     best = max(tried, key=lambda each: each["r_mean"])
-    tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
     tuned[family] = {"settings": best["settings"], "budget": cells[0].budget, "tried": tried}
     write_file(out / TUNED, json.dumps(tuned, indent=1) + "\n")

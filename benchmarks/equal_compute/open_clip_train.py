@@ -65,12 +65,63 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
 def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
     """Recolour half of the uint8 images in grey or shades of one dark colour, by five random numbers each.
 
-    Equals `random_ink` of eve_vl.data.dataset.
+    Equals `random_ink` of eve_vl.data.transforms.
     """
     grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
     draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
     darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
     return torch.where(draw_B511[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
+
+
+def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
+    """Change the strokes of uint8 images by five random numbers each: bolder, thinner, outlines, inverted, moved.
+
+    Equals `random_strokes` of eve_vl.data.transforms.
+    """
+    width_B, outline_B, invert_B, *shifts = torch.from_numpy(draw_B5).float().double().T  # as torch.rand(5).tolist()
+    pixels_BCHW = pixels_BCHW.clone()
+    of = width_B < 0.2
+    pixels_BCHW[of] = 255 - lightest(255 - pixels_BCHW[of])
+    of = (width_B >= 0.2) & (width_B < 0.4)
+    old, thin = pixels_BCHW[of], lightest(pixels_BCHW[of])
+    stays = 2 * (thin ^ 255).flatten(1).sum(1) < (old ^ 255).flatten(1).sum(1)
+    pixels_BCHW[of] = torch.where(stays[:, None, None, None], old, thin)
+    of = outline_B < 0.2
+    pixels_BCHW[of] += 255 - lightest(pixels_BCHW[of])
+    of = invert_B < 0.15
+    pixels_BCHW[of] += 255 - pixels_BCHW[of].amax(1, keepdim=True) - pixels_BCHW[of].amin(1, keepdim=True)
+    for axis, shift_B in enumerate(shifts, start=2):
+        last = pixels_BCHW.shape[axis] - 1
+        place_BS = (torch.arange(last + 1) - ((shift_B * 5).floor().long() - 2)[:, None]).clamp(0, last)
+        place = place_BS[:, None, :, None] if axis == 2 else place_BS[:, None, None]
+        pixels_BCHW = pixels_BCHW.gather(axis, place.expand_as(pixels_BCHW))
+    return pixels_BCHW
+
+
+def lightest(pixels_BCHW: Tensor) -> Tensor:
+    """Return the largest of each 3×3 pixels, as far as they lie within the image."""
+    padded = F.pad(pixels_BCHW, (1, 1, 1, 1))
+    rows = torch.maximum(torch.maximum(padded[:, :, 2:], padded[:, :, :-2]), padded[:, :, 1:-1])
+    return torch.maximum(torch.maximum(rows[..., 2:], rows[..., :-2]), rows[..., 1:-1])
+
+
+AUGMENTATIONS = {
+    "none": lambda pixels_BCHW, _: pixels_BCHW,
+    "random_ink": lambda pixels_BCHW, rng: random_inked(pixels_BCHW, rng.random((len(pixels_BCHW), 5))),
+    "strokes": lambda pixels_BCHW, rng: random_stroked(pixels_BCHW, rng.random((len(pixels_BCHW), 5))),
+}
+AUGMENTATIONS["ink_strokes"] = lambda pixels_BCHW, rng: AUGMENTATIONS["strokes"](
+    AUGMENTATIONS["random_ink"](pixels_BCHW, rng), rng
+)
+
+
+def loaded(folder: Path, patch: int) -> Tensor:
+    """Return the images of a folder, smaller if the patch does not divide their side."""
+    pixels_NCHW = torch.from_numpy(np.load(folder / "images.npy"))
+    side = pixels_NCHW.shape[-1] // patch * patch
+    if side == pixels_NCHW.shape[-1]:
+        return pixels_NCHW
+    return F.interpolate(pixels_NCHW, (side, side), mode="bilinear", antialias=True)
 
 
 def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
@@ -112,7 +163,7 @@ def arguments() -> argparse.Namespace:
     add("--warmup", type=float, required=True, help="share of the budget")
     add("--patch", type=int, required=True, help="pixels")
     add("--crop", type=float, nargs=2, required=True)
-    add("--augment", choices=("none", "random_ink"), required=True)
+    add("--augment", choices=AUGMENTATIONS, required=True)
     add("--seed", type=int, required=True)
     add("--dtype", choices=("float32", "bfloat16"), required=True, help="autocast type")
     return parser.parse_args()
@@ -124,7 +175,7 @@ def main() -> None:
     open_clip = importlib.import_module("open_clip")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pixels_NCHW = torch.from_numpy(np.load(args.data / "images.npy"))
+    pixels_NCHW = loaded(args.data, args.patch)
     texts = json.loads((args.data / "texts.json").read_text())
     may_flip_N, captions = np.array(texts["may_flip"]), texts["captions"]
     tokenizer = open_clip.SimpleTokenizer(context_length=LONGEST)
@@ -154,9 +205,7 @@ def main() -> None:
         rows_B = rows_of(step, len(captions), args.batch, args.seed)
         rng = np.random.default_rng((args.seed, 1, step))
         ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
-        images_BCHW = pixels_NCHW[rows_B]
-        if args.augment == "random_ink":
-            images_BCHW = random_inked(images_BCHW, rng.random((args.batch, 5)))
+        images_BCHW = AUGMENTATIONS[args.augment](pixels_NCHW[rows_B], rng)
         images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B])
         for group in optimizer.param_groups:
             group["lr"] = rate_at(used / args.budget, args.rate, args.warmup)
@@ -178,7 +227,7 @@ def main() -> None:
     save()
 
     model.eval()
-    pixels_NCHW = torch.from_numpy(np.load(args.read / "images.npy"))
+    pixels_NCHW = loaded(args.read, args.patch)
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
         images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore

@@ -20,7 +20,8 @@ trains on the drawings of two vendors and tests on the third: on unseen concepts
 in the other styles. `icons_dev` keeps two icon sets back from training, for tuning.
 
 The open_clip arm trains open_clip's own model in a separate environment, built in OUT/open_clip_env (open_clip_train.py).
---tune tries combinations of its settings within the first budget and keeps the best by validation.
+--tune tries combinations of its settings within the first budget and keeps the best by validation, also of earlier calls with
+the same budget. So settings can be tried in turn, e.g. first the rate, then the warm-up at the best rate.
 
 The same command with the same --out resumes: it reads finished results and continues stopped runs. The results are in
 OUT/equal_compute.html and OUT/table.json.
