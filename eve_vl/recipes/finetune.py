@@ -170,9 +170,9 @@ def easy_vqa(init: Config) -> Config:
 
 @starts_from("emoji")
 def emoji_retrieval(init: Config) -> Config:
-    """Emoji and names, ITC only: minutes; R@1 0.50, 0.50 from drawings.
+    """Emoji and names, ITC only: minutes; R@1 0.33, 0.35 from icons.
 
-    Both numbers are with --init builtin:drawings, whose own training has seen emoji of other concepts.
+    Both numbers are with --init of a run of `icons_search`, means of three seeds.
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
