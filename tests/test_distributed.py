@@ -227,6 +227,19 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
     assert all(gradient.any() for gradient in expected.values())
 
 
+@pytest.mark.parametrize("routing", ["dropless", "reference-dropless"])
+def test_experts_can_be_split_over_processes_that_exchange_rows(routing, found):
+    """`Experts` is a module of its own so that another one can replace it (tests/shared_experts.py)."""
+    for tensors, _ in found:
+        whole, alone, split = (part(tensors, f"experts.{routing}.{kind}.") for kind in ("whole", "alone", "split"))
+        assert whole.keys() == alone.keys() == split.keys()
+        assert sum(".experts." in name for name in whole) == 8
+        torch.testing.assert_close(whole["loss"], split["loss"], rtol=1e-6, atol=0)
+        for name, value in whole.items():
+            assert torch.equal(value, alone[name]), name
+            assert (value - split[name]).abs().max() <= 1e-5 * value.abs().max(), name
+
+
 @pytest.mark.parametrize("policy", ["modality", "shared", "moe"])
 @pytest.mark.parametrize("name", ["words", "pixels", "pair", *SECTIONS])
 def test_parameters_without_a_gradient_are_announced(name, policy):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import shared_experts
 import torch
 from safetensors.torch import save_file
 from test_tasks_mlim import build as build_mlim
@@ -194,6 +195,7 @@ def write_all(folder: Path) -> None:
     with mock.patch.object(objectives, "AT_ONCE", 2 * NUM_ROWS):  # contrast by slices of two rows
         for step in (gradients_of_a_step, systems_step, memory_step, drawn_negatives, mlim_step):
             tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
+    tensors |= shared_experts.steps()
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
