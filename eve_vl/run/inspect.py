@@ -3,6 +3,7 @@
 Letters: B rows of a micro-batch, T text tokens, K kept patches, M hidden patches.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,28 +100,26 @@ def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
 
 @lru_cache
 def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
-    """Run a forward pass on fake tensors: they have shapes and no values."""
+    """Run a forward pass on tensors that have shapes and no values."""
     # routing that drops tokens and negatives from other processes would need values
     dropless: Any = {"routing": "dropless"} if hasattr(config.model, "routing") else {}
     local: Any = {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
     model, settings = dataclasses.replace(config.model, **dropless), dataclasses.replace(config.task, **local)
     config = dataclasses.replace(config, model=model, task=settings)
-    with torch.random.fork_rng(devices=[]):
-        with torch.device("meta"):
-            task = build_untrained(config, sizes).train()
+    # the meta device knows no autocast, and torch does not count the fused attention of CPUs
+    no_autocast = mock.patch.multiple(
+        torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH):
+        task = build_untrained(config, sizes).train()
         if hasattr(task, "reads"):  # a classifier
             task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
         for module in task.modules():
             if isinstance(module, Experts):
                 module.forward = partial(_through_one, module)
-        # torch does not count the fused attention of CPUs
-        with (
-            FakeTensorMode(allow_non_fake_inputs=True),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
+        with FlopCounterMode(display=False) as counter:
             batch = _example_batch(task)
-            task.to_empty(device="cpu")(batch)
+            task(batch)
     counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
     for name in names:
