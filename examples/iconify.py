@@ -6,10 +6,14 @@ import importlib
 import io
 import json
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from PIL import Image
 
@@ -19,6 +23,7 @@ from eve_vl.utils.file_io import atomic_file
 
 Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → image
 Row = dict[str, Any]
+Built = TypeVar("Built")
 ROWS: Final = 2000  # rows per row group
 COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair, flags
 KEYCAP: Final = "20E3"
@@ -36,6 +41,25 @@ def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParse
     parser.add_argument("--cache", type=Path, default=cache, help="folder of npm's packages (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=size, help="side of the images in pixels (default: %(default)s)")
     return parser
+
+
+def in_processes(
+    args: argparse.Namespace, names: Sequence[str], build: Callable[[Path, Render, Callable[..., Any]], Built]
+) -> Built:
+    """Fetch the packages and return what `build` makes of them; end the program after an error.
+
+    names: packages with versions. build: gets their folder, the renderer, and `map` over args.processes.
+    """
+    workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        render = resvg()
+        return build(args.packages or fetch(args.cache, names), render, partial(workers.map, chunksize=32))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; files that are there are whole")
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 def positive(text: str) -> int:

@@ -10,11 +10,9 @@ import hashlib
 import importlib
 import io
 import re
-import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +33,9 @@ from iconify import (
     checksum,
     concept_of,
     emoji_names,
-    fetch,
+    in_processes,
     positive,
     read_json,
-    resvg,
     split_of,
     square,
     svg_of,
@@ -274,17 +271,8 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
     parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
     args = parser.parse_args()
-    workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    try:
-        render = resvg()
-        packages = args.packages or fetch(args.cache, PACKAGES)
-        counts = build(packages, args.icons, args.out, render, args.size, partial(workers.map, chunksize=64))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; files that are there are whole")
-    finally:
-        workers.shutdown(cancel_futures=True)
+    make = lambda packages, render, each: build(packages, args.icons, args.out, render, args.size, each)  # noqa: E731
+    counts = in_processes(args, PACKAGES, make)
     for (split, name, spdx), count in sorted(counts.items()):
         print_line(f"{split}  {name}  {spdx}  {count:,}")
     for split in ("icons", "emoji", "val"):

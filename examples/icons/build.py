@@ -7,11 +7,9 @@ file is written atomically. README.md describes the result.
 """
 
 import re
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,10 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from eve_vl.utils.console import print_line, progress
-from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from iconify import Render, Row, arguments, checksum, fetch, positive, read_json, resvg, square, svg_of, to_png, write_parquet
+from iconify import Render, Row, arguments, checksum, in_processes, positive, read_json, square, svg_of, to_png, write_parquet
 
 PACKAGES: Final = ("@iconify/json@2.2.535",)  # a fixed version builds the same set everywhere
 TRAIN: Final = """
@@ -116,17 +113,8 @@ def main() -> None:
     parser = arguments(__doc__, "icons", size=64)
     parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
     args = parser.parse_args()
-    workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    try:
-        render = resvg()
-        packages = args.packages or fetch(args.cache, PACKAGES)
-        counts = build(packages, args.out, render, args.size, partial(workers.map, chunksize=32))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; files that are there are whole")
-    finally:
-        workers.shutdown(cancel_futures=True)
+    make = lambda packages, render, each: build(packages, args.out, render, args.size, each)  # noqa: E731
+    counts = in_processes(args, PACKAGES, make)
     for split in SPLITS:
         of_split = {spdx: count for (of, spdx), count in sorted(counts.items()) if of == split}
         licenses = ", ".join(f"{count:,} {spdx}" for spdx, count in of_split.items())
