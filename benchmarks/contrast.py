@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from eve_vl import objectives
 from eve_vl.tasks import negatives
-from eve_vl.tasks.memory import shares_key
+from eve_vl.tasks.negatives import shares_key
 
 
 class LivePeak(TorchDispatchMode):

@@ -85,7 +85,7 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
     """Return processor seconds of forward and backward of every variant."""
     torch.manual_seed(0)
     S, E = case.tokens, case.experts
-    moe, dense = MoE(dim, ffn_dim, E, TOP_K), FeedForward(dim, ffn_dim)
+    moe, dense = MoE(dim, ffn_dim, E, TOP_K, True, "quick_gelu"), FeedForward(dim, ffn_dim)
     for parameter in [*moe.parameters(), *dense.parameters()]:
         nn.init.normal_(parameter, std=0.02)
     x_SD, twice = torch.randn(S, dim, requires_grad=True), torch.randn(TOP_K * S, dim, requires_grad=True)

@@ -19,8 +19,7 @@ from test_bad_input import complaint
 
 from eve_vl import builtin
 from eve_vl.eve import Eve
-from eve_vl.run.init_from import start_from
-from eve_vl.run.loading import build_task
+from eve_vl.run.loading import build_task, start_from
 from eve_vl.run.training import with_absolute_paths
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError

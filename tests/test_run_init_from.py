@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from twins import randomize, tiny_config
 
 from eve_vl.config import Config, ContrastMatchConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.run.init_from import parts, start_from, transfer
-from eve_vl.run.loading import build_task, build_untrained
+from eve_vl.run.loading import build_task, build_untrained, parts, start_from, transfer
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError

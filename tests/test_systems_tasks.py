@@ -12,6 +12,7 @@ import pytest
 import tiny_tasks as tiny
 import torch
 from PIL import Image
+from tiny_tasks import watch_matching
 from torch import Tensor
 from torch.nn import functional as F
 from twins import ListSource, tiny_config
@@ -22,6 +23,7 @@ from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.readers import open_source
 from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
 from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.packing import Tokens
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.synthetic.phantoms.reports import COLUMNS
 from eve_vl.tasks import negatives
@@ -178,8 +180,8 @@ class TwoWays(Encoder):
         super().__init__(*args)
         self.num_contrasts = 2
 
-    def for_contrast(self, image: Any, text: Any, final_norm: bool = True) -> Any:
-        state_BD, routers = self.cls(image, text, final_norm=final_norm)
+    def for_contrast(self, image: Any, text: Any) -> Any:
+        state_BD, routers = self.cls(image, text)
         return [state_BD, state_BD.flip(1) ** 2], routers
 
 
@@ -271,31 +273,21 @@ def test_the_svd_term_is_added_by_its_weight_and_logged(form, weight):
 
 def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[int], list[bool]]:
     """Which image and text each matched pair has, by row among all, and its label."""
-    seen: dict[str, list] = {}
-    match, matching = task.contrast.match, objectives.matching
     (everything,) = batches_of(task.config)
 
     def row_of(found: Tensor, among: list[Tensor]) -> int:
         (row,) = [row for row, each in enumerate(among) if each.shape == found.shape and torch.allclose(each, found, atol=1e-5)]
         return row
 
-    def watched(encoder, image, text, **parts):
+    def rows(image: Tokens, text: Any) -> tuple[list[int], list[int]]:
         texts = task.encoder.text(everything.ids_BT, None).x_BND
         known = [x_TD[~is_padding_T] for x_TD, is_padding_T in zip(texts, everything.is_padding_BT, strict=True)]
         real = [x_TD[~is_padding_T] for x_TD, is_padding_T in zip(text.x_BND, text.is_padding_BN, strict=True)]
-        seen["texts"] = [row_of(each, known) for each in real]
         images = [*task.encoder.image(everything.pixels()).x_BND]
-        seen["images"] = [row_of(each, images) for each in image.x_BND]
-        return match(encoder, image, text, **parts)
+        return [row_of(each, images) for each in image.x_BND], [row_of(each, known) for each in real]
 
-    def labelled(logits, is_match):
-        seen["labels"] = is_match.tolist()
-        return matching(logits, is_match)
-
-    monkeypatch.setattr(task.contrast, "match", watched)
-    monkeypatch.setattr(objectives, "matching", labelled)
-    task(batch)
-    return seen["images"], seen["texts"], seen["labels"]
+    images, texts, labels = watch_matching(task, batch, monkeypatch, rows)
+    return images, texts, labels.tolist()
 
 
 @torch.no_grad()

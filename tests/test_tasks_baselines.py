@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_tasks_masked_signal import batch_of, samples
+from tiny_tasks import watch_matching
 from torch import Tensor
 from torch.nn import functional as F
 from twins import pairs, tiny_config, tiny_tokenizer
@@ -122,8 +123,6 @@ def test_contrast_sees_unmasked_texts_and_whole_images():
 
 def matched(task: ContrastMatch, batch: PairBatch, monkeypatch) -> tuple[Tensor, Tensor, Tensor]:
     """What the matching loss was given: image and text of each pair, by row of the batch, and its labels."""
-    seen: dict[str, Tensor] = {}
-    match, matching = task.contrast.match, objectives.matching
     image = task.encoder.image(batch.pixels()).x_BND
     text = task.encoder.text(batch.ids_BT, batch.is_padding_BT).x_BND
 
@@ -132,18 +131,7 @@ def matched(task: ContrastMatch, batch: PairBatch, monkeypatch) -> tuple[Tensor,
         assert (distance.min(1).values == 0).all()
         return distance.argmin(1)
 
-    def watched(encoder, image_tokens, text_tokens, **parts):
-        seen["images"], seen["texts"] = rows(image_tokens.x_BND, image), rows(text_tokens.x_BND, text)
-        return match(encoder, image_tokens, text_tokens, **parts)
-
-    def labelled(logits, is_match):
-        seen["labels"] = is_match
-        return matching(logits, is_match)
-
-    monkeypatch.setattr(task.contrast, "match", watched)
-    monkeypatch.setattr(objectives, "matching", labelled)
-    task(batch)
-    return seen["images"], seen["texts"], seen["labels"]
+    return watch_matching(task, batch, monkeypatch, lambda images, texts: (rows(images.x_BND, image), rows(texts.x_BND, text)))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from twins import tiny_config
 
 from eve_vl.config import RetrievalConfig
-from eve_vl.tasks.memory import CrossBatchMemory
+from eve_vl.tasks.negatives import CrossBatchMemory
 
 ITC: dict[str, Any] = {"itm_weight": 0.0, "rerank": 0, "projection_dim": 8}
 
@@ -106,9 +106,8 @@ def test_accumulation_changes_nothing():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, monkeypatch):
+def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, monkeypatch, no_report):
     """Its memory lies in checkpoints and, as it is no weight, not in best/."""
-    monkeypatch.setattr("eve_vl.report.page.write_report", str)
     words: tuple[Any, ...] = (
         *("finetune", "demo_retrieval", "--init", pretrained, "--data.train", "scenes:val", "--data.val-samples", 8),
         *("--train.steps", 6, "--train.save-every", 2, "--train.val-every", 6, "--train.log-every", 1, "--train.threads", 1),

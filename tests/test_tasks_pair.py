@@ -174,7 +174,7 @@ def test_numbers_of_a_run_and_its_call(task):
     left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
     found = calls.call("same")([each.left for each in asked], left_texts, [each.right for each in asked], right_texts)
     assert isinstance(found, list)
-    by_row = {example.where: example.probability for example in examples}
+    by_row = {example.where: example.pr_auc for example in examples}
     assert [each.probability for each in found] == pytest.approx([by_row[a.where] for a in asked], abs=1e-5)
 
 

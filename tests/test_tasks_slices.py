@@ -16,7 +16,7 @@ from twins import pairs, tiny_config
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.tasks import negatives, task_class
-from eve_vl.tasks.memory import shares_key
+from eve_vl.tasks.negatives import shares_key
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 contrast = importlib.import_module("contrast")

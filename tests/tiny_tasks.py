@@ -1,18 +1,20 @@
 """Tiny fine-tuning tasks with their rows."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from twins import ANSWERS, ListSource, pairs, questions, statements, tiny_config, tiny_tokenizer
 
+from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
+from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -116,3 +118,22 @@ def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
 def rows_of(dataset: Any, count: int) -> Any:
     """The first rows as one batch."""
     return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+
+
+def watch_matching(task: Any, batch: Any, monkeypatch: Any, see: Callable[[Tokens, Tokens], tuple[Any, Any]]) -> tuple:
+    """What a forward pass gives to matching: what `see` returns of images and texts, and the labels of the pairs."""
+    seen: list[Any] = []
+    match, matching = task.contrast.match, objectives.matching
+
+    def watched(encoder, image, text, **parts):
+        seen.extend(see(image, text))
+        return match(encoder, image, text, **parts)
+
+    def labelled(logits, is_match):
+        seen.append(is_match)
+        return matching(logits, is_match)
+
+    monkeypatch.setattr(task.contrast, "match", watched)
+    monkeypatch.setattr(objectives, "matching", labelled)
+    task(batch)
+    return tuple(seen)

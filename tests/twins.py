@@ -120,7 +120,7 @@ def slow_entropy(stats: TwinStats) -> float:
 
 def random_moe(dim: int = 8, ffn: int = 12, experts: int = 4, top_k: int = 2, *, modality: bool = True, seed: int = 0) -> MoE:
     """A MoE whose every weight matters: nothing is zero or small."""
-    moe = MoE(dim, ffn, experts, top_k, modality)
+    moe = MoE(dim, ffn, experts, top_k, modality, "quick_gelu")
     randomize(moe, seed)
     return moe
 

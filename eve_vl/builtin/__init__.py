@@ -41,7 +41,7 @@ def located(run: str | Path) -> Path:
     if not is_named(run):
         return Path(run)
     if str(run).startswith(HUB):
-        return importlib.import_module("eve_vl.interop.hub").located(str(run))  # only now: it needs nearly everything
+        return importlib.import_module("eve_vl.interop.clip").from_hub(str(run))  # only now: it needs nearly everything
     if str(run) not in names():
         raise UserError(f"no run {nearest(str(run), names())}")
     return FOLDER / str(run).removeprefix(PREFIX)

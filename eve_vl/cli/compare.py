@@ -44,14 +44,15 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
         apart = "difference to the best" + f" in {best.scored}" * bool(best.scored)
         lines = []
         for name, result, difference in order:
-            costs, numbers = cost_chain(Path(name)), [_number(result.numbers.get(each)) for each in best.main]
+            costs, numbers = cost_chain(Path(name)), {each: _number(result.numbers.get(each)) for each in best.main}
             shown = "no common rows" if difference is None else f"{difference:+.4f}"
             if isinstance(difference, MeasuredValue):
                 shown += f" ({difference.low:+.4f} to {difference.high:+.4f}, n {difference.n:,})"
-            lines.append((name, *numbers, "best" if result is best else shown, f"{result.step:,}", cost_text(costs)))
+            lines.append({"run": name, **numbers, apart: "best" if result is best else shown, "step": f"{result.step:,}"})
+            lines[-1][COST] = cost_text(costs)
             values = {"run": name, "data": result.data, "step": result.step, "core_seconds": costs, **to_json(result.numbers)}
             found.append(values | ({} if difference is None else {"difference_to_best": to_json({apart: difference})}))
-        _print_table(("run", *best.main, apart, "step", COST), lines)
+        _print_table(lines)
     return {"best_first": found}
 
 
@@ -74,20 +75,11 @@ def run_runs(args: RunsArgs) -> None:
         steps = f"{row['step']:,} of {row['steps']:,}" + ", best" * row["is_best"]
         numbers = "\n".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
         named = "\n".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
-        texts = row["run"], row["task"], " ".join(row["train"]), steps, cost_text(row["core_seconds"])
-        lines.append((*texts, numbers, named, row["saved"][:16].replace("T", " ")))
+        line = {"run": row["run"], "task": row["task"], "training data": " ".join(row["train"]), "weights of step": steps}
+        line |= {COST: cost_text(row["core_seconds"]), "validation": numbers, "named data (eve evaluate --data)": named}
+        lines.append(line | {"saved": row["saved"][:16].replace("T", " ")})
     if lines:
-        heads = (
-            "run",
-            "task",
-            "training data",
-            "weights of step",
-            COST,
-            "validation",
-            "named data (eve evaluate --data)",
-            "saved",
-        )
-        _print_table(heads, lines)
+        _print_table(lines)
     print_line(*(f"broken: {reason}" for reason in broken.values()))
     write_json(args.json, {"runs": [row | {"validation": to_json(row["validation"])} for row in rows], "broken": broken})
 
@@ -125,11 +117,11 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f} {getattr(value, 'spread', '')}".rstrip()
 
 
-def _print_table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+def _print_table(lines: list[dict[str, str]]) -> None:
     """Print a table; in a file or a pipe, lines are as wide as it needs."""
-    table = Table(*(Column(head, overflow="fold") for head in heads))
+    table = Table(*(Column(head, overflow="fold") for head in lines[0]))
     for line in lines:
-        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in line))
+        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in line.values()))
     console = Console(emoji=False, highlight=False)
     console.width = console.width if console.is_terminal else WIDE
     console.print(table)

@@ -51,7 +51,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # its weights need its shape
-        from eve_vl.run.init_from import in_its_shape
+        from eve_vl.run.loading import in_its_shape
 
         recipe = in_its_shape(recipe, start, early_flags(argv).init)
     _train("pretrain", argv, make.__doc__, recipe, start)

@@ -17,10 +17,17 @@ from typing import Any, Literal
 import tyro
 
 from eve_vl.config.base import Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
-from eve_vl.config.dual_encoder import DualEncoderConfig
-from eve_vl.config.finetune import ClassificationConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig
-from eve_vl.config.tasks import ContrastMatchConfig, HeadlessConfig, MaskedSignalConfig, TaskConfig
+from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.tasks import (
+    ClassificationConfig,
+    ContrastMatchConfig,
+    HeadlessConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.config.training import HELD_OUT, HELD_OUT_TEST, DataConfig, InputConfig, TokenizerConfig, TrainConfig, generated
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import require_type

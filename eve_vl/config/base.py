@@ -48,7 +48,7 @@ class Values:
         Problems of several values together are reported if each lies in its range.
         """
         found = []
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+        for name, hint in _hints(type(self)).items():
             value, allowed = getattr(self, name, None), typing.get_args(hint)
             if typing.get_origin(hint) is Literal and value not in allowed:
                 found.append(f"{name} {value!r} is not one of {', '.join(allowed)}")
@@ -86,6 +86,12 @@ class Section(Values):
 
 
 Kind = TypeVar("Kind")
+
+
+@cache  # each `replace` of a config validates it
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of a section's fields, with their intervals."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _is_in(interval: str, value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Conversion of CLIP, SigLIP and SigLIP 2 into runs of two towers.
 
-Checkpoints are as transformers and open_clip save them.
+Checkpoints are as transformers and open_clip save them. A hub's hf:ORG/NAME is downloaded and converted once.
 
 | theirs | ours |
 |---|---|
@@ -13,6 +13,7 @@ Checkpoints are as transformers and open_clip save them.
 | SigLIP 2 with patches of any aspect ratio (NaFlex) | refused |
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,14 +24,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eve_vl import builtin
 from eve_vl.config import DualEncoderConfig, InputConfig, RetrievalConfig
 from eve_vl.data.tokenizer import read_published
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
+from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import read_json
+from eve_vl.utils.file_io import expand_user, read_json
 
 OPEN_CLIP = "open_clip_config.json"
+TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
 WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors",
     r"open_clip_model\.safetensors",
@@ -158,10 +162,7 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
 
 
 FAMILY = Family(
-    title="a CLIP or SigLIP checkpoint",
-    flags=(),
-    matches=lambda tensors: {"image.patches.weight", "text.words"} <= {*map(_name, tensors)},
-    plan=plan,
+    "a CLIP or SigLIP checkpoint", (), lambda tensors: {"image.patches.weight", "text.words"} <= {*map(_name, tensors)}, plan
 )
 
 
@@ -282,3 +283,42 @@ def _of_open_clip(folder: Path) -> About:
         is_siglip,
         text.get("tokenizer_kwargs", {}).get("clean") == "canonicalize",
     )
+
+
+def from_hub(name: str) -> Path:
+    """Return the run folder of hf:ORG/NAME in the cache, after its first download.
+
+    The cache is eve-vl/hf in $XDG_CACHE_HOME, by default in ~/.cache. Raises UserError.
+    """
+    repository = name.removeprefix(builtin.HUB)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"{name}: not the name of a model, such as hf:openai/clip-vit-base-patch32")
+    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "hf"
+    run = cache / repository.replace("/", "--")
+    if not (run / "best").is_dir():
+        folder = download(repository)
+        summary = convert.import_weights([FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run))
+        print_line(f"{name}: {summary}, kept in {run}")
+    return run
+
+
+def download(repository: str) -> Path:
+    """Return the folder of a model's files.
+
+    Raises UserError, before the weights if they are of another kind.
+    """
+    where = builtin.HUB + repository
+    try:
+        import huggingface_hub
+
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS]))
+        if is_published(folder):
+            names = weight_files(huggingface_hub.list_repo_files(repository))
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS, *names]))
+    except UserError:  # of a damaged config
+        raise
+    except Exception as error:  # of the network, in the library's and other libraries' classes
+        is_missing = isinstance(error, ModuleNotFoundError)
+        fix = "pip install 'eve-vl[hf]'" if is_missing else "check the name and the internet connection"
+        raise UserError(f"{where}: cannot be downloaded ({type(error).__name__}); {fix}") from None
+    raise UserError(f"{where}: is none of CLIP, SigLIP and SigLIP 2, of transformers or open_clip; name another model")

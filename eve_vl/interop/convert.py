@@ -88,7 +88,7 @@ class Plan:
     """End of the summary."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Family:
     """A family of checkpoints."""
 

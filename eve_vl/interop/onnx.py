@@ -184,17 +184,9 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
         output = {"dtype": "float32", "shape": one.output_shape, "meaning": graph.meaning}
         parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {graph.output: output}}
     texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(run.task)}
-    about = {
-        "task": run.config.task.name,
-        "step": run.step,
-        "image_size": sizes.image_size,
-        "max_text_tokens": sizes.max_text_tokens,
-        "cls_id": run.tokenizer.cls_id,
-        "pad_id": run.tokenizer.pad_id,
-        "comparable": run.task.is_comparable,
-        "parts": parts,
-        "files": sorted(texts),
-    }
+    about = {"task": run.config.task.name, "step": run.step, "image_size": sizes.image_size}
+    about |= {"max_text_tokens": sizes.max_text_tokens, "cls_id": run.tokenizer.cls_id, "pad_id": run.tokenizer.pad_id}
+    about |= {"comparable": run.task.is_comparable, "parts": parts, "files": sorted(texts)}
     return texts | {"export.json": json.dumps(about, indent=1) + "\n"}
 
 

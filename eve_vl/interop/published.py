@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, EveModelConfig, HeadlessConfig, InputConfig, TaskConfig
-from eve_vl.config.finetune import NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config.tasks import NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
-from eve_vl.run.init_from import parts
-from eve_vl.run.loading import read_config
+from eve_vl.run.loading import parts, read_config
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
 

@@ -145,12 +145,8 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
     return table | under("encoder.blocks.*.", "blocks.*.", block)
 
 
-IMAGE_ENCODERS = Family(
-    title="an image encoder",
-    flags=("architecture", "copy", "num_experts", "num_deep_blocks", "seed"),
-    matches=is_image_encoder,
-    plan=plan,
-)
+FLAGS = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
+IMAGE_ENCODERS = Family("an image encoder", FLAGS, is_image_encoder, plan)
 
 
 def _repeated(times: int, tensor: Tensor) -> Tensor:

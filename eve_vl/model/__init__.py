@@ -97,14 +97,12 @@ class Backbone(nn.Module):
         Only states that these need are computed. final_norm: False returns the states before it.
         """
 
-    def for_contrast(
-        self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def for_contrast(self, image: Tokens | None, text: Tokens | None) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return states (B, D) of an image or a text for contrast, and the routers.
 
         There is one per contrastive head.
         """
-        state_BD, routers = self.cls(image, text, final_norm=final_norm)
+        state_BD, routers = self.cls(image, text)
         return [state_BD], routers
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:

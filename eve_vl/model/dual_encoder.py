@@ -123,12 +123,7 @@ class CoAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x_BND: Tensor,
-        is_padding_BN: Tensor | None,
-        other_BMD: Tensor,
-        is_padding_BM: Tensor | None,
-        num_read: int | None = None,
+        self, x_BND: Tensor, is_padding_BN: Tensor | None, other_BMD: Tensor, is_padding_BM: Tensor | None, num_read: int | None
     ) -> Tensor:
         """Return the states after this layer, of all tokens or of the first num_read."""
         keys_BND = None if num_read is None else x_BND

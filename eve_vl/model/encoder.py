@@ -6,7 +6,6 @@
 Letters: B batch, S rows of the batch, M rows that are read, N all tokens, D width.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -147,22 +146,19 @@ class Encoder(Backbone):
         x_BD = self.norm(x_BD)
         return x_BD if self.pooler is None or not rows.is_pair else self.pooler(x_BD).tanh(), [routers]
 
-    def for_contrast(
-        self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def for_contrast(self, image: Tokens | None, text: Tokens | None) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return the [CLS] states (B, D) of an image or a text, and the routers.
 
         With networks for pairs there are two, for VLMo's two contrasts: by the modality's own networks, and by those of pairs.
         """
         if self.num_contrasts == 1:
-            return super().for_contrast(image, text, final_norm)
+            return super().for_contrast(image, text)
         tokens = join(image, text)
         rows = self.rows(tokens)
         blocks, read, first = self._with_biases(tokens), rows.between(0, 1), self.first_with_pairs
-        x_SD, below = self._run(blocks[:first], self.norm_pre(rows.collect(tokens.x_BND)), rows)
+        x_SD, below = self._run(blocks[:first], self.norm_pre(rows.collect(tokens.x_BND)), rows, None)
         both = [self._run(blocks[first:], x_SD, each, read) for each in (rows, replace(rows, is_pair=True))]
-        states = [self.norm(x_BD) if final_norm else x_BD for x_BD, _ in both]
-        return states, [below + routers for _, routers in both]
+        return [self.norm(x_BD) for x_BD, _ in both], [below + routers for _, routers in both]
 
     def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and the routers."""
@@ -185,11 +181,7 @@ class Encoder(Backbone):
         return list(zip(self.blocks, biases, strict=True))
 
     def _run(
-        self,
-        blocks: Iterable[tuple[nn.Module, tuple[Tensor, ...]]],
-        x_SD: Tensor,
-        rows: PackedTokens,
-        read: ReadPositions | None = None,
+        self, blocks: list[tuple[nn.Module, tuple[Tensor, ...]]], x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Run blocks on rows; return the states, and the statistics of `moe` blocks."""
         routers = []

@@ -118,13 +118,7 @@ class MoE(nn.Module):
     """Sparse mixture of experts over the rows of a batch."""
 
     def __init__(
-        self,
-        embed_dim: int,
-        ffn_dim: int,
-        num_experts: int,
-        top_k: int = 2,
-        modality_routing: bool = True,
-        activation: Activation = "quick_gelu",
+        self, embed_dim: int, ffn_dim: int, num_experts: int, top_k: int, modality_routing: bool, activation: Activation
     ):
         super().__init__()
         self.router = Router(embed_dim, num_experts, top_k, modality_routing)

@@ -114,12 +114,7 @@ class Evidence:
 
 
 def heatmap(
-    task: Any,
-    evidence: Evidence,
-    images: Sequence[GivenImage],
-    positions: list[int] | None,
-    word: str | None,
-    block: int | None,
+    task: Any, evidence: Evidence, images: list[GivenImage], positions: list[int] | None, word: str | None, block: int | None
 ) -> Heatmap:
     """Return where in the images the text tokens at `positions` find the evidence.
 

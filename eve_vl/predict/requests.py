@@ -281,7 +281,7 @@ class Experts(Request):
     """Text."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Field:
     """A field of a request, for any interface."""
 
@@ -307,14 +307,8 @@ def fields_of(request: type[Request]) -> dict[str, Field]:
     kinds = [cls for cls in reversed(request.__mro__) if dataclasses.is_dataclass(cls)]
     texts = {name: " ".join(text.split()) for cls in kinds for name, text in FIELD.findall(inspect.getsource(cls))}
     return {
-        each.name: Field(
-            name=each.name,
-            hint=plain[each.name],
-            given=next(_marks(marked[each.name]), None),
-            default=each.default,
-            text=texts.get(each.name, ""),
-        )
-        for each in dataclasses.fields(request)
+        name: Field(name, plain[name], next(_marks(marked[name]), None), each.default, texts.get(name, ""))
+        for name, each in ((each.name, each) for each in dataclasses.fields(request))
     }
 
 

@@ -7,17 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import (
-    ClassificationConfig,
-    Config,
-    DataConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    TokenizerConfig,
-    TrainConfig,
-    VQAConfig,
-)
+from eve_vl.config import Config, DataConfig, TokenizerConfig, TrainConfig
+from eve_vl.config.tasks import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.recipes.pretrain import changed, starts_from
 
 OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)

@@ -5,20 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eve_vl.config import (
-    Config,
-    ContrastMatchConfig,
-    DataConfig,
-    EveModelConfig,
-    InputConfig,
-    MaskedSignalConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig
 
 Recipe = TypeVar("Recipe", bound=Callable[..., Config])
 SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale_init": 1.0, "init_std": 0.05}
 """Values of models that train in minutes."""
+QUICK: dict[str, Any] = {"optimizer": "muon", "warmup": 0.1, "log_every": 25}
+"""Values of their training."""
 WORDS: dict[str, Any] = {"task": {"mim_weight": 0.0, "mim_share": 1.0}, "model": {"deep_ffn": "modality", "expert_ratio": 0.0}}
 """Values without pixels and experts."""
 LONGER: dict[str, Any] = {"steps": 4000, "log_every": 50, "val_every": 1000, "save_every": 1000}
@@ -75,9 +69,7 @@ def demo() -> Config:
         task=MaskedSignalConfig(mask_replace_prob=0.5, mim_share=0.25, **decoder),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(
-            steps=1600, batch_size=64, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=1600, save_every=400
-        ),
+        train=TrainConfig(steps=1600, batch_size=64, lr=1.2e-3, val_every=1600, save_every=400, **QUICK),
     )
 
 

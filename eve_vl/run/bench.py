@@ -48,9 +48,8 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
     seconds).
     """
-    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
-    trainer, loader = _started(with_init_tokenizer(config))
+    trainer, loader = _started(config, num_steps)
+    config, train = trainer.task.config, trainer.config
     device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
     micro_batches, start = [next(loader)], time.process_time()  # the first draws the order of an epoch
     micro_batches += itertools.islice(loader, (WARM + num_steps) * train.accumulation - 1)
@@ -63,27 +62,14 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     tokens, text_length = _tokens(micro_batches, config)
     texts = dataclasses.replace(config.input, text_length=max(1, round(text_length)), padded_text_length=0)
     flops = 3 * sum(forward_flops(dataclasses.replace(config, input=texts), trainer.task.sizes).values())
-    flops_per_second = flops * train.batch_size / seconds["step"]
-    return {
-        "recipe": config.recipe,
-        "machine": machine_line(device, dtype).removeprefix("machine: "),
-        "clock": "processor time" if has_processor_clock(device) else "wall time",
-        "steps": num_steps,
-        "rows": train.batch_size,
-        "text_length": text_length,
-        "seconds": seconds,
-        "rows_per_second": train.batch_size / wall,
-        "rows_per_core_second": train.batch_size / cores,
-        "tokens_per_second": train.batch_size * tokens / wall,
-        "flops_per_row": flops,
-        "peak": peak,
-        "peak_of": peak_of,
-        "memory": memory,
-        "loader_rows_per_core_second": len(micro_batches[0].where) / loading,
-        "loader_share": loading * train.accumulation / (cores if device.type == "cpu" else wall),
-        "flops_per_second": flops_per_second,
-        "mfu": flops_per_second / peak,
-    }
+    rows, speed = train.batch_size, flops * train.batch_size / seconds["step"]
+    found: dict[str, Any] = {"recipe": config.recipe, "machine": machine_line(device, dtype).removeprefix("machine: ")}
+    found |= {"clock": "processor time" if has_processor_clock(device) else "wall time", "steps": num_steps}
+    found |= {"rows": rows, "text_length": text_length, "seconds": seconds, "rows_per_second": rows / wall}
+    found |= {"rows_per_core_second": rows / cores, "tokens_per_second": rows * tokens / wall, "flops_per_row": flops}
+    found |= {"peak": peak, "peak_of": peak_of, "memory": memory, "flops_per_second": speed, "mfu": speed / peak}
+    share = loading * train.accumulation / (cores if device.type == "cpu" else wall)
+    return found | {"loader_rows_per_core_second": len(micro_batches[0].where) / loading, "loader_share": share}
 
 
 def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
@@ -91,11 +77,9 @@ def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
 
     Raises UserError.
     """
-    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
-    trainer, loader = _started(with_init_tokenizer(config))
+    trainer, loader = _started(config, num_steps)
     start = time.perf_counter()
-    batches = list(itertools.islice(loader, (WARM + num_steps) * train.accumulation))
+    batches = list(itertools.islice(loader, (WARM + num_steps) * config.train.accumulation))
     loading = (time.perf_counter() - start) / (WARM + num_steps)
     return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
 
@@ -115,8 +99,11 @@ def now(device: torch.device) -> float:
     return time.process_time() if has_processor_clock(device) else time.perf_counter()
 
 
-def _started(config: Config) -> tuple[Trainer, Iterator[RowBatch]]:
+def _started(config: Config, num_steps: int) -> tuple[Trainer, Iterator[RowBatch]]:
     """Return the trainer of an untrained run, and its micro-batches. Raises UserError."""
+    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
+    config = with_init_tokenizer(config)
     device, kind = pick_device(config.train.device), task_class(type(config.task))
     set_threads(config.train.threads)
     seed_everything(config.train.seed)

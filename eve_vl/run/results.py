@@ -81,20 +81,10 @@ def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
 def result_of(run: LoadedRun, found: Evaluated, sources: Sequence[str], options: Mapping[str, Any]) -> Result:
     """Return the result of a run from its evaluation."""
     main, lower = main_numbers(run.evaluator, found.numbers)
-    return Result(
-        task=run.config.task.name,
-        data=found.data,
-        sources=[*sources],
-        options=options,
-        step=run.step,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        main=main,
-        lower=lower,
-        scored=run.evaluator.score_name or run.evaluator.main_metric or "",
-        comparison=run.evaluator.comparison(found.numbers),
-        numbers=found.numbers,
-        rows=found.row_scores,
-    )
+    about: dict[str, Any] = {"task": run.config.task.name, "data": found.data, "sources": [*sources], "options": options}
+    about |= {"step": run.step, "date": datetime.now(UTC).isoformat(timespec="seconds"), "main": main, "lower": lower}
+    about |= {"scored": run.evaluator.score_name or run.evaluator.main_metric or "", "numbers": found.numbers}
+    return Result(**about, comparison=run.evaluator.comparison(found.numbers), rows=found.row_scores)
 
 
 def store(run: LoadedRun, result: Result) -> None:

@@ -22,9 +22,8 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
-from eve_vl.run.init_from import start_from
 from eve_vl.run.inspect import forward_flops
-from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder
+from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder, start_from
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files

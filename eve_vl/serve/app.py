@@ -31,11 +31,10 @@ from eve_vl.eve import Eve
 from eve_vl.search.hits import Hit
 from eve_vl.search.index import Index
 from eve_vl.search.query import SearchOptions
-from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
+from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy, endpoints
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
 from eve_vl.serve.batching import Compute, Job
-from eve_vl.serve.endpoints import Endpoint, Search, as_json, encoded, served_calls
-from eve_vl.serve.examples import Row, bodies, generated_names, generated_rows, index_rows
+from eve_vl.serve.endpoints import Endpoint, Row, Search, as_json, bodies, encoded, generated_names, served_calls
 from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
 from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
@@ -113,7 +112,7 @@ class Service:
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         data = {name: eve.run.config.data for name, eve in self.runs.items()}
         self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it reads the disk
-        self.rows = {name: generated_rows(eve) for name, eve in self.runs.items()}
+        self.rows = {name: endpoints.generated_rows(eve) for name, eve in self.runs.items()}
         self.index, self.search = index, None
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         self._roots: tuple[int | None, dict[str, str]] = (None, {})
@@ -218,17 +217,10 @@ class Service:
     def _about_index(self, index: Index, _: int) -> tuple[dict[str, Any], list[Row]]:
         """Return the facts of a version of the index, and rows for examples."""
         counts, text_queries = index.counts(), bool(index.encoder.task.is_comparable)
-        about = {
-            "images": counts["images"],
-            "captions": counts["captions"],
-            "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
-            "text_queries": text_queries,
-            "folders": list(self._roots_of(index)),
-            "captions_searchable": text_queries and counts["captions"] > 0,
-            "columns": index.columns(),
-            "examples": index.examples(),
-        }
-        return about, index_rows(index)
+        about: dict[str, Any] = {"images": counts["images"], "captions": counts["captions"], "text_queries": text_queries}
+        about["run"] = next((name for name, eve in self.runs.items() if eve is index.encoder), None)
+        about |= {"folders": list(self._roots_of(index)), "captions_searchable": text_queries and counts["captions"] > 0}
+        return about | {"columns": index.columns(), "examples": index.examples()}, endpoints.index_rows(index)
 
     def _search(self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any) -> Any:
         """Return the hits of one query, or of each of several."""
@@ -380,14 +372,9 @@ def hits_as_values(index: Index, roots: Mapping[str, str], hits: list[Hit], *, i
 
     digests = index.digests([hit.id for hit in hits])
     return [
-        {
-            **vars(hit),
-            "why": hit.why,
-            "name": hit.name if is_captions else public(hit.name),
-            "images": [*map(public, hit.images)],
-            "near": hit.near and public(hit.near),
-            # with its content, because numbers of deleted images are used again
-            "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}",
-        }
+        vars(hit)
+        | {"why": hit.why, "name": hit.name if is_captions else public(hit.name), "images": [*map(public, hit.images)]}
+        # with its content, because numbers of deleted images are used again
+        | {"near": hit.near and public(hit.near), "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}"}
         for hit in hits
     ]

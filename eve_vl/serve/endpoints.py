@@ -1,10 +1,11 @@
-"""Calls over HTTP: body of a request class, its job, and the result as JSON.
+"""Calls over HTTP: body of a request class, its job, the result as JSON, and examples.
 
 Images are base64 text. No text of a client is ever a path.
 """
 
 import base64
 import binascii
+import contextlib
 import functools
 import inspect
 import io
@@ -21,21 +22,29 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import to_json
 
+from eve_vl.config.training import GENERATORS
 from eve_vl.data.decoding import size_of
+from eve_vl.data.loader import open_sources
 from eve_vl.data.records import ImageBytes, ImagePixels
+from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
-from eve_vl.predict.requests import Images, Request, Texts, fields_of
+from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
+from eve_vl.search.index import Index
 from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
 from eve_vl.serve.batching import Job
-from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.errors import BadSampleError, UserError, nearest
 
 SHOWN_SIDE = 512  # pixels of images that are returned
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 LARGEST = 2**63 - 1
 TEXT = Annotated[str, Field(max_length=MAX_LENGTH)]
 IMAGE = Annotated[str, Field(min_length=1, description="An image file as base64 text.")]
+NUM_EXAMPLES = 5  # of the page
+EXAMPLE_SIDE = 144  # pixels: people look at these images, too, so they are larger than the inputs of small runs
+Row = tuple[list[str], tuple[str, ...]]
+"""Images, left to right, as base64 PNG, and texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,3 +314,51 @@ def _without_arrays(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
         return base64.b64encode(encoded(value)).decode()
     return value.tolist()
+
+
+def generated_names(specs: Sequence[str]) -> list[str]:
+    """Return the names of generated data among those of sources."""
+    return [spec for spec in specs if spec.partition(":")[0] in GENERATORS]
+
+
+def generated_rows(eve: Eve) -> list[Row]:
+    """Return rows of generated validation data; files may be private."""
+    config, found = eve.run.config, []
+    with contextlib.suppress(UserError):
+        for source in open_sources(
+            generated_names(config.data.val)[:1], config.data, EXAMPLE_SIDE, eve.task.dataset.kind_of(config)
+        ):
+            rows = [source[index] for index in range(min(NUM_EXAMPLES, len(source)))]
+            found = [([_text(image.pixels) for image in row.images], row.texts) for row in rows]
+    return found
+
+
+def index_rows(index: Index) -> list[Row]:
+    """Return images of the index with captions that are examples of queries."""
+    found = []
+    for caption, number in index.captioned(index.examples()[:NUM_EXAMPLES]):
+        with contextlib.suppress(BadSampleError):
+            found.append(([_text(index.image(number).whole(EXAMPLE_SIDE))], (caption,)))
+    return found
+
+
+def bodies(endpoint: Endpoint, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a body of a call for each row.
+
+    Images and texts fill its fields in their order. Prompts are the first texts of all rows, each a class. The last word of a
+    text to fill in is masked.
+    """
+    given = {name: field.given.kind for name, field in endpoint.fields.items() if field.given is not None}
+    required, found = {name for name, field in endpoint.fields.items() if field.is_required}, []
+    prompts = {texts[0]: [texts[0]] for _, texts in rows if texts}
+    for images, texts in rows:
+        if endpoint.request is FillMask:
+            texts = tuple(f"{text.rpartition(' ')[0]} {MASK_TEXT}".strip() for text in texts)
+        values = {"image": iter(images), "text": iter(texts), "prompts": iter([prompts])}
+        body = {name: value for name, kind in given.items() if (value := next(values[kind], None))}
+        found += [body] if body and required <= body.keys() else []
+    return found
+
+
+def _text(pixels: Any) -> str:
+    return base64.b64encode(encoded(pixels)).decode()

@@ -24,7 +24,7 @@ from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
 from eve_vl.objectives import LazyRows
 from eve_vl.tasks import negatives
-from eve_vl.tasks.memory import CrossBatchMemory, shares_key
+from eve_vl.tasks.negatives import CrossBatchMemory, shares_key
 from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.optim import running_averages_kept
@@ -175,13 +175,11 @@ class Contrast(nn.Module):
         text_BXd = torch.stack([head.text_features(x) for head, x in zip(self.heads, text_X, strict=True)], dim=1)
         return image, text, image_BXd, text_BXd, [*image_routers, *text_routers]
 
-    def states(
-        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
-    ) -> tuple[list[Tensor], Routers]:
+    def states(self, encoder: Backbone, image: Tokens | None, text: Tokens | None) -> tuple[list[Tensor], Routers]:
         """Return the states (B, D) of an image or a text, one per contrast, and routers."""
         if self.num_contrasts > 1:
-            return encoder.for_contrast(image, text, final_norm)
-        state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
+            return encoder.for_contrast(image, text)
+        state_BD, routers = self.pooled(encoder, image, text)
         return [state_BD], routers
 
     def pooled(

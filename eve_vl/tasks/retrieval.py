@@ -23,7 +23,7 @@ from eve_vl.model.encoder import TEMPERATURE, initialize
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.contrastive import Contrast
 from eve_vl.tasks.masked_signal import MaskedSignalTask
-from eve_vl.tasks.memory import shares_key
+from eve_vl.tasks.negatives import shares_key
 from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train import StepOutput
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import Config, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.finetune import ClassificationConfig, RetrievalConfig, VQAConfig
-from eve_vl.config.tasks import ContrastMatchConfig, TaskConfig
+from eve_vl.config.tasks import ClassificationConfig, ContrastMatchConfig, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned
-from eve_vl.recipes.pretrain import SMALL, starts_from
+from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""
@@ -67,9 +66,7 @@ def m3ae_tiny() -> Config:
         task=replace(TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(
-            steps=600, batch_size=32, optimizer="muon", lr=1e-3, warmup=0.1, log_every=25, val_every=600, save_every=300
-        ),
+        train=TrainConfig(steps=600, batch_size=32, lr=1e-3, val_every=600, save_every=300, **QUICK),
     )
 
 

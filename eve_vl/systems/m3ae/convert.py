@@ -87,12 +87,8 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     )
 
 
-FAMILY = Family(
-    title="an M3AE checkpoint",
-    flags=("text_tokens",),
-    matches=lambda tensors: any(name.startswith(f"{FUSION}language_layers.") for name in tensors),
-    plan=plan,
-)
+LAYER = f"{FUSION}language_layers."
+FAMILY = Family("an M3AE checkpoint", ("text_tokens",), lambda tensors: any(name.startswith(LAYER) for name in tensors), plan)
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eve_vl.config import Config, ContrastMatchConfig, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
 from eve_vl.recipes.finetune import PHANTOMS
-from eve_vl.recipes.pretrain import SMALL
+from eve_vl.recipes.pretrain import QUICK, SMALL
 
 
 def medflip_base() -> Config:
@@ -59,7 +59,5 @@ def medflip_tiny() -> Config:
         task=replace(base.task, projection_dim=0),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(
-            steps=400, batch_size=64, optimizer="muon", lr=1e-3, warmup=0.1, log_every=25, val_every=400, save_every=400
-        ),
+        train=TrainConfig(steps=400, batch_size=64, lr=1e-3, val_every=400, save_every=400, **QUICK),
     )

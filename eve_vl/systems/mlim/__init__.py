@@ -11,7 +11,7 @@ from eve_vl.config import Config, DataConfig, DualEncoderConfig, EveModelConfig,
 from eve_vl.config.base import InnerShare
 from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
 from eve_vl.recipes.finetune import SCENES, finetuned
-from eve_vl.recipes.pretrain import SMALL, starts_from
+from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,7 @@ def mlim_tiny() -> Config:
         task=MlimConfig(),
         data=replace(SCENES, val_samples=1000),
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(
-            steps=1000, batch_size=32, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=500, save_every=500
-        ),
+        train=TrainConfig(steps=1000, batch_size=32, lr=1.2e-3, val_every=500, save_every=500, **QUICK),
     )
 
 

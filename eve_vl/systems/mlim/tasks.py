@@ -8,7 +8,7 @@ H height, W width of the image.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -24,7 +24,7 @@ from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
 from eve_vl.data.records import Record
-from eve_vl.evaluation.classifiers import ClassifierEvaluator, json_lines
+from eve_vl.evaluation.classifiers import ClassifierEvaluator, Prediction, json_lines
 from eve_vl.evaluation.evaluator import Baseline
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.interop.heads import ClassifierHeads
@@ -280,33 +280,8 @@ class ItemPairs(Classifier[PairConfig]):
         return torch.tensor(batch.labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairExample:
-    """Pair of items with its label and the probabilities of being the same.
-
-    probabilities: by metric (SHOWN). label: None if kept back.
-    """
-
-    probabilities: Mapping[str, float]
-    captions: tuple[str, str]
-    label: bool | None
-    where: str
-    name: str = ""
-    position: tuple[int, int] = (0, 0)
-
-    @property
-    def probability(self) -> float:
-        """The probability given whole items."""
-        return self.probabilities[metrics.PR_AUC]
-
-    @property
-    def is_same(self) -> bool:
-        """The model's verdict."""
-        return self.probability > 0.5
-
-
 class PairEvaluator(ClassifierEvaluator[ItemPairs]):
-    """PR-AUC of item pairs."""
+    """PR-AUC of item pairs. A prediction holds the probability of being the same by metric (SHOWN)."""
 
     section = PairConfig
     main_metric, score_name = metrics.PR_AUC, "pair_acc"
@@ -316,27 +291,27 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
         Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts only", "uses the images"),
     )
 
-    def predict_batch(self, batch: ItemBatch) -> list[PairExample]:
+    def predict_batch(self, batch: ItemBatch) -> list[Prediction]:
         """Compare the items of a batch, whole and by images or texts only."""
         found: dict[str, list[float]] = {}
         for name, shown in SHOWN.items():
             logits_B2, _ = self.task.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))
             found[name] = logits_B2.float().softmax(1)[:, 1].tolist()
         rows = zip(batch.rows(), *found.values(), strict=True)
-        return [PairExample(probabilities=dict(zip(found, values, strict=True)), **row) for row, *values in rows]
+        return [Prediction(**dict(zip(found, values, strict=True)), **row) for row, *values in rows]
 
-    def metrics(self, predictions: Sequence[PairExample]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification`."""
-        probabilities = {name: [each.probabilities[name] for each in predictions] for name in SHOWN}
+        probabilities = {name: [getattr(each, name) for each in predictions] for name in SHOWN}
         return metrics.same_item_summary(probabilities, [each.label for each in predictions])
 
-    def per_row_scores(self, predictions: Sequence[PairExample]) -> dict[str, float]:
+    def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the verdict on each labelled pair is right."""
-        return {each.name: float(each.is_same == each.label) for each in predictions if each.label is not None}
+        return {each.name: float((each.pr_auc > 0.5) == each.label) for each in predictions if each.label is not None}
 
-    def prediction_file(self, predictions: Sequence[PairExample]) -> str:
+    def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return a JSON line for each pair: the verdict and its probability."""
-        return json_lines(predictions, lambda each: {"same": each.is_same, "probability": each.probability})
+        return json_lines(predictions, lambda each: {"same": each.pr_auc > 0.5, "probability": each.pr_auc})
 
 
 class PairHeads(ClassifierHeads):

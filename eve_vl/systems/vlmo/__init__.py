@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.finetune import NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig, TaskConfig
+from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.recipes.finetune import SCENES, at_paper_scale
 from eve_vl.recipes.pretrain import SMALL, starts_from
 

@@ -103,12 +103,12 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     )
 
 
-FAMILY = Family(
-    title="a VLMo checkpoint",
-    flags=("text_tokens",),
-    matches=lambda tensors: PATCHES in tensors and any(name.startswith("transformer.blocks.") for name in tensors),
-    plan=plan,
-)
+def is_vlmo(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a file holds VLMo's names."""
+    return PATCHES in tensors and any(name.startswith("transformer.blocks.") for name in tensors)
+
+
+FAMILY = Family("a VLMo checkpoint", ("text_tokens",), is_vlmo, plan)
 
 
 def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
