@@ -1,4 +1,4 @@
-"""Sections of tasks: the common base, pre-training with losses and masking, and fine-tuning.
+"""Sections of tasks: the common base, pre-training and fine-tuning.
 
 The code of a task is in `eve_vl.tasks.<name>`, its part of the report in `eve_vl.report.<name>`.
 """

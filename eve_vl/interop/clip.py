@@ -149,16 +149,11 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     sizes |= {"padded_text_length": text_length * about.is_siglip}
     embed = partial(_with_padding, tokenizer.vocab_size, tokenizer.pad_id, fill)
     of_text = named.get("text.projection.weight", named.get("text.projection", torch.empty(0, 0)).T)
-    return Plan(
-        tensors=named,
-        sizes=InputConfig(**(about.sizes | sizes)),
-        model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, dropout=0.0, **about.model | shape),
-        section=RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=len(of_text)),
-        table=key_table(named, about) | {"encoder.text.embed.words.weight": Made(embed, ("text.words",))},
-        name=about.model["towers"],
-        unused=UNUSED,
-        tokenizer=tokenizer,
-    )
+    model = DualEncoderConfig(fusion_depth=0, pixel_layer=0, dropout=0.0, **about.model | shape)
+    section = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=len(of_text))
+    table = key_table(named, about) | {"encoder.text.embed.words.weight": Made(embed, ("text.words",))}
+    more: dict[str, Any] = {"section": section, "table": table, "name": about.model["towers"], "tokenizer": tokenizer}
+    return Plan(tensors=named, sizes=InputConfig(**(about.sizes | sizes)), model=model, unused=UNUSED, **more)
 
 
 FAMILY = Family(

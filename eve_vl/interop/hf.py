@@ -303,14 +303,9 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     found = run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
     task, kind = (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
     labels = task.sizes.labels or heads_of(task).class_names
-    config = EveConfig(
-        input=to_dict(run.config.input),
-        model=portable(run.config.model),
-        task=portable(task.settings),
-        vocab_size=run.tokenizer.vocab_size,
-        mask_token_id=run.tokenizer.mask_id,
-        id2label=dict(enumerate(labels)) if labels else None,
-    )
+    given: dict[str, Any] = {"input": to_dict(run.config.input), "model": portable(run.config.model)}
+    given |= {"vocab_size": run.tokenizer.vocab_size, "mask_token_id": run.tokenizer.mask_id}
+    config = EveConfig(task=portable(task.settings), id2label=dict(enumerate(labels)) if labels else None, **given)
     model = kind(config).eval()
     tensors = task.state_dict()
     model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})

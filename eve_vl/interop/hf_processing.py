@@ -66,16 +66,10 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     @classmethod
     def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
         """Return a wrapper of one of our tokenizers."""
-        name_of = tokenizer.backend.id_to_token
-        return cls(
-            tokenizer_object=tokenizer.backend,
-            model_max_length=sizes.max_text_tokens,
-            pad_token=name_of(tokenizer.pad_id),
-            cls_token=name_of(tokenizer.cls_id),
-            mask_token=name_of(tokenizer.mask_id),
-            **({"eos_token": name_of(tokenizer.end_id)} if tokenizer.end_id is not None else {}),
-            split_special_tokens=True,
-        )
+        ids = {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "mask": tokenizer.mask_id, "eos": tokenizer.end_id}
+        names: Any = {f"{kind}_token": tokenizer.backend.id_to_token(id_) for kind, id_ in ids.items() if id_ is not None}
+        longest = sizes.max_text_tokens
+        return cls(tokenizer_object=tokenizer.backend, model_max_length=longest, split_special_tokens=True, **names)
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -134,15 +134,9 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
     axes |= {f"right_{name}": {0: "batch", 1: "right_tokens"} for name in axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own code
-        program = torch.onnx.export(
-            part,
-            given,
-            input_names=part.inputs,
-            output_names=(part.graph.output,),
-            dynamic_shapes=(tuple(axes.get(name, {0: "batch"}) for name in part.inputs),),
-            dynamo=True,
-            verbose=False,
-        )
+        names: dict[str, Any] = {"input_names": part.inputs, "output_names": (part.graph.output,)}
+        shapes = (tuple(axes.get(name, {0: "batch"}) for name in part.inputs),)
+        program = torch.onnx.export(part, given, **names, dynamic_shapes=shapes, dynamo=True, verbose=False)
         assert program is not None
         for node in program.model.graph:
             node.metadata_props.clear()

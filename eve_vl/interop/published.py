@@ -92,17 +92,10 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     sizes, model, section = infer(tensors, where, args.num_heads)
     model = replace(model, routing=args.routing)
     guess = "" if args.num_heads else "; heads are 64 wide, else give --num-heads"
-    return Plan(
-        tensors=tensors,
-        sizes=replace(sizes, padded_text_length=min(args.text_tokens, sizes.text_length)),
-        model=model,
-        section=section,
-        table=key_table(model, section),
-        unused="|".join(BUFFERS),
-        words=WORDS,
-        max_words=WORDS_KEPT.get(section.name, 30) if args.clean_text else None,
-        notes=f"; routing {args.routing}{guess}",
-    )
+    sizes = replace(sizes, padded_text_length=min(args.text_tokens, sizes.text_length))
+    more: dict[str, Any] = {"table": key_table(model, section), "unused": "|".join(BUFFERS), "words": WORDS}
+    more |= {"max_words": WORDS_KEPT.get(section.name, 30) if args.clean_text else None}
+    return Plan(tensors=tensors, sizes=sizes, model=model, section=section, notes=f"; routing {args.routing}{guess}", **more)
 
 
 EVE = Family(title="an EVE checkpoint", flags=("routing", "text_tokens", "clean_text"), matches=lambda _: True, plan=plan)
@@ -123,16 +116,11 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     width, _, patch_size, _ = published[PATCHES].shape
     image_size = convert.side_of(len(published["backbone.pos_embed_vision"]), where) * patch_size
     experts = convert.count(BLOCKS + EXPERTS, published)
-    model = EveModelConfig(
-        embed_dim=width,
-        depth=convert.count(BLOCKS, published),
-        num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias"))) / width,
-        num_deep_blocks=convert.count(f"{BLOCKS}.mlp_moe.moe.experts.", published),
-        num_experts=experts or 1,
-        top_k=min(2, experts or 1),
-        modality_routing=any(name.endswith("moe.text_embed") for name in published),
-    )
+    hidden = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
+    shape: dict[str, Any] = {"embed_dim": width, "num_heads": num_heads or max(width // convert.HEAD_WIDTH, 1)}
+    shape |= {"depth": convert.count(BLOCKS, published), "mlp_ratio": hidden / width, "num_experts": experts or 1}
+    shape |= {"num_deep_blocks": convert.count(f"{BLOCKS}.mlp_moe.moe.experts.", published), "top_k": min(2, experts or 1)}
+    model = EveModelConfig(**shape, modality_routing=any(name.endswith("moe.text_embed") for name in published))
     text_length = len(published["backbone.pos_embed_text"])
     sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
     return sizes, model, infer_task(published, width)

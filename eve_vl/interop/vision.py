@@ -105,16 +105,10 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         raise UserError(where + RELATIVE_HINT)
     num_heads = args.num_heads or (WIDE if width > 1024 else max(width // convert.HEAD_WIDTH, 1))
     model = replace(model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
-    return Plan(
-        tensors=tensors,
-        sizes=InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length),
-        model=model,
-        name="vision",
-        table=key_table(tensors, model, args),
-        unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative,
-        is_partial=True,
-        notes=f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape",
-    )
+    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
+    notes = f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape"
+    more: dict[str, Any] = {"table": key_table(tensors, model, args), "name": "vision", "is_partial": True, "notes": notes}
+    return Plan(tensors=tensors, sizes=sizes, model=model, unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative, **more)
 
 
 def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: ConvertArgs) -> Table:

@@ -140,15 +140,9 @@ def heatmap(
         for grid_1rc, image in zip(grids_B1rc, source_images, strict=True)
     ]
     peak = max(np.finfo(np.float32).tiny, *(one.max() for one in heat))
-    return Heatmap(
-        images=source_images,
-        heat=tuple(one / peak for one in heat),
-        grids=tuple(grids_B1rc[:, 0].numpy()),
-        score=evidence.words,
-        probability=evidence.probability(task),
-        word=word,
-        block=block,
-    )
+    drawn: dict[str, Any] = {"heat": tuple(one / peak for one in heat), "grids": tuple(grids_B1rc[:, 0].numpy())}
+    about: dict[str, Any] = {"score": evidence.words, "probability": evidence.probability(task), "word": word, "block": block}
+    return Heatmap(images=source_images, **drawn, **about)
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:

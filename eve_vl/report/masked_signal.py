@@ -20,7 +20,8 @@ from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
-GIVEN = ("original", "masked")  # inputs among the images of a reconstruction
+SHOWN: dict[str, Any] = {"images": ("original", "masked"), "made": ("reconstructed",), "with_wrong_caption": ("wrong caption",)}
+"""Images of a reconstruction, by field of `ShownPair`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +109,9 @@ class MaskedSignalReport(TaskReport):
         return [
             ShownPair(
                 where=where,
-                images={name: made[row] for name, made in shown.items() if name in GIVEN},
+                **{field: {name: shown[name][row] for name in names if name in shown} for field, names in SHOWN.items()},
                 text=tokenizer.decode(ids[row]),
                 choices=[each.guesses[0]._replace(text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
-                made={name: made[row] for name, made in shown.items() if name == "reconstructed"},
-                with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
                 pieces=caption_pieces(tokenizer, ids[row], masks[row]),
                 wrong_caption=tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
                 seen_by_text={name: made[row] for name, made in seen.items()},

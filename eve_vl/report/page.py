@@ -90,18 +90,13 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
     last = max([run.step, *reached, *(row["step"] for row in log)])
     has_stalled = any(row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log)
-    return {
-        "step": run.step,
-        "is_best": is_best,
-        "is_unfinished": max([run.step, *reached]) < config.train.steps and not has_stalled,
-        "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
-        "duration": clock(log, config.train.batch_size)[1][-1],
-        "core_seconds": cost_text(chain) if any((chain := cost_chain(folder)).values()) else "",
-        "environment_of": read_environment(folder),
-        "inspection": inspect_run(run.folder),
-        "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),
-        "rejected": read_bad_samples(folder),
-    }
+    is_unfinished = max([run.step, *reached]) < config.train.steps and not has_stalled
+    facts: dict[str, Any] = {"step": run.step, "is_best": is_best, "is_unfinished": is_unfinished}
+    facts["saved"] = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC)
+    facts["core_seconds"] = cost_text(chain) if any((chain := cost_chain(folder)).values()) else ""
+    facts |= {"duration": clock(log, config.train.batch_size)[1][-1], "inspection": inspect_run(run.folder)}
+    sources = zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)
+    return facts | {"sources": [*sources], "environment_of": read_environment(folder), "rejected": read_bad_samples(folder)}
 
 
 def config_section(config: Config) -> Section:

@@ -1,4 +1,4 @@
-"""Run folders as models or as the start of others, their lock, and untrained models."""
+"""Run folders as models or as a start, their lock, and untrained models."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Calls over HTTP: body of a request class, its job, the result as JSON, and examples.
+"""Calls over HTTP: body of a request class, job, result as JSON, examples.
 
 Images are base64 text. No text of a client is ever a path.
 """

@@ -165,15 +165,10 @@ def _slake(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
 def _chexpert(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
     phantom, folder = sample_phantom(split, seed, index), "valid" if split == "val" else split
     labels = sample_report(split, phantom).labels
-    row = {
-        "Path": f"CheXpert-v1.0/{folder}/patient{phantom.patient.number:05d}/study1/view{index}_frontal.jpg",
-        "Sex": phantom.patient.sex,
-        "Age": phantom.patient.age,
-        "Frontal/Lateral": "Frontal",
-        "AP/PA": phantom.view.upper(),
-        **{column: f"{labels[column]:.1f}" if column in labels else "" for column in COLUMNS},
-    }
-    return row, row["Path"], pixels_of(phantom)
+    path = f"CheXpert-v1.0/{folder}/patient{phantom.patient.number:05d}/study1/view{index}_frontal.jpg"
+    row = {"Path": path, "Sex": phantom.patient.sex, "Age": phantom.patient.age, "Frontal/Lateral": "Frontal"}
+    row |= {"AP/PA": phantom.view.upper()} | {name: f"{labels[name]:.1f}" if name in labels else "" for name in COLUMNS}
+    return row, path, pixels_of(phantom)
 
 
 def _five_row(seed: int, _split: str, index: int) -> tuple[Row, str, np.ndarray]:

@@ -17,15 +17,8 @@ FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""
 WITH_HEADS: tuple[tuple[str, float], ...] = (*FUSION, ("[!e]*", 5.0))
 """In pre-training the heads do too."""
-TASK = ContrastMatchConfig(
-    mim_weight=1.0,
-    itc_weight=0.0,
-    itm_negatives="random_half",
-    image_mask_ratio=0.75,
-    text_mask_ratio=0.15,
-    mask_replace_prob=0.2,
-    mask_replace_source="vocabulary",
-)
+MASKED: dict[str, Any] = {"text_mask_ratio": 0.15, "mask_replace_prob": 0.2, "mask_replace_source": "vocabulary"}
+TASK = ContrastMatchConfig(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half", image_mask_ratio=0.75, **MASKED)
 RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
 
 

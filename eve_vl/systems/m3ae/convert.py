@@ -17,6 +17,7 @@ Tensors that are joined, split or left out:
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,19 +73,11 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """Return the plan of a published M3AE. Raises UserError."""
     tensors = convert.without(tensors, args.drop, where)
     sizes, model, section = infer(tensors, where, args.num_heads)
-    return Plan(
-        tensors=tensors,
-        sizes=sizes,
-        model=model,
-        section=section,
-        recipe="m3ae_base",
-        prefix="m3ae_",
-        table=key_table(section),
-        unused=UNUSED + r"|itm_head\." * isinstance(section, RetrievalConfig),
-        words=WORDS,
-        text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
-        notes="; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors),
-    )
+    unused, length = UNUSED + r"|itm_head\." * isinstance(section, RetrievalConfig), sizes.text_length
+    notes = "; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors)
+    more: dict[str, Any] = {"recipe": "m3ae_base", "prefix": "m3ae_", "table": key_table(section), "unused": unused}
+    more |= {"words": WORDS, "text_length": min(args.text_tokens or length, length), "notes": notes}
+    return Plan(tensors=tensors, sizes=sizes, model=model, section=section, **more)
 
 
 LAYER = f"{FUSION}language_layers."
@@ -97,15 +90,10 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     image_size = convert.side_of(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
     depths = [convert.count(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")]
     assert isinstance(BASE.model, DualEncoderConfig)
-    model = replace(
-        BASE.model,
-        embed_dim=width,
-        num_heads=num_heads or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")]) / width,
-        towers="clip_roberta",
-        **dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)),
-        pixel_layer=min(BASE.model.pixel_layer, depths[2]),
-    )
+    hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
+    shape: dict[str, Any] = dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True))
+    shape |= {"embed_dim": width, "num_heads": num_heads or max(width // convert.HEAD_WIDTH, 1), "mlp_ratio": hidden / width}
+    model = replace(BASE.model, towers="clip_roberta", **shape, pixel_layer=min(BASE.model.pixel_layer, depths[2]))
     sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=len(tensors[PLACES]) - FIRST_PLACE)
     found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
     return sizes, model, next(found, HeadlessConfig())

@@ -5,10 +5,13 @@ The images have half of their patches dropped.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eve_vl.config import Config, ContrastMatchConfig, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
 from eve_vl.recipes.finetune import PHANTOMS
 from eve_vl.recipes.pretrain import QUICK, SMALL
+
+CONTRAST: dict[str, Any] = {"itc_masked_image": True, "itc_targets": "same_text", "svd_form": "sigma1"}
 
 
 def medflip_base() -> Config:
@@ -23,15 +26,7 @@ def medflip_base() -> Config:
         out=Path("runs/medflip_base"),
         input=InputConfig(text_length=77),
         model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, layer_scale_init=1.0),
-        task=ContrastMatchConfig(
-            mlm_weight=0.0,
-            itm_weight=0.0,
-            projection_dim=512,
-            itc_masked_image=True,
-            image_mask_ratio=0.5,
-            itc_targets="same_text",
-            svd_form="sigma1",
-        ),
+        task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=512, image_mask_ratio=0.5, **CONTRAST),
         data=DataConfig(train=("reports.jsonl",), val=("held-out",), crop_scale=(1.0, 1.0), flip=False, num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=30_522),
         train=TrainConfig(

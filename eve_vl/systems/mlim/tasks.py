@@ -281,7 +281,10 @@ class ItemPairs(Classifier[PairConfig]):
 
 
 class PairEvaluator(ClassifierEvaluator[ItemPairs]):
-    """PR-AUC of item pairs. A prediction holds the probability of being the same by metric (SHOWN)."""
+    """PR-AUC of item pairs.
+
+    A prediction holds the probability of being the same by metric (SHOWN).
+    """
 
     section = PairConfig
     main_metric, score_name = metrics.PR_AUC, "pair_acc"

@@ -15,6 +15,7 @@ Tensors that are joined, split or left out:
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import itemgetter
+from typing import Any
 
 from torch import Tensor
 
@@ -86,21 +87,11 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """
     tensors = convert.without(tensors, args.drop, where)
     sizes, model, section, start = infer(tensors, where, args.num_heads)
-    is_partial = is_of_texts(tensors)
-    return Plan(
-        tensors=tensors,
-        sizes=sizes,
-        model=model,
-        section=section,
-        recipe=start,
-        prefix="vlmo_",
-        table=key_table(tensors),
-        unused=f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED,
-        words=WORDS,
-        text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
-        is_partial=is_partial,
-        notes="; networks for pairs are random, which text-only checkpoints lack" * is_partial,
-    )
+    is_partial, length = is_of_texts(tensors), min(args.text_tokens or sizes.text_length, sizes.text_length)
+    more: dict[str, Any] = {"recipe": start, "prefix": "vlmo_", "table": key_table(tensors), "words": WORDS}
+    more |= {"unused": f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED, "text_length": length}
+    notes = "; networks for pairs are random, which text-only checkpoints lack" * is_partial
+    return Plan(tensors=tensors, sizes=sizes, model=model, section=section, is_partial=is_partial, notes=notes, **more)
 
 
 def is_vlmo(tensors: Mapping[str, Tensor]) -> bool:
@@ -132,16 +123,11 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
     like = get_recipe(start).model
     assert isinstance(like, EveModelConfig)
-    model = replace(
-        like,
-        embed_dim=width,
-        depth=depth,
-        num_heads=num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1),
-        mlp_ratio=len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width,
-        num_deep_blocks=convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(like.num_deep_blocks, depth),
-        positions="relative" if is_relative else "learned",
-        text_embedding="bert",
-    )
+    heads = num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1)
+    ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
+    deep = convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(like.num_deep_blocks, depth)
+    how: dict[str, Any] = {"positions": "relative" if is_relative else "learned", "text_embedding": "bert"}
+    model = replace(like, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=ratio, num_deep_blocks=deep, **how)
     sizes = InputConfig(image_size=side * patch_size, patch_size=patch_size, text_length=text_length)
     found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
     return sizes, model, next(found, sections.HeadlessConfig()), start
