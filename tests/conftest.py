@@ -14,6 +14,7 @@ from forked import Forked
 
 from eve_vl.cli import main
 from eve_vl.evaluation import classifiers
+from eve_vl.report import page
 from eve_vl.run import training
 
 torch.set_num_threads(1)  # two threads stall on shared cores
@@ -22,6 +23,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and i
 classifiers.GENERATED_ROWS = 500  # training questions of the image-ablated baselines; 10,000 take seconds
 training.ROWS_PER_TOKEN = 3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
+os.fsync = lambda _: None  # no test cuts the power, and a run syncs dozens of files, milliseconds each
 
 
 def pytest_collection_finish() -> None:
@@ -70,6 +72,13 @@ def eve_fork(tmp_path: Path, tmp_path_factory) -> Callable[..., Forked]:
         return Forked(tuple(map(str, args)), tmp_path, tmp_path_factory.mktemp("console"), env, before)
 
     return start
+
+
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+    """Training without its report, which takes longer than the steps; tests of reports and test_end_to_end.py write it."""
+    write = page.write_report
+    monkeypatch.setattr(page, "write_report", lambda run, *out: write(run, *out) if out else run)  # `eve report` names one
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def write_pairs(folder: Path, count: int = 8, size: tuple[int, int] = (40, 40)) -> Path:
     """A JSONL file of good pairs."""

@@ -1,15 +1,19 @@
 """Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny shapes."""
 
+import contextlib
 import importlib
+import io
 import json
+import os
 import statistics
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import Forked
 
 from eve_vl.recipes import get_recipe
 from eve_vl.run.inspect import inspect_config
@@ -249,10 +253,28 @@ def test_search_is_measured(tmp_path, monkeypatch, capsys):
     assert "        4 photos to 32², 16 re-ranked: clock p50" in shown
 
 
-def test_the_memory_of_indexing_is_measured(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "index_memory.py"), "--quick", "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_the_memory_of_indexing_is_measured(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """The commands are forks, which need no seconds to import torch."""
+
+    class Started(Forked, contextlib.AbstractContextManager):
+        def __init__(self, command: list[str], **_: object):
+            super().__init__(tuple(command[3:]), tmp_path, tmp_path_factory.mktemp("console"), os.environ, int)
+
+        def __exit__(self, *_: object) -> None:
+            self.communicate()
+
+        def poll(self) -> int | None:
+            return self.returncode
+
+        @property
+        def stdout(self) -> io.StringIO:
+            return io.StringIO(self.communicate()[0])
+
+    script = importlib.import_module("index_memory")
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(Popen=Started, PIPE=None))
+    monkeypatch.setattr(sys, "argv", ["index_memory.py", "--quick", "--json", str(tmp_path / "found.json")])
+    script.main()
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     assert [(each["images"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
     assert all(2**26 < each["own"] < each["resident"] < 2**32 for each in found)
-    assert "8 images (nothing new)" in done.stdout
+    assert "8 images (nothing new)" in capsys.readouterr().out

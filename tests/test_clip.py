@@ -27,6 +27,8 @@ from eve_vl.predict.inputs import given_image
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SIDE = 32
 TEXTS = ["A cat", "hello, World: it's  a\ttest!", "x", "a text of many words that goes far beyond the longest one"]
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -24,6 +24,8 @@ from eve_vl.model.encoder import Block
 from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
 HEADS = {"vqa": VQAConfig(), "nlvr_biattn": NLVR2Config(head="paired"), "nlvr_no_biattn": NLVR2Config(head="concat")}

@@ -20,6 +20,8 @@ from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 D, DEPTH, HEADS, PATCH, SIDE, NUM_WORDS = 32, 3, 2, 4, 2, 61
 KINDS = ("relative", "learned")
 SHAPES = {

@@ -447,7 +447,7 @@ def test_rows_have_labels_types_and_the_list_of_answers():
 # Commands
 
 
-def test_the_command_line_trains_on_phantoms_and_checks_them(eve):
+def test_the_command_line_trains_on_phantoms_and_checks_them(eve, no_report):
     sources = ("--data.train", "phantoms:train", "--data.val", "phantoms:val", "--data.val-samples", 8, "--train.steps", 2)
     done = eve("pretrain", "tiny", *sources, "--out", "run")
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import two_process_runs
+from forked import CONTEXT, STREAMS
 from safetensors.torch import load_file
 from test_tasks_pair import items
 from tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
@@ -48,16 +51,35 @@ from eve_vl.utils.console import is_main
 HERE = Path(__file__).parent
 
 
+def join(folder: Path, rank: int, port: int) -> None:
+    """Be one of the processes of the first start, as torchrun starts them."""
+    for number in STREAMS:
+        os.dup2(os.open(folder / f"output_{rank}.txt", os.O_CREAT | os.O_WRONLY), number)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ |= dict(zip(names, map(str, (rank, rank, WORLD, WORLD, "127.0.0.1", port)), strict=True))
+    two_process_runs.main(folder)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What both starts of two_process_runs.py wrote. Each start takes seconds, so one serves all tests."""
+    """What both starts of two_process_runs.py wrote, of which the first is killed.
+
+    Each start takes seconds, so one serves all tests. The first one needs no torchrun, which would import torch three times.
+    """
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    first = [CONTEXT.Process(target=join, args=(folder, rank, port)) for rank in range(WORLD)]
+    for process in first:
+        process.start()
+    for process in first:
+        process.join(300)
+    assert -signal.SIGKILL in [process.exitcode for process in first]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
     command += [str(HERE / "two_process_runs.py"), str(folder)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=300, env=env) for _ in range(2))
-    assert f"exitcode  : -{signal.SIGKILL.value}" in first.stderr, first.stderr
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert second.returncode == 0 and "Warning" not in second.stderr, second.stderr
     return folder
 

@@ -17,6 +17,8 @@ from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic.scenes import SceneStatements
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
     *("--data.val-samples", 24, "--data.num-workers", 0, "--train.dtype", "float32"),

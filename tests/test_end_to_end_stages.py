@@ -3,8 +3,11 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 LEARNS = ("encoder.text.*", "encoder.blocks.*.ffn.text.*", "encoder.blocks.*.ffn.norm_text.*", "encoder.norm.*")
 FEW = (

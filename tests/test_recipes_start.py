@@ -12,6 +12,8 @@ from eve_vl.config import Config, DualEncoderConfig, generated
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes, start_of
 from eve_vl.run.loading import read_config
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FEW = (
     *("--train.steps", 1, "--train.batch-size", 4, "--train.accumulation", 1, "--train.threads", 1, "--data.num-workers", 0),
     *("--data.val-samples", 4, "--train.dtype", "float32"),
@@ -48,11 +50,6 @@ def is_built_in(data) -> bool:
 PRETRAIN = [name for name in recipes("pretrain") if is_built_in(get_recipe(name).data)]
 STARTS = {name: start_of(name, recipe) or "" for name, recipe in recipes("finetune").items()}
 FINETUNE = [name for name, start in STARTS.items() if is_built_in(get_finetune_recipe(name, get_recipe(start)).data)]
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch) -> None:
-    monkeypatch.setattr("eve_vl.report.page.write_report", str)
 
 
 def test_recipes_of_each_kind_are_started():

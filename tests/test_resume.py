@@ -21,17 +21,13 @@ from eve_vl.train.log import TIMING, read_log
 from eve_vl.train.optim import learning_rate
 from eve_vl.train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FLAGS = (
     *("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1"),
     *("--data.train", "scenes:val", "--data.val-samples", "16"),  # of a hundred times as many rows a tokenizer takes seconds
 )
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch) -> None:
-    """It takes longer than the steps; tests/test_report_tasks.py writes that of a run that went on."""
-    monkeypatch.setattr("eve_vl.report.page.write_report", str)
 
 
 def assert_resumes_to_the_same(eve: Any, words: tuple[Any, ...], folder: Path, monkeypatch: Any, stop: int, steps: int) -> None:

@@ -12,6 +12,8 @@ from eve_vl.evaluation import classifiers
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.train.log import TIMING, read_log
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 COMPAT = Path(__file__).parent / "compat"
 NUMBERS = sorted(COMPAT.glob("*.evaluate.json"))
 SHAPES = """

@@ -149,8 +149,8 @@ def test_the_first_line_comes_before_torch(tmp_path: Path, command, line):
     assert (done.returncode, done.stdout) == (7, line), done.stderr
 
 
-def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
-    process = eve_process("pretrain", "tiny", "--out", "run", "--train.steps", 6, "--data.val-samples", 32)
+def test_a_run_says_what_it_will_do_before_it_does_it(eve_fork):
+    process = eve_fork("pretrain", "tiny", "--out", "run", "--train.steps", 6, "--data.val-samples", 32)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     expected = [
