@@ -20,8 +20,7 @@ from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
-SHOWN: dict[str, Any] = {"images": ("original", "masked"), "made": ("reconstructed",), "with_wrong_caption": ("wrong caption",)}
-"""Images of a reconstruction, by field of `ShownPair`."""
+GIVEN = ("original", "masked")  # inputs among the images of a reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +108,11 @@ class MaskedSignalReport(TaskReport):
         return [
             ShownPair(
                 where=where,
-                **{field: {name: shown[name][row] for name in names if name in shown} for field, names in SHOWN.items()},
+                images={name: made[row] for name, made in shown.items() if name in GIVEN},
                 text=tokenizer.decode(ids[row]),
                 choices=[each.guesses[0]._replace(text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
+                made={name: made[row] for name, made in shown.items() if name == "reconstructed"},
+                with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
                 pieces=caption_pieces(tokenizer, ids[row], masks[row]),
                 wrong_caption=tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
                 seen_by_text={name: made[row] for name, made in seen.items()},
