@@ -18,7 +18,7 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data import loader
 from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
-from eve_vl.data.held_out import _lowest
+from eve_vl.data.held_out import lowest
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import (
     epoch_order,
@@ -448,14 +448,14 @@ def test_options_of_reading_reach_the_reader_and_the_size_the_generator(tmp_path
 @pytest.mark.parametrize(("num", "held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
 def test_tiny_sources_hold_out_two_places_if_that_leaves_as_many(num, held):
     places = [*range(num), *range(num), None]
-    is_held = _lowest(places, 0.0)
+    is_held = lowest(places, 0.0)
     assert is_held.tolist() == [place is not None and place < held for place in places]
 
 
 def test_the_lowest_share_of_all_hashes_is_held_out():
     places = [-(2**63), -(2**62) - 1, -(2**62), -(2**62) + 1, 0, 2**63 - 1]
-    assert _lowest(places, 0.25).tolist() == [True, True, False, False, False, False]
-    assert _lowest(places, 0.5).tolist() == [True, True, True, True, False, False]
+    assert lowest(places, 0.25).tolist() == [True, True, False, False, False, False]
+    assert lowest(places, 0.5).tolist() == [True, True, True, True, False, False]
 
 
 def test_a_split_takes_names_that_are_no_text(tmp_path):

@@ -92,6 +92,10 @@ class DataConfig(Values):
     scenes:SPLIT, phantoms:SPLIT."""
     train_weights: Annotated[tuple[float, ...], "(0, inf)"] = ()
     """Share of each training source in an epoch, on any scale; empty: by size."""
+    order: Literal["rows", "shards"] = "rows"
+    """Order of the training rows. rows: an exact shuffle of all rows. shards: for storage that is slow at random reads, such as
+    hard disks and network disks; a step reads 64 lanes, each of which mixes the rows of 16 shards. held-out then takes whole
+    shards."""
     val: tuple[str, ...] = ("scenes:val",)
     """Validation sources; or held-out: some training images (without images: texts) with all their rows in all sources, left
     out of training. A statement counts to both of its images."""
@@ -170,7 +174,9 @@ class DataConfig(Values):
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
         reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
-        unused: dict[str, str] = dict.fromkeys(reading if is_generated else (), "on generated data")
+        unused: dict[str, str] = dict.fromkeys((*reading, "order") if is_generated else (), "on generated data")
+        by_shards = ("train_weights", "batches_from", "pair_captions") if self.order == "shards" else ()
+        unused |= dict.fromkeys(by_shards, "with order shards")
         unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
         unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")

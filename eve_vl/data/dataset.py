@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Self, dataclass_transform
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import BatchSampler, Dataset, Subset
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
+from eve_vl.data.order import generator
 from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name
+from eve_vl.data.storage import Range, fetch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import AUGMENTATIONS, Crop, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -193,11 +195,6 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
     return decode_bytes(read_image(image, where), where, crop=crop, longest=longest, is_upload=is_upload).pixels
 
 
-def generator(*key: int) -> np.random.Generator:
-    """Return the random stream of a key such as (seed, epoch, sample, purpose)."""
-    return np.random.default_rng(key)
-
-
 class SampleSet(Dataset[Sample], ABC):
     """What loaders and evaluation need of every dataset."""
 
@@ -275,6 +272,11 @@ class RowDataset(SampleSet):
                 row = (row + 1) % len(self.sources[source])
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
+    def __getitems__(self, positions: Sequence[Position]) -> list[Sample]:
+        """Return the samples of a micro-batch, whose remote bytes are fetched at once."""
+        fetch([each for _, source, row in positions for each in _ranges(self.sources[source], row)])
+        return [self[position] for position in positions]
+
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return the sample of one row. Raises BadSampleError."""
         content = self.sources[source][row]
@@ -312,6 +314,12 @@ class RowDataset(SampleSet):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
                 pixels = AUGMENTATIONS[data.augment](pixels)
         return pixels
+
+
+def _ranges(source: Any, row: int) -> Sequence[Range]:
+    while isinstance(source, Subset):
+        source, row = source.dataset, source.indices[row]
+    return source.ranges(row) if hasattr(source, "ranges") else ()
 
 
 def unusable(error: BadSampleError) -> Sample:

@@ -39,7 +39,8 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
-        known = (*getattr(getattr(source, "dataset", source), "listing", ()), np.array(getattr(source, "indices", ())))
+        rows = getattr(source, "indices", ())
+        known = (*getattr(getattr(source, "dataset", source), "listing", ()), np.array(getattr(rows, "first", rows)))
         found[f"{name}, names or sizes"] = _digest(map(np.ascontiguousarray, known))
     return found
 

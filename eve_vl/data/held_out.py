@@ -8,20 +8,31 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from eve_vl.data.order import LARGE, BlockRows
 from eve_vl.data.records import ImageFile, ImageSpan, Source, hash_of, image_key, row_keys
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
 
+Blocks = Sequence[tuple[str, int]]
+
 
 def held_out_split(
-    sources: Sequence[Source[Any]], names: Sequence[str], val: float, test: float = 0.0
+    sources: Sequence[Source[Any]], names: Sequence[str], val: float, test: float = 0.0, *, by_shards: bool = False
 ) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
     """Move shares of each source's images or texts to validation and test.
 
-    Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources. Returns
-    training, validation and test. Raises UserError, which names a source that is too small.
+    Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources.
+    by_shards: move whole shards, by their names; sources of more than LARGE rows always do. Returns training, validation and
+    test. Raises UserError, which names a source that is too small.
     """
-    keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in sources]
+    tables: Sequence[Any] = sources
+    blocks = [source.blocks() if by_shards or len(source) > LARGE else [] for source in tables]
+    keys = [
+        [_block_keys(name) for name, _ in parts]
+        if len(parts) > 1
+        else [_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))]
+        for source, parts in zip(sources, blocks, strict=True)
+    ]
     left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
     for share in (test, val):
         total += share
@@ -29,7 +40,7 @@ def held_out_split(
             [place if is_left else None for (place, _), is_left in zip(rows, still, strict=True)]
             for rows, still in zip(keys, left, strict=True)
         ]
-        held = [_lowest(each, total) if share else np.zeros(len(each), bool) for each in places]
+        held = [lowest(each, total) if share else np.zeros(len(each), bool) for each in places]
         in_part = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
         shown = {*chain.from_iterable(in_part)}
         alone = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
@@ -37,12 +48,21 @@ def held_out_split(
         for name, is_kept, is_held in zip(names, left, held, strict=True):
             if not (is_kept.any() and (is_held.any() or not share)):
                 raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
-        parts.append(_subsets(sources, held) if share else [])
-    return _subsets(sources, left), parts[1], parts[0]
+        parts.append(_subsets(sources, blocks, held) if share else [])
+    return _subsets(sources, blocks, left), parts[1], parts[0]
 
 
-def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
-    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
+def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
+    return [
+        Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
+        for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
+    ]
+
+
+def _block_keys(name: str) -> tuple[int, tuple[int, ...]]:
+    """Return `_split_keys` of a shard, by its name, which stays when the data move."""
+    key = hash_of(name.encode(errors="surrogatepass"))
+    return key, (key,)
 
 
 def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
@@ -72,7 +92,7 @@ def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
     return hash_of(place.encode(errors="surrogatepass")), keys
 
 
-def _lowest(places: Sequence[int | None], share: float) -> np.ndarray:
+def lowest(places: Sequence[int | None], share: float) -> np.ndarray:
     """Return which rows are in the held-out split, bool: those with the lowest hashes.
 
     These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does

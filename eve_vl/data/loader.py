@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator
+from eve_vl.data.dataset import Position, RowDataset, SampleSet
 from eve_vl.data.held_out import held_out_split
+from eve_vl.data.order import LARGE, BlockRows, KeyedOrder, LaneOrder, epoch_order, generator
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import Source, find_generator, hash_of
 from eve_vl.data.table import Table
@@ -27,7 +28,8 @@ from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
 Group = Callable[[np.ndarray, int], np.ndarray] | None
-ORDER, ROWS, BATCHES = 1, 2, 7  # purposes of the random streams, next to those of the datasets and of evaluation
+BATCHES = 7  # purpose of a random stream, next to those of the order and of the datasets
+SHARDS = "shards"  # of data.order
 
 
 def open_sources(
@@ -48,7 +50,8 @@ def open_sources(
             sources.append(kinds[own](split=named[1], image_size=image_size))
         else:
             options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
-            sources.append(open_source(spec, kind=kind, **options, must_be_usable=must_be_usable))
+            options |= {"must_be_usable": must_be_usable, "by_shards": data.order == SHARDS}
+            sources.append(open_source(spec, kind=kind, **options))
     return sources
 
 
@@ -71,27 +74,9 @@ def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Sour
         val = open_sources(data.val, data, config.input.image_size, kind)
     if val is not None and not data.test_fraction:
         return train, val, []
-    train, held, test = held_out_split(train, data.train, 0.0 if val is not None else data.val_fraction, data.test_fraction)
+    shares = 0.0 if val is not None else data.val_fraction, data.test_fraction
+    train, held, test = held_out_split(train, data.train, *shares, by_shards=data.order == SHARDS)
     return train, held if val is None else val, test
-
-
-def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """Return source and row of every sample of one epoch, int64 (sum of lengths, 2).
-
-    Without weights each row comes once. With weights each source fills its share of the epoch. It cycles through its own
-    shuffled rows, so that over the epochs all its rows come equally often.
-    """
-    total = sum(lengths)
-    shares = np.asarray(weights or lengths, dtype=float)
-    ends = np.round(np.cumsum(shares) / shares.sum() * total).astype(int)
-    order = np.empty((total, 2), dtype=np.int64)
-    for source, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        length, num = lengths[source], end - start
-        turn, first = divmod(epoch * num, length)  # in an endless sequence of permutations of the rows
-        turns = range(turn, turn + 1 + (first + max(num, 1) - 1) // length)
-        rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in turns])
-        order[start:end, 0], order[start:end, 1] = source, rows[first : first + num]
-    return order[generator(seed, ORDER, epoch).permutation(total)]
 
 
 def hashes_of(source: Any, name: str | None) -> np.ndarray:
@@ -185,22 +170,43 @@ def grouping(dataset: RowDataset) -> Group:
     return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
 
 
+def blocks_of(source: Any) -> np.ndarray:
+    """Return the numbers of rows of a source's shards, or its length if it has none."""
+    whole, rows = (source.dataset, source.indices) if isinstance(source, Subset) else (source, None)
+    if isinstance(rows, BlockRows):
+        return rows.lengths
+    return np.array([rows for _, rows in whole.blocks()] if isinstance(whole, Table) and rows is None else [len(source)])
+
+
 def train_batches(
-    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int, group: Group = None
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    seed: int,
+    start: int,
+    micro_batch: int,
+    stride: int,
+    group: Group = None,
+    lanes: tuple[Sequence[np.ndarray], int] | None = None,
 ) -> Iterator[list[Position]]:
     """Yield endless micro-batches of one process.
 
     The first begins with sample `start` of the whole run, each further one `stride` samples later. group: changes the order of
-    an epoch.
+    an epoch. lanes: of an order by shards, the blocks of each source and the rows of a step.
     """
-    total, epoch, order = sum(lengths), -1, np.empty((0, 2))
+    total, epoch = sum(lengths), -1
+    order: Any = None
     for first in count(start, stride):
         batch: list[Position] = []
         for index in range(first, first + micro_batch):
             if index // total != epoch:
                 epoch = index // total
-                order = epoch_order(lengths, weights, seed, epoch)
-                order = group(order, epoch) if group else order
+                if lanes is not None:
+                    order = LaneOrder(*lanes, seed, epoch)
+                elif total > LARGE and group is None:
+                    order = KeyedOrder(lengths, weights, seed, epoch)
+                else:
+                    order = epoch_order(lengths, weights, seed, epoch)
+                    order = group(order, epoch) if group else order
             source, row = order[index % total]
             batch.append((epoch, int(source), int(row)))
         yield batch
@@ -214,7 +220,8 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     config, lengths = dataset.config, [len(source) for source in dataset.sources]
     micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
     weights, start = config.data.train_weights, consumed + rank * micro_batch
-    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, grouping(dataset))
+    lanes = ([*map(blocks_of, dataset.sources)], config.train.batch_size) if config.data.order == SHARDS else None
+    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, grouping(dataset), lanes)
     return _loader(dataset, order)
 
 

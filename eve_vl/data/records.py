@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from eve_vl.config.training import GENERATORS
+from eve_vl.data.storage import RemotePath, read_range
 from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError
+from eve_vl.utils.errors import BadSampleError, StorageError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
 
 MAX_ENCODED_BYTES = 2**28  # of an image file
@@ -46,12 +48,29 @@ class ImageSpan:
     size: int
 
     def read(self) -> bytes:
-        """Return the encoded bytes. Raises OSError."""
+        """Return the encoded bytes.
+
+        Raises OSError, or StorageError if the header before them is not that of the indexed member.
+        """
         if self.size > MAX_ENCODED_BYTES:
             raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
-        with open_ordinary(self.path) as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        start, header = max(0, self.offset - tarfile.BLOCKSIZE), b""
+        if isinstance(self.path, RemotePath):
+            data = read_range(self.path, start, tarfile.BLOCKSIZE + self.size)
+            header, data = data[: tarfile.BLOCKSIZE], data[tarfile.BLOCKSIZE :]
+        else:
+            with open_ordinary(self.path) as file:
+                file.seek(start)
+                header, data = file.read(tarfile.BLOCKSIZE), file.read(self.size)
+        with contextlib.suppress(tarfile.HeaderError):
+            if len(data) == self.size == tarfile.nti(header[124:136]):  # pyright: ignore[reportAttributeAccessIssue]
+                return data
+        raise changed(self.path, f"byte {self.offset:,} begins no member of {self.size:,} bytes")
+
+
+def changed(path: Path, how: str) -> StorageError:
+    """Return the error of a shard that is not as its index says."""
+    return StorageError(f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef
+from eve_vl.data.storage import Range
 from eve_vl.utils import file_io
-from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
+from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
@@ -318,6 +319,8 @@ class Table(ABC):
         where = printable(self.where(index))
         try:
             return self.columns.record(self.fields(index), root=self.root(index), where=where, row=index)
+        except StorageError:
+            raise
         except OSError as error:
             reason = f"cannot read {error.filename}: {error.strerror or error}"
         except ValueError as error:
@@ -354,6 +357,14 @@ class Table(ABC):
     @abstractmethod
     def fields(self, index: int) -> Fields:
         """Return the fields of a row. Raises ValueError or OSError."""
+
+    def blocks(self) -> Sequence[tuple[str, int]]:
+        """Return name and number of rows of each part to read as a whole, e.g. a shard."""
+        return [(self.path.name, len(self))]
+
+    def ranges(self, index: int) -> Sequence[Range]:
+        """Return the byte ranges of a row that can be fetched before the row is read."""
+        return ()
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of a column in each row; None where it is missing."""

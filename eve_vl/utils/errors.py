@@ -51,6 +51,10 @@ class DamagedError(UserError):
         self.is_locked, self.is_gone = is_locked, is_gone
 
 
+class StorageError(UserError):
+    """Data that cannot be read or that changed; it stops a run, unlike one bad row."""
+
+
 class BadSampleError(UserError):
     """An unusable row. Training skips and counts it, `eve data check` lists it."""
 

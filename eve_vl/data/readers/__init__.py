@@ -17,6 +17,7 @@ from eve_vl.data.readers.medical import medical_table
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
+from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
 from eve_vl.utils.file_io import expand_user, open_ordinary, parse_json
@@ -50,6 +51,8 @@ def parse_spec(spec: AnyPath) -> Spec:
     An existing path is never split.
     """
     text = os.fspath(spec)
+    if re.match(r"[a-z][a-z0-9+]*://", text):
+        return Spec(path=RemotePath(text))
     path = absolute(Path(text))
     if not os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
         if parts := re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text):
@@ -85,13 +88,13 @@ def absolute(path: Path) -> Path:
 
 def expand(path: Path) -> list[Path]:
     """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
-    if path.exists():
-        return [path]
     parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
+    if path.exists() and not (parts and isinstance(path, RemotePath)):
+        return [path]
     if parts is None:
         raise UserError(explain_missing(path))
     before, first, last, after = parts.groups()
-    paths = [Path(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
+    paths = [type(path)(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
     if not paths:
         raise UserError(f"{path}: the range from {first} to {last} is empty")
     if missing := [path for path in paths if not path.exists()]:
@@ -156,6 +159,7 @@ def open_source(
     text_column: str | None = None,
     label_column: str | None = None,
     must_be_usable: bool = True,
+    by_shards: bool = False,
 ) -> Source[Any]:
     """Open the rows of a source as one of the KINDS.
 
@@ -166,7 +170,8 @@ def open_source(
     image_root: folder that image paths in a table are relative to and must stay inside; default: the table's own.
     text_column: of captions, question, statement or text; label_column: of answers or labels; image_column: for two
     images a list of both or `LEFT,RIGHT`. Default: their usual names.
-    must_be_usable: refuse data if none of the first rows is usable.
+    must_be_usable: refuse data if none of the first rows is usable. by_shards: index a shard when its first row is read, if
+    img2dataset's file next to it tells its number of rows.
 
     Raises UserError, also for options without effect. Rows of the source raise BadSampleError.
     """
@@ -176,11 +181,13 @@ def open_source(
         root = None if image_root is None else absolute(Path(image_root))
         if root is not None and not root.is_dir():
             raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
-        table = _open_table(spec, format, text_column)
+        table = _open_table(spec, format, text_column, by_shards)
         if kind == "auto":
             named = {name.removesuffix("_column") for name, value in options.items() if value is not None} - {"image_root"}
             likely = (_looks_like(table) or "captions", "captions", "labels")
             kind = next(each for each in likely if named <= KINDS[each].USUAL.keys())
+        if kind == "findable" and isinstance(spec.path, RemotePath):
+            raise UserError(f"{spec.path}: a search reads its images again; copy them to a disk, and index that")
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
             raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
@@ -189,10 +196,11 @@ def open_source(
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
-def _open_table(spec: Spec, format: str, text_field: str | None) -> Table:  # noqa: A002
+def _open_table(spec: Spec, format: str, text_field: str | None, by_shards: bool) -> Table:  # noqa: A002
     """Open a table of any form. Raises UserError."""
     path = spec.path
-    if format == "auto" and spec.second is None and (medical := medical_table(path, spec.split)) is not None:
+    is_remote = isinstance(path, RemotePath)
+    if format == "auto" and spec.second is None and not is_remote and (medical := medical_table(path, spec.split)) is not None:
         return medical
     files = expand(path)
     form = files[0].suffix[1:].lower() if format == "auto" else format
@@ -204,6 +212,10 @@ def _open_table(spec: Spec, format: str, text_field: str | None) -> Table:  # no
     if spec.second is not None:
         expand(spec.second)
     form = sniff(files[0]) if format == "auto" else format
+    if form not in SHARDED and is_remote:
+        raise UserError(
+            f"{path}: only tar shards and Parquet files are read from remote storage, not {form!r}; copy it to a disk"
+        )
     if form not in SHARDED and len(files) > 1:
         raise UserError(f"{path}: the format '{form}' is one file, not several")
     if form not in SHARDED and path.is_dir() != (form == "folder"):
@@ -213,7 +225,7 @@ def _open_table(spec: Spec, format: str, text_field: str | None) -> Table:  # no
     refuse_parts(path, split=spec.split, second=spec.second)
     if form in SHARDED:
         files = _shards(files, SHARDED[form])
-        return WebdatasetTable(files, text_field=text_field) if form == "webdataset" else ParquetTable(files)
+        return WebdatasetTable(files, text_field=text_field, is_lazy=by_shards) if form == "webdataset" else ParquetTable(files)
     return CsvTable(path, delimiter="\t") if form == "tsv" else OF_ONE_PATH[form](path)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import MAX_TEXT_BYTES, Fields, PackedStrings, Row, RowColumns, Table, no_field
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
@@ -271,6 +272,11 @@ class ParquetTable(Table):
         path, number = self._groups[block]
         return f"{path.name} row {index - self._starts[block - number] + 1}"
 
+    def blocks(self) -> list[tuple[str, int]]:
+        """Return the row groups."""
+        names = [f"{path.name}:{number}" for path, number in self._groups]
+        return [*zip(names, np.diff(self._starts).tolist(), strict=True)]
+
     def folder(self, index: int) -> Path:
         """Return the folder of a row's file."""
         return self._groups[self._block(index)][0].parent
@@ -331,11 +337,14 @@ def _open_parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
-    open_ordinary(path).close()  # pyarrow would wait for a pipe
-    footer = parquet.read_metadata(path)
+    file: Any = open_ordinary(path)  # pyarrow would wait for a pipe
+    if not isinstance(path, RemotePath):
+        file.close()
+        file = path
+    footer = parquet.read_metadata(file)
     # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
     once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]
-    return parquet.ParquetFile(path, metadata=footer, read_dictionary=once, pre_buffer=False)
+    return parquet.ParquetFile(file, metadata=footer, read_dictionary=once, pre_buffer=False)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,32 @@
 """WebDataset: images with captions in tar shards, as img2dataset writes them."""
 
 import io
+import os
 import tarfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from eve_vl.data.records import ImageSpan
+from eve_vl.data.order import LARGE
+from eve_vl.data.records import ImageSpan, changed, hash_of
+from eve_vl.data.storage import Range, RemotePath, in_threads
 from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, PackedStrings, Table, field
 from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize, print_once, progress
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import StorageError, UserError
 
 INDEX_SUFFIX = ".index"
-INDEX_VERSION = 4
+INDEX_VERSION = 5
+MANY = 64  # shards, of which a file of their numbers of rows is kept, too
+MOST_OPEN = 128  # mapped indexes of a process; one of 10,000 rows has 0.7 MB
+GAP = 2**16  # bytes between the members of a remote row that are fetched rather than left out
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
+ROWS, NOTED = 2, 3  # columns of `_known_shards`
 COLUMNS = dict.fromkeys(IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
 CHUNK = 2**20  # bytes of zeros to read at a time
@@ -39,36 +48,71 @@ class WebdatasetTable(Table):
     """Rows of one or more tar shards, in the order of their first members.
 
     `KEY.jpg` has a `KEY.txt` or a `KEY.json` with a "caption". Rows are read in any order through an index of byte spans.
-    One pass over the tar's headers makes it; a file next to the shard keeps it, if that folder is writable.
+    One pass over the tar's headers makes it. A file keeps it, which all processes map.
     """
 
     layout = "tar shards"
     fixed = ("image_root", "image_column", "label_column")
 
-    def __init__(self, paths: Sequence[Path], *, text_field: str | None):
-        """Index `paths`. text_field: field of the .json to use instead of the .txt.
+    def __init__(self, paths: Sequence[Path], *, text_field: str | None, is_lazy: bool = False):
+        """Index `paths`.
 
-        Raises UserError for a shard that is cut short or no tar, and for shards without rows.
+        text_field: field of the .json to use instead of the .txt. is_lazy: see `_known_shards`. Raises UserError for a shard that is cut short or no tar, and for shards without rows.
         """
-        self.path, self._paths, self._text_field = paths[0], list(paths), text_field
-        self._shards = [_index(path) for path in progress(self._paths, "indexing shards", len(self._paths))]
-        if notes := [f"{path}: {shard.note}" for path, shard in zip(self._paths, self._shards, strict=True) if shard.note]:
-            print_once(f"note: {notes[0]}; {len(notes):,} of {pluralize(len(paths), 'shard')} have left-out members")
-        self.listing = [part for shard in self._shards for part in (shard.keys.blob, shard.keys.ends, shard.spans[:, 1::2])]
-        self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
+        self.path, self._paths, self._text_field, self._is_lazy = paths[0], list(paths), text_field, is_lazy
+        self._known, self._open, self._checked = _known_shards(self._paths, is_lazy), OrderedDict[int, Shard](), set[int]()
+        self._starts = np.cumsum([0, *self._known[:, ROWS]])
+        if len(noted := np.flatnonzero(self._known[:, NOTED])):
+            note = f"{paths[noted[0]]}: {self._shard(int(noted[0])).note}"
+            print_once(f"note: {note}; {len(noted):,} of {pluralize(len(paths), 'shard')} have left-out members")
         if not len(self):
             raise UserError(f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)")
-        has_texts = any((shard.spans[:, [TEXT, JSON]] != ABSENT).any() for shard in self._shards)
+        numbers = np.flatnonzero(self._known[:, ROWS]).tolist()
+        shards = map(self._shard, numbers[:1] if is_lazy else numbers)
+        has_texts = any((shard.spans[:, [TEXT, JSON]] != ABSENT).any() for shard in shards)
         self._text_name = text_field or "caption"
         self.names = ["image", self._text_name] if has_texts else ["image"]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": OrderedDict()}  # other processes map the files themselves
+
+    @property
+    def listing(self) -> Sequence[np.ndarray]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names and sizes of all members; of very many, only names and rows of shards."""
+        if self._is_lazy or len(self) > LARGE:
+            return self._known[:, ROWS], np.frombuffer("\n".join(path.name for path in self._paths).encode(), np.uint8)
+        shards = map(self._shard, range(len(self._paths)))
+        return [part for shard in shards for part in (shard.keys.blob, shard.keys.ends, shard.spans[:, 1::2])]
+
+    def blocks(self) -> list[tuple[str, int]]:
+        """Return the shards."""
+        return [*zip((path.name for path in self._paths), self._known[:, ROWS].tolist(), strict=True)]
+
+    def _shard(self, number: int) -> Shard:
+        """Return the index of a shard, mapped from its file. Raises StorageError."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        path, (*stamp, num_rows, _) = self._paths[number], self._known[number].tolist()
+        if not isinstance(path, RemotePath) and (now := _stamp(path)) != tuple(stamp):  # else its members' headers tell
+            raise changed(path, f"{stamp[0]:,} → {now[0]:,} bytes" if stamp[0] != now[0] else "another time of change")
+        shard = _index(path, stamp, is_checked=number in self._checked)
+        if len(shard.spans) != num_rows:
+            problem = f"has {len(shard.spans):,} rows, {_stats(path).name} says {num_rows:,}"
+            raise StorageError(f"{path}: {problem}; delete that file, or both of them and download them again")
+        self._open[number] = shard
+        self._checked.add(number)
+        if len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)
+        return shard
+
     def _place(self, index: int) -> tuple[Path, Shard, int]:
         """Return the shard of a row, and the row's number in it."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._paths[number], self._shards[number], index - int(self._starts[number])
+        return self._paths[number], self._shard(number), index - int(self._starts[number])
 
     def where(self, index: int) -> str:
         """Name a row by its shard and key."""
@@ -77,7 +121,7 @@ class WebdatasetTable(Table):
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's shard."""
-        return self._place(index)[0].parent
+        return self._paths[int(np.searchsorted(self._starts, index, side="right")) - 1].parent
 
     def _span(self, index: int, column: int) -> ImageSpan | None:
         """Return the place of a row's image, .txt or .json, None if it is absent."""
@@ -89,16 +133,31 @@ class WebdatasetTable(Table):
         """Return the image of a row."""
         return self._span(index, IMAGE)
 
+    def _members(self, index: int) -> list[ImageSpan | None]:
+        """Return places of a row's image, .txt and .json; None if absent or not wanted."""
+        image = self.image(index) if "image" in self.wanted else None
+        if self._text_name not in self.wanted:
+            return [image, None, None]
+        text = self._span(index, TEXT) if self._text_field is None else None
+        return [image, text, self._span(index, JSON) if text is None else None]
+
+    def ranges(self, index: int) -> list[Range]:
+        """Return the byte range of a remote row, or several if its members lie apart."""
+        spans = [span for span in self._members(index) if span is not None and isinstance(span.path, RemotePath)]
+        parts = [(span.path, span.offset - tarfile.BLOCKSIZE, span.size + tarfile.BLOCKSIZE) for span in spans]
+        first, end = min((part[1] for part in parts), default=0), max((sum(part[1:]) for part in parts), default=0)
+        is_close = end - first <= sum(part[2] for part in parts) + GAP
+        return [(parts[0][0], first, end - first)] if parts and is_close else parts  # pyright: ignore[reportReturnType]
+
     def fields(self, index: int) -> Fields:
         """Return image and caption, as far as they are wanted. Raises ValueError."""
         fields: dict[str, object] = {}
+        image, text, row = self._members(index)
         if "image" in self.wanted:
-            fields["image"] = self.image(index)
-            if fields["image"] is None:
+            fields["image"] = image
+            if image is None:
                 raise ValueError("no image for the caption")
         if self._text_name in self.wanted:
-            text = self._span(index, TEXT) if self._text_field is None else None
-            row = self._span(index, JSON) if text is None else None
             if text is not None:
                 fields[self._text_name] = _read(text)
             elif row is not None:
@@ -115,26 +174,107 @@ def _read(text: ImageSpan) -> str:
     return file_io.decode_text(text.read())
 
 
-def _index(path: Path) -> Shard:
-    """Return the saved index of a tar if it is up to date, else a new one.
+def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
+    """Return what is known of shards without opening them, int64 (shards, 4).
 
-    A new one is saved, if the folder is writable.
+    Columns: size, version, number of rows, whether members are left out. is_lazy: take the number of rows from img2dataset's
+    file next to a shard, if there is one. Of MANY shards the result is kept. The processes of a run share the work: each
+    begins elsewhere, and leaves out what another has indexed.
     """
-    stat = path.stat()
-    stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
-    saved = path.with_name(path.name + INDEX_SUFFIX)
-    with suppress(Exception):  # absent, of an older version or damaged, which the checksums of a zip show
-        arrays = dict(np.load(io.BytesIO(file_io.read_bytes(saved, max(stat.st_size, 2**20)))))
-        spans, ends, blob, note = (arrays[name] for name in ("spans", "ends", "blob", "note"))
-        forms = [(np.int64, (len(ends) - 1, 6)), (np.int64, (len(ends),)), (np.uint8, (ends[-1],))]
-        if np.array_equal(arrays["stamp"], stamp) and forms == [(each.dtype, each.shape) for each in (spans, ends, blob)]:
-            return Shard(spans, PackedStrings(blob, ends), note.tobytes().decode())
-    shard, file = _scan(path), io.BytesIO()
-    keys, note = shard.keys, np.frombuffer(shard.note.encode("utf-8", "backslashreplace"), dtype=np.uint8)
-    np.savez(file, stamp=stamp, spans=shard.spans, blob=keys.blob, ends=keys.ends, note=note)
-    with suppress(OSError):  # a read-only or full disk: the index stays in memory
-        file_io.write_file(saved, file.getvalue())
-    return shard
+    remote = isinstance(paths[0], RemotePath)
+    known = np.zeros((len(paths), 4), dtype=np.int64)
+    known[:, :ROWS] = in_threads(_stamp, paths) if remote else [*map(_stamp, paths)]
+    saved = _cached("\n".join(map(str, paths)) + "lazy" * is_lazy)
+    with suppress(OSError, ValueError):
+        if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
+            return kept
+    known[:, ROWS] = in_threads(_stated_rows, paths) if is_lazy else -1
+    first = len(paths) * int(os.environ.get("RANK", 0)) // int(os.environ.get("WORLD_SIZE", 1))
+    left = [number for number in (*range(first, len(paths)), *range(first)) if known[number, ROWS] < 0]
+    for number in progress(left, "indexing shards", len(left)):
+        shard = _index(paths[number], known[number, :ROWS].tolist())
+        known[number, ROWS:] = len(shard.spans), bool(shard.note)
+    if len(paths) >= MANY:
+        file = io.BytesIO()
+        np.save(file, known)
+        with suppress(OSError):
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            file_io.write_file(saved, file.getvalue())
+    return known
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size and version of a shard. Raises StorageError."""
+    if isinstance(path, RemotePath):
+        return path.stamp()
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a third of the time of Path.stat, for each of 10,000 shards)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error}); restore it") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def _stats(path: Path) -> Path:
+    """Return the path of img2dataset's file about a shard."""
+    return path.with_name(f"{path.stem}_stats.json")
+
+
+def _stated_rows(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        stats = file_io.parse_json(file_io.read_bytes(_stats(path), MAX_TEXT_BYTES))
+        if file_io.has_fields(stats, successes=int):
+            return stats["successes"]
+    return -1
+
+
+def _cached(name: str) -> Path:
+    cache = file_io.expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "shards"
+    return cache / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
+
+
+def _index(path: Path, stamp: Sequence[int], *, is_checked: bool = False) -> Shard:
+    """Return the index of a tar, mapped from its file, which is made if necessary.
+
+    The file is next to the tar, if that folder is local and writable, else in the user's cache. is_checked: its checksum was
+    right before. Raises UserError.
+    """
+    places = [_cached(str(path))]
+    if not isinstance(path, RemotePath):
+        places.insert(0, path.with_name(path.name + INDEX_SUFFIX))
+    for saved in places:
+        with suppress(Exception):  # absent, of an older version or damaged
+            if (shard := _map(saved, stamp, is_checked)) is not None:
+                return shard
+    shard = _scan(path)
+    note = shard.note.encode("utf-8", "backslashreplace")
+    text = shard.keys.blob.tobytes() + note
+    text += bytes(-len(text) % 8)
+    lengths = [len(shard.spans), len(shard.keys.blob), len(note)]
+    body = np.concatenate([lengths, shard.spans.ravel(), shard.keys.ends, np.frombuffer(text, np.int64)])
+    file = io.BytesIO()
+    np.save(file, np.concatenate([[INDEX_VERSION, *stamp, zlib.crc32(body.tobytes())], body]))
+    for saved in places:
+        with suppress(OSError):  # a read-only or full disk
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            file_io.write_file(saved, file.getvalue())
+            return _map(saved, stamp, True) or shard
+    raise StorageError(f"{places[-1]}: the index of {path} cannot be written; set XDG_CACHE_HOME to a folder with space")
+
+
+def _map(saved: Path, stamp: Sequence[int], is_checked: bool) -> Shard | None:
+    """Map the file of an index; None if it is of another shard or version.
+
+    All processes share its pages in memory.
+    """
+    flat = np.asarray(np.load(saved, mmap_mode="r"))
+    if flat[:3].tolist() != [INDEX_VERSION, *stamp] or not (is_checked or zlib.crc32(flat[4:].data) == flat[3]):
+        return None
+    rows, num_blob, num_note = flat[4:7].tolist()
+    spans, ends, text = np.split(flat[7:], [6 * rows, 7 * rows + 1])
+    text = text.view(np.uint8)
+    return Shard(
+        spans.reshape(rows, 6), PackedStrings(text[:num_blob], ends), text[num_blob : num_blob + num_note].tobytes().decode()
+    )
 
 
 def _scan(path: Path) -> Shard:
@@ -171,7 +311,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # millions would fill the memory
                         if member.size < 0:  # tarfile would go back and never end
                             raise ValueError(f"negative size at byte {member.offset}")
-                        is_whole = member.isreg() and not member.issparse()
+                        # a size in an extended header is not checked when the member is read
+                        is_whole = member.isreg() and not member.issparse() and "size" not in member.pax_headers
                         yield member.name, member.offset_data if is_whole else ABSENT, member.size
                 file.seek(tar.offset)
                 end = file.read(tarfile.BLOCKSIZE)

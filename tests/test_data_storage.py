@@ -1,0 +1,259 @@
+"""Shards on a web server that fails, and shards that change; against the same shards on disk."""
+
+import io
+import json
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from color_cards import encoded_card
+
+from eve_vl.config import Config
+from eve_vl.data import storage
+from eve_vl.data.held_out import held_out_split
+from eve_vl.data.kinds.captions import CaptionedImages
+from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
+from eve_vl.data.readers import absolute_spec, open_source, webdataset
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.utils.errors import StorageError, UserError
+
+TOKENIZER = Tokenizer.train(["a card"], 300)
+NUM = 6  # rows of a shard
+
+
+class Store(ThreadingHTTPServer):
+    """A web server for a folder. `faults` are the answers to the next requests for bytes, `requests` what was asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.faults, self.requests, self.down = folder, list[str](), list[str](), ""
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Store  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path, store = self.server.folder / self.path[1:], self.server
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        fault = store.down or (store.faults.pop(0) if store.faults and span else "")
+        store.requests.append(f"{self.command} {self.path} {span[0] if span else ''}".strip())
+        if fault.isdigit() or not path.is_file():
+            self.send_response(int(fault or 404))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = path.read_bytes()
+        if span and int(span[1]) >= len(data):
+            self.send_error(416)
+            return
+        part = data[int(span[1]) : int(span[2]) + 1] if span and fault != "whole" else data
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", str(path.stat().st_mtime_ns))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part[: len(part) // 2] if fault == "cut" else part)
+            self.close_connection = True
+
+
+RED = encoded_card("red")
+
+
+def write_shard(path: Path, first: int, num: int = NUM, card: bytes = RED) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number in range(first, first + num):
+            for suffix, data in (("png", card + bytes(number)), ("txt", b"a card %d" % number)):
+                info = tarfile.TarInfo(f"{number:06}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"successes": num}))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        write_shard(tmp_path / "data" / f"{number:05}.tar", NUM * number)
+    with Store(tmp_path / "data") as server:
+        yield server
+        server.shutdown()
+
+
+def config_of(spec: str, **data: Any) -> Config:
+    from test_data_loader import tiny_config
+
+    config = tiny_config()
+    return replace(config, data=replace(config.data, train=(spec,), val=(spec,), num_workers=0, **data))
+
+
+def batches_of(config: Config, num: int, **where: int) -> list[Any]:
+    (source,) = open_sources(config.data.train, config.data, 16)
+    dataset = CaptionedImages([source], config, TOKENIZER, training=True)
+    loader = train_loader(dataset, **{"consumed": 0, "rank": 0, "world": 1} | where)  # pyright: ignore[reportArgumentType]
+    return [(batch.where, batch.images_BCHW.numpy().tobytes(), batch.ids_BT.tolist()) for batch in islice(loader, num)]
+
+
+def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store):
+    local, remote = str(store.folder / "{00000..00002}.tar"), f"{store.url}/{{00000..00002}}.tar"
+    assert absolute_spec(remote) == remote
+    expected = batches_of(config_of(local), 5)
+    assert batches_of(config_of(remote), 5) == expected
+    assert sorted(entry.suffix for entry in store.folder.iterdir()) == [".index"] * 3 + [".json"] * 3 + [".tar"] * 3
+    (source,) = open_sources([remote], config_of(remote).data, 16)
+    dataset = CaptionedImages([source], config_of(remote), TOKENIZER, training=False)
+    store.requests.clear()
+    dataset.__getitems__([(0, 0, row) for row in (0, 7, 9)])
+    assert [request.split()[1] for request in sorted(store.requests)] == ["/00000.tar", "/00001.tar", "/00001.tar"]
+    assert batches_of(replace(config_of(remote), data=replace(config_of(remote).data, num_workers=2)), 5) == expected
+
+
+def test_passing_faults_change_nothing_and_lasting_ones_stop_the_run_in_one_line(store: Store):
+    remote = f"{store.url}/{{00000..00002}}.tar"
+    expected = batches_of(config_of(remote), 4)
+    store.faults = ["503", "", "", "cut", "", "", "500", "", "", "whole", "", ""] * 2
+    assert batches_of(config_of(remote), 4) == expected
+    assert not store.faults
+    for fault, reason in (("503", "Service Unavailable"), ("cut", ""), ("whole", r"bytes came instead of \d")):
+        store.faults = [fault] * 1000
+        with pytest.raises(StorageError, match=rf"^{store.url}/0000\d.tar: 4 tries failed \(.*{reason}.*\); check address and"):
+            batches_of(config_of(remote), 4)
+        store.faults = []
+    for status, line in (("404", "no such file; check the name"), ("403", "access was refused .*; check the credentials")):
+        store.requests.clear()
+        store.faults = [status]
+        with pytest.raises(StorageError, match=rf"^{store.url}/0000\d.tar: {line}"):
+            batches_of(config_of(remote), 4)
+    assert batches_of(config_of(remote), 4) == expected
+
+
+def test_faults_at_the_start_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=rf"^{store.url}/9.tar: no such file; check the name"):
+        open_source(f"{store.url}/9.tar")
+    store.down = "503"
+    with pytest.raises(UserError, match=rf"^{store.url}/00000.tar: 4 tries failed \(503"):
+        open_source(f"{store.url}/00000.tar")
+    store.down = ""
+    store.faults = ["503", "cut", "503"]  # in the scan of headers
+    assert len(open_source(f"{store.url}/00001.tar")) == NUM
+    store.shutdown()
+    store.server_close()
+    with pytest.raises(UserError, match=r"00002.tar: 4 tries failed \(Cannot connect.*\); check address and network"):
+        open_source(f"{store.url}/00002.tar")
+    with pytest.raises(UserError, match=r"^s3://bucket/x.tar: reading s3:// needs s3fs: pip install s3fs$"):
+        monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+        open_source("s3://bucket/x.tar")
+    with pytest.raises(UserError, match=r"^nothing://bucket/x.tar: cannot be read"):
+        open_source("nothing://bucket/x.tar")
+    with pytest.raises(UserError, match="only tar shards and Parquet files are read from remote storage, not 'jsonl'"):
+        open_source("http://127.0.0.1/rows.jsonl")
+    with pytest.raises(UserError, match="a search reads its images again"):
+        open_source(_in_memory("found.tar", (write_shard(store.folder / "found.tar", 0)).read_bytes()), kind="findable")
+
+
+def _in_memory(name: str, data: bytes) -> str:
+    fsspec.filesystem("memory").pipe(f"/bucket/{name}", data)
+    return f"memory://bucket/{name}"
+
+
+def test_folders_and_parquet_files_of_an_object_store(store: Store):
+    for number in range(2):
+        _in_memory(f"pairs/{number}.tar", (store.folder / f"0000{number}.tar").read_bytes())
+    assert [open_source("memory://bucket/pairs")[row].captions[0] for row in (0, NUM)] == ["a card 0", f"a card {NUM}"]
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": [encoded_card("red")] * 4, "caption": list("abcd")}), file, row_group_size=2)
+    source = open_source(_in_memory("rows.parquet", file.getvalue()))
+    assert [source[row].captions for row in range(4)] == [("a",), ("b",), ("c",), ("d",)]
+    assert source.blocks() == [("rows.parquet:0", 2), ("rows.parquet:1", 2)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store: Store, is_remote: bool):
+    path = store.folder / "00001.tar"
+    source = open_source(f"{store.url}/00001.tar" if is_remote else path)
+    image = source[2].image
+    write_shard(path, 500, card=encoded_card("blue"))
+    with pytest.raises(StorageError, match=r"00001.tar: has changed since it was indexed \(byte [\d,]+ begins no member"):
+        image.read()
+    again = open_source(f"{store.url}/00001.tar" if is_remote else path)  # indexed again
+    assert again[2].captions == ("a card 502",)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(StorageError, match=r"00001.tar: (has changed|is shorter than when it was indexed)"):
+        [again[row].image.read() for row in range(NUM)]
+    if not is_remote:
+        again = open_source(store.folder / "00002.tar")
+        write_shard(store.folder / "00002.tar", 500, 20)
+        again._open.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(StorageError, match=r"00002.tar: has changed since it was indexed \(20,480 → 61,440 bytes\)"):
+            again[0]
+        (store.folder / "00002.tar").unlink()
+        with pytest.raises(StorageError, match=r"00002.tar: cannot be read \(No such file"):
+            again[0]
+
+
+def test_an_order_by_shards_indexes_a_shard_when_it_reaches_it(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """The same steps for any world and workers, resumed anywhere; held-out takes whole shards and reads none."""
+    for number in range(3, 60):
+        write_shard(store.folder / f"{number:05}.tar", NUM * number)
+    config, scanned, scan = config_of(str(store.folder), order="shards"), list[Path](), webdataset._scan
+    monkeypatch.setattr(webdataset, "_scan", lambda path: scanned.append(path) or scan(path))
+    held_out = replace(config, data=replace(config.data, val=("held-out",), val_fraction=0.2))
+    (train,), (val,) = open_train_and_val(held_out)
+    assert len(scanned) == 1  # for the columns
+    assert len(train) + len(val) == 60 * NUM and 30 < len(val) < 120 and not len(val) % NUM
+    whole = batches_of(config, 6)
+    assert len(scanned) < 60
+    ranks = [batches_of(config, 6, rank=rank, world=2) for rank in range(2)]
+    assert [one[0] + two[0] for one, two in zip(*ranks, strict=True)] == [where for where, *_ in whole]
+    assert batches_of(replace(config, data=replace(config.data, num_workers=1)), 2, consumed=4 * len(whole[0][0])) == whole[4:]
+    names = [{part[row].where.split(":")[0] for row in range(len(part))} for part in (train, val)]
+    assert names[0].isdisjoint(names[1]) and len(names[1]) == len(val) // NUM
+    store.folder.rename(store.folder.with_name("moved"))
+    for number in range(10):
+        (store.folder.with_name("moved") / f"{number:05}.tar").unlink()  # the others stay where they are
+    (moved,) = open_sources([str(store.folder.with_name("moved"))], config.data, 16)
+    (rest,) = held_out_split([moved], [""], 0.2, by_shards=True)[1]
+    assert {rest[row].where.split(":")[0] for row in range(len(rest))} == {name for name in names[1] if name > "00009.tar"}
+
+
+def test_the_numbers_of_rows_are_kept_and_checked(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(webdataset, "MANY", 2)
+    for is_lazy in (False, True):
+        open_source(store.folder, by_shards=is_lazy)
+        with monkeypatch.context() as context:
+            context.setattr(webdataset, "_index" if is_lazy else "_scan", None)
+            context.setattr(webdataset, "_stated_rows", None)
+            assert len(webdataset._known_shards(sorted(store.folder.glob("*.tar")), is_lazy)) == 3
+    (store.folder / "00001_stats.json").write_text('{"successes": 5}')
+    write_shard(store.folder / "00000.tar", 0)  # another time of change: the numbers are counted again
+    source = open_source(store.folder, by_shards=True)
+    assert len(source) == 3 * NUM - 1
+    with pytest.raises(StorageError, match=r"00001.tar: has 6 rows, 00001_stats.json says 5; delete that file"):
+        source[NUM]
+    (store.folder / "00001_stats.json").write_text("{}")
+    (store.folder / "00002_stats.json").unlink()
+    write_shard(store.folder / "00000.tar", 0)
+    assert len(open_source(store.folder, by_shards=True)) == 3 * NUM
