@@ -54,17 +54,16 @@ class ImageSpan:
         """
         if self.size > MAX_ENCODED_BYTES:
             raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
-        start, header = max(0, self.offset - tarfile.BLOCKSIZE), b""
+        start, end = max(0, self.offset - tarfile.BLOCKSIZE), self.offset + self.size
         if isinstance(self.path, RemotePath):
-            data = read_range(self.path, start, tarfile.BLOCKSIZE + self.size)
-            header, data = data[: tarfile.BLOCKSIZE], data[tarfile.BLOCKSIZE :]
+            data = read_range(self.path, start, end)
         else:
             with open_ordinary(self.path) as file:
                 file.seek(start)
-                header, data = file.read(tarfile.BLOCKSIZE), file.read(self.size)
-        with contextlib.suppress(tarfile.HeaderError):
-            if len(data) == self.size == tarfile.nti(header[124:136]):  # pyright: ignore[reportAttributeAccessIssue]
-                return data
+                data = file.read(end - start)
+        with contextlib.suppress(tarfile.HeaderError, IndexError):
+            if len(data) == end - start and tarfile.nti(data[124:136]) == self.size:  # pyright: ignore[reportAttributeAccessIssue]
+                return data[tarfile.BLOCKSIZE :]
         raise changed(self.path, f"byte {self.offset:,} begins no member of {self.size:,} bytes")
 
 

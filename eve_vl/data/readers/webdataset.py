@@ -4,11 +4,11 @@ import io
 import os
 import tarfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from eve_vl.utils.errors import StorageError, UserError
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 5
 MANY = 64  # shards, of which a file of their numbers of rows is kept, too
-MOST_OPEN = 128  # mapped indexes of a process; one of 10,000 rows has 0.7 MB
-GAP = 2**16  # bytes between the members of a remote row that are fetched rather than left out
+MOST_MAPPED = 128  # indexes in a process; one of 10,000 rows has 0.7 MB
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 ROWS, NOTED = 2, 3  # columns of `_known_shards`
 COLUMNS = dict.fromkeys(IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
@@ -57,10 +56,12 @@ class WebdatasetTable(Table):
     def __init__(self, paths: Sequence[Path], *, text_field: str | None, is_lazy: bool = False):
         """Index `paths`.
 
-        text_field: field of the .json to use instead of the .txt. is_lazy: see `_known_shards`. Raises UserError for a shard that is cut short or no tar, and for shards without rows.
+        text_field: field of the .json to use instead of the .txt. is_lazy: see `_known_shards`. Raises UserError for a shard
+        that is cut short or no tar, and for shards without rows.
         """
         self.path, self._paths, self._text_field, self._is_lazy = paths[0], list(paths), text_field, is_lazy
-        self._known, self._open, self._checked = _known_shards(self._paths, is_lazy), OrderedDict[int, Shard](), set[int]()
+        self._known = _known_shards(self._paths, is_lazy)
+        _mapped.cache_clear()  # files may have been written again
         self._starts = np.cumsum([0, *self._known[:, ROWS]])
         if len(noted := np.flatnonzero(self._known[:, NOTED])):
             note = f"{paths[noted[0]]}: {self._shard(int(noted[0])).note}"
@@ -76,9 +77,6 @@ class WebdatasetTable(Table):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": OrderedDict()}  # other processes map the files themselves
-
     @property
     def listing(self) -> Sequence[np.ndarray]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names and sizes of all members; of very many, only names and rows of shards."""
@@ -93,21 +91,7 @@ class WebdatasetTable(Table):
 
     def _shard(self, number: int) -> Shard:
         """Return the index of a shard, mapped from its file. Raises StorageError."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        path, (*stamp, num_rows, _) = self._paths[number], self._known[number].tolist()
-        if not isinstance(path, RemotePath) and (now := _stamp(path)) != tuple(stamp):  # else its members' headers tell
-            raise changed(path, f"{stamp[0]:,} → {now[0]:,} bytes" if stamp[0] != now[0] else "another time of change")
-        shard = _index(path, stamp, is_checked=number in self._checked)
-        if len(shard.spans) != num_rows:
-            problem = f"has {len(shard.spans):,} rows, {_stats(path).name} says {num_rows:,}"
-            raise StorageError(f"{path}: {problem}; delete that file, or both of them and download them again")
-        self._open[number] = shard
-        self._checked.add(number)
-        if len(self._open) > MOST_OPEN:
-            self._open.popitem(last=False)
-        return shard
+        return _mapped(self._paths[number], *self._known[number, : ROWS + 1].tolist())
 
     def _place(self, index: int) -> tuple[Path, Shard, int]:
         """Return the shard of a row, and the row's number in it."""
@@ -142,12 +126,10 @@ class WebdatasetTable(Table):
         return [image, text, self._span(index, JSON) if text is None else None]
 
     def ranges(self, index: int) -> list[Range]:
-        """Return the byte range of a remote row, or several if its members lie apart."""
-        spans = [span for span in self._members(index) if span is not None and isinstance(span.path, RemotePath)]
-        parts = [(span.path, span.offset - tarfile.BLOCKSIZE, span.size + tarfile.BLOCKSIZE) for span in spans]
-        first, end = min((part[1] for part in parts), default=0), max((sum(part[1:]) for part in parts), default=0)
-        is_close = end - first <= sum(part[2] for part in parts) + GAP
-        return [(parts[0][0], first, end - first)] if parts and is_close else parts  # pyright: ignore[reportReturnType]
+        """Return the byte ranges of a remote row's members."""
+        spans = [span for span in self._members(index) if span is not None]
+        places = [(span.path, span.offset - tarfile.BLOCKSIZE, span.offset + span.size) for span in spans]
+        return [(path, start, end) for path, start, end in places if isinstance(path, RemotePath)]
 
     def fields(self, index: int) -> Fields:
         """Return image and caption, as far as they are wanted. Raises ValueError."""
@@ -172,6 +154,17 @@ def _read(text: ImageSpan) -> str:
     if text.size > MAX_TEXT_BYTES:
         raise ValueError(f"its text has more than {MAX_TEXT_BYTES >> 20} MB")
     return file_io.decode_text(text.read())
+
+
+@lru_cache(MOST_MAPPED)
+def _mapped(path: Path, size: int, version: int, num_rows: int) -> Shard:
+    """Return the index of a shard that is still as it was at the start."""
+    if not isinstance(path, RemotePath) and (now := _stamp(path)) != (size, version):  # else the headers of its members tell
+        raise changed(path, f"{size:,} → {now[0]:,} bytes" if size != now[0] else "another time of change")
+    shard = _index(path, (size, version), is_checked=True)
+    if len(shard.spans) != num_rows:
+        raise StorageError(f"{path}: has {len(shard.spans):,} rows, {_stats(path).name} says {num_rows:,}; delete that file")
+    return shard
 
 
 def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
@@ -236,7 +229,7 @@ def _index(path: Path, stamp: Sequence[int], *, is_checked: bool = False) -> Sha
     """Return the index of a tar, mapped from its file, which is made if necessary.
 
     The file is next to the tar, if that folder is local and writable, else in the user's cache. is_checked: its checksum was
-    right before. Raises UserError.
+    right before. Raises UserError for a damaged tar.
     """
     places = [_cached(str(path))]
     if not isinstance(path, RemotePath):
@@ -258,7 +251,7 @@ def _index(path: Path, stamp: Sequence[int], *, is_checked: bool = False) -> Sha
             saved.parent.mkdir(parents=True, exist_ok=True)
             file_io.write_file(saved, file.getvalue())
             return _map(saved, stamp, True) or shard
-    raise StorageError(f"{places[-1]}: the index of {path} cannot be written; set XDG_CACHE_HOME to a folder with space")
+    return shard
 
 
 def _map(saved: Path, stamp: Sequence[int], is_checked: bool) -> Shard | None:
