@@ -213,7 +213,7 @@ def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store: Store, is_
         with pytest.raises(StorageError, match=r"00002.tar: has changed since it was indexed \(20,480 → 61,440 bytes\)"):
             again[0]
         (store.folder / "00002.tar").unlink()
-        with pytest.raises(StorageError, match=r"00002.tar: cannot be read \(No such file"):
+        with pytest.raises(UserError, match=r"00002.tar: cannot be read \(No such file"):
             again[0]
 
 

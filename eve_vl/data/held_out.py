@@ -28,7 +28,7 @@ def held_out_split(
     tables: Sequence[Any] = sources
     blocks = [source.blocks() if by_shards or len(source) > LARGE else [] for source in tables]
     keys = [
-        [_block_keys(name) for name, _ in parts]
+        [(key, (key,)) for key in (hash_of(name.encode(errors="surrogatepass")) for name, _ in parts)]
         if len(parts) > 1
         else [_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))]
         for source, parts in zip(sources, blocks, strict=True)
@@ -57,12 +57,6 @@ def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[
         Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
         for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
     ]
-
-
-def _block_keys(name: str) -> tuple[int, tuple[int, ...]]:
-    """Return `_split_keys` of a shard, by its name, which stays when the data move."""
-    key = hash_of(name.encode(errors="surrogatepass"))
-    return key, (key,)
 
 
 def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:

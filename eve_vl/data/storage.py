@@ -1,16 +1,15 @@
 """Remote files through fsspec: paths, many byte ranges in one call, retries."""
 
-import io
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
 
 from eve_vl.utils.errors import StorageError
@@ -40,13 +39,11 @@ class RemotePath(type(Path())):
         """Return True: reading reports a missing file."""
         return True
 
+    is_file = exists
+
     def is_dir(self) -> bool:
         """Return whether it is a folder, which has no suffix."""
         return not self.suffix[1:].isalpha() and _ask(self, "info")["type"] == "directory"
-
-    def is_file(self) -> bool:
-        """Return whether it is no folder."""
-        return not self.is_dir()
 
     def iterdir(self) -> Generator["RemotePath", None, None]:
         """Yield what is in the folder."""
@@ -59,32 +56,16 @@ class RemotePath(type(Path())):
             raise StorageError(f"{self}: the server tells no size, so parts of it cannot be read; copy it to a disk")
         return info["size"], zlib.crc32(str([info.get(name) for name in VERSIONS]).encode())
 
-    def open(self, *_: Any, **__: Any) -> BufferedReader:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def open(self, *_: Any, **__: Any) -> Any:
         """Open it for reading bytes."""
-        return BufferedReader(_RemoteFile(self), AHEAD)
+        return _RemoteFile(None, self, block_size=AHEAD, size=self.stamp()[0])  # pyright: ignore[reportArgumentType]
 
 
-class _RemoteFile(io.RawIOBase):
+class _RemoteFile(AbstractBufferedFile):
     """A remote file, read in ranges."""
 
-    def __init__(self, path: RemotePath):
-        self._path, self._size, self._at = path, path.stamp()[0], 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._size - self._at))
-        buffer[:size] = read_range(self._path, self._at, self._at + size) if size else b""
-        self._at += size
-        return size
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.path, start, end)
 
 
 def fetch(ranges: Sequence[Range]) -> None:

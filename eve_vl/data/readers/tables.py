@@ -337,10 +337,8 @@ def _open_parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
-    file: Any = open_ordinary(path)  # pyarrow would wait for a pipe
-    if not isinstance(path, RemotePath):
-        file.close()
-        file = path
+    open_ordinary(path).close()  # pyarrow would wait for a pipe
+    file: Any = path.open() if isinstance(path, RemotePath) else path
     footer = parquet.read_metadata(file)
     # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
     once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]

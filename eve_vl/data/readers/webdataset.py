@@ -8,25 +8,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eve_vl.data.order import LARGE
 from eve_vl.data.records import ImageSpan, changed, hash_of
 from eve_vl.data.storage import Range, RemotePath, in_threads
-from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, PackedStrings, Table, field
+from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, Table, field
 from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize, print_once, progress
 from eve_vl.utils.errors import StorageError, UserError
 
 INDEX_SUFFIX = ".index"
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 MANY = 64  # shards, of which a file of their numbers of rows is kept, too
 MOST_MAPPED = 128  # indexes in a process; one of 10,000 rows has 0.7 MB
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 ROWS, NOTED = 2, 3  # columns of `_known_shards`
 COLUMNS = dict.fromkeys(IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
+STATS = "_stats.json"  # end of the name of img2dataset's file about a shard
+MAX_NAME = 1024  # characters of a member's name; all keys take as much space as the longest
 ABSENT = -1
 CHUNK = 2**20  # bytes of zeros to read at a time
 
@@ -34,12 +36,12 @@ CHUNK = 2**20  # bytes of zeros to read at a time
 class Shard(NamedTuple):
     """The index of one tar: `keys` and `spans` of its rows.
 
-    spans: int64 (rows, 6), offset and size of image, .txt and .json; offset -1: absent.
+    spans: int64 (rows, 6), offset and size of image, .txt and .json; offset -1: absent. keys: UTF-8 bytes.
     note: on images and captions that are in no row; empty if there are none.
     """
 
     spans: np.ndarray
-    keys: PackedStrings
+    keys: np.ndarray
     note: str
 
 
@@ -78,12 +80,13 @@ class WebdatasetTable(Table):
         return int(self._starts[-1])
 
     @property
-    def listing(self) -> Sequence[np.ndarray]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def listing(self) -> Sequence[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names and sizes of all members; of very many, only names and rows of shards."""
         if self._is_lazy or len(self) > LARGE:
-            return self._known[:, ROWS], np.frombuffer("\n".join(path.name for path in self._paths).encode(), np.uint8)
+            return self._known[:, ROWS], *(path.name.encode(errors="surrogatepass") for path in self._paths)
         shards = map(self._shard, range(len(self._paths)))
-        return [part for shard in shards for part in (shard.keys.blob, shard.keys.ends, shard.spans[:, 1::2])]
+        parts = ((shard.keys.tolist(), shard.spans[:, 1::2]) for shard in shards)
+        return [part for keys, sizes in parts for part in (b"".join(keys), np.cumsum([0, *map(len, keys)]), sizes)]
 
     def blocks(self) -> list[tuple[str, int]]:
         """Return the shards."""
@@ -101,7 +104,7 @@ class WebdatasetTable(Table):
     def where(self, index: int) -> str:
         """Name a row by its shard and key."""
         path, shard, row = self._place(index)
-        return f"{path.name}:{shard.keys[row]}"
+        return f"{path.name}:{shard.keys[row].decode('utf-8', 'surrogatepass')}"
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's shard."""
@@ -117,29 +120,23 @@ class WebdatasetTable(Table):
         """Return the image of a row."""
         return self._span(index, IMAGE)
 
-    def _members(self, index: int) -> list[ImageSpan | None]:
-        """Return places of a row's image, .txt and .json; None if absent or not wanted."""
-        image = self.image(index) if "image" in self.wanted else None
-        if self._text_name not in self.wanted:
-            return [image, None, None]
-        text = self._span(index, TEXT) if self._text_field is None else None
-        return [image, text, self._span(index, JSON) if text is None else None]
-
     def ranges(self, index: int) -> list[Range]:
         """Return the byte ranges of a remote row's members."""
-        spans = [span for span in self._members(index) if span is not None]
-        places = [(span.path, span.offset - tarfile.BLOCKSIZE, span.offset + span.size) for span in spans]
-        return [(path, start, end) for path, start, end in places if isinstance(path, RemotePath)]
+        path, shard, row = self._place(index)
+        spans = shard.spans[row].reshape(3, 2).tolist() if isinstance(path, RemotePath) else []
+        spans = spans if "image" in self.wanted else spans[1:]
+        return [(path, offset - tarfile.BLOCKSIZE, offset + size) for offset, size in spans if offset != ABSENT]  # pyright: ignore
 
     def fields(self, index: int) -> Fields:
         """Return image and caption, as far as they are wanted. Raises ValueError."""
         fields: dict[str, object] = {}
-        image, text, row = self._members(index)
         if "image" in self.wanted:
-            fields["image"] = image
-            if image is None:
+            fields["image"] = self.image(index)
+            if fields["image"] is None:
                 raise ValueError("no image for the caption")
         if self._text_name in self.wanted:
+            text = self._span(index, TEXT) if self._text_field is None else None
+            row = self._span(index, JSON) if text is None else None
             if text is not None:
                 fields[self._text_name] = _read(text)
             elif row is not None:
@@ -162,8 +159,8 @@ def _mapped(path: Path, size: int, version: int, num_rows: int) -> Shard:
     if not isinstance(path, RemotePath) and (now := _stamp(path)) != (size, version):  # else the headers of its members tell
         raise changed(path, f"{size:,} → {now[0]:,} bytes" if size != now[0] else "another time of change")
     shard = _index(path, (size, version), is_checked=True)
-    if len(shard.spans) != num_rows:
-        raise StorageError(f"{path}: has {len(shard.spans):,} rows, {_stats(path).name} says {num_rows:,}; delete that file")
+    if len(shard.keys) != num_rows:
+        raise StorageError(f"{path}: has {len(shard.keys):,} rows, {path.stem}{STATS} says {num_rows:,}; delete that file")
     return shard
 
 
@@ -174,49 +171,37 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
     file next to a shard, if there is one. Of MANY shards the result is kept. The processes of a run share the work: each
     begins elsewhere, and leaves out what another has indexed.
     """
-    remote = isinstance(paths[0], RemotePath)
     known = np.zeros((len(paths), 4), dtype=np.int64)
-    known[:, :ROWS] = in_threads(_stamp, paths) if remote else [*map(_stamp, paths)]
+    known[:, :ROWS] = in_threads(_stamp, paths) if isinstance(paths[0], RemotePath) else [*map(_stamp, paths)]
     saved = _cached("\n".join(map(str, paths)) + "lazy" * is_lazy)
     with suppress(OSError, ValueError):
         if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
             return kept
     known[:, ROWS] = in_threads(_stated_rows, paths) if is_lazy else -1
     first = len(paths) * int(os.environ.get("RANK", 0)) // int(os.environ.get("WORLD_SIZE", 1))
-    left = [number for number in (*range(first, len(paths)), *range(first)) if known[number, ROWS] < 0]
+    left = np.roll(np.arange(len(paths)), -first)
+    left = left[known[left, ROWS] < 0].tolist()
     for number in progress(left, "indexing shards", len(left)):
         shard = _index(paths[number], known[number, :ROWS].tolist())
-        known[number, ROWS:] = len(shard.spans), bool(shard.note)
+        known[number, ROWS:] = len(shard.keys), bool(shard.note)
     if len(paths) >= MANY:
-        file = io.BytesIO()
-        np.save(file, known)
-        with suppress(OSError):
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            file_io.write_file(saved, file.getvalue())
+        _save(saved, known)
     return known
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return size and version of a shard. Raises StorageError."""
+    """Return size and version of a shard. Raises UserError."""
     if isinstance(path, RemotePath):
         return path.stamp()
-    try:
+    with file_io.reading(path):
         found = os.stat(path)  # noqa: PTH116 (a third of the time of Path.stat, for each of 10,000 shards)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error}); restore it") from None
     return found.st_size, found.st_mtime_ns
-
-
-def _stats(path: Path) -> Path:
-    """Return the path of img2dataset's file about a shard."""
-    return path.with_name(f"{path.stem}_stats.json")
 
 
 def _stated_rows(path: Path) -> int:
     with suppress(OSError, ValueError):
-        stats = file_io.parse_json(file_io.read_bytes(_stats(path), MAX_TEXT_BYTES))
-        if file_io.has_fields(stats, successes=int):
-            return stats["successes"]
+        stats = file_io.read_json(path.with_name(path.stem + STATS), dict)
+        return stats["successes"] if file_io.has_fields(stats, successes=int) else -1
     return -1
 
 
@@ -225,33 +210,36 @@ def _cached(name: str) -> Path:
     return cache / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
 
 
+def _save(path: Path, array: np.ndarray) -> bool:
+    """Write an array. Returns whether the folder can be written and the disk has space."""
+    file = io.BytesIO()
+    np.save(file, array)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_io.write_file(path, file.getvalue())
+        return True
+    return False
+
+
 def _index(path: Path, stamp: Sequence[int], *, is_checked: bool = False) -> Shard:
     """Return the index of a tar, mapped from its file, which is made if necessary.
 
     The file is next to the tar, if that folder is local and writable, else in the user's cache. is_checked: its checksum was
     right before. Raises UserError for a damaged tar.
     """
-    places = [_cached(str(path))]
-    if not isinstance(path, RemotePath):
-        places.insert(0, path.with_name(path.name + INDEX_SUFFIX))
+    beside = [] if isinstance(path, RemotePath) else [path.with_name(path.name + INDEX_SUFFIX)]
+    places = [*beside, _cached(str(path))]
     for saved in places:
         with suppress(Exception):  # absent, of an older version or damaged
             if (shard := _map(saved, stamp, is_checked)) is not None:
                 return shard
     shard = _scan(path)
-    note = shard.note.encode("utf-8", "backslashreplace")
-    text = shard.keys.blob.tobytes() + note
-    text += bytes(-len(text) % 8)
-    lengths = [len(shard.spans), len(shard.keys.blob), len(note)]
-    body = np.concatenate([lengths, shard.spans.ravel(), shard.keys.ends, np.frombuffer(text, np.int64)])
-    file = io.BytesIO()
-    np.save(file, np.concatenate([[INDEX_VERSION, *stamp, zlib.crc32(body.tobytes())], body]))
-    for saved in places:
-        with suppress(OSError):  # a read-only or full disk
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            file_io.write_file(saved, file.getvalue())
-            return _map(saved, stamp, True) or shard
-    return shard
+    keys = np.append(np.array([shard.note.encode("utf-8", "backslashreplace")]), shard.keys)
+    flat = np.zeros(len(keys), [("spans", np.int64, 6), ("key", keys.dtype)])
+    flat["key"], flat["spans"][1:] = keys, shard.spans
+    flat["spans"][0, :4] = INDEX_VERSION, *stamp, _checksum(flat)
+    saved = next((saved for saved in places if _save(saved, flat)), None)
+    return (_map(saved, stamp, True) if saved else None) or shard
 
 
 def _map(saved: Path, stamp: Sequence[int], is_checked: bool) -> Shard | None:
@@ -260,14 +248,14 @@ def _map(saved: Path, stamp: Sequence[int], is_checked: bool) -> Shard | None:
     All processes share its pages in memory.
     """
     flat = np.asarray(np.load(saved, mmap_mode="r"))
-    if flat[:3].tolist() != [INDEX_VERSION, *stamp] or not (is_checked or zlib.crc32(flat[4:].data) == flat[3]):
+    *header, checksum = flat["spans"][0, :4].tolist()
+    if header != [INDEX_VERSION, *stamp] or not (is_checked or checksum == _checksum(flat)):
         return None
-    rows, num_blob, num_note = flat[4:7].tolist()
-    spans, ends, text = np.split(flat[7:], [6 * rows, 7 * rows + 1])
-    text = text.view(np.uint8)
-    return Shard(
-        spans.reshape(rows, 6), PackedStrings(text[:num_blob], ends), text[num_blob : num_blob + num_note].tobytes().decode()
-    )
+    return Shard(flat["spans"][1:], flat["key"][1:], flat["key"][0].decode())
+
+
+def _checksum(flat: np.ndarray) -> int:
+    return zlib.crc32(flat["key"].tobytes() + flat["spans"][1:].tobytes())
 
 
 def _scan(path: Path) -> Shard:
@@ -279,15 +267,17 @@ def _scan(path: Path) -> Shard:
         column = COLUMNS.get("." + suffix.lower().rpartition(".")[2])
         if not stem or column is None:
             continue  # a hidden or unrelated file
-        if "." in suffix or offset == ABSENT:
-            lost.append(f"{name} ({'a key ends at the first dot' if '.' in suffix else 'is no plain file'})")
+        if "." in suffix or offset == ABSENT or len(name) > MAX_NAME:
+            reason = "a key ends at the first dot" if "." in suffix else "is no plain file, or its name is too long"
+            lost.append(f"{name[:MAX_NAME]} ({reason})")
             continue
         spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
         if spans[column] != ABSENT:
             lost.append(f"{name} (the last of its key counts)")
         spans[column : column + 2] = offset, size
     note = f"{pluralize(len(lost), 'member')} left out; the first: {lost[0]}" if lost else ""
-    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), PackedStrings.pack(rows), note)
+    keys = np.array([key.encode("utf-8", "surrogatepass") for key in rows], dtype=bytes)
+    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), keys, note)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
