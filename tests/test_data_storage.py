@@ -19,7 +19,7 @@ import pytest
 from color_cards import encoded_card
 
 from eve_vl.config import Config
-from eve_vl.data import storage
+from eve_vl.data import loader, storage
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
@@ -114,13 +114,18 @@ def config_of(spec: str, **data: Any) -> Config:
 def batches_of(config: Config, num: int, **where: int) -> list[Any]:
     (source,) = open_sources(config.data.train, config.data, 16)
     dataset = CaptionedImages([source], config, TOKENIZER, training=True)
-    loader = train_loader(dataset, **{"consumed": 0, "rank": 0, "world": 1} | where)  # pyright: ignore[reportArgumentType]
-    return [(batch.where, batch.images_BCHW.numpy().tobytes(), batch.ids_BT.tolist()) for batch in islice(loader, num)]
+    batches = train_loader(dataset, **{"consumed": 0, "rank": 0, "world": 1} | where)  # pyright: ignore[reportArgumentType]
+    return [(batch.where, batch.images_BCHW.numpy().tobytes(), batch.ids_BT.tolist()) for batch in islice(batches, num)]
 
 
-def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store):
+def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store, monkeypatch: pytest.MonkeyPatch):
     local, remote = str(store.folder / "{00000..00002}.tar"), f"{store.url}/{{00000..00002}}.tar"
     assert absolute_spec(remote) == remote
+    with monkeypatch.context() as context:  # rows beyond the limit of an order in memory
+        context.setattr(loader, "LARGE", 3 * NUM - 1)
+        context.setattr(loader, "epoch_order", None)
+        keyed = sorted(name for where, *_ in batches_of(config_of(local), 9) for name in where)  # two epochs
+    assert keyed == sorted(f"{n // NUM:05}.tar:{n:06}" for n in range(3 * NUM) for _ in range(2))
     expected = batches_of(config_of(local), 5)
     assert batches_of(config_of(remote), 5) == expected
     assert sorted(entry.suffix for entry in store.folder.iterdir()) == [".index"] * 3 + [".json"] * 3 + [".tar"] * 3

@@ -146,7 +146,7 @@ def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tu
 
 
 def grouping(dataset: RowDataset) -> Group:
-    """Return `grouped` for the sources of a run.
+    """Return `grouped` for the sources of a run, None if it changes nothing.
 
     Raises UserError for columns that change nothing.
     """
@@ -166,6 +166,8 @@ def grouping(dataset: RowDataset) -> Group:
         raise UserError(f"data.batches_from {data.batches_from}: {problem}; give a smaller --train.batch-size, or leave it out")
     if caption_R is not None and len(np.unique(caption_R)) == len(caption_R):
         raise UserError("data.pair_captions: no caption comes twice; leave it out")
+    if value_R is None and caption_R is None:
+        return None
     known = {"starts": np.cumsum([0, *map(len, sources)]), "size": train.batch_size, "seed": train.seed}
     return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
 
