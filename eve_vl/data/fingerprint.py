@@ -41,9 +41,7 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
         rows = getattr(source, "indices", ())
         known = (*getattr(getattr(source, "dataset", source), "listing", ()), np.array(getattr(rows, "first", rows)))
-        found[f"{name}, names or sizes"] = _digest(
-            part if isinstance(part, bytes) else np.ascontiguousarray(part) for part in known
-        )
+        found[f"{name}, names or sizes"] = _digest(map(np.ascontiguousarray, known))
     return found
 
 

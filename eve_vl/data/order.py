@@ -94,9 +94,8 @@ class LaneOrder:
         sizes = np.concatenate(blocks)
         order = generator(seed, SHARDS, epoch).permutation(len(sizes))
         self._ends = np.cumsum([0, *sizes[order]])
-        source = np.repeat(np.arange(len(blocks)), [len(each) for each in blocks])[order]
-        first = np.concatenate([np.cumsum(each) - each for each in blocks])[order]
-        self._shards = np.stack([source, first], axis=1)
+        self._first = (np.cumsum(sizes) - sizes)[order]
+        self._sources = np.cumsum([0, *map(np.sum, blocks)])
         self._total, self._window = int(self._ends[-1]), max(1, round(WINDOW * sizes.mean()))
 
     def __getitem__(self, index: int) -> tuple[int, int]:
@@ -112,8 +111,9 @@ class LaneOrder:
         length = min(self._window, length - window * self._window)
         line = start + window * self._window + permuted(place, length, self._seed, WINDOWS, self._epoch, lane, window)
         shard = int(np.searchsorted(self._ends, line, side="right")) - 1
-        source, first = self._shards[shard].tolist()
-        return source, first + line - int(self._ends[shard])
+        row = int(self._first[shard]) + line - int(self._ends[shard])
+        source = int(np.searchsorted(self._sources, row, side="right")) - 1
+        return source, row - int(self._sources[source])
 
 
 def permuted(place: int, length: int, *key: int) -> int:

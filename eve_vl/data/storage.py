@@ -95,17 +95,13 @@ def in_threads(work: Callable[[Any], Result], items: Sequence[Any]) -> list[Resu
 def _read(ranges: Sequence[Range], tries: int = 1) -> dict[Range, bytes]:
     paths, starts, ends = (list(each) for each in zip(*ranges, strict=True))
     answers = _store().cat_ranges([*map(str, paths)], starts, ends, on_error="return")
-    found, problem = {}, None
-    for each, answer in zip(ranges, answers, strict=True):
-        if isinstance(answer, BaseException):
-            problem = each[0], answer
-        elif len(answer) != (size := each[2] - each[1]):
-            problem = each[0], OSError(f"{len(answer):,} bytes came instead of {size:,}")
-        else:
-            found[each] = answer
-    if problem is not None:
-        _wait(*problem, tries)
-        found |= _read([each for each in ranges if each not in found], tries + 1)
+    pairs = [*zip(ranges, answers, strict=True)]
+    found = {each: answer for each, answer in pairs if isinstance(answer, bytes) and len(answer) == each[2] - each[1]}
+    if left := {each: answer for each, answer in pairs if each not in found}:
+        (path, start, end), answer = next(iter(left.items()))
+        is_cut = not isinstance(answer, BaseException)
+        _wait(path, OSError(f"{len(answer):,} bytes came instead of {end - start:,}") if is_cut else answer, tries)
+        found |= _read([*left], tries + 1)
     return found
 
 
@@ -126,14 +122,10 @@ def _wait(path: RemotePath, error: BaseException, tries: int) -> None:
     """Wait before another try. Raises StorageError if none is left or could help."""
     error = (isinstance(error, FileNotFoundError) and error.__cause__) or error  # fsspec: any fault of asking for a size
     status, reason = getattr(error, "status", None), next(iter(str(error).splitlines()), "") or type(error).__name__
-    if isinstance(error, ImportError):
-        problem = f"needs a package ({reason}): pip install 'eve-vl[remote]'"
-    elif type(error) is ValueError:  # a protocol that does not exist
-        problem = f"cannot be read ({reason}); write s3://, gs:// or https://"
-    elif isinstance(error, FileNotFoundError) or status == 404:
-        problem = "no such file; check the name, and whether it was deleted"
-    elif status == 416:  # a range behind the end
-        problem = "is shorter than when it was indexed; restore it, or start again to index it again"
+    if isinstance(error, ImportError) or type(error) is ValueError:  # no package of this protocol, or no such protocol
+        problem = f"cannot be read ({reason}); pip install 'eve-vl[remote]' for s3://, gs:// and https://"
+    elif isinstance(error, FileNotFoundError) or status in (404, 416):  # 416: it has become shorter
+        problem = "no such file, or it has changed since it was indexed; check the name, or start again to index it again"
     elif isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403):
         problem = f"access was refused ({reason}); check the credentials and their rights"
     elif tries > len(WAITS):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef
-from eve_vl.data.storage import Range
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
 
@@ -361,10 +360,6 @@ class Table(ABC):
     def blocks(self) -> Sequence[tuple[str, int]]:
         """Return name and number of rows of each part to read as a whole, e.g. a shard."""
         return [(self.path.name, len(self))]
-
-    def ranges(self, index: int) -> Sequence[Range]:
-        """Return the byte ranges of a row that can be fetched before the row is read."""
-        return ()
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of a column in each row; None where it is missing."""

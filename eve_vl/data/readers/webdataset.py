@@ -83,10 +83,14 @@ class WebdatasetTable(Table):
     def listing(self) -> Sequence[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names and sizes of all members; of very many, only names and rows of shards."""
         if self._is_lazy or len(self) > LARGE:
-            return self._known[:, ROWS], *(path.name.encode(errors="surrogatepass") for path in self._paths)
+            return self._known[:, ROWS], *(np.array(path.name) for path in self._paths)
         shards = map(self._shard, range(len(self._paths)))
         parts = ((shard.keys.tolist(), shard.spans[:, 1::2]) for shard in shards)
-        return [part for keys, sizes in parts for part in (b"".join(keys), np.cumsum([0, *map(len, keys)]), sizes)]
+        return [
+            part
+            for keys, sizes in parts
+            for part in (np.frombuffer(b"".join(keys), np.uint8), np.cumsum([0, *map(len, keys)]), sizes)
+        ]
 
     def blocks(self) -> list[tuple[str, int]]:
         """Return the shards."""
