@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 Range = tuple["RemotePath", int, int]
 """A file, the first byte, and the byte after the last."""
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try
-AHEAD = 2**22  # bytes that a scan reads ahead: about what arrives in the time of a request
+SCAN_BYTES = 2**22  # of one request of a scan: about what arrives in the time of a request
 GAP = 2**15  # bytes between two ranges that are rather read than requested separately
 THREADS = 32  # for requests that fsspec does not bundle
 VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "created")  # what stores call it
@@ -58,7 +58,7 @@ class RemotePath(type(Path())):
 
     def open(self, *_: Any, **__: Any) -> Any:
         """Open it for reading bytes."""
-        return _RemoteFile(None, self, block_size=AHEAD, size=self.stamp()[0])  # pyright: ignore[reportArgumentType]
+        return _RemoteFile(None, self, block_size=SCAN_BYTES, size=self.stamp()[0])  # pyright: ignore[reportArgumentType]
 
 
 class _RemoteFile(AbstractBufferedFile):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,8 @@ def _shards(paths: list[Path], suffix: str) -> list[Path]:
     """Return the files of a sharded form, those in a folder by name. Raises UserError."""
     files = []
     for path in paths:
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == suffix) if path.is_dir() else [path]
+        inside = [entry for entry in path.iterdir() if entry.suffix.lower() == suffix] if path.is_dir() else [path]
+        inside.sort(key=attrgetter("name"))  # twice as fast as by path
         if not inside:
             raise UserError(f"{path}: no {suffix} files in this folder")
         files += inside

@@ -215,7 +215,7 @@ def _cached(name: str) -> Path:
 
 
 def _save(path: Path, array: np.ndarray) -> bool:
-    """Write an array. Returns whether the folder can be written and the disk has space."""
+    """Write an array; return whether folder and disk let it."""
     file = io.BytesIO()
     np.save(file, array)
     with suppress(OSError):
@@ -231,8 +231,8 @@ def _index(path: Path, stamp: Sequence[int], *, is_checked: bool = False) -> Sha
     The file is next to the tar, if that folder is local and writable, else in the user's cache. is_checked: its checksum was
     right before. Raises UserError for a damaged tar.
     """
-    beside = [] if isinstance(path, RemotePath) else [path.with_name(path.name + INDEX_SUFFIX)]
-    places = [*beside, _cached(str(path))]
+    local = [] if isinstance(path, RemotePath) else [path.with_name(path.name + INDEX_SUFFIX)]
+    places = [*local, _cached(str(path))]
     for saved in places:
         with suppress(Exception):  # absent, of an older version or damaged
             if (shard := _map(saved, stamp, is_checked)) is not None:
