@@ -9,7 +9,7 @@ from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.learn import LearnArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
-from eve_vl.cli.search import AppArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
+from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.interop import ConvertArgs
@@ -78,6 +78,7 @@ FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     TryArgs: "--out --port --browser",
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
+    FeaturesArgs: f"--device {SOURCE} --run --out --part-rows --batch-size",
     LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
     SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
     ServeArgs: SERVE,
@@ -132,7 +133,7 @@ TRAINING = {
 
 def test_verbs():
     assert list(VERBS) == [
-        *("try", "index", "search", "serve", "app"),
+        *("try", "index", "features", "search", "serve", "app"),
         *("learn", "demo", "pretrain", "finetune", "runs", "bench"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),

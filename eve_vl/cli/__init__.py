@@ -19,7 +19,7 @@ from eve_vl.utils.runtime import keep_memory, yield_cores
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIPE: the reader of a pipe has gone
 FILES = {
-    "search": ("try", "index", "search", "serve", "app"),
+    "search": ("try", "index", "features", "search", "serve", "app"),
     "learn": ("learn",),
     "train": ("demo", "pretrain", "finetune"),
     "compare": ("runs",),

@@ -1,4 +1,4 @@
-"""Verbs that find images and serve runs: try, index, search, serve, app."""
+"""Verbs that find images and serve runs: try, index, features, search, serve, app."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.serve import Limits
-from eve_vl.utils.console import pluralize
+from eve_vl.utils.console import place_in_torchrun, pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
@@ -53,6 +53,22 @@ class IndexArgs(SourceArgs, DeviceArgs):
     """Sources to forget."""
     batch_size: int = 64
     """Images or captions per batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesArgs(SourceArgs, DeviceArgs):
+    """Flags of `eve features`."""
+
+    sources: Positional[tuple[str, ...]]
+    """Folders of images, tables or shards."""
+    run: Path
+    """Run folder, or one of its checkpoints, whose features of images and texts compare."""
+    out: Path = Path("features")
+    """Folder of the parts; parts that are there are kept."""
+    part_rows: int = 8192
+    """Rows of a source per part; processes share whole parts."""
+    batch_size: int = 64
+    """Images per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +184,20 @@ def _print_changes(folder: Path, index: Any) -> None:
     print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}, {near}")
     if changes.broken:
         print_line(f"note: {pluralize(len(changes.broken), 'image')} could not be used")
+
+
+def run_features(args: FeaturesArgs) -> None:
+    """Write features as Parquet for any vector database: eve features SOURCE … --run RUN --out FOLDER."""
+    from eve_vl.eve import Eve
+    from eve_vl.search.features import write_features
+
+    options = {"part_rows": args.part_rows, "batch_size": args.batch_size, "place": place_in_torchrun()} | args.reading()
+    done = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
+    parts, images = pluralize(done.parts, "part"), pluralize(done.images, "image")
+    kept = f", {pluralize(done.kept, 'part')} kept" * bool(done.kept)
+    unusable = f", {pluralize(done.skipped, 'unusable row')}" * bool(done.skipped)
+    state = f"{pluralize(done.missing, 'part')} still missing" if done.missing else "all parts are there"
+    print_line(f"{args.out}: wrote {parts} with {images}{unusable}{kept}; {state}")
 
 
 def run_search(args: SearchArgs) -> None:

@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -398,3 +398,10 @@ class OpenSource:
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
         assert isinstance(source, Table)  # generated rows have no place to find them again
         return cls(spec=spec, reading=reading, source=source)
+
+    @classmethod
+    def each(cls, sources: Iterable[str | Path], reading: dict[str, Any]) -> "list[OpenSource]":
+        """Open sources, each once. Raises UserError."""
+        own = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
+        own = {name: value for name, value in own.items() if value not in (None, "auto")}
+        return [cls.of(spec, own) for spec in dict.fromkeys(map(source_name, sources))]

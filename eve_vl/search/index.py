@@ -84,11 +84,8 @@ class Index:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
-        lists = ([each] if isinstance(each, str | Path) else each for each in (sources, drop))
-        specs, dropped = (list(map(source_name, given)) for given in lists)
-        reading = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
-        reading = {name: value for name, value in reading.items() if value not in (None, "auto")}
-        opened, lost = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)], {}
+        lists = [[each] if isinstance(each, str | Path) else each for each in (sources, drop)]
+        opened, dropped, lost = OpenSource.each(lists[0], reading), list(map(source_name, lists[1])), {}
         with index_errors(folder):
             has_files = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
         if not (folder / DATABASE).exists() and (has_files or not opened):  # looked up last: another thread may make it

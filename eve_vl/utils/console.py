@@ -30,9 +30,16 @@ def is_main() -> bool:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
-    # before the processes meet; other launchers and old shells set RANK alone
+    return place_in_torchrun()[0] == 0  # before the processes meet
+
+
+def place_in_torchrun() -> tuple[int, int]:
+    """Return the number of this process and the number of processes; (0, 1) without torchrun.
+
+    Other launchers and old shells set RANK alone.
+    """
     is_torchrun = os.environ.keys() >= {"LOCAL_RANK", "WORLD_SIZE"}
-    return not is_torchrun or os.environ.get("RANK", "0") == "0"
+    return (int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])) if is_torchrun else (0, 1)
 
 
 def print_line(*lines: str) -> None:
