@@ -91,7 +91,7 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
         words.refresh(store.db)
     store.db.commit()
-    nearest.build_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
+    nearest.update_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
     return Index(store, eve)
 
 

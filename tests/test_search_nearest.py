@@ -56,29 +56,74 @@ def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
-    """Cells are rebuilt after a change, and filters make a search exact."""
+    """Filters make a search exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
     facts = nearest.cell_facts(index.database)
     assert facts is not None
     assert facts["recall@10"] >= nearest.RECALL
-    asked, is_used = index.database.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
-    found = index._cells.topk(asked, 10, 320)
-    assert found is not None
-    exact = topk_exact(index.database.images.first(320), asked, 10, is_used)[0].tolist()
-    assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found[0].tolist(), exact, strict=True)]) > 0.9
+    assert share_found(index, 320) > 0.9
     model.index((), tmp_path / "index")
     assert "cells" not in capsys.readouterr().out
+
+
+def share_found(index: Index, num: int) -> float:
+    """Return the recall of the cells among the first `num` slots, all of them used."""
+    asked = index.database.images.take(np.arange(0, num, 8))
+    found = index._cells.topk(asked, 10, num)
+    assert found is not None
+    exact = topk_exact(index.database.images.first(num), asked, 10, np.ones(num, dtype=bool))[0].tolist()
+    return float(np.mean([len({*one} & {*other}) / 10 for one, other in zip(found[0].tolist(), exact, strict=True)]))
+
+
+def test_cells_live_on_between_updates(model, photos, tmp_path, monkeypatch, capsys):
+    """New images enter them, gone ones leave; they are trained again when the number has doubled, or after damage."""
+    index = cells_of(model, photos, tmp_path / "index", monkeypatch)
+    faiss, path = nearest.load_faiss(), tmp_path / "index" / nearest.FILE
+    assert faiss is not None
+
+    def stored() -> tuple[np.ndarray, dict[int, bytes]]:
+        """Return the centers of the cells, and by slot its code."""
+        cells = faiss.read_index(str(path))
+        lists, size = cells.invlists, cells.invlists.code_size
+        parts = []
+        for cell in range(cells.nlist):
+            num = lists.list_size(cell)
+            codes = faiss.rev_swig_ptr(lists.get_codes(cell), num * size).reshape(num, size) if num else ()
+            ids = faiss.rev_swig_ptr(lists.get_ids(cell), num).tolist() if num else ()
+            parts += [(slot, code.tobytes()) for slot, code in zip(ids, codes, strict=True)]
+        assert len(dict(parts)) == len(parts)  # no slot is there twice
+        return cells.quantizer.reconstruct_n(0, cells.nlist), dict(parts)
+
+    centers, before = stored()
     (photos / "many" / "100.png").unlink()
-    write_image(photos / "many" / "400.png", 400)
-    by_chance = {facts["probed"]: facts["recall@10"]}  # as good as before
-    monkeypatch.setattr(nearest, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
+    for number in range(400, 404):
+        write_image(photos / "many" / f"{number}.png", number)
+    capsys.readouterr()
+    real = nearest.update_cells
+    monkeypatch.setattr("eve_vl.search.index.update_cells", lambda *_: None)  # killed before the cells
     model.index((), tmp_path / "index")
-    assert "320 images in 64 cells" in capsys.readouterr().out
-    again, asked = Index.open(tmp_path / "index", model), index.database.images.take(np.arange(321))
-    both = [each._cells.topk(asked, 10, 321) for each in (again, index)]
-    assert both[0] is not None
-    np.testing.assert_equal(both[0], both[1])
+    assert nearest.cell_facts(index.database) is None
+    assert index._cells.topk(np.zeros((1, 8), np.float32), 10, 324) is None  # other slots: searches are exact
+    monkeypatch.setattr("eve_vl.search.index.update_cells", real)
+    write_image(photos / "many" / "404.png", 404)  # it takes the slot of the image that is gone
+    model.index((), tmp_path / "index")
+    assert "324 images in 64 cells (5 of them added), a search probes" in capsys.readouterr().out
+    again, after = stored()
+    np.testing.assert_array_equal(again, centers)
+    assert after.keys() == {*range(324)}
+    assert len(after.items() - before.items()) == 5
+    both = [share_found(each, 324) for each in (Index.open(tmp_path / "index", model), index)]
+    assert both[0] == both[1] > 0.9
+    for number in range(405, 725):
+        write_image(photos / "many" / f"{number}.png", number)
+    model.index((), tmp_path / "index")
+    assert "644 images in 128 cells, a search probes" in capsys.readouterr().out
+    path.write_bytes(b"x" * path.stat().st_size)
+    write_image(photos / "many" / "725.png", 725)
+    model.index((), tmp_path / "index")
+    assert "645 images in 128 cells, a search probes" in capsys.readouterr().out
+    assert share_found(index, 645) > 0.9
 
 
 def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):

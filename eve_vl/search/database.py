@@ -41,7 +41,8 @@ DATABASE = "index.sqlite"
 CHECKSUMS = "checksums.json"  # by file name; {} during an update
 CHECKED = (DATABASE, "images.f16", "captions.f16")
 FACTS = {"run": str, "step": int, "weights": str, "tokenizer": str, "dim": int, "columns": list}
-FORMAT = 4  # counts up when older files cannot be read any more, or when features change
+FORMAT = 5  # counts up when older files cannot be read any more, or when features change
+CELLS = "cells"  # name of the fact about the cells of a large index (nearest.py)
 BLOCK = 65_536  # rows of a vector file that are mapped at a time
 TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 SCHEMA = f"""
@@ -53,6 +54,13 @@ CREATE TABLE image (
     size INTEGER, changed INTEGER, slot INTEGER, reason TEXT, UNIQUE (source, name)
 );
 CREATE INDEX image_slot ON image (slot);
+CREATE TABLE cell_change (slot INTEGER PRIMARY KEY);
+CREATE TRIGGER feature_new AFTER INSERT ON feature WHEN EXISTS (SELECT 1 FROM fact WHERE name = '{CELLS}') BEGIN
+    INSERT OR IGNORE INTO cell_change VALUES (new.slot);
+END;
+CREATE TRIGGER feature_gone AFTER DELETE ON feature WHEN EXISTS (SELECT 1 FROM fact WHERE name = '{CELLS}') BEGIN
+    INSERT OR IGNORE INTO cell_change VALUES (old.slot);
+END;
 CREATE TABLE text (slot INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE caption (
     image INTEGER NOT NULL, slot INTEGER NOT NULL, columns TEXT NOT NULL, PRIMARY KEY (image, slot, columns)
@@ -70,6 +78,7 @@ END;
 """
 """fact: the run's fingerprint, the names of all columns, the background of scores and, in a large index, its cells, as JSON.
 feature: near is the first slot of a near-duplicate, perhaps its own; NULL: not compared yet.
+cell_change: slots whose features came or went since the cells were made.
 image: path of its file or shard; start in the shard (NULL: it is the file); size; time of the file's last change of content,
 name or permissions (NULL: not read, or no file). An unreadable image has a reason instead of a slot.
 image_words: by slot of an image, its captions, the names of its files and the values of its columns, one a line each.

@@ -27,7 +27,7 @@ from eve_vl.search.calibration import measure_background
 from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
 from eve_vl.search.hits import Hit, Hits, read_hits
 from eve_vl.search.indexer import Changes, Update
-from eve_vl.search.nearest import Cells, build_cells, topk_exact
+from eve_vl.search.nearest import Cells, topk_exact, update_cells
 from eve_vl.search.query import (
     CAPTIONED,
     Query,
@@ -106,7 +106,7 @@ class Index:
                 update = Update(index.database, encoder, batch_size)
                 update.run(opened, dropped)
                 is_used_N = slots_that_pass(index.database, filter_of(SearchOptions()))
-                build_cells(index.database, is_used_N)
+                update_cells(index.database, is_used_N)
                 measure_background(index.database, encoder, is_used_N)
         index.changes = update.changes
         if lost:

@@ -47,8 +47,7 @@ CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);
 CREATE TEMP TABLE seen_caption (image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;
 """
 UNSEEN = "DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;"
-STALE = "DELETE FROM fact WHERE name IN (?, ?)"
-FACTS = (nearest.FACT, calibration.FACT)  # of other images than the present ones
+STALE = f"DELETE FROM fact WHERE name = '{calibration.FACT}'"  # of other images than the present ones
 SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
 KNOWN = f"""SELECT id, row, start, size, changed, slot, reason, {SEEN}, (SELECT hash FROM feature WHERE slot = image.slot)
 FROM image WHERE source = ? AND name = ?"""
@@ -190,7 +189,7 @@ class Update:
 
     @torch.no_grad()
     def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
-        self.db.execute(STALE, FACTS)
+        self.db.execute(STALE)
         # not `encode_image`: it would decode and crop each of them, which threads have done
         return self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device)).cpu().numpy()
 
@@ -341,7 +340,7 @@ class Update:
         self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
         shown = "SELECT slot FROM image WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
-            self.db.execute(STALE, FACTS)
+            self.db.execute(STALE)
             self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
         nearest.mark_near_duplicates(self.db)
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eve_vl.search.database import Database, checksum, index_errors
+from eve_vl.search.database import BLOCK, CELLS, Database, checksum, index_errors
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import DamagedError
 from eve_vl.utils.file_io import atomic_file
@@ -32,7 +32,7 @@ from eve_vl.utils.file_io import atomic_file
 ROWS_AT_ONCE = 1024  # their float32 copy stays in the second-level cache
 EXACT_MOST = 1_000_000  # images that are compared one by one
 MOST_FOUND = 128  # results from cells, as many as runs re-rank: recall falls beyond, and faiss allocates memory for all
-FACT, FILE = "approximate", "images.faiss"
+FACT, FILE = CELLS, "images.faiss"
 ROWS_PER_CELL = 64  # that the cells are trained on
 NUM_QUERIES, TOP, RECALL = 200, 10, 0.95
 
@@ -82,10 +82,10 @@ def load_faiss() -> ModuleType | None:
     return faiss
 
 
-def build_cells(database: Database, is_used: np.ndarray) -> None:
-    """Build the cells of a large index if necessary, and print their recall.
+def update_cells(database: Database, is_used: np.ndarray) -> None:
+    """Bring the cells of a large index up to date, and print their recall.
 
-    is_used: bool, one per slot.
+    New images enter the trained cells; other numbers of images need other cells. is_used: bool, one per slot.
     """
     num = int(is_used.sum())
     if num <= EXACT_MOST or cell_facts(database) is not None:
@@ -93,30 +93,46 @@ def build_cells(database: Database, is_used: np.ndarray) -> None:
     if (faiss := load_faiss()) is None:
         print_line(f"note: faiss makes a search among {num:,} images faster: pip install 'eve-vl[search]', then index again")
         return
-    slots, rng = np.flatnonzero(is_used), np.random.default_rng(0)
-    num_cells = 2 ** round(np.log2(4 * num**0.5))
-    cells = faiss.index_factory(database.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    cells.train(database.images.take(np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))))
-    start = 0
-    for block in database.images.first(len(is_used)):
-        rows = np.flatnonzero(is_used[start : start + len(block)])
-        cells.add_with_ids(block[rows].astype(np.float32), rows + start)
-        start += len(block)
+    slots, rng, facts = np.flatnonzero(is_used), np.random.default_rng(0), database.read_fact(FACT) or {}
+    cells, missing = _kept_cells(faiss, database, facts, num), slots
+    if cells is None:
+        num_cells = 2 ** round(np.log2(4 * num**0.5))
+        cells = faiss.index_factory(database.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        cells.train(database.images.take(np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))))
+        facts = {"cells": num_cells, "trained": num}
+    else:
+        changed = np.array(database.rows("SELECT slot FROM cell_change ORDER BY slot"), dtype=np.int64).reshape(-1)
+        cells.remove_ids(changed)
+        missing = np.intersect1d(changed, slots)
+    for rows in np.array_split(missing, -(-len(missing) // BLOCK) or 1):
+        cells.add_with_ids(database.images.take(rows), rows)
     query_Qd = _sample_queries(database, slots, rng)
     exact_QK = topk_exact(database.images.first(len(is_used)), query_Qd, TOP, is_used)[0]
     cells.nprobe, recall = 4, 0.0
-    while recall < RECALL and cells.nprobe < num_cells:
-        cells.nprobe = min(2 * cells.nprobe, num_cells)
+    while recall < RECALL and cells.nprobe < cells.nlist:
+        cells.nprobe = min(2 * cells.nprobe, cells.nlist)
         recall = recall_of(cells, query_Qd, exact_QK)
     with index_errors(database.folder), atomic_file(database.folder / FILE) as temporary, temporary.open("wb") as file:
         # faiss's own writer does not report a disk that is full at the last piece
         faiss.write_index(cells, faiss.PyCallbackIOWriter(file.write))
     path = database.folder / FILE
-    facts = {"cells": num_cells, "probed": cells.nprobe, "recall@10": recall, "made": time.time_ns()}
+    facts |= {"probed": cells.nprobe, "recall@10": recall, "made": time.time_ns()}
     facts |= {"size": path.stat().st_size, "checksum": checksum(path)}
     with index_errors(database.folder), database.db:
         database.write_fact(FACT, facts)
-    print_line(f"{num:,} images in {num_cells:,} cells, a search probes {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")
+        database.db.execute("DELETE FROM cell_change")
+    added = f" ({len(missing):,} of them added)" * (len(missing) < num)
+    shown = f"{num:,} images in {cells.nlist:,} cells{added}, a search probes {cells.nprobe}"
+    print_line(f"{shown}: recall@{TOP} {recall:.3f} of exact")
+
+
+def _kept_cells(faiss: ModuleType, database: Database, facts: dict[str, Any], num: int) -> Any:
+    """Return the cells of the last update, None if they are damaged or others fit better."""
+    path = database.folder / FILE
+    if not facts or not facts["trained"] / 2 < num < 2 * facts["trained"]:
+        return None
+    is_whole = path.is_file() and path.stat().st_size == facts["size"] and checksum(path) == facts["checksum"]
+    return faiss.read_index(str(path)) if is_whole else None
 
 
 def recall_of(cells: Any, query_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
@@ -127,10 +143,10 @@ def recall_of(cells: Any, query_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
 
 def cell_facts(database: Database) -> dict[str, Any] | None:
     """Return the facts of the cells, None unless they are complete and up to date."""
-    path = database.folder / FILE
-    facts = database.read_fact(FACT)
-    is_there = bool(facts) and "checksum" in facts and path.is_file()  # older versions kept no checksum
-    return facts if is_there and facts["size"] == path.stat().st_size else None
+    path, facts = database.folder / FILE, database.read_fact(FACT)
+    if not facts or database.rows("SELECT 1 FROM cell_change LIMIT 1"):
+        return None
+    return facts if path.is_file() and facts["size"] == path.stat().st_size else None
 
 
 class Cells:
