@@ -1,8 +1,9 @@
 """Docs: all commands and Python lines run on tiny runs and data; the site has no broken link.
 
-Fenced blocks of bash and Python run in order, page by page. The commands of a block with a title are only parsed, by the real
-command line. Requests of a console's curl go to the application itself; JSON and TOML are parsed. After a change of recipes,
-`PYTHONPATH=.:tests python tests/test_docs.py` rewrites their tables.
+Fenced blocks of bash and Python run in order, page by page. A block with a title is only parsed, its commands by the real
+command line. With the title "pip install PACKAGE" it runs where the package is installed. Requests of a console's curl go to
+the application itself; JSON and TOML are parsed. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py`
+rewrites their tables.
 """
 
 import contextlib
@@ -40,7 +41,10 @@ from eve_vl.recipes.finetune import CONTRAST_ONLY
 ROOT = Path(__file__).parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-MEASURED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "systems", "methodology"))]
+MEASURED = [
+    ROOT / "README.md",
+    *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "features", "systems", "methodology")),
+]
 FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
 OTHER = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -105,7 +109,13 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(language, not title, text) for language, title, text in FENCE.findall(page.read_text())]
+    return [Block(language, runs_here(title), text) for language, title, text in FENCE.findall(page.read_text())]
+
+
+def runs_here(title: str) -> bool:
+    """Whether a block of this title, in quotes, runs."""
+    package = re.fullmatch(r'"pip install ([\w-]+)"', title)
+    return not title or (package is not None and importlib.util.find_spec(package[1].replace("-", "_")) is not None)
 
 
 def with_blocks(*, is_run: bool) -> list[Any]:
@@ -229,7 +239,10 @@ def test_other_blocks_parse(page: Path, monkeypatch):
         monkeypatch.setattr(module, "parse", stopping(module.parse))
     monkeypatch.setattr(train, "_init_config", start)
     for block in blocks(page):
-        for words in [] if block.is_run or block.language == "python" else block.commands():
+        if block.language == "python":
+            compile(block.text, page.name, "exec")
+            continue
+        for words in [] if block.is_run else block.commands():
             if words[0] == "torchrun":
                 words = ["eve", *words[words.index("eve_vl") + 1 :]]
             if words[0] != "eve":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_parts_hold_what_encode_image_and_the_index_compute(eve, model, run, pho
     sources = ("photos", "shard.tar", "rows.jsonl")
     done = eve("features", *sources, "--run", run, "--out", "f", *SIZES)
     assert f"skipped: {photos}/new/15.png: not an image" in done.stdout
-    assert done.stdout.endswith("f: wrote 5 parts with 25 images, 1 unusable row; all parts are there\n")
+    assert done.stdout.endswith("f: 5 new parts, 0 kept parts, 25 images, 1 unusable row, 0 missing parts\n")
     table = parquet.read_table(tmp_path / "f")
     found = dict(zip(table["name"].to_pylist(), vectors(table), strict=True))
     encoded = model.encode_image([str(photos)], batch_size=4)
@@ -55,10 +56,9 @@ def test_parts_hold_what_encode_image_and_the_index_compute(eve, model, run, pho
     assert data == member and shard["captions"] == [TEXTS[2]]
     assert shard["hash"] == hashlib.sha256(member).hexdigest()[:32]
     assert [json.loads(row["columns"]) for row in table.to_pylist()[-3:]] == [{"year": str(2000 + n)} for n in range(3)]
-    notes = [parquet.read_schema(tmp_path / "f" / f"part-0000{n}.parquet").metadata for n in range(3)]
-    skipped = {name: reason for note in notes for name, reason in json.loads(note[b"skipped"]).items()}
-    assert [*skipped] == [f"{photos}/new/15.png"]
-    bad = {name: reason for note in notes for name, reason in json.loads(note[b"bad_captions"]).items()}
+    notes = [json.loads(parquet.read_schema(path).metadata[b"eve"]) for path in sorted((tmp_path / "f").glob("*.parquet"))]
+    assert [name for note in notes for name in note["skipped"]] == [f"{photos}/new/15.png"]
+    (bad,) = (note["bad_captions"] for note in notes if note["bad_captions"])
     assert [*bad] == [f"{photos}/old/03.png"] and "not UTF-8" in bad[f"{photos}/old/03.png"]
 
 
@@ -101,17 +101,20 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
         assert bits(parts).items() <= whole.items()
     assert len([*parts.glob(".part-*.tmp/new")]) == 1
     (parts / "part-00000.parquet").write_bytes(whole["part-00000.parquet"][:1000])  # a copy that broke off
-    assert eve(*command, "parts").stdout == "parts: wrote 4 parts with 32 images, 3 parts kept; all parts are there\n"
+    assert eve(*command, "parts").stdout == "parts: 4 new parts, 3 kept parts, 32 images, 0 unusable rows, 0 missing parts\n"
     assert bits(parts) == whole
 
 
 def test_places_share_the_parts(model, photos, tmp_path):
-    options = {"part_rows": 6, "batch_size": 4}
-    write_features(model, [photos], tmp_path / "1", **options)
+
+    def write(world: int, number: int = 0) -> Counter[str]:
+        return write_features(model, [photos], tmp_path / f"{world}", part_rows=6, batch_size=4, place=(number, world))
+
+    write(1)
     for world in (2, 4):
-        done = [write_features(model, [photos], tmp_path / f"{world}", place=(n, world), **options) for n in range(world)]
-        assert [each.parts for each in done] == [2] * 2 if world == 2 else [1] * 4
-        assert [each.missing for each in done] == [4 - sum(e.parts for e in done[: n + 1]) for n in range(world)]
+        done = [write(world, number) for number in range(world)]
+        assert [each["new part"] for each in done] == [2] * 2 if world == 2 else [1] * 4
+        assert [each["missing part"] for each in done] == [4 - sum(e["new part"] for e in done[: n + 1]) for n in range(world)]
         assert bits(tmp_path / f"{world}") == bits(tmp_path / "1")
 
 
@@ -134,7 +137,7 @@ def test_mistakes_are_one_line(eve, run, photos, tmp_path, monkeypatch):
     assert "f: holds other features (run " in line("photos", "--run", other, "--out", "f", *SIZES)
     assert "f: holds other features (rows per part 8 → 8192)" in line("photos", *to_f)
     assert "photos: holds files, but no _features.json" in line("photos", "--run", run, "--out", "photos")
-    assert "part-rows 0 is not positive" in line("photos", *to_f, "--part-rows", 0)
+    assert "--part-rows 0 and --batch-size 64: both must be positive" in line("photos", *to_f, "--part-rows", 0)
     (photos / "old" / "07.png").unlink()
     assert "f: holds other features" in line("photos", *to_f, *SIZES)
 

@@ -192,12 +192,8 @@ def run_features(args: FeaturesArgs) -> None:
     from eve_vl.search.features import write_features
 
     options = {"part_rows": args.part_rows, "batch_size": args.batch_size, "place": place_in_torchrun()} | args.reading()
-    done = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
-    parts, images = pluralize(done.parts, "part"), pluralize(done.images, "image")
-    kept = f", {pluralize(done.kept, 'part')} kept" * bool(done.kept)
-    unusable = f", {pluralize(done.skipped, 'unusable row')}" * bool(done.skipped)
-    state = f"{pluralize(done.missing, 'part')} still missing" if done.missing else "all parts are there"
-    print_line(f"{args.out}: wrote {parts} with {images}{unusable}{kept}; {state}")
+    counts = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
+    print_line(f"{args.out}: {', '.join(pluralize(number, what) for what, number in counts.items())}")
 
 
 def run_search(args: SearchArgs) -> None:
