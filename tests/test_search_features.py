@@ -94,7 +94,8 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(owner, name, call)
-            write_features(model, [photos], parts, part_rows=8, batch_size=4, place=(kills % 2, 2))
+            patch.setattr(features, "place_in_torchrun", lambda number=kills % 2: (number, 2))
+            write_features(model, [photos], parts, part_rows=8, batch_size=4)
         shutil.rmtree(parts)
         left.rename(parts)
         assert len(bits(parts)) == kills
@@ -105,16 +106,16 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
     assert bits(parts) == whole
 
 
-def test_places_share_the_parts(model, photos, tmp_path):
+def test_processes_share_the_parts(model, photos, tmp_path, monkeypatch):
+    def write(world: int, number: int) -> Counter[str]:
+        for name, value in {"RANK": number, "LOCAL_RANK": 0, "WORLD_SIZE": world}.items():
+            monkeypatch.setenv(name, str(value))
+        return write_features(model, [photos], tmp_path / f"{world}", part_rows=6, batch_size=4)
 
-    def write(world: int, number: int = 0) -> Counter[str]:
-        return write_features(model, [photos], tmp_path / f"{world}", part_rows=6, batch_size=4, place=(number, world))
-
-    write(1)
-    for world in (2, 4):
+    for world in (1, 2, 4):
         done = [write(world, number) for number in range(world)]
-        assert [each["new part"] for each in done] == [2] * 2 if world == 2 else [1] * 4
-        assert [each["missing part"] for each in done] == [4 - sum(e["new part"] for e in done[: n + 1]) for n in range(world)]
+        assert [each["new part"] for each in done] == [4 // world] * world
+        assert [each["missing part"] for each in done] == [4 - 4 // world * (number + 1) for number in range(world)]
         assert bits(tmp_path / f"{world}") == bits(tmp_path / "1")
 
 

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.serve import Limits
-from eve_vl.utils.console import place_in_torchrun, pluralize
+from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
@@ -187,11 +187,11 @@ def _print_changes(folder: Path, index: Any) -> None:
 
 
 def run_features(args: FeaturesArgs) -> None:
-    """Write features as Parquet for any vector database: eve features SOURCE … --run RUN --out FOLDER."""
+    """Write features as Parquet for other databases: eve features SOURCE … --run RUN."""
     from eve_vl.eve import Eve
     from eve_vl.search.features import write_features
 
-    options = {"part_rows": args.part_rows, "batch_size": args.batch_size, "place": place_in_torchrun()} | args.reading()
+    options = {"part_rows": args.part_rows, "batch_size": args.batch_size} | args.reading()
     counts = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
     print_line(f"{args.out}: {', '.join(pluralize(number, what) for what, number in counts.items())}")
 

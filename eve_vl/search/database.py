@@ -19,8 +19,7 @@ import sqlite3
 import threading
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,12 @@ from typing import Any
 import numpy as np
 
 from eve_vl import __version__, builtin
-from eve_vl.config import DataConfig, generated
-from eve_vl.data.loader import open_sources
+from eve_vl.config import generated
 from eve_vl.data.readers import absolute_spec
-from eve_vl.data.table import Table
 from eve_vl.run.loading import LoadedRun
 from eve_vl.train.checkpoint import read_state
 from eve_vl.utils.errors import DamagedError, UserError
-from eve_vl.utils.file_io import atomic_file, has_fields, is_text, open_ordinary, parse_json, read_json, write_file
+from eve_vl.utils.file_io import atomic_file, has_fields, open_ordinary, parse_json, read_json, write_file
 
 DATABASE = "index.sqlite"
 CHECKSUMS = "checksums.json"  # by file name; {} during an update
@@ -389,28 +386,3 @@ def source_name(spec: str | Path) -> str:
         fix = "name folders of images, tables or shards (eve data write scenes captions FOLDER writes some)"
         raise UserError(f"{spec}: is generated data, which has no files to index; {fix}")
     return absolute_spec(str(spec))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenSource:
-    """An open source, its name, and how to read it: fields of DataConfig."""
-
-    spec: str
-    reading: dict[str, Any]
-    source: Table
-
-    @classmethod
-    def of(cls, spec: str, reading: dict[str, Any]) -> "OpenSource":
-        """Open a source. Raises UserError."""
-        if not is_text(spec):
-            raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
-        (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
-        assert isinstance(source, Table)  # generated rows have no place to find them again
-        return cls(spec=spec, reading=reading, source=source)
-
-    @classmethod
-    def each(cls, sources: Iterable[str | Path], reading: dict[str, Any]) -> "list[OpenSource]":
-        """Open sources, each once. Raises UserError."""
-        own = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
-        own = {name: value for name, value in own.items() if value not in (None, "auto")}
-        return [cls.of(spec, own) for spec in dict.fromkeys(map(source_name, sources))]

@@ -6,7 +6,6 @@ absent, and its batches hold its own rows only. So neither interruptions nor the
 Letters: B rows of a batch, d width of features.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,9 @@ from eve_vl.data import fingerprint
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import eval_crop
 from eve_vl.predict.inputs import chunked
-from eve_vl.search.database import OpenSource, run_fingerprint
-from eve_vl.search.indexer import THREADS, PendingImage, prefetch, stat_of
-from eve_vl.utils.console import print_line, progress
+from eve_vl.search.database import run_fingerprint
+from eve_vl.search.indexer import THREADS, OpenSource, PendingImage, prefetch, stat_of
+from eve_vl.utils.console import place_in_torchrun, print_line, progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file, expand_user, read_json, reporting_write_errors, write_file
 
@@ -53,8 +52,7 @@ class FeatureParts:
         self.facts |= {"weights": run["weights"], "rows per part": part_rows, "batch size": batch_size}
         self.facts |= {f"{each.spec}, reading": each.reading for each in opened}
         self.facts |= fingerprint.of_sources((each.spec, each.source) for each in opened)
-        same = {name: fact for name, fact in self.facts.items() if name != "run"}  # a run may be moved
-        self.key = hashlib.sha256(json.dumps(same).encode()).hexdigest()
+        self.same = {name: fact for name, fact in self.facts.items() if name != "run"}  # a run may be moved
 
     def path(self, number: int) -> Path:
         """Return the file of a part."""
@@ -81,14 +79,14 @@ class FeatureParts:
     def is_there(self, number: int) -> bool:
         """Return whether a part exists and belongs to these facts."""
         try:
-            return json.loads(self.parquet.read_schema(self.path(number)).metadata[KEY])["facts"] == self.key
+            return json.loads(self.parquet.read_schema(self.path(number)).metadata[KEY])["facts"] == self.same
         except (OSError, ValueError, TypeError, KeyError):  # absent; damaged; of another program
             return False
 
     @torch.no_grad()
     def write(self, number: int) -> tuple[int, dict[str, str]]:
         """Write a part; return its number of images and its skipped rows with reasons."""
-        notes: dict[str, Any] = {"facts": self.key, "skipped": {}, "bad_captions": {}}
+        notes: dict[str, Any] = {"facts": self.same, "skipped": {}, "bad_captions": {}}
         columns: list[tuple[Any, ...]] = []
         task, device = self.encoder.task, self.encoder.run.device
         features = [np.zeros((0, task.feature_dim), "<f2")]
@@ -131,19 +129,11 @@ def _table(features_Bd: np.ndarray, columns: Sequence[tuple[Any, ...]], notes: d
 
 
 def write_features(
-    encoder: Any,
-    sources: Sequence[str | Path],
-    out: str | Path,
-    *,
-    part_rows: int = 8192,
-    batch_size: int = 64,
-    place: tuple[int, int] = (0, 1),
-    **reading: Any,
+    encoder: Any, sources: Sequence[str | Path], out: str | Path, *, part_rows: int = 8192, batch_size: int = 64, **reading: Any
 ) -> Counter[str]:
     """Write the missing parts of this process, print unusable rows, and return counts.
 
-    encoder: an `Eve`. part_rows: rows of a source per part. place: this process's number and the number of processes. reading:
-    options for sources, as in `Eve.index`. Raises UserError.
+    encoder: an `Eve`. part_rows: rows of a source per part. reading: options for sources, as in `Eve.index`. Raises UserError.
     """
     if min(part_rows, batch_size) < 1:
         raise UserError(f"--part-rows {part_rows} and --batch-size {batch_size}: both must be positive")
@@ -151,7 +141,8 @@ def write_features(
         fix = "fine-tune it with a retrieval recipe, or index its images with eve index, to search by an image only"
         raise UserError(f"{encoder.run.shown}: its features of images do not compare with those of texts; {fix}")
     parts = FeatureParts(expand_user(out), encoder, OpenSource.each(sources, reading), part_rows, batch_size)
-    own, counts = range(len(parts.blocks))[place[0] :: place[1]], Counter({"new part": 0, "kept part": 0, "image": 0})
+    rank, world = place_in_torchrun()
+    own, counts = range(len(parts.blocks))[rank::world], Counter({"new part": 0, "kept part": 0, "image": 0})
     for number in progress(own, "writing parts", len(own)):
         parts.check()
         if parts.is_there(number):

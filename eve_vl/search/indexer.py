@@ -11,6 +11,7 @@ features to the bit. Threads read and decode images before the encoder needs the
 import contextlib
 import itertools
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,16 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eve_vl.config import DataConfig
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
+from eve_vl.data.loader import open_sources
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import Crop, eval_crop
 from eve_vl.search import calibration, nearest, words
-from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, OpenSource, digest_of, index_errors
+from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, digest_of, index_errors, source_name
 from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError, printable
+from eve_vl.utils.errors import BadSampleError, UserError, printable
 from eve_vl.utils.file_io import is_text
 from eve_vl.utils.runtime import usable_cores
 
@@ -60,6 +63,31 @@ Stat = Callable[[Path], tuple[int | None, int | None]]
 Stamp = tuple[str | None, int | None, int | None, int | None]
 """File or shard of an image, its start in the shard, its size, and the time of the file's last change."""
 NO_FILE: Stamp = (None, None, None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSource:
+    """An open source, its name, and how to read it: fields of DataConfig."""
+
+    spec: str
+    reading: dict[str, Any]
+    source: Table
+
+    @classmethod
+    def of(cls, spec: str, reading: dict[str, Any]) -> "OpenSource":
+        """Open a source. Raises UserError."""
+        if not is_text(spec):
+            raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
+        (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
+        assert isinstance(source, Table)  # generated rows have no place to find them again
+        return cls(spec=spec, reading=reading, source=source)
+
+    @classmethod
+    def each(cls, sources: Iterable[str | Path], reading: dict[str, Any]) -> "list[OpenSource]":
+        """Open sources, each once. Raises UserError."""
+        own = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
+        own = {name: value for name, value in own.items() if value not in (None, "auto")}
+        return [cls.of(spec, own) for spec in dict.fromkeys(map(source_name, sources))]
 
 
 @dataclass

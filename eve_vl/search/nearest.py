@@ -122,12 +122,12 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
         database.write_fact(FACT, facts)
         database.db.execute("DELETE FROM cell_change")
     added = f" ({len(missing):,} of them added)" * (len(missing) < num)
-    shown = f"{num:,} images in {cells.nlist:,} cells{added}, a search probes {cells.nprobe}"
-    print_line(f"{shown}: recall@{TOP} {recall:.3f} of exact")
+    where = f"{num:,} images in {cells.nlist:,} cells{added}"
+    print_line(f"{where}, a search probes {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")
 
 
 def _kept_cells(faiss: ModuleType, database: Database, facts: dict[str, Any], num: int) -> Any:
-    """Return the cells of the last update, None if they are damaged or others fit better."""
+    """Return the last update's cells, None if they are damaged or others fit better."""
     path = database.folder / FILE
     if not facts or not facts["trained"] / 2 < num < 2 * facts["trained"]:
         return None

@@ -34,9 +34,9 @@ def is_main() -> bool:
 
 
 def place_in_torchrun() -> tuple[int, int]:
-    """Return the number of this process and the number of processes; (0, 1) without torchrun.
+    """Return this process's number and the number of processes under torchrun.
 
-    Other launchers and old shells set RANK alone.
+    They are 0 and 1 without it. Other launchers and old shells set RANK alone.
     """
     is_torchrun = os.environ.keys() >= {"LOCAL_RANK", "WORLD_SIZE"}
     return (int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])) if is_torchrun else (0, 1)
