@@ -41,6 +41,7 @@ FACTS = {"run": str, "step": int, "weights": str, "tokenizer": str, "dim": int, 
 FORMAT = 5  # counts up when older files cannot be read any more, or when features change
 CELLS = "cells"  # name of the fact about the cells of a large index (nearest.py)
 BLOCK = 65_536  # rows of a vector file that are mapped at a time
+NOTED = f"ON feature WHEN EXISTS (SELECT 1 FROM fact WHERE name = '{CELLS}') BEGIN INSERT OR IGNORE INTO cell_change VALUES"
 TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 SCHEMA = f"""
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -52,12 +53,8 @@ CREATE TABLE image (
 );
 CREATE INDEX image_slot ON image (slot);
 CREATE TABLE cell_change (slot INTEGER PRIMARY KEY);
-CREATE TRIGGER feature_new AFTER INSERT ON feature WHEN EXISTS (SELECT 1 FROM fact WHERE name = '{CELLS}') BEGIN
-    INSERT OR IGNORE INTO cell_change VALUES (new.slot);
-END;
-CREATE TRIGGER feature_gone AFTER DELETE ON feature WHEN EXISTS (SELECT 1 FROM fact WHERE name = '{CELLS}') BEGIN
-    INSERT OR IGNORE INTO cell_change VALUES (old.slot);
-END;
+CREATE TRIGGER feature_new AFTER INSERT {NOTED} (new.slot); END;
+CREATE TRIGGER feature_gone AFTER DELETE {NOTED} (old.slot); END;
 CREATE TABLE text (slot INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE caption (
     image INTEGER NOT NULL, slot INTEGER NOT NULL, columns TEXT NOT NULL, PRIMARY KEY (image, slot, columns)

@@ -71,8 +71,7 @@ class FeatureParts:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_file(path, json.dumps(self.facts, indent=1) + "\n")
         known = read_json(path, dict)
-        if known.get("weights") == self.facts["weights"]:
-            known |= {"run": self.facts["run"]}
+        known |= {"run": self.facts["run"]} if known.get("weights") == self.facts["weights"] else {}
         if other := fingerprint.difference(known, self.facts):
             raise UserError(f"{self.folder}: holds other features ({other}); give the same run, data and flags, or a new --out")
 
