@@ -60,7 +60,7 @@ TASK = {
 }
 REST = """
     --data.modality --data.train --data.train-weights --data.order --data.val --data.val-fraction --data.test-fraction
-    --data.val-samples --data.skip-invalid-val
+    --data.split-file --data.val-samples --data.skip-invalid-val
     --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
     --data.augment --data.caption-augment --data.batches-from --data.pair-captions --data.num-workers
     --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size

@@ -28,7 +28,7 @@ BENCHED = "demo"  # default recipe of eve bench
 UNUSED_IN_BENCH = [
     *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
     *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
-    *("train.save_every", "train.keep_checkpoints"),
+    *("train.save_every", "train.keep_checkpoints", "data.split_file"),
 ]
 
 

@@ -104,6 +104,8 @@ class DataConfig(Values):
     test_fraction: Annotated[float, "[0, 0.5)"] = 0.0
     """Share of the images or texts of each training source that neither training nor validation sees; `eve evaluate … --data
     held-out-test` measures on it."""
+    split_file: Path | None = None
+    """Rows for held-out and held-out-test, as `eve learn` chooses them; default: by val_fraction and test_fraction."""
     val_samples: Count = 1000
     """Most rows to validate on, spread evenly over the sources."""
     skip_invalid_val: bool = False
@@ -173,11 +175,12 @@ class DataConfig(Values):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
+        reading = "split_file format image_root image_column text_column label_column batches_from pair_captions".split()
         unused: dict[str, str] = dict.fromkeys((*reading, "order") if is_generated else (), "on generated data")
-        by_shards = ("train_weights", "batches_from", "pair_captions") if self.order == "shards" else ()
+        by_shards = ("train_weights", "batches_from", "pair_captions", "split_file") if self.order == "shards" else ()
         unused |= dict.fromkeys(by_shards, "with order shards")
         unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
+        unused |= dict.fromkeys(("val_fraction", "test_fraction") if self.split_file else (), "with split_file")
         unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 

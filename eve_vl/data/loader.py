@@ -21,6 +21,7 @@ from eve_vl.data.held_out import held_out_split
 from eve_vl.data.order import LARGE, BlockRows, KeyedOrder, LaneOrder, epoch_order, generator
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import Source, find_generator, hash_of
+from eve_vl.data.split_file import read_split
 from eve_vl.data.table import Table
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
@@ -66,14 +67,17 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
 def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
     """Open the sources of a run for training, validation and the test.
 
-    Raises UserError. There are none for the test without data.test_fraction.
+    Raises UserError. There are none for the test without data.test_fraction or split_file.
     """
     data, val = config.data, None
     train = open_sources(data.train, data, config.input.image_size, kind)
     if data.val != (HELD_OUT,):
         val = open_sources(data.val, data, config.input.image_size, kind)
-    if val is not None and not data.test_fraction:
+    if val is not None and not data.test_fraction and data.split_file is None:
         return train, val, []
+    if data.split_file is not None:
+        train, held, test = read_split(data.split_file, train, data.train)
+        return train, held if val is None else val, test
     shares = 0.0 if val is not None else data.val_fraction, data.test_fraction
     train, held, test = held_out_split(train, data.train, *shares, by_shards=data.order == SHARDS)
     return train, held if val is None else val, test

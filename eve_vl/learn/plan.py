@@ -17,6 +17,7 @@ from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.decoding import read_image
 from eve_vl.data.loader import OPTIONS, open_sources, open_splits
 from eve_vl.data.records import Source, Unencoded, hash_of, image_key, usable_rows
+from eve_vl.data.split_file import write_split
 from eve_vl.data.validate import check_source
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.recipes.pretrain import changed
@@ -30,7 +31,7 @@ from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
 
-PLAN = "plan.json"
+PLAN, SPLIT = "plan.json", "split.json"
 BUNDLED = "builtin:drawings"
 UNTRAINED, MASKED, FINAL, FINAL_MASKED = "untrained", "masked", "final", "final_masked"
 MIN_STEPS = 20  # of a pilot
@@ -132,7 +133,7 @@ class Plan:
 
     def with_data(self, config: Config) -> Config:
         """Return a config on the sources, with their held-out splits."""
-        held = {name: self.values["data"][name] for name in ("val_fraction", "test_fraction")}
+        held = {name: Path(value) if name == "split_file" else value for name, value in self.values["data"]["held"].items()}
         data = replace(config.data, train=self.data.train, val=self.data.val, **self.reading(), **held)
         return replace(config, data=data)
 
@@ -217,14 +218,12 @@ def check(plan: Plan) -> None:
             used[" ".join(specs)] = _refuse_overlap(plan, used, flag, specs)
     lengths = sorted(len(text.split()) for text in texts) or [1]
     sides = [report["width"]["median"] for report in reports if report["width"]]
-    share = round(min(MOST_HELD, HELD_ROWS / rows), 4)
     facts: dict[str, Any] = {
         "rows": rows,
         "side": min(sides, default=SIZES[0]),
         "text_length": min(64, max(8, round(1.4 * lengths[int(0.99 * (len(lengths) - 1))]) + 3)),
         "vocab": min(8000, max(1000, len({word for text in texts for word in text.split()}))),
-        "val_fraction": share if plan.data.val == (HELD_OUT,) else DataConfig.val_fraction,
-        "test_fraction": 0.0 if plan.test else share,
+        "held": held_of(plan, sources, rows),
         "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
     }
     plan.values["data"] = facts
@@ -233,6 +232,19 @@ def check(plan: Plan) -> None:
     facts |= dict(zip(("train", "val", "test"), parts, strict=True))
     kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(facts)
     plan.decide(f"data: {many}: {kept}", data=facts)
+
+
+def held_of(plan: Plan, sources: Sequence[Source], rows: int) -> dict[str, Any]:
+    """Choose validation and test rows; return the config options that name them.
+
+    In a search, rows that share a caption or an image are in one part.
+    """
+    share = min(MOST_HELD, HELD_ROWS / rows)
+    parts, file = [int(share * rows) * is_held for is_held in (plan.data.val == (HELD_OUT,), not plan.test)], plan.out / SPLIT
+    if plan.name == "search" and any(parts) and processes.from_main(lambda: write_split(file, sources, *parts)):
+        return {"split_file": str(file)}
+    fractions = zip(("val_fraction", "test_fraction"), parts, strict=True)
+    return {name: round(share, 4) for name, num in fractions if num}
 
 
 def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str, specs: Sequence[str]) -> list[Source]:

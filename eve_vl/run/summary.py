@@ -47,7 +47,9 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
         shown = (
-            "kept for a test" if config.data.test_fraction else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
+            "kept for a test"
+            if config.data.test_fraction or config.data.split_file
+            else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
         )
         more = f"; left out: {pluralize(lost, 'row')} {shown}" if lost else ""
         enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
