@@ -85,7 +85,7 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
         hits = index.search(caption, folder=tmp_path / "mine", top=12, by="vectors")
         ranks.append([Path(hit.name).stem for hit in hits].index(caption))
     first, ten = (f"{100 * np.mean([rank < k for rank in ranks]):.1f}" for k in (1, 10))
-    words = f"your captions: {first} % (chance 8.3 %) find their image first among 12 of yours, {ten} % (chance 83.3 %)"
+    words = f"your captions: {first}% (chance 8.3%) find their image first among 12 of yours, {ten}% in the first 10"
     assert words in printed
 
 

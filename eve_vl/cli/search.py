@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
+from eve_vl.config import DataConfig
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
@@ -142,22 +143,27 @@ def run_try(args: TryArgs) -> None:
     index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
     _print_changes(folder, index)
     if args.sources:
-        _print_recalls(index, sources[1:])
+        _print_recalls(eve.run, args.sources)
         print_line(f"note: {ICON_RUN} was trained on drawings only; for photos, train a run of your own")
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     others = [name for name in builtin.names() if name != ICON_RUN]
     run_app(AppArgs(runs=tuple(map(Path, (ICON_RUN, *others))), index=folder, port=args.port, browser=args.browser))
 
 
-def _print_recalls(index: Any, sources: Sequence[str]) -> None:
+def _print_recalls(run: Any, specs: Sequence[str]) -> None:
     """Print how often captions of sources find their images, if there are some."""
-    from eve_vl.search.recalls import recalls
+    from eve_vl.data.loader import open_sources
+    from eve_vl.evaluation.runner import evaluated
 
-    if found := recalls(index, sources, MOST_MEASURED):
-        first, ten = (f"{100 * found[way]:.1f} % (chance {100 * found[f'{way}_chance']:.1f} %)" for way in ("ir1", "ir10"))
-        print_line(
-            f"your captions: {first} find their image first among {found['num_images']:,} of yours, {ten} in the first 10"
-        )
+    sources: list[Any] = []
+    for spec in specs:
+        with contextlib.suppress(UserError):  # without captions
+            sources += open_sources([spec], DataConfig(), run.config.input.image_size)
+    found = evaluated(run, MOST_MEASURED, sources, ablations=False, skip_invalid=True).numbers if sources else {}
+    if found.get("num_images", 0) > 10:
+        first, ten = (found.get(f"{name}_merged", found[name]) for name in ("ir1", "ir10"))
+        kept = f"{first:.1%} (chance {found['ir1_chance']:.1%}) find their image first among {found['num_images']:,} of yours"
+        print_line(f"your captions: {kept}, {ten:.1%} in the first 10")
 
 
 def run_index(args: IndexArgs) -> None:

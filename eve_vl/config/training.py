@@ -175,8 +175,8 @@ class DataConfig(Values):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = "split_file format image_root image_column text_column label_column batches_from pair_captions".split()
-        unused: dict[str, str] = dict.fromkeys((*reading, "order") if is_generated else (), "on generated data")
+        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
+        unused: dict[str, str] = dict.fromkeys((*reading, "split_file", "order") if is_generated else (), "on generated data")
         by_shards = ("train_weights", "batches_from", "pair_captions", "split_file") if self.order == "shards" else ()
         unused |= dict.fromkeys(by_shards, "with order shards")
         unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
