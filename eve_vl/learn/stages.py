@@ -14,10 +14,11 @@ from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, MASKED, MIN_STEPS, SIZES, UNTRAINED, Plan, pilot_of, shown
-from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
-from eve_vl.report.drawing import Section, document, draw
-from eve_vl.report.page import command_line, write_page, write_report
+from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
+from eve_vl.report.drawing import Section, draw
+from eve_vl.report.page import command_line, run_page, write_page
 from eve_vl.run.loading import load_run, read_config
+from eve_vl.run.results import result_of
 from eve_vl.run.training import train
 from eve_vl.train import StoppedError, processes
 from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, read_best
@@ -242,12 +243,12 @@ def conclude(learner: Learner) -> str:
                 shutil.rmtree(index, ignore_errors=True)
             learner.values["indexed"] = weights
             Eve(run).index(learner.data.train, index, **learner.reading())
-        if best != UNTRAINED:
-            write_report(config.out)
     learner.write()
-    lines = ["#!/bin/sh", "set -e", *(f"# {line}" for line in learner.values["lines"]), *commands(learner), ""]
-    write_file(learner.out / SCRIPT, "\n".join(lines))
-    write_page(learner.out / REPORT, page(learner))
+    lines, given = learner.values["lines"], commands(learner)
+    write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
+    result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
+    body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
+    write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
     return best
 
 
@@ -274,14 +275,3 @@ def app(learner: Learner) -> str:
     """Return the command that opens the page."""
     run = learner.run(learner.values["result"]["run"])  # an index knows its run
     return shlex.join(["eve", "app", *(["--index", str(learner.out / INDEX)] if learner.name == "search" else [run])])
-
-
-def page(learner: Learner) -> str:
-    """Return the HTML of the report."""
-    result, stages = learner.values["result"], learner.values["stages"]
-    scored = {name: from_json(stage["numbers"]) | stage for name, stage in stages.items() if "score" in stage}
-    known = {"plan": learner.values, "commands": commands(learner), "app": app(learner), "scored": scored}
-    known |= {"result": from_json(result["numbers"]), "run": result["run"]}
-    parts = {"numbers": "Numbers", "decisions": "Decisions", "pilots": "Runs", "commands": "Commands"}
-    sections = [Section(part, title, draw("learn_sections.html", part, **known)) for part, title in parts.items()]
-    return document("learn.html", sections, name=learner.out.name, job=learner.name, plan=learner.values, source_note="")

@@ -54,8 +54,8 @@ def task_report(run: LoadedRun) -> TaskReport:
     return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
 
 
-def run_page(run: LoadedRun) -> str:
-    """Return the HTML of the page about a run."""
+def run_page(run: LoadedRun, top: Sequence[Section] = ()) -> str:
+    """Return the HTML of the page about a run. top: sections above its own."""
     folder, report, config = root_of(run.folder), task_report(run), run.config
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, comparison = [], [None, None], "", ""
@@ -81,7 +81,7 @@ def run_page(run: LoadedRun) -> str:
     sections.append(config_section(config))
     facts = {"name": folder.resolve().name, "run": run, "config": config, "problem": problem, "notes": notes}
     facts |= run_facts(run, curves.log, counts) | {"source_note": source_note((*config.data.train, *config.data.val))}
-    return document("run.html", sections, **facts)
+    return document("run.html", [*top, *sections], **facts)
 
 
 def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)) -> dict[str, Any]:
