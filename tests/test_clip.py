@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -253,7 +254,8 @@ def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _: ["model.safetensors", "pytorch_model.bin", "README.md"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert Eve.load("hf:some/clip").run.config.recipe == "clip"
+    with ThreadPoolExecutor() as pool:  # the second waits for the first
+        assert [run.run.config.recipe for run in pool.map(Eve.load, ["hf:some/clip"] * 2)] == ["clip"] * 2
     assert calls == [
         ("some/clip", ["*.json", "*.txt", "*.model"]),
         ("some/clip", ["*.json", "*.txt", "*.model", "model.safetensors"]),

@@ -48,7 +48,9 @@ def page(folder: Path) -> Page:
     return Page(path)
 
 
-def test_runs_are_found_two_levels_down(folder: Path, tmp_path: Path):
+def test_runs_are_found_three_levels_down(folder: Path, tmp_path: Path):
+    (tmp_path / "mine" / "pilots" / "random" / "best").mkdir(parents=True)
+    assert find_runs([tmp_path]) == [tmp_path / "mine/pilots/random"]
     assert find_runs([folder]) == [folder / "a", folder / "c", folder / "b/deep"]
     assert find_runs([folder / "c", folder / "b", folder / "c"]) == [folder / "c", folder / "b/deep"]
     with pytest.raises(UserError, match="nothing: no such run folder, or folder of runs"):

@@ -24,7 +24,7 @@ class RunsArgs(JsonArgs):
     """Flags of `eve runs`."""
 
     folders: Positional[tuple[Path, ...]] = (Path("runs"),)
-    """Folders of runs, or run folders; runs are found two levels down."""
+    """Folders of runs, or run folders; runs are found three levels down."""
 
 
 def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ Checkpoints are as transformers and open_clip save them. A hub's hf:ORG/NAME is 
 | SigLIP 2 with patches of any aspect ratio (NaFlex) | refused |
 """
 
+import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,7 +33,7 @@ from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import expand_user, read_json
+from eve_vl.utils.file_io import expand_user, read_json, reporting_write_errors
 
 OPEN_CLIP = "open_clip_config.json"
 TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
@@ -291,9 +293,16 @@ def from_hub(name: str) -> Path:
     cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "hf"
     run = cache / repository.replace("/", "--")
     if not (run / "best").is_dir():
-        folder = download(repository)
-        summary = convert.import_weights([FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run))
-        print_line(f"{name}: {summary}, kept in {run}")
+        with reporting_write_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = (cache / f"{run.name}.lock").open("w")
+        with lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another download
+            if not (run / "best").is_dir():
+                folder = download(repository)
+                summary = convert.import_weights([FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run))
+                print_line(f"{name}: {summary}, kept in {run}")
     return run
 
 

@@ -60,13 +60,13 @@ class ComparedRun:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the given runs and those up to two levels below given folders.
+    """Return the given runs and those up to three levels below given folders.
 
     Raises UserError.
     """
     found: list[Path] = []
     for path in map(builtin.located, paths):
-        below = [folder for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
+        below = [folder for pattern in ("*", "*/*", "*/*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
         if not _is_run(path) and not below:
             raise UserError(f"{path}: no such run folder, or folder of runs")
         found += [path] if _is_run(path) else below

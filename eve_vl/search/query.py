@@ -27,7 +27,7 @@ NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1:
 UNKNOWN = "[UNK]"
 BY = ("both", "words", "vectors")
 MOST_WORDS = 32  # of a query, that are looked up
-PART = re.compile(r"""(?<!\S)(-?)(?:(\d{1,3}(?:\.\d+)?):)?(?:"([^"]*)"(?!\S)|(\S+))""")
+PART = re.compile(r"""(?<!\S)(-?)(?:(\d(?:\.\d+)?):(?!(?i:[ap]\.?m)\b))?(?:"([^"]*)"(?!\S)|(\S+))""")
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
