@@ -130,7 +130,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
     folder, names = images
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
-    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval")})
+    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("search_small")})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
     cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)]
@@ -143,7 +143,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
     assert cells[0].file("retrieval").stat().st_mtime_ns == before
     flags = "--train.lr 1e-4"
     other = runs.planned(
-        "emoji", arms.Arm(arm.before, {"retrieval": arms.Stage("emoji_retrieval", 0, flags)}), ("retrieval",), given
+        "emoji", arms.Arm(arm.before, {"retrieval": arms.Stage("search_small", 0, flags)}), ("retrieval",), given
     )
     seconds = runs.known_seconds(folder)
     (folder / "probe.json").write_text(
@@ -242,7 +242,7 @@ def test_differences_have_intervals_over_rows():
 
 def config_for(folder):
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
-    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")})
+    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("search_small")})
     return runs.planned("emoji", arm, ("retrieval",), rows)[-1].config
 
 
@@ -357,7 +357,7 @@ def test_open_clip_refuses_to_resume_with_other_settings_or_rows(images):
     folder, _ = images
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
     plan = runs.planned(
-        "emoji", arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")}), ("retrieval",), rows
+        "emoji", arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("search_small")}), ("retrieval",), rows
     )
     cell = open_clip.OpenClipCell("open_clip", "emoji", 10, 0, "val", folder, rows, plan, settings=open_clip.SETTINGS)
     cell.folder.mkdir(parents=True)

@@ -104,7 +104,7 @@ VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__] for module in (pretrain, finetune)
 )
-WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "search_small", "vlmo_retrieval")
+WITHOUT_MATCHING = ("demo_retrieval", "icons_search", "search_small", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 
@@ -426,7 +426,7 @@ def own(tmp_path: Path, monkeypatch) -> Path:
         *((name, "demo", name, {}) for name in recipes("finetune") if name.startswith("demo_")),
         *((name, "base", name, {"image": LARGER.get(name, 224)}) for name in ("vqa", "nlvr2", "retrieval", "classification")),
         ("easy_vqa", "scenes", "vqa", {}),
-        ("emoji_retrieval", "emoji", "emoji_retrieval", {}),
+        ("search_small", "demo", "search_small", {}),
         ("own_shapes.py:ask", "tiny", "vqa", {}),
         ("own_shapes.py:judge", "base", "demo_nlvr2", {}),
         ("own_shapes.py:ask --init run", "tiny", "vqa", {"image": 16}),

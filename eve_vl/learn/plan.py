@@ -33,7 +33,7 @@ from eve_vl.utils.file_io import has_fields, read_json, write_file
 
 PLAN, SPLIT = "plan.json", "split.json"
 BUNDLED = "builtin:drawings"
-UNTRAINED, MASKED, FINAL, FINAL_MASKED = "untrained", "masked", "final", "final_masked"
+UNTRAINED, MASKED, FINAL = "untrained", "masked", "final"
 MIN_STEPS = 20  # of a pilot
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 NUM_TIMED = 4  # steps
@@ -143,7 +143,7 @@ class Plan:
 
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
-        return self.out / (name if name.startswith(FINAL) else f"pilots/{name}")
+        return self.out / (name if name == FINAL else f"pilots/{name}")
 
     def run(self, name: str) -> str:
         """Return the run of a stage; UNTRAINED is BUNDLED as it is."""

@@ -13,7 +13,7 @@ from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
-from eve_vl.learn.plan import BUNDLED, FINAL, FINAL_MASKED, MASKED, MIN_STEPS, SIZES, UNTRAINED, Plan, pilot_of, shown
+from eve_vl.learn.plan import BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, UNTRAINED, Plan, pilot_of, shown
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import command_line, run_page, write_page
@@ -123,19 +123,14 @@ class Learner(Plan):
             index = evaluation * facts["rows"] / facts["val"] * (self.name == "search")
             reserve = 5 + evaluation * (6 + facts["test"] / facts["val"]) + index
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
-            steps, new = max(MIN_STEPS, int(left / cost)), dict(stages)
+            steps = max(MIN_STEPS, int(left / cost))
             if FINAL in stages:
                 done = stages[FINAL]["steps"] if stages[FINAL].get("is_done") else self.reached(FINAL)
                 steps, pilot = max(stages[FINAL]["steps"], done + int(left / cost)), pilot_of(stages[FINAL])
-            elif pilot["start"] == f"pilots/{MASKED}" and not pilot["scratch"]:  # half of the time each
-                new[FINAL_MASKED] = {"size": SIZES[0], "steps": max(MIN_STEPS, int(left / 2 / self._cost(MASKED)))}
-                steps, pilot["start"] = max(MIN_STEPS, steps // 2), FINAL_MASKED
-            new[FINAL] = pilot | {"steps": steps}
+            new = stages | {FINAL: pilot | {"steps": steps}}
             why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
             self.decide(f"final run: as {best}, {steps:,} steps ({why})", stages=new, planned=self.values["seconds"])
-        for name in (FINAL_MASKED, FINAL):
-            if name in self.values["stages"]:
-                self.stage(name)
+        self.stage(FINAL)
 
     def _cost(self, name: str) -> float:
         """Return the seconds of a step of a stage that was trained."""
