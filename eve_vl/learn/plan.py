@@ -133,7 +133,9 @@ class Plan:
 
     def with_data(self, config: Config) -> Config:
         """Return a config on the sources, with their held-out splits."""
-        held = {name: Path(value) if name == "split_file" else value for name, value in self.values["data"]["held"].items()}
+        held = dict(self.values["data"]["held"])
+        if "split_file" in held:
+            held["split_file"] = self.out / held["split_file"]
         data = replace(config.data, train=self.data.train, val=self.data.val, **self.reading(), **held)
         return replace(config, data=data)
 
@@ -242,7 +244,7 @@ def held_of(plan: Plan, sources: Sequence[Source], rows: int) -> dict[str, Any]:
     share = min(MOST_HELD, HELD_ROWS / rows)
     parts, file = [int(share * rows) * is_held for is_held in (plan.data.val == (HELD_OUT,), not plan.test)], plan.out / SPLIT
     if plan.name == "search" and any(parts) and processes.from_main(lambda: write_split(file, sources, *parts)):
-        return {"split_file": str(file)}
+        return {"split_file": SPLIT}
     fractions = zip(("val_fraction", "test_fraction"), parts, strict=True)
     return {name: round(share, 4) for name, num in fractions if num}
 

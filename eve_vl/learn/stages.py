@@ -119,7 +119,8 @@ class Learner(Plan):
         """Train the final run with the settings of the best pilot in the rest of the time."""
         stages, pilot = self.values["stages"], pilot_of(self.values["stages"][best])
         if FINAL not in stages or self.values["seconds"] > self.values["planned"]:
-            cost, facts, evaluation = self._cost(best), self.values["data"], stages[best]["scored_in"]
+            facts, evaluation = self.values["data"], stages[best]["scored_in"]
+            cost = self.clock.cost(self.config(best)) or self.values["costs"][f"at {pilot['size']} pixels"]
             index = evaluation * facts["rows"] / facts["val"] * (self.name == "search")
             reserve = 5 + evaluation * (6 + facts["test"] / facts["val"]) + index
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
@@ -131,12 +132,6 @@ class Learner(Plan):
             why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
             self.decide(f"final run: as {best}, {steps:,} steps ({why})", stages=new, planned=self.values["seconds"])
         self.stage(FINAL)
-
-    def _cost(self, name: str) -> float:
-        """Return the seconds of a step of a stage that was trained."""
-        stage = self.values["stages"][name]
-        key = f"at {stage['size']} pixels" if "start" in stage else MASKED
-        return self.clock.cost(self.config(name)) or self.values["costs"][key]
 
     def reached(self, name: str) -> int:
         """Return the step of a stage's newest checkpoint; 0 without one."""
