@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "predict": {"utils", "config", "data", "model", "metrics", "tasks", "evaluation"},
     "run": {"utils", "builtin", "config", "data", "model", "metrics", "train", "tasks", "evaluation"},
     "interop": {"utils", "builtin", "config", "recipes", "data", "model", "objectives", "train", "tasks", "predict", "run"},
-    "search": {"utils", "__init__", "builtin", "config", "data", "metrics", "train", "predict", "run"},
+    "search": {"utils", "__init__", "builtin", "config", "data", "train", "predict", "run"},
     "eve": {"utils", "builtin", "config", "train", "predict", "run", "search"},
     "serve": {"utils", "__init__", "config", "data", "synthetic", "predict", "search", "eve"},
     "report": {

@@ -170,6 +170,14 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     assert not (builtin.located(BUNDLED) / "rows.json").exists()
 
 
+@pytest.mark.parametrize(("wins", "losses", "name"), [(0, 0, "untrained"), (6, 4, "untrained"), (40, 4, "final")])
+def test_the_bundled_run_stays_unless_training_is_better_beyond_chance(wins, losses, name):
+    rows = {"final": [1.0] * wins + [0.0] * losses + [0.5] * 200, "untrained": [0.0] * wins + [1.0] * losses + [0.5] * 200}
+    scored = {run: sum(values) / len(values) for run, values in rows.items()}
+    assert stages.kept(scored, lambda run: {str(row): value for row, value in enumerate(rows[run])}) == name
+    assert stages.kept({"final": 0.1, "random": 0.2}, dict) == "random"
+
+
 def test_the_score_weighs_whole_captions_and_tags_equally(whole):
     name = "bundled"
     run = load_run(whole / "pilots" / name)

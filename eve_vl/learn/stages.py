@@ -5,7 +5,8 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,12 @@ def certain(gain: float) -> tuple[float, float, float]:
     return float(gain), low, high
 
 
+def kept(scored: Mapping[str, float], rows: Callable[[str], Mapping[str, float]]) -> str:
+    """Return the run to keep: the best one, if it is better than UNTRAINED beyond chance."""
+    best = max(scored, key=lambda name: (scored[name], name == FINAL))
+    return UNTRAINED if UNTRAINED in scored and certain(paired(rows(best), rows(UNTRAINED)))[1] <= 0 else best
+
+
 def conclude(learner: Learner) -> str:
     """Evaluate the best run so far on the test rows; return its name.
 
@@ -210,10 +217,10 @@ def conclude(learner: Learner) -> str:
     scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage}
     if not scored:
         return ""
-    best = max(scored, key=lambda name: (scored[name], name == FINAL))
+    best = kept(scored, learner.rows)
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
         gain, low, high = certain(paired(learner.rows(best), learner.rows(FINAL)))
-        chance = ", which may be chance" * (low <= 0)
+        chance = ", which may be chance" * (low <= 0 <= high)
         line = f"kept: {best}, {gain:+.3f} ({low:+.3f} to {high:+.3f}) over the final run on the validation rows{chance}"
         learner.values["lines"] += [line] * (line not in learner.values["lines"])
     config, index = learner.config(best), learner.out / INDEX
@@ -238,7 +245,8 @@ def conclude(learner: Learner) -> str:
     write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
     body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
-    write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
+    with learner.output("."), contextlib.redirect_stderr(sys.stdout):  # the bundled run's own data are not here
+        write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
     return best
 
 
