@@ -199,7 +199,7 @@ def certain(gain: float) -> tuple[float, float, float]:
 
 
 def kept(scored: Mapping[str, float], rows: Callable[[str], Mapping[str, float]]) -> str:
-    """Return the run to keep: the best one, if it is better than UNTRAINED beyond chance."""
+    """Return the best run; UNTRAINED unless that is better beyond chance."""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
     return UNTRAINED if UNTRAINED in scored and certain(paired(rows(best), rows(UNTRAINED)))[1] <= 0 else best
 
