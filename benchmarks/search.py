@@ -42,7 +42,7 @@ from eve_vl.run.loading import build_task
 from eve_vl.search import nearest, words
 from eve_vl.search.database import Database
 from eve_vl.search.index import Index
-from eve_vl.train.checkpoint import save_checkpoint
+from eve_vl.train.checkpoint import save_best
 from eve_vl.utils.runtime import keep_memory
 
 CAPTIONS = ("a red car in front of a house", "two dogs on a beach", "a woman with a green umbrella", "an old map of the world")
@@ -61,7 +61,7 @@ def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve
     config = replace(recipe, input=sizes, task=task)
     tokenizer = Tokenizer.train(CAPTIONS, 500)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
-    save_checkpoint(folder, {"model": build_task(config, tokenizer).state_dict()}, texts, {"step": 1}, keep=1)
+    save_best(folder, step=1, model=build_task(config, tokenizer).state_dict(), texts=texts, numbers={})
     return Eve.load(folder, "cpu")
 
 

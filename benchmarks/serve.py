@@ -38,7 +38,7 @@ from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
-from eve_vl.train.checkpoint import save_checkpoint
+from eve_vl.train.checkpoint import save_best
 
 RATIO = Goal(limit=3.0, at_least=True)
 LOST = Goal(limit=0.0, at_least=False)
@@ -77,7 +77,7 @@ def untrained_run(folder: Path, recipe: str, answers: list[str]) -> None:
     config, tokenizer = get_finetune_recipe(recipe, get_recipe("demo")), Tokenizer.train(CAPTIONS, 500)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
     texts |= {"answers.json": json.dumps(answers)} if answers else {}
-    save_checkpoint(folder, {"model": build_task(config, tokenizer, answers).state_dict()}, texts, {"step": 1}, keep=1)
+    save_best(folder, step=1, model=build_task(config, tokenizer, answers).state_dict(), texts=texts, numbers={})
 
 
 def bodies() -> dict[str, list[tuple[str, bytes]]]:

@@ -25,7 +25,7 @@ from eve_vl.report.page import write_report
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
-from eve_vl.train.checkpoint import CHECKPOINTS, _checksum, checkpoint_folders
+from eve_vl.train.checkpoint import CHECKPOINTS, checkpoint_folders, checksum
 
 LEFT_OUT = object()
 
@@ -98,7 +98,7 @@ def mend_checksums(rng: Random, folder: Path) -> None:
             continue
         try:
             values = json.loads(state.read_bytes())
-            sums = {name: _checksum(state.parent / name) for name in values.pop("sha256") if (state.parent / name).is_file()}
+            sums = {name: checksum(state.parent / name) for name in values.pop("sha256") if (state.parent / name).is_file()}
             values |= {"sha256": sums} if rng.random() < 0.7 else {}
             state.write_text(json.dumps(values))
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OSError):

@@ -123,7 +123,7 @@ class Training:
     def saves(self) -> bool:
         """Whether a checkpoint or best weights are being written."""
         names = [*_inside(self.folder / "run"), *_inside(self.folder / "run/checkpoints")]
-        return any(re.fullmatch(r"\.(step_\d+|best)\.(\w+\.)?(tmp|old)", name) for name in names)
+        return any(re.fullmatch(r"\.(step_\d+|best)\.(eve-\w+\.)?(tmp|old)", name) for name in names)
 
 
 def _inside(folder: Path) -> list[str]:

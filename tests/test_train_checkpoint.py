@@ -19,7 +19,7 @@ from test_train_best import CONFIG, Guess, scored, step_folder, train, weights
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import checkpoint
+from eve_vl.train import checkpoint, training_state
 from eve_vl.train.optim import build_optimizer
 from eve_vl.utils.errors import UserError
 
@@ -395,14 +395,14 @@ def test_the_optimisers_state_has_a_name_for_each_parameter_that_trains_before_a
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 3)]), "head": nn.Linear(3, 1)})
     model["head"].requires_grad_(False)
     optimizer = build_optimizer(model.named_parameters(), TrainConfig(steps=1, optimizer="muon"))
-    before = checkpoint.optimizer_tensors(model, optimizer)
+    before = training_state.optimizer_tensors(model, optimizer)
     assert before.keys() == {
         "blocks.0.weight.momentum",
         *(f"blocks.0.bias.{name}" for name in ("step", "exp_avg", "exp_avg_sq")),
     }
     model["blocks"][0](torch.ones(1, 2)).sum().backward()  # pyright: ignore[reportIndexIssue]
     optimizer.step()
-    after = checkpoint.optimizer_tensors(model, optimizer)
+    after = training_state.optimizer_tensors(model, optimizer)
     assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
     assert not any(value.any() for value in before.values()) and all(value.any() for value in after.values())
 
@@ -446,16 +446,17 @@ def test_a_process_that_is_new_after_a_resume_keeps_its_own_generators(tmp_path:
     run, model = tmp_path / "run", nn.Linear(2, 2)
     optimizer = build_optimizer(model.named_parameters(), TrainConfig(steps=1))
     rng = checkpoint.get_rng_state() | {"meter.loss": torch.tensor([3.0])}
-    tensors = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(model, optimizer), "rng_0": rng}
-    checkpoint.save_checkpoint(run, tensors, {}, {"step": 7, "num_processes": 1}, keep=2)
+    own, shared = {"model": model.state_dict(), "rng_0": rng}, {"optimizer": training_state.optimizer_tensors(model, optimizer)}
+    writer = training_state.CheckpointWriter(run, keep=2, in_background=False)
+    writer.start(own, shared, {}, {"step": 7, "num_processes": 1})
     folder = step_folder(run, 7)
     for rank in (0, 1):
         random.seed(9)
-        state = checkpoint.load_training_state(folder, model, optimizer, rank)
+        state = training_state.load_training_state(folder, model, optimizer, rank)
         assert state["meter"] == ({"loss": torch.tensor([3.0])} if rank == 0 else {})
         assert (random.random() == random.Random(9).random()) == (rank == 1)
     assert {value.dtype for value in optimizer.state[model.weight].values()} == {torch.float32}
     for step in (8, 9):
-        checkpoint.save_checkpoint(run, tensors, {}, {"step": step, "num_processes": 1}, keep=2)
+        writer.start(own, shared, {}, {"step": step, "num_processes": 1})
     assert checkpoint.checkpoint_folders(run) == [step_folder(run, 8), step_folder(run, 9)]
     assert len([*(run / "checkpoints").iterdir()]) == 2

@@ -1,6 +1,6 @@
-"""What tests/test_distributed.py starts under torchrun, twice: the first start dies.
+"""What tests/test_distributed.py starts under torchrun, which starts it again when one process has died.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_process_runs.py FOLDER
+python -m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 tests/two_process_runs.py FOLDER
 """
 
 import os
@@ -64,13 +64,13 @@ def train(run: Path, *, dies: bool) -> None:
     checksum = None if is_main() else AssertionError("the first process verifies for all")
     with (
         mock.patch.object(checkpoint, "checkpoint_folders", seen_by_this_process),
-        mock.patch.object(checkpoint, "_checksum", side_effect=checksum, wraps=checkpoint._checksum),
+        mock.patch.object(checkpoint, "checksum", side_effect=checksum, wraps=checkpoint.checksum),
     ):
         trainer.resume()
 
     def batches(step: int) -> Iterator[Any]:
         while True:
-            if dies and step == KILLED:
+            if dies and rank and step == KILLED:
                 os.kill(os.getpid(), signal.SIGKILL)
             rows = [(step * BATCH + row) % NUM_ROWS for row in range(rank, BATCH, world)]
             yield dataset.collate([dataset[(step, 0, row)] for row in rows])

@@ -34,19 +34,18 @@ from torch import Tensor, nn
 
 from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
-from eve_vl.train.optim import initial_state
 from eve_vl.train.processes import from_main
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import (
     atomic_file,
     atomic_folder,
-    delete_temporary,
     has_fields,
     open_ordinary,
     read_json,
     reading,
     recover,
     reporting_write_errors,
+    sync,
 )
 
 CHECKPOINTS = "checkpoints"
@@ -58,6 +57,8 @@ LIVE = "live"
 MEMORY = "memory"
 METER = "meter."  # prefix in rng_*.safetensors of sums of the open log window
 COUNTS = "/counts"  # name in a meter's state of: steps, seconds, loading seconds, CPU core-seconds
+ADVICE = "; earlier checkpoints are intact, make room and run the same command again"
+WRITE_ERRORS = (OSError, safetensors.SafetensorError)
 PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
@@ -100,29 +101,17 @@ def chosen_checkpoint(path: Path) -> Path:
     return folders[-1]
 
 
-def save_checkpoint(
-    run: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any], *, keep: int
-) -> None:
-    """Write a checkpoint and delete all but the newest `keep`.
-
-    tensors: by name of their safetensors file. texts: further files by name. state: JSON values with the `step`. Raises
-    UserError when the disk is full or the folder cannot be written; older checkpoints then stay untouched.
-    """
-    _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
-    _delete(*checkpoint_folders(run)[:-keep])
-    delete_temporary(run / CHECKPOINTS)
-
-
-def _delete(*folders: Path) -> None:
+def delete_folders(*folders: Path) -> None:
+    """Delete folders without a moment in which half of one looks complete."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # hidden first: a crash leaves no half-deleted folder that looks complete
+        with contextlib.suppress(OSError):  # hidden first
             folder.rename(hidden := folder.with_name(f".{folder.name}.eve-old.tmp"))
             shutil.rmtree(hidden)
 
 
 def delete_highest(run: Path) -> None:
     """Delete HIGHEST, if there is one."""
-    _delete(run / HIGHEST)
+    delete_folders(run / HIGHEST)
 
 
 def save_best(
@@ -160,7 +149,7 @@ def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
     numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict, rows=dict) else None
     for values in (numbers, state["rows"]):
         if not has_fields(values, **dict.fromkeys(values or (), float)):
-            raise _damaged(run / name, "state.json holds no numbers")
+            raise damaged(run / name, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers, "rows": state["rows"]}
 
 
@@ -171,23 +160,43 @@ def _write_folder(
 
     Raises UserError.
     """
-    advice = "; earlier checkpoints are intact, make room and run the same command again"
-    with reporting_write_errors(folder, safetensors.SafetensorError, advice=advice), atomic_folder(folder) as temporary:
-        for name, content in tensors.items():
-            write_tensors(temporary / f"{name}.safetensors", content)
-        for name, text in texts.items():
-            (temporary / name).write_bytes(text.encode())
-        sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / "state.json").write_text(json.dumps({**state, "sha256": sums}, indent=1))
+    with reporting_write_errors(folder, *WRITE_ERRORS, advice=ADVICE), atomic_folder(folder) as temporary:
+        write_state(temporary, state, write_files(temporary, tensors, texts))
     return folder
 
 
-def _checksum(path: Path) -> str:
+def write_files(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str],
+    metadata: Mapping[str, dict[str, str]] | None = None,
+) -> dict[str, str]:
+    """Write safetensors and text files; return their checksums by name.
+
+    metadata: of safetensors files, by name. Raises one of WRITE_ERRORS.
+    """
+    for name, content in tensors.items():
+        write_tensors(folder / f"{name}.safetensors", content, (metadata or {}).get(name))
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    paths = [folder / name for name in sorted([*(f"{name}.safetensors" for name in tensors), *texts])]
+    for path in paths:
+        sync(path)
+    return {path.name: checksum(path) for path in paths}
+
+
+def write_state(folder: Path, state: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+    """Write state.json, the last file of a folder."""
+    (folder / "state.json").write_text(json.dumps({**state, "sha256": dict(sorted(sums.items()))}, indent=1))
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises OSError."""
     with open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(folder: Path, reason: object) -> UserError:
+def damaged(folder: Path, reason: object) -> UserError:
     """Return the error of a damaged checkpoint or best folder."""
     return UserError(f"{folder}: damaged ({reason}); restore it from a copy, or delete this folder to continue without it")
 
@@ -197,11 +206,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = read_json(folder / "state.json", dict)
     except UserError as error:
-        raise _damaged(folder, error) from None
+        raise damaged(folder, error) from None
     if not has_fields(state, step=int) or state["step"] < 0:
-        raise _damaged(folder, "state.json holds no step")
+        raise damaged(folder, "state.json holds no step")
     if not isinstance(new := state.get("new") or [], list) or not all(isinstance(name, str) for name in new):
-        raise _damaged(folder, "state.json lists new parameters that are no names")
+        raise damaged(folder, "state.json lists new parameters that are no names")
     return state
 
 
@@ -213,17 +222,17 @@ def verify(folder: Path, *, to_resume: bool = True) -> dict[str, Any]:
     state = read_state(folder)
     sums = state.get("sha256", {})  # none in runs of earlier versions
     if not isinstance(sums, dict):
-        raise _damaged(folder, "state.json holds no checksums")
+        raise damaged(folder, "state.json holds no checksums")
     for name in sums if to_resume else [name for name in sums if ANSWERING.fullmatch(name)]:
         if name != Path(name).name:
-            raise _damaged(folder, f"state.json names a file in another folder: {name}")
+            raise damaged(folder, f"state.json names a file in another folder: {name}")
         try:
-            found = _checksum(folder / name)
+            found = checksum(folder / name)
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
-            raise _damaged(folder, f"{name} is missing" if is_missing else f"{name}: {error.strerror}") from None
+            raise damaged(folder, f"{name} is missing" if is_missing else f"{name}: {error.strerror}") from None
         if found != sums[name]:
-            raise _damaged(folder, f"{name} is not what was written, by its checksum")
+            raise damaged(folder, f"{name} is not what was written, by its checksum")
     return state
 
 
@@ -247,6 +256,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with reading(path, safetensors.SafetensorError):
         open_ordinary(path).close()  # a pipe would wait
         return load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file. Raises UserError."""
+    with reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
@@ -290,44 +305,6 @@ def load_model(folder: Path, model: nn.Module) -> None:
     if is_meta:  # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
         tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=is_meta)
-
-
-def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
-    """Load weights, optimiser and this process's random generators; return state.json.
-
-    Its `meter` holds this process's sums of the open log window. The main process verifies the files for all. Raises UserError
-    for a damaged or unfitting folder.
-    """
-    state = from_main(lambda: verify(folder))
-    if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
-        raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
-    try:
-        load_model(folder, model)
-        tensors = read_tensors(folder / "optimizer.safetensors")
-        rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
-        if rng:  # additional processes of a resumed run seed their own generators
-            set_rng_state(rng)
-    except (ValueError, OverflowError) as error:
-        raise _damaged(folder, error) from None
-    for name, value in tensors.items():
-        parameter = model.get_parameter(name.rpartition(".")[0])
-        optimizer.state[parameter][name.rpartition(".")[2]] = value.to(parameter.device)
-    state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
-    return state
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state by parameter name.
-
-    Parameters without a gradient so far have their initial state.
-    """
-    parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        if parameter in parts
-        for key, value in (optimizer.state.get(parameter) or initial_state(parameter, parts[parameter])).items()
-    }
 
 
 def get_rng_state() -> dict[str, Tensor]:

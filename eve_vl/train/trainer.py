@@ -21,6 +21,7 @@ from eve_vl.train.best import BestWeights, Validated, on_training_rows
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
+from eve_vl.train.training_state import CheckpointWriter, gathered, load_training_state, optimizer_tensors, read_parts
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary, write_file
@@ -65,6 +66,8 @@ class Trainer:
         self.scores: list[float] = []
         self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
         self.step = 0
+        in_background = device.type != "cpu" or processes.world_size() > 1  # else it would take cores and memory from training
+        self.writer = CheckpointWriter(run, keep=config.keep_checkpoints, in_background=in_background)
         self.choice = BestWeights(run, self.main_metric)
         self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
         self.training_rows: Callable[[], Iterable[Any]] | None = None  # a loader of some, as validation reads them
@@ -82,9 +85,11 @@ class Trainer:
             delete_temporary(self.run, checkpoint.BEST)
             delete_temporary(self.run / checkpoint.CHECKPOINTS)
         if folders:
-            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
+            state = load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:
-                self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
+                live = {name: torch.empty_like(value) for name, value in self.averages.live().items()}
+                read_parts(live, folders[-1], checkpoint.LIVE)
+                self.averages.restore(live)
             if (remembered := folders[-1] / f"{checkpoint.MEMORY}.safetensors").is_file():
                 tensors = checkpoint.read_tensors(remembered)
                 self.task.memory.update({name: value.to(self.device) for name, value in tensors.items()})
@@ -95,28 +100,26 @@ class Trainer:
         return bool(folders)
 
     def save(self) -> None:
-        """Write a checkpoint; every process must call this."""
+        """Begin to write a checkpoint; every process must call this."""
+        self.writer.finish()  # before copies are made
+        with self.averages.in_place():
+            model = self.writer.copied(gathered(self.task.state_dict()))
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
-        rng_states = processes.gather_objects(checkpoint.get_rng_state() | meter)
+        own = {f"rng_{processes.rank()}": checkpoint.get_rng_state() | meter}
         if is_main():
-            tensors = {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
-            tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
-            if live := self.averages.live():
-                tensors[checkpoint.LIVE] = live
+            own["model"] = model
             if remembered := getattr(self.task, "memory", None):
-                tensors[checkpoint.MEMORY] = remembered
-            state = {
-                "step": self.step,
-                "samples_consumed": self.samples_consumed,
-                "new": self.new,
-                "num_processes": processes.world_size(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            }
-            with self.averages.in_place():
-                tensors["model"] = self.task.state_dict()
-                checkpoint.save_checkpoint(self.run, tensors, self.texts, state, keep=self.config.keep_checkpoints)
-        processes.barrier()
+                own[checkpoint.MEMORY] = self.writer.copied(remembered)
+        shared = {"optimizer": optimizer_tensors(self.task, self.optimizer), checkpoint.LIVE: self.averages.live()}
+        state = {
+            "step": self.step,
+            "samples_consumed": self.samples_consumed,
+            "new": self.new,
+            "num_processes": processes.world_size(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        self.writer.start(own, {name: tensors for name, tensors in shared.items() if tensors}, self.texts, state)
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
         """Train to the last step; return the numbers of best/, else of the last step.
@@ -126,7 +129,19 @@ class Trainer:
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
         with contextlib.closing(log), stop_signals() as stop:
-            return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+            try:
+                numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+            except UserError as error:
+                if self._is_shared(error):
+                    self.writer.finish()
+                raise
+            self.writer.finish()
+            return numbers
+
+    @staticmethod
+    def _is_shared(error: UserError) -> bool:
+        """Return whether all processes raise an error, so that they can still save together."""
+        return processes.world_size() == 1 or isinstance(error, SharedError)
 
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: Collection[int]
@@ -163,6 +178,7 @@ class Trainer:
                 window, self.meter = self.meter, Meter()
                 log.row("train", self.step, window.result(config, self.step))
             start = time.perf_counter()
+            self.writer.poll()
             if is_saved:
                 self.save()
             numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
@@ -195,7 +211,7 @@ class Trainer:
         try:
             numbers, rows = self._evaluate(val_loader)
         except UserError as error:
-            if processes.world_size() == 1 or isinstance(error, SharedError):  # saving needs all processes
+            if self._is_shared(error):
                 self.save()
             raise
         self._choose(numbers, rows)

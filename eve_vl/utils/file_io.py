@@ -160,9 +160,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with _workplace(path) as temporary:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync(path)
         _put_in_place(temporary, folder)
 
 
@@ -223,7 +223,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             if not tries_left:
                 raise
             # another process may have replaced the folder, or recovered the old one: try again
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -239,7 +239,7 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
