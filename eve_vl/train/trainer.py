@@ -131,7 +131,7 @@ class Trainer:
         with contextlib.closing(log), stop_signals() as stop:
             try:
                 numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
-            except UserError as error:
+            except Exception as error:
                 if self._is_shared(error):
                     self.writer.finish()
                 raise
@@ -139,7 +139,7 @@ class Trainer:
             return numbers
 
     @staticmethod
-    def _is_shared(error: UserError) -> bool:
+    def _is_shared(error: Exception) -> bool:
         """Return whether all processes raise an error, so that they can still save together."""
         return processes.world_size() == 1 or isinstance(error, SharedError)
 

@@ -49,29 +49,24 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def own_part(tensor: Any) -> tuple[Tensor, list[int]]:
-    """Return the part of a tensor that this process holds, and its first index on each axis."""
-    if not hasattr(tensor, "to_local"):
-        return tensor, [0] * tensor.ndim
-    return tensor.to_local(), [*tensor.__create_chunk_list__()[0].offsets]
+def own_part(tensor: Any, *, to_write: bool = False) -> tuple[Tensor, list[int]]:
+    """Return the part of a tensor that this process holds, and its first index on each axis.
 
-
-def own_share(tensor: Any) -> tuple[Tensor, list[int]]:
-    """Return the part of a tensor that this process writes, and its first index on each axis.
-
-    Of a part that several processes hold, each writes an equal share.
+    to_write: only this process's share of it, where several processes hold the same part.
     """
-    part, place = own_part(tensor)
-    copy, copies = processes.rank(), processes.world_size()
+    part, place, copy, copies = tensor, [0] * tensor.ndim, processes.rank(), processes.world_size()
     if hasattr(tensor, "to_local"):
+        part, place = tensor.to_local(), [*tensor.__create_chunk_list__()[0].offsets]
         mesh, copy, copies = tensor.device_mesh, 0, 1
         for index, size, placement in zip(mesh.get_coordinate(), mesh.shape, tensor.placements, strict=True):
             if placement.is_replicate():
                 copy, copies = copy * size + index, copies * size
-    if not part.ndim:
+    if to_write and not part.ndim:
         return (part if copy == 0 else part.new_empty(0)), place
-    start, end = (len(part) * number // copies for number in (copy, copy + 1))
-    return part[start:end], [place[0] + start, *place[1:]]
+    if to_write:
+        start, end = (len(part) * number // copies for number in (copy, copy + 1))
+        return part[start:end], [place[0] + start, *place[1:]]
+    return part, place
 
 
 def read_parts(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
@@ -175,8 +170,8 @@ class CheckpointWriter:
         temporary = processes.from_main(lambda: self._open(folder))
         files, metadata, suffix = {**own}, {}, f"_{processes.rank()}" if processes.world_size() > 1 else ""
         for name, tensors in shared.items():
-            shares = {key: own_share(tensor) for key, tensor in tensors.items()}
-            shares = {key: (part, place) for key, (part, place) in shares.items() if part.numel()}
+            shares = {key: own_part(tensor, to_write=True) for key, tensor in tensors.items()}
+            shares = {key: share for key, share in shares.items() if share[0].numel()}
             files[f"{name}{suffix}"] = self.copied({key: part for key, (part, _) in shares.items()})
             if suffix:
                 places = {key: {PLACE: place} for key, (_, place) in shares.items()}
