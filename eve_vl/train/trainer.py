@@ -103,13 +103,12 @@ class Trainer:
         """Begin to write a checkpoint; every process must call this."""
         self.writer.finish()  # before copies are made
         with self.averages.in_place():
-            model = self.writer.copied(gathered(self.task.state_dict()))
+            model = gathered(self.task.state_dict())
+            own = {"model": self.writer.copied(model)} if is_main() else {}
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
-        own = {f"rng_{processes.rank()}": checkpoint.get_rng_state() | meter}
-        if is_main():
-            own["model"] = model
-            if remembered := getattr(self.task, "memory", None):
-                own[checkpoint.MEMORY] = self.writer.copied(remembered)
+        own[f"rng_{processes.rank()}"] = checkpoint.get_rng_state() | meter
+        if is_main() and (remembered := getattr(self.task, "memory", None)):
+            own[checkpoint.MEMORY] = self.writer.copied(remembered)
         shared = {"optimizer": optimizer_tensors(self.task, self.optimizer), checkpoint.LIVE: self.averages.live()}
         state = {
             "step": self.step,
