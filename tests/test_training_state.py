@@ -12,10 +12,11 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -108,7 +109,7 @@ def save_all(folder: Path) -> str:
         writer.poll()
         writer.finish()
     own = in_layout("first axis", {name: each for name, each in whole_tensors(0).items() if each.ndim})
-    dcp.save(own, storage_writer=HuggingFaceStorageWriter(str(folder / "torch"), save_distributed=True))
+    save(own, storage_writer=HuggingFaceStorageWriter(str(folder / "torch"), save_distributed=True))
     writer = writer_of(folder / "whole")
     if processes.rank() == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
@@ -170,7 +171,7 @@ def test_torchs_own_reader_reads_the_shares(folder: Path, layout, tmp_path: Path
     for path in (folder / layout / "checkpoints/step_00000004").glob("optimizer_*"):
         (tmp_path / path.name).symlink_to(path)
     found = {name: torch.full_like(each, 7) for name, each in whole_tensors(0).items() if each.numel()}
-    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
+    load(found, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
     assert equal(found, {name: each for name, each in whole_tensors(0).items() if each.numel()})
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eve_vl.metrics import intervals
-from eve_vl.train import checkpoint, processes
-from eve_vl.utils.console import is_main
+from eve_vl.train import checkpoint
+from eve_vl.train.processes import from_main
 
 BY_HEART = 0.5  # error on training rows, as a share of that on validation rows (LOG.md, 2026-11-30)
 
@@ -54,7 +54,7 @@ class BestWeights:
     def restore(self, step: int) -> None:
         """Read the choice at a step that training resumes from."""
         names = (checkpoint.BEST, checkpoint.HIGHEST)
-        found = processes.from_main(lambda: [checkpoint.read_best(self.run, name) for name in names])
+        found = from_main(lambda: [checkpoint.read_best(self.run, name) for name in names])
         known = [Validated(**each) if each and each["step"] <= step else None for each in found]
         self.best, highest = (None if each is None or self._is_nan(each) else each for each in known)
         both = [each for each in (self.best, highest) if each is not None]
@@ -64,7 +64,7 @@ class BestWeights:
         """Choose between a validated step and the highest before it.
 
         Every process must call this. num_earlier: validations so far, which the highest is the best of. save: writes the
-        present weights to best/.
+        present weights to best/, called by every process. An error of the main process is raised in all.
         """
         if self._is_nan(now):
             self.reason = f"the last has no {self.metric}"
@@ -72,18 +72,17 @@ class BestWeights:
         highest, steps = self.highest, [save]
         if highest is None or self._value(now) >= self._value(highest):
             self.highest, is_better, self.reason = now, False, f"it has the highest {self.metric}"
-            steps.append(lambda: checkpoint.delete_highest(self.run))
+            steps.append(lambda: from_main(lambda: checkpoint.delete_highest(self.run)))
         else:
             is_better, self.reason = self._compare(highest, now, num_earlier)
             if is_better:
-                steps = [lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST)]
+                steps = [lambda: from_main(lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST))]
             elif self.best is highest:
-                steps.insert(0, lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST))
-        if not (is_better and self.best is highest) and is_main():
+                steps.insert(0, lambda: from_main(lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST)))
+        if not (is_better and self.best is highest):
             for each in steps:
                 each()
         self.best = highest if is_better else now
-        processes.barrier()
 
     def closing(self, last: int, num_warmup: int) -> str:
         """Return a sentence on the step that `best/` holds, and why; empty without one."""

@@ -139,7 +139,7 @@ class Trainer:
 
     @staticmethod
     def _is_shared(error: Exception) -> bool:
-        """Return whether all processes raise an error, so that they can still save together."""
+        """Return whether all processes raise an error; they can still save then."""
         return processes.world_size() == 1 or isinstance(error, SharedError)
 
     def _loop(
@@ -255,8 +255,9 @@ class Trainer:
 
         def save() -> None:
             with self.averages.in_place():
-                model, texts = self.task.state_dict(), {**self.texts, **self.best_texts(numbers)}
-                checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers, rows=rows)
+                model, texts = gathered(self.task.state_dict()), {**self.texts, **self.best_texts(numbers)}
+                content = {"step": self.step, "model": model, "texts": texts, "numbers": numbers, "rows": rows}
+                processes.from_main(lambda: checkpoint.save_best(self.run, **content))
 
         if name is not None:
             self.choice.update(Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save)

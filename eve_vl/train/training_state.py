@@ -1,9 +1,9 @@
-"""All that a run needs to resume: written by all processes in the background, read by any number of them.
+"""The training state: what a run needs to resume, saved by all processes.
 
-The main process writes whole weights, as all readers want them. Of the optimiser's state, and of the live weights with
-averages, each process writes its share: its shards, or an equal part of each whole tensor. These files are as
-torch.distributed.checkpoint writes them in safetensors. Its own writer would copy the whole state in every process, and needs
-collectives in a thread beside those of training.
+Threads write it while training continues, and any number of processes reads it. The main process writes whole weights, because
+all readers expect them. Each process writes its share of the optimiser state, and of the live weights of a run with averages:
+its shards, or an equal part of each whole tensor. These files have the safetensors format of torch.distributed.checkpoint.
+torch's own writer copies the whole state in every process and needs collectives outside the main thread.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_part(tensor: Any, *, to_write: bool = False) -> tuple[Tensor, list[int]]:
-    """Return the part of a tensor that this process holds, and its first index on each axis.
+    """Return this process's part of a tensor, and its first index on each axis.
 
     to_write: only this process's share of it, where several processes hold the same part.
     """
@@ -70,7 +70,7 @@ def own_part(tensor: Any, *, to_write: bool = False) -> tuple[Tensor, list[int]]
 
 
 def read_parts(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
-    """Fill tensors, whole or in shards, from one file of whole tensors or files of shares.
+    """Fill whole or sharded tensors from a file of whole ones or files of shares.
 
     Raises UserError, also if the files do not hold all of a tensor.
     """
@@ -93,7 +93,10 @@ def read_parts(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
 
 
 def read_places(path: Path) -> dict[str, list[int]]:
-    """Return the first index of each share in a file; empty for whole tensors. Raises UserError."""
+    """Return the first index of each share in a file.
+
+    Empty for a file of whole tensors. Raises UserError.
+    """
     text = checkpoint.read_metadata(path).get(PLACES, "{}")
     with reading(path, KeyError, TypeError):
         places = require_type(parse_json(text), dict)
@@ -146,7 +149,7 @@ class CheckpointWriter:
     def __init__(self, run: Path, *, keep: int, in_background: bool):
         """keep: number of checkpoints that stay."""
         self.run, self.keep, self.in_background = run, keep, in_background
-        self.sums: Future[dict[str, str]] | None = None  # of the files that this process writes
+        self.sums: Future[tuple[dict[str, str], str]] | None = None  # of the files of this process, or its problem
         self.opened = contextlib.ExitStack()  # the temporary folder, on the main process
 
     def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,12 +163,11 @@ class CheckpointWriter:
         texts: Mapping[str, str],
         state: Mapping[str, Any],
     ) -> None:
-        """Copy tensors and begin to write a checkpoint.
+        """Copy tensors and begin to write a checkpoint, after `finish`.
 
         own: of files of this process, by name; nothing else may change them. shared: of files that processes share, by name.
         texts: further files of the main process. state: JSON values with the `step`. Raises UserError as `finish` does.
         """
-        self.finish()
         folder = self.run / CHECKPOINTS / f"step_{state['step']:08d}"
         temporary = processes.from_main(lambda: self._open(folder))
         files, metadata, suffix = {**own}, {}, f"_{processes.rank()}" if processes.world_size() > 1 else ""
@@ -173,9 +175,8 @@ class CheckpointWriter:
             shares = {key: own_part(tensor, to_write=True) for key, tensor in tensors.items()}
             shares = {key: share for key, share in shares.items() if share[0].numel()}
             files[f"{name}{suffix}"] = self.copied({key: part for key, (part, _) in shares.items()})
-            if suffix:
-                places = {key: {PLACE: place} for key, (_, place) in shares.items()}
-                metadata[f"{name}{suffix}"] = {PLACES: json.dumps(places)}
+            places = {key: {PLACE: place} for key, (_, place) in shares.items()}
+            metadata[f"{name}{suffix}"] = {PLACES: json.dumps(places)}
         self.folder, self.temporary, self.state = folder, temporary, state
         self.sums = Future()
         Thread(target=self._write, args=(self.sums, files, texts if is_main() else {}, metadata), daemon=True).start()
@@ -186,10 +187,12 @@ class CheckpointWriter:
         with self._reporting(folder):
             return self.opened.enter_context(atomic_folder(folder))
 
-    def _write(self, sums: Future[dict[str, str]], *files: Any) -> None:
+    def _write(self, sums: Future[tuple[dict[str, str], str]], *files: Any) -> None:
         try:
             with self._reporting(self.folder):
-                sums.set_result(checkpoint.write_files(self.temporary, *files))
+                sums.set_result((checkpoint.write_files(self.temporary, *files), ""))
+        except UserError as error:
+            sums.set_result(({}, str(error)))
         except BaseException as error:
             sums.set_exception(error)
 
@@ -207,14 +210,10 @@ class CheckpointWriter:
 
         Raises UserError in all processes if one cannot write; older checkpoints then stay.
         """
-        if self.sums is None:
-            return
-        sums, self.sums = self.sums, None
-        problem = sums.exception()
-        if problem is not None and not isinstance(problem, UserError):
-            raise problem
-        found = processes.gather_objects(({}, str(problem)) if problem else (sums.result(), ""))
-        processes.from_main(lambda: self._put_in_place(found))
+        if self.sums is not None:
+            sums, self.sums = self.sums, None
+            found = processes.gather_objects(sums.result())
+            processes.from_main(lambda: self._put_in_place(found))
 
     def _put_in_place(self, found: list[tuple[dict[str, str], str]]) -> None:
         with self._reporting(self.folder), self.opened:
