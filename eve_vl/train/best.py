@@ -72,16 +72,16 @@ class BestWeights:
         highest, steps = self.highest, [save]
         if highest is None or self._value(now) >= self._value(highest):
             self.highest, is_better, self.reason = now, False, f"it has the highest {self.metric}"
-            steps.append(lambda: from_main(lambda: checkpoint.delete_highest(self.run)))
+            steps.append(lambda: checkpoint.delete_highest(self.run))
         else:
             is_better, self.reason = self._compare(highest, now, num_earlier)
             if is_better:
-                steps = [lambda: from_main(lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST))]
+                steps = [lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST)]
             elif self.best is highest:
-                steps.insert(0, lambda: from_main(lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST)))
+                steps.insert(0, lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST))
         if not (is_better and self.best is highest):
             for each in steps:
-                each()
+                each() if each is save else from_main(each)
         self.best = highest if is_better else now
 
     def closing(self, last: int, num_warmup: int) -> str:
