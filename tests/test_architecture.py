@@ -188,7 +188,10 @@ def test_a_system_is_imported_from_its_own_folder_only():
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("torch.distributed", {"eve_vl.train.processes"}),
+        ("torch.distributed", {"eve_vl.train.processes", "eve_vl.train.shard"}),
+        ("torch.distributed.fsdp", {"eve_vl.train.shard"}),
+        ("torch.distributed.tensor", {"eve_vl.train.shard"}),
+        ("torch.distributed.device_mesh", {"eve_vl.train.shard"}),
         ("torch.nn.parallel", {"eve_vl.train.processes"}),
         ("tokenizers", {"eve_vl.data.tokenizer"}),
         ("onnxruntime", {"eve_vl.interop.onnx"}),

@@ -66,8 +66,8 @@ REST = """
     --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
-    --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.checkpoint-activations --train.seed
-    --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints
+    --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.layout --train.checkpoint-activations
+    --train.seed --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints
     --resume --accept-changed-data
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"

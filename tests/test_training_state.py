@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from eve_vl.train import checkpoint, processes
-from eve_vl.train.training_state import CheckpointWriter, gathered, read_parts
+from eve_vl.train.shard import gathered
+from eve_vl.train.training_state import CheckpointWriter, read_parts
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary
 

@@ -237,6 +237,9 @@ class TrainConfig(Values):
     """CPU threads of one process; 0: OMP_NUM_THREADS if set, else all cores if a first measurement shows that they pay."""
     compile: bool = False
     """Compile the blocks with torch.compile: takes minutes first, then steps are faster; needs a C++ compiler."""
+    layout: Literal["replicate", "shard"] = "replicate"
+    """What each process of torchrun holds. replicate: all weights. shard: a part of weights, gradients and optimiser state,
+    for a model that does not fit; it sends more."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, slower steps."""
     seed: CountOrZero = 0

@@ -27,12 +27,13 @@ MANY_PIECES = 2.0  # tokens a word, above which the vocabulary is small (LOG.md,
 MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
 FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints")
-FREE_TRAIN += ("steps", "val_every", "patience", "accumulation")
+FREE_TRAIN += ("steps", "val_every", "patience", "accumulation", "layout")
 FREE_DATA = ("num_workers", "max_invalid_fraction", "skip_invalid_val", "val_samples")
 OPERATIONAL = {"out", "code", *(f"train.{name}" for name in FREE_TRAIN), *(f"data.{name}" for name in FREE_DATA)}
 """Fields that a resumed run may change, since they do not affect the steps so far.
 
-accumulation changes the steps to come by rounding and by what is computed per micro-batch (docs/design_choices.md).
+accumulation changes the steps to come by rounding and by what is computed per micro-batch (docs/design_choices.md), layout by
+rounding.
 """
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.processes import from_main
+from eve_vl.train.shard import like
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import (
     atomic_file,
@@ -305,7 +306,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
     is_meta = any(tensor.is_meta for tensor in expected.values())
     if is_meta:  # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
         tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, assign=is_meta)
+    model.load_state_dict({name: like(tensor, expected[name]) for name, tensor in tensors.items()}, assign=is_meta)
 
 
 def get_rng_state() -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig
+from eve_vl.train.shard import like, local, on_whole_matrices
 from eve_vl.utils.errors import UserError, matching
 
 MOMENTUM = 0.95
@@ -101,17 +102,18 @@ class Muon(torch.optim.Optimizer):
             if parameter.grad is not None:
                 of_shape[parameter.shape[-2] // group["parts"], parameter.shape[-1]].append((parameter, parameter.grad))
         for shape, found in of_shape.items():  # one batch per shape
-            sizes = [gradient.numel() for _, gradient in found]
+            sizes = [local(gradient).numel() for _, gradient in found]
             together = torch.empty(sum(sizes), dtype=self.products, device=found[0][1].device)
             for (parameter, gradient), update in zip(found, together.split(sizes), strict=True):
                 if not (state := self.state[parameter]):
                     state.update(initial_state(parameter, group["parts"]))
-                momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-                update.view_as(parameter).copy_(gradient.lerp(momentum, MOMENTUM))
-            updates = orthogonalize(together.view(-1, *shape)).flatten().split(sizes)
+                own = local(gradient)
+                momentum = local(state["momentum"]).lerp_(own, 1 - MOMENTUM)
+                update.view_as(own).copy_(own.lerp(momentum, MOMENTUM))
+            updates = on_whole_matrices(orthogonalize, [parameter for parameter, _ in found], together, shape)
             for (parameter, _), update in zip(found, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                weights = local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
+                weights.add_(update.view_as(weights), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 
 def orthogonalize(x_MOI: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ class Averages:
         if self.values:
             weight = 1 - min(self.decay, (2 + step) / (11 + step))
             for name, value in self.values.items():
-                value.lerp_(self.parameters[name], weight)
+                local(value).lerp_(local(self.parameters[name]), weight)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -224,9 +226,16 @@ class Averages:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self.parameters.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+            weights, averages = local(parameter), local(self.values[name])
+            if weights is parameter:
+                parameter.data, self.values[name] = averages, parameter.data
+            else:  # weights are gathered from the memory of the shards
+                before = weights.clone()
+                weights.copy_(averages)
+                averages.copy_(before)
 
     def live(self) -> dict[str, Tensor]:
         """Return the weights that training continues from, by name."""
@@ -237,4 +246,4 @@ class Averages:
         """Make the task's weights the averages, and give the task the `live` ones."""
         for name, parameter in self.parameters.items():
             self.values[name].copy_(parameter)
-            parameter.copy_(live[name])
+            parameter.copy_(like(live[name], parameter))

@@ -1,7 +1,7 @@
 """Processes and devices of a run, with their number type and memory.
 
-Only this file knows process groups and DistributedDataParallel; without torchrun, torch.distributed is never touched. Every
-process holds all weights and trains on its own rows.
+Only this file and `shard` know process groups; without torchrun, torch.distributed is never touched. Every process trains on
+its own rows, and holds all weights or a shard of them.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from eve_vl.config import TrainConfig
+from eve_vl.train import shard
 from eve_vl.utils.errors import SharedError, UserError
 
 T = TypeVar("T")
@@ -161,13 +162,15 @@ def barrier() -> None:
 SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")  # one option, its name in newer and in older torch
 
 
-def parallelize(task: nn.Module, device: torch.device) -> Any:
+def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate") -> Any:
     """Return a callable in place of the task that averages gradients over processes.
 
-    Build the optimiser after this.
+    Build the optimiser after this. Raises SharedError for a task that cannot be in shards.
     """
     if world_size() == 1:
         return task
+    if layout == "shard":
+        return shard.shard(task, transformer_blocks(task), device)
     # without buffer sync: process 0's running averages would overwrite those of the others in each step
     sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
     options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "find_unused_parameters", False)}
@@ -180,6 +183,8 @@ def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
 
     Where parameters may stay unused, DDP averages after each pass: it leaves out those unused in the last one.
     """
+    if shard.is_sharded(model):
+        return shard.within_machine(model)
     waits = isinstance(model, DistributedDataParallel) and not model.find_unused_parameters
     return model.no_sync() if waits else contextlib.nullcontext()
 
@@ -257,6 +262,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def transformer_blocks(task: nn.Module) -> list[nn.Module]:
+    """Return the modules `…blocks.N`."""
+    return [module for name, module in task.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
+
+
 def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
     """Apply train.compile and train.checkpoint_activations to `…blocks.N`.
 
@@ -265,7 +275,7 @@ def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
     """
     if not (config.compile or config.checkpoint_activations):
         return
-    blocks = [module for name, module in task.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
+    blocks = transformer_blocks(task)
     if not blocks:
         raise UserError("train.compile and train.checkpoint_activations work on Transformer blocks, and this model has none")
     compiler = os.environ.get("CXX", "g++")

@@ -21,7 +21,8 @@ from eve_vl.train.best import BestWeights, Validated, on_training_rows
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
 from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
-from eve_vl.train.training_state import CheckpointWriter, gathered, load_training_state, optimizer_tensors, read_parts
+from eve_vl.train.shard import clip_gradients, gathered, unsharded
+from eve_vl.train.training_state import CheckpointWriter, load_training_state, optimizer_tensors, read_parts
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary, write_file
@@ -55,7 +56,7 @@ class Trainer:
         self.dtype = pick_dtype(config.dtype, device)
         self.frozen_averages = freeze(self.task, config.freeze)
         wrap_blocks(self.task, config)
-        self.model = parallelize(self.task, device)
+        self.model = parallelize(self.task, device, config.layout)
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
         self.averages = Averages(self.task, config.ema_decay)
         self.evaluator = evaluator
@@ -302,7 +303,7 @@ class Trainer:
                 (output.loss / num).backward()
                 self.mark("backward")
         max_norm = self.config.clip_norm or float("inf")
-        terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
+        terms["grad_norm"] = clip_gradients(self.task, max_norm)
         self._check_finite(given, terms, [*losses, terms["grad_norm"]], buffers)
         self.optimizer.step()
         self.averages.update(self.step)
@@ -333,8 +334,9 @@ class Trainer:
         tensors = {each.name: value for each in fields(batch) if isinstance(value := getattr(batch, each.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
+        model = gathered(self.task.state_dict())
         if is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+            checkpoint.write_tensors(folder / "model.safetensors", model)
         processes.barrier()  # the first process that ends would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise SharedError(
@@ -356,7 +358,8 @@ class Trainer:
         skipped: list[Any] | None = [] if skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
         loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
-        with self.averages.in_place(), evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
+        evaluated = evaluation_batches(self.task, loader, self.device, self.dtype, skipped)
+        with self.averages.in_place(), unsharded(self.task), evaluated as batches:
             numbers, rows = self.evaluator.validate(batches)
         failed += [unusable(error) for error in skipped or () if not skip_invalid]
         if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:

@@ -36,19 +36,6 @@ PLACES = "DCP_SHARDING_INFO"  # in the header of a file: a JSON object by name, 
 PLACE = "saved_offsets"  # the first index of a part on each axis of the whole
 
 
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors on the main process, and none on the others.
-
-    Every process must call this.
-    """
-    found = {}
-    for name, tensor in tensors.items():  # one at a time: the model may not fit
-        whole = getattr(tensor, "full_tensor", lambda one=tensor: one)()
-        if is_main():
-            found[name] = whole if whole is tensor else whole.cpu()
-    return found
-
-
 def own_part(tensor: Any, *, to_write: bool = False) -> tuple[Tensor, list[int]]:
     """Return this process's part of a tensor, and its first index on each axis.
 

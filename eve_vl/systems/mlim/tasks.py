@@ -129,6 +129,7 @@ class Mlim(MaskedSignalTask[MlimConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
+        self.passes_vary = self.settings.masking == "aware"  # one for each kind of masks among a process's rows
         initialize(self, config.model)
 
     def build_decoder(self) -> ConvDecoder:
@@ -235,7 +236,8 @@ class ItemPairs(Classifier[PairConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.find_unused_parameters |= self.settings.modality_dropout  # a batch may show no images, or no texts
+        self.passes_vary = self.settings.modality_dropout  # a batch may show no images, or no texts
+        self.find_unused_parameters |= self.passes_vary
         self.compare_head = SiameseHead(config.model.embed_dim)
         initialize(self, config.model)
 

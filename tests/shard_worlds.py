@@ -1,0 +1,168 @@
+"""What tests/test_train_shard.py runs in two and in four processes."""
+
+import contextlib
+import os
+import shutil
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from forked import CONTEXT
+from safetensors.torch import save_file
+from test_tasks_mlim import config_of as mlim_config
+from test_tasks_pair import items
+from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from twins import pairs, tiny_config
+
+from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.systems.mlim import PairConfig
+from eve_vl.tasks import task_class
+from eve_vl.train import processes
+from eve_vl.train.log import BadSamples
+from eve_vl.train.processes import parallelize, without_sharing, wrap_blocks
+from eve_vl.train.shard import clip_gradients, gathered
+from eve_vl.train.trainer import Trainer
+from eve_vl.utils.console import is_main
+from eve_vl.utils.errors import UserError
+
+CPU = torch.device("cpu")
+NUM_ROWS, STEPS, SAVED = 16, 20, 10
+NOISE = {"balance_weight": 0.5, "dropout": 0.1, "drop_path": 0.1}
+BOTH = ContrastMatchConfig(itc_targets="diagonal", itm_negatives="global", memory_batches=1)
+RECOMPUTED = {"checkpoint_activations": True}
+STEPS_OF = {
+    "masked": tiny_config(model=NOISE, train=RECOMPUTED),
+    "frozen": tiny_config(model=NOISE, train={"freeze": ("encoder.*",)}),
+    "masked images": tiny_config(model=NOISE, task={"mlm_weight": 0.0}),
+    "contrast and matching": tiny_config(model=NOISE, task=BOTH),
+    "accumulated": tiny_config(model=NOISE, task=BOTH, train={"accumulation": 2}),
+    "pair": tiny_config(model=NOISE, task=PairConfig(modality_dropout=False)),
+    **{name: config_of(name, model=NOISE) for name in ("vqa", "nlvr2", "nlvr2_compare", "retrieval", "retrieval_itc")},
+}
+"""Configs of the steps whose gradients are compared."""
+AT_FOUR = ("masked", "contrast and matching", "retrieval")
+RUN = {"steps": STEPS, "batch_size": 8, "val_every": 10, "save_every": SAVED, "log_every": 4, "lr": 1e-3}
+RUN |= {"device": "cpu", "dtype": "float32", "lr_multipliers": (("*temperature", 500.0),)}
+RUNS = {
+    "muon": config_of("retrieval", train=RUN | {"optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}),
+    "adamw": config_of("retrieval_itc", train=RUN | {"steps": SAVED, "accumulation": 2}),
+}
+
+
+def start(rank: int, world: int, port: int, folder: Path, job: Callable[[Path], None], env: dict[str, str]) -> None:
+    """Join a world as torchrun would have it, and do a job."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | env
+    torch.set_num_threads(1)
+    processes.setup(CPU)
+    try:
+        job(folder)
+    except BaseException:
+        (folder / f"error_{rank}.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        processes.shutdown()
+
+
+def in_world(world: int, folder: Path, job: Callable[[Path], None], **env: str) -> None:
+    """Do a job in several processes, forks of a server whose imports are done."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    CONTEXT.set_forkserver_preload(["eve_vl.demo"])
+    started = [CONTEXT.Process(target=start, args=(rank, world, port, folder, job, env)) for rank in range(world)]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join(300)
+    assert [each.exitcode for each in started] == [0] * world, [path.read_text() for path in folder.glob("error_*")]
+
+
+def rows_of(config: Config) -> Any:
+    """Rows to train a task on."""
+    if isinstance(config.task, PairConfig):
+        return task_class(PairConfig).dataset([items(NUM_ROWS)], config, TOKENIZER, training=True)
+    if config.task.name in ("vqa", "nlvr2", "retrieval"):
+        return train_set(config, NUM_ROWS)
+    return task_class(type(config.task)).dataset([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+
+
+def gradients(config: Config, layout: str) -> dict[str, Tensor]:
+    """Gradients of a step in two layouts, and their norm."""
+    task, rows = build(config).train(), rows_of(config)
+    wrap_blocks(task, config.train)
+    for name, parameter in task.named_parameters():
+        parameter.requires_grad_(not (config.train.freeze and name.startswith("encoder.")))
+    model, num = parallelize(task, CPU, layout), config.train.accumulation
+    torch.manual_seed(processes.rank())
+    own = torch.arange(NUM_ROWS).chunk(processes.world_size())[processes.rank()].chunk(num)
+    batches = task.before_step([rows.collate([rows[0, 0, row] for row in part.tolist()]) for part in own])
+    for index, batch in enumerate(batches):
+        with without_sharing(model) if index < num - 1 else contextlib.nullcontext():
+            (model(batch).loss / num).backward()
+    norm = clip_gradients(task, float("inf"))
+    assert layout != "shard" or all(isinstance(each, DTensor) == bool(each.ndim) for each in task.parameters())
+    found = {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
+    return gathered(found) | {"norm": norm}
+
+
+def fit(config: Config, run: Path, layout: str, resumes: Path | None = None) -> None:
+    """Train to the last step, or resume another run at step SAVED."""
+    if resumes is not None and is_main():
+        shutil.copytree(resumes, run, ignore=shutil.ignore_patterns(f"step_{STEPS:08d}"))
+    processes.barrier()
+    run.mkdir(parents=True, exist_ok=True)
+    rank, world = processes.rank(), processes.world_size()
+    task, dataset = build(config), rows_of(config)
+    texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
+    train = replace(config.train, layout=layout)
+    torch.manual_seed(rank)
+    trainer = Trainer(train, run, task, evaluator_of(task), device=CPU, texts=texts)
+    trainer.resume()
+
+    def batches(step: int) -> Iterator[Any]:
+        while True:
+            rows = torch.arange(step * train.batch_size, (step + 1) * train.batch_size) % NUM_ROWS
+            for part in rows.chunk(train.accumulation):
+                yield dataset.collate([dataset[(step, 0, row)] for row in part.chunk(world)[rank].tolist()])
+            step += 1
+
+    val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
+    trainer.fit(batches(trainer.step), val_loader, BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=is_main()))
+
+
+def write_gradients(folder: Path) -> None:
+    """Write the gradients of all steps in both layouts."""
+    world = processes.world_size()
+    for name, config in STEPS_OF.items() if world == 2 else ((name, STEPS_OF[name]) for name in AT_FOUR):
+        for layout in ("replicate", "shard"):
+            found = gradients(config, layout)
+            if is_main():
+                save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name} {layout} {world}")
+
+
+def two(folder: Path) -> None:
+    """Do what two processes compare."""
+    write_gradients(folder)
+    for name, config in RUNS.items():
+        for layout in ("replicate", "shard"):
+            fit(config, folder / f"{name}_{layout}", layout)
+    fit(RUNS["muon"], folder / "muon_resumed", "shard", folder / "muon_shard")
+    for number, config in enumerate((mlim_config(), tiny_config(task=PairConfig()))):
+        try:
+            parallelize(build(config), CPU, "shard")
+        except UserError as error:
+            (folder / f"refused_{number}_{processes.rank()}.txt").write_text(str(error))
+
+
+def four(folder: Path) -> None:
+    """Do what four processes compare, two on each of two machines."""
+    write_gradients(folder)
+    fit(RUNS["muon"], folder / "muon_four", "shard", folder / "muon_shard")

@@ -1,0 +1,87 @@
+"""Training in shards against DistributedDataParallel, in two and four gloo processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shard_worlds import AT_FOUR, RUNS, SAVED, STEPS, STEPS_OF, fit, four, in_world, two
+from torch import Tensor
+
+from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE
+from eve_vl.train.log import TIMING
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What two and four processes wrote."""
+    folder = tmp_path_factory.mktemp("shard")
+    in_world(2, folder, two)
+    in_world(4, folder, four, LOCAL_WORLD_SIZE="2")
+    return folder
+
+
+def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """The largest difference of a tensor, as a share of its largest value."""
+    assert one.keys() == two.keys()
+    return max(((one[name] - two[name]).abs().max() / one[name].abs().max().clamp(min=1e-6)).item() for name in one)
+
+
+@pytest.mark.parametrize("name", STEPS_OF)
+def test_gradients_are_those_of_replicas(folder: Path, name: str):
+    for world in (2, 4) if name in AT_FOUR else (2,):
+        one, two = (load_file(folder / f"{name} {layout} {world}") for layout in ("replicate", "shard"))
+        assert difference(one, two) < 1e-5
+        if world == 2 and name != "accumulated":  # two numbers have one sum; the norm adds more
+            assert all(torch.equal(one[key], two[key]) for key in one if key != "norm")
+
+
+def state(run: Path, step: int = STEPS) -> dict[str, Tensor]:
+    """All tensors of a checkpoint."""
+    files = (run / f"checkpoints/step_{step:08d}").glob("*.safetensors")
+    return {
+        f"{path.stem}.{name}": each
+        for path in files
+        if not path.stem.startswith("rng")
+        for name, each in load_file(path).items()
+    }
+
+
+def rows(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row if name not in (*TIMING, "certainty", "text")} for row in found]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
+    one, two = folder / f"{name}_replicate", folder / f"{name}_shard"
+    before, after = (state(run, RUNS[name].train.steps) for run in (one, two))
+    if name == "muon":  # without clipping, whose norm differs in the last bit
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    else:
+        assert difference(before, after) < 1e-3
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    best = [json.loads((run / "best/state.json").read_text()) for run in (one, two)]
+    assert best[0]["step"] == best[1]["step"] and best[0]["rows"] == best[1]["rows"]
+
+
+def test_temperatures_are_bounded(folder: Path):
+    values = [state(folder / run, SAVED)["model.contrast.features.temperature"].item() for run in ("muon_shard", "adamw_shard")]
+    assert {*values} & {MIN_TEMPERATURE, MAX_TEMPERATURE}, values
+
+
+@pytest.mark.parametrize("name", ["resumed", "four", "one"])
+def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
+    if name == "one":
+        fit(RUNS["muon"], folder / "muon_one", "shard", folder / "muon_shard")
+    one, two = state(folder / "muon_shard"), state(folder / f"muon_{name}")
+    assert difference(one, two) < (1e-3 if name != "resumed" else 1e-12)
+
+
+def test_tasks_whose_passes_differ_are_refused(folder: Path):
+    for number in range(2):
+        one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
+        assert one == two and one.startswith("train.layout shard: this task makes other passes in each process")
