@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from shard_worlds import AT_FOUR, RUNS, SAVED, STEPS, STEPS_OF, fit, four, in_world, two
 from torch import Tensor
 
-from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE
+from eve_vl.tasks.contrastive import MAX_TEMPERATURE
 from eve_vl.train.log import TIMING
 
 
@@ -32,7 +32,9 @@ def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
 def test_gradients_are_those_of_replicas(folder: Path, name: str):
     for world in (2, 4) if name in AT_FOUR else (2,):
         one, two = (load_file(folder / f"{name} {layout} {world}") for layout in ("replicate", "shard"))
-        assert difference(one, two) < 1e-5
+        after = {key for key in one if key.startswith("after")}
+        assert difference(*({key: each[key] for key in one.keys() - after} for each in (one, two))) < 1e-5
+        assert not after or difference(*({key: each[key] for key in after} for each in (one, two))) < 1e-4
         if world == 2 and name != "accumulated":  # two numbers have one sum; the norm adds more
             assert all(torch.equal(one[key], two[key]) for key in one if key != "norm")
 
@@ -56,32 +58,39 @@ def rows(run: Path) -> list[dict]:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
     one, two = folder / f"{name}_replicate", folder / f"{name}_shard"
-    before, after = (state(run, RUNS[name].train.steps) for run in (one, two))
+    before, after = state(one), state(two)
     if name == "muon":  # without clipping, whose norm differs in the last bit
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
     else:
-        assert difference(before, after) < 1e-3
+        assert difference(before, after) < 1e-4
     for a, b in zip(rows(one), rows(two), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+        assert a.pop("kind") == b.pop("kind") and a == pytest.approx(b, rel=1e-4, abs=1e-6)
     best = [json.loads((run / "best/state.json").read_text()) for run in (one, two)]
     assert best[0]["step"] == best[1]["step"] and best[0]["rows"] == best[1]["rows"]
 
 
 def test_temperatures_are_bounded(folder: Path):
-    values = [state(folder / run, SAVED)["model.contrast.features.temperature"].item() for run in ("muon_shard", "adamw_shard")]
-    assert {*values} & {MIN_TEMPERATURE, MAX_TEMPERATURE}, values
+    values = [state(folder / "adamw_shard", step)["model.contrast.features.temperature"].item() for step in (SAVED, STEPS)]
+    assert MAX_TEMPERATURE in values, values
 
 
 @pytest.mark.parametrize("name", ["resumed", "four", "one"])
 def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
+    before = folder / f"{'muon' if name == 'resumed' else 'adamw'}_shard"
     if name == "one":
-        fit(RUNS["muon"], folder / "muon_one", "shard", folder / "muon_shard")
-    one, two = state(folder / "muon_shard"), state(folder / f"muon_{name}")
-    assert difference(one, two) < (1e-3 if name != "resumed" else 1e-12)
+        fit(RUNS["adamw"], folder / "one", "shard", before)
+    assert difference(state(before), state(folder / name)) < (1e-4 if name != "resumed" else 1e-12)
 
 
 def test_tasks_whose_passes_differ_are_refused(folder: Path):
     for number in range(2):
         one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
         assert one == two and one.startswith("train.layout shard: this task makes other passes in each process")
+
+
+def test_weights_that_are_not_finite_are_saved_whole(folder: Path):
+    one, two = ((folder / f"stopped_{rank}.txt").read_text() for rank in range(2))
+    assert one.startswith("loss is not finite at step 0") and two.startswith("loss is not finite at step 0")
+    saved = load_file(folder / "stopped/non_finite_step_00000000_rank_0/model.safetensors")
+    assert saved["encoder.image.proj.weight"].shape == (16, 48)

@@ -129,11 +129,13 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
     epochs = train.steps * train.batch_size / num_rows
     shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
     many = f"note: each row comes {epochs:,.0f} times; fewer --train.steps take less time{shorter}"
+    whole = "note: train.layout shard has no effect in one process, which holds all weights; torchrun starts several"
     return [
         f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}{memory}",
         f"training: {train.steps:,} steps of {train.batch_size:,} rows, {epochs:,.1f} epochs; "
         f"validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
         *([many] if epochs > MANY_EPOCHS else ()),
+        *([whole] if train.layout == "shard" and processes.world_size() == 1 else ()),
     ]
 
 

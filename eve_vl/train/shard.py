@@ -112,22 +112,22 @@ def local(x: Tensor) -> Tensor:
 
 
 def like(whole: Tensor, other: Tensor) -> Tensor:
-    """Return a whole tensor in the shards of another of its shape."""
-    if not isinstance(other, DTensor):
+    """Return a tensor in the shards of another of its shape."""
+    if not isinstance(other, DTensor) or isinstance(whole, DTensor):
         return whole
     return distribute_tensor(whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors, those that were shards on the main process only.
+    """Return whole tensors on the main process, and none on the others.
 
     Every process must call this.
     """
     found = {}
     for name, tensor in tensors.items():  # one at a time: the model may not fit
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if whole is tensor or is_main():
-            found[name] = whole if whole is tensor else whole.cpu()
+        whole = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        if is_main():
+            found[name] = whole
     return found
 
 
