@@ -35,7 +35,7 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], device: torch.device) ->
         problem = "this task makes other passes in each process, which would wait for each other forever"
     elif not blocks:
         problem = "shards are of Transformer blocks, and this model has none"
-    elif torch.__version__ < OLDEST:
+    elif torch.__version__ < OLDEST:  # pyright: ignore[reportOperatorIssue]
         problem = f"needs torch {OLDEST[0]}.{OLDEST[1]}, this is {torch.__version__}"
     if problem:
         raise SharedError(f"train.layout shard: {problem}; leave it out")
@@ -79,7 +79,7 @@ def _group(sharded: DTensor) -> dist.ProcessGroup:
 
 @contextlib.contextmanager
 def within_machine(model: Any) -> Iterator[None]:
-    """Sum gradients of this pass over the processes of each machine only, until a later pass."""
+    """Sum the gradients of a pass within each machine; a later pass sums over all."""
     model.set_requires_all_reduce(False)
     try:
         yield
@@ -133,9 +133,9 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def clip_gradients(task: nn.Module, max_norm: float) -> Tensor:
-    """Scale a step's gradients to a norm of at most `max_norm`; return the norm before.
+    """Scale a step's gradients to a norm of at most `max_norm`.
 
-    Afterwards this process holds its shards only.
+    Returns the norm before. Afterwards this process holds its shards only.
     """
     if not is_sharded(task):
         return nn.utils.clip_grad_norm_(task.parameters(), max_norm)
@@ -147,11 +147,16 @@ def clip_gradients(task: nn.Module, max_norm: float) -> Tensor:
     if scalars:  # FSDP leaves them alone
         means = torch.stack(scalars)
         dist.all_reduce(means)
-        torch._foreach_copy_(scalars, [*(means / dist.get_world_size())])
-    square = nn.utils.get_total_norm([each.to_local() for each in shards]).double().square()
-    dist.all_reduce(square, group=_group(shards[0]))
-    norm = nn.utils.get_total_norm([square.sqrt().float(), *scalars])
-    torch._foreach_mul_([*map(local, gradients)], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        for each, mean in zip(scalars, means / dist.get_world_size(), strict=True):
+            each.copy_(mean)
+    norms = scalars
+    if shards:
+        square = nn.utils.get_total_norm([each.to_local() for each in shards]).double().square()
+        dist.all_reduce(square, group=_group(shards[0]))
+        norms = [square.sqrt().float(), *scalars]
+    norm = nn.utils.get_total_norm(norms)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([*map(local, gradients)], scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
