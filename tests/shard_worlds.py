@@ -36,28 +36,28 @@ from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
 
 CPU = torch.device("cpu")
-NUM_ROWS, STEPS, SAVED = 8, 20, 10
+NUM_ROWS = 8
 NOISE = {"balance_weight": 0.5, "dropout": 0.1, "drop_path": 0.1}
 BOTH = ContrastMatchConfig(itc_targets="diagonal", itm_negatives="global", memory_batches=1)
-RECOMPUTED = {"checkpoint_activations": True}
 STEPS_OF = {
-    "masked": tiny_config(model=NOISE, train=RECOMPUTED),
+    "masked": tiny_config(model=NOISE, train={"checkpoint_activations": True}),
     "frozen": tiny_config(model=NOISE, train={"freeze": ("encoder.*",)}),
-    "masked images": tiny_config(model=NOISE, task={"mlm_weight": 0.0}),
     "contrast and matching": tiny_config(model=NOISE, task=BOTH),
     "accumulated": tiny_config(model=NOISE, task=BOTH, train={"accumulation": 2}),
-    "odd": tiny_config(model=NOISE | {"embed_dim": 18, "num_experts": 6}),  # no axis of some weights divides by four
     "pair": tiny_config(model=NOISE, task=PairConfig(modality_dropout=False)),
-    **{name: config_of(name, model=NOISE) for name in ("vqa", "nlvr2_compare", "retrieval_itc")},
+    "vqa": config_of("vqa", model=NOISE),
+    "nlvr2": config_of("nlvr2_compare", model=NOISE),
+    "odd": tiny_config(model=NOISE | {"embed_dim": 18, "num_experts": 6}),  # no axis of some weights divides by four
 }
 """Configs of the steps whose gradients are compared."""
-AT_FOUR = ("masked", "accumulated", "odd")
-RUN = {"steps": STEPS, "batch_size": 8, "val_every": 10, "save_every": SAVED, "log_every": 4, "lr": 1e-3}
-RUN |= {"device": "cpu", "dtype": "float32", "lr_multipliers": (("*temperature", 500.0),)}
-RUNS = {
-    "muon": config_of("retrieval", train=RUN | {"optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}),
-    "adamw": config_of("retrieval_itc", train=RUN | {"accumulation": 2}),
-}
+IN_WORLD = {2: [*STEPS_OF][:-1], 4: ["accumulated", "odd"]}
+MOVED = ("masked", "odd")
+"""The steps whose weights are compared after an update by Muon."""
+RUN = {"batch_size": 8, "log_every": 2, "lr": 1e-3, "lr_multipliers": (("*temperature", 500.0),)}
+RUN |= {"device": "cpu", "dtype": "float32"}
+WHOLE = RUN | {"steps": 20, "val_every": 10, "save_every": 16, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
+CLIPPED = RUN | {"steps": 4, "val_every": 4, "save_every": 2, "accumulation": 2}
+RUNS = {"muon": config_of("retrieval", train=WHOLE), "adamw": config_of("retrieval_itc", train=CLIPPED)}
 
 
 def start(rank: int, world: int, port: int, folder: Path, job: Callable[[Path], None], env: dict[str, str]) -> None:
@@ -121,9 +121,9 @@ def step(config: Config, layout: str, steps: bool) -> dict[str, Tensor]:
 
 
 def fit(config: Config, run: Path, layout: str, resumes: Path | None = None) -> None:
-    """Train to the last step, or resume another run at step SAVED."""
+    """Train to the last step, or resume another run in the middle."""
     if resumes is not None and is_main():
-        shutil.copytree(resumes, run, ignore=shutil.ignore_patterns(f"step_{STEPS:08d}"))
+        shutil.copytree(resumes, run, ignore=shutil.ignore_patterns(f"step_{config.train.steps:08d}"))
     processes.barrier()
     run.mkdir(parents=True, exist_ok=True)
     rank, world = processes.rank(), processes.world_size()
@@ -148,10 +148,10 @@ def fit(config: Config, run: Path, layout: str, resumes: Path | None = None) -> 
 def write_steps(folder: Path) -> None:
     """Write what steps give in both layouts."""
     world = processes.world_size()
-    for name, config in STEPS_OF.items() if world == 2 else ((name, STEPS_OF[name]) for name in AT_FOUR):
+    for name in IN_WORLD[world]:
         os.environ["LOCAL_WORLD_SIZE"] = "2" if name != "odd" else str(world)  # at four: two machines, or one
         for layout in ("replicate", "shard"):
-            found = step(config, layout, name in AT_FOUR)
+            found = step(STEPS_OF[name], layout, name in MOVED)
             if is_main():
                 save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name} {layout} {world}")
 
@@ -177,9 +177,10 @@ def two(folder: Path) -> None:
         for layout in ("replicate", "shard"):
             fit(config, folder / f"{name}_{layout}", layout)
     fit(RUNS["muon"], folder / "resumed", "shard", folder / "muon_shard")
-    for number, config in enumerate((mlim_config(), tiny_config(task=PairConfig()))):
+    tasks = build(mlim_config()), build(tiny_config(task=PairConfig())), torch.nn.Linear(2, 2)
+    for number, task in enumerate(tasks):
         try:
-            parallelize(build(config), CPU, "shard")
+            parallelize(task, CPU, "shard")
         except UserError as error:
             (folder / f"refused_{number}_{processes.rank()}.txt").write_text(str(error))
 

@@ -108,6 +108,7 @@ def test_what_does_not_train_is_told():
     assert run_lines(config, task, GPU, num_rows=40)[0].endswith(" GFLOP a step")  # on a GPU no memory was measured
     assert machine_line(GPU, torch.bfloat16) == "machine: cuda, bfloat16, 1 thread"
     assert training.startswith("training: 10 steps of 6 rows, 1.5 epochs; ")
+    assert run_lines(with_train(layout="shard"), task, CPU, num_rows=40)[2].startswith("note: train.layout shard has no effect")
     assert run_lines(with_train(batch_size=6, steps=1200), task, CPU, num_rows=60)[2].startswith(
         "note: each row comes 120 times; "
     )

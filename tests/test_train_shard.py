@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shard_worlds import AT_FOUR, RUNS, SAVED, STEPS, STEPS_OF, fit, four, in_world, two
+from shard_worlds import IN_WORLD, RUNS, STEPS_OF, fit, four, in_world, two
 from torch import Tensor
 
 from eve_vl.tasks.contrastive import MAX_TEMPERATURE
@@ -30,7 +30,7 @@ def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("name", STEPS_OF)
 def test_gradients_are_those_of_replicas(folder: Path, name: str):
-    for world in (2, 4) if name in AT_FOUR else (2,):
+    for world in (world for world, names in IN_WORLD.items() if name in names):
         one, two = (load_file(folder / f"{name} {layout} {world}") for layout in ("replicate", "shard"))
         after = {key for key in one if key.startswith("after")}
         assert difference(*({key: each[key] for key in one.keys() - after} for each in (one, two))) < 1e-5
@@ -39,15 +39,9 @@ def test_gradients_are_those_of_replicas(folder: Path, name: str):
             assert all(torch.equal(one[key], two[key]) for key in one if key != "norm")
 
 
-def state(run: Path, step: int = STEPS) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    files = (run / f"checkpoints/step_{step:08d}").glob("*.safetensors")
-    return {
-        f"{path.stem}.{name}": each
-        for path in files
-        if not path.stem.startswith("rng")
-        for name, each in load_file(path).items()
-    }
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    """The weights of a checkpoint, or their averages."""
+    return load_file(run / f"checkpoints/step_{step:08d}/model.safetensors")
 
 
 def rows(run: Path) -> list[dict]:
@@ -58,7 +52,7 @@ def rows(run: Path) -> list[dict]:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
     one, two = folder / f"{name}_replicate", folder / f"{name}_shard"
-    before, after = state(one), state(two)
+    before, after = (weights(run, RUNS[name].train.steps) for run in (one, two))
     if name == "muon":  # without clipping, whose norm differs in the last bit
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -71,22 +65,23 @@ def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
 
 
 def test_temperatures_are_bounded(folder: Path):
-    values = [state(folder / "adamw_shard", step)["model.contrast.features.temperature"].item() for step in (SAVED, STEPS)]
+    values = [weights(folder / "adamw_shard", step)["contrast.features.temperature"].item() for step in (2, 4)]
     assert MAX_TEMPERATURE in values, values
 
 
 @pytest.mark.parametrize("name", ["resumed", "four", "one"])
 def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
-    before = folder / f"{'muon' if name == 'resumed' else 'adamw'}_shard"
+    kind = "muon" if name == "resumed" else "adamw"
     if name == "one":
-        fit(RUNS["adamw"], folder / "one", "shard", before)
-    assert difference(state(before), state(folder / name)) < (1e-4 if name != "resumed" else 1e-12)
+        fit(RUNS[kind], folder / "one", "shard", folder / "adamw_shard")
+    before, after = (weights(run, RUNS[kind].train.steps) for run in (folder / f"{kind}_shard", folder / name))
+    assert difference(before, after) < (1e-4 if name != "resumed" else 1e-12)
 
 
-def test_tasks_whose_passes_differ_are_refused(folder: Path):
-    for number in range(2):
-        one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
-        assert one == two and one.startswith("train.layout shard: this task makes other passes in each process")
+@pytest.mark.parametrize(("number", "problem"), [(0, "makes other passes"), (1, "makes other passes"), (2, "model has none")])
+def test_tasks_that_would_wait_forever_or_have_no_blocks_are_refused(folder: Path, number: int, problem: str):
+    one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
+    assert one == two and one.startswith("train.layout shard: ") and problem in one
 
 
 def test_weights_that_are_not_finite_are_saved_whole(folder: Path):
