@@ -47,7 +47,7 @@ def step(routing: str, group: Any = None) -> dict[str, Tensor]:
     moes = [module for module in task.modules() if isinstance(module, MoE)]
     assert len(moes) == 2
     for moe in moes if group else ():
-        moe.experts = SharedExperts(moe.experts, group)
+        moe.experts = SharedExperts(moe.experts, group)  # pyright: ignore[reportAttributeAccessIssue]
     own = {name for name, _ in task.named_parameters() if ".own." in name}
     is_split = group is not None and dist.get_world_size(group) > 1
     task._ddp_params_and_buffers_to_ignore = [*own] if is_split else []  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ from eve_vl.cli.compare import RunsArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.learn import LearnArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
-from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs, with_own
+from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, PlanArgs, ReportArgs, ZeroShotArgs, with_own
 from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import TaskConfig, all_kinds
@@ -134,7 +134,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "index", "features", "search", "serve", "app"),
-        *("learn", "demo", "pretrain", "finetune", "runs", "bench"),
+        *("learn", "demo", "pretrain", "finetune", "runs", "bench", "plan"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),
         *("encode", "completion"),
@@ -174,6 +174,8 @@ def test_flags_of_a_run_are_those_of_its_task(config):
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
     assert known == f"--json {run}".replace("--resume --accept-changed-data", "--steps").split()
+    known = [flag for flag in flags_of(PlanArgs, PlanArgs(config=config)) if "no-" not in flag]
+    assert known == f"--json {run}".replace("--resume --accept-changed-data", "--gpus --per-machine --memory").split()
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_memory_grows_with_what_is_kept():
     activations = alone - LIBRARIES - 16 * num
     assert activations > 16 * num
     assert expected_memory(with_train(batch_size=8, ema_decay=0.9), task) == alone + 4 * num
-    assert expected_memory(with_train(batch_size=16), task) == pytest.approx(alone + activations)
+    assert expected_memory(with_train(batch_size=16), task) == pytest.approx(alone + activations, abs=0.05 * activations)
     assert expected_memory(with_train(batch_size=16, accumulation=2), task) == alone
     assert expected_memory(with_train(batch_size=8, checkpoint_activations=True), task) < alone - activations / 2
     for parameter in task.encoder.parameters():

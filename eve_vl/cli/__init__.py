@@ -23,7 +23,7 @@ FILES = {
     "learn": ("learn",),
     "train": ("demo", "pretrain", "finetune"),
     "compare": ("runs",),
-    "runs": ("bench", "evaluate", "inspect", "report", "export", "convert"),
+    "runs": ("bench", "plan", "evaluate", "inspect", "report", "export", "convert"),
     "data": ("data check", "data answers", "data write", "tokenizer train"),
     "predict": ("encode",),
     "common": ("completion",),

@@ -30,6 +30,7 @@ UNUSED_IN_BENCH = [
     *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
     *("train.save_every", "train.keep_checkpoints", "data.split_file"),
 ]
+USED_IN_PLAN = {"data.modality", *(f"train.{name}" for name in ("batch_size", "optimizer", "ema_decay", "dtype", "freeze"))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,19 @@ class BenchArgs(JsonArgs):
     config: Annotated[Config, tyro.conf.arg(name="")]
     steps: int = 10
     """Steps to time, after some warm-up steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArgs(JsonArgs):
+    """Flags of `eve plan`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    gpus: int = 8
+    """GPUs of all machines."""
+    per_machine: int = 8
+    """GPUs of a machine."""
+    memory: float = 80.0
+    """GiB of a GPU's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,26 +281,55 @@ def run_inspect(args: InspectArgs) -> None:
 
 def run_bench(argv: Sequence[str]) -> None:
     """Measure the speed of a recipe's training step: eve bench [RECIPE] [flags]."""
+    name, recipe, args = _with_recipe(BenchArgs, argv, "bench", run_bench.__doc__)
+    if args.steps < 1:
+        raise UserError(f"--steps: must be positive ({args.steps} given)")
+    _refuse(args.config, recipe, [*UNUSED_IN_BENCH], "the speed of a step")
+    from eve_vl.run.bench import bench, lines
+
+    measured = bench(args.config, args.steps)
+    print_line(f"{name} on {measured['machine']}", *lines(measured))
+    write_json(args.json, measured)
+
+
+def _with_recipe(cls: Any, argv: Sequence[str], verb: str, description: str | None) -> tuple[str, Config, Any]:
+    """Return a recipe's name and config, and the flags of a verb about it."""
     is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
     name, *words = argv if is_named else (BENCHED, *argv)
     init = early_flags(words).init
     recipe = recipe_config(name, init)
     if init is None:  # there is no run whose layers could be compared
         recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
-    args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
+    args = parse(cls, words, f"eve {verb} {name}", description, default=cls(config=recipe))
     check_writable(args.json)
-    if args.steps < 1:
-        raise UserError(f"--steps: must be positive ({args.steps} given)")
     refuse_unused(args.config, recipe)
-    values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
-    if unused := [field for field in UNUSED_IN_BENCH if values[field] != defaults[field]]:
-        flags = ", ".join(f"--{field.replace('_', '-')}" for field in unused)
-        raise UserError(f"{flags}: no effect on the speed of a step; leave it out")
-    from eve_vl.run.bench import bench, lines
+    return name, recipe, args
 
-    measured = bench(args.config, args.steps)
-    print_line(f"{name} on {measured['machine']}", *lines(measured))
-    write_json(args.json, measured)
+
+def _refuse(config: Config, recipe: Config, unused: Sequence[str], what: str) -> None:
+    """Raise UserError for given fields without effect."""
+    values, defaults = flat(to_dict(config)), flat(to_dict(recipe))
+    if given := [field for field in unused if values[field] != defaults[field]]:
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in given)
+        raise UserError(f"{flags}: no effect on {what}; leave it out")
+
+
+def run_plan(argv: Sequence[str]) -> None:
+    """Show memory and traffic of a recipe on GPUs: eve plan RECIPE [flags]."""
+    name, recipe, args = _with_recipe(PlanArgs, argv, "plan", run_plan.__doc__)
+    if args.gpus < 1 or args.per_machine < 1 or args.memory <= 0:
+        raise UserError(f"--gpus {args.gpus}, --per-machine {args.per_machine}, --memory {args.memory:g}: must be positive")
+    names = [field for field in flat(to_dict(recipe)) if not field.startswith(("input.", "model.", "task.", "tokenizer."))]
+    _refuse(args.config, recipe, [field for field in names if field not in USED_IN_PLAN], "the plan")
+    from eve_vl.run.plan import command, plan
+
+    choices = plan(args.config, args.gpus, args.per_machine, args.memory * 2**30)
+    table = Table("GiB of a process", *(Column(each.name, justify="right", max_width=12) for each in choices))
+    for kind in choices[0].cells():
+        table.add_row(kind, *(each.cells()[kind] for each in choices))
+    Console(emoji=False).print(table)
+    print_line(command(name, recipe, args.config, choices[0]))
+    write_json(args.json, {"layouts": [dataclasses.asdict(each) for each in choices]})
 
 
 def recipe_config(name: str, init: Path | None) -> Config:

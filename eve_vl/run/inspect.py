@@ -14,7 +14,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +31,9 @@ from eve_vl.run.loading import build_untrained, read_config, read_labels
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
+from eve_vl.train.processes import autocast, pick_dtype, transformer_blocks
 
+CPU = torch.device("cpu")
 NUM_LABELS = 3129  # VQA v2's usual answer list
 WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
 
@@ -86,40 +91,62 @@ def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     Texts have full length. torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not
     train, or is the user's own: only its author knows the batches that it reads.
     """
+    return _forward_flops(*_essential(config, sizes)) if _has_known_batches(config) else {}
+
+
+def kept_bytes(config: Config, sizes: Sizes) -> tuple[int, int]:
+    """Return the bytes that autograd keeps of a micro-batch's forward pass.
+
+    The second number is with recomputed blocks, while the largest one is there again. Texts have full length. 0 where
+    `forward_flops` is empty.
+    """
+    return _kept_bytes(*_essential(config, sizes)) if _has_known_batches(config) else (0, 0)
+
+
+def _has_known_batches(config: Config) -> bool:
     task = task_class(type(config.task))
-    if issubclass(task, Headless) or not task.__module__.startswith("eve_vl."):
-        return {}
+    return not issubclass(task, Headless) and task.__module__.startswith("eve_vl.")
+
+
+def _essential(config: Config, sizes: Sizes) -> tuple[Config, Sizes]:
+    """Return what counts depend on: a report counts a run as its start did, and finds the counts in the cache."""
     data, train = DataConfig(modality=config.data.modality), config.train
-    rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation))
-    sections = {"input": config.input, "model": config.model, "task": config.task, "tokenizer": config.tokenizer}
-    same = Config(recipe="", out=Path(), data=data, train=rows, **sections)
-    # a report counts a run as its start did, and finds the counts in the cache
+    dtype: Any = str(pick_dtype(train.dtype, CPU)).removeprefix("torch.")
+    rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation), dtype=dtype)
+    # routing that drops tokens and negatives from other processes would need values
+    dropless: Any = {"routing": "dropless"} if hasattr(config.model, "routing") else {}
+    local: Any = {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
+    model, task = dataclasses.replace(config.model, **dropless), dataclasses.replace(config.task, **local)
+    same = Config(
+        recipe="", out=Path(), data=data, train=rows, input=config.input, model=model, task=task, tokenizer=config.tokenizer
+    )
     labels = () if config.task.is_pretraining else ("",) * len(sizes.labels)
-    return _forward_flops(same, Sizes(vocab_size=sizes.vocab_size, labels=labels))
+    return same, Sizes(vocab_size=sizes.vocab_size, labels=labels)
+
+
+def _without_values(config: Config, sizes: Sizes) -> Task[Any]:
+    """Return a task on the meta device whose forward pass needs no values."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        task = build_untrained(config, sizes).train()
+    if hasattr(task, "reads"):  # a classifier
+        task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
+    for module in task.modules():
+        if isinstance(module, Experts):
+            module.forward = partial(_through_one, module)
+    return task
 
 
 @lru_cache
 def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
-    """Run a forward pass on tensors that have shapes and no values."""
-    # routing that drops tokens and negatives from other processes would need values
-    dropless: Any = {"routing": "dropless"} if hasattr(config.model, "routing") else {}
-    local: Any = {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
-    model, settings = dataclasses.replace(config.model, **dropless), dataclasses.replace(config.task, **local)
-    config = dataclasses.replace(config, model=model, task=settings)
+    task = _without_values(config, sizes)
     # the meta device knows no autocast, and torch does not count the fused attention of CPUs
     no_autocast = mock.patch.multiple(
         torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
     )
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH):
-        task = build_untrained(config, sizes).train()
-        if hasattr(task, "reads"):  # a classifier
-            task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
-        for module in task.modules():
-            if isinstance(module, Experts):
-                module.forward = partial(_through_one, module)
-        with FlopCounterMode(display=False) as counter:
-            batch = _example_batch(task)
-            task(batch)
+    counter = FlopCounterMode(display=False)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
+        batch = _example_batch(task)
+        task(batch)
     counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
     for name in names:
@@ -129,12 +156,54 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     return {name: count / len(batch.where) for name, count in found.items() if count}
 
 
+@lru_cache
+def _kept_bytes(config: Config, sizes: Sizes) -> tuple[int, int]:
+    task = _without_values(config, sizes)
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors, with autocast
+        batch = _example_batch(task)
+        kept = _Kept(task.to_empty(device="cpu"))
+        with saved_tensors_hooks(kept.add, lambda x: x), autocast(CPU, getattr(torch, config.train.dtype)):
+            task(batch)
+    return kept.total()
+
+
+class _Kept:
+    """Bytes that autograd keeps of a forward pass, by call of a block."""
+
+    def __init__(self, task: nn.Module):
+        self.seen = {StorageWeakRef(each.untyped_storage()) for each in task.parameters()}
+        self.bytes, self.inputs = [0], [0]  # of each call of a block; first: outside of blocks
+        self.is_inside = False
+        for block in transformer_blocks(task):
+            block.register_forward_pre_hook(self._enter)
+            block.register_forward_hook(self._leave)
+
+    def add(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if (reference := StorageWeakRef(storage)) not in self.seen:
+            self.seen.add(reference)
+            self.bytes[-1 if self.is_inside else 0] += storage.nbytes()
+        return x
+
+    def _enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self.is_inside = True
+        self.bytes.append(0)
+        self.inputs.append(sum(each.nbytes for each in args if isinstance(each, Tensor)))
+
+    def _leave(self, *_: Any) -> None:
+        self.is_inside = False
+
+    def total(self) -> tuple[int, int]:
+        return sum(self.bytes), self.bytes[0] + sum(self.inputs) + max([0, *self.bytes[1:]])
+
+
 def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
     """Return the shape of `Experts.forward` at its cost.
 
     Without values, no row knows its expert.
     """
-    return experts.activation(x_RD @ experts.fc1_weight[0].t()) @ experts.fc2_weight[0].t()
+    fc1, fc2 = (weight.to(x_RD.dtype)[0].t() for weight in (experts.fc1_weight, experts.fc2_weight))  # all are kept
+    return experts.activation(x_RD @ fc1) @ fc2
 
 
 def _example_batch(task: Task[Any]) -> RowBatch:

@@ -13,7 +13,8 @@ import torch
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.records import Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.run.inspect import forward_flops
+from eve_vl.run.inspect import forward_flops, kept_bytes
+from eve_vl.run.plan import Layout, step_memory
 from eve_vl.tasks.task import Task
 from eve_vl.train import processes
 from eve_vl.train.optim import learning_rate
@@ -25,7 +26,6 @@ ROWS_MEASURED = 200  # of each source, to measure text lengths
 MANY_CUT = 0.02  # share of cut texts below which nothing is printed
 MANY_PIECES = 2.0  # tokens a word, above which the vocabulary is small (LOG.md, 2026-11-30)
 MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
-KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
 FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints")
 FREE_TRAIN += ("steps", "val_every", "patience", "accumulation", "layout")
 FREE_DATA = ("num_workers", "max_invalid_fraction", "skip_invalid_val", "val_samples")
@@ -142,17 +142,11 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
 def expected_memory(config: Config, task: Task[Any]) -> float:
     """Return the estimated bytes of the training process on a CPU.
 
-    For nine runs from 0.3M to 437M parameters it was from 15 % too low to 12 % too high (benchmarks/RESULTS.md); on a GPU
-    nothing was measured. Weights, gradients, two moments and averages are float32. A matrix product takes 2·D FLOPs per number
-    of its input, and 1.5 times its input is assumed to be kept for the backward pass. Saving copies the moments later.
+    Saving copies the moments, when activations are gone.
     """
-    train = config.train
-    per_weight = 16 + 4 * (train.ema_decay > 0)
-    weights = sum(each.numel() * (per_weight if each.requires_grad else 4) for each in task.parameters())
-    rows, flops = train.batch_size / train.accumulation, sum(forward_flops(config, task.sizes).values())
-    inputs = flops / (2 * config.model.embed_dim) * rows
-    kept = 4 * inputs / processes.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
-    return LIBRARIES + weights + max(kept, weights / 2)
+    kept = kept_bytes(config, task.sizes)[config.train.checkpoint_activations] / processes.world_size()
+    memory = step_memory(config, task, Layout(gpus=processes.world_size()), kept)
+    return LIBRARIES + sum(memory.values()) + max(0.0, memory["optimizer"] - memory["activations"])
 
 
 def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str]]:

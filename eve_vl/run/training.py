@@ -24,6 +24,7 @@ from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder, start_from
+from eve_vl.run.plan import check_batch_size
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task, label_files
@@ -142,20 +143,6 @@ def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[
         fix = "restore the data, choose another folder with --out, or give --accept-changed-data"
         raise UserError(f"{config.out}: {changed}; {fix}")
     return now, [changed] * bool(changed)
-
-
-def check_batch_size(config: Config, world: int) -> None:
-    """Raise UserError for a batch that does not divide into micro-batches.
-
-    They must not be too small either.
-    """
-    train, count = config.train, config.train.accumulation * world
-    if train.batch_size % count:
-        where = f"train.batch_size {train.batch_size} is not divisible by train.accumulation"
-        raise UserError(f"{where} {train.accumulation} × {world} processes")
-    if problems := config.task.problems_with_pairs(train.batch_size // count):
-        more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
-        raise UserError(f"task.{'; task.'.join(problems)} {more}")
 
 
 def as_validation(config: Config, val_sources: Sequence[Source[Any]]) -> Config:

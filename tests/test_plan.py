@@ -1,0 +1,111 @@
+"""`eve plan` against the memory of real processes, a real batch and sums by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from plan_runs import ALONE, TOGETHER, config_of
+
+from eve_vl.cli import main
+from eve_vl.recipes import get_recipe
+from eve_vl.run.inspect import kept_bytes
+from eve_vl.run.loading import build_untrained
+from eve_vl.run.plan import Layout, command, plan, step_memory, step_traffic
+from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
+
+WORLD = 2
+SCRIPT = Path(__file__).parent / "plan_runs.py"
+
+
+def test_memory_is_that_of_real_processes(tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD), str(SCRIPT)]
+    # freed tensors return to the system, as a GPU's allocator finds their memory again
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    for name, train in {**ALONE, **TOGETHER}.items():
+        config, gpus = config_of(**train), WORLD if name in TOGETHER else 1
+        sizes = Sizes(vocab_size=config.tokenizer.vocab_size)
+        with torch.device("meta"):
+            task = build_untrained(config, sizes)
+        layout = Layout(gpus=gpus, shards=name.startswith("shard"))
+        kept = kept_bytes(config, sizes)[config.train.checkpoint_activations] / gpus
+        planned = sum(step_memory(config, task, layout, kept).values())
+        for each in found:
+            assert planned == pytest.approx(each[name], rel=0.15), name
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_fewest_micro_batches_that_fit_are_chosen(shift):
+    """The limit is just below or above what the recipe's own micro-batch takes."""
+    config = config_of(batch_size=64)
+    whole = plan(config, 4, 2, 2**40)
+    assert [(each.name, each.accumulation, each.rows) for each in whole] == [
+        *(("replicate", 1, 16), ("shard", 1, 16)),
+        *(("replicate, recomputed", 1, 16), ("shard, recomputed", 1, 16)),
+    ]
+    launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain demo"
+    assert command("demo", config, config, whole[0]) == launch
+    limit = sum(whole[1].memory.values())
+    chosen = {each.name: each for each in plan(config, 4, 2, limit + shift)}
+    assert chosen["shard"].accumulation == (2 if shift < 0 else 1)
+    assert all(each.fits for each in chosen.values())
+    flags = command("demo", config, config, chosen["shard, recomputed"]).partition(" demo ")[2]
+    assert flags == "--train.layout shard --train.checkpoint-activations"
+    few = plan(config, 4, 2, 1)
+    assert not any(each.fits for each in few)
+    assert {each.accumulation for each in few} == {16}
+
+
+def test_traffic_is_that_of_rings():
+    config = config_of(accumulation=2)
+    with torch.device("meta"):
+        task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size))
+    task.find_unused_parameters, size = False, 4 * sum(each.numel() for each in task.parameters())
+    assert step_traffic(config, task, Layout(gpus=1)) == (0, 0)
+    assert step_traffic(config, task, Layout(gpus=4)) == (2 * size * 3 / 4, 0)
+    assert step_traffic(config, task, Layout(gpus=4, machines=2)) == (2 * size * 7 / 8,) * 2
+    # weights are gathered once, gradients scattered twice, and each process sums a quarter of them with the other machine
+    sent, between = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
+    assert (sent, between) == (3 * size * 3 / 4 + size / 4, size)
+
+
+def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
+    words = ["plan", "tiny", "--gpus", "4", "--per-machine", "2", "--memory", "0.5", "--train.batch-size", "8"]
+    main([*words, "--json", str(tmp_path / "plan.json")])
+    said = capsys.readouterr().out
+    launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain tiny"
+    assert f"{launch} --train.batch-size 8" in " ".join(said.split())
+    assert all(kind in said for kind in ("GiB of a process", "activations", "sent by a machine, GB"))
+    (first, *others) = json.loads((tmp_path / "plan.json").read_text())["layouts"]
+    assert first["layout"] == {"gpus": 2, "machines": 2, "shards": False}
+    assert (len(others), first["rows"], first["accumulation"]) == (3, 2, 1)
+    main(["plan", "tiny", "--memory", "0.001"])
+    assert "no layout fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "12"], "--gpus: 12 is not a multiple of 8 per machine; give --per-machine N"),
+        (["--gpus", "3"], "train.batch_size 16 is not divisible by train.accumulation 1 × 3 processes"),
+        (["--gpus", "0"], "--gpus 0, --per-machine 8, --memory 80: must be positive"),
+        (["--data.flip", "--train.lr", "1"], "--data.flip, --train.lr: no effect on the plan; leave it out"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "tiny", *words])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_own_tasks_cannot_be_planned(monkeypatch):
+    monkeypatch.setattr("eve_vl.tasks.masked_signal.MaskedSignal.__module__", "own")
+    with pytest.raises(UserError, match="tiny: only tasks of this package"):
+        plan(get_recipe("tiny"), 1, 8, 1)
