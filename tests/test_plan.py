@@ -68,12 +68,12 @@ def test_traffic_is_that_of_rings():
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size))
     task.find_unused_parameters, size = False, 4 * sum(each.numel() for each in task.parameters())
-    assert step_traffic(config, task, Layout(gpus=1)) == (0, 0)
-    assert step_traffic(config, task, Layout(gpus=4)) == (2 * size * 3 / 4, 0)
-    assert step_traffic(config, task, Layout(gpus=4, machines=2)) == (2 * size * 7 / 8,) * 2
+    assert step_traffic(config, task, Layout(gpus=1)) == {"process": 0, "machine": 0}
+    assert step_traffic(config, task, Layout(gpus=4)) == {"process": 2 * size * 3 / 4, "machine": 0}
+    assert {*step_traffic(config, task, Layout(gpus=4, machines=2)).values()} == {2 * size * 7 / 8}
     # weights are gathered once, gradients scattered twice, and each process sums a quarter of them with the other machine
-    sent, between = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
-    assert (sent, between) == (3 * size * 3 / 4 + size / 4, size)
+    found = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
+    assert found == {"process": 3 * size * 3 / 4 + size / 4, "machine": size}
 
 
 def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):

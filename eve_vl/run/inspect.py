@@ -168,33 +168,29 @@ def _kept_bytes(config: Config, sizes: Sizes) -> tuple[int, int]:
 
 
 class _Kept:
-    """Bytes that autograd keeps of a forward pass, by call of a block."""
+    """Bytes that autograd keeps of a forward pass."""
 
     def __init__(self, task: nn.Module):
         self.seen = {StorageWeakRef(each.untyped_storage()) for each in task.parameters()}
-        self.bytes, self.inputs = [0], [0]  # of each call of a block; first: outside of blocks
-        self.is_inside = False
+        self.bytes, self.inputs, self.call = [0], 0, 0  # of each call of a block; first: outside of blocks
         for block in transformer_blocks(task):
             block.register_forward_pre_hook(self._enter)
-            block.register_forward_hook(self._leave)
+            block.register_forward_hook(lambda *_: setattr(self, "call", 0))
 
     def add(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if (reference := StorageWeakRef(storage)) not in self.seen:
             self.seen.add(reference)
-            self.bytes[-1 if self.is_inside else 0] += storage.nbytes()
+            self.bytes[self.call] += storage.nbytes()
         return x
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self.is_inside = True
+        self.call = len(self.bytes)
         self.bytes.append(0)
-        self.inputs.append(sum(each.nbytes for each in args if isinstance(each, Tensor)))
-
-    def _leave(self, *_: Any) -> None:
-        self.is_inside = False
+        self.inputs += sum(each.nbytes for each in args if isinstance(each, Tensor))
 
     def total(self) -> tuple[int, int]:
-        return sum(self.bytes), self.bytes[0] + sum(self.inputs) + max([0, *self.bytes[1:]])
+        return sum(self.bytes), self.bytes[0] + self.inputs + max([0, *self.bytes[1:]])
 
 
 def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:

@@ -42,42 +42,38 @@ def step_memory(config: Config, task: Task[Any], layout: Layout, kept: float) ->
     train, parts = config.train, layout.gpus if layout.shards else 1
     trained = {name: each for name, each in task.named_parameters() if each.requires_grad}
     total, num = (4 * sum(each.numel() for each in them) for them in (task.parameters(), trained.values()))
-    matrices, of_shape = 0, Counter[tuple[int, int]]()
-    for name, each in trained.items():
-        if train.optimizer == "muon" and (rows := muon_parts(name, each)):
-            matrices += 4 * each.numel()
-            of_shape[each.shape[-2] // rows, each.shape[-1]] += each.numel()
-    exchanged = MUON_COPIES * max(of_shape.values(), default=0) * (4 if train.dtype == "float32" else 2)
+    of_shape = Counter[torch.Size]()  # of Muon's matrices, which have one moment
+    for name, each in trained.items() if train.optimizer == "muon" else ():
+        of_shape[each.shape[-2:]] += 4 * each.numel() * (muon_parts(name, each) > 0)
+    copies = MUON_COPIES * max(of_shape.values(), default=0) / (1 if train.dtype == "float32" else 2)
     whole = [4 * sum(each.numel() for each in block.parameters()) for block in transformer_blocks(task)]
     unit = max([total - sum(whole), *whole])  # gradients are whole until those of a unit are summed
     return {
         "weights": total / parts + total * layout.shards,
         "gradients": num / parts + 2 * unit * layout.shards,
-        "optimizer": (2 * num - matrices + num * (train.ema_decay > 0)) / parts,
-        "activations": max(kept, exchanged / parts),
+        "optimizer": (2 * num - of_shape.total() + num * (train.ema_decay > 0)) / parts,
+        "activations": max(kept, copies / parts),
     }
 
 
-def step_traffic(config: Config, task: Task[Any], layout: Layout) -> tuple[float, float]:
-    """Return the bytes that a process, and a machine, send in a step.
+def step_traffic(config: Config, task: Task[Any], layout: Layout) -> dict[str, float]:
+    """Return the bytes that a process sends in a step, and a machine to others.
 
-    These are weights and gradients; features of contrast and sums for the log are small.
-    A ring over n processes sends (n - 1) / n of a tensor to gather or scatter it, and twice that to sum it.
+    These are weights and gradients. Left out are Muon's matrices, features of contrast and sums for the log. A ring over n
+    processes sends (n - 1) / n of a tensor to gather or scatter it, and twice that to sum it.
     """
-    train, machines, gpus = config.train, layout.machines, layout.gpus
+    accumulation, machines, gpus = config.train.accumulation, layout.machines, layout.gpus
     weights = 4 * sum(each.numel() for each in task.parameters())
     gradients = 4 * sum(each.numel() for each in task.parameters() if each.requires_grad)
-    between = 2 * gradients * (machines - 1) / machines
     if layout.shards:
-        moved = (weights + train.accumulation * gradients) * (gpus - 1) / gpus
-        return moved + between / gpus, between
-    sums = train.accumulation if task.find_unused_parameters else 1
-    world = machines * gpus
-    sent = sums * 2 * gradients * (world - 1) / world
-    return sent, sent * (machines > 1)
+        between = 2 * gradients * (machines - 1) / machines
+        return {"process": (weights + accumulation * gradients) * (gpus - 1) / gpus + between / gpus, "machine": between}
+    times = accumulation if task.find_unused_parameters else 1  # see processes.without_sharing
+    sent = 2 * times * gradients * (1 - 1 / (machines * gpus))
+    return {"process": sent, "machine": sent * (machines > 1)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Choice:
     """A layout at the fewest micro-batches that fit, else at the most."""
 
@@ -89,26 +85,23 @@ class Choice:
     """Per micro-batch of a process."""
     memory: dict[str, float]
     """Bytes of a process by kind."""
-    sent: float
-    """Bytes that a process sends in a step."""
-    between: float
-    """Bytes that a machine sends to all others in a step."""
+    sent: dict[str, float]
+    """Bytes in a step by sender."""
     fits: bool
 
     @property
     def name(self) -> str:
         """Layout in words."""
-        return f"{'shard' if self.layout.shards else 'replicate'}{', recomputed' * self.recomputes}"
+        return ("shard" if self.layout.shards else "replicate") + ", recomputed" * self.recomputes
 
     def cells(self) -> dict[str, str]:
-        """Return the lines of a table: GiB by kind, GB in a step."""
-        gib = {**self.memory, "total": sum(self.memory.values())}
-        traffic = {"sent by a process, GB": self.sent, "sent by a machine, GB": self.between}
+        """Return the lines of a table: GiB by kind, GB by sender."""
+        memory = {**self.memory, "total": sum(self.memory.values())}
         return {
             "micro-batches × rows": f"{self.accumulation} × {self.rows}",
-            **{kind: f"{value / 2**30:,.2f}" for kind, value in gib.items()},
+            **{kind: f"{value / 2**30:,.2f}" for kind, value in memory.items()},
             "fits": "yes" if self.fits else "no",
-            **{kind: f"{value / 1e9:,.2f}" for kind, value in traffic.items() if value},
+            **{f"sent by a {who}, GB": f"{value / 1e9:,.2f}" for who, value in self.sent.items() if value},
         }
 
 
@@ -143,17 +136,8 @@ def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choi
             small, kept = few[recomputes], kept_bytes(now, sizes)[recomputes]
             fixed = max(0.0, small - 2 * (kept - small) / max(rows - 2, 1))  # copies of weights in half precision
             memory = step_memory(now, task, layout, fixed + (kept - fixed) / gpus)
-            sent, between = step_traffic(now, task, layout)
-            found[shards, recomputes] = Choice(
-                layout=layout,
-                recomputes=recomputes,
-                accumulation=accumulation,
-                rows=rows // gpus,
-                memory=memory,
-                sent=sent,
-                between=between,
-                fits=sum(memory.values()) <= limit,
-            )
+            sent, fits = step_traffic(now, task, layout), sum(memory.values()) <= limit
+            found[shards, recomputes] = Choice(layout, recomputes, accumulation, rows // gpus, memory, sent, fits)
         accumulation *= 2
     return sorted(found.values(), key=lambda each: (not each.fits, each.recomputes, each.accumulation, each.layout.shards))
 
