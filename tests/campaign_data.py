@@ -320,7 +320,8 @@ def damage_index(rng: Random, folder: Path) -> None:
     tar = folder / "a.tar"
     if tar.is_symlink() or not tar.is_file() or not tar.stat().st_size:
         return  # something else is in its place
-    _index(tar)
+    stamp = tar.stat()
+    _index(tar, (stamp.st_size, stamp.st_mtime_ns))
     index = folder / f"a.tar{INDEX_SUFFIX}"
     index.write_bytes(mutate(rng, "", index.read_bytes()))
 

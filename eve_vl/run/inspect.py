@@ -109,7 +109,10 @@ def _has_known_batches(config: Config) -> bool:
 
 
 def _essential(config: Config, sizes: Sizes) -> tuple[Config, Sizes]:
-    """Return what counts depend on: a report counts a run as its start did, and finds the counts in the cache."""
+    """Return what counts depend on.
+
+    A report counts a run as its start did, and finds the counts in the cache.
+    """
     data, train = DataConfig(modality=config.data.modality), config.train
     dtype: Any = str(pick_dtype(train.dtype, CPU)).removeprefix("torch.")
     rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation), dtype=dtype)
