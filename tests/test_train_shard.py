@@ -78,7 +78,7 @@ def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
     assert difference(before, after) < (1e-4 if name != "resumed" else 1e-12)
 
 
-@pytest.mark.parametrize(("number", "problem"), [(0, "makes other passes"), (1, "makes other passes"), (2, "model has none")])
+@pytest.mark.parametrize(("number", "problem"), [(0, "numbers of passes"), (1, "numbers of passes"), (2, "model has none")])
 def test_tasks_that_would_wait_forever_or_have_no_blocks_are_refused(folder: Path, number: int, problem: str):
     one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
     assert one == two and one.startswith("train.layout shard: ") and problem in one

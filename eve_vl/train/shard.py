@@ -32,9 +32,9 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], device: torch.device) ->
     """
     problem = ""
     if getattr(task, "passes_vary", False):
-        problem = "this task makes other passes in each process, which would wait for each other forever"
+        problem = "processes run different numbers of passes in this task, and would wait for each other forever"
     elif not blocks:
-        problem = "shards are of Transformer blocks, and this model has none"
+        problem = "works on Transformer blocks, and this model has none"
     elif torch.__version__ < OLDEST:  # pyright: ignore[reportOperatorIssue]
         problem = f"needs torch {OLDEST[0]}.{OLDEST[1]}, this is {torch.__version__}"
     if problem:
@@ -169,28 +169,29 @@ def on_whole_matrices(
     values: flat, a matrix or several for each parameter; with shards, this process's part. Each process then computes some
     parameters whole: one exchange hands them out, another one hands the results back.
     """
-    each = values.split([local(parameter).numel() for parameter in parameters])
+    pieces = values.split([local(parameter).numel() for parameter in parameters])
     if not isinstance(parameters[0], DTensor):
-        return compute(values.view(-1, *shape)).flatten().split([*map(len, each)])
+        return compute(values.view(-1, *shape)).flatten().split([*map(len, pieces)])
     group, found, exchanged = _group(parameters[0]), {}, []
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     axes = [cast(Shard, cast(DTensor, parameter).placements[-1]).dim for parameter in parameters]
     for number, (parameter, axis) in enumerate(zip(cast(Sequence[DTensor], parameters), axes, strict=True)):
         if axis == 0 and parameter.ndim == 3 and len(parameter) % size == 0:  # whole experts
-            found[number] = compute(each[number].view(-1, *shape)).flatten()
-        elif parameter.shape[axis] % size:  # no axis divides evenly
+            found[number] = compute(pieces[number].view(-1, *shape)).flatten()
+        elif parameter.shape[axis] % size:  # no axis divides evenly: every process computes the whole
             form: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
-            own = each[number].view_as(parameter.to_local())
+            own = pieces[number].view_as(parameter.to_local())
             whole = DTensor.from_local(own, parameter.device_mesh, parameter.placements, **form).full_tensor()
             found[number] = local(like(compute(whole.view(-1, *shape)).view_as(whole), parameter)).flatten()
         else:
             exchanged.append(number)
-    turns = [exchanged[turn::size] for turn in range(size)]  # what each process computes
-    order, sizes = [number for turn in turns for number in turn], [sum(len(each[number]) for number in turn) for turn in turns]
-    mine, same = turns[rank], [sizes[rank]] * size
+    turns = [exchanged[turn::size] for turn in range(size)]  # the parameters that each process computes
+    order = [number for turn in turns for number in turn]
+    sizes = [sum(len(pieces[number]) for number in turn) for turn in turns]
+    mine, same = turns[rank], [sizes[rank]] * size  # all pieces of a parameter have one size
     if order:
-        got = _exchange(torch.cat([each[number] for number in order]), sizes, same, group).view(size, -1)
-        parts = got.split([len(each[number]) for number in mine], dim=1)
+        got = _exchange(torch.cat([pieces[number] for number in order]), sizes, same, group).view(size, -1)
+        parts = got.split([len(pieces[number]) for number in mine], dim=1)
         wholes = [
             torch.cat([*part.reshape(size, *local(parameters[number]).shape)], axes[number])
             for part, number in zip(parts, mine, strict=True)
@@ -203,7 +204,7 @@ def on_whole_matrices(
                 for result, whole, number in zip(made, wholes, mine, strict=True)
             ]
             got = torch.cat(cuts, dim=1)
-        back = _exchange(got.flatten(), same, sizes, group).split([len(each[number]) for number in order])
+        back = _exchange(got.flatten(), same, sizes, group).split([len(pieces[number]) for number in order])
         found |= dict(zip(order, back, strict=True))
     return [found[number] for number in range(len(parameters))]
 
