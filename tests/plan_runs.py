@@ -28,11 +28,10 @@ CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
 WORDS = ["red", "blue", "circle", "star", "green", "ring", "square", "left", "of", "one", "two"]
 ALONE: dict[str, dict[str, Any]] = {
-    "adamw": {},
     "muon, averages": {"optimizer": "muon", "ema_decay": 0.9},
-    "recomputed": {"checkpoint_activations": True, "batch_size": 64},
+    "recomputed": {"checkpoint_activations": True},
 }
-TOGETHER: dict[str, dict[str, Any]] = {"replicate": {}, "replicate, two micro-batches": {"accumulation": 2}}
+TOGETHER: dict[str, dict[str, Any]] = {"replicate": {}, "shard, two micro-batches": {"layout": "shard", "accumulation": 2}}
 
 
 def config_of(**train: Any) -> Config:

@@ -1,0 +1,45 @@
+"""One process of 512: shards are not padded, and all ranks make the same exchanges, those of the formula."""
+
+from dataclasses import replace
+
+import pytest
+from fake_world import sent_in_a_step, sharded, world
+
+from eve_vl.recipes import get_recipe
+from eve_vl.run.plan import Layout, step_memory, step_traffic
+from eve_vl.train.shard import local
+
+SIZE = 512
+
+
+@pytest.mark.parametrize("per_machine", [8, SIZE])
+def test_no_process_has_more_than_its_share(per_machine: int):
+    """Shards of 32 experts over 512 processes would be padded to 512 experts."""
+    config = get_recipe("base")
+    config = replace(config, model=replace(config.model, depth=3))
+    with world(0, SIZE, per_machine), sharded(config) as task:
+        total = sum(each.numel() for each in task.parameters())
+        own = sum(local(each).numel() for each in task.parameters())
+        planned = step_memory(config, task, Layout(gpus=per_machine, machines=SIZE // per_machine, shards=True), 0)
+        assert total / per_machine <= own <= 1.15 * total / per_machine
+        assert planned["optimizer"] == pytest.approx(8 * own, rel=0.15)
+
+
+def test_all_ranks_make_the_same_exchanges():
+    config = get_recipe("demo")  # with Muon
+    model, train = replace(config.model, num_experts=32, depth=3), replace(config.train, batch_size=4, dtype="float32")
+    config, sent = replace(config, model=model, train=train), []
+    for rank in (0, 1, SIZE - 1):
+        with world(rank, SIZE, 8), sharded(config) as task:
+            sent.append(sent_in_a_step(task))
+            planned = step_traffic(config, task, Layout(gpus=8, machines=SIZE // 8, shards=True))
+    first, *others = sent
+    for other in others:
+        # which matrices a process makes orthogonal, and thus their number, differs
+        assert [(name, size * (name != "alltoall_base_")) for name, size in first] == [
+            (name, size * (name != "alltoall_base_")) for name, size in other
+        ]
+    # their tensors are whole ones and shards of an eighth
+    moved = sum(size for name, size in first if name in ("_allgather_base_", "_reduce_scatter_base_")) / (1 + 1 / 8)
+    assert moved * 7 / 8 == pytest.approx(planned["process"] - planned["machine"] / 8, rel=0.01)
+    assert {"allreduce_", "alltoall_base_"} < {name for name, _ in first}
