@@ -145,7 +145,7 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
     Saving copies the moments, when activations are gone.
     """
     kept = kept_bytes(config, task.sizes)[config.train.checkpoint_activations] / processes.world_size()
-    memory = step_memory(config, task, Layout(gpus=processes.world_size()), kept)
+    memory = step_memory(config, task, Layout(gpus=processes.world_size(), shards=config.train.layout == "shard"), kept)
     return LIBRARIES + sum(memory.values()) + max(0.0, memory["optimizer"] - memory["activations"])
 
 
