@@ -48,7 +48,7 @@ PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": Stage("demo_retrieval")},
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": Stage("demo_retrieval")},
-    "emoji": {"retrieval": Stage("search_small")},
+    "emoji": {"retrieval": Stage("search_small", flags="--train.lr 1e-3")},
     "icons": {"retrieval": Stage("icons_search")},
 }
 SHARES = {"scenes": 0.5, "phantoms": 0.5, "emoji": 0.4, "icons": 0.1}  # share of the budget for pre-training

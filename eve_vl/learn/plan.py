@@ -35,6 +35,7 @@ PLAN, SPLIT = "plan.json", "split.json"
 BUNDLED = "builtin:drawings"
 UNTRAINED, MASKED, FINAL = "untrained", "masked", "final"
 MIN_STEPS = 20  # of a pilot
+FROM_OWN = 1e-3  # learning rate of a search that does not start from BUNDLED
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 NUM_TIMED = 4  # steps
 MIN_ROWS, MIN_CAPTIONS = 50, 10
@@ -169,6 +170,7 @@ class Plan:
         steps, batch = stage["steps"], min(config.train.batch_size, max(2, facts["train"] // 2))
         every = max(1, steps // 5) if name == FINAL else steps
         train = {"steps": steps, "batch_size": batch, "threads": self.values.get("threads", 0), "device": self.device}
+        train |= {"lr": FROM_OWN} if self.name == "search" and stage.get("start", BUNDLED) != BUNDLED else {}
         train |= {"val_every": every, "save_every": max(1, steps // 10), "log_every": max(1, min(50, steps // 10))}
         config = changed(config, config.recipe, train=train, input={"image_size": stage["size"]})
         return with_absolute_paths(replace(self.with_data(config), out=self.folder(name)))

@@ -6,7 +6,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +103,20 @@ class Learner(Plan):
         """Return the name of the best pilot."""
         best = self.choose("start", [name for name in STARTS if name in self.values["stages"]])
         if self.name == "search":
-            best = self._try("captions", best, {f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")})
+            best = self._try("captions", best, {caption: {"caption": caption} for caption in ("words", "phrases")})
         for size in self.values["sizes"][1:]:
             share = self.values["costs"][f"at {SIZES[0]} pixels"] / self.values["costs"][f"at {size} pixels"]
             steps = max(MIN_STEPS, round(self.values["stages"][best]["steps"] * share))  # of equal time
-            best = self._try("image size", best, {f"{best}_{size}": {"size": size, "steps": steps}})
+            best = self._try("image size", best, {str(size): {"size": size, "steps": steps}})
         return best
 
     def _try(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
-        """Return the name of the best among a pilot and new ones that differ from it."""
-        for name, changed in changes.items():
-            self.values["stages"].setdefault(name, pilot_of(self.values["stages"][best]) | changed)
-        return self.choose(question, [best, *changes])
+        """Return the name of the best among a pilot and new ones that differ from it, by the end of their names."""
+        trained, names = "bundled" if best == UNTRAINED else best, [best]
+        for end, changed in changes.items():
+            names.append(f"{trained}_{end}")
+            self.values["stages"].setdefault(names[-1], pilot_of(self.values["stages"][best]) | changed)
+        return self.choose(question, names)
 
     def finish(self, best: str) -> None:
         """Train the final run with the settings of the best pilot in the rest of the time."""
@@ -198,12 +200,6 @@ def certain(gain: float) -> tuple[float, float, float]:
     return float(gain), low, high
 
 
-def kept(scored: Mapping[str, float], rows: Callable[[str], Mapping[str, float]]) -> str:
-    """Return the best run; UNTRAINED unless that is better beyond chance."""
-    best = max(scored, key=lambda name: (scored[name], name == FINAL))
-    return UNTRAINED if UNTRAINED in scored and certain(paired(rows(best), rows(UNTRAINED)))[1] <= 0 else best
-
-
 def conclude(learner: Learner) -> str:
     """Evaluate the best run so far on the test rows; return its name.
 
@@ -217,7 +213,7 @@ def conclude(learner: Learner) -> str:
     scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage}
     if not scored:
         return ""
-    best = kept(scored, learner.rows)
+    best = max(scored, key=lambda name: (scored[name], name == FINAL))
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
         gain, low, high = certain(paired(learner.rows(best), learner.rows(FINAL)))
         chance = ", which may be chance" * (low <= 0 <= high)

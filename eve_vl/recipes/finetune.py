@@ -178,14 +178,15 @@ def icons_search(init: Config) -> Config:
 
 @starts_from("demo")
 def search_small(init: Config) -> Config:
-    """Search in a few thousand images of your own: minutes; R@1 0.33, 0.35 on emoji.
+    """Search in a few thousand images of your own: minutes; R@1 0.72, 0.72 on icons.
 
-    ITC only, with random crops, mirrored images and moving averages of the weights. Both numbers are with --init of
-    a run of `icons_search`, means of three seeds.
+    ITC only, with random crops, mirrored images and moving averages of the weights. Both numbers are on 697 icons of unseen
+    names; builtin:drawings has 0.67, 0.67 there. From random weights, --train.lr 1e-3 learns faster.
 
     eve finetune search_small --init builtin:drawings --data.train FOLDER
     """
-    data, more = DataConfig(train=("photos",), crop_scale=(0.7, 1.0), **OF_YOURS), {"weight_decay": 0.05, "ema_decay": 0.98}
+    data = DataConfig(train=("photos",), crop_scale=(0.7, 1.0), **OF_YOURS)
+    more = {"weight_decay": 0.05, "ema_decay": 0.98, "lr": 3e-4}  # 1e-3 forgets what the start knows (LOG.md)
     return _scenes(init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **FAST_CONTRAST | more)
 
 
