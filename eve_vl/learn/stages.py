@@ -111,7 +111,10 @@ class Learner(Plan):
         return best
 
     def _try(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
-        """Return the name of the best among a pilot and new ones that differ from it, by the end of their names."""
+        """Return the name of the best among a pilot and new ones that differ from it.
+
+        changes: by the end of their names.
+        """
         trained, names = "bundled" if best == UNTRAINED else best, [best]
         for end, changed in changes.items():
             names.append(f"{trained}_{end}")
