@@ -170,7 +170,12 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert complete("eve finetune demo_") == [name for name in recipes("finetune") if name.startswith("demo_")]
     measured = [name for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers]
     assert complete("eve evaluate ") == [*measured, "zero_shot"]
-    assert complete("eve pretrain tiny --train.l") == ["--train.lr", "--train.lr-multipliers", "--train.log-every"]
+    assert complete("eve pretrain tiny --train.l") == [
+        "--train.lr",
+        "--train.lr-multipliers",
+        "--train.layout",
+        "--train.log-every",
+    ]
     assert complete("eve finetune vqa --init x --task.ans") == ["--task.answers"]
     assert complete("eve demo --out x --") == ["--help", "--code", "--out"]
     own = f'PYTHONPATH={Path(__file__).parents[1]} {sys.executable} -m eve_vl "$@"'

@@ -270,8 +270,8 @@ def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
 
 
 def test_rows_and_settings_parse():
-    """Parse JSON blocks (one row per line) and TOML blocks; no other language is left untested."""
-    known, found = {"bash", "python", "console"}, set()
+    """Parse JSON blocks (one row per line) and TOML blocks; blocks of text are output; no other language is left untested."""
+    known, found = {"bash", "python", "console", "text"}, set()
     for page in [*PAGES, *ROOT.glob("examples/*/README.md")]:
         for language, text in OTHER.findall(page.read_text()):
             found |= {language} - known
