@@ -71,7 +71,7 @@ KILLS = [  # what dies at which of its calls
     (features.PendingImage, "read", 9),
     (features.PendingImage, "read", 16),
     (features, "_table", 2),
-    (file_io, "_sync", 3),  # the temporary file of the second part is whole
+    (file_io, "sync", 3),  # the temporary file of the second part is whole
 ]
 
 

@@ -93,9 +93,8 @@ class DataConfig(Values):
     train_weights: Annotated[tuple[float, ...], "(0, inf)"] = ()
     """Share of each training source in an epoch, on any scale; empty: by size."""
     order: Literal["rows", "shards"] = "rows"
-    """Order of the training rows. rows: an exact shuffle of all rows. shards: for storage that is slow at random reads, such as
-    hard disks and network disks; a step reads 64 lanes, each of which mixes the rows of 16 shards. held-out then takes whole
-    shards."""
+    """Order of the training rows. rows: an exact shuffle of all rows. shards: each process reads few shards at a time; a step
+    reads 64 lanes, each of which mixes the rows of 16 shards. held-out then takes whole shards."""
     val: tuple[str, ...] = ("scenes:val",)
     """Validation sources; or held-out: some training images (without images: texts) with all their rows in all sources, left
     out of training. A statement counts to both of its images."""

@@ -78,7 +78,7 @@ class KeyedOrder:
 
 
 class LaneOrder:
-    """An order that reads few shards at a time, for storage that cannot seek.
+    """An order that reads few shards at a time, at random places of each.
 
     All shards, shuffled, form a line of rows, which is cut into NUM_LANES lanes. A step takes a block of rows from each lane,
     so that a process reads its share of the lanes. A lane mixes the rows of a window, as long as WINDOW shards. The rest

@@ -108,6 +108,8 @@ class Plan:
                 )
             if seconds < self.values["seconds"]:
                 raise UserError(f"{out}: was planned for {shown(self.values['seconds'])}; give --for that or more to resume")
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise UserError(f"{out}: holds files, but no {PLAN}; choose another --out")
         self.values["seconds"], self.before = seconds, self.values["spent"]
 
     def elapsed(self) -> float:
