@@ -179,8 +179,6 @@ def test_faults_at_the_start_are_one_line(store: Store, monkeypatch: pytest.Monk
         open_source("nothing://bucket/x.tar")
     with pytest.raises(UserError, match="only tar shards and Parquet files are read from remote storage, not 'jsonl'"):
         open_source("http://127.0.0.1/rows.jsonl")
-    with pytest.raises(UserError, match="a search reads its images again"):
-        open_source(_in_memory("found.tar", (write_shard(store.folder / "found.tar", 0)).read_bytes()), kind="findable")
 
 
 def _in_memory(name: str, data: bytes) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from indices import features_of, search_model, search_run, some_photos, write_image  # noqa: F401
@@ -60,6 +61,23 @@ def test_parts_hold_what_encode_image_and_the_index_compute(eve, model, run, pho
     assert [name for note in notes for name in note["skipped"]] == [f"{photos}/new/15.png"]
     (bad,) = (note["bad_captions"] for note in notes if note["bad_captions"])
     assert [*bad] == [f"{photos}/old/03.png"] and "not UTF-8" in bad[f"{photos}/old/03.png"]
+
+
+def test_remote_shards_have_the_features_of_local_ones(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shard, remote = tmp_path / "features.tar", "memory://bucket/features.tar"
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted(photos.glob("old/0[0-2].*")):
+            tar.add(path, path.name)
+    fsspec.filesystem("memory").pipe("/bucket/features.tar", shard.read_bytes())
+    for name, source in {"local": shard, "remote": remote}.items():
+        assert write_features(model, [source], tmp_path / name)["image"] == 3
+    local, far = (parquet.read_table(tmp_path / name) for name in ("local", "remote"))
+    assert far["path"].to_pylist() == [remote] * 3 and far["name"][2].as_py() == "memory://bucket/features.tar:02"
+    assert far.drop(["path", "name"]).equals(local.drop(["path", "name"]))
+    with pytest.raises(UserError, match=r"^memory://bucket/features.tar: a search reads its images again; copy them to a disk"):
+        model.index(remote, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 class Killed(BaseException):

@@ -85,6 +85,8 @@ class Index:
             raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
         lists = [[each] if isinstance(each, str | Path) else each for each in (sources, drop)]
+        if remote := [spec for spec in map(source_name, lists[0]) if "://" in spec]:
+            raise UserError(f"{remote[0]}: a search reads its images again; copy them to a disk, and index that")
         opened, dropped, lost = OpenSource.each(lists[0], reading), list(map(source_name, lists[1])), {}
         with index_errors(folder):
             has_files = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())

@@ -187,8 +187,6 @@ def open_source(
             named = {name.removesuffix("_column") for name, value in options.items() if value is not None} - {"image_root"}
             likely = (_looks_like(table) or "captions", "captions", "labels")
             kind = next(each for each in likely if named <= KINDS[each].USUAL.keys())
-        if kind == "findable" and isinstance(spec.path, RemotePath):
-            raise UserError(f"{spec.path}: a search reads its images again; copy them to a disk, and index that")
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
             raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
