@@ -246,6 +246,14 @@ def test_an_order_by_shards_indexes_a_shard_when_it_reaches_it(store: Store, mon
     assert {rest[row].where.split(":")[0] for row in range(len(rest))} == {name for name in names[1] if name > "00009.tar"}
 
 
+def test_a_split_by_shards_takes_one_shard_at_least_and_far_too_much_is_refused(store: Store):
+    (source,) = open_sources([str(store.folder)], config_of(str(store.folder), order="shards").data, 16)
+    train, val, _ = held_out_split([source], ["shards"], 0.17, by_shards=True)
+    assert [len(train[0]), len(val[0])] == [2 * NUM, NUM]
+    with pytest.raises(UserError, match=r"^shards: whole shards .*, 33.3% of its rows instead of 2.0%; give --data.val, "):
+        held_out_split([source], ["shards"], 0.02, by_shards=True)
+
+
 def test_the_numbers_of_rows_are_kept_and_checked(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(webdataset, "MANY", 2)
     for is_lazy in (False, True):

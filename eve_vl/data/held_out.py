@@ -40,12 +40,19 @@ def held_out_split(
             [place if is_left else None for (place, _), is_left in zip(rows, still, strict=True)]
             for rows, still in zip(keys, left, strict=True)
         ]
-        held = [lowest(each, total) if share else np.zeros(len(each), bool) for each in places]
+        held = [
+            lowest(each, total, 1 if len(own) > 1 else 2) if share else np.zeros(len(each), bool)
+            for each, own in zip(places, blocks, strict=True)
+        ]
         in_part = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
         shown = {*chain.from_iterable(in_part)}
         alone = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
         left = [still & apart for still, apart in zip(left, alone, strict=True)]
-        for name, is_kept, is_held in zip(names, left, held, strict=True):
+        for name, own, is_kept, is_held in zip(names, blocks, left, held, strict=True):
+            sizes = np.array([num for _, num in own])
+            if len(own) > 1 > share * len(own) > 0 and (taken := sizes[is_held].sum() / sizes.sum()) > 2 * share:
+                problem = f"whole shards are held out (data.order shards), {taken:.1%} of its rows instead of {share:.1%}"
+                raise UserError(f"{name}: {problem}; give --data.val, more shards or a larger fraction")
             if not (is_kept.any() and (is_held.any() or not share)):
                 raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
         parts.append(_subsets(sources, blocks, held) if share else [])
@@ -86,14 +93,14 @@ def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
     return hash_of(place.encode(errors="surrogatepass")), keys
 
 
-def lowest(places: Sequence[int | None], share: float) -> np.ndarray:
+def lowest(places: Sequence[int | None], share: float, least: int = 2) -> np.ndarray:
     """Return which rows are in the held-out split, bool: those with the lowest hashes.
 
     These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does
-    not depend on the other rows, except in tiny sources: the split has at least two hashes, if that leaves as many for
-    training.
+    not depend on the other rows, except in tiny sources: the split has at least `least` hashes, if that leaves as many
+    for training.
     """
     distinct = sorted({place for place in places if place is not None})
     num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
-    held = set(distinct[: max(num, min(2, len(distinct) // 2))])
+    held = set(distinct[: max(num, min(least, len(distinct) // 2))])
     return np.array([place in held for place in places])
