@@ -98,7 +98,12 @@ class WebdatasetTable(Table):
 
     def _shard(self, number: int) -> Shard:
         """Return the index of a shard, mapped from its file. Raises StorageError."""
-        return _mapped(self._paths[number], *self._known[number, : ROWS + 1].tolist())
+        try:
+            return _mapped(self._paths[number], *self._known[number, : ROWS + 1].tolist())
+        except StorageError:
+            with suppress(OSError):
+                _kept(self._paths, self._is_lazy).unlink()  # the next start asks again
+            raise
 
     def _place(self, index: int) -> tuple[Path, Shard, int]:
         """Return the shard of a row, and the row's number in it."""
@@ -177,7 +182,7 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
     """
     known = np.zeros((len(paths), 4), dtype=np.int64)
     known[:, :ROWS] = in_threads(_stamp, paths) if isinstance(paths[0], RemotePath) else [*map(_stamp, paths)]
-    saved = _cached("\n".join(map(str, paths)) + "lazy" * is_lazy)
+    saved = _kept(paths, is_lazy)
     with suppress(OSError, ValueError):
         if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
             return kept
@@ -207,6 +212,10 @@ def _stated_rows(path: Path) -> int:
         stats = file_io.read_json(path.with_name(path.stem + STATS), dict)
         return stats["successes"] if file_io.has_fields(stats, successes=int) else -1
     return -1
+
+
+def _kept(paths: Sequence[Path], is_lazy: bool) -> Path:
+    return _cached("\n".join(map(str, paths)) + "lazy" * is_lazy)
 
 
 def _cached(name: str) -> Path:
