@@ -121,6 +121,7 @@ def batches_of(config: Config, num: int, **where: int) -> list[Any]:
 def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store, monkeypatch: pytest.MonkeyPatch):
     local, remote = str(store.folder / "{00000..00002}.tar"), f"{store.url}/{{00000..00002}}.tar"
     assert absolute_spec(remote) == remote
+    assert absolute_spec(f"file://{local}") == local
     with monkeypatch.context() as context:  # rows beyond the limit of an order in memory
         context.setattr(loader, "LARGE", 3 * NUM - 1)
         context.setattr(loader, "epoch_order", None)

@@ -51,7 +51,7 @@ def parse_spec(spec: AnyPath) -> Spec:
 
     An existing path is never split.
     """
-    text = os.fspath(spec)
+    text = os.fspath(spec).removeprefix("file://")
     if re.match(r"[a-z][a-z0-9+]*://", text):
         return Spec(path=RemotePath(text))
     path = absolute(Path(text))
