@@ -8,7 +8,7 @@ import pytest
 
 from eve_vl.data import loader
 from eve_vl.data.loader import train_batches
-from eve_vl.data.order import NUM_LANES, WINDOW, KeyedOrder, LaneOrder, epoch_order, permuted
+from eve_vl.data.order import NUM_LANES, WINDOW, BlockRows, KeyedOrder, LaneOrder, epoch_order, permuted
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 2**14 + 7])
@@ -67,6 +67,14 @@ def test_a_process_reads_few_shards_at_a_time_and_mixes_their_rows():
     firsts = [row // 10 for row in lane]
     assert abs(np.corrcoef(np.arange(160), [firsts.index(shard) for shard in firsts])[0, 1]) < 0.9
     assert sorted(lane) == sorted({*lane})
+
+
+def test_rows_of_blocks_end_at_both_ends():
+    rows = BlockRows([3, 2, 4], np.array([True, False, True]))
+    assert [*rows] == [0, 1, 2, 5, 6, 7, 8]
+    for index in (-1, 7):
+        with pytest.raises(IndexError):
+            rows[index]
 
 
 @pytest.mark.parametrize("is_keyed", [True, False])

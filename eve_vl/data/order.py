@@ -58,6 +58,8 @@ class BlockRows(Sequence[int]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         block = int(np.searchsorted(self._starts, index, side="right")) - 1
         return int(self.first[block] + index - self._starts[block])
 
