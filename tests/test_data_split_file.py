@@ -76,12 +76,16 @@ def test_a_split_of_other_rows_is_refused(tmp_path):
     rows = [(image, [f"thing {image}"]) for image in range(40)]
     path, split = write_table(tmp_path / "rows.jsonl", rows), tmp_path / "split.json"
     assert write_split(split, [open_source(path)], 4, 4)
+    given = DataConfig(train=(str(path),), val=("held-out",), split_file=split)
+    with pytest.raises(UserError, match=r"^data.split_file /.*split.json: belongs .*rows.jsonl has now, or to rows read as"):
+        open_splits(replace(get_recipe("tiny"), data=given), "images")
     write_table(path, rows[::-1])
-    with pytest.raises(UserError, match=r"split.json: belongs to other rows than .*rows.jsonl has now"):
+    with pytest.raises(UserError, match=r"^data.split_file /.*split.json: belongs to other rows than .*rows.jsonl has now"):
         parts_of(path, split)
-    split.write_text("{}")
-    with pytest.raises(UserError, match=r"split.json: is no split of eve learn"):
-        parts_of(path, split)
+    for content, problem in (("{}", "is no split of eve learn"), ("", "."), (None, ".")):
+        split.unlink() if content is None else split.write_text(content)
+        with pytest.raises(UserError, match=rf"^data.split_file /.*split.json: {problem}.*; name the split.json that"):
+            parts_of(path, split)
 
 
 @pytest.mark.parametrize("seed", range(5))

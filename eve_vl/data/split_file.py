@@ -50,13 +50,18 @@ def write_split(path: Path, sources: Sequence[Source[Any]], num_val: int, num_te
 def read_split(path: Path, sources: Sequence[Source[Any]], names: Sequence[str]) -> Parts:
     """Return training, validation and test rows of sources.
 
-    Raises UserError for a file of other rows.
+    Raises UserError for a file of other rows, or of rows of another kind.
     """
-    found = read_json(path, dict)
+    fix = "name the split.json that eve learn wrote for these rows, or leave it out"
+    try:
+        found = read_json(path, dict)
+    except UserError as error:
+        raise UserError(f"data.split_file {error}; {fix}") from None
     if not has_fields(found, data=str, val=list, test=list):
-        raise UserError(f"{path}: is no split of eve learn")
+        raise UserError(f"data.split_file {path}: is no split of eve learn; {fix}")
     if found["data"] != _fingerprint(sources):
-        raise UserError(f"{path}: belongs to other rows than {' '.join(names)} has now; run eve learn again with another --out")
+        problem = f"belongs to other rows than {' '.join(names)} has now, or to rows read as another kind"
+        raise UserError(f"data.split_file {path}: {problem}; {fix}; or run eve learn again with another --out")
     held = [np.array(val + test, int) for val, test in zip(found["val"], found["test"], strict=True)]
     rest = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held, strict=True)]
     train, val, test = (
