@@ -1,5 +1,6 @@
 """`eve plan` against the memory of real processes, a real batch and sums by hand."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -58,6 +59,8 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
     assert all(each.fits for each in chosen.values())
     flags = command("demo", config, config, chosen["shard, recomputed"]).partition(" demo ")[2]
     assert flags == "--train.layout shard --train.checkpoint-activations"
+    begun = dataclasses.replace(config, init=Path("runs/p"))
+    assert command("demo", begun, begun, whole[0]) == f"{launch} --init runs/p"
     few = plan(config, 4, 2, 1)
     assert not any(each.fits for each in few)
     assert {each.accumulation for each in few} == {4}

@@ -150,7 +150,8 @@ def command(name: str, recipe: Config, config: Config, choice: Choice) -> str:
     several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (layout.machines > 1)
     launch = f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl" if layout.gpus * layout.machines > 1 else "eve"
     chosen = _with_train(config, accumulation=choice.accumulation, checkpoint_activations=choice.recomputes)
-    before, flags = flat(to_dict(recipe)), ["--train.layout shard"] * layout.shards
+    before, flags = flat(to_dict(recipe)), [f"--init {recipe.init}"] * (recipe.init is not None)
+    flags += ["--train.layout shard"] * layout.shards
     for field, value in flat(to_dict(chosen)).items():
         if value != before[field]:
             section, _, last = field.replace("_", "-").rpartition(".")
