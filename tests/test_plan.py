@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
     assert flags == "--train.layout shard --train.checkpoint-activations"
     begun = dataclasses.replace(config, init=Path("runs/p"))
     assert command("demo", begun, begun, whole[0]) == f"{launch} --init runs/p"
+    odd = dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=("encoder.*", "a b")))
+    assert shlex.split(command("demo", config, odd, whole[0]))[-3:] == ["--train.freeze", "encoder.*", "a b"]
     few = plan(config, 4, 2, 1)
     assert not any(each.fits for each in few)
     assert {each.accumulation for each in few} == {4}

@@ -6,6 +6,7 @@ step, and machines hold copies (HSDP).
 
 import dataclasses
 import itertools
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -150,14 +151,14 @@ def command(name: str, recipe: Config, config: Config, choice: Choice) -> str:
     several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (layout.machines > 1)
     launch = f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl" if layout.gpus * layout.machines > 1 else "eve"
     chosen = _with_train(config, accumulation=choice.accumulation, checkpoint_activations=choice.recomputes)
-    before, flags = flat(to_dict(recipe)), [f"--init {recipe.init}"] * (recipe.init is not None)
-    flags += ["--train.layout shard"] * layout.shards
+    before, flags = flat(to_dict(recipe)), ["--init", str(recipe.init)] * (recipe.init is not None)
+    flags += ["--train.layout", "shard"] * layout.shards
     for field, value in flat(to_dict(chosen)).items():
         if value != before[field]:
             section, _, last = field.replace("_", "-").rpartition(".")
-            shown = "" if isinstance(value, bool) else " ".join(map(str, value if isinstance(value, list) else [value]))
-            flags.append(f"--{section}.{'no-' * (value is False)}{last} {shown}".rstrip())
-    return " ".join([launch, verb, name, *flags])
+            shown = [] if isinstance(value, bool) else map(str, value if isinstance(value, list) else [value])
+            flags += [f"--{section}.{'no-' * (value is False)}{last}", *shown]
+    return f"{launch} {shlex.join([verb, name, *flags])}"
 
 
 def _with_train(config: Config, **values: Any) -> Config:
