@@ -173,7 +173,8 @@ def check_batch_size(config: Config, world: int) -> None:
     train, count = config.train, config.train.accumulation * world
     if train.batch_size % count:
         where = f"train.batch_size {train.batch_size} is not divisible by train.accumulation"
-        raise UserError(f"{where} {train.accumulation} × {world} processes")
+        fix = f"give a batch size that is a multiple of {count}"
+        raise UserError(f"{where} {train.accumulation} × {world} processes; {fix}")
     if problems := config.task.problems_with_pairs(train.batch_size // count):
         more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
         raise UserError(f"task.{'; task.'.join(problems)} {more}")
