@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import StepOutput
+from eve_vl.train import StepOutput, checkpoint
 from eve_vl.train.checkpoint import chosen_checkpoint, read_best
 from eve_vl.train.log import BadSamples, read_log
 from eve_vl.train.trainer import Trainer
+from eve_vl.train.training_state import CheckpointWriter
 from eve_vl.utils.errors import BadSampleError, UserError
 
 CONFIG = TrainConfig(
@@ -125,6 +127,21 @@ def test_a_bad_row_of_validation_loses_no_step(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be used"):
         train(tmp_path / "run", Unusable([]), config)
     assert weights(step_folder(tmp_path / "run", 3)).any()
+
+
+def test_the_checkpoint_of_a_step_is_in_place_before_its_best(tmp_path: Path, monkeypatch):
+    """Also one that is written while training continues, as on a GPU."""
+    run, save_best, found = tmp_path / "run", checkpoint.save_best, []
+
+    def save(run: Path, *, step: int, **content: Any) -> None:
+        found.append((step, step_folder(run, step).exists()))
+        save_best(run, step=step, **content)
+
+    monkeypatch.setattr(checkpoint, "save_best", save)
+    as_on_a_gpu = partial(CheckpointWriter, keep=9, in_background=True)
+    monkeypatch.setattr("eve_vl.train.trainer.CheckpointWriter", lambda run, **_: as_on_a_gpu(run))
+    train(run, Guess(scored(0.2, 0.3, 0.4, 0.5)))
+    assert found == [(2, True), (4, True), (6, True), (8, True)]
 
 
 def test_a_run_is_read_as_its_best_a_checkpoint_as_itself(tmp_path: Path):

@@ -214,6 +214,7 @@ class Trainer:
             if self._is_shared(error):
                 self.save()
             raise
+        self.writer.finish()  # else best/ could stay without the checkpoint of its step
         self._choose(numbers, rows)
         self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
         if is_early := self._has_stalled() and self.step < self.config.steps:
