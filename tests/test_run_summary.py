@@ -132,6 +132,20 @@ def test_memory_grows_with_what_is_kept():
     assert expected_memory(config, task) == alone - 12 * frozen
 
 
+def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
+    """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or uneven, share them all."""
+    config = with_train(batch_size=8, layout="shard", ema_decay=0.0)
+    task, found = built(config), {}
+    monkeypatch.setattr("eve_vl.run.summary.processes.world_size", lambda: 8)
+    monkeypatch.setattr("eve_vl.run.summary.kept_bytes", lambda *_: (0, 0))
+    for here in ("8", "4", "3", "1"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        found[here] = expected_memory(config, task)
+    num = sum(parameter.numel() for parameter in task.parameters())
+    assert found["8"] == found["3"] == found["1"]
+    assert found["4"] - found["8"] == pytest.approx(16 * num * (1 / 4 - 1 / 8) + 8 * num * (1 / 4 - 1 / 8))
+
+
 def test_nothing_has_changed():
     assert changes(tiny_config(), tiny_config(), 0) == ([], [])
 

@@ -4,6 +4,7 @@ A resumed run may change some fields.
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -144,8 +145,11 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
 
     Saving copies the moments, when activations are gone.
     """
-    kept = kept_bytes(config, task.sizes)[config.train.checkpoint_activations] / processes.world_size()
-    memory = step_memory(config, task, Layout(gpus=processes.world_size(), shards=config.train.layout == "shard"), kept)
+    world = processes.world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # as in train/shard.py
+    layout = Layout(gpus=here if here > 1 and world % here == 0 else world, shards=config.train.layout == "shard")
+    kept = kept_bytes(config, task.sizes)[config.train.checkpoint_activations] / world
+    memory = step_memory(config, task, layout, kept)
     return LIBRARIES + sum(memory.values()) + max(0.0, memory["optimizer"] - memory["activations"])
 
 
