@@ -235,6 +235,8 @@ def test_differences_have_intervals_over_rows():
     assert tables.rows_of("tr1", rows) == {"tr1 x": 1.0}
     assert tables.rows_of("tr1_seen", rows) == {"_seentr1 x": 0.5}
     assert tables.rows_of("tr5", rows) == {}
+    assert tables.rows_of("vqa_acc", {"x": 1.0, "_novelx": 0.5}) == {"x": 1.0}
+    assert tables.rows_of("vqa_acc_novel", {"x": 1.0, "_novelx": 0.5}) == {"_novelx": 0.5}
 
 
 # open_clip

@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 from equal_compute.arms import REFERENCES
 from equal_compute.cells import Cell, Unit
+from equal_compute.data import NOVEL, SEEN
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
 from eve_vl.report.drawing import TEMPLATES, Frame, Section, Series, line_chart, number, percent, ticks
 from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
-SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
+SHOWN = re.compile(rf"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>{SEEN}|{NOVEL})?")
 BLIND = {
     "majority": "one answer to all",
     "blind": "by the same question",
@@ -128,7 +129,8 @@ def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
     assert found is not None
     if (start := ROWS.get(found["base"])) is None:
         return {}
-    return {row: value for row, value in rows.items() if row.startswith((found["suffix"] or "") + start)}
+    prefix, others = (found["suffix"] or "") + start, (SEEN, NOVEL) if not found["suffix"] else ()
+    return {row: value for row, value in rows.items() if row.startswith(prefix) and not row.startswith(others)}
 
 
 def collect(cells: Iterable[Cell]) -> Found:
