@@ -53,17 +53,17 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
         *(("replicate, recomputed", 1, 4), ("shard, recomputed", 1, 4)),
     ]
     launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain demo"
-    assert command("demo", config, config, whole[0]) == launch
+    assert command("demo", config, config, whole) == launch
     limit = sum(whole[1].memory.values())
     chosen = {each.name: each for each in plan(config, 4, 2, limit + shift)}
     assert chosen["shard"].accumulation == (2 if shift < 0 else 1)
     assert all(each.fits for each in chosen.values())
-    flags = command("demo", config, config, chosen["shard, recomputed"]).partition(" demo ")[2]
+    flags = command("demo", config, config, [chosen["shard, recomputed"]]).partition(" demo ")[2]
     assert flags == "--train.layout shard --train.checkpoint-activations"
     begun = dataclasses.replace(config, init=Path("runs/p"))
-    assert command("demo", begun, begun, whole[0]) == f"{launch} --init runs/p"
+    assert command("demo", begun, begun, whole) == f"{launch} --init runs/p"
     odd = dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=("encoder.*", "a b")))
-    assert shlex.split(command("demo", config, odd, whole[0]))[-3:] == ["--train.freeze", "encoder.*", "a b"]
+    assert shlex.split(command("demo", config, odd, whole))[-3:] == ["--train.freeze", "encoder.*", "a b"]
     few = plan(config, 4, 2, 1)
     assert not any(each.fits for each in few)
     assert {each.accumulation for each in few} == {4}

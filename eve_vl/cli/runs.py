@@ -328,7 +328,7 @@ def run_plan(argv: Sequence[str]) -> None:
     for kind in choices[0].cells():
         table.add_row(kind, *(each.cells()[kind] for each in choices))
     Console(emoji=False).print(table)
-    print_line(command(name, recipe, args.config, choices[0]))
+    print_line(command(name, recipe, args.config, choices))
     write_json(args.json, {"layouts": [dataclasses.asdict(each) for each in choices]})
 
 

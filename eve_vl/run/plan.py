@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,10 +144,11 @@ def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choi
     return sorted(found.values(), key=lambda each: (not each.fits, each.recomputes, each.accumulation, each.layout.shards))
 
 
-def command(name: str, recipe: Config, config: Config, choice: Choice) -> str:
-    """Return the command that trains a config in a layout."""
-    if not choice.fits:
-        return "no layout fits; lower --train.batch-size, or use more GPUs"
+def command(name: str, recipe: Config, config: Config, choices: Sequence[Choice]) -> str:
+    """Return the command that trains a config in the best layout."""
+    if not (choice := choices[0]).fits:
+        least = min(sum(each.memory.values()) for each in choices) / 2**30
+        return f"no layout fits, the least needs {least:,.1f} GiB; take a smaller model, or GPUs with more memory"
     layout, verb = choice.layout, "pretrain" if recipe.task.is_pretraining else "finetune"
     several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (layout.machines > 1)
     launch = f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl" if layout.gpus * layout.machines > 1 else "eve"
