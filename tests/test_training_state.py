@@ -83,6 +83,7 @@ def writer_of(folder: Path) -> CheckpointWriter:
 
 
 LAYOUTS = ("whole", "first axis", "last axis", "machines")
+KILLED: list[CheckpointWriter] = []  # until the process ends: a writer that is collected before deletes its folder
 
 
 def save_all(folder: Path) -> str:
@@ -122,7 +123,8 @@ def save_all(folder: Path) -> str:
     except SharedError as error:
         said = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    writer_of(folder / "killed").start({}, {"optimizer": whole_tensors(1)}, {}, {"step": 6})
+    KILLED.append(writer_of(folder / "killed"))
+    KILLED[0].start({}, {"optimizer": whole_tensors(1)}, {}, {"step": 6})
     return said
 
 
