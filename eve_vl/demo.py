@@ -7,6 +7,7 @@ on a CPU (LOG.md). Runs from random weights need only the shape and the tokenize
 """
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -41,7 +42,7 @@ from eve_vl.utils.runtime import keep_memory, usable_cores
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
-TASKS = ("vqa", "nlvr2", "retrieval")  # the shortest first
+TASKS = ("vqa", "nlvr2", "retrieval")  # the longest first, so that all cores finish at about the same time
 SPLITS = {"test": "", "test_novel": "_novel"}  # test splits → suffix of their numbers
 TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that are not in the training data")
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, which holds the numbers of all tasks
@@ -90,8 +91,7 @@ def plan(out: Path) -> dict[str, Config]:
     """Return the config of every run by name, in the order in which they may start."""
     pretrain = replace(get_recipe("demo"), out=out / PRETRAIN)
     configs = {PRETRAIN: pretrain}
-    short, *long = TASKS  # the shortest come last, so that all cores finish at about the same time
-    for task, suffix in [*((task, suffix) for suffix in (SCRATCH, "") for task in long), (short, SCRATCH), (short, "")]:
+    for suffix, task in itertools.product((SCRATCH, ""), TASKS):
         config = get_finetune_recipe(f"demo_{task}", pretrain)
         configs[task + suffix] = replace(config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix))
     return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
