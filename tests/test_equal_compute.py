@@ -130,8 +130,10 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
     folder, names = images
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
-    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("search_small")})
+    model = arms.PerModalityConfig
+    arm = arms.Arm((arms.Stage("tiny", 0.5, model=model),), {"retrieval": arms.Stage("search_small")})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
+    assert {type(each.config.model) for each in plan} == {model}
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
     cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)]
     for cell in cells:

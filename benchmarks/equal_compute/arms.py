@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from equal_compute.data import FAMILIES
-from eve_vl.config import ContrastMatchConfig, TaskConfig
+from equal_compute.per_modality import PerModalityConfig
+from eve_vl.config import ContrastMatchConfig, EveModelConfig, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Stage:
     """Command line flags."""
     task: type[TaskConfig] | None = None
     """Task that replaces the recipe's own; fields that both have keep their values."""
+    model: type[EveModelConfig] | None = None
+    """Model section that replaces the recipe's own, with its values."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,23 @@ ENCODER = "--input.patch-size 8 --model.stem linear --model.deep-ffn moe --train
 PAPER = f"{ENCODER} --task.mim-weight 1 --task.mask-replace-prob 0"
 
 
-def start(family: str, flags: str = "", task: type[TaskConfig] | None = None, share: float | None = None) -> Stage:
+def start(
+    family: str,
+    flags: str = "",
+    task: type[TaskConfig] | None = None,
+    share: float | None = None,
+    model: type[EveModelConfig] | None = None,
+) -> Stage:
     """Return the pre-training stage of a family's shared encoder, by default with its usual share."""
     recipe, own = STARTS[family]
-    return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task)
+    return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task, model)
 
 
-def pretrained(flags: str = "", task: type[TaskConfig] | None = None, *families: str) -> dict[str, Arm]:
+def pretrained(
+    flags: str = "", task: type[TaskConfig] | None = None, *families: str, model: type[EveModelConfig] | None = None
+) -> dict[str, Arm]:
     """Return an arm that pre-trains the shared encoder."""
-    return {family: Arm((start(family, flags, task),)) for family in families or FAMILIES}
+    return {family: Arm((start(family, flags, task, model=model),)) for family in families or FAMILIES}
 
 
 def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> dict[str, Arm]:
@@ -89,6 +100,7 @@ GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
     "words": pretrained(),
     "words+pixels": pretrained(PIXELS),
+    "words+pixels, norms and qkv per modality": pretrained(PIXELS, model=PerModalityConfig),
     "words+experts": pretrained(EXPERTS),
     "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
     "words, then experts": upcycled("scenes", "phantoms", "emoji"),

@@ -78,6 +78,8 @@ def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
     if stage.task is not None:
         values = {name: value for name, value in vars(config.task).items() if name in stage.task.__dataclass_fields__}
         config = replace(config, task=stage.task(**values))
+    if stage.model is not None:
+        config = replace(config, model=stage.model(**vars(config.model)))
     config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
     # without workers, one process's clock counts everything
     rows = replace(config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0)

@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
         (S, D) to (S, D) or (M, D). bias_BHNN: added to the scores; (1, H, N, N) if equal for all samples.
         """
-        qkv_SX = F.linear(x_SD, self.qkv.weight, self._bias())
+        qkv_SX = self.project(x_SD, rows)
         positions = None if read is None else read.positions
         is_plain = positions is None and bias_BHNN is None and self.attend is attend
         if is_plain and takes_lengths(qkv_SX, rows, self.num_heads):
@@ -90,6 +90,13 @@ class Attention(nn.Module):
                 return self.join(out_BHNd).flatten(0, 1)
             out_SD = rows.join_heads(out_BHNd)
         return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
+
+    def project(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
+        """Return queries, keys and values, (S, 3·D).
+
+        rows: for subclasses with weights per modality.
+        """
+        return F.linear(x_SD, self.qkv.weight, self._bias())
 
     def split(self, x_BND: Tensor, keys_BMD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, N, d), keys and values (B, H, M, d)."""

@@ -7,7 +7,7 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -174,12 +174,13 @@ def routing_terms(routers: Routers) -> dict[str, Tensor]:
     return {"balance": balance_LP.mean(), **logged}
 
 
+BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {EveModelConfig: Encoder, DualEncoderConfig: DualEncoder}
+"""Backbones by model section; code from outside the package may add its own."""
+
+
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
     """Return the untrained backbone of a model section."""
-    if isinstance(config, DualEncoderConfig):
-        return DualEncoder(config, sizes, vocab_size)
-    assert isinstance(config, EveModelConfig)
-    return Encoder(config, sizes, vocab_size)
+    return BACKBONES[type(config)](config, sizes, vocab_size)
 
 
 class NoRows(RowDataset):
