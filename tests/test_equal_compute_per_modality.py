@@ -7,16 +7,16 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_model_encoder import SIZES, VOCAB, encoder, inputs_of, slow_norm, text_batch
-from torch import Tensor, nn
+from torch import Tensor
 from twins import randomize, slow_ffn, tiny_config
 
 from eve_vl.config import EveModelConfig, config_from_dict, config_to_json
 from eve_vl.model.embeddings import join
-from eve_vl.model.encoder import Block, Encoder
 from eve_vl.model.layers import ModalityFeedForward
 from eve_vl.run.inspect import inspect_config
 from eve_vl.tasks.task import build_backbone
@@ -36,14 +36,14 @@ def section(**changes: object) -> EveModelConfig:
     return per_modality.PerModalityConfig(**vars(tiny_config().model) | {"deep_ffn": "modality"} | changes)
 
 
-def random_encoder() -> Encoder:
+def random_encoder() -> Any:
     model = build_backbone(section(), SIZES, VOCAB)
     assert type(model) is per_modality.PerModalityEncoder
     randomize(model, 0, std=0.4)
     return model.eval()
 
 
-def slow_attention(block: Block, x: list[Tensor], is_text: list[bool]) -> list[Tensor]:
+def slow_attention(block: Any, x: list[Tensor], is_text: list[bool]) -> list[Tensor]:
     """One token after the other: norm and projections of its modality; then each head's softmax over all tokens."""
     attn, D = block.attn, len(x[0])
     found = []
@@ -60,7 +60,7 @@ def slow_attention(block: Block, x: list[Tensor], is_text: list[bool]) -> list[T
     return [attn.proj.weight @ token + attn.proj.bias for token in joined]
 
 
-def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None) -> Tensor:
+def slow_encode(model: Any, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None) -> Tensor:
     """One sample after the other without padding, one token after the other; 0 at padding."""
     outputs = torch.zeros_like(x_BND)
     for b, sample in enumerate(x_BND):
@@ -68,7 +68,6 @@ def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Te
         is_text = [n >= num_image for n in real]
         x = [slow_norm(model.norm_pre, sample[n]) for n in real]
         for block in model.blocks:
-            assert isinstance(block, Block)
             assert isinstance(block.ffn, ModalityFeedForward)
             branch = slow_attention(block, x, is_text)
             x = [token + block.scale1 * each for token, each in zip(x, branch, strict=True)]
@@ -103,7 +102,8 @@ def test_states_equal_a_loop_over_tokens(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_weights_in_both_modalities_give_the_shared_model(kind):
     """Also its gradients: those of the modalities add up."""
-    shared, model = encoder(deep_ffn="modality"), random_encoder()
+    shared: Any = encoder(deep_ffn="modality")
+    model = random_encoder()
     weights = {}
     for name, tensor in shared.state_dict().items():
         own = re.sub(r"norm1(?=\.)", "attn.norm", name)
@@ -142,7 +142,6 @@ def test_parameters_are_counted_and_arithmetic_stays():
     assert own.parameters == shared.parameters | {"blocks": shared.parameters["blocks"] + more}
     assert own.active_parameters == shared.active_parameters + more
     assert own.flops == shared.flops
-    assert isinstance(build_backbone(section(), SIZES, VOCAB).blocks[0].norm1, nn.Identity)
 
 
 def test_a_config_comes_back_from_its_file():
