@@ -1,6 +1,7 @@
 """The verb learn: from sources to a run, its numbers, an index and a page."""
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,8 @@ class LearnArgs(SourceArgs, DeviceArgs):
     sources: Positional[tuple[str, ...]]
     """Folders of images, tables or shards to learn from."""
     time: Annotated[str, tyro.conf.arg(name="for")]
-    """Time for everything, such as 30m, 1h30m or 90s. The same command resumes; a longer time continues."""
+    """Time for everything, such as 30m or 1h30m. Thousands of images need 3m or more on a CPU core. The same command
+    resumes; a longer time continues."""
     task: Literal["auto", "search", "questions", "statements", "labels"] = "auto"
     """What to train for; auto: by the columns of the sources."""
     out: Path = Path("runs/mine")
@@ -33,6 +35,7 @@ class LearnArgs(SourceArgs, DeviceArgs):
 
 def run_learn(args: LearnArgs) -> None:
     """Train the best run for your data in a given time: eve learn SOURCE … --for 30m."""
+    start = time.monotonic() - time.process_time()  # of this process, by which --for counts
     print_line("eve learn: reading the data")  # torch takes seconds
     from eve_vl import builtin
     from eve_vl.data.readers import absolute_spec
@@ -47,7 +50,7 @@ def run_learn(args: LearnArgs) -> None:
         for specs in (args.sources, args.val, args.test)
     )
     data = DataConfig(train=train, val=val, **args.reading())
-    learner = Learner(kind_of(data) if args.task == "auto" else args.task, data, test, out, seconds, args.device, Clock())
+    learner = Learner(kind_of(data) if args.task == "auto" else args.task, data, test, out, seconds, args.device, Clock(start))
     code = 0
     try:
         check(learner)

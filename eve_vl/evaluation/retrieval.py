@@ -71,9 +71,8 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         The mean of the shares of all queries is r_mean.
         """
         found = self.evaluate_with_rows(loader, selects=True, recalls=metrics.RECALLS)
-        num = Counter(name[:2] for name in found.row_scores)
-        shares = {name: len(found.row_scores) / (2 * num[name[:2]]) * value for name, value in found.row_scores.items()}
-        return found.numbers, shares
+        ways = [{row: score for row, score in found.row_scores.items() if row.startswith(way)} for way in ("tr1", "ir1")]
+        return found.numbers, evenly(*ways)
 
     @torch.no_grad()
     def evaluate_with_rows(
@@ -102,9 +101,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
         by_tag, tag_scores = self.by_tag(gallery)
         numbers |= counts | self.merged(gallery) | self.precisions(gallery) | by_tag | self.hard(gallery, k)
-        parts = [part for part in (first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores) if part]
-        total = sum(map(len, parts))  # whole captions and tags weigh equally
-        choice = {row: score * total / len(part) / len(parts) for part in parts for row, score in part.items()}
+        choice = evenly(first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores)
         return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls), choice_scores=choice)
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
@@ -258,6 +255,16 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
 def first_is_best(scores: Sequence[float]) -> float:
     """Return 1 if the first score is the best, 1/n if n tie for it, else 0."""
     return float(scores[0] == max(scores)) / scores.count(scores[0])
+
+
+def evenly(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Return the row scores of parts, whose mean is the mean of the parts' means.
+
+    Empty parts do not count.
+    """
+    given = [part for part in parts if part]
+    total = sum(map(len, given))
+    return {row: score * total / len(part) / len(given) for part in given for row, score in part.items()}
 
 
 def halves(k: int) -> list[int]:

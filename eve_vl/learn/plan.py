@@ -33,7 +33,7 @@ from eve_vl.utils.file_io import has_fields, read_json, write_file
 
 PLAN, SPLIT = "plan.json", "split.json"
 BUNDLED = "builtin:drawings"
-UNTRAINED, MASKED, FINAL = "untrained", "masked", "final"
+AS_IT_IS, BASE, MASKED, FINAL = "bundled, as it is", "bundled", "masked", "final"  # BASE: the first pilot
 MIN_STEPS = 20  # of a pilot
 FROM_OWN = 1e-3  # learning rate of a search that does not start from BUNDLED
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
@@ -67,11 +67,11 @@ JOBS = {
 class Clock:
     """Measured times; tests replace it."""
 
-    def __init__(self):
-        self.start = time.monotonic() - time.process_time()  # imports count
+    def __init__(self, start: float):
+        self.start = start
 
     def now(self) -> float:
-        """Return the seconds since this process started."""
+        """Return the wall seconds since the start."""
         return time.monotonic() - self.start
 
     def probe(self, config: Config) -> tuple[float, int]:
@@ -112,6 +112,11 @@ class Plan:
             raise UserError(f"{out}: holds files, but no {PLAN}; choose another --out")
         self.values["seconds"], self.before = seconds, self.values["spent"]
 
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Settings and results of the stages by name."""
+        return self.values.get("stages", {})
+
     def elapsed(self) -> float:
         """Return the seconds spent so far, also by earlier calls."""
         return self.before + self.clock.now()
@@ -148,15 +153,15 @@ class Plan:
 
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
-        return self.out / (name if name == FINAL else f"pilots/{name}")
+        return self.out / (name if name == FINAL else "pilots/" + re.sub(r"\W+", "_", name))
 
     def run(self, name: str) -> str:
-        """Return the run of a stage; UNTRAINED is BUNDLED as it is."""
-        return BUNDLED if name == UNTRAINED else str(self.folder(name))
+        """Return the run of a stage."""
+        return BUNDLED if name == AS_IT_IS else str(self.folder(name))
 
     def config(self, name: str) -> Config:
         """Return the config of a stage."""
-        stage, facts = self.values["stages"][name], self.values["data"]
+        stage, facts = self.stages[name], self.values["data"]
         if "start" not in stage:
             data = {"augment": "none", "crop_scale": (0.7, 1.0), "flip": True}
             texts = {"input": {"text_length": facts["text_length"]}, "tokenizer": {"vocab_size": facts["vocab"]}}

@@ -5,8 +5,9 @@ import json
 import math
 import shlex
 import shutil
+import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
-from eve_vl.learn.plan import BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, UNTRAINED, Plan, pilot_of, shown
+from eve_vl.learn.plan import AS_IT_IS, BASE, BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import command_line, run_page, write_page
@@ -30,9 +31,8 @@ from eve_vl.utils.file_io import read_json, write_file
 from eve_vl.utils.runtime import stop_signals
 
 ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
-STARTS = (UNTRAINED, "bundled", MASKED, "masked_first", "random")  # the first is there after an early interruption
-PILOT_SHARE = 0.3  # of the time that is left for training
-OVERHEAD = 3.0  # seconds of a pilot to set up and to score, next to its steps
+PILOT_SHARE = 0.3  # of the time that is left for training, for what pilots take in all
+FINAL_SHARE = 0.5  # of the time that is left after the first pilot: the least for the final run
 MARGIN = 0.97  # share of the remaining time that training may take
 
 
@@ -47,88 +47,107 @@ class Learner(Plan):
         if "stages" in self.values:
             return
         pilot = {"start": BUNDLED, "scratch": False, "caption": "none", "size": SIZES[0], "steps": 100}
-        sizes = [SIZES[0], *[size for size in SIZES[1:] if size <= self.values["data"]["side"]][:1]]
-        masked = {MASKED: {"size": SIZES[0], "steps": 100}} if self.name == "search" else {}
-        self.values["stages"] = {f"at {size} pixels": pilot | {"size": size} for size in sizes} | masked
-        costs: dict[str, float] = {}
-        for name in self.values["stages"]:
-            print_line(f"measuring a step {name}")
-            with self.output("probe"):
-                costs[name], self.values["threads"] = self.clock.probe(self.config(name))
-            self._refuse_if_short(next(iter(costs.values())))
-        cost, num_pilots = next(iter(costs.values())), (5 if masked else 2) + len(sizes[1:])
-        each = PILOT_SHARE * (self.values["seconds"] - self.elapsed() - self._reserve(cost)) / num_pilots - OVERHEAD
-        pilot["steps"] = steps = max(MIN_STEPS, int(each / cost))
+        self.values["stages"], start = {BASE: pilot}, self.clock.now()
+        print_line("measuring a training step")
+        with self.output("probe"):
+            cost, self.values["threads"] = self.clock.probe(self.config(BASE))
+        setup = self.clock.now() - start
+        self._refuse_if_short(cost, setup)
+        left = PILOT_SHARE * (self.values["seconds"] - self.elapsed() - self.reserve(cost, setup))
+        # at least half of a pilot is steps
+        num = max(2, min(7 if self.name == "search" else 3, int(left / (setup + max(setup, MIN_STEPS * cost)))))
+        pilot["steps"] = steps = max(MIN_STEPS, int((left / num - setup) / cost))
         is_usable = read_config(chosen_checkpoint(Path(BUNDLED))).task.name == self.job.task  # without training
-        stages = ({UNTRAINED: pilot} if is_usable else {}) | {"bundled": pilot}
-        start = {"start": f"pilots/{MASKED}" if masked else BUNDLED}
-        if masked:
-            stages[MASKED] = masked[MASKED] | {"steps": max(MIN_STEPS, int(steps * cost / costs[MASKED] / 2))}
-            stages["masked_first"] = pilot | start | {"steps": max(MIN_STEPS, steps // 2)}
-        stages["random"] = pilot | start | {"scratch": True}
-        measured = ", ".join(f"{cost:.3g} s {name}" for name, cost in costs.items())
-        plan = f"{num_pilots} pilots of {shown(steps * cost)} each, {steps:,} steps from {BUNDLED}"
-        self.decide(f"a step takes {measured}; {plan}", costs=costs, stages=stages, sizes=sizes)
+        stages = ({AS_IT_IS: pilot} if is_usable else {}) | {BASE: pilot}
+        plan = f"{num} pilots of {shown(steps * cost)} each, {steps:,} steps from {BUNDLED}"
+        self.decide(f"a step takes {cost:.3g} s; {plan}", stages=stages, num_pilots=num, choices={})
 
-    def _reserve(self, cost: float) -> float:
-        """Return the seconds to keep for evaluation and index, not measured yet."""
+    def reserve(self, cost: float, setup: float) -> float:
+        """Return the seconds to keep for evaluation, index and report.
+
+        cost: of a step. setup: of a stage next to its steps.
+        """
         facts, forward = self.values["data"], cost / min(128, max(2, self.values["data"]["train"] // 2)) / 2
-        return 10 + forward * (facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"])
+        return setup + forward * (facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"])
 
-    def _refuse_if_short(self, cost: float) -> None:
-        spent, reserve, given = self.elapsed(), self._reserve(cost), self.values["seconds"]
+    def _refuse_if_short(self, cost: float, setup: float) -> None:
+        spent, reserve, given = self.elapsed(), 2 * setup + self.reserve(cost, setup), self.values["seconds"]
         steps, least = int(max(0.0, given - spent - reserve) / cost), 10 * MIN_STEPS
         if steps < least:
             enough = math.ceil((spent + reserve + 1.1 * least * cost) / 60)
-            rest = f"{spent:.0f} s of checks and {reserve:.0f} s for evaluation and index, and {least} are needed"
-            buys = f"is enough for {pluralize(steps, 'training step')} of {cost:.2g} s next to {rest}"
-            raise UserError(f"--for {shown(given)}: {buys}; give at least --for {enough}m")
-
-    def choose(self, question: str, names: Sequence[str]) -> str:
-        """Train the pilots, compare them row by row, and return the name of the best."""
-        for name in names:
-            self.stage(name)
-        if question not in self.values.setdefault("choices", {}):
-            names = [name for name in names if name != MASKED]  # it has no score
-            best = max(names, key=lambda name: self.values["stages"][name]["score"])
-            rows, others = self.rows(best), [name for name in names if name != best]
-            gains = {name: certain(paired(rows, self.rows(name))) for name in others}
-            scores = ", ".join(f"{name} {self.values['stages'][name]['score']:.3f}" for name in (best, *others))
-            by = "; ".join(f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f}) over {name}" for name, gain in gains.items())
-            choices = self.values["choices"] | {question: {"best": best, "gains": gains}}
-            self.decide(f"{question}: {best} ({scores}; row by row {by})", choices=choices)
-        return self.values["choices"][question]["best"]
+            where = f"--for {shown(given)}: is enough for {steps} of at least {least} training steps"
+            others = f"{spent:.0f} s of checks, {reserve:.0f} s for evaluation and index"
+            raise UserError(f"{where} ({cost:.2g} s each, {others}); give at least --for {enough}m")
 
     def pilots(self) -> str:
-        """Return the name of the best pilot."""
-        best = self.choose("start", [name for name in STARTS if name in self.values["stages"]])
+        """Return the name of the best pilot.
+
+        The first questions are worth the most, because time may lack for the last.
+        """
+        best = BASE
+        for name in [each for each in (AS_IT_IS, best) if each in self.stages]:
+            self.stage(name)
+        if "pilots_until" not in self.values:
+            spent, num = self.elapsed(), self.values["num_pilots"]
+            left = (1 - FINAL_SHARE) * (self.values["seconds"] - spent - self.reserve(*self.measured(best)))
+            self.save(pilots_until=spent + min(left, 1.1 * (num - 1) * self.stages[best]["took"]))
+        starts: dict[str, dict[str, Any]] = {"random": {"scratch": True}}
         if self.name == "search":
-            best = self._try("captions", best, {caption: {"caption": caption} for caption in ("words", "phrases")})
-        for size in self.values["sizes"][1:]:
-            share = self.values["costs"][f"at {SIZES[0]} pixels"] / self.values["costs"][f"at {size} pixels"]
-            steps = max(MIN_STEPS, round(self.values["stages"][best]["steps"] * share))  # of equal time
-            best = self._try("image size", best, {str(size): {"size": size, "steps": steps}})
+            captions = {f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")}
+            best, half = self.choose("captions", best, captions), max(MIN_STEPS, self.stages[best]["steps"] // 2)
+            self.stages.setdefault(MASKED, {"size": SIZES[0], "steps": half})
+            starts = {"random": {"scratch": True}, "masked_first": {"steps": half}}
+            starts = {name: changed | {"start": f"pilots/{MASKED}"} for name, changed in starts.items()}
+        best = self.choose("start", best, starts)
+        for size in [size for size in SIZES[1:] if size <= self.values["data"]["side"]][:1]:
+            steps = max(MIN_STEPS, self.stages[best]["steps"] * SIZES[0] // size)  # of about equal time
+            best = self.choose("image size", best, {f"{best}_{size}": {"size": size, "steps": steps}})
         return best
 
-    def _try(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
-        """Return the name of the best among a pilot and new ones that differ from it.
+    def choose(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
+        """Return the best of a pilot and new ones that differ from it.
 
-        changes: by the end of their names.
+        They are compared row by row. changes: by the names of the new ones, which are trained if the time allows.
         """
-        trained, names = "bundled" if best == UNTRAINED else best, [best]
-        for end, changed in changes.items():
-            names.append(f"{trained}_{end}")
-            self.values["stages"].setdefault(names[-1], pilot_of(self.values["stages"][best]) | changed)
-        return self.choose(question, names)
+        if question not in self.values["choices"]:
+            for name, changed in changes.items():
+                self.stages.setdefault(name, pilot_of(self.stages[best]) | changed)
+            names = [best, *[name for name in changes if self._is_trained(name)]]
+            best = max(names, key=lambda name: self.stages[name]["score"])
+            rows, others = self.rows(best), [name for name in names if name != best]
+            gains = {name: certain(paired(rows, self.rows(name))) for name in others}
+            scores = ", ".join(f"{name} {self.stages[name]['score']:.3f}" for name in (best, *others))
+            by = "; ".join(f"{in_words(gain)} over {name}" for name, gain in gains.items())
+            missing = ", ".join(name for name in changes if name not in names)
+            line = f"{question}: {best} ({scores}{'; row by row ' * bool(by)}{by})" + f"; no time for {missing}" * bool(missing)
+            self.decide(line, choices=self.values["choices"] | {question: {"best": best, "gains": gains}})
+        return self.values["choices"][question]["best"]
+
+    def _is_trained(self, name: str) -> bool:
+        """Train a pilot, and what it starts from, unless the final run needs the time.
+
+        A pilot is expected to take as long as the longest before it. One that has begun is finished.
+        """
+        starts = (Path(self.stages[name]["start"]).name, name)
+        names = [each for each in starts if each in self.stages and not self.stages[each].get("is_done")]
+        end = self.elapsed() + len(names) * max(stage.get("took", 0.0) for stage in self.stages.values())
+        is_late = end > self.values["pilots_until"] and names and not self.folder(names[0]).exists()
+        if processes.from_main(lambda: is_late):
+            return False
+        for each in names:
+            self.stage(each)
+        return True
+
+    def measured(self, name: str) -> tuple[float, float]:
+        """Return the seconds of a step of a pilot, and those of a stage next to its steps."""
+        return self.clock.cost(self.config(name)), max(stage.get("setup", 0.0) for stage in self.stages.values())
 
     def finish(self, best: str) -> None:
         """Train the final run with the settings of the best pilot in the rest of the time."""
-        stages, pilot = self.values["stages"], pilot_of(self.values["stages"][best])
+        stages, pilot = self.stages, pilot_of(self.stages[best])
         if FINAL not in stages or self.values["seconds"] > self.values["planned"]:
-            facts, evaluation = self.values["data"], stages[best]["scored_in"]
-            cost = self.clock.cost(self.config(best)) or self.values["costs"][f"at {pilot['size']} pixels"]
-            index = evaluation * facts["rows"] / facts["val"] * (self.name == "search")
-            reserve = 5 + evaluation * (6 + facts["test"] / facts["val"]) + index
+            cost, setup = self.measured(best)
+            reserve = setup + self.reserve(cost, setup)
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
             steps = max(MIN_STEPS, int(left / cost))
             if FINAL in stages:
@@ -146,11 +165,13 @@ class Learner(Plan):
 
     def stage(self, name: str) -> None:
         """Train a stage and score it, unless that is done."""
-        if self.values["stages"][name].get("is_done"):
+        stage = self.stages[name]
+        if stage.get("is_done"):
             return
-        start, config = self.clock.now(), self.config(name)
-        if name == UNTRAINED:
-            self.save(stages=self.values["stages"] | {name: self.values["stages"][name] | self.score(name) | {"is_done": True}})
+        start, before, config = self.clock.now(), self.reached(name), self.config(name)
+        if name == AS_IT_IS:
+            done = stage | self.score(name) | {"is_done": True}
+            self.decide(f"{name}: {done['score']:.3f}", stages=self.stages | {name: done})
             return
 
         def line() -> str:
@@ -165,9 +186,10 @@ class Learner(Plan):
                 stopped = StoppedError(f"stopped after {name}")
                 stopped.code = 128 + next(iter(stop))
                 raise stopped
-        measured = {} if "start" not in self.values["stages"][name] else self.score(name)
-        done = self.values["stages"][name] | measured | {"is_done": True, "took": self.clock.now() - start}
-        self.save(stages=self.values["stages"] | {name: done})
+        measured, took = self.score(name) if "start" in stage else {}, self.clock.now() - start
+        setup = max(0.0, took - (config.train.steps - before) * self.clock.cost(config))
+        measured |= {"is_done": True, "took": took, "setup": setup}
+        self.save(stages=self.stages | {name: stage | measured})
 
     @contextlib.contextmanager
     def output(self, folder: str | Path) -> Iterator[None]:
@@ -182,19 +204,18 @@ class Learner(Plan):
 
         Also writes the scores of its rows.
         """
-        start, config = self.clock.now(), self.config(name)
+        config = self.config(name)
         with self.output(config.out.relative_to(self.out)):
             sources = open_splits(config, self.job.rows)[1]
             run = load_run(Path(self.run(name)), processes.pick_device(self.device))
             found = evaluated(run, config.data.val_samples, sources, ablations=False, skip_invalid=True)
-        rows = dict(found.choice_scores or found.row_scores)
+        rows = {"choice": dict(found.choice_scores or found.row_scores), "right": dict(found.row_scores)}
         write_file(config.out / ROWS, json.dumps(rows, indent=1) + "\n")
-        numbers, score = to_json(found.numbers), math.fsum(rows.values()) / len(rows)
-        return {"score": score, "numbers": numbers, "scored_in": self.clock.now() - start}
+        return {"score": statistics.fmean(rows["choice"].values()), "numbers": to_json(found.numbers)}
 
-    def rows(self, name: str) -> Mapping[str, float]:
+    def rows(self, name: str, kind: str = "choice") -> Mapping[str, float]:
         """Return the row scores of a scored stage."""
-        return read_json(self.folder(name) / ROWS, dict)
+        return read_json(self.folder(name) / ROWS, dict)[kind]
 
 
 def certain(gain: float) -> tuple[float, float, float]:
@@ -203,12 +224,32 @@ def certain(gain: float) -> tuple[float, float, float]:
     return float(gain), low, high
 
 
+def in_words(gain: tuple[float, float, float]) -> str:
+    """Return a difference with its interval as text."""
+    return f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f})"
+
+
+def before_and_after(learner: Learner, best: str) -> list[str]:
+    """Return a sentence that compares the final or best run with the bundled one.
+
+    On the validation rows. It is empty if the bundled run has no score for the task.
+    """
+    stages = learner.stages
+    name = FINAL if stages.get(FINAL, {}).get("is_done") else best
+    if name == AS_IT_IS or "score" not in stages.get(AS_IT_IS, {}):
+        return []
+    own, start = learner.rows(name, "right"), learner.rows(AS_IT_IS, "right")
+    now, before = (statistics.fmean(rows.values()) for rows in (own, start))
+    numbers = f"R@1 {now:.3f}, {before:.3f} before training: {in_words(certain(paired(own, start)))}"
+    return [f"{name}, on {pluralize(len(own), 'validation query', 'validation queries')}: {numbers}"]
+
+
 def conclude(learner: Learner) -> str:
     """Evaluate the best run so far on the test rows; return its name.
 
     Also indexes all images, and writes the report and the commands. Returns "" if no run can be used yet.
     """
-    stages = learner.values.get("stages", {})
+    stages = learner.stages
     for name in stages:
         is_usable = "start" in stages[name] and (learner.reached(name) or read_best(learner.folder(name)))
         if is_usable and not stages[name].get("is_done"):
@@ -218,9 +259,9 @@ def conclude(learner: Learner) -> str:
         return ""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
-        gain, low, high = certain(paired(learner.rows(best), learner.rows(FINAL)))
-        chance = ", which may be chance" * (low <= 0 <= high)
-        line = f"kept: {best}, {gain:+.3f} ({low:+.3f} to {high:+.3f}) over the final run on the validation rows{chance}"
+        gain = certain(paired(learner.rows(best), learner.rows(FINAL)))
+        chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
+        line = f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"
         learner.values["lines"] += [line] * (line not in learner.values["lines"])
     config, index = learner.config(best), learner.out / INDEX
     with learner.output("."):
@@ -230,6 +271,7 @@ def conclude(learner: Learner) -> str:
         found = evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
     comparison = run.evaluator.comparison(found.numbers)
     learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison}
+    learner.values["result"]["trained"] = trained = before_and_after(learner, best)
     processes.shutdown()
     if not is_main():
         return best
@@ -243,7 +285,7 @@ def conclude(learner: Learner) -> str:
     lines, given = learner.values["lines"], commands(learner)
     write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
-    body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
+    body = draw("run_sections.html", "learned", lines=[*lines, *trained], commands=given, app=app(learner), result=result)
     with learner.output("."), contextlib.redirect_stderr(sys.stdout):  # the bundled run's own data are not here
         write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
     return best
@@ -253,12 +295,17 @@ def result_lines(learner: Learner) -> list[str]:
     """Return the numbers of the best run so far and what to do with it."""
     result, files = learner.values["result"], f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}"
     where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that no decision used"
-    return [f"{where}: {result['comparison']}", f"{files}; time: {shown(learner.elapsed())}", f"open the page: {app(learner)}"]
+    return [
+        f"{where}: {result['comparison']}",
+        *result["trained"],
+        f"{files}; time: {shown(learner.elapsed())}",
+        f"open the page: {app(learner)}",
+    ]
 
 
 def commands(learner: Learner) -> list[str]:
     """Return the commands that repeat the stages, evaluation and index."""
-    trained = [name for name in learner.values["stages"] if (learner.folder(name) / "config.json").is_file()]
+    trained = [name for name in learner.stages if (learner.folder(name) / "config.json").is_file()]
     run, index = learner.run(learner.values["result"]["run"]), str(learner.out / INDEX)
     given = {name: value for name, value in learner.reading().items() if value != getattr(DataConfig, name)}
     reading = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
