@@ -15,7 +15,7 @@ from test_train_best import CONFIG, Guess, Numbers, endless, scored, step_folder
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import StepOutput, StoppedError
+from eve_vl.train import StepOutput, StoppedError, checkpoint
 from eve_vl.train.log import TIMING, BadSamples, Meter, read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.runtime import core_seconds
@@ -165,6 +165,22 @@ def test_nohup_keeps_its_meaning(tmp_path: Path):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert step_folder(tmp_path / "run", 8).is_dir()
+
+
+def test_a_checkpoint_is_in_place_before_its_validation_begins(tmp_path: Path, monkeypatch):
+    """A kill during validation would lose it otherwise; here a thread writes it slowly, as with a GPU."""
+
+    class Looking(Guess):
+        def validate(self, loader):
+            there.append(sorted((tmp_path / "checkpoints").glob("step_*")))
+            return super().validate(loader)
+
+    there, write_files, config = list[list[Path]](), checkpoint.write_files, replace(CONFIG, steps=4)
+    monkeypatch.setattr(checkpoint, "write_files", lambda *files: time.sleep(0.2) or write_files(*files))
+    trainer = Trainer(config, tmp_path, task := Looking(SCORES), task, device=torch.device("cpu"), texts={})
+    trainer.writer.in_background = True
+    trainer.fit(endless(), [], BadSamples(tmp_path, num_rows=1, max_share=1, writes=True))
+    assert there == [[step_folder(tmp_path, step) for step in steps] for steps in ([2], [2, 4])]
 
 
 @dataclass(kw_only=True)

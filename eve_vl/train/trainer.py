@@ -208,13 +208,13 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
+        self.writer.finish()  # else a kill would lose the checkpoint, or best/ could stay without the one of its step
         try:
             numbers, rows = self._evaluate(val_loader)
         except UserError as error:
             if self._is_shared(error):
                 self.save()
             raise
-        self.writer.finish()  # else best/ could stay without the checkpoint of its step
         self._choose(numbers, rows)
         self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
         if is_early := self._has_stalled() and self.step < self.config.steps:
