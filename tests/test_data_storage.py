@@ -5,7 +5,7 @@ import json
 import re
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -13,18 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from color_cards import encoded_card
 
-from eve_vl.config import Config
-from eve_vl.data import loader, storage
+from eve_vl.config import Config, RetrievalConfig
+from eve_vl.data import fingerprint, loader, storage
+from eve_vl.data.dataset import SampleSet
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
+from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.readers import absolute_spec, open_source, webdataset
+from eve_vl.data.records import usable_rows
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.validate import check_source
+from eve_vl.evaluation.retrieval_set import SearchSet
+from eve_vl.evaluation.runner import AblatedRows
+from eve_vl.predict.inputs import Inputs
 from eve_vl.utils.errors import StorageError, UserError
 
 TOKENIZER = Tokenizer.train(["a card"], 300)
@@ -33,6 +42,8 @@ NUM = 6  # rows of a shard
 
 class Store(ThreadingHTTPServer):
     """A web server for a folder. `faults` are the answers to the next requests for bytes, `requests` what was asked for."""
+
+    request_queue_size = 128  # a full queue delays a request by a second
 
     def __init__(self, folder: Path):
         self.folder, self.faults, self.requests, self.down = folder, list[str](), list[str](), ""
@@ -136,6 +147,50 @@ def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: S
     dataset.__getitems__([(0, 0, row) for row in (0, 7, 9)])
     assert [request.split()[1] for request in sorted(store.requests)] == ["/00000.tar", "/00001.tar", "/00001.tar"]
     assert batches_of(replace(config_of(remote), data=replace(config_of(remote).data, num_workers=2)), 5) == expected
+
+
+def reads_of(spec: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, int]]:
+    """What reads of all rows give, and their calls of storage."""
+    config, found, calls, read = config_of(spec), {}, list[Any](), storage._read
+    monkeypatch.setattr(storage, "_read", lambda *ranges: calls.append(ranges) or read(*ranges))
+    (source,) = sources = open_sources([spec], config.data, 16)
+    pairs = CaptionedImages(sources, config, TOKENIZER, training=False)
+
+    def samples(make: Callable[[], SampleSet]) -> list[Any]:
+        dataset = make()
+        every = [sample for batch in dataset.eval_batches(64, 0, 1) for sample in dataset.__getitems__(batch)]
+        seen = [part for sample in every for part in (sample, sample.wrong) if part]
+        return [
+            (getattr(each, "image", torch.zeros(0)).tolist(), getattr(each, "ids_T", np.zeros(0)).tolist()) for each in seen
+        ]
+
+    reads: dict[str, Callable[[], Any]] = {
+        "pairs": lambda: samples(lambda: pairs),
+        "masked": lambda: samples(lambda: MaskedPairs(sources, config, TOKENIZER, training=False)),
+        "search": lambda: samples(lambda: SearchSet(sources, replace(config, task=RetrievalConfig()), TOKENIZER)),
+        "wrong images": lambda: samples(lambda: AblatedRows(pairs, "wrong_image")),
+        "fingerprint": lambda: fingerprint.of_sources([("", source)]),
+        "rows": lambda: [row.captions for _, row in usable_rows(source)],
+        "column": lambda: [*source.values("caption")],  # pyright: ignore[reportAttributeAccessIssue]
+        "check": lambda: check_source(source, num_workers=0),
+        "images": lambda: [
+            pixels.tolist()
+            for _, pixels in Inputs(config.input, TOKENIZER, torch.device("cpu")).stream(spec, "image", config.data, skipped=[])
+        ],
+    }
+    for name, work in reads.items():
+        calls.clear()
+        found[name] = work(), len(calls)
+    return found
+
+
+def test_evaluation_reads_many_remote_rows_in_one_call(store: Store, monkeypatch: pytest.MonkeyPatch):
+    for number, color in enumerate(("blue", "green"), 1):  # wrong images differ
+        write_shard(store.folder / f"{number:05}.tar", NUM * number, card=encoded_card(color))
+    local, remote = (reads_of(f"{place}/{{00000..00002}}.tar", monkeypatch) for place in (store.folder, store.url))
+    for name, (found, num_calls) in remote.items():
+        assert found == local[name][0] and found, name
+        assert num_calls <= 2 + (name == "wrong images"), name  # rows are read before images
 
 
 def test_passing_faults_change_nothing_and_lasting_ones_stop_the_run_in_one_line(store: Store):

@@ -17,13 +17,12 @@ from typing import Any, ClassVar, Self, dataclass_transform
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, Subset
+from torch.utils.data import BatchSampler, Dataset
 
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.order import generator
-from eve_vl.data.records import ImageBytes, ImageRef, Source, Unencoded, row_name
-from eve_vl.data.storage import Range, fetch
+from eve_vl.data.records import ImageBytes, ImageRef, Place, Source, Unencoded, fetch_places, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import AUGMENTATIONS, Crop, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -204,6 +203,15 @@ class SampleSet(Dataset[Sample], ABC):
     @abstractmethod
     def __getitem__(self, position: Position) -> Sample: ...
 
+    def __getitems__(self, positions: Sequence[Position]) -> list[Sample]:
+        """Return the samples of a batch, whose remote bytes are read in one call."""
+        fetch_places(place for position in positions for place in self.places(position))
+        return [self[position] for position in positions]
+
+    @abstractmethod
+    def places(self, position: Position) -> Sequence[Place]:
+        """Return the rows that a sample is made of."""
+
     @abstractmethod
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of the evaluation, each position once."""
@@ -272,10 +280,10 @@ class RowDataset(SampleSet):
                 row = (row + 1) % len(self.sources[source])
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
-    def __getitems__(self, positions: Sequence[Position]) -> list[Sample]:
-        """Return the samples of a micro-batch, whose remote bytes are fetched at once."""
-        fetch([each for _, source, row in positions for each in _ranges(self.sources[source], row)])
-        return [self[position] for position in positions]
+    def places(self, position: Position) -> list[Place]:
+        """Return the row of a sample."""
+        _, source, row = position
+        return [(self.sources[source], row)]
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return the sample of one row. Raises BadSampleError."""
@@ -314,12 +322,6 @@ class RowDataset(SampleSet):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
                 pixels = AUGMENTATIONS[data.augment](pixels)
         return pixels
-
-
-def _ranges(source: Any, row: int) -> Sequence[Range]:
-    while isinstance(source, Subset):
-        source, row = source.dataset, source.indices[row]
-    return source.ranges(row) if hasattr(source, "ranges") else ()
 
 
 def unusable(error: BadSampleError) -> Sample:

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImagePixels, ImageSpan, Record, Source, is_generated
+from eve_vl.data.records import (
+    ImageBytes,
+    ImageDrawing,
+    ImageFile,
+    ImagePixels,
+    ImageSpan,
+    Record,
+    Source,
+    fetched,
+    is_generated,
+)
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 
@@ -35,7 +45,8 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
         num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
         length = -(-num // NUM_RUNS)
         starts = np.linspace(0, len(source) - length, NUM_RUNS).round().astype(int)
-        for index in np.unique(starts[:, None] + np.arange(length)).tolist():
+        places = ((source, index) for index in np.unique(starts[:, None] + np.arange(length)).tolist())
+        for _, index in fetched(places, images=True):
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from eve_vl.data.order import LARGE, BlockRows
-from eve_vl.data.records import ImageFile, ImageSpan, Source, hash_of, image_key, row_keys
+from eve_vl.data.records import ImageFile, ImageSpan, Source, fetched, hash_of, image_key, row_keys
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -30,7 +30,7 @@ def held_out_split(
     keys = [
         [(key, (key,)) for key in (hash_of(name.encode(errors="surrogatepass")) for name, _ in parts)]
         if len(parts) > 1
-        else [_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))]
+        else _all_split_keys(source)
         for source, parts in zip(sources, blocks, strict=True)
     ]
     left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
@@ -64,6 +64,11 @@ def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[
         Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
         for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
     ]
+
+
+def _all_split_keys(source: Any) -> list[tuple[int | None, tuple[int, ...]]]:
+    places = ((source, row) for row in progress(range(len(source)), "splitting", len(source)))
+    return [_split_keys(*place) for place in (places if source.columns.images else fetched(places))]
 
 
 def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.dataset import ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each, generator, pad_ids, stack
+from eve_vl.data.dataset import ImageBatch, Position, RowBatch, RowDataset, Sample, TextBatch, each, generator, pad_ids, stack
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText, augmented_caption, caption_key
-from eve_vl.data.records import Record, hash_of, image_key
+from eve_vl.data.records import Place, Record, hash_of, image_key
 from eve_vl.utils.errors import BadSampleError, UserError
 
 MAX_LABELS = 32  # of a row, present or known to be absent
@@ -154,6 +154,12 @@ class MaskedPairs(RowDataset):
         """Return the kind of rows that the sources of a run must have."""
         return KINDS[config.data.modality]
 
+    def places(self, position: Position) -> list[Place]:
+        """Return the row of a sample and, in the evaluation of pairs, that of its usual partner."""
+        _, source, row = position
+        has_partner = not self.training and self.config.data.modality == "image_text"
+        return [(self.sources[source], each) for each in (row, self._opposite(source, row))[: 1 + has_partner]]
+
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return one pair, image or text. Raises BadSampleError.
 
@@ -194,13 +200,15 @@ class MaskedPairs(RowDataset):
                 sample.label_L = label_hashes(row)
         return sample
 
+    def _opposite(self, source: int, row: int) -> int:
+        return (row + (num := len(self.sources[source])) // 2) % num
+
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
-        num_rows = len(self.sources[source])
         captions = set(self.sources[source][row].captions)
         rng = generator(self.seed, PARTNER, source, row)
         picks = rng.integers(len(self.sources), size=MAX_PARTNERS).tolist()
         random_rows = ((other, int(rng.integers(len(self.sources[other])))) for other in picks)
-        for other, other_row in ((source, (row + num_rows // 2) % num_rows), *random_rows):
+        for other, other_row in ((source, self._opposite(source, row)), *random_rows):
             with contextlib.suppress(BadSampleError):
                 if captions.isdisjoint(self.sources[other][other_row].captions):
                     return super().load(epoch, other, other_row)

@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from eve_vl.config.training import GENERATORS
-from eve_vl.data.storage import RemotePath, read_range
+from eve_vl.data.storage import Range, RemotePath, fetch, read_range
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, StorageError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
 
 MAX_ENCODED_BYTES = 2**28  # of an image file
+AT_ONCE = 256  # rows whose remote bytes are read in one call
 Fact = tuple[str, Any]
 """Something that `eve data check` counts, and its value in one row."""
 
@@ -155,13 +157,41 @@ class Source(Protocol[Row_co]):
     def __getitem__(self, index: int, /) -> Row_co: ...
 
 
-def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) -> Iterator[tuple[int, Row_co]]:
+Place = tuple[Any, int]
+"""A source and the number of a row there."""
+
+
+def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
+    """Read the remote bytes of rows in one call, for the reads that follow.
+
+    images: also those of their images, which are read later than the rows.
+    """
+    ranges: list[Range] = []
+    for source, row in places:
+        while hasattr(source, "indices"):  # a subset
+            source, row = source.dataset, source.indices[row]
+        ranges += source.ranges(row, images=images) if hasattr(source, "ranges") else ()
+    fetch(ranges)
+
+
+def fetched(places: Iterable[Place], *, images: bool = False) -> Iterator[Place]:
+    """Yield places; `fetch_places` reads the bytes of AT_ONCE of them at a time."""
+    places = iter(places)
+    while some := [*itertools.islice(places, AT_ONCE)]:
+        fetch_places(some, images=images)
+        yield from some
+
+
+def usable_rows(
+    source: Source[Row_co], indices: Sequence[int] | None = None, *, images: bool = False
+) -> Iterator[tuple[int, Row_co]]:
     """Yield index and row of all usable rows, or of those at `indices`.
 
-    Unusable rows are left out silently: training and evaluation report them when they reach them.
+    Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be read.
     """
     indices = range(len(source)) if indices is None else indices
-    for index in progress(indices, "reading rows", len(indices)):
+    places = ((source, index) for index in progress(indices, "reading rows", len(indices)))
+    for _, index in fetched(places, images=images):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]
 

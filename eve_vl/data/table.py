@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, fetched
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
 
@@ -363,7 +363,7 @@ class Table(ABC):
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of a column in each row; None where it is missing."""
-        for index in range(len(self)):
+        for _, index in fetched((self, index) for index in range(len(self))):
             try:
                 value = self.fields(index).get(name)
             except (ValueError, OSError):

@@ -3,14 +3,14 @@
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
-from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, hash_of
+from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, fetch_places, hash_of
 from eve_vl.data.transforms import to_tensor
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
@@ -49,6 +49,10 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
         for text in row.texts:
             facts += [("text_words", len(text.split())), ("text", (hash_of(text.encode()), text[:LONGEST_SHOWN]))]
         return [*facts, *row.facts()]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[list[Fact] | BadSampleError]:
+        fetch_places((self.source, index) for index in indices)
+        return [self[index] for index in indices]
 
 
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:

@@ -18,7 +18,7 @@ from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data import dataset
 from eve_vl.data.dataset import ImageBatch, Position, RowBatch, Sample, SampleSet, TextBatch, each, stack
 from eve_vl.data.kinds.captions import TAG_ROWS, ImageText, common_tags
-from eve_vl.data.records import GeneratedSource, Source, image_key, is_generated, row_name
+from eve_vl.data.records import GeneratedSource, Place, Source, fetched, image_key, is_generated, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
 from eve_vl.metrics.retrieval import Relevance
@@ -108,8 +108,9 @@ class SearchSet(SampleSet):
     def _read_rows(self) -> dict[int, tuple[tuple[int, int], list[str], set[str]]]:
         """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
-        for _, number, row in dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples):
-            source = self.sources[number]
+        positions = dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
+        places = fetched((self.sources[number], row) for _, number, row in positions)
+        for (_, number, row), (source, _) in zip(positions, places, strict=True):
             try:
                 pair = source[row]
             except BadSampleError as error:
@@ -146,6 +147,11 @@ class SearchSet(SampleSet):
             positions: Any = [(0, which, index) for index in indices][rank::world]
             batches += BatchSampler(positions, batch_size, drop_last=False)
         return batches
+
+    def places(self, position: Position) -> list[Place]:
+        """Return the row of an image; texts are here."""
+        _, which, index = position
+        return [(self.sources[source], row) for source, row in self.images[index : index + 1] if which == IMAGE]
 
     def __getitem__(self, position: Position) -> Sample:
         _, which, index = position

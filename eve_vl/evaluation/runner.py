@@ -6,6 +6,7 @@ Metrics, baselines, ablations, prediction files, and rows that it was trained on
 import contextlib
 import copy
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from eve_vl.config import HELD_OUT, Config, TaskConfig, config_from_dict, genera
 from eve_vl.data import fingerprint
 from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_positions, generator
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Source, hash_of, row_keys, usable_rows
+from eve_vl.data.records import Place, Source, hash_of, row_keys, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import AnyTask, Evaluated, Evaluator, How, evaluator_of
 from eve_vl.metrics import intervals
@@ -226,6 +227,11 @@ class AblatedRows(SampleSet):
         """Return the batches of the rows."""
         return self.rows.eval_batches(batch_size, rank, world)
 
+    def places(self, position: Position) -> list[Place]:
+        """Return its row and, for a wrong image, the first other one."""
+        others = itertools.islice(self._others(position), self.how == "wrong_image")
+        return [place for each in (position, *others) for place in self.rows.places(each)]
+
     def __getitem__(self, position: Position) -> Sample:
         sample = self.rows[position]
         if sample.skipped:
@@ -235,19 +241,18 @@ class AblatedRows(SampleSet):
         elif self.how == "noise":
             sample.image = noise_like(sample.image, sample.name)
         else:
-            sample.image = self._other(position, sample.image)
+            others = (self.rows[other] for other in self._others(position))
+            images = (other.image for other in others if not other.skipped)
+            sample.image = next((image for image in images if not torch.equal(image, sample.image)), sample.image)
         return sample
 
-    def _other(self, position: Position, image_CHW: Tensor) -> Tensor:
-        """Return the image of another row; the row's own if all are equal."""
+    def _others(self, position: Position) -> Iterator[Position]:
+        """Yield other rows whose image may replace a row's own."""
         lists: list[Sequence[int]] = [alike.get(position, ()) for alike in self.alike]
         for places in (*lists, range(len(self.positions))):
             here = places.index(self.place[position]) if places else 0
             for step in range(min(MAX_OTHERS, len(places) - 1)):
-                other = self.rows[self.positions[places[(here + len(places) // 2 + step) % len(places)]]]
-                if not other.skipped and not torch.equal(other.image, image_CHW):
-                    return other.image
-        return image_CHW
+                yield self.positions[places[(here + len(places) // 2 + step) % len(places)]]
 
 
 def noise_like(image_CHW: Tensor, name: str) -> Tensor:

@@ -264,9 +264,9 @@ def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str,
     Raises UserError if they share more than MOST_SHARED of their images with others.
     """
     found = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
-    rows = [contents(row) for source in found for _, row in usable_rows(source)]
+    rows = [contents(row) for source in found for _, row in usable_rows(source, images=True)]
     for where, sources in used.items():
-        known = {content for source in sources for _, row in usable_rows(source) for content in contents(row)}
+        known = {content for source in sources for _, row in usable_rows(source, images=True) for content in contents(row)}
         if same := sum(not known.isdisjoint(row) for row in rows):
             problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {where}"
             if same > MOST_SHARED * len(rows):

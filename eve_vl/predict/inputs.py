@@ -23,7 +23,7 @@ from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
 from eve_vl.data.masking import PairBatch
 from eve_vl.data.readers import parse_spec, sniff
-from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
+from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef, fetched
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
 from eve_vl.utils import console
@@ -164,7 +164,8 @@ class Inputs:
                 continue
             (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "images")
             rows = range(len(source))
-            for index in console.progress(rows, str(item), len(rows)) if progress else rows:
+            rows = console.progress(rows, str(item), len(rows)) if progress else rows
+            for _, index in fetched(((source, index) for index in rows), images=not is_text):
                 try:
                     row = source[index]
                     yield from [self._named(part, row.where, is_text) for part in (row.texts if is_text else row.images)]

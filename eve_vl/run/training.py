@@ -160,7 +160,7 @@ def fit_temperatures(task: Task[Any], dataset: RowDataset, device: torch.device)
     if reset is None:
         return ""
     rows = min(dataset.config.train.batch_size, ROWS_PROBED)
-    batch = dataset.collate([dataset[position] for position in eval_positions([*map(len, dataset.sources)], rows)])
+    batch = dataset.collate(dataset.__getitems__(eval_positions([*map(len, dataset.sources)], rows)))
     task.eval()
     note = str(reset(batch.to(device))) if len(batch.where) > 1 else ""
     task.train()
@@ -180,7 +180,7 @@ def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> Non
     if isinstance(kept, int) and kept:
         torch.set_num_threads(min(kept, most))
     elif sum(forward_flops(task.config, task.sizes).values()) * rows < SMALL:  # large products always gain from threads
-        batch = dataset.collate([dataset[0, 0, row % len(dataset.sources[0])] for row in range(rows)])
+        batch = dataset.collate(dataset.__getitems__([(0, 0, row % len(dataset.sources[0])) for row in range(rows)]))
         seconds: dict[int, list[float]] = {1: [], most: []}
         for threads in (1, most) * (1 + ROUNDS_TIMED):
             torch.set_num_threads(threads)

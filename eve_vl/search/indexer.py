@@ -30,7 +30,7 @@ from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.loader import open_sources
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, fetched
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import Crop, eval_crop
 from eve_vl.search import calibration, nearest, words
@@ -264,7 +264,8 @@ class Update:
         """Yield all rows of a source, and mark those whose image must be read."""
         source = opened.source
         stat = lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
-        for number in progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source)):
+        numbers = progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source))
+        for _, number in fetched((source, number) for number in numbers):
             row = PendingImage.of(source, number, stat)
             if row.record is not None:
                 if row.record.problem is not None:

@@ -129,11 +129,12 @@ class WebdatasetTable(Table):
         """Return the image of a row."""
         return self._span(index, IMAGE)
 
-    def ranges(self, index: int) -> list[Range]:
-        """Return the byte ranges of a remote row's members."""
+    def ranges(self, index: int, *, images: bool) -> list[Range]:
+        """Return the byte ranges of a remote row's members, with its image or without."""
+        if not isinstance(self.path, RemotePath):
+            return []
         path, shard, row = self._place(index)
-        spans = shard.spans[row].reshape(3, 2).tolist() if isinstance(path, RemotePath) else []
-        spans = spans if "image" in self.wanted else spans[1:]
+        spans = shard.spans[row].reshape(3, 2)[0 if images and "image" in self.wanted else 1 :].tolist()
         return [(path, offset - tarfile.BLOCKSIZE, offset + size) for offset, size in spans if offset != ABSENT]  # pyright: ignore
 
     def fields(self, index: int) -> Fields:
