@@ -15,17 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.records import (
-    ImageBytes,
-    ImageDrawing,
-    ImageFile,
-    ImagePixels,
-    ImageSpan,
-    Record,
-    Source,
-    fetched,
-    is_generated,
-)
+from eve_vl.data.records import ImageDrawing, ImagePixels, ImageRef, Record, Source, fetched, is_generated
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 
@@ -59,10 +49,10 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
 def _content(row: Record) -> Iterable[Any]:
     """Yield the encoded images and the values of a row. Raises OSError."""
     for value in (getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "where"):
-        if isinstance(value, ImageFile | ImageSpan | ImageBytes):
-            yield value.read()
+        if isinstance(value, ImagePixels):
+            yield np.ascontiguousarray(value.pixels)
         elif not isinstance(value, ImageDrawing):  # it follows from its row
-            yield np.ascontiguousarray(value.pixels) if isinstance(value, ImagePixels) else repr(value).encode()
+            yield value.read() if isinstance(value, ImageRef) else repr(value).encode()
 
 
 def _digest(parts: Iterable[Any]) -> str:

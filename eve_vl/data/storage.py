@@ -99,8 +99,14 @@ def _read(ranges: Sequence[Range], tries: int = 1) -> dict[Range, bytes]:
     found = {each: answer for each, answer in pairs if isinstance(answer, bytes) and len(answer) == each[2] - each[1]}
     if left := {each: answer for each, answer in pairs if each not in found}:
         (path, start, end), answer = next(iter(left.items()))
-        is_cut = not isinstance(answer, BaseException)
-        _wait(path, OSError(f"{len(answer):,} bytes came instead of {end - start:,}") if is_cut else answer, tries)
+        if isinstance(answer, bytes):
+            if len(answer) > end - start and tries > 1:  # once it may be a cache between
+                problem = (
+                    f"the server does not support byte ranges ({len(answer):,} bytes came, {end - start:,} were requested)"
+                )
+                raise StorageError(f"{path}: {problem}; use one that does, such as nginx, or copy the files to a disk")
+            answer = OSError(f"{len(answer):,} bytes came instead of {end - start:,}")
+        _wait(path, answer, tries)
         found |= _read([*left], tries + 1)
     return found
 
