@@ -129,7 +129,7 @@ def batches_of(config: Config, num: int, **where: int) -> list[Any]:
     return [(batch.where, batch.images_BCHW.numpy().tobytes(), batch.ids_BT.tolist()) for batch in islice(batches, num)]
 
 
-def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: Store, monkeypatch: pytest.MonkeyPatch, capsys):
     local, remote = str(store.folder / "{00000..00002}.tar"), f"{store.url}/{{00000..00002}}.tar"
     assert absolute_spec(remote) == remote
     assert absolute_spec(f"file://{local}") == local
@@ -140,6 +140,7 @@ def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(store: S
     assert keyed == sorted(f"{n // NUM:05}.tar:{n:06}" for n in range(3 * NUM) for _ in range(2))
     expected = batches_of(config_of(local), 5)
     assert batches_of(config_of(remote), 5) == expected
+    assert f"reading the sizes of 3 shards in {store.url}\n" in capsys.readouterr().out
     assert sorted(entry.suffix for entry in store.folder.iterdir()) == [".index"] * 3 + [".json"] * 3 + [".tar"] * 3
     (source,) = open_sources([remote], config_of(remote).data, 16)
     dataset = CaptionedImages([source], config_of(remote), TOKENIZER, training=False)

@@ -12,6 +12,7 @@ import fsspec
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
 
+from eve_vl.utils.console import progress
 from eve_vl.utils.errors import StorageError
 
 Result = TypeVar("Result")
@@ -86,10 +87,10 @@ def read_range(path: RemotePath, start: int, end: int) -> bytes:
     return _read([(path, start, end)])[path, start, end]
 
 
-def in_threads(work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
-    """Return the results of a function that waits for storage."""
+def in_threads(work: Callable[[Any], Result], items: Sequence[Any], what: str) -> list[Result]:
+    """Return the results of a function that waits for storage, and show progress."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(work, items))
+        return list(progress(pool.map(work, items), what, len(items)))
 
 
 def _read(ranges: Sequence[Range], tries: int = 1) -> dict[Range, bytes]:

@@ -182,12 +182,16 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
     begins elsewhere, and leaves out what another has indexed.
     """
     known = np.zeros((len(paths), 4), dtype=np.int64)
-    known[:, :ROWS] = in_threads(_stamp, paths) if isinstance(paths[0], RemotePath) else [*map(_stamp, paths)]
+    if isinstance(paths[0], RemotePath):
+        print_once(f"reading the sizes of {pluralize(len(paths), 'shard')} in {paths[0].parent}")
+        known[:, :ROWS] = in_threads(_stamp, paths, "sizes of shards")
+    else:
+        known[:, :ROWS] = [*map(_stamp, paths)]
     saved = _kept(paths, is_lazy)
     with suppress(OSError, ValueError):
         if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
             return kept
-    known[:, ROWS] = in_threads(_stated_rows, paths) if is_lazy else -1
+    known[:, ROWS] = in_threads(_stated_rows, paths, "numbers of rows") if is_lazy else -1
     first = len(paths) * int(os.environ.get("RANK", 0)) // int(os.environ.get("WORLD_SIZE", 1))
     left = np.roll(np.arange(len(paths)), -first)
     left = left[known[left, ROWS] < 0].tolist()
