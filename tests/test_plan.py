@@ -111,6 +111,13 @@ def test_mistakes_are_one_line(words, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("words", [[], ["--gpus", "4"]])
+def test_a_plan_without_a_recipe_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", *words])
+    assert "eve: name a recipe, for example eve plan base" in capsys.readouterr().err
+
+
 def test_own_tasks_cannot_be_planned(monkeypatch):
     monkeypatch.setattr("eve_vl.tasks.masked_signal.MaskedSignal.__module__", "own")
     with pytest.raises(UserError, match="tiny: only tasks of this package"):
