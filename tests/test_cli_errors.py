@@ -64,6 +64,13 @@ MISTAKES = [
     ("finetune own_recipes.py:small --init x", "own_recipes.py:small: is no recipe for eve finetune"),
     ("pretrain nowhere/config.json", "nowhere/config.json: cannot be read (No such file or directory)"),
     ("pretrain tiny --data.train nowhere.jsonl --data.val held-out", "no such file or folder"),
+    *[
+        (
+            f"pretrain tiny --data.train http://localhost:9/0.tar --data.val held-out --{name} nowhere/x",
+            f"{name.replace(chr(45), chr(95))}: no such file or",
+        )
+        for name in ("tokenizer.path", "data.split-file", "data.image-root")
+    ],
     # flags without effect
     ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated data; leave it out"),
     ("pretrain tiny --data.batches-from set", "--data.batches-from has no effect on generated data; leave it out"),

@@ -17,7 +17,7 @@ from eve_vl.config.base import origins
 from eve_vl.data import fingerprint
 from eve_vl.data.dataset import RowDataset, eval_positions
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.readers import absolute_spec
+from eve_vl.data.readers import absolute_spec, explain_missing
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
@@ -271,14 +271,19 @@ def with_init_tokenizer(config: Config) -> Config:
 
 
 def check_out_folder(config: Config, must_resume: bool) -> list[str]:
-    """Refuse to resume a folder that holds another run.
+    """Refuse to resume a folder that holds another run, or to start without a file.
 
-    Returns sentences on fields that may change and did. Raises UserError with the fields that differ.
+    Returns sentences on fields that may change and did. Raises UserError with the fields that differ, or with a
+    missing file that a new run needs: now, because reading data may take long.
     """
     folders = checkpoint.known_checkpoints(config.out)
     if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
+        for name, section in (("data", config.data), ("task", config.task), ("tokenizer", config.tokenizer)):
+            for field, path in vars(section).items():
+                if isinstance(path, Path) and not path.exists():
+                    raise UserError(f"{name}.{field}: {explain_missing(path)}")
         return []
     old = read_config(config.out)
     if old.recipe != config.recipe:
