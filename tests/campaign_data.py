@@ -63,6 +63,11 @@ def encode(form: str, mode: str = "RGB", size: tuple[int, int] = (20, 24), **opt
     return file.getvalue()
 
 
+GOOD = encode("PNG")
+IMAGES = {f"{number}.png": encode("PNG", size=(20, 20 + number)) for number in range(NUM_ROWS)}
+CAPTIONED = [{"image": name, "caption": [f"a cat {name}", f"the {name}"]} for name in IMAGES]
+
+
 def source_images() -> Files:
     """Return an image of every form and mode."""
     exif = Image.Exif()
@@ -197,68 +202,38 @@ def files_in(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def table(
+    file: str, content: bytes, task: TaskConfig | None = None, others: Files = IMAGES, part: str = "", **more: Any
+) -> Reader:
+    """Return the reader of one file, which is damaged, next to others."""
+    actions = {"check": check(file + part), "train": train_on(file + part, task)}
+    return Reader(files={file: content, **others}, **{"targets": (file,), "actions": actions, **more})
+
+
+def parquet_of(rows: list[dict[str, Any]]) -> bytes:
+    parquet.write_table(pa.Table.from_pylist(rows), file := io.BytesIO(), row_group_size=2)
+    return file.getvalue()
+
+
 def data_readers(base: Path) -> dict[str, Reader]:
     """Return the readers of data."""
-    names = [f"{number}.png" for number in range(NUM_ROWS)]
-    good = {name: encode("PNG", size=(20, 20 + number)) for number, name in enumerate(names)}
-    captions = [{"image": name, "caption": [f"a cat {name}", f"the {name}"]} for name in names]
-    asked = [
-        {"image": name, "question": "what is it", "answer": ["cat", "dog"], "question_id": number, "answer_type": "other"}
-        for number, name in enumerate(names)
-    ]
-    told = [
-        {"images": [a, b], "sentence": "both are", "label": "True", "identifier": f"dev-1-{a[0]}-0"}
-        for a, b in zip(names[::2], names[1::2], strict=True)
-    ]
-    labelled = [{"image": name, "label": "ab"[number % 2], "text": "a text"} for number, name in enumerate(names)]
-    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    coco = {
-        "images": images,
-        "annotations": [{"image_id": number, "caption": f"cat {number}", "id": number} for number in range(NUM_ROWS)],
-    }
-    karpathy = [{"filename": name, "filepath": ".", "split": "train", "sentences": [{"raw": f"cat {name}"}]} for name in names]
-    vqa = [{"image_id": number, "question": "what is it", "question_id": number} for number in range(NUM_ROWS)]
-    answers = [{"question_id": n, "answer_type": "other", "answers": [{"answer": "cat"}] * 3} for n in range(NUM_ROWS)]
-    asked_of_coco = {"questions": vqa, "data_subtype": "train2014"}
-    annotations = {"v2_annotations_train2014.json": json.dumps({"annotations": answers}).encode()}
-    of_coco = {f"train2014/COCO_train2014_{number:012}.jpg": encode("JPEG") for number in range(NUM_ROWS)}
-    nlvr2 = [{"identifier": f"dev-{n}-0-0", "sentence": "both are", "label": "True", "directory": n} for n in range(3)]
-    of_nlvr2 = {f"dev/dev-{n}-0-img{side}.png": GOOD for n in range(3) for side in (0, 1)}
-    rows = "\n".join(f'{name},"a cat, {name}"' for name in names)
-    members = {
-        f"{n:04}.{end}": data
-        for n in range(4)
-        for end, data in [("png", good[names[n]]), ("txt", b"cat %d" % n), ("json", b'{"caption": "a dog"}')]
-    }
-    embedded = [{"image": {"bytes": data, "path": None}, "caption": f"cat {len(data)}"} for data in good.values()]
-    texts = "\n".join(CAPTIONS).encode()
-    vocab = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "##s"]).encode()
+    return image_readers(base) | table_readers() | published_readers() | shard_readers() | text_readers()
 
-    def table(
-        file: str, content: bytes, task: TaskConfig | None = None, others: Files = good, part: str = "", **more: Any
-    ) -> Reader:
-        actions = {"check": check(file + part), "train": train_on(file + part, task)}
-        return Reader(files={file: content, **others}, **{"targets": (file,), "actions": actions, **more})
 
-    def parquet_of(rows: list[dict[str, Any]]) -> bytes:
-        parquet.write_table(pa.Table.from_pylist(rows), file := io.BytesIO(), row_group_size=2)
-        return file.getvalue()
-
+def image_readers(base: Path) -> dict[str, Reader]:
+    """Return the readers of images, with and without a table."""
     folder = {
         name: data
-        for each, image in good.items()
+        for each, image in IMAGES.items()
         for name, data in ((each, image), (f"{each[0]}.txt", f"cat {each}\npet {each}".encode()))
     }
     image_actions = {"check": check("rows.jsonl"), "train": train_on("rows.jsonl", RetrievalConfig(), flip=True)}
     as_images = {"check": check(".", "--kind", "images"), "train": train_on(".", MASKED, modality="image")}
-    as_texts = {"check": check("rows.txt", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt")}
-    of_classes = {f"{'ab'[n % 2]}/{name}": data for n, (name, data) in enumerate(good.items())}
-    labels = {"check": check("rows.jsonl", "--kind", "labels"), "train": train_on("rows.jsonl", CLASSES)}
+    of_classes = {f"{'ab'[n % 2]}/{name}": data for n, (name, data) in enumerate(IMAGES.items())}
     of_folders = {"check": check(".", "--kind", "labels"), "train": train_on(".", CLASSES)}
-    tokenizer = {"load": use_tokenizer("tokenizer.json")}
     return {
         "folder": Reader(files=folder, actions={"check": check("."), "train": train_on(".", None)}, may_rename=True),
-        "images only": Reader(files=good, actions=as_images, may_rename=True),
+        "images only": Reader(files=IMAGES, actions=as_images, may_rename=True),
         "images": Reader(files=source_images(), choose=one_image, actions=image_actions, weight=4),
         "big images": Reader(
             files=files_in(base / "big"),
@@ -268,48 +243,96 @@ def data_readers(base: Path) -> dict[str, Reader]:
             damage=lambda *a: a[2],
             has_sound=False,  # most need more memory than is allowed
         ),
-        "jsonl": table("rows.jsonl", lines(captions), weight=2),
+        "class folders": Reader(files=of_classes, actions=of_folders, may_rename=True),
+    }
+
+
+def table_readers() -> dict[str, Reader]:
+    """Return the readers of tables without a published layout."""
+    asked = [
+        {"image": name, "question": "what is it", "answer": ["cat", "dog"], "question_id": number, "answer_type": "other"}
+        for number, name in enumerate(IMAGES)
+    ]
+    told = [
+        {"images": [a, b], "sentence": "both are", "label": "True", "identifier": f"dev-1-{a[0]}-0"}
+        for a, b in zip([*IMAGES][::2], [*IMAGES][1::2], strict=True)
+    ]
+    labelled = [{"image": name, "label": "ab"[number % 2], "text": "a text"} for number, name in enumerate(IMAGES)]
+    rows = "\n".join(f'{name},"a cat, {name}"' for name in IMAGES)
+    embedded = [{"image": {"bytes": data, "path": None}, "caption": f"cat {len(data)}"} for data in IMAGES.values()]
+    labels = {"check": check("rows.jsonl", "--kind", "labels"), "train": train_on("rows.jsonl", CLASSES)}
+    return {
+        "jsonl": table("rows.jsonl", lines(CAPTIONED), weight=2),
         "jsonl questions": table("rows.jsonl", lines(asked), ASKED),
         "jsonl statements": table("rows.jsonl", lines(told), NLVR2Config()),
         "csv": table("rows.csv", b"image,caption\n" + rows.encode()),
         "tsv": table("rows.tsv", b"image\tcaption\n" + rows.replace(',"', '\t"').encode()),
-        "json list": table("rows.json", json.dumps(captions).encode()),
-        "json pairs": table("rows.json", json.dumps([[name, f"cat {name}"] for name in names]).encode()),
-        "coco": table("captions_train2014.json", json.dumps(coco).encode()),
-        "karpathy": table("rows.json", json.dumps({"images": karpathy}).encode(), part="#train"),
-        "vqa2": table("v2_questions_train2014.json", json.dumps(asked_of_coco).encode(), ASKED, of_coco | annotations),
-        "vqa2 annotations": table(
-            "v2_questions_train2014.json",
-            json.dumps(asked_of_coco).encode(),
-            ASKED,
-            of_coco | annotations,
-            targets=tuple(annotations),
-        ),
-        "nlvr2": table("dev.json", lines(nlvr2), NLVR2Config(), of_nlvr2),
-        "parquet": table("rows.parquet", parquet_of(captions)),
+        "json list": table("rows.json", json.dumps(CAPTIONED).encode()),
+        "json pairs": table("rows.json", json.dumps([[name, f"cat {name}"] for name in IMAGES]).encode()),
+        "parquet": table("rows.parquet", parquet_of(CAPTIONED)),
         "parquet bytes": table("rows.parquet", parquet_of(embedded), others={}),
         "parquet types": table("rows.parquet", b"", choose=odd_table, has_sound=False, damage=lambda _, __, data: data),
-        "tar": table("a.tar", tar_of(members), others={}, weight=2),
-        "tar pax": table(
-            "a.tar", tar_of({f"ü{'x' * 120}{name}": data for name, data in members.items()}, tarfile.PAX_FORMAT), others={}
-        ),
-        "tar index": table("a.tar", tar_of(members), others={}, afterwards=damage_index, damage=lambda _, __, data: data),
-        "txt": table("rows.txt", texts, others={}, actions=as_texts),
         "labels": table("rows.jsonl", lines(labelled), actions=labels),
-        "class folders": Reader(files=of_classes, actions=of_folders, may_rename=True),
         "names": Reader(
-            files=good | {"rows.jsonl": lines(captions)},
+            files=IMAGES | {"rows.jsonl": lines(CAPTIONED)},
             actions={"any": read_odd_names},
             has_sound=False,
             targets=("rows.jsonl",),
             weight=0.5,
         ),
-        "answers json": table(
-            "answers.json", json.dumps(["cat", "dog"]).encode(), others={}, actions={"read": use_answers("answers.json")}
-        ),
-        "answers txt": table(
-            "a.txt", lines([{"answer": "cat", "label": 0}]), others={}, actions={"read": use_answers("a.txt")}
-        ),
+    }
+
+
+def published_readers() -> dict[str, Reader]:
+    """Return the readers of published layouts."""
+    coco = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(IMAGES)],
+        "annotations": [{"image_id": number, "caption": f"cat {number}", "id": number} for number in range(NUM_ROWS)],
+    }
+    karpathy = [{"filename": name, "filepath": ".", "split": "train", "sentences": [{"raw": f"cat {name}"}]} for name in IMAGES]
+    vqa = [{"image_id": number, "question": "what is it", "question_id": number} for number in range(NUM_ROWS)]
+    answers = [{"question_id": n, "answer_type": "other", "answers": [{"answer": "cat"}] * 3} for n in range(NUM_ROWS)]
+    asked = json.dumps({"questions": vqa, "data_subtype": "train2014"}).encode()
+    annotations = {"v2_annotations_train2014.json": json.dumps({"annotations": answers}).encode()}
+    of_coco = {f"train2014/COCO_train2014_{number:012}.jpg": encode("JPEG") for number in range(NUM_ROWS)} | annotations
+    nlvr2 = [{"identifier": f"dev-{n}-0-0", "sentence": "both are", "label": "True", "directory": n} for n in range(3)]
+    of_nlvr2 = {f"dev/dev-{n}-0-img{side}.png": GOOD for n in range(3) for side in (0, 1)}
+    questions = "v2_questions_train2014.json"
+    return {
+        "coco": table("captions_train2014.json", json.dumps(coco).encode()),
+        "karpathy": table("rows.json", json.dumps({"images": karpathy}).encode(), part="#train"),
+        "vqa2": table(questions, asked, ASKED, of_coco),
+        "vqa2 annotations": table(questions, asked, ASKED, of_coco, targets=tuple(annotations)),
+        "nlvr2": table("dev.json", lines(nlvr2), NLVR2Config(), of_nlvr2),
+    }
+
+
+def shard_readers() -> dict[str, Reader]:
+    """Return the readers of tar shards."""
+    members = {
+        f"{n:04}.{end}": data
+        for n in range(4)
+        for end, data in [("png", IMAGES[f"{n}.png"]), ("txt", b"cat %d" % n), ("json", b'{"caption": "a dog"}')]
+    }
+    pax = tar_of({f"ü{'x' * 120}{name}": data for name, data in members.items()}, tarfile.PAX_FORMAT)
+    return {
+        "tar": table("a.tar", tar_of(members), others={}, weight=2),
+        "tar pax": table("a.tar", pax, others={}),
+        "tar index": table("a.tar", tar_of(members), others={}, afterwards=damage_index, damage=lambda _, __, data: data),
+    }
+
+
+def text_readers() -> dict[str, Reader]:
+    """Return the readers of texts, lists of answers and tokenizers."""
+    vocab = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "##s"]).encode()
+    as_texts = {"check": check("rows.txt", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt")}
+    answers = {"answers.json": json.dumps(["cat", "dog"]).encode(), "a.txt": lines([{"answer": "cat", "label": 0}])}
+    from_json, from_text = (table(file, data, others={}, actions={"read": use_answers(file)}) for file, data in answers.items())
+    tokenizer = {"load": use_tokenizer("tokenizer.json")}
+    return {
+        "txt": table("rows.txt", "\n".join(CAPTIONS).encode(), others={}, actions=as_texts),
+        "answers json": from_json,
+        "answers txt": from_text,
         "tokenizer.json": table("tokenizer.json", TOKENIZER.to_json().encode(), others={}, actions=tokenizer, weight=2),
         "vocab.txt": table("vocab.txt", vocab, others={}, actions={"load": use_tokenizer("vocab.txt")}),
     }
@@ -365,7 +388,6 @@ def tokenizer_of(file: str) -> Action:
     )
 
 
-GOOD = encode("PNG")
 TOKENIZER = tiny_tokenizer()
 ASKED = VQAConfig(min_answer_count=1)
 MASKED = replace(tiny_config().task, mlm_weight=0.0)

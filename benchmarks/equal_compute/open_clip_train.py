@@ -12,7 +12,9 @@ import importlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,24 +171,23 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Train for the budget, then write the features."""
-    args = arguments()
-    open_clip = importlib.import_module("open_clip")
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    pixels_NCHW = loaded(args.data, args.patch)
-    texts = json.loads((args.data / "texts.json").read_text())
-    may_flip_N, captions = np.array(texts["may_flip"]), texts["captions"]
-    tokenizer = open_clip.SimpleTokenizer(context_length=LONGEST)
-    starts_N = np.cumsum([0, *map(len, captions)])
-    ids_TT = tokenizer([caption for of_image in captions for caption in of_image])
+def tokenized(folder: Path, tokenizer: Callable[[list[str]], Tensor]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Return token ids of all captions, the first caption of each image, and which images may be mirrored."""
+    texts = json.loads((folder / "texts.json").read_text())
+    ids_TT = tokenizer([caption for of_image in texts["captions"] for caption in of_image])
     context = int(ids_TT.argmax(1).max()) + 1  # the last token of a text has the highest id
-    ids_TT = ids_TT[:, :context].clone()
+    return ids_TT[:, :context].clone(), np.cumsum([0, *map(len, texts["captions"])]), np.array(texts["may_flip"])
 
-    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, context)
-    optimizer, loss_of = optimizer_of(model), open_clip.ClipLoss()
-    state_file, used, step, loss = args.out / "state.pt", 0.0, 0, math.nan
+
+def train(
+    args: argparse.Namespace, model: torch.nn.Module, loss_of: torch.nn.Module, pixels_NCHW: Tensor, texts: tuple[Any, ...]
+) -> dict[str, float]:
+    """Train for the budget, from the last save if there is one; return core-seconds, steps and loss.
+
+    texts: of `tokenized`.
+    """
+    ids_TT, starts_N, may_flip_N = texts
+    optimizer, state_file, used, step, loss = optimizer_of(model), args.out / "state.pt", 0.0, 0, math.nan
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
@@ -202,7 +203,7 @@ def main() -> None:
     saved, is_bfloat16 = used, args.dtype == "bfloat16"
     while used < args.budget and (step == 0 or math.isfinite(loss)):
         start = time.process_time()
-        rows_B = rows_of(step, len(captions), args.batch, args.seed)
+        rows_B = rows_of(step, len(may_flip_N), args.batch, args.seed)
         rng = np.random.default_rng((args.seed, 1, step))
         ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
         images_BCHW = AUGMENTATIONS[args.augment](pixels_NCHW[rows_B], rng)
@@ -225,21 +226,31 @@ def main() -> None:
             saved = used
             save()
     save()
+    return {"core_seconds": used, "steps": step, "pairs": step * args.batch, "loss": loss}
+
+
+def main() -> None:
+    """Train for the budget, then write the features."""
+    args = arguments()
+    open_clip = importlib.import_module("open_clip")
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    pixels_NCHW, tokenizer = loaded(args.data, args.patch), open_clip.SimpleTokenizer(context_length=LONGEST)
+    texts = tokenized(args.data, tokenizer)
+    context = texts[0].shape[1]
+    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, context)
+    result = train(args, model, open_clip.ClipLoss(), pixels_NCHW, texts)
 
     model.eval()
     pixels_NCHW = loaded(args.read, args.patch)
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
         images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore
-        texts = [model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)]  # pyright: ignore
-    images_ND, texts_TD = (
-        torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, texts)
-    )  # training may have diverged
+        encoded = [model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)]  # pyright: ignore
+    images_ND, texts_TD = (torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, encoded))  # may have diverged
     np.savez(args.features, images=images_ND, texts=texts_TD)
-    result = {"core_seconds": used, "steps": step, "pairs": step * args.batch, "loss": loss}
-    result["open_clip"] = open_clip.__version__  # pyright: ignore[reportAttributeAccessIssue]
-    result["parameters"] = sum(each.numel() for each in model.parameters())
-    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    more = {"open_clip": open_clip.__version__, "parameters": sum(each.numel() for each in model.parameters())}
+    (args.out / "result.json").write_text(json.dumps(result | more, indent=1) + "\n")
 
 
 if __name__ == "__main__":
