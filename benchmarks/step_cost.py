@@ -143,6 +143,23 @@ class Steps:
         return now(self.device) - start
 
 
+def measured_memory(
+    chosen: Sequence[Variant], args: argparse.Namespace, cap: float | None
+) -> tuple[list[list[Peak]], list[tuple[int | None, bool]]]:
+    """Return the peaks of each variant, and its largest batch within a cap and whether a run has verified that.
+
+    There are none without --memory.
+    """
+    peaks: list[list[Peak]] = [[] for _ in chosen]
+    largest: list[tuple[int | None, bool]] = [(None, False)] * len(chosen)
+    for index in progress(range(len(chosen)) if args.memory else (), "memory"):
+        run = partial(in_own_process, chosen[index].config, texts=args.texts)
+        peaks[index] = growth(run, args.batch)
+        if cap is not None:
+            largest[index] = largest_batch(run, peaks[index], cap)
+    return peaks, largest
+
+
 def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Return the table, ready for JSON. Raises UserError."""
     seed_everything(config.train.seed)
@@ -151,13 +168,7 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     cap = args.memory_cap and args.memory_cap * GIB
     if args.memory and cap is None and device.type == "cuda":
         cap = torch.cuda.get_device_properties(device).total_memory
-    peaks: list[list[Peak]] = [[] for _ in chosen]
-    largest: list[tuple[int | None, bool]] = [(None, False)] * len(chosen)
-    for index in progress(range(len(chosen)) if args.memory else (), "memory"):
-        run = partial(in_own_process, chosen[index].config, texts=args.texts)
-        peaks[index] = growth(run, args.batch)
-        if cap is not None:
-            largest[index] = largest_batch(run, peaks[index], cap)
+    peaks, largest = measured_memory(chosen, args, cap)
     steps = Steps(chosen, device)
     batch = made_up_batch(config, args.batch, args.texts)
     seconds = steps.rounds(dict.fromkeys(range(len(chosen)), batch), args.repeats, f"steps of {args.batch}")

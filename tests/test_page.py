@@ -166,6 +166,36 @@ def until(page: Any, found: Any, wanted: Any) -> None:
     assert found() == wanted
 
 
+def refine(page, index) -> None:
+    """Refine the search for "red circle"."""
+    page.get_by_text("Refine").click()
+    page.get_by_label("Find by").select_option("vectors")
+    until(page, lambda: names(page), expected(index, "red circle", by="vectors"))
+    page.get_by_label("How many").select_option("50")
+    until(page, lambda: len(names(page)), 31)
+    assert page.locator(".near").all_inner_texts() in (["near-duplicate of 07.png"], ["near-duplicate of again.png"])
+    page.get_by_label("Find by").select_option("both")
+    until(page, lambda: names(page), expected(index, "red circle", top=50))
+    folder = page.get_by_label("In the folder")
+    folder.press_sequentially("photo")
+    page.wait_for_timeout(400)
+    assert names(page) == expected(index, "red circle", top=50), "half of a name is not looked for"
+    folder.press("Enter")
+    page.get_by_text("folder: no folder 'photo'").wait_for()
+    folder.fill(page.locator("#folders option").get_attribute("value"))
+    folder.blur()
+    until(page, lambda: names(page), expected(index, "red circle", top=50))
+    folder.fill("")
+    page.get_by_label("Captions").check()
+    until(
+        page,
+        lambda: page.locator(".found .text").all_inner_texts(),
+        [hit.name for hit in index.search("red circle", captions=True)],
+    )
+    assert HTML in page.locator(".found .text").all_inner_texts()
+    assert page.title() == "Search · EVE"
+
+
 def test_search_as_you_type(site, index, open_page):
     page = open_page(site)
     assert page.locator("[role=tab]").all_inner_texts() == [
@@ -196,32 +226,7 @@ def test_search_as_you_type(site, index, open_page):
     assert "20 of 31 images in" in page.locator("#panel-search .status").inner_text()
     until(page, lambda: page.locator(".thumb img").first.evaluate("(image) => image.naturalWidth"), 30)
 
-    page.get_by_text("Refine").click()
-    page.get_by_label("Find by").select_option("vectors")
-    until(page, lambda: names(page), expected(index, "red circle", by="vectors"))
-    page.get_by_label("How many").select_option("50")
-    until(page, lambda: len(names(page)), 31)
-    assert page.locator(".near").all_inner_texts() in (["near-duplicate of 07.png"], ["near-duplicate of again.png"])
-    page.get_by_label("Find by").select_option("both")
-    until(page, lambda: names(page), expected(index, "red circle", top=50))
-    folder = page.get_by_label("In the folder")
-    folder.press_sequentially("photo")
-    page.wait_for_timeout(400)
-    assert names(page) == expected(index, "red circle", top=50), "half of a name is not looked for"
-    folder.press("Enter")
-    page.get_by_text("folder: no folder 'photo'").wait_for()
-    folder.fill(page.locator("#folders option").get_attribute("value"))
-    folder.blur()
-    until(page, lambda: names(page), expected(index, "red circle", top=50))
-    folder.fill("")
-    page.get_by_label("Captions").check()
-    until(
-        page,
-        lambda: page.locator(".found .text").all_inner_texts(),
-        [hit.name for hit in index.search("red circle", captions=True)],
-    )
-    assert HTML in page.locator(".found .text").all_inner_texts()
-    assert page.title() == "Search · EVE"
+    refine(page, index)
     words.fill("日本")
     page.get_by_text("tokens is known to the run's tokenizer").wait_for()
     words.fill("")

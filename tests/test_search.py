@@ -344,13 +344,9 @@ def write_bad_indices(eve, run, tmp_path: Path) -> None:
     (tmp_path / "wrong" / database.DATABASE).write_text("no database at all " * 9)
 
 
-def test_mistakes(eve, run, model, photos, tmp_path):
-    another = tiny_run("retrieval")
-    next(another.task.parameters()).data.add_(1)
-    other = write_run(another, tmp_path / "other")
-    write_bad_indices(eve, run, tmp_path)
-    blind = tmp_path / "blind"
-    for words, message in (
+def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ...], str]]:
+    """Commands, each with a part of its message; runs: of the index, another one, and one without contrast."""
+    return [
         (("search", "nothing", "red"), "nothing: no such index"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; eve index photos --run RUN --out photos.index makes one"),
         (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
@@ -402,7 +398,16 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),
         (("index", "photos", "--run", run, "--out", "photos/old"), "photos/old: holds files, but no index; name a new folder"),
         (("index", "--format", "csv", "--out", "index"), "say how to read sources; name some"),
-    ):
+    ]
+
+
+def test_mistakes(eve, run, model, photos, tmp_path):
+    another = tiny_run("retrieval")
+    next(another.task.parameters()).data.add_(1)
+    other = write_run(another, tmp_path / "other")
+    write_bad_indices(eve, run, tmp_path)
+    blind = tmp_path / "blind"
+    for words, message in mistakes(run, other, blind):
         done = eve(*words)
         assert done.returncode == 2, words
         assert message in done.stderr, words

@@ -155,7 +155,7 @@ class MaskedPairs(RowDataset):
         return KINDS[config.data.modality]
 
     def places(self, position: Position) -> list[Place]:
-        """Return the row of a sample and, in the evaluation of pairs, that of its usual partner."""
+        """Return the row of a sample; in the evaluation of pairs also its usual partner."""
         _, source, row = position
         has_partner = not self.training and self.config.data.modality == "image_text"
         return [(self.sources[source], each) for each in (row, self._opposite(source, row))[: 1 + has_partner]]
