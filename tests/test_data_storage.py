@@ -201,7 +201,7 @@ def test_passing_faults_change_nothing_and_lasting_ones_stop_the_run_in_one_line
     assert batches_of(config_of(remote), 4) == expected
     assert not store.faults
     again = r"4 tries failed \(.*{}.*\); check address and network, then resume"
-    whole = r"the server does not support byte ranges \([\d,]+ bytes came, [\d,]+ were requested\); use one that does, such as "
+    whole = r"the server does not support byte ranges \([\d,]+ bytes came instead of [\d,]+\); use one that does, such as "
     for fault, line in (("503", again.format("Service Unavailable")), ("cut", again.format("")), ("whole", whole)):
         store.faults = [fault] * 1000
         with pytest.raises(StorageError, match=rf"^{store.url}/0000\d.tar: {line}"):

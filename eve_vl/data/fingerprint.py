@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.records import ImageDrawing, ImagePixels, ImageRef, Record, Source, fetched, is_generated
+from eve_vl.data.records import ImageDrawing, ImagePixels, Record, Source, fetched, is_generated
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 
@@ -35,8 +35,7 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
         num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
         length = -(-num // NUM_RUNS)
         starts = np.linspace(0, len(source) - length, NUM_RUNS).round().astype(int)
-        places = ((source, index) for index in np.unique(starts[:, None] + np.arange(length)).tolist())
-        for _, index in fetched(places, images=True):
+        for index in fetched(source, np.unique(starts[:, None] + np.arange(length)).tolist(), images=True):
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
@@ -52,7 +51,7 @@ def _content(row: Record) -> Iterable[Any]:
         if isinstance(value, ImagePixels):
             yield np.ascontiguousarray(value.pixels)
         elif not isinstance(value, ImageDrawing):  # it follows from its row
-            yield value.read() if isinstance(value, ImageRef) else repr(value).encode()
+            yield value.read() if hasattr(value, "read") else repr(value).encode()
 
 
 def _digest(parts: Iterable[Any]) -> str:

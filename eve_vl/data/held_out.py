@@ -30,8 +30,9 @@ def held_out_split(
     keys = [
         [(key, (key,)) for key in (hash_of(name.encode(errors="surrogatepass")) for name, _ in parts)]
         if len(parts) > 1
-        else _all_split_keys(source)
-        for source, parts in zip(sources, blocks, strict=True)
+        else [_split_keys(source, row) for row in (rows if source.columns.images else fetched(source, rows))]
+        for source, parts in zip(tables, blocks, strict=True)
+        for rows in [progress(range(len(source)), "splitting", len(source))]
     ]
     left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
     for share in (test, val):
@@ -64,11 +65,6 @@ def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[
         Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
         for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
     ]
-
-
-def _all_split_keys(source: Any) -> list[tuple[int | None, tuple[int, ...]]]:
-    places = ((source, row) for row in progress(range(len(source)), "splitting", len(source)))
-    return [_split_keys(*place) for place in (places if source.columns.images else fetched(places))]
 
 
 def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:

@@ -159,6 +159,7 @@ class Source(Protocol[Row_co]):
 
 Place = tuple[Any, int]
 """A source and the number of a row there."""
+Rows = Iterator[tuple[int, Row_co]]
 
 
 def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
@@ -174,24 +175,21 @@ def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
     fetch(ranges)
 
 
-def fetched(places: Iterable[Place], *, images: bool = False) -> Iterator[Place]:
-    """Yield places; `fetch_places` reads the bytes of AT_ONCE of them at a time."""
-    places = iter(places)
-    while some := [*itertools.islice(places, AT_ONCE)]:
-        fetch_places(some, images=images)
+def fetched(source: Any, rows: Iterable[int], *, images: bool = False) -> Iterator[int]:
+    """Yield numbers of rows; `fetch_places` reads the bytes of AT_ONCE of them at a time."""
+    rows = iter(rows)
+    while some := [*itertools.islice(rows, AT_ONCE)]:
+        fetch_places(((source, row) for row in some), images=images)
         yield from some
 
 
-def usable_rows(
-    source: Source[Row_co], indices: Sequence[int] | None = None, *, images: bool = False
-) -> Iterator[tuple[int, Row_co]]:
-    """Yield index and row of all usable rows, or of those at `indices`.
+def usable_rows(source: Source[Row_co], rows: Sequence[int] | None = None, *, images: bool = False) -> Rows[Row_co]:
+    """Yield index and row of all usable rows, or of those at `rows`.
 
     Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be read.
     """
-    indices = range(len(source)) if indices is None else indices
-    places = ((source, index) for index in progress(indices, "reading rows", len(indices)))
-    for _, index in fetched(places, images=images):
+    rows = range(len(source)) if rows is None else rows
+    for index in fetched(source, progress(rows, "reading rows", len(rows)), images=images):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]
 

@@ -12,7 +12,7 @@ import fsspec
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
 
-from eve_vl.utils.console import progress
+from eve_vl.utils.console import pluralize, print_once, progress
 from eve_vl.utils.errors import StorageError
 
 Result = TypeVar("Result")
@@ -87,8 +87,9 @@ def read_range(path: RemotePath, start: int, end: int) -> bytes:
     return _read([(path, start, end)])[path, start, end]
 
 
-def in_threads(work: Callable[[Any], Result], items: Sequence[Any], what: str) -> list[Result]:
-    """Return the results of a function that waits for storage, and show progress."""
+def in_threads(work: Callable[[Any], Result], items: Sequence[Path], what: str) -> list[Result]:
+    """Return what a function reads about each shard, the `what` of it."""
+    print_once(f"reading the {what} of {pluralize(len(items), 'shard')} in {items[0].parent}")
     with ThreadPoolExecutor(THREADS) as pool:
         return list(progress(pool.map(work, items), what, len(items)))
 
@@ -100,14 +101,9 @@ def _read(ranges: Sequence[Range], tries: int = 1) -> dict[Range, bytes]:
     found = {each: answer for each, answer in pairs if isinstance(answer, bytes) and len(answer) == each[2] - each[1]}
     if left := {each: answer for each, answer in pairs if each not in found}:
         (path, start, end), answer = next(iter(left.items()))
-        if isinstance(answer, bytes):
-            if len(answer) > end - start and tries > 1:  # once it may be a cache between
-                problem = (
-                    f"the server does not support byte ranges ({len(answer):,} bytes came, {end - start:,} were requested)"
-                )
-                raise StorageError(f"{path}: {problem}; use one that does, such as nginx, or copy the files to a disk")
-            answer = OSError(f"{len(answer):,} bytes came instead of {end - start:,}")
-        _wait(path, answer, tries)
+        is_cut = not isinstance(answer, BaseException)
+        error = OSError(f"{len(answer):,} bytes came instead of {end - start:,}") if is_cut else answer
+        _wait(path, error, tries, is_whole=is_cut and len(answer) > end - start)
         found |= _read([*left], tries + 1)
     return found
 
@@ -125,8 +121,11 @@ def _store() -> Any:
     return fsspec.filesystem("generic")  # the stores of all protocols; fsspec keeps one in each process
 
 
-def _wait(path: RemotePath, error: BaseException, tries: int) -> None:
-    """Wait before another try. Raises StorageError if none is left or could help."""
+def _wait(path: RemotePath, error: BaseException, tries: int, *, is_whole: bool = False) -> None:
+    """Wait before another try. Raises StorageError if none is left or could help.
+
+    is_whole: more bytes came than were requested, which a cache between may do once.
+    """
     error = (isinstance(error, FileNotFoundError) and error.__cause__) or error  # fsspec: any fault of asking for a size
     status, reason = getattr(error, "status", None), next(iter(str(error).splitlines()), "") or type(error).__name__
     if isinstance(error, ImportError) or type(error) is ValueError:  # no package of this protocol, or no such protocol
@@ -135,6 +134,8 @@ def _wait(path: RemotePath, error: BaseException, tries: int) -> None:
         problem = "no such file, or it has changed since it was indexed; check the name, or start again to index it again"
     elif isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403):
         problem = f"access was refused ({reason}); check the credentials and their rights"
+    elif is_whole and tries > 1:
+        problem = f"the server does not support byte ranges ({reason}); use one that does, such as nginx, or copy it to a disk"
     elif tries > len(WAITS):
         problem = f"{tries} tries failed ({reason}); check address and network, then resume"
     else:

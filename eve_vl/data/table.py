@@ -363,7 +363,7 @@ class Table(ABC):
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of a column in each row; None where it is missing."""
-        for _, index in fetched((self, index) for index in range(len(self))):
+        for index in fetched(self, range(len(self))):
             try:
                 value = self.fields(index).get(name)
             except (ValueError, OSError):

@@ -109,8 +109,10 @@ class SearchSet(SampleSet):
         """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
         positions = dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
-        places = fetched((self.sources[number], row) for _, number, row in positions)
-        for (_, number, row), (source, _) in zip(positions, places, strict=True):
+        wanted = [[row for _, number, row in positions if number == at] for at in range(len(self.sources))]
+        places = ((at, row) for at, rows in enumerate(wanted) for row in fetched(self.sources[at], rows))
+        for number, row in places:
+            source = self.sources[number]
             try:
                 pair = source[row]
             except BadSampleError as error:

@@ -165,7 +165,7 @@ class Inputs:
             (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "images")
             rows = range(len(source))
             rows = console.progress(rows, str(item), len(rows)) if progress else rows
-            for _, index in fetched(((source, index) for index in rows), images=not is_text):
+            for index in fetched(source, rows, images=not is_text):
                 try:
                     row = source[index]
                     yield from [self._named(part, row.where, is_text) for part in (row.texts if is_text else row.images)]

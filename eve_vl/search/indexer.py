@@ -264,8 +264,7 @@ class Update:
         """Yield all rows of a source, and mark those whose image must be read."""
         source = opened.source
         stat = lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
-        numbers = progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source))
-        for _, number in fetched((source, number) for number in numbers):
+        for number in fetched(source, progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source))):
             row = PendingImage.of(source, number, stat)
             if row.record is not None:
                 if row.record.problem is not None:

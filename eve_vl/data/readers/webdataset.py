@@ -182,11 +182,7 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
     begins elsewhere, and leaves out what another has indexed.
     """
     known = np.zeros((len(paths), 4), dtype=np.int64)
-    if isinstance(paths[0], RemotePath):
-        print_once(f"reading the sizes of {pluralize(len(paths), 'shard')} in {paths[0].parent}")
-        known[:, :ROWS] = in_threads(_stamp, paths, "sizes of shards")
-    else:
-        known[:, :ROWS] = [*map(_stamp, paths)]
+    known[:, :ROWS] = in_threads(_stamp, paths, "sizes") if isinstance(paths[0], RemotePath) else [*map(_stamp, paths)]
     saved = _kept(paths, is_lazy)
     with suppress(OSError, ValueError):
         if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
