@@ -132,10 +132,8 @@ def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[
     """
     val = config.data.train if config.data.val == (HELD_OUT,) else config.data.val
     names = [f"training data {spec}" for spec in config.data.train] + [f"{fingerprint.VALIDATION} {spec}" for spec in val]
-    found = fingerprint.of_sources(zip(names, opened, strict=True)) if is_main() else {}
-    now, before = {"version": fingerprint.VERSION} | processes.gather_objects(found)[0], {}
-    if folders:
-        before = fingerprint.read(folders[-1])
+    found = processes.from_main(lambda: fingerprint.of_sources(zip(names, opened, strict=True)))
+    now, before = {"version": fingerprint.VERSION} | found, fingerprint.read(folders[-1]) if folders else {}
     changed = f"its data has changed: {what}" if before and (what := fingerprint.difference(before, now)) else ""
     if accepts and not changed:
         raise UserError(f"{config.out}: --accept-changed-data has no effect, because no data has changed; leave it out")
@@ -252,14 +250,12 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
         return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json", ends=ends)
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path, ends=ends)
-    text = None
-    if is_main():  # one process trains it for all
-        vocab_size, data = config.tokenizer.vocab_size, config.data
-        if data.modality == "image" and all(map(generated, data.train)):  # rows without the captions that the data has
-            text = train_tokenizer(data.train, data, vocab_size).to_json()
-        else:
-            text = tokenizer_of(sources, vocab_size).to_json()
-    return Tokenizer.from_json(processes.gather_objects(text)[0], ends=ends)
+    vocab_size, data = config.tokenizer.vocab_size, config.data
+    if data.modality == "image" and all(map(generated, data.train)):  # rows without the captions that the data has
+        text = processes.from_main(lambda: train_tokenizer(data.train, data, vocab_size).to_json())
+    else:
+        text = processes.from_main(lambda: tokenizer_of(sources, vocab_size).to_json())
+    return Tokenizer.from_json(text, ends=ends)
 
 
 def with_init_tokenizer(config: Config) -> Config:
