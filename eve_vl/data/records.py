@@ -176,7 +176,7 @@ def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
 
 
 def fetched(source: Any, rows: Iterable[int], *, images: bool = False) -> Iterator[int]:
-    """Yield numbers of rows; `fetch_places` reads the bytes of AT_ONCE of them at a time."""
+    """Yield numbers of rows, after reading the bytes of AT_ONCE of them in one call."""
     rows = iter(rows)
     while some := [*itertools.islice(rows, AT_ONCE)]:
         fetch_places(((source, row) for row in some), images=images)

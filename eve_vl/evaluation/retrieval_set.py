@@ -110,8 +110,7 @@ class SearchSet(SampleSet):
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
         positions = dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
         wanted = [[row for _, number, row in positions if number == at] for at in range(len(self.sources))]
-        places = ((at, row) for at, rows in enumerate(wanted) for row in fetched(self.sources[at], rows))
-        for number, row in places:
+        for number, row in ((at, row) for at, rows in enumerate(wanted) for row in fetched(self.sources[at], rows)):
             source = self.sources[number]
             try:
                 pair = source[row]
