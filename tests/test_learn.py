@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,13 +197,17 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     assert [name for name in found if found[name].get("is_done")] == ["bundled, as it is", "bundled", "final"]
     out = capfd.readouterr().out
     assert "open the page: eve app --index " in out
-    line = re.search(r"final, on .*: R@1 (.+), (.+) before training: (.+) \((.+) to (.+)\)", out)
-    assert line is not None
-    own, start, gain, low, high = map(float, line.groups())
-    ours, theirs = (
-        json.loads((tmp_path / "out" / name / "rows.json").read_text())["right"]
-        for name in ("final", "pilots/bundled_as_it_is")
+    assert re.search(r"kept: bundled, as it is, \+.* over the final run on the validation rows", out)
+    learner = SimpleNamespace(
+        stages=found,
+        rows=lambda name, kind: json.loads((tmp_path / "out" / folders[name] / "rows.json").read_text())[kind],
     )
+    folders = {"final": "final", "bundled, as it is": "pilots/bundled_as_it_is"}
+    (said,) = stages.before_and_after(learner, "final")  # as if it had won
+    line = re.fullmatch(r"final, on .*: R@1 (.+), (.+) before training: (.+) \((.+) to (.+)\)", said)
+    assert line is not None and not stages.before_and_after(learner, "bundled, as it is")
+    own, start, gain, low, high = map(float, line.groups())
+    ours, theirs = (learner.rows(name, "right") for name in folders)
     assert [own, start] == pytest.approx([np.mean([*each.values()]) for each in (ours, theirs)], abs=6e-4)
     assert gain == pytest.approx(np.mean([ours[row] - theirs[row] for row in theirs]), abs=6e-4) and low <= gain <= high
     assert main(["evaluate", "retrieval", BUNDLED, "--data", str(late), "--json", str(tmp_path / "own.json")]) is None

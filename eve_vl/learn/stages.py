@@ -230,18 +230,16 @@ def in_words(gain: tuple[float, float, float]) -> str:
 
 
 def before_and_after(learner: Learner, best: str) -> list[str]:
-    """Return a sentence that compares the final or best run with the bundled one.
+    """Return a sentence that compares the best run with the bundled one, on the validation rows.
 
-    On the validation rows. It is empty if the bundled run has no score for the task.
+    There is none if it is the bundled one, or if that has no score for the task.
     """
-    stages = learner.stages
-    name = FINAL if stages.get(FINAL, {}).get("is_done") else best
-    if name == AS_IT_IS or "score" not in stages.get(AS_IT_IS, {}):
+    if best == AS_IT_IS or "score" not in learner.stages.get(AS_IT_IS, {}):
         return []
-    own, start = learner.rows(name, "right"), learner.rows(AS_IT_IS, "right")
+    own, start = learner.rows(best, "right"), learner.rows(AS_IT_IS, "right")
     now, before = (statistics.fmean(rows.values()) for rows in (own, start))
     numbers = f"R@1 {now:.3f}, {before:.3f} before training: {in_words(certain(paired(own, start)))}"
-    return [f"{name}, on {pluralize(len(own), 'validation query', 'validation queries')}: {numbers}"]
+    return [f"{best}, on {pluralize(len(own), 'validation query', 'validation queries')}: {numbers}"]
 
 
 def conclude(learner: Learner) -> str:
@@ -258,11 +256,11 @@ def conclude(learner: Learner) -> str:
     if not scored:
         return ""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
+    notes = before_and_after(learner, best)
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
         gain = certain(paired(learner.rows(best), learner.rows(FINAL)))
         chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
-        line = f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"
-        learner.values["lines"] += [line] * (line not in learner.values["lines"])
+        notes = [f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}", *notes]
     config, index = learner.config(best), learner.out / INDEX
     with learner.output("."):
         run = load_run(Path(learner.run(best)), processes.pick_device(learner.device))
@@ -270,8 +268,7 @@ def conclude(learner: Learner) -> str:
         tests = tests or open_splits(config, learner.job.rows)[2]
         found = evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
     comparison = run.evaluator.comparison(found.numbers)
-    learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison}
-    learner.values["result"]["trained"] = trained = before_and_after(learner, best)
+    learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison, "notes": notes}
     processes.shutdown()
     if not is_main():
         return best
@@ -282,10 +279,10 @@ def conclude(learner: Learner) -> str:
             learner.values["indexed"] = weights
             Eve(run).index(learner.data.train, index, **learner.reading())
     learner.write()
-    lines, given = learner.values["lines"], commands(learner)
+    lines, given = [*learner.values["lines"], *notes], commands(learner)
     write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
-    body = draw("run_sections.html", "learned", lines=[*lines, *trained], commands=given, app=app(learner), result=result)
+    body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
     with learner.output("."), contextlib.redirect_stderr(sys.stdout):  # the bundled run's own data are not here
         write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
     return best
@@ -297,7 +294,7 @@ def result_lines(learner: Learner) -> list[str]:
     where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that no decision used"
     return [
         f"{where}: {result['comparison']}",
-        *result["trained"],
+        *result["notes"],
         f"{files}; time: {shown(learner.elapsed())}",
         f"open the page: {app(learner)}",
     ]
