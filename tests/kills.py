@@ -33,8 +33,8 @@ from safetensors.torch import load_file
 
 import eve_vl.report.page
 import eve_vl.run.training  # all of it here, not in every fork
+import eve_vl.tasks.classifiers
 import eve_vl.tasks.masked_signal
-import eve_vl.tasks.vqa
 from eve_vl.cli import main as eve
 
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")  # the last as a terminal and a parent process send them

@@ -15,7 +15,7 @@ from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes import SceneQuestions
 from eve_vl.synthetic.scenes.questions import answers_of
-from eve_vl.tasks.vqa import VQA
+from eve_vl.tasks.classifiers import VQA
 from eve_vl.utils.errors import UserError
 
 ANSWERS = answers_of("train")

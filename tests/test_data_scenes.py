@@ -15,7 +15,7 @@ from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements, render
-from eve_vl.synthetic.scenes.text import all_captions, captions
+from eve_vl.synthetic.scenes.texts import all_captions, captions
 from eve_vl.synthetic.scenes.world import BACKGROUNDS, COLORS, HARD_COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
 from eve_vl.utils.errors import UserError
 

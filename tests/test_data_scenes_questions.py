@@ -12,8 +12,7 @@ import pytest
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.questions import QUESTION_KINDS, Question, answers_of, sample_question
-from eve_vl.synthetic.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
-from eve_vl.synthetic.scenes.text import all_captions
+from eve_vl.synthetic.scenes.texts import STATEMENT_KINDS, Statement, all_captions, sample_statement
 from eve_vl.synthetic.scenes.world import HARD_COLORS, HARD_KINDS, HELD_OUT, SPLITS, Scene, Shape, sample_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")

@@ -19,9 +19,8 @@ from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
 from eve_vl.evaluation import classifiers
 from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
-from eve_vl.evaluation.evaluator import Baseline, evaluator_of
+from eve_vl.evaluation.evaluator import Baseline, evaluator_of, meaning
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
-from eve_vl.evaluation.meanings import meaning
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluated, leaks

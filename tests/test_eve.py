@@ -42,10 +42,9 @@ from eve_vl.eve import Eve
 from eve_vl.model.packing import Tokens
 from eve_vl.predict.predictors import FilledText
 from eve_vl.run.loading import LoadedRun
+from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
-from eve_vl.tasks.vqa import VQA
 from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import UserError
 

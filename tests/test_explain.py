@@ -27,7 +27,7 @@ from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.predict.explain import Heatmap, overlay
-from eve_vl.tasks.vqa import VQA
+from eve_vl.tasks.classifiers import VQA
 from eve_vl.utils.errors import UserError
 
 

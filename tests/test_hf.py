@@ -33,11 +33,10 @@ from eve_vl.interop import hf
 from eve_vl.interop.convert import write_run
 from eve_vl.interop.hf_processing import EveTokenizerFast
 from eve_vl.run.loading import load_run
+from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Task
-from eve_vl.tasks.vqa import VQA
 from eve_vl.utils.errors import UserError
 
 KINDS = {

@@ -35,9 +35,8 @@ from eve_vl.report.task import routing_of
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
-from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import read_log
 
 TASKS = ("vqa", "nlvr2", "retrieval")

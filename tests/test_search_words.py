@@ -14,7 +14,7 @@ from tiny_runs import tiny_run, write_run
 
 from eve_vl.eve import Eve
 from eve_vl.search import words
-from eve_vl.search.calibration import FACT, FITS
+from eve_vl.search.hits import BACKGROUND, FITS
 from eve_vl.search.index import Index
 from eve_vl.search.query import Query
 from eve_vl.search.words import DEPTH, RRF
@@ -211,7 +211,7 @@ def test_options_without_effect_are_refused(index):
 
 
 def test_a_fit_is_the_share_of_background_scores_below(index, model):
-    facts = index.database.read_fact(FACT)
+    facts = index.database.read_fact(BACKGROUND)
     images = index.database.images.take(np.arange(len(CAPTIONS)))
     slots = dict(index.database.rows("SELECT name, slot FROM image"))
     query_d = np.asarray(model.encode_text("dog"))[0]

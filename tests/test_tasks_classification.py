@@ -18,7 +18,7 @@ from eve_vl.evaluation.classifiers import ClassificationEvaluator, Prediction
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
-from eve_vl.tasks.classification import Classification
+from eve_vl.tasks.classifiers import Classification
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 

@@ -16,8 +16,7 @@ from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.runner import with_settings
 from eve_vl.run.loading import read_labels
-from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.vqa import VQA
+from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.train.optim import build_optimizer
 from eve_vl.utils.errors import UserError
 

@@ -17,9 +17,8 @@ from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
-from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.tasks.vqa import VQA
 from eve_vl.train import evaluation_batches
 
 TOKENIZER = tiny_tokenizer()

@@ -235,8 +235,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
 def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
     """Print numbers, warnings and the comparison with the baseline; write numbers."""
-    from eve_vl.evaluation.evaluator import FEW
-    from eve_vl.evaluation.meanings import meaning
+    from eve_vl.evaluation.evaluator import FEW, meaning
     from eve_vl.metrics.intervals import to_json
 
     for number, value in numbers.items():

@@ -21,9 +21,7 @@ from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.metrics.intervals import GROUP
-from eve_vl.tasks.classification import Classification, Classifier
-from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.vqa import VQA
+from eve_vl.tasks.classifiers import NLVR2, VQA, Classification, Classifier
 from eve_vl.train.processes import gather_objects
 from eve_vl.utils.errors import UserError
 

@@ -27,10 +27,8 @@ from eve_vl.predict.base import Predictor, best_classes
 from eve_vl.predict.explain import CLS, Evidence, Heatmap, heatmap
 from eve_vl.predict.inputs import GivenImage, chunked, given_image, given_images, given_text, given_texts, in_batches, listed
 from eve_vl.predict.requests import Answer, Classify, Explain, FillMask, Match, Reconstruct, Verify, ZeroShot
-from eve_vl.tasks.classification import Classification
-from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.classifiers import NLVR2, VQA, Classification
 from eve_vl.tasks.retrieval import ContrastMatch, ContrastTask
-from eve_vl.tasks.vqa import VQA
 from eve_vl.utils.errors import UserError, nearest, printable
 
 

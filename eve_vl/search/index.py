@@ -23,9 +23,8 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import Table
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.loading import locked
-from eve_vl.search.calibration import measure_background
 from eve_vl.search.database import DATABASE, Database, digest_of, index_errors, source_name
-from eve_vl.search.hits import Hit, Hits, read_hits
+from eve_vl.search.hits import Hit, Hits, measure_background, read_hits
 from eve_vl.search.indexer import Changes, OpenSource, Update
 from eve_vl.search.nearest import Cells, topk_exact, update_cells
 from eve_vl.search.query import (

@@ -33,8 +33,9 @@ from eve_vl.data.loader import open_sources
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, fetched
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import Crop, eval_crop
-from eve_vl.search import calibration, nearest, words
+from eve_vl.search import nearest, words
 from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, digest_of, index_errors, source_name
+from eve_vl.search.hits import BACKGROUND
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError, printable
 from eve_vl.utils.file_io import is_text
@@ -50,7 +51,7 @@ CREATE TEMP TABLE seen_image (id INTEGER PRIMARY KEY);
 CREATE TEMP TABLE seen_caption (image INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (image, slot, columns)) WITHOUT ROWID;
 """
 UNSEEN = "DROP TABLE IF EXISTS temp.seen_image; DROP TABLE IF EXISTS temp.seen_caption;"
-STALE = f"DELETE FROM fact WHERE name = '{calibration.FACT}'"  # of other images than the present ones
+STALE = f"DELETE FROM fact WHERE name = '{BACKGROUND}'"  # of other images than the present ones
 SEEN = "EXISTS (SELECT 1 FROM seen_image WHERE seen_image.id = image.id)"
 KNOWN = f"""SELECT id, row, start, size, changed, slot, reason, {SEEN}, (SELECT hash FROM feature WHERE slot = image.slot)
 FROM image WHERE source = ? AND name = ?"""

@@ -22,8 +22,7 @@ from eve_vl.data.kinds.pairs import ImagesStatement, ItemPair
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.scenes.questions import answers_of, sample_question
-from eve_vl.synthetic.scenes.statements import sample_items, sample_statement
-from eve_vl.synthetic.scenes.text import all_captions, captions
+from eve_vl.synthetic.scenes.texts import all_captions, captions, sample_items, sample_statement
 from eve_vl.synthetic.scenes.world import SPLITS, Mark, Scene, Shape, sample_scene
 
 MARK_TONE = 30  # levels by which clutter darkens every channel of the background

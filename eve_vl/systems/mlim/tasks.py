@@ -8,7 +8,7 @@ H height, W width of the image.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -37,8 +37,12 @@ from eve_vl.model.packing import Tokens
 from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_images, given_texts, in_batches
 from eve_vl.predict.requests import Same
+from eve_vl.report.drawing import Loss
+from eve_vl.report.finetuned import ClassifierReport
+from eve_vl.report.masked_signal import MaskedSignalReport
+from eve_vl.report.task import Example
 from eve_vl.systems.mlim import MlimConfig, PairConfig
-from eve_vl.tasks.classification import FIELDS, Classifier
+from eve_vl.tasks.classifiers import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers, Sizes
 from eve_vl.train import StepOutput
@@ -360,3 +364,27 @@ class PairPredictor(Predictor):
         left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
         given = (left, asked.left), (given_texts, asked.left_text), (right, asked.right), (given_texts, asked.right_text)
         return in_batches(compared, batch_size, *given)
+
+
+class MlimReport(MaskedSignalReport):
+    """Masked tokens and reconstructed images."""
+
+    name = "mlim"
+    template = "mlim.html"
+    losses = (
+        MaskedSignalReport.losses[0],
+        Loss("mim", "Reconstruction loss", "Squared error of pixels in [0, 1], summed over colour channels.", "recon"),
+    )
+
+
+class PairReport(ClassifierReport):
+    """Area under the precision–recall curve next to chance and single modalities."""
+
+    name = "pair"
+    title, template = "Items", "pair.html"
+    row = "pair"
+    losses = (Loss("pair", "Comparison loss", "Cross-entropy of same or not, in nats."),)
+
+    def examples(self, batch: ItemBatch) -> Iterator[Example]:
+        """Yield the pairs with the model's choice."""
+        return self.two_image_examples(batch, [" | ".join(both) for both in batch.captions], self.task.class_names)

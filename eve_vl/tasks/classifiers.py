@@ -1,23 +1,34 @@
-"""The base class of tasks with logits over labels, and the labels of rows.
+"""Tasks with logits over labels: classification, questions with an answer list, and statements about two images (NLVR2).
 
-Letters: B batch, C classes, D width, H height, W width, T text tokens.
+Letters: B batch, A answers, C classes, D width, H height, W width, N all tokens, T text tokens.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import ClassificationConfig, Config
+from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig
 from eve_vl.data.dataset import normalize
-from eve_vl.data.kinds.labels import LabelBatch, LabeledRows, read_answers
+from eve_vl.data.kinds.labels import (
+    LabelBatch,
+    LabeledRows,
+    QuestionBatch,
+    QuestionRows,
+    closed_answers,
+    drop_unanswerable,
+    read_answers,
+)
+from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.data.records import Source, usable_rows
+from eve_vl.metrics import vqa as metrics
+from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
-from eve_vl.model.heads import MLPHead
+from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
 from eve_vl.tasks.task import PAIR, Prepared, Routers, Settings, Sizes, Task
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import send
@@ -156,3 +167,129 @@ class Classification(Classifier[ClassificationConfig]):
                     raise UserError(f"{batch.where[row]}: the label {nearest(label, self.class_ids)}")
                 target_BC[row, self.class_ids[label]] = 1
         return target_BC
+
+
+# Visual question answering over an answer list: the head reads the text [CLS] of the pair
+
+
+class VQA(Classifier[VQAConfig]):
+    """Encoder and answer head."""
+
+    section = VQAConfig
+    dataset = QuestionRows
+    is_multilabel = True
+    accuracy = "target_acc"
+    labels_file = "answers.json"
+    label_layer = "answer_head.3"
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.answers = sizes.labels
+        self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
+        for index, answer in enumerate(self.answers):
+            self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
+        self.answer_head = MLPHead(self.encoder.pair_dim, 2 * config.model.embed_dim, len(self.answers))
+        initialize(self, config.model)
+        self.answer_head.start_as_one_of_many()
+
+    @classmethod
+    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+        """Read the answer list or build it from the questions.
+
+        Questions without an answer in it are left out.
+        """
+        answers = labels or _answer_list(config, sources)
+        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
+        if not labels and cast(VQAConfig, config.task).answers is None:
+            notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
+        return Prepared(sources=kept, labels=tuple(answers), notes=notes)
+
+    def targets(self, batch: QuestionBatch) -> Tensor:
+        """Return the soft targets (B, A), float32 on the CPU.
+
+        Answers outside the list train nothing.
+        """
+        target_BA = torch.zeros(len(batch.answers), len(self.answers))
+        given = [
+            (row, index, score)
+            for row, answers in enumerate(batch.answers)
+            for answer, score in metrics.soft_targets(answers).items()
+            for index in self.answer_ids.get(answer, ())
+        ]
+        if given:  # in one assignment: one per value took longer than computing the values
+            rows, indices, scores = zip(*given, strict=True)
+            target_BA[rows, indices] = torch.tensor(scores)
+        return target_BA
+
+
+def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Return the given answer list, else the frequent answers of the questions.
+
+    Raises UserError if there are none.
+    """
+    assert isinstance(config.task, VQAConfig)
+    if config.task.answers is not None:
+        return read_answers(config.task.answers)
+    if (closed := closed_answers(sources)) is not None:
+        return closed
+    given = (row.answers for source in sources for _, row in usable_rows(source))
+    answers = metrics.build_answers(given, config.task.min_answer_count)
+    if not answers:
+        raise UserError(
+            f"{' '.join(config.data.train)}: no answer is given to {config.task.min_answer_count} training questions; "
+            "give a lower --task.min-answer-count or an answer list with --task.answers"
+        )
+    return answers
+
+
+# NLVR2: the encoder reads each of two images with the statement; a head reads both results
+
+PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, if the backbone has no number of heads
+
+
+class NLVR2(Classifier[NLVR2Config]):
+    """Encoder and one of three heads."""
+
+    section = NLVR2Config
+    dataset = StatementRows
+    class_names = ("False", "True")
+    reads = ("left", "right", "ids", "is_padding")
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        D, width = self.encoder.pair_dim, config.model.embed_dim
+        match self.settings.head:
+            case "concat":
+                self.concat_head = MLPHead(2 * D, 2 * D, 2)
+            case "compare":
+                self.compare_head = SiameseHead(D)
+            case "paired":
+                num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
+                self.paired_head = PairedAttentionHead(width, num_heads)
+        if self.settings.second_image_type_embedding:
+            self.right_bias = nn.Parameter(torch.empty(width))  # type embedding of the right image minus that of the left
+        initialize(self, config.model)
+
+    def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
+        left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
+        B = ids_BT.shape[0]
+        image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
+        if self.settings.second_image_type_embedding:
+            image.x_BND = torch.cat([image.x_BND[:B], image.x_BND[B:] + self.right_bias])
+        text = index_tokens(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
+        text.num_real = None if num_real is None else 2 * num_real
+        if self.settings.head == "paired":
+            encoded = self.encoder.encode(image, text, num_passes=2)
+            left_BND, right_BND = encoded.x_BND.unflatten(0, (2, -1))
+            is_padding_BN = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:B]
+            return self.paired_head(left_BND, right_BND, is_padding_BN), encoded.routers
+        cls_XD, routers = self.encoder.cls(image, text, num_passes=2)
+        left_BD, right_BD = cls_XD.unflatten(0, (2, -1))
+        if self.settings.head == "compare":
+            return self.compare_head(left_BD, right_BD), routers
+        return self.concat_head(torch.cat([left_BD, right_BD], dim=1)), routers
+
+    def targets(self, batch: StatementBatch) -> Tensor:
+        """Return the class of each row, bool (B,) on the CPU."""
+        return torch.tensor(batch.labels)
