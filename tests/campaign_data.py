@@ -355,7 +355,7 @@ def read_odd_names(folder: Path) -> None:
     rng = Random(table.read_bytes() if table.is_file() else b"")
     name = rng.choice([*TEXTS, "rows.jsonl", odd_name(rng, "rows.jsonl").decode("utf-8", "surrogateescape")])
     flag = rng.choice(("--image-column", "--text-column", "--label-column", "--image-root"))
-    paths = [str(folder / name), f"{folder / 'rows.json'}#{name}", f"{folder / 'rows.json'}+{name}"]
+    paths = [str(folder / name), f"{folder / 'rows.json'}#{name}"]
     if rng.random() < 0.5:
         eve_command(["data", "check", str(folder / "rows.jsonl"), f"{flag}={name}"])
     else:

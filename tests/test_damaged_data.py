@@ -13,7 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -189,31 +188,6 @@ def test_parquet_whose_pages_are_damaged(root: Path):
     found = broken(root / "t.parquet")
     assert len(found) == 50
     assert "not a readable Parquet file" in found["t.parquet row 1"]
-
-
-def test_parquet_of_texts_far_larger_than_the_file(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """A text is refused before it is read, and one that repeats is in memory once."""
-    one = ["images/red.png", "images/red.png", "images/red.png"]
-    small: Any = {"compression": "zstd"}
-    many = pa.array(["a" * 2**20, "b"])
-    pq.write_table(pa.table({"image": one, "caption": ["a" * 2**20, "b", "c"]}), root / "large.parquet", **small)
-    texts = pa.DictionaryArray.from_arrays([0] * 999 + [1], many)
-    pq.write_table(pa.table({"image": one[:1] * 1000, "caption": texts}), root / "repeats.parquet", **small)
-    lists = pa.ListArray.from_arrays([0, 999, 1000], texts)
-    pq.write_table(pa.table({"image": one[:2], "captions": lists}), root / "lists.parquet", **small)
-    before = pa.total_allocated_bytes()
-    table = open_source(root / "repeats.parquet", must_be_usable=False)
-    assert table[999].captions == ("b",)
-    assert pa.total_allocated_bytes() - before < 2**23
-    with pytest.raises(BadSampleError, match="row 1: caption has 1048576 characters, at most 10000 are accepted") as error:
-        table[0]
-    assert error.value.__context__ is None  # whose frames would hold the text
-    assert broken(root / "lists.parquet") == {"lists.parquet row 1": "a list has more than 8 MB of text"}
-    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 2**19)
-    expected = "column caption has 1 MB in a row group; correct the table, or write it with smaller row groups"
-    assert broken(root / "large.parquet") == dict.fromkeys([f"large.parquet row {n}" for n in (1, 2, 3)], expected)
-    pq.write_table(pa.table({"image": one, "caption": ["a" * 2**20, "b", "c"]}), root / "large.parquet", compression="none")
-    assert set(broken(root / "large.parquet")) == {"large.parquet row 1"}  # the file is as large as what it holds
 
 
 def test_parquet_numbers_of_rows_are_not_believed(root: Path):

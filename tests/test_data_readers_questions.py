@@ -273,23 +273,6 @@ def test_vqa2_test_has_no_answers(tmp_path: Path, subtype: str):
     assert source[2].answer_type == ""
 
 
-def test_vqa2_annotations_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    vqa_images(tmp_path / "train2014", "train2014")
-    path, answered = vqa2(tmp_path), annotations(tmp_path / "mine.json")
-    assert answers_of(questions(path)) == [(), (), ()]
-    assert len(answers_of(questions(Path(f"{path}+{answered}")))[0]) == 10
-    monkeypatch.chdir(tmp_path)
-    assert len(answers_of(questions(Path(f"{path.name}+mine.json")))[0]) == 10
-    with pytest.raises(UserError, match=r"no such file or folder: .*/mini.json \(did you mean 'mine.json'\?\)"):
-        questions(Path(f"{path}+mini.json"))
-    for wrong in (f"{answered}+{path}", answered):
-        with pytest.raises(UserError, match=r"mine.json: holds VQA v2 annotations; name the file of questions"):
-            questions(Path(wrong))
-    table = write_json(tmp_path / "table.json", [{"image": "x.png", "question": "what?"}])
-    with pytest.raises(UserError, match=r"table.json: is no VQA v2 file of questions; leave out \+mine.json"):
-        questions(Path(f"{table}+{answered}"))
-
-
 def test_vqa2_image_missing(tmp_path: Path):
     vqa_images(tmp_path / "train2014", "train2014")
     (tmp_path / "train2014" / "COCO_train2014_000000000042.jpg").unlink()

@@ -287,22 +287,6 @@ def test_a_normalizer_that_panics_is_a_user_error(tmp_path):
             call(text, 20)
 
 
-def test_a_normalizer_that_expands_texts_without_limit_is_refused(tmp_path):
-    """Also one that inserts a letter before each, forty times; those of published models pass."""
-    expanding = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}] * 3
-    doubling = [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}] * 40
-    for parts in (expanding, doubling):
-        path = changed(tmp_path / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": parts})
-        with pytest.raises(UserError, match=r"tokenizer\.json: its normalizer may make more than 1,000 letters of one; take"):
-            Tokenizer.load(path)
-    quotes = [{"type": "Replace", "pattern": {"String": each}, "content": '"'} for each in ("``", "''")]  # of ALBERT
-    spaces = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}, {"type": "Prepend", "prepend": "▁"}]
-    path = changed(tmp_path / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [*quotes, *spaces]})
-    tokenizer = Tokenizer.load(path)
-    tokenizer.clean_as_published(30)
-    Tokenizer.from_json(tokenizer.to_json())
-
-
 # Scripts without spaces
 
 CJK = (

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +27,6 @@ from eve_vl.tasks.task import Sizes, Task
 COLOURS = ("red", "green", "none of these")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MainColourConfig(TaskConfig):
     """What colour an image has."""
 

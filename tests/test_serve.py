@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +153,6 @@ def test_a_request_is_computed_so_many_at_a_time_as_the_server_was_told(runs, mo
 
 
 def test_the_body_follows_from_the_fields_of_any_request():
-    @dataclass(frozen=True, kw_only=True)
     class Anything(Request):
         """Do something."""
 

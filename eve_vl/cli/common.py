@@ -13,13 +13,13 @@ import time
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
+from eve_vl.config import Frozen
 from eve_vl.utils.console import print_line, warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
@@ -30,32 +30,28 @@ SECONDS_OF_GRACE = 5.0
 ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunArgs:
+class RunArgs(Frozen):
     """Flags of verbs that use a run."""
 
     run: Positional[Path]
     """Run folder, or one of its checkpoints."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceArgs:
+class DeviceArgs(Frozen):
     """Flags of verbs that compute."""
 
     device: str = "auto"
     """Device in torch's notation: cpu, cuda, cuda:1, mps; auto: cuda if available."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonArgs:
+class JsonArgs(Frozen):
     """Flags of verbs whose result is numbers or text."""
 
     json: Path | None = None
     """Also write the result to this file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceArgs:
+class SourceArgs(Frozen):
     """Flags on how to read sources."""
 
     format: str = "auto"
@@ -74,8 +70,7 @@ class SourceArgs:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletionArgs:
+class CompletionArgs(Frozen):
     """Flags of `eve completion`."""
 
     shell: Positional[Literal["bash", "zsh"]]
@@ -115,20 +110,20 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
     if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
+    check_writable(getattr(args, "json", None))
     return args
 
 
 def _with_metavars(cls: type[Args]) -> type[Args]:
     """Return flags whose help names positional ones (RUN LEFT RIGHT), not their types."""
-    fields, hints = [], typing.get_type_hints(cls, include_extras=True)
+    named, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         hint, word = hints[field.name], field.name.upper()
         if typing.get_origin(hint) is typing.Annotated and (kind := typing.get_origin(typing.get_args(hint)[0])) is not Literal:
             shown = f"[{word.removesuffix('S')} …]" if kind is tuple else word
             shown = f"[{word}]" if kind is not tuple and field.default is not dataclasses.MISSING else shown
-            named = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
-            fields.append((field.name, named, dataclasses.field(default=field.default)))
-    return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)  # pyright: ignore
+            named[field.name] = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
+    return type(cls.__name__, (cls,), {"__annotations__": named})
 
 
 def check_writable(*paths: Path | None) -> None:

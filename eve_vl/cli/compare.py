@@ -1,7 +1,6 @@
 """Tables of runs: the verb runs, and the ranking of evaluated runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from eve_vl.cli.common import JsonArgs, check_writable, write_json
+from eve_vl.cli.common import JsonArgs, write_json
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError, printable
 
@@ -19,7 +18,6 @@ WIDE = 240  # columns of a table in a file or a pipe
 COST = "core-seconds, with --init runs"
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunsArgs(JsonArgs):
     """Flags of `eve runs`."""
 
@@ -58,7 +56,6 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_runs(args: RunsArgs) -> None:
     """List runs with data, steps, cost and numbers: eve runs [FOLDER …]."""
-    check_writable(args.json)
     from eve_vl.metrics.intervals import to_json
     from eve_vl.report.compare import find_runs
     from eve_vl.run.results import cost_text

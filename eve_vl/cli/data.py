@@ -1,7 +1,7 @@
 """Commands on data: data check, data answers, data write, tokenizer train."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.runs import recipe_config
-from eve_vl.config import Config, DataConfig, TokenizerConfig
+from eve_vl.config import Config, DataConfig, Frozen, TokenizerConfig
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
@@ -18,7 +18,6 @@ from eve_vl.utils.file_io import reporting_write_errors, write_file
 GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckArgs(JsonArgs, SourceArgs):
     """Flags of `eve data check`."""
 
@@ -33,7 +32,6 @@ class CheckArgs(JsonArgs, SourceArgs):
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AnswersArgs(SourceArgs):
     """Flags of `eve data answers`."""
 
@@ -45,8 +43,7 @@ class AnswersArgs(SourceArgs):
     """Leave out answers that fewer questions have."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriteArgs:
+class WriteArgs(Frozen):
     """Flags of `eve data write`."""
 
     generator: Positional[Literal["scenes", "phantoms"]]
@@ -62,7 +59,6 @@ class WriteArgs:
     """Random seed of the rows."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TokenizerArgs(SourceArgs):
     """Flags of `eve tokenizer train`."""
 
@@ -76,7 +72,6 @@ class TokenizerArgs(SourceArgs):
 
 def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
-    check_writable(args.json)
     from eve_vl.data.loader import open_sources
     from eve_vl.data.validate import check_source, report_lines
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,6 @@ from eve_vl.config import HELD_OUT, DataConfig
 from eve_vl.utils.file_io import expand_user
 
 
-@dataclass(frozen=True, kw_only=True)
 class LearnArgs(SourceArgs, DeviceArgs):
     """Flags of `eve learn`."""
 

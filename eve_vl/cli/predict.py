@@ -1,16 +1,14 @@
 """Verbs that apply a run to images and texts: encode, and one for each call."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from eve_vl.cli.common import DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
-from eve_vl.config import DataConfig, kinds_of
+from eve_vl.config import DataConfig, Frozen, kinds_of
 from eve_vl.predict.requests import Request
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
@@ -23,15 +21,13 @@ GAP = 8
 FEATURE_FILES = (".npz", ".safetensors")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageArgs:
+class ImageArgs(Frozen):
     """Flag of calls whose result is an image."""
 
     out: Path = Path("image.png")
     """Image to write."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncodeArgs(SourceArgs, DeviceArgs, RunArgs):
     """Flags of `eve encode`."""
 
@@ -55,16 +51,16 @@ def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
 
 def call_flags(request: type[Request]) -> type[Any]:
     """Return the flags of a call's verb: the request, the run, the files to write."""
-    out: list[Any] = [("out", Path, dataclasses.field(default=Path(request.image_file)))] * bool(request.image_file)
+    own = {"__annotations__": {"out": Path}, "out": Path(request.image_file)} if request.image_file else {}
     bases = (*[JsonArgs] * request.has_json, *[ImageArgs] * bool(request.image_file), request, DeviceArgs, RunArgs)
-    return dataclasses.make_dataclass("CallArgs", out, bases=bases, frozen=True, kw_only=True)
+    return type("CallArgs", bases, own)
 
 
 def _verb(request: type[Request]) -> Callable[[Sequence[str]], None]:
     def run(argv: Sequence[str]) -> None:
         values = dict(vars(parse(call_flags(request), argv, f"eve {request.name.replace('_', '-')}", request.about())))
         image_file, json_file = (values.pop(name, None) for name in ("out", "json"))
-        check_writable(image_file, json_file)
+        check_writable(image_file)
         if image_file is not None:
             _image_format(image_file)
         from eve_vl.eve import Eve

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from eve_vl import builtin
 from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
 from eve_vl.cli.train import early_flags, refuse_unused
 from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
-from eve_vl.config.base import find_kind, installed, load_installed
+from eve_vl.config.base import Frozen, find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
@@ -33,7 +33,6 @@ UNUSED_IN_BENCH = [
 USED_IN_PLAN = {"data.modality", *(f"train.{name}" for name in ("batch_size", "optimizer", "ema_decay", "dtype", "freeze"))}
 
 
-@dataclass(frozen=True, kw_only=True)
 class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Flags of all forms of `eve evaluate`."""
 
@@ -46,7 +45,6 @@ class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Skip and count invalid rows; by default an invalid row is an error."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvaluateArgs(MeasureArgs):
     """Flags of `eve evaluate TASK`."""
 
@@ -58,7 +56,6 @@ class EvaluateArgs(MeasureArgs):
     """Also write a prediction file, in the official server's format; classification: JSON lines of row, label, probability."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ZeroShotArgs(MeasureArgs, RunArgs):
     """Flags of `eve evaluate zero_shot`."""
 
@@ -70,7 +67,6 @@ class ZeroShotArgs(MeasureArgs, RunArgs):
     """Score of a class: mean or max over its prompts."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class InspectArgs(JsonArgs):
     """Flags of `eve inspect`."""
 
@@ -80,7 +76,6 @@ class InspectArgs(JsonArgs):
     """Run from which a fine-tuning recipe starts; default: a recipe, which is printed."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class BenchArgs(JsonArgs):
     """Flags of `eve bench`."""
 
@@ -89,7 +84,6 @@ class BenchArgs(JsonArgs):
     """Steps to time, after some warm-up steps."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlanArgs(JsonArgs):
     """Flags of `eve plan`."""
 
@@ -102,8 +96,7 @@ class PlanArgs(JsonArgs):
     """GiB of a GPU's memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportArgs:
+class ReportArgs(Frozen):
     """Flags of `eve report`."""
 
     runs: Positional[tuple[Path, ...]]
@@ -112,7 +105,6 @@ class ReportArgs:
     """File to write; default: report.html in the run folder, or comparison.html in the runs' common folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportArgs(JsonArgs, RunArgs):
     """Flags of `eve export`."""
 
@@ -124,7 +116,7 @@ class ExportArgs(JsonArgs, RunArgs):
 
 def with_own(cls: type[EvaluateArgs], own: type) -> type[EvaluateArgs]:
     """Return the flags of a verb together with a task's own flags."""
-    return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
+    return type(cls.__name__, (own, cls), {})
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
@@ -145,7 +137,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if kind is None or not kind.has_numbers:
         raise UserError(f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
-    check_writable(args.json, args.predictions)
+    check_writable(args.predictions)
     if len(args.runs) > 1 and args.predictions is not None:
         raise UserError("--predictions: one file holds the predictions of one run; name a single run")
     own = [field.name for field in dataclasses.fields(kind.evaluation)]
@@ -212,7 +204,6 @@ def _as_task(run: Any, name: str) -> Any:
 
 def run_zero_shot(args: ZeroShotArgs) -> None:
     """Classify with prompts: eve evaluate zero_shot RUN --data PATH --prompts FILE."""
-    check_writable(args.json)
     if not args.data or not args.prompts:
         raise UserError("zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE")
     from eve_vl.data.loader import open_sources
@@ -251,7 +242,6 @@ def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: 
 
 def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
-    check_writable(args.json)
     from eve_vl.run.inspect import inspect_config, inspect_run
 
     path = builtin.located(args.what)
@@ -300,7 +290,6 @@ def _with_recipe(cls: Any, argv: Sequence[str], verb: str, description: str | No
     if init is None:  # there is no run whose layers could be compared
         recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
     args = parse(cls, words, f"eve {verb} {name}", description, default=cls(config=recipe))
-    check_writable(args.json)
     refuse_unused(args.config, recipe)
     return name, recipe, args
 
@@ -365,7 +354,6 @@ def run_report(args: ReportArgs) -> None:
 
 def run_export(args: ExportArgs) -> None:
     """Export a run to ONNX files checked against torch: eve export RUN FOLDER [flags]."""
-    check_writable(args.json)
     from eve_vl.interop.onnx import export_run
 
     exported = export_run(args.run, args.folder, args.parts)

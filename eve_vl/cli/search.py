@@ -7,7 +7,6 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
-from eve_vl.config import DataConfig
+from eve_vl.config import DataConfig, Frozen
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
@@ -26,8 +25,7 @@ THUMBNAIL_SIDE = 192  # pixels
 MOST_MEASURED = 500  # own images that own captions search at most
 
 
-@dataclass(frozen=True, kw_only=True)
-class TryArgs:
+class TryArgs(Frozen):
     """Flags of `eve try`."""
 
     sources: Positional[tuple[str, ...]] = ()
@@ -40,7 +38,6 @@ class TryArgs:
     """Open the page in the browser."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class IndexArgs(SourceArgs, DeviceArgs):
     """Flags of `eve index`."""
 
@@ -56,7 +53,6 @@ class IndexArgs(SourceArgs, DeviceArgs):
     """Images or captions per batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FeaturesArgs(SourceArgs, DeviceArgs):
     """Flags of `eve features`."""
 
@@ -72,7 +68,6 @@ class FeaturesArgs(SourceArgs, DeviceArgs):
     """Images per batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchArgs(JsonArgs, DeviceArgs):
     """Flags of `eve search`."""
 
@@ -102,7 +97,6 @@ class SearchArgs(JsonArgs, DeviceArgs):
     """Also write a page of the results to this file."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServeArgs(DeviceArgs, Limits):
     """Flags of `eve serve`."""
 
@@ -118,7 +112,6 @@ class ServeArgs(DeviceArgs, Limits):
     """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AppArgs(ServeArgs):
     """Flags of `eve app`."""
 
@@ -204,7 +197,7 @@ def run_features(args: FeaturesArgs) -> None:
 
 def run_search(args: SearchArgs) -> None:
     """Find images or captions by text or image: eve search INDEX "TEXT" --image FILE."""
-    check_writable(args.json, args.html)
+    check_writable(args.html)
     where = {name: value for name, equals, value in (text.partition("=") for text in args.where) if name and equals}
     if len(where) < len(args.where):
         raise UserError(f"--where: {' '.join(args.where)!r} was given, expected COLUMN=VALUE, each column once")

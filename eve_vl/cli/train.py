@@ -4,7 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from eve_vl.cli.common import HELP, parse, print_line, print_list
 from eve_vl.config import Config, generated
-from eve_vl.config.base import installed, origins, package_of
+from eve_vl.config.base import Frozen, installed, origins, package_of
 from eve_vl.recipes import find_recipe, get_recipe, recipes
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
@@ -25,8 +25,7 @@ FIRST = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainArgs:
+class TrainArgs(Frozen):
     """Flags of `eve pretrain` and `eve finetune`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -36,8 +35,7 @@ class TrainArgs:
     """Resume although rows of the training or validation data have changed; the log and the report note it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoArgs:
+class DemoArgs(Frozen):
     """Flags of `eve demo`."""
 
     out: Path = Path("runs/demo")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import tyro
 
-from eve_vl.config.base import Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
+from eve_vl.config.base import Frozen, Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
 from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.tasks import (
     ClassificationConfig,
@@ -36,8 +36,7 @@ FORMAT = 3
 """Version of config.json."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Frozen):
     """One run: recipe, folder, the run to start from, and sections."""
 
     recipe: tyro.conf.Suppress[str]
@@ -134,6 +133,17 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return named
+
+
+def changed_flags(config: Config, default: Config) -> list[str]:
+    """Return the flags that turn a default config into another."""
+    words, defaults = list[str](), flat(to_dict(default))
+    for name, value in flat(to_dict(config)).items():
+        if value != defaults.get(name):
+            section, dot, field_name = name.rpartition(".")
+            words.append("--" + (f"{section}{dot}no-{field_name}" if value is False else name).replace("_", "-"))
+            words += [] if isinstance(value, bool) else map(str, value if isinstance(value, list) else [value])
+    return words
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:

@@ -17,7 +17,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
@@ -35,8 +35,16 @@ Share = Annotated[float, "[0, 1)"]
 InnerShare = Annotated[float, "(0, 1)"]
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
-class Values:
+class Frozen:
+    """Base class of frozen dataclasses with arguments by name; a subclass needs no decorator."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Values(Frozen):
     """A section of a config."""
 
     unused: ClassVar[Sequence[tuple[str, object, str]]] = ()
@@ -74,7 +82,6 @@ class Values:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
 class Section(Values):
     """A section of one of several kinds.
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from eve_vl.config.base import Depth, Positive, Section, Share, Weight, Width
@@ -17,7 +17,6 @@ CLIP_EPS = 1e-5  # of LayerNorm, also in RoBERTa
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     """Fields of all backbones: the width that heads read, and initial values."""
 
@@ -46,11 +45,6 @@ class ModelConfig(Section):
         return False
 
     @property
-    def fits_other_sizes(self) -> bool:
-        """Whether its weights, resized, fit images of another size and shorter texts."""
-        return getattr(self, "positions", "") == "relative"
-
-    @property
     def block(self) -> "EveModelConfig":
         """Shape of this backbone's Transformer blocks, for the pixel decoder."""
         return EveModelConfig()
@@ -74,7 +68,6 @@ class ModelConfig(Section):
         return f"{self.name}, width {self.embed_dim}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class EveModelConfig(ModelConfig):
     """EVE's unified Transformer.
 
@@ -151,11 +144,6 @@ class EveModelConfig(ModelConfig):
         """Hidden width of every feed-forward network."""
         return round(self.embed_dim * self.mlp_ratio)
 
-    @property
-    def expert_dim(self) -> int:
-        """Hidden width of every expert."""
-        return round(self.embed_dim * (self.expert_ratio or self.mlp_ratio))
-
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
 
@@ -198,7 +186,6 @@ class EveModelConfig(ModelConfig):
         return f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim} ({policies})"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DualEncoderConfig(ModelConfig):
     """An image tower, a text tower and, above them, layers of co-attention or none."""
 

@@ -4,19 +4,16 @@ The code of a task is in `eve_vl.tasks.<name>`, its part of the report in `eve_v
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import Count, CountOrZero, Depth, InnerShare, Section, Values, Weight, Width
+from eve_vl.config.base import Count, CountOrZero, Depth, Frozen, InnerShare, Section, Values, Weight, Width
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationFlags:
+class EvaluationFlags(Frozen):
     """Values of a task's section that evaluation can override; None: the run's own."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TaskConfig(Section):
     """A training objective."""
 
@@ -59,7 +56,6 @@ class TaskConfig(Section):
         return []
 
 
-@dataclass(frozen=True, kw_only=True)
 class HeadlessConfig(TaskConfig):
     """An imported encoder without heads or losses, to start other runs from."""
 
@@ -69,7 +65,6 @@ class HeadlessConfig(TaskConfig):
     has_numbers: ClassVar[bool] = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedSignalConfig(TaskConfig):
     """Pre-training by masked signal modelling ([paper] "Pre-training Task")."""
 
@@ -127,7 +122,6 @@ class MaskedSignalConfig(TaskConfig):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
 class ContrastOptions(Values):
     """Options of contrast in pre-training and in fine-tuning."""
 
@@ -142,7 +136,6 @@ class ContrastOptions(Values):
     such an image are left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
     """Pre-training by contrast (ITC), matching (ITM) and masked signals.
 
@@ -205,7 +198,6 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchFlags(EvaluationFlags):
     """Flags of `eve evaluate` for retrieval."""
 
@@ -219,7 +211,6 @@ class SearchFlags(EvaluationFlags):
     """Equal captions count as one, true of every image that has it; COCO and Flickr30K: False; default: the run's own."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(TaskConfig, ContrastOptions):
     """Image–text retrieval by contrast (ITC), matching (ITM) and re-ranking.
 
@@ -295,7 +286,6 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
 class VQAConfig(TaskConfig):
     """Visual question answering as classification over an answer list.
 
@@ -319,7 +309,6 @@ class VQAConfig(TaskConfig):
         return {"min_answer_count has no effect with an answer list (answers)": has_both}
 
 
-@dataclass(frozen=True, kw_only=True)
 class NLVR2Config(TaskConfig):
     """Truth of a statement about two images ([paper] "Downstream Tasks")."""
 
@@ -333,7 +322,6 @@ class NLVR2Config(TaskConfig):
     """Give the right image its own type embedding, initialised with the left one's."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
     """Classification of images, texts or both, with one label or several."""
 

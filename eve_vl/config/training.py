@@ -1,7 +1,6 @@
 """Sections of training: model inputs, data, tokenizer, optimisation."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +32,6 @@ def _generators(sources: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(named[0] for named in map(generated, sources) if named))
 
 
-@dataclass(frozen=True, kw_only=True)
 class InputConfig(Values):
     """Sizes of model inputs."""
 
@@ -81,7 +79,6 @@ class InputConfig(Values):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataConfig(Values):
     """Sources of rows and how to read them."""
 
@@ -184,7 +181,6 @@ class DataConfig(Values):
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(Values):
     """The text tokenizer, part of every checkpoint."""
 
@@ -195,7 +191,6 @@ class TokenizerConfig(Values):
     """Largest vocabulary to train, from 261 for bytes and special tokens; a file has its own size."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Values):
     """Optimisation, validation and logging."""
 

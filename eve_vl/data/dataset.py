@@ -10,16 +10,15 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from eve_vl.config import Config
+from eve_vl.config import Config, Frozen
 from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.order import generator
 from eve_vl.data.records import ImageBytes, ImageRef, Place, Source, Unencoded, fetch_places, row_name
@@ -110,18 +109,13 @@ class Sample(SimpleNamespace):
         return cls(batch=batch, **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-@dataclass(frozen=True, kw_only=True)
-class RowBatch:
-    """Base class of batches. A subclass is a dataclass without further ado."""
+class RowBatch(Frozen):
+    """Base class of batches."""
 
     where: tuple[str, ...] = each("where")
     names: tuple[str, ...] = each("name", default=())
     positions: tuple[tuple[int, int], ...] = each("position", default=())
     skipped: tuple[BadSampleError, ...] = each("skipped", lambda values, *_: sum(values, ()), default=())
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True, kw_only=True)(cls)
 
     @property
     def parts(self) -> "Sequence[RowBatch]":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from eve_vl.config import Frozen
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, fetched
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
@@ -183,8 +184,7 @@ class PackedStrings:
 # Columns and tables
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowColumns(ABC):
+class RowColumns(Frozen, ABC):
     """The columns that rows of one kind need, and how they become a record.
 
     Each kind is a subclass.

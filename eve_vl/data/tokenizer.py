@@ -4,7 +4,6 @@ Special ids always come from the tokenizer; no other file has such a number.
 """
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -26,7 +25,6 @@ MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
 SPARE = 32  # tokens encoded beyond the wanted ones, more than a usual word has: cutting a text changes its last word
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
-MAX_GROWTH = 1000  # letters for one; those of published models and `clean_as_published` together make fewer than 300
 START, END = "<|startoftext|>", "<|endoftext|>"  # of CLIP's texts
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PROBE = "a \N{SNOWMAN} zqxj " * 8
@@ -37,15 +35,6 @@ _RARE_LETTERS = range(0xA500, 0xA600)  # Vai: no capitals, and unchanged by norm
 _WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that joins adjacent words; ideographs do not
 
 
-def _growth(part: dict[str, Any]) -> int:
-    """Return the most letters that a part of a normalizer makes of one.
-
-    A regular expression or an empty text may match nothing, between two letters.
-    """
-    pattern = part.get("pattern") or {}
-    return max(len(part.get("content", "")) + (not pattern.get("String")), 1)
-
-
 class Tokenizer:
     """A tokenizer with three special tokens: padding, [CLS] and [MASK].
 
@@ -53,11 +42,7 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend, where: str, *, ends: bool = False):
-        self.backend, self.where, growth = backend, where, [1]
-        normalizer = "{}" if backend.normalizer is None else backend.normalizer.__getstate__()
-        json.loads(normalizer, object_hook=lambda part: growth.append(_growth(part)))
-        if np.prod(growth, dtype=float) > MAX_GROWTH:
-            raise UserError(f"{where}: its normalizer may make more than {MAX_GROWTH:,} letters of one; take another tokenizer")
+        self.backend, self.where = backend, where
         with _explained(where, "the tokenizer cannot be used"):
             backend.no_padding()
             backend.no_truncation()

@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,27 +95,20 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
                     if counts[name][value] == MIN_NOISE:
                         frequent[value] = words
                 counts[name][value] += 1
-    usable = counts["kind"].total()
+    usable, most = counts["kind"].total(), max(MIN_NOISE, NOISE_SHARE * counts["text"].total())
     return {
         "kind": next(iter(counts["kind"]), "captions"),
         "rows": usable + len(broken),
         "usable": usable,
         "broken": [{"where": row.where, "reason": row.reason} for row in broken],
         "texts": counts["text"].total(),
-        "frequent_texts": {
-            frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if _is_noise(num, counts)
-        },
+        "frequent_texts": {frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if num > most},
         "distinct_answers": len(counts["answer"]),
         "top_answers": dict(counts["answer"].most_common(NUM_SHOWN)),
         **{name: _spread(counts[name]) for name in SPREADS},
         **{name: dict(counts[name].most_common()) for name in TALLIES},
         **{f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")},
     }
-
-
-def _is_noise(num: int, counts: Mapping[str, Counter[Any]]) -> bool:
-    """Return whether `num` equal texts are far more than usual."""
-    return num > max(MIN_NOISE, NOISE_SHARE * counts["text"].total())
 
 
 def _spread(counts: Counter[int]) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from eve_vl.config import Config, TaskConfig, class_for, define
+from eve_vl.config import Config, Frozen, TaskConfig, class_for, define
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
@@ -115,8 +115,7 @@ AnyTask = TypeVar("AnyTask", bound=Task[Any])
 NO_BASELINE = "without a baseline to compare it with"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class Evaluated(Frozen):
     """Metrics of an evaluation and, if a task has them, the predictions behind them."""
 
     numbers: dict[str, float]

@@ -8,7 +8,6 @@ Letters: B batch, R rows, C classes, P prompts, d width of features.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import ClassificationConfig
+from eve_vl.config import ClassificationConfig, Frozen
 from eve_vl.data import fingerprint
 from eve_vl.data.dataset import SampleSet, normalize, padded
 from eve_vl.data.kinds.labels import LabeledRows
@@ -77,8 +76,7 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
     return texts
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
+class ClassScore(Frozen):
     """Class and its score.
 
     The score is a cosine if features compare, else the log-odds of a match. It is no probability.

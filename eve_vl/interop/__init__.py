@@ -7,12 +7,12 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from eve_vl.config import Frozen
 from eve_vl.config.model import Routing
 from eve_vl.utils.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertArgs:
+class ConvertArgs(Frozen):
     """Flags of `eve convert`."""
 
     source: Positional[Path]

@@ -73,6 +73,7 @@ NAMES = {
 }
 """Patterns of the names of transformers, open_clip and timm, and one name for each tensor."""
 UNUSED = r".*\.position_ids$|.*\.k_proj\.bias$|.*attn_mask$"
+_name = partial(convert.renamed, rules=NAMES)
 KINDS = ("clip", "siglip", "siglip2")  # of transformers' models
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 RESIZING = {"squash": "squash", "shortest": "crop"}  # of open_clip
@@ -122,12 +123,6 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     if not (names := weight_files(path.name for path in folder.iterdir())):
         raise UserError(f"{folder}: holds no weights (model.safetensors, open_clip_model.safetensors or pytorch_model.bin)")
     return {name: tensor for file in names for name, tensor in convert.read_tensors(folder / file).items()}
-
-
-def _name(name: str) -> str:
-    for pattern, new in NAMES.items():
-        name = re.sub(pattern, new, name)
-    return name
 
 
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:

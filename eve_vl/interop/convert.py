@@ -10,7 +10,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eve_vl import builtin
-from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, TaskConfig, config_to_json
+from eve_vl.config import Config, Frozen, HeadlessConfig, InputConfig, ModelConfig, TaskConfig, config_to_json
 from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
@@ -56,8 +56,7 @@ sources. The first key that fits counts.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Frozen):
     """The result that a family plans for the tensors of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
@@ -88,8 +87,7 @@ class Plan:
     """End of the summary."""
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """A family of checkpoints."""
 
     title: str
@@ -286,6 +284,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path}: holds no weights by name")
     return tensors
+
+
+def renamed(name: str, rules: Mapping[str, Any]) -> str:
+    """Return a name after all rules: pattern → what takes its place."""
+    for pattern, new in rules.items():
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eve_vl.config import Frozen
 from eve_vl.interop.convert import check_new
 from eve_vl.interop.heads import heads_of
 from eve_vl.model.layers import Module, replace_submodules
@@ -39,8 +39,7 @@ CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 FORMS = {"squash": "the whole image resized to a square", "crop": "the middle of an image whose shorter side is resized"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
+class Exported(Frozen):
     """A written file and its comparison with torch."""
 
     name: str

@@ -88,7 +88,9 @@ def key_table(model: EveModelConfig, section: TaskConfig) -> Table:
 
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """Return the plan of a published EVE checkpoint. Raises UserError."""
-    tensors = with_present_names(convert.without(tensors, args.drop, where))
+    tensors = convert.without(tensors, args.drop, where)
+    for older, present in OLDER_NAMES.items():
+        tensors |= {re.sub(older, present, name): tensors.pop(name) for name in [*tensors] if re.match(older, name)}
     sizes, model, section = infer(tensors, where, args.num_heads)
     model = replace(model, routing=args.routing)
     guess = "" if args.num_heads else "; heads are 64 wide, else give --num-heads"
@@ -99,13 +101,6 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
 
 
 EVE = Family(title="an EVE checkpoint", flags=("routing", "text_tokens", "clean_text"), matches=lambda _: True, plan=plan)
-
-
-def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under the names of the key table."""
-    for older, present in OLDER_NAMES.items():
-        published |= {re.sub(older, present, name): published.pop(name) for name in [*published] if re.match(older, name)}
-    return published
 
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:

@@ -12,7 +12,6 @@ These are BEiT, BEiT v2, timm's beit and vit, transformers' ViT, DeiT, BEiT and 
 A ViT's key bias is left out: it adds a constant to all scores of a query, which softmax ignores.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -51,8 +50,7 @@ TRANSFORMERS = {
     r"^(pooler\.)?layernorm\.": lambda found: "fc_norm." if found[1] else "norm.",
 }
 """Patterns of transformers' names and their timm names."""
-
-
+_name = partial(convert.renamed, rules=TRANSFORMERS)
 FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2", "attn.proj")} | {
     "attn.qkv.weight": (
         Made(lambda *parts: torch.cat(parts), ("attn.q.weight", "attn.k.weight", "attn.v.weight")),
@@ -66,12 +64,6 @@ FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2"
     "ffn.fc2": ("mlp.fc2",),
 }
 """Possible sources of each tensor of a block: the first that the file has, else the last."""
-
-
-def _name(name: str) -> str:
-    for pattern, new in TRANSFORMERS.items():
-        name = re.sub(pattern, new, name)
-    return name
 
 
 def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
@@ -121,7 +113,7 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
         block[ours] = next((form for form, source in sources if f"blocks.0.{source}" in tensors), forms[-1])
     block |= {f"ffn.{network}": "mlp" for network in networks} | {f"ffn.norm_{network}": "norm2" for network in networks}
     if copies == "all":  # experts start out alike
-        repeat = partial(_repeated, model.num_experts)
+        repeat = lambda tensor: tensor.expand(model.num_experts, *tensor.shape)  # noqa: E731
         block |= {f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",)) for part in PARTS}
     table: dict[str, Any] = {
         "encoder.image.cls": Made(torch.flatten, ("cls_token",)),
@@ -141,10 +133,6 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
 
 FLAGS = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
 IMAGE_ENCODERS = Family("an image encoder", FLAGS, is_image_encoder, plan)
-
-
-def _repeated(times: int, tensor: Tensor) -> Tensor:
-    return tensor.expand(times, *tensor.shape)
 
 
 def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int]:

@@ -80,7 +80,7 @@ def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | No
     if policy != "moe":
         kind = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}[policy]
         return kind(config.embed_dim, config.ffn_dim, config.activation)
-    dims = config.embed_dim, config.expert_dim, config.num_experts
+    dims = config.embed_dim, round(config.embed_dim * (config.expert_ratio or config.mlp_ratio)), config.num_experts
     how, activation = config.modality_routing, config.activation
     if config.routing == "dropless" or sizes is None:
         return MoE(*dims, config.top_k, how, activation)

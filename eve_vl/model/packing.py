@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eve_vl.config import Frozen
+
 TILE = 32
 """Text rows are padded to a multiple of this, because oneDNN prepares each matrix product of a new shape."""
 
@@ -31,8 +33,7 @@ class Tokens:
     """int64, positions of the image's patches in its grid; None: all in order, or no image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadPositions:
+class ReadPositions(Frozen):
     """States to read, all of one modality; the last block computes nothing else."""
 
     row_M: Tensor
@@ -42,8 +43,7 @@ class ReadPositions:
     """Their positions in the sequences, if equal in all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedTokens:
+class PackedTokens(Frozen):
     """Layout of a batch's rows in its sequences."""
 
     shape: tuple[int, int]

@@ -9,7 +9,6 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import InputConfig
+from eve_vl.config import Frozen, InputConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.model import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
@@ -32,8 +31,7 @@ _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0)
 _OVERLAY = (0.3, 0.4)  # opacity at heat 0, and what heat 1 adds: cold parts stay visible
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heatmap:
+class Heatmap(Frozen):
     """Heatmap of one image, or of both images of a statement."""
 
     images: tuple[np.ndarray, ...]
@@ -85,8 +83,7 @@ def shown(image: GivenImage, sizes: InputConfig) -> np.ndarray:
     return image.whole() if sizes.resize == "squash" else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(Frozen):
     """Score that Grad-CAM differentiates: logits (R, C) and the class of each row."""
 
     logits: Callable[[Any], Tensor]
@@ -193,8 +190,7 @@ PAD, FONT_SIZE = 6, 13
 GOLDEN = 0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(Frozen):
     """One block with experts."""
 
     number: int
@@ -206,8 +202,7 @@ class Block:
     """float32 (N, K), weights of these experts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpertMap:
+class ExpertMap(Frozen):
     """Experts of the tokens of an image, a text or a pair."""
 
     image: np.ndarray | None

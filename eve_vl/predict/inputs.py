@@ -107,7 +107,7 @@ def is_source(value: object) -> bool:
     if not isinstance(value, str | Path) or generated(str(value)) is not None:
         return isinstance(value, str | Path)
     with contextlib.suppress(OSError, ValueError):
-        return bool(sniff(parse_spec(value).path))
+        return bool(sniff(parse_spec(value)[0]))
     return False
 
 

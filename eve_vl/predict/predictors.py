@@ -8,7 +8,6 @@ vocabulary.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,7 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from eve_vl.config import ClassificationConfig, ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config import (
+    ClassificationConfig,
+    ContrastMatchConfig,
+    Frozen,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    VQAConfig,
+)
 from eve_vl.data.dataset import generator, normalize
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
@@ -32,8 +39,7 @@ from eve_vl.tasks.retrieval import ContrastMatch, ContrastTask
 from eve_vl.utils.errors import UserError, nearest, printable
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredAnswer:
+class ScoredAnswer(Frozen):
     """An answer of the run's list with its probability of being right."""
 
     answer: str
@@ -43,8 +49,7 @@ class ScoredAnswer:
         return f"{self.probability:7.4f}  {printable(self.answer)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Judgement(Frozen):
     """Whether a statement is true, with the probability that the statement is true."""
 
     is_true: bool
@@ -54,8 +59,7 @@ class Judgement:
         return f"{str(self.is_true).lower()} (probability of being true {self.probability:.4f})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredLabel:
+class ScoredLabel(Frozen):
     """A label with its probability of being right."""
 
     label: str
@@ -161,16 +165,14 @@ class ClassificationPredictor(Predictor):
         return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guess:
+class Guess(Frozen):
     """A token as text, and its probability over the whole vocabulary."""
 
     text: str
     probability: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilledText:
+class FilledText(Frozen):
     """A caption with its masks filled, and the guesses for each mask, best first."""
 
     text: str
@@ -184,8 +186,7 @@ class FilledText:
         return "\n".join(map(printable, [self.text, *lines]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction:
+class Reconstruction(Frozen):
     """An image as the run reads it, masked in grey, and reconstructed.
 
     All are uint8 (image_size, image_size, 3).

@@ -10,11 +10,12 @@ import inspect
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from tyro.conf import Positional
+
+from eve_vl.config import Frozen
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,7 @@ if typing.TYPE_CHECKING:
 FIELD = re.compile(r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE)  # of a dataclass, with its docstring
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
+class Given(Frozen):
     """A field that Python and HTTP take in other forms than the command line."""
 
     kind: Literal["image", "text", "prompts"]
@@ -40,8 +40,7 @@ ShownImage = Annotated[Path, Given(kind="image", is_shown=True)]
 Prompts = Annotated[str, Given(kind="prompts")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Frozen):
     """Arguments of a call.
 
     The docstring's first line is its help, fields are its flags.
@@ -89,7 +88,6 @@ class Request:
         return result.overlays()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Answer(Request):
     """Answer a question about an image: eve answer RUN IMAGE "QUESTION".
 
@@ -107,7 +105,6 @@ class Answer(Request):
     """Number of answers to show."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Verify(Request):
     """Tell whether a statement is true: eve verify RUN LEFT RIGHT "STATEMENT".
 
@@ -124,7 +121,6 @@ class Verify(Request):
     """Statement about the two images."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Same(Request):
     """Tell whether two items are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
 
@@ -142,7 +138,6 @@ class Same(Request):
     """Text of the right item."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Classify(Request):
     """Label an image, a text or both: eve classify RUN IMAGE --text "TEXT".
 
@@ -158,7 +153,6 @@ class Classify(Request):
     """Number of labels to show."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Match(Request):
     """Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".
 
@@ -179,7 +173,6 @@ class Match(Request):
         return f"{result:.4f}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ZeroShot(Request):
     """Classify an image by captions: eve zero-shot RUN IMAGE PROMPTS.json.
 
@@ -199,7 +192,6 @@ class ZeroShot(Request):
     """Number of classes to show."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FillMask(Request):
     """Guess the tokens behind [MASK]: eve fill-mask RUN IMAGE "a [MASK] circle".
 
@@ -216,7 +208,6 @@ class FillMask(Request):
     """Number of guesses to show for each [MASK]."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Reconstruct(Request):
     """Mask and reconstruct patches: eve reconstruct RUN IMAGE "CAPTION".
 
@@ -241,7 +232,6 @@ class Reconstruct(Request):
         return [result.original, result.masked, result.reconstructed]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Explain(Request):
     """Show what supports the answer: eve explain RUN IMAGE "TEXT" --word star.
 
@@ -266,7 +256,6 @@ class Explain(Request):
     """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best (LOG.md)."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Experts(Request):
     """Show the experts of patches and tokens: eve experts RUN IMAGE "TEXT".
 
@@ -281,8 +270,7 @@ class Experts(Request):
     """Text."""
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A field of a request, for any interface."""
 
     name: str

@@ -10,7 +10,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from eve_vl.config import Frozen
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.train.log import TIMING
 from eve_vl.utils.console import pluralize
@@ -47,8 +47,7 @@ class Choice(NamedTuple):
     is_right: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
+class Series(Frozen):
     """One line of a chart; a reference is dashed and grey."""
 
     name: str
@@ -182,8 +181,7 @@ def bar_chart(
     return draw("charts.html", "bars", frame=frame, group=group, every=every, font=font if every == 1 else 12.0, **values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
+class Frame(Frozen):
     """Mapping of values to positions in a chart."""
 
     x_end: float
@@ -222,8 +220,7 @@ def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axi
     return list(zip(edges, edges[1:], hints, strict=False))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curves:
+class Curves(Frozen):
     """A run's log as curves, with a mark at `step`, the checkpoint of the page."""
 
     log: Sequence[dict]

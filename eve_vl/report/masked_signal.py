@@ -4,13 +4,13 @@ Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from eve_vl.config import MaskedSignalConfig
+from eve_vl.config import Frozen, MaskedSignalConfig
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embeddings import gray_out, to_images
@@ -23,8 +23,7 @@ NUM_GUESSES = 5
 GIVEN = ("original", "masked")  # inputs among the images of a reconstruction
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(Frozen):
     """One token of a caption as it reads in place."""
 
     text: str
@@ -32,8 +31,7 @@ class Piece:
     is_masked: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskedToken:
+class MaskedToken(Frozen):
     """One masked token with the model's guesses."""
 
     truth: str
@@ -45,7 +43,6 @@ class MaskedToken:
     """Probability of the true token with the right and with the wrong image."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShownPair(Example):
     """One validation row; `images` are those of the image pass, if trained."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import builtin
-from eve_vl.config import Config, define, flat, kinds_of, to_dict
+from eve_vl.config import Config, changed_flags, define, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
@@ -134,11 +134,4 @@ def command_line(config: Config, recipe: Config | None = None) -> str:
     if is_recipe("finetune", config.recipe):
         words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
         recipe = dataclasses.replace(recipe, init=config.init)
-    defaults = flat(to_dict(recipe))
-    for name, value in flat(to_dict(config)).items():
-        if value != defaults.get(name):
-            section, dot, field = name.rpartition(".")
-            words.append("--" + (f"{section}{dot}no-{field}" if value is False else name).replace("_", "-"))
-            if not isinstance(value, bool):
-                words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
+    return shlex.join([*words, *changed_flags(config, recipe)])

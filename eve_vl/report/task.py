@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from eve_vl.config import Frozen
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
@@ -36,8 +37,7 @@ CONTRAST_LOSSES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Frozen):
     """Numbers of a run on validation data."""
 
     values: Mapping[str, float]
@@ -138,8 +138,7 @@ class TaskReport:
         return draw(self.template, macro, report=self, **values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
+class Example(Frozen):
     """A row with the run's output."""
 
     where: str

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.config import Config, DataConfig, TrainConfig
+from eve_vl.config import Config, DataConfig, Frozen, TrainConfig
 from eve_vl.data.dataset import RowBatch
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.data.masking import MASKED, num_masked_patches
@@ -38,8 +37,7 @@ NUM_LABELS = 3129  # VQA v2's usual answer list
 WRAPPERS = {"", "encoder", "contrast"}  # modules whose parts are counted one by one
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(Frozen):
     """Counts of one run."""
 
     config: Config

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,8 +179,7 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
 # Starting from another run, perhaps of another task
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(NamedTuple):
     """Result of a start from another run's weights."""
 
     new: frozenset[str]
@@ -200,7 +199,7 @@ def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
     if differ := ours.incompatible_fields(theirs):
         what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
         raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
-    if theirs.fits_other_sizes:
+    if getattr(theirs, "positions", "") == "relative":  # its weights, resized, fit other images and shorter texts
         sizes = replace(recipe.input, patch_size=sizes.patch_size)
     if (shown := f"{theirs}, {sizes.image_size}² pixels") != f"{ours}, {recipe.input.image_size}² pixels":
         print_line(f"{init} keeps its shape instead of that of {recipe.recipe}: {shown}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import Config, flat, to_dict
+from eve_vl.config import Config, Frozen, changed_flags
 from eve_vl.run.inspect import NUM_LABELS, kept_bytes
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task
@@ -25,8 +25,7 @@ from eve_vl.utils.errors import UserError
 MUON_COPIES = 3  # of the matrices of one shape, while they are made orthogonal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(Frozen):
     """How processes share a training step."""
 
     gpus: int
@@ -153,13 +152,8 @@ def command(name: str, recipe: Config, config: Config, choices: Sequence[Choice]
     several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (layout.machines > 1)
     launch = f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl" if layout.gpus * layout.machines > 1 else "eve"
     chosen = _with_train(config, accumulation=choice.accumulation, checkpoint_activations=choice.recomputes)
-    before, flags = flat(to_dict(recipe)), ["--init", str(recipe.init)] * (recipe.init is not None)
-    flags += ["--train.layout", "shard"] * layout.shards
-    for field, value in flat(to_dict(chosen)).items():
-        if value != before[field]:
-            section, _, last = field.replace("_", "-").rpartition(".")
-            shown = [] if isinstance(value, bool) else map(str, value if isinstance(value, list) else [value])
-            flags += [f"--{section}.{'no-' * (value is False)}{last}", *shown]
+    flags = ["--init", str(recipe.init)] * (recipe.init is not None) + ["--train.layout", "shard"] * layout.shards
+    flags += changed_flags(chosen, recipe)
     return f"{launch} {shlex.join([verb, name, *flags])}"
 
 

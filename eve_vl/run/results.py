@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from eve_vl import builtin
+from eve_vl.config import Frozen
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator
 from eve_vl.metrics import intervals
 from eve_vl.run.loading import LoadedRun, read_config, root_of
@@ -26,8 +26,7 @@ from eve_vl.utils.file_io import has_fields, read_json, write_file
 FOLDER = "evaluations"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Frozen):
     """Numbers of a run's weights on some data, with the score of each row."""
 
     task: str

@@ -110,8 +110,9 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = evaluator.dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
-    of_seen = prepared.sources, as_validation(config, val_sources), tokenizer
-    trainer.training_rows = lambda: eval_loader(evaluator.dataset(*of_seen), rank=rank, world=world)
+    num_seen = min(config.data.val_samples, sum(map(len, val_sources)))
+    seen = dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num_seen, skip_invalid_val=True))
+    trainer.training_rows = lambda: eval_loader(evaluator.dataset(prepared.sources, seen, tokenizer), rank=rank, world=world)
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     processes.barrier()
     if is_main():  # only now: a failed start leaves nothing
@@ -141,12 +142,6 @@ def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[
         fix = "restore the data, choose another folder with --out, or give --accept-changed-data"
         raise UserError(f"{config.out}: {changed}; {fix}")
     return now, [changed] * bool(changed)
-
-
-def as_validation(config: Config, val_sources: Sequence[Source[Any]]) -> Config:
-    """Return the config that reads as many usable training rows as validation has."""
-    num = min(config.data.val_samples, sum(map(len, val_sources)))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num, skip_invalid_val=True))
 
 
 def fit_temperatures(task: Task[Any], dataset: RowDataset, device: torch.device) -> str:

@@ -30,9 +30,10 @@ from eve_vl import __version__, builtin
 from eve_vl.config import generated
 from eve_vl.data.readers import absolute_spec
 from eve_vl.run.loading import LoadedRun
+from eve_vl.train.checkpoint import checksum as file_checksum
 from eve_vl.train.checkpoint import read_state
 from eve_vl.utils.errors import DamagedError, UserError
-from eve_vl.utils.file_io import atomic_file, has_fields, open_ordinary, parse_json, read_json, write_file
+from eve_vl.utils.file_io import atomic_file, has_fields, parse_json, read_json, write_file
 
 DATABASE = "index.sqlite"
 CHECKSUMS = "checksums.json"  # by file name; {} during an update
@@ -368,10 +369,7 @@ def _sha256(run: LoadedRun, name: str) -> str:
 
     Loading has already verified the stored one of the weights.
     """
-    if known := read_state(run.folder).get("sha256", {}).get(name):
-        return known
-    with open_ordinary(run.folder / name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return read_state(run.folder).get("sha256", {}).get(name) or file_checksum(run.folder / name)
 
 
 def source_name(spec: str | Path) -> str:

@@ -15,11 +15,11 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from eve_vl.config import Frozen
 from eve_vl.search.database import Database, index_errors
 from eve_vl.search.nearest import topk_exact
 from eve_vl.search.query import Filter, Query, SearchOptions, Target, encode_texts, known_ids
@@ -53,8 +53,7 @@ UNION ALL
 SELECT text.slot, 'caption', 0, 0, 0, text FROM asked CROSS JOIN text ON text.slot = asked.slot{_RANKED}"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hit:
+class Hit(Frozen):
     """One result: an image or, if captions were searched, a caption."""
 
     id: int

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import DataConfig
+from eve_vl.config import DataConfig, Frozen
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
@@ -66,8 +66,7 @@ Stamp = tuple[str | None, int | None, int | None, int | None]
 NO_FILE: Stamp = (None, None, None, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenSource:
+class OpenSource(Frozen):
     """An open source, its name, and how to read it: fields of DataConfig."""
 
     spec: str

@@ -7,14 +7,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from eve_vl.config import InputConfig
+from eve_vl.config import Frozen, InputConfig
 from eve_vl.data.readers import absolute
 from eve_vl.data.records import ImagePixels
 from eve_vl.data.tokenizer import Tokenizer
@@ -31,8 +30,7 @@ PART = re.compile(r"""(?<!\S)(-?)(?:(\d(?:\.\d+)?):(?!(?i:[ap]\.?m)\b))?(?:"([^"
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Query:
+class Query(Frozen):
     """A parsed query, such as `red car`, `"fire engine" -toy` or `2:cat grass`."""
 
     text: str = ""
@@ -83,8 +81,7 @@ class Target(NamedTuple):
     """Why it has no vector."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(Frozen):
     """Options of a search. Raises UserError for a number that is too small."""
 
     by: str = "both"

@@ -6,6 +6,7 @@ Here: its limits, and the one-line errors that enforce them. Imports no torch, b
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from eve_vl.config import Frozen
 from eve_vl.utils.errors import UserError, printable, shortened
 
 MB = 2**20
@@ -17,8 +18,7 @@ MOST_HITS = 1_000
 MOST_RERANKED = 100  # of a search: the matching head computes each pair
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(Frozen):
     """Limits of a server; each is a flag of `eve serve`.
 
     Raises UserError unless all are positive.

@@ -47,7 +47,6 @@ Row = tuple[list[str], tuple[str, ...]]
 """Images, left to right, as base64 PNG, and texts."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncodeImage(Request):
     """Return features of one or several images, (n, d), each of length 1, in order."""
 
@@ -56,7 +55,6 @@ class EncodeImage(Request):
     """Images."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncodeText(Request):
     """Return features of one or several texts, (n, d), each of length 1, in order."""
 
@@ -65,7 +63,6 @@ class EncodeText(Request):
     """Texts."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Search(Request):
     """Find images of the index by a query, by an image or by both; or captions.
 

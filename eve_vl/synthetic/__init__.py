@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, TypeVar
 
-from eve_vl.config import HELD_OUT, generated
+from eve_vl.config import HELD_OUT, Frozen, generated
 from eve_vl.data.readers import parse_spec
 from eve_vl.data.records import GeneratedSource, Record
 from eve_vl.data.table import is_file
@@ -58,8 +58,7 @@ def pick_weighted(rng: Random, weights: Sequence[float]) -> int:
     return len(weights) - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneratedRows(GeneratedSource):
+class GeneratedRows(Frozen, GeneratedSource):
     """Rows of one split of a generator.
 
     They are a pure function of split, seed and index. Raises UserError for invalid settings.
@@ -107,7 +106,7 @@ def _are_phantoms(source: str) -> bool:
     if (named := generated(source)) is not None or source == HELD_OUT:
         return named is not None and named[0] == "phantoms"
     try:
-        path = parse_spec(source).path
+        path = parse_spec(source)[0]
     except UserError:  # the run may come from another machine
         return False
     return any(is_file(folder / MARKER) for folder in (path, *path.parents[:_FOLDERS_BELOW]))

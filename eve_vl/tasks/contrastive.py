@@ -7,14 +7,13 @@ contrasts, C candidates over all processes, A those and remembered ones, R singu
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, RetrievalConfig
+from eve_vl.config import ContrastMatchConfig, Frozen, RetrievalConfig
 from eve_vl.data.dataset import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.data.masking import MaskedImages, PairBatch
@@ -68,8 +67,7 @@ def image_image(image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBat
     return objectives.image_image(image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CachedContrast:
+class CachedContrast(Frozen):
     """Losses of contrast over all micro-batches of a step, and their gradients."""
 
     rng_state: dict[str, Tensor]

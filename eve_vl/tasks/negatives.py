@@ -8,13 +8,13 @@ text in tokens, T text tokens, H height, W width, d width of features, M remembe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
+from eve_vl.config import Frozen
 from eve_vl.data.dataset import Batch
 from eve_vl.data.masking import PairBatch
 from eve_vl.model import Backbone
@@ -31,8 +31,7 @@ def shares_key(keys_BK: Tensor, keys_CK: Tensor) -> Tensor:
     return (keys_BK[:, None] == keys_CK).any(2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HardNegatives:
+class HardNegatives(Frozen):
     """Negative partners of the pairs of a micro-batch."""
 
     partners: Batch

@@ -8,7 +8,6 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -16,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import Config, DualEncoderConfig, EveModelConfig, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
+from eve_vl.config import (
+    Config,
+    DualEncoderConfig,
+    EveModelConfig,
+    Frozen,
+    HeadlessConfig,
+    InputConfig,
+    ModelConfig,
+    TaskConfig,
+)
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model import Backbone
@@ -33,8 +41,7 @@ Routers = list[list[Tensor]]
 PAIR = ("pixels", "ids", "is_padding")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(Frozen):
     """What a task is built from besides its config."""
 
     vocab_size: int
@@ -43,8 +50,7 @@ class Sizes:
     """The answers or classes of a classifier's logits, in order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(Frozen):
     """Training data as a task has prepared it, before the task is built."""
 
     sources: Sequence[Source[Any]]

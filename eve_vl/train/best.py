@@ -5,9 +5,9 @@ Also whether a run has learned its training rows by heart.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from eve_vl.config import Frozen
 from eve_vl.metrics import intervals
 from eve_vl.train import checkpoint
 from eve_vl.train.processes import from_main
@@ -29,8 +29,7 @@ def on_training_rows(name: str, seen: float, validated: float, *, is_score: bool
     return f"the run has learned its training rows by heart: {both}; fewer steps, more rows or augmentation help"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validated:
+class Validated(Frozen):
     """A step with its metrics and its score on each validation row."""
 
     step: int
@@ -72,7 +71,7 @@ class BestWeights:
         highest, steps = self.highest, [save]
         if highest is None or self._value(now) >= self._value(highest):
             self.highest, is_better, self.reason = now, False, f"it has the highest {self.metric}"
-            steps.append(lambda: checkpoint.delete_highest(self.run))
+            steps.append(lambda: checkpoint.delete_folders(self.run / checkpoint.HIGHEST))
         else:
             is_better, self.reason = self._compare(highest, now, num_earlier)
             if is_better:

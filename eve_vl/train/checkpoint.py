@@ -111,11 +111,6 @@ def delete_folders(*folders: Path) -> None:
             shutil.rmtree(hidden)
 
 
-def delete_highest(run: Path) -> None:
-    """Delete HIGHEST, if there is one."""
-    delete_folders(run / HIGHEST)
-
-
 def save_best(
     run: Path,
     *,

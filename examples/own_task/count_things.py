@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from eve_vl.train import StepOutput
 from eve_vl.train.processes import gather_objects
 
 
-@dataclass(frozen=True, kw_only=True)
 class CountConfig(TaskConfig):
     """Config section: the number of labels of an image, as a regression."""
 
@@ -34,7 +32,6 @@ class CountConfig(TaskConfig):
     """Smooth L1: errors below beta are squared, larger ones linear."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CountRequest(Request):
     """Count the different things in an image: eve count RUN IMAGE."""
 

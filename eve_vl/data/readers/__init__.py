@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from eve_vl.config import kinds_of
 from eve_vl.config.base import find_kind
 from eve_vl.data.kinds import KINDS
 from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.json_documents import json_table, refuse_parts
+from eve_vl.data.readers.json_documents import json_table, refuse_split
 from eve_vl.data.readers.medical import medical_table
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.readers.webdataset import WebdatasetTable
@@ -34,46 +33,29 @@ AnyPath = str | os.PathLike[str]
 # Names of sources
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spec:
-    """The parts of a source's name.
-
-    A name is `PATH`, `QUESTIONS.json+ANNOTATIONS.json`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`.
-    """
-
-    path: Path
-    second: Path | None = None
-    split: str | None = None
-
-
-def parse_spec(spec: AnyPath) -> Spec:
-    """Return the parts of a source's name, with absolute paths.
+def parse_spec(spec: AnyPath) -> tuple[Path, str | None]:
+    """Return the absolute path and the split of a source's name: `PATH`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`.
 
     An existing path is never split.
     """
     text = os.fspath(spec).removeprefix("file://")
     if re.match(r"[a-z][a-z0-9+]*://", text):
-        return Spec(path=RemotePath(text))
-    path = absolute(Path(text))
-    if not os.path.exists(path):  # noqa: PTH110 (opening reports names too long and folders without access)
-        if parts := re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text):
-            second = absolute(Path(parts[2])) if parts[2] else None
-            return Spec(path=absolute(Path(parts[1])), second=second, split=parts[3])
-        folder, _, split = text.rpartition("#")
-        if folder and split and os.path.isdir(absolute(Path(folder))):  # noqa: PTH112
-            return Spec(path=absolute(Path(folder)), split=split)
-    return Spec(path=path)
+        return RemotePath(text), None
+    whole, (name, _, split) = absolute(Path(text)), text.rpartition("#")
+    if name and "/" not in split and not os.path.exists(whole):  # noqa: PTH110 (opening reports long names, no access)
+        path = absolute(Path(name))
+        if name.endswith(".json") or (split and os.path.isdir(path)):  # noqa: PTH112
+            return path, split
+    return whole, None
 
 
 def absolute_spec(spec: str) -> str:
     """Return a source's name with absolute paths.
 
-    `#split`, `+SECOND` and brace patterns stay.
+    `#split` and brace patterns stay.
     """
-    parts = parse_spec(spec)
-    second = "" if parts.second is None else f"+{parts.second}"
-    split = "" if parts.split is None else f"#{parts.split}"
-    return f"{parts.path}{second}{split}"
+    path, split = parse_spec(spec)
+    return str(path) if split is None else f"{path}#{split}"
 
 
 def absolute(path: Path) -> Path:
@@ -167,7 +149,7 @@ def open_source(
     kind: auto takes the first that has these columns and uses the options given, else captions.
     path: a table, a folder of images, a text file or tar shards (a file, a folder, or `name-{0000..0099}.tar`). A split
     of a Karpathy file is `dataset_coco.json#test`, one of a medical folder (see `medical`) `FOLDER#train`. VQA v2's
-    annotations are found next to the questions or named: `QUESTIONS.json+ANNOTATIONS.json`.
+    annotations are found next to the questions.
     image_root: folder that image paths in a table are relative to and must stay inside; default: the table's own.
     text_column: of captions, question, statement or text; label_column: of answers or labels; image_column: for two
     images a list of both or `LEFT,RIGHT`. Default: their usual names.
@@ -177,39 +159,36 @@ def open_source(
     Raises UserError, also for options without effect. Rows of the source raise BadSampleError.
     """
     options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
-    spec = parse_spec(path)
+    whole, split = parse_spec(path)
     try:
         root = None if image_root is None else absolute(Path(image_root))
         if root is not None and not root.is_dir():
             raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
-        table = _open_table(spec, format, text_column, by_shards)
+        table = _open_table(whole, split, format, text_column, by_shards)
         if kind == "auto":
             named = {name.removesuffix("_column") for name, value in options.items() if value is not None} - {"image_root"}
             likely = (_looks_like(table) or "captions", "captions", "labels")
             kind = next(each for each in likely if named <= KINDS[each].USUAL.keys())
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
-            raise UserError(f"{spec.path}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
+            raise UserError(f"{whole}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
         return table.open(columns, root, must_be_usable=must_be_usable)
     except OSError as error:
-        raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or whole}: {error.strerror or error}") from None
 
 
-def _open_table(spec: Spec, format: str, text_field: str | None, by_shards: bool) -> Table:  # noqa: A002
+def _open_table(path: Path, split: str | None, format: str, text_field: str | None, by_shards: bool) -> Table:  # noqa: A002
     """Open a table of any form. Raises UserError."""
-    path = spec.path
     is_remote = isinstance(path, RemotePath)
-    if format == "auto" and spec.second is None and not is_remote and (medical := medical_table(path, spec.split)) is not None:
+    if format == "auto" and not is_remote and (medical := medical_table(path, split)) is not None:
         return medical
     files = expand(path)
     form = files[0].suffix[1:].lower() if format == "auto" else format
     if form not in FORMATS and (own := find_kind(Table, "readers", form)) is not None:
-        refuse_parts(path, split=spec.split, second=spec.second)
+        refuse_split(path, split)
         return own(path)  # pyright: ignore[reportCallIssue, reportAbstractUsage]
     if format not in ("auto", *FORMATS):
         raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
-    if spec.second is not None:
-        expand(spec.second)
     form = sniff(files[0]) if format == "auto" else format
     if form not in SHARDED and is_remote:
         raise UserError(
@@ -220,8 +199,8 @@ def _open_table(spec: Spec, format: str, text_field: str | None, by_shards: bool
     if form not in SHARDED and path.is_dir() != (form == "folder"):
         raise UserError(f"{path}: is a {'folder' if path.is_dir() else 'file'}, which cannot have the format '{form}'")
     if form == "json":
-        return json_table(path, spec.split, spec.second)
-    refuse_parts(path, split=spec.split, second=spec.second)
+        return json_table(path, split)
+    refuse_split(path, split)
     if form in SHARDED:
         files = _shards(files, SHARDED[form])
         return WebdatasetTable(files, text_field=text_field, is_lazy=by_shards) if form == "webdataset" else ParquetTable(files)

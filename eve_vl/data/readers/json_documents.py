@@ -20,22 +20,21 @@ TRAIN, REST = "train", "restval"  # by convention, Karpathy's rest of COCO's val
 SAME_IMAGES = {"test-dev2015": "test2015"}  # a subset of the questions, about the same images
 
 
-def json_table(path: Path, split: str | None, second: Path | None) -> Table:
+def json_table(path: Path, split: str | None) -> Table:
     """Return the table of a JSON document. Raises UserError.
 
-    split: of a Karpathy file. second: annotations of VQA v2 questions, by default the file next to them.
+    split: of a Karpathy file.
     """
     document = _load(path)
     match document:
         case {"annotations": [{"answers": _}, *_]}:
             raise UserError(f"{path}: holds VQA v2 annotations; name the file of questions next to it")
         case {"questions": list()}:
-            refuse_parts(path, split=split)
-            return _vqa_table(path, document, second)
+            refuse_split(path, split)
+            return _vqa_table(path, document)
         case {"images": [{"sentences": _}, *_]}:
-            refuse_parts(path, second=second)
             return _packed(path, CAPTIONS, _karpathy_rows(path, document, split), layout="a Karpathy file", kind="captions")
-    refuse_parts(path, split=split, second=second)
+    refuse_split(path, split)
     match document:
         case list():
             medical = medical_list(path, document)
@@ -58,12 +57,10 @@ def _load(path: Path) -> Any:
         gc.enable()
 
 
-def refuse_parts(path: Path, *, split: str | None = None, second: Path | None = None) -> None:
-    """Raise UserError for a split or second file of a source that has none."""
+def refuse_split(path: Path, split: str | None) -> None:
+    """Raise UserError for a split of a source that has none."""
     if split is not None:
         raise UserError(f"{path}: is no Karpathy file, so there is no split '{split}'; leave out #{split}")
-    if second is not None:
-        raise UserError(f"{path}: is no VQA v2 file of questions; leave out +{second.name}")
 
 
 def _packed(path: Path, names: Iterable[str], rows: Iterable[Fields | str], **options: Any) -> PackedTable:
@@ -137,17 +134,17 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
                 yield {"image": folder + image["filename"], "caption": [sentence["raw"] for sentence in image["sentences"]]}
 
 
-def _vqa_table(path: Path, document: dict[str, Any], annotations: Path | None) -> PackedTable:
-    """Return the questions of a file with the answers in `annotations`.
+def _vqa_table(path: Path, document: dict[str, Any]) -> PackedTable:
+    """Return the questions of a file with the answers in the annotations next to it.
 
-    By default these are the file next to it. Images are given by file name; they lie in a folder of their own or in
+    Images are given by file name; they lie in a folder of their own or in
     the image root itself.
     """
     subtype = document.get("data_subtype")
     if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
         raise UserError(f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014")
     subtype = SAME_IMAGES.get(subtype, subtype)
-    rows = _vqa_rows(path, document["questions"], annotations or _adjacent_annotations(path), subtype)
+    rows = _vqa_rows(path, document["questions"], _adjacent_annotations(path), subtype)
     return _packed(path, QUESTIONS, rows, layout="a VQA v2 file of questions", kind="questions", image_folders=(subtype, ""))
 
 

@@ -23,8 +23,6 @@ from eve_vl.utils.file_io import decode_text, is_text, open_ordinary, parse_json
 
 NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet files
-# of a column in a row group, unless the file itself is large: a file of 13 kB can hold a text of 400 MB
-MAX_UNPACKED_BYTES, USUAL_RATIO = 2**27, 16
 Rows = Iterable[Row] | Callable[[RowColumns], Iterable[Row]]
 
 
@@ -292,7 +290,7 @@ class ParquetTable(Table):
                 self._cache[block] = self._read_group(path, number, self._columns)
                 while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
                     self._cache.popitem(last=False)
-            return {name: _value(self._cache[block].column(name)[index - self._starts[block]]) for name in self._columns}
+            return {name: self._cache[block].column(name)[index - self._starts[block]].as_py() for name in self._columns}
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of any column in each row, without reading other columns."""
@@ -303,32 +301,8 @@ class ParquetTable(Table):
             yield from values
 
     def _read_group(self, path: Path, number: int, names: Sequence[str]) -> Any:
-        file, wanted = _open_parquet(path), tuple(f"{name}." for name in names)
-        group = file.metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            size = column.total_uncompressed_size + 4 * column.num_values * (column.physical_type == "BYTE_ARRAY")
-            limit = max(MAX_UNPACKED_BYTES, USUAL_RATIO * column.total_compressed_size)
-            if size > limit and f"{column.path_in_schema}.".startswith(wanted):
-                fix = "correct the table, or write it with smaller row groups"
-                raise UserError(f"column {column.path_in_schema} has {size >> 20} MB in a row group; {fix}")
         # no threads: they do not survive the fork of loader workers, which run in parallel anyway
-        return file.read_row_group(number, columns=list(names), use_threads=False)
-
-
-def _value(cell: Any) -> Any:
-    """Return a cell as a Python value.
-
-    Raises UserError for a list of too much text: a small file can repeat a large one.
-    """
-    if not cell.is_valid or not str(cell.type).startswith(("list", "large_list")):
-        return cell.as_py()
-    values, left = [], MAX_TEXT_BYTES
-    for item in cell:
-        values.append(item.as_py())
-        left -= len(values[-1]) if isinstance(values[-1], str) else 0
-        if left < 0:
-            raise UserError(f"a list has more than {MAX_TEXT_BYTES >> 20} MB of text")
-    return values
+        return _open_parquet(path).read_row_group(number, columns=list(names), use_threads=False)
 
 
 def _open_parquet(path: Path) -> Any:
@@ -339,10 +313,7 @@ def _open_parquet(path: Path) -> Any:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
     open_ordinary(path).close()  # pyarrow would wait for a pipe
     file: Any = path.open() if isinstance(path, RemotePath) else path
-    footer = parquet.read_metadata(file)
-    # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
-    once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]
-    return parquet.ParquetFile(file, metadata=footer, read_dictionary=once, pre_buffer=False)
+    return parquet.ParquetFile(file, pre_buffer=False)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,6 @@ _NUM_RIBS = 6
 _SIGNS = {"right": -1, "left": 1}  # the patient's right is on the left of the image
 
 
-@dataclass(frozen=True, kw_only=True)
 class PhantomRows(GeneratedRows):
     """Base class of the sources."""
 

@@ -31,7 +31,6 @@ _STAR_INNER = 0.46  # radius of the notches relative to the tips; a true pentagr
 _COS_36, _SIN_36 = math.cos(math.pi / 5), math.sin(math.pi / 5)
 
 
-@dataclass(frozen=True, kw_only=True)
 class _SceneRows(GeneratedRows):
     """Base class of the sources."""
 

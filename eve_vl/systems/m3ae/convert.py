@@ -124,7 +124,7 @@ def key_table(section: TaskConfig) -> Table:
         **token_head("mlm_head"),
     }
     for kind, (ours, theirs) in enumerate(SIDES.items()):
-        proj, with_type = f"{FUSION}{theirs}_proj", partial(_with_type, kind)
+        proj, with_type = f"{FUSION}{theirs}_proj", lambda bias_D, types_2D, kind=kind: bias_D + types_2D[kind]
         table |= under(f"encoder.fusion.blocks.*.{ours}.", f"{FUSION}{theirs}_layers.*.", joint)
         table |= {
             f"encoder.{ours}.embed.type_embed": 0.0,
@@ -133,7 +133,3 @@ def key_table(section: TaskConfig) -> Table:
             f"encoder.fusion.{ours}_proj.bias": Made(with_type, (f"{proj}.bias", KINDS)),
         }
     return table
-
-
-def _with_type(kind: int, bias_D: Tensor, types_2D: Tensor) -> Tensor:
-    return bias_D + types_2D[kind]

@@ -1,7 +1,7 @@
 """MLIM (arXiv 2109.12178): masked texts and images in one pass; pairs of items."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,6 @@ from eve_vl.recipes.finetune import SCENES, finetuned
 from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
 
 
-@dataclass(frozen=True, kw_only=True)
 class MlimConfig(MaskedSignalConfig):
     """Pre-training by masked texts and whole reconstructed images in one pass."""
 
@@ -64,7 +63,6 @@ class MlimConfig(MaskedSignalConfig):
         return super().conflicts() | {"mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one}
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairConfig(TaskConfig):
     """Whether two items, each an image with a text, are the same (MLIM)."""
 

@@ -9,7 +9,6 @@ H height, W width of the image.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Config
+from eve_vl.config import Config, Frozen
 from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
@@ -329,8 +328,7 @@ class PairHeads(ClassifierHeads):
     section, name = PairConfig, "comparer"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Frozen):
     """Whether two items are the same, and the probability that they are."""
 
     same: bool
