@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from eve_vl.config import InputConfig
+from eve_vl.config import Frozen, InputConfig
 from eve_vl.data.records import Unencoded
 
 MAX_ASPECT = 4 / 3
@@ -46,8 +45,7 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Crop:
+class Crop(Frozen):
     """A box of an image, resized to a square of `size` pixels.
 
     choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A JPEG is decoded at

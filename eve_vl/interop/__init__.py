@@ -1,7 +1,7 @@
 """Other formats: foreign checkpoints in and ours out, transformers, ONNX."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 

@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from eve_vl.config import DataConfig, InputConfig, generated
+from eve_vl.config import DataConfig, Frozen, InputConfig, generated
 from eve_vl.data.dataset import Batch, RowBatch, Sample, decode, padded
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
@@ -46,8 +45,7 @@ _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes 
 _ROUNDING = 1e-3  # a resized float image may exceed [0, 1] by this
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GivenImage:
+class GivenImage(Frozen):
     """An image that is not decoded yet, and its name in messages."""
 
     ref: ImageRef

@@ -4,7 +4,7 @@ Here: its limits, and the one-line errors that enforce them. Imports no torch, b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from eve_vl.config import Frozen
 from eve_vl.utils.errors import UserError, printable, shortened

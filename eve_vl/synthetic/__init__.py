@@ -7,7 +7,6 @@ data/ finds a generator by its name in config.training.GENERATORS; its module ha
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, TypeVar
 

@@ -10,7 +10,6 @@ Letters: S side of the image. Depths are positive inside, in fractions of the ca
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 

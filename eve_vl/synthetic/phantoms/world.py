@@ -8,11 +8,12 @@ sides are the patient's, who faces the viewer: the patient's right is on the lef
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
 from eve_vl import synthetic
+from eve_vl.config import Frozen
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted
 
 SPLITS = ("train", "val", "test", "test_shift", "test_novel")
@@ -85,8 +86,7 @@ class Finding(NamedTuple):
         return frozenset({(self.side, zone)}) | (_BEHIND_HEART if (self.side, zone) == ("left", "lower") else set())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patient:
+class Patient(Frozen):
     """A patient.
 
     number: unique over all splits. half_width: of the chest. heart: its width over the chest's.
@@ -107,8 +107,7 @@ class Patient:
     devices: frozenset[str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phantom:
+class Phantom(Frozen):
     """One image of a patient before rendering.
 
     tilt: of the body, in radians. turn: offset of the midline from the middle. breath: how much lower the diaphragm is.

@@ -10,7 +10,6 @@ Letters: H height and W width of a bounding box; S side of the image.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import ClassVar
 

@@ -11,11 +11,11 @@ colours. At 64 pixels the shapes of HARD are 10 or 15 pixels wide.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from eve_vl.config import Frozen
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 
 SIZES = ("big", "small")
@@ -109,8 +109,7 @@ WORLDS = {
 SPLITS = tuple(WORLDS)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class Shape(Frozen):
     """One shape: names, row and column from 0, colour, width and centre.
 
     Width and centre are fractions of the canvas.
@@ -167,8 +166,7 @@ class Mark(NamedTuple):
     radius: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
+class Scene(Frozen):
     """One image before rendering.
 
     slope: by how many levels the bottom edge is lighter than the middle.
