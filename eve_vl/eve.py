@@ -156,13 +156,11 @@ class Eve:
             return
         config, shown = self.run.config, self.run.shown
         if call == "experts":
-            raise NoSuchCallError(
-                f"experts: {shown} is a run without experts; to get one with experts: eve pretrain RECIPE --model.deep-ffn moe"
-            )
-        raise NoSuchCallError(
-            f"{call}: {shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
-            f"to get one that allows {call}: {self.predictor.how_to_get(call) or self._how_to_train(call)}"
-        )
+            fix = "to get one with experts: eve pretrain RECIPE --model.deep-ffn moe"
+            raise NoSuchCallError(f"experts: {shown} is a run without experts; {fix}")
+        problem = f"{shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}"
+        fix = self.predictor.how_to_get(call) or self._how_to_train(call)
+        raise NoSuchCallError(f"{call}: {problem}; to get one that allows {call}: {fix}")
 
     def _how_to_train(self, call: str) -> str:
         """Return the command that trains a run of another task, which allows a call."""
@@ -180,6 +178,5 @@ class Eve:
             recipe = SMALL.get(recipe, recipe) if is_own else f"demo_{recipe}"
             recipe = "scenes_retrieval" if call in ("match", "explain") else recipe  # the others have no matching head
         start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
-        return (
-            f"eve finetune {finetuned[0].recipe or recipe} --init {start}" + " --data.train PATH --data.val held-out" * is_own
-        )
+        of_own = " --data.train PATH --data.val held-out" * is_own
+        return f"eve finetune {finetuned[0].recipe or recipe} --init {start}{of_own}"

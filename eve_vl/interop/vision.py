@@ -89,10 +89,8 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     model, text_length = _model(args, (3 if depth >= 24 else 2) if args.num_deep_blocks is None else args.num_deep_blocks)
     is_relative = model.positions == "relative"
     if is_relative and (not side or "pos_embed" in tensors or args.image_size):
-        raise UserError(
-            f"{where}: --architecture {args.architecture} takes relative positions only, which later runs resize: leave out "
-            "--image-size, and take --architecture eve for absolute ones"
-        )
+        problem = f"--architecture {args.architecture} takes relative positions only, which later runs resize"
+        raise UserError(f"{where}: {problem}: leave out --image-size, and take --architecture eve for absolute ones")
     if not is_relative and any(RELATIVE in name for name in tensors):
         raise UserError(where + RELATIVE_HINT)
     num_heads = args.num_heads or (WIDE if width > 1024 else max(width // convert.HEAD_WIDTH, 1))

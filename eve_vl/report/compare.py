@@ -113,9 +113,8 @@ def read_run(folder: Path, name: str) -> ComparedRun:
             recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)
             found.scores, found.data = now.row_scores, fingerprint.short(recorded) if recorded else now.data
             if found.data != now.data:
-                found.problem = (
-                    "its validation data has changed since its training, so its numbers were measured on the earlier rows"
-                )
+                problem = "its validation data has changed since its training"
+                found.problem = f"{problem}, so its numbers were measured on the earlier rows"
         except UserError as error:  # e.g. its data is not on this machine
             found.problem = str(error)
     return found

@@ -48,17 +48,13 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
     if config.data.val == (HELD_OUT,):
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
-        shown = (
-            "kept for a test"
-            if config.data.test_fraction or config.data.split_file
-            else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
-        )
-        more = f"; left out: {pluralize(lost, 'row')} {shown}" if lost else ""
-        enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
-        few = f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {enough:g} keeps more" * (
-            num_val < FEW_ROWS
-        )
-        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{more}{few}"
+        is_test = config.data.test_fraction or config.data.split_file
+        why = "kept for a test" if is_test else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
+        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}"
+        val += f"; left out: {pluralize(lost, 'row')} {why}" if lost else ""
+        if num_val < FEW_ROWS:
+            enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
+            val += f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {enough:g} keeps more"
     used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
     return [f"training data: {train}", f"validation data: {val}{used}"]
 

@@ -140,19 +140,15 @@ class Classification(Classifier[ClassificationConfig]):
         labels = labels or (read_answers(listed) if listed is not None else sorted(used))
         if not 1 < len(labels) <= MAX_CLASSES:
             such_as = f", such as {labels[0]!r}" if labels else ""
-            raise UserError(
-                f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; if these are not labels, name "
-                "their column with --data.label-column"
-            )
+            fix = "if these are not labels, name their column with --data.label-column"
+            raise UserError(f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; {fix}")
         if listed is not None and (unknown := used.difference(labels)):
             raise UserError(f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}")
         most = max(map(len, given), default=0)
         if most > 1 and not config.task.multilabel:
             raise UserError(f"{where}: a row has {most} labels; give --task.multilabel for more than one")
-        note = (
-            "no row has several labels, but each is learnt as its own yes or no; --task.no-multilabel learns one label per row"
-        )
-        notes = (note,) if most < 2 and config.task.multilabel else ()
+        note = "no row has several labels, but each is learnt as its own yes or no"
+        notes = (f"{note}; --task.no-multilabel learns one label per row",) * (most < 2 and config.task.multilabel)
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     def targets(self, batch: LabelBatch) -> Tensor:
@@ -235,10 +231,9 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     given = (row.answers for source in sources for _, row in usable_rows(source))
     answers = metrics.build_answers(given, config.task.min_answer_count)
     if not answers:
-        raise UserError(
-            f"{' '.join(config.data.train)}: no answer is given to {config.task.min_answer_count} training questions; "
-            "give a lower --task.min-answer-count or an answer list with --task.answers"
-        )
+        problem = f"no answer is given to {config.task.min_answer_count} training questions"
+        fix = "give a lower --task.min-answer-count or an answer list with --task.answers"
+        raise UserError(f"{' '.join(config.data.train)}: {problem}; {fix}")
     return answers
 
 

@@ -103,7 +103,6 @@ def evaluation_batches(
 
 def unusable(error: UserError) -> UserError:
     """Return the error of a row that evaluation may not skip."""
-    return UserError(
-        f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
-        "leave them out: --skip-invalid in eve evaluate, --data.skip-invalid-val in training"
-    )
+    flags = "--skip-invalid in eve evaluate, --data.skip-invalid-val in training"
+    fix = f"repair such rows (eve data check lists them) or leave them out: {flags}"
+    return UserError(f"a row to evaluate on cannot be used, {error}; {fix}")

@@ -184,10 +184,8 @@ class Trainer:
             numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             self.meter.start += time.perf_counter() - start  # their time does not count
             if is_stopped:
-                stopped = StoppedError(
-                    f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "
-                    "run the same command again to resume"
-                )
+                where = f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}"
+                stopped = StoppedError(f"{where}; run the same command again to resume")
                 stopped.code = 128 + next(iter(stop), signal.SIGTERM)
                 raise stopped
         return self.chosen or numbers or self.evaluate(val_loader)
@@ -340,10 +338,9 @@ class Trainer:
             checkpoint.write_tensors(folder / "model.safetensors", model)
         processes.barrier()  # the first process that ends would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
-        raise SharedError(
-            f"{'loss' if is_loss else 'gradient norm'} is not finite at step {self.step} ({numbers}): stopped before the "
-            f"update; weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
-        )
+        problem = f"{'loss' if is_loss else 'gradient norm'} is not finite at step {self.step} ({numbers})"
+        there = f"stopped before the update; weights, batch and sample names are in {folder}"
+        raise SharedError(f"{problem}: {there}; a lower train.lr or train.dtype float32 often helps")
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the task's numbers on a loader.

@@ -191,9 +191,8 @@ def _open_table(path: Path, split: str | None, format: str, text_field: str | No
         raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
     form = sniff(files[0]) if format == "auto" else format
     if form not in SHARDED and is_remote:
-        raise UserError(
-            f"{path}: only tar shards and Parquet files are read from remote storage, not {form!r}; copy it to a disk"
-        )
+        problem = f"only tar shards and Parquet files are read from remote storage, not {form!r}"
+        raise UserError(f"{path}: {problem}; copy it to a disk")
     if form not in SHARDED and len(files) > 1:
         raise UserError(f"{path}: the format '{form}' is one file, not several")
     if form not in SHARDED and path.is_dir() != (form == "folder"):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
+from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
@@ -24,11 +25,7 @@ NAMES = {
     world.ATELECTASIS: ("atelectasis", "band of collapse"),
     world.EDEMA: ("edema", "vascular congestion"),
 }
-_CHEXPERT = (
-    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
-    *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices"),
-)
-COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in _CHEXPERT} | {"Lung Lesion": world.NODULE}
+COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in CHEXPERT_LABELS} | {"Lung Lesion": world.NODULE}
 """Columns of CheXpert's tables, in their order, and our findings; "": none."""
 NUM_DISTRACTORS = 3
 

@@ -310,9 +310,7 @@ def _that_count(scene: Scene) -> Iterator[str]:
     if len(scene.shapes) == 1:
         return
     colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
-    of_colors = [
-        f"{NUMBERS[num]} {color} {'shapes' if num > 1 else 'shape'}" for color in scene.world.color if (num := colors[color])
-    ]
+    of_colors = [f"{NUMBERS[num]} {color} shape{'s' * (num > 1)}" for color in scene.world.color if (num := colors[color])]
     of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in scene.world.kind if (num := kinds[kind])]
     for groups in (of_colors, of_kinds):
         yield f"there are {' and '.join(groups)} on {scene.background}"

@@ -49,10 +49,8 @@ class MlimConfig(MaskedSignalConfig):
         """Return the problems of a model whose stem the decoder cannot mirror."""
         if isinstance(model, EveModelConfig) and model.stem == "patch_conv":
             return []
-        return [
-            f"name {self.name} needs model eve with model.stem patch_conv, which shows nothing of a masked patch and whose "
-            "layers its decoder mirrors"
-        ]
+        reason = "which shows nothing of a masked patch and whose layers its decoder mirrors"
+        return [f"name {self.name} needs model eve with model.stem patch_conv, {reason}"]
 
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
