@@ -123,7 +123,7 @@ def _with_metavars(cls: type[Args]) -> type[Args]:
             shown = f"[{word.removesuffix('S')} …]" if kind is tuple else word
             shown = f"[{word}]" if kind is not tuple and field.default is not dataclasses.MISSING else shown
             named[field.name] = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
-    return type(cls.__name__, (cls,), {"__annotations__": named})
+    return type(cls.__name__, (cls,), {"__annotations__": named})  # pyright: ignore[reportReturnType]
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -16,15 +16,7 @@ from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
 from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, index_tokens, join, resized_positions
-from eve_vl.model.layers import (
-    Attention,
-    FeedForward,
-    ModalityFeedForward,
-    PassFeedForward,
-    RelativePositions,
-    drop_path,
-    layer_norm,
-)
+from eve_vl.model.layers import FEED_FORWARDS, Attention, RelativePositions, drop_path, layer_norm
 from eve_vl.model.moe import MoE, OfficialMoE, upcycled
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 
@@ -78,8 +70,7 @@ class Block(nn.Module):
 def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
     """Return the `ffn` of a block; only published routing needs input sizes."""
     if policy != "moe":
-        kind = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}[policy]
-        return kind(config.embed_dim, config.ffn_dim, config.activation)
+        return FEED_FORWARDS[policy](config.embed_dim, config.ffn_dim, config.activation)
     dims = config.embed_dim, round(config.embed_dim * (config.expert_ratio or config.mlp_ratio)), config.num_experts
     how, activation = config.modality_routing, config.activation
     if config.routing == "dropless" or sizes is None:

@@ -5,7 +5,6 @@ the encoder, d width of features or of the decoder, V vocabulary, X values in a 
 """
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +37,6 @@ class MLPHead(nn.Sequential):
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
-
-    def start_as_one_of_many(self) -> None:
-        """Set the prior of each class to its average.
-
-        A prior of one half costs the first hundred steps.
-        """
-        bias = self[-1].bias
-        assert isinstance(bias, nn.Parameter)
-        nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
 
 class BatchNormNoAffine(nn.BatchNorm1d):

@@ -231,6 +231,9 @@ class PassFeedForward(ModalityFeedForward):
         return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
 
 
+FEED_FORWARDS = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}  # by policy
+
+
 def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:
     """Drop the branch for a random share of the samples, and scale the rest.
 

@@ -15,15 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from eve_vl.config import (
-    ClassificationConfig,
-    ContrastMatchConfig,
-    Frozen,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    VQAConfig,
-)
+from eve_vl.config import ClassificationConfig, ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config.base import Frozen
 from eve_vl.data.dataset import generator, normalize
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT

@@ -27,17 +27,7 @@ from eve_vl.search.database import DATABASE, Database, digest_of, index_errors, 
 from eve_vl.search.hits import Hit, Hits, measure_background, read_hits
 from eve_vl.search.indexer import Changes, OpenSource, Update
 from eve_vl.search.nearest import Cells, topk_exact, update_cells
-from eve_vl.search.query import (
-    CAPTIONED,
-    Query,
-    SearchOptions,
-    Target,
-    encode_queries,
-    filter_of,
-    match_scores,
-    shrunk,
-    slots_that_pass,
-)
+from eve_vl.search.query import Query, SearchOptions, Target, encode_queries, filter_of, match_scores, shrunk, slots_that_pass
 from eve_vl.search.words import DEPTH, Ranked, fuse, rank, without
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
@@ -59,7 +49,7 @@ class Index:
         self.database, self.encoder = database, encoder
         self._has_match = "match" in encoder.calls
         self._mask = functools.lru_cache(maxsize=MOST_MASKS)(lambda _, chosen: slots_that_pass(database, chosen))
-        self._captioned = functools.lru_cache(maxsize=1)(lambda _: slots_that_pass(database, CAPTIONED))
+        self._captioned = functools.lru_cache(maxsize=1)(lambda _: slots_that_pass(database))
         self._cells = Cells(database)
         self._opened: tuple[int, dict[str, Table]] = (0, {})
         self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads

@@ -148,8 +148,11 @@ CAPTIONED = Filter("TRUE", (), f"{_OF_CAPTIONS} AND image.slot IS NOT NULL")
 """Images with a caption."""
 
 
-def slots_that_pass(database: Database, chosen: Filter) -> np.ndarray:
-    """Return which slots pass a filter, bool (N,)."""
+def slots_that_pass(database: Database, chosen: Filter = CAPTIONED) -> np.ndarray:
+    """Return which slots pass a filter, bool (N,).
+
+    chosen: by default the images with captions.
+    """
     with index_errors(database.folder):
         slots = np.fromiter((slot for (slot,) in database.db.execute(chosen.slots, chosen.values)), dtype=np.int64)
     is_wanted_N = np.zeros(slots.max(initial=-1) + 1, dtype=bool)

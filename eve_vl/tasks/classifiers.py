@@ -4,6 +4,7 @@ Letters: B batch, A answers, C classes, D width, H height, W width, N all tokens
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -14,20 +15,11 @@ from torch.nn import functional as F
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig
 from eve_vl.data.dataset import normalize
-from eve_vl.data.kinds.labels import (
-    LabelBatch,
-    LabeledRows,
-    QuestionBatch,
-    QuestionRows,
-    closed_answers,
-    drop_unanswerable,
-    read_answers,
-)
+from eve_vl.data.kinds.labels import LabelBatch, LabeledRows, QuestionBatch, QuestionRows, all_answers, answerable, read_answers
 from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
 from eve_vl.tasks.task import PAIR, Prepared, Routers, Settings, Sizes, Task
 from eve_vl.train import StepOutput
@@ -54,6 +46,12 @@ class Classifier(Task[Settings]):
     """Whether a row may have several labels, each of its own probability."""
     accuracy: ClassVar[str] = "acc"
     """The log's name for the mean target of the best classes."""
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        if self.is_multilabel:  # each label starts as one of many: a prior of one half costs the first hundred steps
+            bias: Any = self.get_submodule(self.label_layer or "").bias
+            nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
     def forward(self, batch: Any) -> StepOutput:
         """Return the loss over the classes plus the weighted balance loss."""
@@ -116,17 +114,14 @@ class Classification(Classifier[ClassificationConfig]):
     labels_file = "classes.json"
     label_layer = "class_head.3"
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        self.is_multilabel = self.settings.multilabel
-        self.reads = READS[self.settings.inputs]
-        self.find_unused_parameters |= self.settings.inputs != "both"
-        self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
-        D = config.model.text_width if self.settings.inputs == "text" else config.model.embed_dim
-        self.class_head = MLPHead(self.encoder.pair_dim if self.settings.inputs == "both" else D, 2 * D, len(sizes.labels))
-        initialize(self, config.model)
-        if self.is_multilabel:
-            self.class_head.start_as_one_of_many()
+    def build(self) -> None:
+        """Build the head."""
+        inputs, model, labels = self.settings.inputs, self.config.model, self.sizes.labels
+        self.is_multilabel, self.reads = self.settings.multilabel, READS[inputs]
+        self.find_unused_parameters |= inputs != "both"
+        self.class_ids = {label: c for c, label in enumerate(labels)}
+        D = model.text_width if inputs == "text" else model.embed_dim
+        self.class_head = MLPHead(self.encoder.pair_dim if inputs == "both" else D, 2 * D, len(labels))
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
@@ -178,15 +173,13 @@ class VQA(Classifier[VQAConfig]):
     labels_file = "answers.json"
     label_layer = "answer_head.3"
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        self.answers = sizes.labels
+    def build(self) -> None:
+        """Build the answer head."""
+        self.answers = self.sizes.labels
         self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
-        self.answer_head = MLPHead(self.encoder.pair_dim, 2 * config.model.embed_dim, len(self.answers))
-        initialize(self, config.model)
-        self.answer_head.start_as_one_of_many()
+        self.answer_head = MLPHead(self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers))
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
@@ -195,7 +188,7 @@ class VQA(Classifier[VQAConfig]):
         Questions without an answer in it are left out.
         """
         answers = labels or _answer_list(config, sources)
-        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
+        kept, notes = answerable(sources, answers, metrics.normalize)
         if not labels and cast(VQAConfig, config.task).answers is None:
             notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
         return Prepared(sources=kept, labels=tuple(answers), notes=notes)
@@ -226,7 +219,7 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
-    if (closed := closed_answers(sources)) is not None:
+    if (closed := all_answers(sources)) is not None:
         return closed
     given = (row.answers for source in sources for _, row in usable_rows(source))
     answers = metrics.build_answers(given, config.task.min_answer_count)
@@ -250,20 +243,19 @@ class NLVR2(Classifier[NLVR2Config]):
     class_names = ("False", "True")
     reads = ("left", "right", "ids", "is_padding")
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        D, width = self.encoder.pair_dim, config.model.embed_dim
+    def build(self) -> None:
+        """Build the head."""
+        D, width = self.encoder.pair_dim, self.config.model.embed_dim
         match self.settings.head:
             case "concat":
                 self.concat_head = MLPHead(2 * D, 2 * D, 2)
             case "compare":
                 self.compare_head = SiameseHead(D)
             case "paired":
-                num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
+                num_heads = getattr(self.config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
                 self.paired_head = PairedAttentionHead(width, num_heads)
         if self.settings.second_image_type_embedding:
             self.right_bias = nn.Parameter(torch.empty(width))  # type embedding of the right image minus that of the left
-        initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""

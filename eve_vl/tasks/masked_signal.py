@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import Config, MaskedSignalConfig
+from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
 from eve_vl.model import Encoded
 from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
-from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import PixelDecoder, TokenHead
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks.task import Routers, Sizes, Task
+from eve_vl.tasks.task import Routers, Task
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes, world_size
 
@@ -41,14 +40,15 @@ class MaskedSignalTask(Task[Settings]):
 
     dataset = MaskedPairs
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        task = self.settings
-        self.find_unused_parameters |= config.data.modality != "image_text"
+    def build(self) -> None:
+        """Build the token head and the pixel decoder."""
+        task, model = self.settings, self.config.model
+        self.find_unused_parameters |= self.config.data.modality != "image_text"
         if task.mlm_weight:
-            self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size, config.model.text_norm_eps)
+            self.token_head = TokenHead(model.embed_dim, self.sizes.vocab_size, model.text_norm_eps)
         if task.mim_weight:
             self.pixel_decoder = self.build_decoder()
+        super().build()
 
     def build_decoder(self) -> Any:
         """Return the untrained decoder from states to pixels."""
@@ -196,10 +196,6 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
     """EVE's pre-training."""
 
     section = MaskedSignalConfig
-
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        initialize(self, config.model)
 
     def forward(self, batch: MaskedBatch) -> StepOutput:
         """Return the weighted sum of the losses.

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.masking import PairBatch
 from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.encoder import TEMPERATURE, initialize
+from eve_vl.model.encoder import TEMPERATURE
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks.contrastive import Contrast
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.negatives import shares_key
-from eve_vl.tasks.task import Routers, Sizes, Task
+from eve_vl.tasks.task import Routers, Task
 from eve_vl.train import StepOutput
 
 PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
@@ -36,6 +36,12 @@ class ContrastTask(Task[Settings]):
 
     contrast: Contrast
     is_comparable = True
+
+    def build(self) -> None:
+        """Build the heads of contrast and matching."""
+        self.contrast = Contrast(self.encoder, self.settings)
+        self.is_comparable = self.contrast.num_contrasts > 0
+        super().build()
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Compute contrast over all micro-batches of a step."""
@@ -147,12 +153,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     is_validated = True
     """Whether validation chose its weights: not if a pre-trained run serves as retrieval."""
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        self.contrast = Contrast(self.encoder, self.settings)
-        self.is_comparable = self.contrast.num_contrasts > 0
-        initialize(self, config.model)
-
     def init_weights_from(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
         """Return the weights of another run that this one can start from.
 
@@ -177,12 +177,6 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     """Masked signals, features that compare, and a matching head."""
 
     section = ContrastMatchConfig
-
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        self.contrast = Contrast(self.encoder, self.settings)
-        self.is_comparable = self.contrast.num_contrasts > 0
-        initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
         """Return the weighted sum of the losses.

@@ -15,16 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import (
-    Config,
-    DualEncoderConfig,
-    EveModelConfig,
-    Frozen,
-    HeadlessConfig,
-    InputConfig,
-    ModelConfig,
-    TaskConfig,
-)
+from eve_vl.config import Config, DualEncoderConfig, EveModelConfig, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
+from eve_vl.config.base import Frozen
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model import Backbone
@@ -72,8 +64,6 @@ class Task(nn.Module, Generic[Settings]):
     """The dataset of training."""
     labels_file: ClassVar[str | None] = None
     """The file of a run folder that stores `labels`, for classifiers."""
-    find_unused_parameters: bool = False
-    """Passed to DDP: whether a step leaves parameters without a gradient, such as text weights when training on images only."""
     is_comparable: bool = False
     """Whether features of images and of texts compare with each other."""
     label_layer: ClassVar[str | None] = None
@@ -85,7 +75,13 @@ class Task(nn.Module, Generic[Settings]):
         self.config, self.sizes = config, sizes
         self.settings: Settings = config.task  # pyright: ignore[reportAttributeAccessIssue]
         self.encoder = build_backbone(config.model, config.input, sizes.vocab_size)
+        # passed to DDP: whether a step leaves parameters without a gradient, such as text weights when training on images only
         self.find_unused_parameters = self.encoder.find_unused_parameters
+        self.build()
+        initialize(self, config.model)
+
+    def build(self) -> None:
+        """Build what the encoder lacks; its initial values follow."""
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
@@ -203,7 +199,3 @@ class Headless(Task[HeadlessConfig]):
 
     section = HeadlessConfig
     dataset = NoRows
-
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        initialize(self, config.model)

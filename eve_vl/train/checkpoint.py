@@ -37,18 +37,8 @@ from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.processes import from_main
 from eve_vl.train.shard import like
+from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError, did_you_mean
-from eve_vl.utils.file_io import (
-    atomic_file,
-    atomic_folder,
-    has_fields,
-    open_ordinary,
-    read_json,
-    reading,
-    recover,
-    reporting_write_errors,
-    sync,
-)
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -68,7 +58,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     folder = run / CHECKPOINTS
     for old in folder.glob(".step_*.old"):
-        recover(old.with_name(old.stem.removeprefix(".")))
+        file_io.recover(old.with_name(old.stem.removeprefix(".")))
     return sorted(path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir())
 
 
@@ -86,7 +76,7 @@ def chosen_checkpoint(path: Path) -> Path:
     Returns `path` itself if it is a checkpoint. path: or builtin:NAME, a run shipped with the package. Raises UserError.
     """
     path = builtin.located(path)
-    recover(path / BEST)
+    file_io.recover(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
             return folder
@@ -130,7 +120,7 @@ def save_best(
 
 def copy_best(run: Path, source: str, target: str) -> None:
     """Copy BEST to HIGHEST or back, atomically. Raises UserError."""
-    with reporting_write_errors(run / target), atomic_folder(run / target) as temporary:
+    with file_io.reporting_write_errors(run / target), file_io.atomic_folder(run / target) as temporary:
         shutil.copytree(run / source, temporary, dirs_exist_ok=True)
 
 
@@ -139,13 +129,13 @@ def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
 
     Raises UserError.
     """
-    recover(run / name)
+    file_io.recover(run / name)
     if not (run / name / "state.json").is_file():
         return None
     state = {"rows": {}, **verify(run / name)}  # none in runs of earlier versions
-    numbers = from_json(state["numbers"]) if has_fields(state, numbers=dict, rows=dict) else None
+    numbers = from_json(state["numbers"]) if file_io.has_fields(state, numbers=dict, rows=dict) else None
     for values in (numbers, state["rows"]):
-        if not has_fields(values, **dict.fromkeys(values or (), float)):
+        if not file_io.has_fields(values, **dict.fromkeys(values or (), float)):
             raise damaged(run / name, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers, "rows": state["rows"]}
 
@@ -157,7 +147,7 @@ def _write_folder(
 
     Raises UserError.
     """
-    with reporting_write_errors(folder, *WRITE_ERRORS, advice=ADVICE), atomic_folder(folder) as temporary:
+    with file_io.reporting_write_errors(folder, *WRITE_ERRORS, advice=ADVICE), file_io.atomic_folder(folder) as temporary:
         write_state(temporary, state, write_files(temporary, tensors, texts))
     return folder
 
@@ -178,7 +168,7 @@ def write_files(
         (folder / name).write_bytes(text.encode())
     paths = [folder / name for name in sorted([*(f"{name}.safetensors" for name in tensors), *texts])]
     for path in paths:
-        sync(path)
+        file_io.sync(path)
     return {path.name: checksum(path) for path in paths}
 
 
@@ -189,7 +179,7 @@ def write_state(folder: Path, state: Mapping[str, Any], sums: Mapping[str, str])
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file. Raises OSError."""
-    with open_ordinary(path) as file:
+    with file_io.open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -201,10 +191,10 @@ def damaged(folder: Path, reason: object) -> UserError:
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of state.json with a valid `step`. Raises UserError."""
     try:
-        state = read_json(folder / "state.json", dict)
+        state = file_io.read_json(folder / "state.json", dict)
     except UserError as error:
         raise damaged(folder, error) from None
-    if not has_fields(state, step=int) or state["step"] < 0:
+    if not file_io.has_fields(state, step=int) or state["step"] < 0:
         raise damaged(folder, "state.json holds no step")
     if not isinstance(new := state.get("new") or [], list) or not all(isinstance(name, str) for name in new):
         raise damaged(folder, "state.json lists new parameters that are no names")
@@ -241,7 +231,8 @@ def read_model(folder: Path) -> dict[str, Tensor]:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a .safetensors file, or else a torch file, atomically. Raises UserError."""
-    with reporting_write_errors(path, RuntimeError, safetensors.SafetensorError), atomic_file(path) as temporary:
+    errors = RuntimeError, safetensors.SafetensorError
+    with file_io.reporting_write_errors(path, *errors), file_io.atomic_file(path) as temporary:
         if path.suffix == ".safetensors":
             write_tensors(temporary, tensors)
         else:  # copies: torch would write a view's whole storage
@@ -250,14 +241,14 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, unchecked. Raises UserError."""
-    with reading(path, safetensors.SafetensorError):
-        open_ordinary(path).close()  # a pipe would wait
+    with file_io.reading(path, safetensors.SafetensorError):
+        file_io.open_ordinary(path).close()  # a pipe would wait
         return load_file(path)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the texts in the header of a safetensors file. Raises UserError."""
-    with reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+    with file_io.reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
         return file.metadata() or {}
 
 

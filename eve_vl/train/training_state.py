@@ -20,17 +20,9 @@ from torch import Tensor, nn
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.checkpoint import CHECKPOINTS, METER
 from eve_vl.train.optim import initial_state
+from eve_vl.utils import file_io
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import (
-    atomic_folder,
-    delete_temporary,
-    has_fields,
-    parse_json,
-    reading,
-    reporting_write_errors,
-    require_type,
-)
 
 PLACES = "DCP_SHARDING_INFO"  # in the header of a file: a JSON object by name, with
 PLACE = "saved_offsets"  # the first index of a part on each axis of the whole
@@ -85,8 +77,8 @@ def read_places(path: Path) -> dict[str, list[int]]:
     Empty for a file of whole tensors. Raises UserError.
     """
     text = checkpoint.read_metadata(path).get(PLACES, "{}")
-    with reading(path, KeyError, TypeError):
-        places = require_type(parse_json(text), dict)
+    with file_io.reading(path, KeyError, TypeError):
+        places = file_io.require_type(file_io.parse_json(text), dict)
         return {name: [*map(int, each[PLACE])] for name, each in places.items()}
 
 
@@ -97,7 +89,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     for a damaged or unfitting folder.
     """
     state = processes.from_main(lambda: checkpoint.verify(folder))
-    if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
+    if not file_io.has_fields(state, num_processes=int) or state["num_processes"] < 1:
         raise checkpoint.damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         checkpoint.load_model(folder, model)
@@ -172,7 +164,7 @@ class CheckpointWriter:
 
     def _open(self, folder: Path) -> Path:
         with self._reporting(folder):
-            return self.opened.enter_context(atomic_folder(folder))
+            return self.opened.enter_context(file_io.atomic_folder(folder))
 
     def _write(self, sums: Future[tuple[dict[str, str], str]], *files: Any) -> None:
         try:
@@ -185,7 +177,7 @@ class CheckpointWriter:
 
     @staticmethod
     def _reporting(folder: Path) -> contextlib.AbstractContextManager[None]:
-        return reporting_write_errors(folder, *checkpoint.WRITE_ERRORS, advice=checkpoint.ADVICE)
+        return file_io.reporting_write_errors(folder, *checkpoint.WRITE_ERRORS, advice=checkpoint.ADVICE)
 
     def poll(self) -> None:
         """Put the checkpoint in place if all processes have written their files."""
@@ -209,4 +201,4 @@ class CheckpointWriter:
                     raise UserError(problem)
             checkpoint.write_state(self.temporary, self.state, {name: each for sums, _ in found for name, each in sums.items()})
         checkpoint.delete_folders(*checkpoint.checkpoint_folders(self.run)[: -self.keep])
-        delete_temporary(self.folder.parent)
+        file_io.delete_temporary(self.folder.parent)

@@ -14,12 +14,11 @@ from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.evaluation.evaluator import Baseline, Evaluator
 from eve_vl.metrics.intervals import mean, share
-from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import BatchNormNoAffine, MLPHead
 from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_image
 from eve_vl.predict.requests import Request, ShownImage
-from eve_vl.tasks.task import Routers, Sizes, Task
+from eve_vl.tasks.task import Routers, Task
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import gather_objects
 
@@ -60,13 +59,12 @@ class Count(Task[CountConfig]):
     """Regression on the mean of the patches' states."""
 
     section, dataset = CountConfig, LabeledRows
-    find_unused_parameters = True  # images alone train no text weights
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        D = config.model.embed_dim
+    def build(self) -> None:
+        """Build the head."""
+        D = self.config.model.embed_dim
+        self.find_unused_parameters = True  # images alone train no text weights
         self.count_head = torch.nn.Sequential(BatchNormNoAffine(D), MLPHead(D, D, 1))
-        initialize(self, config.model)
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
         """Return the counts, float32 (B,), and the router states."""

@@ -237,7 +237,7 @@ def read_answers(path: Path) -> list[str]:
     return answers
 
 
-def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
+def all_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
     """Return all possible answers if the sources have a closed list, else None.
 
     Generated questions have one.
@@ -246,7 +246,7 @@ def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None
     return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
 
-def drop_unanswerable(
+def answerable(
     sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
 ) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
     """Return the sources without questions whose answers the vocabulary lacks.
@@ -255,7 +255,7 @@ def drop_unanswerable(
     question of a source is left.
     """
     known = set(map(normalize, answers))
-    closed = closed_answers(sources)
+    closed = all_answers(sources)
     if closed is not None and known.issuperset(map(normalize, closed)):
         return list(sources), ()
     kept: list[Source[ImageQuestion]] = []

@@ -34,20 +34,7 @@ from typing import NamedTuple
 
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 from eve_vl.synthetic.scenes import world
-from eve_vl.synthetic.scenes.world import (
-    NUMBERS,
-    PLURALS,
-    SIDES,
-    SIZES,
-    WORLDS,
-    Draft,
-    Look,
-    Scene,
-    Shape,
-    article,
-    pairs_of,
-    sample_pair,
-)
+from eve_vl.synthetic.scenes.world import NUMBERS, SIDES, SIZES, WORLDS, Draft, Look, Scene, Shape, pairs_of, sample_pair
 
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
@@ -301,7 +288,7 @@ def _that_list_shapes(scene: Scene) -> Iterator[str]:
     yield f"{on} {' and '.join(map(_full, shapes))}"
     if len(shapes) == 1:
         yield f"one {_full(shapes[0])} at {_place(scene, shapes[0])} {on}"
-    yield f"the picture contains {' and '.join(f'{article(shape.color)} {_short(shape)}' for shape in shapes)}"
+    yield f"the picture contains {' and '.join(f'{world.article(shape.color)} {_short(shape)}' for shape in shapes)}"
     if len({shape.kind for shape in shapes}) == len(shapes) < scene.world.max_shapes:
         yield f"{on} {' and '.join(f'the {shape.kind} is {shape.color}' for shape in shapes)}"
 
@@ -311,7 +298,8 @@ def _that_count(scene: Scene) -> Iterator[str]:
         return
     colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
     of_colors = [f"{NUMBERS[num]} {color} shape{'s' * (num > 1)}" for color in scene.world.color if (num := colors[color])]
-    of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in scene.world.kind if (num := kinds[kind])]
+    names = {kind: world.PLURALS[kind] if kinds[kind] > 1 else kind for kind in scene.world.kind}
+    of_kinds = [f"{NUMBERS[kinds[kind]]} {name}" for kind, name in names.items() if kinds[kind]]
     for groups in (of_colors, of_kinds):
         yield f"there are {' and '.join(groups)} on {scene.background}"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Config, Frozen
+from eve_vl.config import Frozen
 from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
@@ -30,7 +30,7 @@ from eve_vl.interop.heads import ClassifierHeads
 from eve_vl.metrics import classification as metrics
 from eve_vl.model import Encoded
 from eve_vl.model.embeddings import gather_patches, patchify
-from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.encoder import Encoder
 from eve_vl.model.heads import SiameseHead
 from eve_vl.model.packing import Tokens
 from eve_vl.predict.base import Predictor
@@ -43,7 +43,7 @@ from eve_vl.report.task import Example
 from eve_vl.systems.mlim import MlimConfig, PairConfig
 from eve_vl.tasks.classifiers import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
-from eve_vl.tasks.task import Routers, Sizes
+from eve_vl.tasks.task import Routers
 from eve_vl.train import StepOutput
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
@@ -130,10 +130,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     section = MlimConfig
     dataset = AwareMasks
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
+    def build(self) -> None:
+        """Build the token head and the decoder."""
+        super().build()
         self.passes_vary = self.settings.masking == "aware"  # one for each kind of masks among a process's rows
-        initialize(self, config.model)
 
     def build_decoder(self) -> ConvDecoder:
         """Return the untrained decoder of whole images."""
@@ -237,12 +237,11 @@ class ItemPairs(Classifier[PairConfig]):
     class_names = ("not the same", "the same")
     reads = ("left", "right", "ids", "is_padding", "right_ids", "right_is_padding")
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
+    def build(self) -> None:
+        """Build the head that compares two items."""
         self.passes_vary = self.settings.modality_dropout  # a batch may show no images, or no texts
         self.find_unused_parameters |= self.passes_vary
-        self.compare_head = SiameseHead(config.model.embed_dim)
-        initialize(self, config.model)
+        self.compare_head = SiameseHead(self.config.model.embed_dim)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = the same, and router statistics per pass."""
