@@ -18,7 +18,6 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data import loader
 from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
-from eve_vl.data.held_out import lowest
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import (
     epoch_order,
@@ -31,6 +30,7 @@ from eve_vl.data.loader import (
 )
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
+from eve_vl.data.splits import lowest
 from eve_vl.data.table import Table
 from eve_vl.predict.inputs import is_source
 from eve_vl.search.database import source_name
