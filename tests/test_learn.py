@@ -198,7 +198,7 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert "open the page: eve app --index " in out
     assert re.search(r"kept: bundled, as it is, \+.* over the final run on the validation rows", out)
-    learner = SimpleNamespace(
+    learner: Any = SimpleNamespace(
         stages=found,
         rows=lambda name, kind: json.loads((tmp_path / "out" / folders[name] / "rows.json").read_text())[kind],
     )

@@ -1,6 +1,6 @@
 """Sections of tasks: the common base, pre-training and fine-tuning.
 
-The code of a task is in `eve_vl.tasks.<name>`, its part of the report in `eve_vl.report.<name>`.
+The code of tasks is in `eve_vl.tasks`, their parts of the report in `eve_vl.report`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -68,17 +68,15 @@ def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Sour
 
     Raises UserError. There are none for the test without data.test_fraction or split_file.
     """
-    data, val = config.data, None
-    train = open_sources(data.train, data, config.input.image_size, kind)
-    if data.val != (HELD_OUT,):
-        val = open_sources(data.val, data, config.input.image_size, kind)
-    if val is not None and not data.test_fraction and data.split_file is None:
-        return train, val, []
+    data, size = config.data, config.input.image_size
+    train = open_sources(data.train, data, size, kind)
+    val = None if data.val == (HELD_OUT,) else open_sources(data.val, data, size, kind)
+    held, test = [], []
     if data.split_file is not None:
         train, held, test = read_split(data.split_file, train, data.train)
-        return train, held if val is None else val, test
-    shares = 0.0 if val is not None else data.val_fraction, data.test_fraction
-    train, held, test = held_out_split(train, data.train, *shares, by_shards=data.order == SHARDS)
+    elif val is None or data.test_fraction:
+        shares = 0.0 if val is not None else data.val_fraction, data.test_fraction
+        train, held, test = held_out_split(train, data.train, *shares, by_shards=data.order == SHARDS)
     return train, held if val is None else val, test
 
 

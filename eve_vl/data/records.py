@@ -11,13 +11,13 @@ import importlib
 import itertools
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from eve_vl.config.base import Frozen
 from eve_vl.config.training import GENERATORS
 from eve_vl.data.storage import Range, RemotePath, fetch, read_range
 from eve_vl.utils.console import progress
@@ -30,8 +30,7 @@ Fact = tuple[str, Any]
 """Something that `eve data check` counts, and its value in one row."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFile:
+class ImageFile(Frozen):
     """An image in a file of its own."""
 
     path: Path
@@ -41,8 +40,7 @@ class ImageFile:
         return read_bytes(self.path, MAX_ENCODED_BYTES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageSpan:
+class ImageSpan(Frozen):
     """An image that is a span of bytes in a larger file (a tar shard)."""
 
     path: Path
@@ -74,8 +72,7 @@ def changed(path: Path, how: str) -> StorageError:
     return StorageError(f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageBytes:
+class ImageBytes(Frozen):
     """An image whose encoded bytes are in memory (a Parquet column).
 
     is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more pixels than its size.
@@ -89,15 +86,13 @@ class ImageBytes:
         return self.data
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImagePixels:
+class ImagePixels(Frozen):
     """An image without an encoded form: uint8, shape (height, width, 3), RGB."""
 
     pixels: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageDrawing:
+class ImageDrawing(Frozen):
     """A synthetic image, drawn when its pixels are read.
 
     has_sides: mirroring would make its captions false.
@@ -116,8 +111,7 @@ Unencoded = ImagePixels | ImageDrawing
 ImageRef = ImageFile | ImageSpan | ImageBytes | Unencoded
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class Record(Frozen):
     """One row of any kind; each kind is a subclass in data/kinds.
 
     Generic code uses `images` and `texts`. where: the row's name in messages, e.g. `train.jsonl:17`.

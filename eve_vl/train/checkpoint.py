@@ -7,7 +7,7 @@
         optimizer.safetensors   moments by parameter name; of several processes, optimizer_N.safetensors and live_N.safetensors
                                 have the share of process N, see `training_state`
         rng_0.safetensors …     random generators and the open log window, per process
-        state.json              step, samples consumed, versions, checksums of the other files; written last
+        state.json              step, processes, threads, checksums of the other files; written last
         config.json, tokenizer.json, and answers.json or classes.json for a task with a list of labels
 
     best/                       the weights to use, for tasks with a main metric; see `train.best`

@@ -111,14 +111,8 @@ class Trainer:
         if is_main() and (remembered := getattr(self.task, "memory", None)):
             own[checkpoint.MEMORY] = self.writer.copied(remembered)
         shared = {"optimizer": optimizer_tensors(self.task, self.optimizer), checkpoint.LIVE: self.averages.live()}
-        state = {
-            "step": self.step,
-            "samples_consumed": self.samples_consumed,
-            "new": self.new,
-            "num_processes": processes.world_size(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+        state: dict[str, Any] = {"step": self.step, "new": self.new}
+        state |= {"num_processes": processes.world_size(), "threads": torch.get_num_threads()}
         self.writer.start(own, {name: tensors for name, tensors in shared.items() if tensors}, self.texts, state)
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:

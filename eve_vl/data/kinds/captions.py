@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +21,6 @@ TAG_ROWS, TAG_SHARE, MAX_TAGS = 4, 0.15, 100  # a tag's images: at least, at mos
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageOnly(Record):
     """An image without text."""
 
@@ -40,7 +39,6 @@ class ImageColumns(RowColumns):
         return ImageOnly(image=self.image(fields, root), where=where)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TextOnly(Record):
     """A text without image."""
 
@@ -62,7 +60,6 @@ class TextColumns(RowColumns):
         return TextOnly(text=texts[0], where=where)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageText(Record):
     """One image with its captions.
 
@@ -171,7 +168,6 @@ class CaptionedImages(RowDataset):
         return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class IndexableImage(Record):
     """One image to index, with its captions, if any, and its short columns.
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,7 +22,6 @@ TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
 NUM_SHOWN = 10  # answers in a message
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LabeledExample(Record):
     """An image, a text or both, with their classes; none in test sets."""
 
@@ -120,7 +118,6 @@ class LabeledRows(RowDataset):
         return sample
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageQuestion(Record):
     """An image and a question about it.
 

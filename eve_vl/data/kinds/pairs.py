@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,6 @@ TRUTH = {"true": True, "false": False, "1": True, "0": False}
 SHOWN = ("image_text", "image", "text")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesStatement(Record):
     """Two images and a statement about both.
 
@@ -127,7 +125,6 @@ class StatementRows(RowDataset):
         return Sample.of(StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ItemPair(Record):
     """Two items, each an image with a caption.
 
