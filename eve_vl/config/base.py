@@ -38,7 +38,10 @@ InnerShare = Annotated[float, "(0, 1)"]
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """Base class of frozen dataclasses with arguments by name; a subclass needs no decorator."""
+    """Base class of frozen dataclasses with arguments by name.
+
+    A subclass needs no decorator.
+    """
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)

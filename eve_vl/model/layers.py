@@ -1,4 +1,4 @@
-"""The one attention with its relative positions, the one feed-forward network and its forms by modality.
+"""Attention, its relative positions, and feed-forward networks by modality.
 
 Letters: B batch, N tokens, M keys or places to fill, S rows of a batch or source places, D width, H heads, F feed-forward
 width, K patches or words, L blocks, X values per token pair.

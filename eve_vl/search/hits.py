@@ -1,10 +1,11 @@
-"""Hits of a search: names, captions, why each was found, and its fit, the share of background scores below its own.
+"""Hits of a search: names, captions, why each was found, and how well it fits.
 
-Background scores are measured when images are indexed. Cosines of different queries do not compare: nonsense may have higher
-ones than words. So the background of texts is made of nonsense: captions with the letters of each word shuffled. Their mean
-vector is subtracted from a query, because some images are near to any text. The score of a hit is the sum of two z-scores among
-the background: its cosine after this subtraction, and the share of the query that is known to the run's tokenizer. The
-background of images is the cosines of pairs of images after their mean is subtracted.
+The fit is the share of background scores below its own. Background scores are measured when images are indexed. Cosines of
+different queries do not compare: nonsense may have higher ones than words. So the background of texts is made of nonsense:
+captions with the letters of each word shuffled. Their mean vector is subtracted from a query, because some images are near to
+any text. The score of a hit is the sum of two z-scores among the background: its cosine after this subtraction, and the share
+of the query that is known to the run's tokenizer. The background of images is the cosines of pairs of images after their mean
+is subtracted.
 
 Letters: N slots, S of them sampled, Q background queries, K hits, d width of features.
 """

@@ -1,4 +1,6 @@
-"""Tasks with logits over labels: classification, questions with an answer list, and statements about two images (NLVR2).
+"""Tasks with logits over labels: classification, questions, statements.
+
+Questions have an answer list; statements are about two images (NLVR2).
 
 Letters: B batch, A answers, C classes, D width, H height, W width, N all tokens, T text tokens.
 """

@@ -34,9 +34,9 @@ AnyPath = str | os.PathLike[str]
 
 
 def parse_spec(spec: AnyPath) -> tuple[Path, str | None]:
-    """Return the absolute path and the split of a source's name: `PATH`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`.
+    """Return the absolute path and the split of a source's name.
 
-    An existing path is never split.
+    It is `PATH`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`. An existing path is never split.
     """
     text = os.fspath(spec).removeprefix("file://")
     if re.match(r"[a-z][a-z0-9+]*://", text):
