@@ -1,35 +1,43 @@
 """Shared by all tests."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked
+from forked import CONTEXT, PRELOAD, Forked
 
 from eve_vl.cli import main
 from eve_vl.evaluation import classifiers
 from eve_vl.report import page
 from eve_vl.run import training
+from eve_vl.synthetic import scenes
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and in what tests start
 classifiers.GENERATED_ROWS = 500  # training questions of the image-ablated baselines; 10,000 take seconds
 training.ROWS_PER_TOKEN = 3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
+scenes.sample_scene, scenes.captions = map(lru_cache(10_000), (scenes.sample_scene, scenes.captions))  # for all runs alike
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 os.fsync = lambda _: None  # no test cuts the power, and a run syncs dozens of files, milliseconds each
 
 
 def pytest_collection_finish() -> None:
-    """Spare full garbage collections the objects of all modules and tests: runs collect several times, 0.2 s each."""
+    """Spare full garbage collections the objects of all modules and tests: runs collect several times, 0.2 s each.
+
+    From here on nothing is compiled into files: tests write the same module twice within a second.
+    """
     gc.collect()
     gc.freeze()
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
 
 
 Completed = subprocess.CompletedProcess[str]
@@ -54,17 +62,6 @@ def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
 
 
 @pytest.fixture
-def eve_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """The real command line, started in tmp_path as a process of its own."""
-
-    def start(*args: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "eve_vl", *map(str, args)]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return start
-
-
-@pytest.fixture
 def eve_fork(tmp_path: Path, tmp_path_factory) -> Callable[..., Forked]:
     """The command line, started in tmp_path as a process of its own without the seconds that imports take."""
 
@@ -72,6 +69,13 @@ def eve_fork(tmp_path: Path, tmp_path_factory) -> Callable[..., Forked]:
         return Forked(tuple(map(str, args)), tmp_path, tmp_path_factory.mktemp("console"), env, before)
 
     return start
+
+
+@pytest.fixture
+def quick_spawn(monkeypatch) -> None:
+    """Spawned processes without the seconds that imports take."""
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    monkeypatch.setattr(multiprocessing, "get_context", {"spawn": CONTEXT}.__getitem__)
 
 
 @pytest.fixture

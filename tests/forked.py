@@ -10,6 +10,7 @@ from eve_vl.cli import main
 from eve_vl.run import training
 
 CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = ["eve_vl.demo"]  # as `eve demo`: whoever comes first starts the server of both
 STREAMS = {1: "stdout", 2: "stderr"}
 
 
@@ -35,7 +36,7 @@ class Forked:
     def __init__(
         self, args: tuple[str, ...], folder: Path, console: Path, env: Mapping[str, str], before: Callable[[], object]
     ):
-        CONTEXT.set_forkserver_preload(["eve_vl.demo"])  # as `eve demo`: whoever comes first starts the server of both
+        CONTEXT.set_forkserver_preload(PRELOAD)
         self.console = console
         self.process = CONTEXT.Process(target=run, args=(args, folder, console, dict(env), before))
         self.process.start()

@@ -1,13 +1,9 @@
-"""What tests/test_plan.py starts under torchrun: the memory that steps of a small model add to a process.
-
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/plan_runs.py FOLDER
-"""
+"""What tests/test_plan.py runs in one and in two processes: the memory that steps of a small model add to them."""
 
 import ctypes
 import gc
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from eve_vl.train import processes
 from eve_vl.train.trainer import Trainer
 
 CPU = torch.device("cpu")
+MMAP_THRESHOLD = -3  # of mallopt
 TOKENIZER = tiny_tokenizer()
 WORDS = ["red", "blue", "circle", "star", "green", "ring", "square", "left", "of", "one", "two"]
 ALONE: dict[str, dict[str, Any]] = {
@@ -76,18 +73,11 @@ def added(config: Config, steps: int = 2) -> int:
     return resident("VmHWM") - before
 
 
-def main(folder: Path) -> None:
-    """Write the bytes of each case."""
-    torch.set_num_threads(1)
+def measure(folder: Path) -> None:
+    """Write the bytes of each case of a process alone, or of two."""
+    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)  # freed tensors return to the system, as a GPU's allocator finds theirs
     small = config_of(batch_size=4)
     added(replace(small, model=replace(small.model, embed_dim=64)))  # loads what torch loads late
-    found = {name: added(config_of(**train)) for name, train in ALONE.items()}
-    processes.setup(CPU)
-    added(replace(small, model=replace(small.model, embed_dim=64)))
-    found |= {name: added(config_of(**train)) for name, train in TOGETHER.items()}
-    (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
-    processes.shutdown()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    cases = TOGETHER if processes.world_size() > 1 else ALONE
+    found = {name: added(config_of(**train)) for name, train in cases.items()}
+    (folder / f"{processes.world_size()}_{processes.rank()}.json").write_text(json.dumps(found))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import CONTEXT
+from forked import CONTEXT, PRELOAD
 from safetensors.torch import save_file
 from test_tasks_mlim import config_of as mlim_config
 from test_tasks_pair import items
@@ -55,7 +55,7 @@ MOVED = ("masked", "odd")
 """The steps whose weights are compared after an update by Muon."""
 RUN = {"batch_size": 8, "log_every": 2, "lr": 1e-3, "lr_multipliers": (("*temperature", 500.0),)}
 RUN |= {"device": "cpu", "dtype": "float32"}
-WHOLE = RUN | {"steps": 20, "val_every": 10, "save_every": 16, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
+WHOLE = RUN | {"steps": 12, "val_every": 6, "save_every": 8, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
 CLIPPED = RUN | {"steps": 4, "val_every": 4, "save_every": 2, "accumulation": 2}
 RUNS = {"muon": config_of("retrieval", train=WHOLE), "adamw": config_of("retrieval_itc", train=CLIPPED)}
 
@@ -79,7 +79,7 @@ def in_world(world: int, folder: Path, job: Callable[[Path], None], **env: str) 
     """Do a job in several processes, forks of a server whose imports are done."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    CONTEXT.set_forkserver_preload(["eve_vl.demo"])
+    CONTEXT.set_forkserver_preload(PRELOAD)
     started = [CONTEXT.Process(target=start, args=(rank, world, port, folder, job, env)) for rank in range(world)]
     for each in started:
         each.start()

@@ -151,7 +151,7 @@ def test_a_batch_that_never_fits_is_a_one_line_error():
         steps.growth(simulated(1.0, room=4.0)[0], 8)
 
 
-def test_memory_is_measured_in_a_separate_process():
+def test_memory_is_measured_in_a_separate_process(quick_spawn):
     ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
     config = get_recipe("tiny")
     peak, here = steps.in_own_process(config, 2, "captions"), steps.run_step(config, 2, "captions")

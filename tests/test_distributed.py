@@ -1,10 +1,7 @@
 """Two gloo processes under torchrun train, evaluate and resume as one process does, and are equal at all times."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from twins import pairs, tiny_config
-from two_process_runs import FLAGS, SAVED, STEPS
+from two_process_runs import FLAGS, SAVED, STEPS, torchrun
 from two_processes import (
     EVALUATED,
     IMAGES,
@@ -45,21 +42,14 @@ from eve_vl.train.log import TIMING
 from eve_vl.train.processes import without_sharing
 from eve_vl.utils.console import is_main
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two_process_runs.py wrote before one of its processes was killed, and after torchrun had started both again."""
+    """What two_process_runs.py wrote before one of its processes was killed, and after both had been started again."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
-    command += ["--max-restarts", "1"]
-    command += [str(HERE / "two_process_runs.py"), str(folder)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/distributed.md
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr
-    assert f"exitcode: -{signal.SIGKILL.value}" in done.stderr, done.stderr
+    stderr = torchrun(folder)
+    assert f"exitcode: -{signal.SIGKILL.value}" in stderr, stderr
     return folder
 
 

@@ -1,19 +1,26 @@
 """examples/own_task: an external task on the command line; code runs only if it is named."""
 
+import contextlib
 import hashlib
+import io
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
-import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from forked import CONTEXT, PRELOAD
 from PIL import Image
 
+from eve_vl.cli import main
+from eve_vl.config import base
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing
+from eve_vl.eve import Eve
 from eve_vl.synthetic.scenes import SceneLabels
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_task" / "count_things.py"
@@ -22,32 +29,6 @@ SHORT = shlex.split("""
     --train.dtype float32 --train.threads 1
 """)
 NUM_ROWS = 24
-# Runs several commands in one process. Loader workers are forks of a server that knows the package and no code of a user.
-# PYTHON: not a command, but an expression.
-DRIVER = """
-import contextlib, io, json, multiprocessing, sys
-from eve_vl.cli import main
-
-def run(argv):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            if argv[0] == "PYTHON":
-                from eve_vl import Eve
-                print(eval(argv[1]))
-            else:
-                main(argv)
-        except ValueError as error:
-            print(error)
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), err.getvalue()
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("forkserver")
-    multiprocessing.set_forkserver_preload(["eve_vl.run.training"])
-    print(json.dumps([run(argv) for argv in json.load(sys.stdin)]))
-"""
 PACKAGE = {
     "made_up.py": '''
 from dataclasses import dataclass, replace
@@ -69,20 +50,50 @@ def little():
 }
 
 
+def run(argv: list[str]) -> tuple[object, str, str]:
+    """Return exit status, stdout and stderr of a command. PYTHON: not a command, but an expression."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if argv[0] == "PYTHON":
+                out.write(f"{eval(argv[1], {'Eve': Eve})}\n")
+            else:
+                main(argv)
+        except ValueError as error:
+            out.write(f"{error}\n")
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def run_all(argvs: Sequence[list[str]], folder: Path, env: Mapping[str, str]) -> None:
+    """Run commands in one process. Its loader workers are forks of a server that knows the package and no code of a user."""
+    os.chdir(folder)
+    os.environ.update(env)
+    sys.path.insert(0, str(folder / "site"))
+    for cached in (base.installed, base.load_installed):
+        cached.cache_clear()
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["eve_vl.run.training"])
+    (folder / "done.json").write_text(json.dumps([run(argv) for argv in argvs]))
+
+
 def commands(folder: Path, *argvs: list[str], **env: str) -> list[tuple[int, str, str]]:
-    (folder / "driver.py").write_text(DRIVER)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "site"), str(Path(__file__).parents[1])])} | env
-    command = [sys.executable, str(folder / "driver.py")]
-    done = subprocess.run(command, input=json.dumps(argvs), capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [tuple(each) for each in json.loads(done.stdout.splitlines()[-1])]
+    """Run commands in a process that knows no code of a user but what is installed in `site`."""
+    env["PYTHONPATH"] = os.pathsep.join([str(folder / "site"), str(Path(__file__).parents[1])])
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    process = CONTEXT.Process(target=run_all, args=(argvs, folder, env))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    return [tuple(each) for each in json.loads((folder / "done.json").read_text())]
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, pretrained: Path) -> tuple[Path, list[tuple[int, str, str]]]:
     """A folder with a copy of the example and a run of it; and what commands say that use installed packages.
 
-    One process does both: a start takes seconds. It knows no code of a user but what is installed, until it trains the example.
+    One process does both. It knows no code of a user but what is installed, until it trains the example.
     """
     folder = tmp_path_factory.mktemp("own")
     (folder / "count_things.py").write_text(EXAMPLE.read_text())
@@ -93,7 +104,9 @@ def first(tmp_path_factory, pretrained: Path) -> tuple[Path, list[tuple[int, str
     *done, trained = commands(
         folder,
         ["pretrain", "help"],
-        shlex.split("pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8"),
+        shlex.split(
+            "pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8 --data.num-workers 0"
+        ),
         ["data", "check", "frog.haiku", "--kind", "texts"],
         ["pretrain", "litle"],
         ["pretrain", "big"],

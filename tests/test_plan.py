@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from plan_runs import ALONE, TOGETHER, config_of
+from plan_runs import ALONE, TOGETHER, config_of, measure
+from shard_worlds import in_world
 
 from eve_vl.cli import main
 from eve_vl.recipes import get_recipe
@@ -21,16 +19,11 @@ from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 
 WORLD = 2
-SCRIPT = Path(__file__).parent / "plan_runs.py"
 
 
 def test_memory_is_that_of_real_processes(tmp_path: Path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD), str(SCRIPT)]
-    # freed tensors return to the system, as a GPU's allocator finds their memory again
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    for world in (1, WORLD):
+        in_world(world, tmp_path, measure)
     for name, train in {**ALONE, **TOGETHER}.items():
         config, gpus = config_of(**train), WORLD if name in TOGETHER else 1
         sizes = Sizes(vocab_size=config.tokenizer.vocab_size)
@@ -39,8 +32,9 @@ def test_memory_is_that_of_real_processes(tmp_path: Path):
         layout = Layout(gpus=gpus, shards=name.startswith("shard"))
         kept = kept_bytes(config, sizes)[config.train.checkpoint_activations] / gpus
         planned = sum(step_memory(config, task, layout, kept).values())
-        for each in found:
-            assert planned == pytest.approx(each[name], rel=0.15), name
+        for rank in range(gpus):
+            measured = json.loads((tmp_path / f"{gpus}_{rank}.json").read_text())
+            assert planned == pytest.approx(measured[name], rel=0.15), name
 
 
 @pytest.mark.parametrize("shift", [-1, 1])

@@ -117,11 +117,14 @@ def test_who_sends_too_much_is_told_so(runs):
     assert answer.split()[1] == "413"
 
 
-def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):
+def test_sigterm_loses_no_request_that_has_begun(eve_fork, folder, index):
     """Ten bodies have half arrived when the signal comes: their other halves are read, and all are answered."""
-    with contextlib.ExitStack() as sockets, eve_process("serve", "--index", folder / "index", "--port", "0") as process:
+    process = eve_fork("serve", "--index", folder / "index", "--port", "0")
+    with contextlib.ExitStack() as sockets:
         try:
-            port = int(re.findall(r":(\d+) ", process.stdout.readline())[0])
+            said = process.console / "stdout"
+            until(lambda: said.exists() and "\n" in said.read_text())
+            port = int(re.findall(r":(\d+) ", said.read_text())[0])
             body = json.dumps({"query": "a red circle"}).encode()
             head = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             begun = [sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(10)]
@@ -133,9 +136,10 @@ def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):
             for connection in begun:
                 connection.sendall(body[9:])
             answers = [read_all(connection) for connection in begun]
-            assert process.wait(60) == 0
+            process.communicate()
+            assert process.returncode == 0
         finally:
-            process.kill()
+            process.process.kill()
     assert [answer.splitlines()[0] for answer in answers] == ["HTTP/1.1 200 OK"] * 10
     assert all('"hits":[{' in answer for answer in answers)
 

@@ -1,13 +1,8 @@
-"""What tests/test_distributed.py starts under torchrun, which starts it again when one process has died.
-
-python -m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 tests/two_process_runs.py FOLDER
-"""
+"""What tests/test_distributed.py does in two processes, which start again when one has died."""
 
 import os
-import runpy
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +12,14 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import two_processes
+from forked import CONTEXT, PRELOAD
 from safetensors.torch import save_file
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from twins import ListSource, pairs, tiny_config
 
+from eve_vl import cli
 from eve_vl.data.kinds.captions import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
@@ -192,9 +190,23 @@ def main(folder: Path) -> None:
     processes.shutdown()
     # a second group needs a store of its own, or it reads the addresses of the first one
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
-    sys.argv = ["eve", "pretrain", "tiny", "--out", str(folder / "two"), *FLAGS]
-    runpy.run_module("eve_vl", run_name="__main__")
+    cli.main(["pretrain", "tiny", "--out", str(folder / "two"), *FLAGS])
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def launch(folder: Path) -> None:
+    """Do what `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, with forks: their imports are done."""
+    os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/distributed.md
+    local = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder.name, "start_method": "fork"}
+    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, **local), main)(folder)
+
+
+def torchrun(folder: Path) -> str:
+    """Launch the two processes of `main`; return what was written to stderr."""
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    launcher = CONTEXT.Process(target=launch, args=(folder,))
+    launcher.start()
+    launcher.join(300)
+    stderr = (folder / "stderr").read_text()
+    assert launcher.exitcode == 0, stderr
+    return stderr

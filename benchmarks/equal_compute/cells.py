@@ -80,7 +80,8 @@ def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
         config = replace(config, task=stage.task(**values))
     if stage.model is not None:
         config = replace(config, model=stage.model(**vars(config.model)))
-    config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
+    if stage.flags:
+        config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
     # without workers, one process's clock counts everything
     rows = replace(config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0)
     return replace(config, data=rows, train=replace(config.train, threads=1, device="cpu", val_every=NEVER))
