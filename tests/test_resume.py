@@ -1,13 +1,13 @@
 """10 steps = 5 + kill + 5, bit for bit; signals; fields that may change between starts."""
 
-import fcntl
 import os
 import pty
+import select
+import shutil
 import signal
-import subprocess
 import sys
-import termios
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from eve_vl.run.loading import read_config
 from eve_vl.train.checkpoint import read_best
 from eve_vl.train.log import TIMING, read_log
 from eve_vl.train.optim import learning_rate
-from eve_vl.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -30,21 +29,13 @@ FLAGS = (
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
 
 
-def assert_resumes_to_the_same(eve: Any, words: tuple[Any, ...], folder: Path, monkeypatch: Any, stop: int, steps: int) -> None:
-    """Run a command without a stop, and with one before the step `stop`: the runs `whole` and `killed` are equal."""
+def assert_resumes_to_the_same(eve: Any, words: tuple[Any, ...], folder: Path, saved: int, steps: int) -> None:
+    """Run a command, and again in a copy that lacks the last checkpoint: the runs `whole` and `killed` are equal."""
     assert eve(*words, "--out", "whole").returncode == 0
-    train_step = Trainer.train_step
-
-    def dying(trainer: Trainer, *args: Any) -> Any:
-        if trainer.step == stop:
-            raise KeyboardInterrupt
-        return train_step(trainer, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", dying)
-        assert eve(*words, "--out", "killed").returncode != 0
+    shutil.copytree(folder / "whole", folder / "killed", ignore=shutil.ignore_patterns(f"step_{steps:08}", "metrics.json"))
     done = eve(*words, "--out", "killed", "--resume")
     assert done.returncode == 0, done.stderr
+    assert f"resuming from step {saved} of {steps}" in done.stdout
     assert_same_run(folder / "whole", folder / "killed", step=steps)
 
 
@@ -97,14 +88,14 @@ FEW = (
         *(("mlim_tiny", ""), ("m3ae_tiny", ""), ("medflip_tiny", "")),
     ],
 )
-def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path: Path, monkeypatch):
+def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path: Path):
     """So does each stage, from the one before."""
     start: tuple[Any, ...] = ("--tokenizer.path", pretrained / "tokenizer.json")
     if before:
         assert eve("pretrain", before, *start, *FEW, "--train.steps", 1, "--out", "before").returncode == 0
         start = ("--init", "before")
     words = ("pretrain", name, *start, *FEW)
-    assert_resumes_to_the_same(eve, words, tmp_path, monkeypatch, stop=3, steps=4)
+    assert_resumes_to_the_same(eve, words, tmp_path, saved=2, steps=4)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_fork, tmp_path: Path):
@@ -120,25 +111,27 @@ def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_fork, tmp_path: Pat
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_closed_terminal_loses_nothing(tmp_path: Path):
+def in_terminal(name: str) -> None:
+    """Make a terminal that of this process, and its input and output."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    for number in range(3):
+        os.dup2(terminal, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+
+
+def test_a_closed_terminal_loses_nothing(eve_fork, tmp_path: Path):
     """Nothing can be said any more, to a terminal with a progress bar, yet the run is saved."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "eve_vl", "pretrain", "tiny", "--out", "run", *FLAGS]
-    process = subprocess.Popen(
-        [*command, "--train.steps", "1000", "--train.save-every", "1000"],
-        cwd=tmp_path,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(slave)
+    long = ("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", "1000", "--train.save-every", "1000")
+    process = eve_fork(*long, before=partial(in_terminal, os.ttyname(slave)))
     shown = b""
     while b"loss" not in shown:  # beside the progress bar
+        assert select.select([master], [], [], 60)[0], shown
         shown += os.read(master, 4096)
+    os.close(slave)
     os.close(master)
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
     assert list((tmp_path / "run/checkpoints").glob("step_*"))
 
 

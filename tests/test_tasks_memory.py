@@ -106,7 +106,7 @@ def test_accumulation_changes_nothing():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, monkeypatch, no_report):
+def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, no_report):
     """Its memory lies in checkpoints and, as it is no weight, not in best/."""
     words: tuple[Any, ...] = (
         *("finetune", "demo_retrieval", "--init", pretrained, "--data.train", "scenes:val", "--data.val-samples", 8),
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, monke
         *("--train.batch-size", 8, "--train.accumulation", 2, "--data.num-workers", 0, "--model.dropout", 0.1),
         *("--task.memory-batches", 3, "--task.image-image-weight", 0.5, "--train.keep-checkpoints", 9),
     )
-    assert_resumes_to_the_same(eve, words, tmp_path, monkeypatch, stop=5, steps=6)
+    assert_resumes_to_the_same(eve, words, tmp_path, saved=4, steps=6)
     one, two = (load_file(tmp_path / run / "checkpoints/step_00000006/memory.safetensors") for run in ("whole", "killed"))
     assert {name: len(each) for name, each in one.items()} == {"images": 24, "texts": 24, "keys": 24}
     assert all(torch.equal(each, two[name]) for name, each in one.items())
