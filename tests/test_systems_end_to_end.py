@@ -27,13 +27,11 @@ CLASS = {
     "mlim_pairs": "EveForPair",
     "vlmo_nlvr2": "EveForNLVR2",
     "m3ae_tiny_vqa": "EveForVisualQuestionAnswering",
-    "m3ae_tiny_retrieval": "EveForRetrieval",
 }
 STARTS = {
     "mlim_pairs": "mlim_tiny",
     "vlmo_nlvr2": "vlmo_tiny",
     "m3ae_tiny_vqa": "m3ae_tiny",
-    "m3ae_tiny_retrieval": "m3ae_tiny",
 }
 SHOWN = {
     "mlim_pairs": "pairs of items",
