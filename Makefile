@@ -4,6 +4,9 @@ BIN := .venv/bin
 # The page's tests need Chromium. Without one, the suite skips them and says so.
 BROWSER := $(shell for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && echo ,browser && break; done)
 
+# Compiled tests and modules are kept, whatever the environment says: each worker compiles 60,000 lines otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test suite docs lint format clean
 
 demo: .venv/.core       ## pre-train, fine-tune and evaluate on built-in data, write a report

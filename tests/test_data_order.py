@@ -11,7 +11,7 @@ from eve_vl.data.loader import train_batches
 from eve_vl.data.order import NUM_LANES, WINDOW, BlockRows, KeyedOrder, LaneOrder, epoch_order, permuted
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 2**14 + 7])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 2**12 + 7])
 def test_a_keyed_permutation_has_each_element_once(length):
     first, second = ([permuted(place, length, 0, key) for place in range(length)] for key in (1, 2))
     assert sorted(first) == sorted(second) == [*range(length)]
