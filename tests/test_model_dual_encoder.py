@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_model_attention import torch_twin
-from tiny_runs import ANSWERS, TEXT, noise, write_run
+from tiny_runs import ANSWERS, TEXT, noise
 from torch import Tensor
 from torch.nn import functional as F
 from twins import CAPTIONS, randomize, tiny_config
@@ -29,7 +29,6 @@ from eve_vl.config import (
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop.heads import heads_of
-from eve_vl.interop.onnx import export_run
 from eve_vl.model.dual_encoder import CoAttention, DualEncoder, Tower
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import PackedTokens, Tokens
@@ -268,11 +267,3 @@ def test_heads_are_as_wide_as_what_they_read(reads):
     assert task.get_submodule("class_head.0").in_features == (32 if reads == "both" else 16)
     for section in (VQAConfig(), NLVR2Config(head="concat"), NLVR2Config(head="paired"), NLVR2Config(head="compare")):
         assert heads_of(run(section).task).graphs()
-
-
-def test_a_run_is_exported_for_programs_without_torch(tmp_path):
-    """Rows of texts only are the hardest: the number of their rows is a product of two sizes that are both free."""
-    pytest.importorskip("onnxruntime")
-    folder = write_run(run(RetrievalConfig()), tmp_path / "run")
-    (one,) = export_run(folder, tmp_path / "onnx", ["text_encoder"])
-    assert one.largest_difference < 1e-4
