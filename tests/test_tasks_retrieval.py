@@ -226,7 +226,7 @@ def recall_table(by_image: list[list[float]], by_text: list[list[float]]) -> dic
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("k", [0, 2, 4, 12, 10_000])
+@pytest.mark.parametrize("k", [0, 2, 4, 10_000])
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 @pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
 def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
