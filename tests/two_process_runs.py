@@ -197,8 +197,8 @@ def launch(folder: Path) -> None:
     """Do what `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, with forks: their imports are done."""
     os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/distributed.md
-    local = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder.name, "start_method": "fork"}
-    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, **local), main)(folder)
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, start_method="fork", run_id=folder.name)
+    elastic_launch(replace(config, rdzv_backend="c10d", rdzv_endpoint="localhost:0"), main)(folder)
 
 
 def torchrun(folder: Path) -> str:
