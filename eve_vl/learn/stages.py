@@ -230,9 +230,9 @@ def in_words(gain: tuple[float, float, float]) -> str:
 
 
 def before_and_after(learner: Learner, best: str) -> list[str]:
-    """Return a sentence that compares the best run with the bundled one, on the validation rows.
+    """Return a sentence that compares the best run with the bundled one.
 
-    There is none if it is the bundled one, or if that has no score for the task.
+    On the validation rows. There is none if it is the bundled one, or if that has no score for the task.
     """
     if best == AS_IT_IS or "score" not in learner.stages.get(AS_IT_IS, {}):
         return []
