@@ -6,7 +6,6 @@ projection per modality; here it is shared. `eve VERB RUN --code benchmarks/equa
 Letters: S rows of a batch, D width.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,7 +19,6 @@ from eve_vl.model.packing import PackedTokens
 from eve_vl.tasks.task import BACKBONES
 
 
-@dataclass(frozen=True, kw_only=True)
 class PerModalityConfig(EveModelConfig):
     """EVE's Transformer, with attention that projects each modality by its own weights."""
 
