@@ -187,8 +187,9 @@ class Learner(Plan):
                 stopped.code = 128 + next(iter(stop))
                 raise stopped
         measured, took = self.score(name) if "start" in stage else {}, self.clock.now() - start
-        setup = max(0.0, took - (config.train.steps - before) * self.clock.cost(config))
-        measured |= {"is_done": True, "took": took, "setup": setup}
+        cost, steps = self.clock.cost(config), config.train.steps
+        setup = max(0.0, took - (steps - before) * cost)
+        measured |= {"is_done": True, "took": setup + steps * cost, "setup": setup}  # also steps before an interruption
         self.save(stages=self.stages | {name: stage | measured})
 
     @contextlib.contextmanager
