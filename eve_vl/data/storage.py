@@ -24,7 +24,7 @@ GAP = 2**15  # bytes between two ranges that are rather read than requested sepa
 THREADS = 32  # for requests that fsspec does not bundle
 VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "created")  # what stores call it
 _fetched: defaultdict["RemotePath", list[tuple[int, bytes]]] = defaultdict(list)
-"""First byte and content of the ranges of this process's micro-batch."""
+"""First byte and content of the ranges that this process has read ahead."""
 
 
 class RemotePath(type(Path())):
