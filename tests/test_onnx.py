@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer
 
 from eve_vl.cli import main
-from eve_vl.config import Config, ContrastMatchConfig, DualEncoderConfig, TaskConfig
+from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, TaskConfig
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.eve import Eve
 from eve_vl.interop import convert, hf, onnx
@@ -32,7 +32,7 @@ from eve_vl.model.moe import OfficialMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.mlim import PairConfig
-from eve_vl.tasks.task import Sizes, Task
+from eve_vl.tasks.task import Task
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
 VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
@@ -296,9 +296,8 @@ class MainColour(Task[MainColourConfig]):
     dataset = RowDataset
     labels_file = "colours.json"
 
-    def __init__(self, config: Config, sizes: Sizes):
-        super().__init__(config, sizes)
-        self.head = nn.Linear(config.model.embed_dim, len(sizes.labels))
+    def build(self) -> None:
+        self.head = nn.Linear(self.config.model.embed_dim, len(self.sizes.labels))
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         return self.head(self.encoder.cls(self.encoder.image(normalize(images_BCHW)), None)[0])

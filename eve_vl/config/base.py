@@ -44,6 +44,7 @@ class Frozen:
     """
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         dataclass(frozen=True, kw_only=True)(cls)
 
 
