@@ -18,7 +18,6 @@ from torch import Tensor
 from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, all_kinds, generated, kinds_of
 from eve_vl.config.base import load_file
-from eve_vl.interop.clip import from_hub
 from eve_vl.predict.base import predictor_class, predictor_of
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request
@@ -27,7 +26,6 @@ from eve_vl.search.index import Index
 from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
-builtin.from_hub = from_hub
 Sources = str | Path | Iterable[str | Path]
 SMALL = {"retrieval": "search_small", "vqa": "questions_small", "nlvr2": "statements_small", "classification": "labels_small"}
 """Task → recipe for the user's own data."""

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "run": {"utils", "builtin", "config", "data", "model", "metrics", "train", "tasks", "evaluation"},
     "interop": {"utils", "builtin", "config", "recipes", "data", "model", "objectives", "train", "tasks", "predict", "run"},
     "search": {"utils", "__init__", "builtin", "config", "data", "train", "predict", "run"},
-    "eve": {"utils", "builtin", "config", "train", "interop", "predict", "run", "search"},
+    "eve": {"utils", "builtin", "config", "train", "predict", "run", "search"},
     "serve": {"utils", "__init__", "config", "data", "synthetic", "predict", "search", "eve"},
     "report": {
         "utils",

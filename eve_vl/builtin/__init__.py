@@ -10,8 +10,8 @@ A run is named builtin:NAME in each place that takes a run folder, and a publish
 examples/drawings/ship.py and examples/scenes/ship.py write them. Nothing else writes into this folder.
 """
 
+import importlib
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from eve_vl.utils.errors import UserError, nearest
@@ -21,9 +21,6 @@ PREFIX, HUB = "builtin:", "hf:"
 FOLDER = Path(__file__).resolve().parent
 ICONS = FOLDER / "lucide.zip"
 PAIRS = "pairs.jsonl"
-
-from_hub: Callable[[str], Path] | None = None
-"""`interop.clip.from_hub`, set by eve.py and cli/: nothing below interop/ may import it."""
 
 
 def names() -> list[str]:
@@ -44,8 +41,7 @@ def located(run: str | Path) -> Path:
     if not is_named(run):
         return Path(run)
     if str(run).startswith(HUB):
-        assert from_hub is not None
-        return from_hub(str(run))
+        return importlib.import_module("eve_vl.interop.clip").from_hub(str(run))  # only now: it needs nearly everything
     if str(run) not in names():
         raise UserError(f"no run {nearest(str(run), names())}")
     return FOLDER / str(run).removeprefix(PREFIX)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eve_vl import __version__, builtin
+from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, parse, print_line, print_list
 from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.config.base import load_file, load_named
@@ -37,7 +37,6 @@ eve help VERB and eve VERB --help describe a verb. --code FILE.py first loads ta
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; `argv` as in sys.argv[1:]."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    builtin.from_hub = _from_hub
     keep_memory()
     yield_cores()
     # its encoding may be ASCII; stderr does this from the start
@@ -104,12 +103,6 @@ def _find(verb: str) -> Callable[[Any], None]:
     if verb not in _calls():
         raise UserError(f"no verb {nearest(verb, [*VERBS, *_calls()])} (a verb of your own task needs --code FILE.py)")
     return _calls()[verb]
-
-
-def _from_hub(name: str) -> Path:
-    from eve_vl.interop.clip import from_hub  # torch takes seconds
-
-    return from_hub(name)
 
 
 def _calls() -> dict[str, Callable[[Any], None]]:

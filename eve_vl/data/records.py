@@ -25,7 +25,7 @@ from eve_vl.utils.errors import BadSampleError, StorageError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
 
 MAX_ENCODED_BYTES = 2**28  # of an image file
-AT_ONCE = 256  # rows whose remote bytes are read in one call
+AT_ONCE = 64  # rows whose remote bytes are read in one call
 Fact = tuple[str, Any]
 """Something that `eve data check` counts, and its value in one row."""
 

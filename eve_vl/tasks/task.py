@@ -181,7 +181,9 @@ BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {EveModelConfig: E
 
 
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
-    """Return the untrained backbone of a model section."""
+    """Return the untrained backbone of a model section. Raises UserError."""
+    if type(config) not in BACKBONES:
+        raise UserError(f"model {config.name}: has no backbone; add one to eve_vl.tasks.task.BACKBONES")
     return BACKBONES[type(config)](config, sizes, vocab_size)
 
 

@@ -313,7 +313,10 @@ def _open_parquet(path: Path) -> Any:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
     open_ordinary(path).close()  # pyarrow would wait for a pipe
     file: Any = path.open() if isinstance(path, RemotePath) else path
-    return parquet.ParquetFile(file, pre_buffer=False)
+    footer = parquet.read_metadata(file)
+    # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
+    once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]
+    return parquet.ParquetFile(file, metadata=footer, read_dictionary=once, pre_buffer=False)
 
 
 @contextlib.contextmanager
