@@ -100,9 +100,10 @@ def test_each_system_resumes_bit_for_bit(name, before, eve, pretrained, tmp_path
 
 def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_fork, tmp_path: Path):
     assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
-    process = eve_fork("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE, "--train.save-every", "100")
+    words = ("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE, "--train.save-every", "100", "--data.num-workers", "1")
+    process = eve_fork(*words, before=os.setsid)
     wait_for_step(tmp_path / "stopped", 2)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does, also to the loader's worker
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "checkpoint saved" in stderr

@@ -126,6 +126,10 @@ class Trainer:
             try:
                 numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             except Exception as error:
+                if stop and processes.world_size() == 1 and "DataLoader worker" in str(error):  # it got the signal, too
+                    self.save()
+                    self.writer.finish()
+                    raise self._stopped(stop) from None
                 if self._is_shared(error):
                     self.writer.finish()
                 raise
@@ -178,11 +182,14 @@ class Trainer:
             numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             self.meter.start += time.perf_counter() - start  # their time does not count
             if is_stopped:
-                where = f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}"
-                stopped = StoppedError(f"{where}; run the same command again to resume")
-                stopped.code = 128 + next(iter(stop), signal.SIGTERM)
-                raise stopped
+                raise self._stopped(stop)
         return self.chosen or numbers or self.evaluate(val_loader)
+
+    def _stopped(self, stop: Collection[int]) -> StoppedError:
+        where = f"stopped at step {self.step} of {self.config.steps}, checkpoint saved in {self.run}"
+        stopped = StoppedError(f"{where}; run the same command again to resume")
+        stopped.code = 128 + next(iter(stop), signal.SIGTERM)
+        return stopped
 
     @property
     def chosen(self) -> dict[str, float] | None:

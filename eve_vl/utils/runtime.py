@@ -94,6 +94,7 @@ def stop_signals() -> Iterator[Collection[int]]:
     previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def handle(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's raises when the signal has also ended a loader's worker
         is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
         outer: Any = previous[signal.Signals(number)]
         if not is_again and outer in _COLLECT:
