@@ -37,7 +37,7 @@ def run_learn(args: LearnArgs) -> None:
     print_line("eve learn: reading the data")  # torch takes seconds
     from eve_vl import builtin
     from eve_vl.data.readers import absolute_spec
-    from eve_vl.learn.plan import Clock, check, kind_of, seconds_of
+    from eve_vl.learn.plan import Clock, check, kind_of, seconds_of, shown
     from eve_vl.learn.stages import Learner, conclude, result_lines
     from eve_vl.train import StoppedError
 
@@ -50,6 +50,9 @@ def run_learn(args: LearnArgs) -> None:
     data = DataConfig(train=train, val=val, **args.reading())
     learner = Learner(kind_of(data) if args.task == "auto" else args.task, data, test, out, seconds, args.device, Clock(start))
     code = 0
+    if learner.stages:
+        done = sum(bool(stage.get("is_done")) for stage in learner.stages.values())
+        print_line(f"resuming {out}: {done} of at least {len(learner.stages)} runs are done, {shown(learner.before)} spent")
     try:
         check(learner)
         learner.probe()

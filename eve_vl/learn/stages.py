@@ -74,7 +74,9 @@ class Learner(Plan):
         spent, reserve, given = self.elapsed(), 2 * setup + self.reserve(cost, setup), self.values["seconds"]
         steps, least = int(max(0.0, given - spent - reserve) / cost), 10 * MIN_STEPS
         if steps < least:
-            enough = math.ceil((spent + reserve + 1.1 * least * cost) / 60)
+            enough = math.ceil((spent + reserve + 1.3 * least * cost) / 60)  # the next call may measure slower steps
+            if is_main():
+                shutil.rmtree(self.out)  # the next call starts from nothing
             where = f"--for {shown(given)}: is enough for {steps} of at least {least} training steps"
             others = f"{spent:.0f} s of checks, {reserve:.0f} s for evaluation and index"
             raise UserError(f"{where} ({cost:.2g} s each, {others}); give at least --for {enough}m")
@@ -171,7 +173,7 @@ class Learner(Plan):
         start, before, config = self.clock.now(), self.reached(name), self.config(name)
         if name == AS_IT_IS:
             done = stage | self.score(name) | {"is_done": True}
-            self.decide(f"{name}: {done['score']:.3f}", stages=self.stages | {name: done})
+            self.decide(f"{name}: score {done['score']:.3f} on the validation rows", stages=self.stages | {name: done})
             return
 
         def line() -> str:
@@ -210,13 +212,13 @@ class Learner(Plan):
             sources = open_splits(config, self.job.rows)[1]
             run = load_run(Path(self.run(name)), processes.pick_device(self.device))
             found = evaluated(run, config.data.val_samples, sources, ablations=False, skip_invalid=True)
-        rows = {"choice": dict(found.choice_scores or found.row_scores), "right": dict(found.row_scores)}
+        rows = dict(found.choice_scores or found.row_scores)
         write_file(config.out / ROWS, json.dumps(rows, indent=1) + "\n")
-        return {"score": statistics.fmean(rows["choice"].values()), "numbers": to_json(found.numbers)}
+        return {"score": statistics.fmean(rows.values()), "numbers": to_json(found.numbers)}
 
-    def rows(self, name: str, kind: str = "choice") -> Mapping[str, float]:
+    def rows(self, name: str) -> Mapping[str, float]:
         """Return the row scores of a scored stage."""
-        return read_json(self.folder(name) / ROWS, dict)[kind]
+        return read_json(self.folder(name) / ROWS, dict)
 
 
 def certain(gain: float) -> tuple[float, float, float]:
@@ -230,17 +232,16 @@ def in_words(gain: tuple[float, float, float]) -> str:
     return f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f})"
 
 
-def before_and_after(learner: Learner, best: str) -> list[str]:
+def before_and_after(best: str, own: Mapping[str, float], start: Mapping[str, float]) -> str:
     """Return a sentence that compares the best run with the bundled one.
 
-    On the validation rows. There is none if it is the bundled one, or if that has no score for the task.
+    own, start: their scores by test query, 1 if the first hit is right.
     """
-    if best == AS_IT_IS or "score" not in learner.stages.get(AS_IT_IS, {}):
-        return []
-    own, start = learner.rows(best, "right"), learner.rows(AS_IT_IS, "right")
     now, before = (statistics.fmean(rows.values()) for rows in (own, start))
-    numbers = f"R@1 {now:.3f}, {before:.3f} before training: {in_words(certain(paired(own, start)))}"
-    return [f"{best}, on {pluralize(len(own), 'validation query', 'validation queries')}: {numbers}"]
+    gain = certain(paired(own, start))
+    chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
+    where = f"{best}, on {pluralize(len(own), 'test query', 'test queries')}"
+    return f"{where}: R@1 {now:.3f}, {before:.3f} before training: {in_words(gain)}{chance}"
 
 
 def conclude(learner: Learner) -> str:
@@ -257,17 +258,22 @@ def conclude(learner: Learner) -> str:
     if not scored:
         return ""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
-    notes = before_and_after(learner, best)
+    notes = []
     if stages.get(FINAL, {}).get("is_done") and best != FINAL:
         gain = certain(paired(learner.rows(best), learner.rows(FINAL)))
         chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
-        notes = [f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}", *notes]
-    config, index = learner.config(best), learner.out / INDEX
+        notes = [f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"]
+    config, index, both = learner.config(best), learner.out / INDEX, [best, *[AS_IT_IS] * (AS_IT_IS in scored)]
     with learner.output("."):
-        run = load_run(Path(learner.run(best)), processes.pick_device(learner.device))
         tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
         tests = tests or open_splits(config, learner.job.rows)[2]
-        found = evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
+        runs = {name: load_run(Path(learner.run(name)), processes.pick_device(learner.device)) for name in dict.fromkeys(both)}
+        measured = {
+            name: evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True) for name, run in runs.items()
+        }
+        run, found = runs[best], measured[best]
+    if AS_IT_IS in measured and best != AS_IT_IS:
+        notes.append(before_and_after(best, found.row_scores, measured[AS_IT_IS].row_scores))
     comparison = run.evaluator.comparison(found.numbers)
     learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison, "notes": notes}
     processes.shutdown()
