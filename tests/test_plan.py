@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(words, message, capsys):
 def test_a_plan_without_a_recipe_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         main(["plan", *words])
-    assert "eve: name a recipe, for example eve plan base" in capsys.readouterr().err
+    assert "eve: name a recipe first, for example eve plan base" in capsys.readouterr().err
 
 
 def test_own_tasks_cannot_be_planned(monkeypatch):

@@ -305,7 +305,7 @@ def _refuse(config: Config, recipe: Config, unused: Sequence[str], what: str) ->
 def run_plan(argv: Sequence[str]) -> None:
     """Show memory and traffic of a recipe on GPUs: eve plan RECIPE [flags]."""
     if not {*HELP} & {*argv} and (not argv or argv[0].startswith("-")):
-        raise UserError("name a recipe, for example eve plan base; eve help pretrain and eve help finetune list all")
+        raise UserError("name a recipe first, for example eve plan base; eve help pretrain and eve help finetune list all")
     name, recipe, args = _with_recipe(PlanArgs, argv, "plan", run_plan.__doc__)
     if args.gpus < 1 or args.per_machine < 1 or args.memory <= 0:
         raise UserError(f"--gpus {args.gpus}, --per-machine {args.per_machine}, --memory {args.memory:g}: must be positive")
