@@ -49,8 +49,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run").mkdir()
     stderr = torchrun(folder)
-    # the launcher names the process that it sees end first: the killed one, or the other, whose connection is gone
-    assert f"exitcode: -{signal.SIGKILL.value}" in stderr or "Connection closed by peer" in stderr, stderr
+    # the launcher names the process that it sees end first: the killed one, or the other, whose connection has ended
+    assert f"exitcode: -{signal.SIGKILL.value}" in stderr or "by peer" in stderr, stderr  # closed or reset
     return folder
 
 
