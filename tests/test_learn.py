@@ -386,6 +386,17 @@ def rows_of(table: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def test_a_refused_budget_is_not_spent(table, tmp_path, capfd):
+    """The same folder takes another budget, also a smaller one."""
+    out = tmp_path / "mine"
+    for seconds in ("12s", "10s"):
+        assert learn(table, "--for", seconds, "--out", out) == 2
+        assert f"--for {seconds}: is enough for " in capfd.readouterr().err
+        kept = json.loads((out / "plan.json").read_text())
+        assert kept["spent"] < 0.1 and kept["data"]["rows"] == 60 and "stages" not in kept
+    assert learn(table, "--for", "30s", "--out", out) == 0
+
+
 @pytest.mark.parametrize(
     ("make", "words", "message"),
     [

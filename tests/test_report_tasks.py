@@ -383,7 +383,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
         assert numbers["r_mean"] == pytest.approx(best[f"r_mean_k{k}"] if k else best["r_mean_itc_only"])
         assert numbers["r_mean_itc_only"] == pytest.approx(best["r_mean_itc_only"])
         assert not [name for name in numbers if name.startswith("r_mean_k")]
-    train(replace(config, train=replace(config.train, steps=6)))  # goes on: the run's own config is as it was
+    train(replace(config, train=replace(config.train, steps=6)))  # resumes: the run's own config is as it was
     assert load_run(config.out).config.task == run.config.task
 
 

@@ -75,8 +75,9 @@ class Learner(Plan):
         steps, least = int(max(0.0, given - spent - reserve) / cost), 10 * MIN_STEPS
         if steps < least:
             enough = math.ceil((spent + reserve + 1.3 * least * cost) / 60)  # the next call may measure slower steps
-            if is_main():
-                shutil.rmtree(self.out)  # the next call starts from nothing
+            del self.values["stages"]  # the next call measures again, and may use all of its time
+            self.before, self.values["seconds"] = -self.clock.now(), 0.0
+            self.write()
             where = f"--for {shown(given)}: is enough for {steps} of at least {least} training steps"
             others = f"{spent:.0f} s of checks, {reserve:.0f} s for evaluation and index"
             raise UserError(f"{where} ({cost:.2g} s each, {others}); give at least --for {enough}m")
