@@ -1,6 +1,7 @@
 """What tests/test_train_shard.py runs in two and in four processes."""
 
 import contextlib
+import faulthandler
 import math
 import os
 import shutil
@@ -65,6 +66,7 @@ def start(rank: int, world: int, port: int, folder: Path, job: Callable[[Path], 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | env
     torch.set_num_threads(1)
+    faulthandler.enable()  # a crash leaves no traceback otherwise
     processes.setup(CPU)
     try:
         job(folder)
@@ -85,7 +87,8 @@ def in_world(world: int, folder: Path, job: Callable[[Path], None], **env: str) 
         each.start()
     for each in started:
         each.join(300)
-    assert [each.exitcode for each in started] == [0] * world, [path.read_text() for path in folder.glob("error_*")]
+    errors = "\n".join(path.read_text() for path in sorted(folder.glob("error_*")))
+    assert not any(codes := [each.exitcode for each in started]), f"exit codes {codes}\n{errors}"
 
 
 def rows_of(config: Config) -> Any:
