@@ -10,7 +10,7 @@ from eve_vl.cli.learn import LearnArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import BenchArgs, EvaluateArgs, ExportArgs, InspectArgs, PlanArgs, ReportArgs, ZeroShotArgs, with_own
 from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
-from eve_vl.cli.train import TrainArgs
+from eve_vl.cli.train import AverageArgs, TrainArgs
 from eve_vl.config import TaskConfig, all_kinds
 from eve_vl.interop import ConvertArgs
 from eve_vl.predict.base import predictor_class
@@ -91,6 +91,7 @@ FLAGS = {
     ReportArgs: "--out",
     RunsArgs: "--json",
     ExportArgs: "--json --parts",
+    AverageArgs: "--out",
     ZeroShotArgs: f"--device {SOURCE} --json --data --samples --skip-invalid --prompts --by",
     ConvertArgs: """
         --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
@@ -134,7 +135,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "index", "features", "search", "serve", "app"),
-        *("learn", "demo", "pretrain", "finetune", "runs", "bench", "plan"),
+        *("learn", "demo", "pretrain", "finetune", "average", "runs", "bench", "plan"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),
         *("encode", "completion"),

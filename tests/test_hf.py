@@ -30,9 +30,9 @@ from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
-from eve_vl.interop.convert import write_run
 from eve_vl.interop.hf_processing import EveTokenizerFast
 from eve_vl.run.loading import load_run
+from eve_vl.run.writing import write_run
 from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.retrieval import Retrieval

@@ -37,8 +37,8 @@ from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
-from eve_vl.interop.convert import write_run
 from eve_vl.interop.hf_processing import EveTokenizerFast
+from eve_vl.run.writing import write_run
 from eve_vl.utils.errors import UserError
 
 # Loading

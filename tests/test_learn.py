@@ -178,7 +178,10 @@ def test_the_best_pilot_gets_the_rest_of_the_time(whole):
 
 
 def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
-    """Without training: icons that it finds already. Its numbers are those of `eve evaluate`, and the page opens with it."""
+    """Without training: icons that it finds already. Its numbers are those of `eve evaluate`, and the page opens with it.
+
+    Of two short final runs, the weights are averaged.
+    """
     pairs = builtin.unpack_icons(tmp_path / "icons")
     rows = pairs.read_text().splitlines()[::20]
     (mine := pairs.with_name("mine.jsonl")).write_text("\n".join(rows[:60]))
@@ -187,13 +190,22 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(module, "BUNDLED", BUNDLED)
         monkeypatch.setattr(module, "SIZES", (64,))
         monkeypatch.setattr(module, "MIN_STEPS", 1)
+    monkeypatch.setattr(stages, "EPOCHS", 3)
     monkeypatch.setattr(stages, "FINAL_SHARE", 2.0)  # no time for pilots, which take seconds each
     monkeypatch.setattr(stages, "run_page", lambda *_: "")
     assert learn(mine, "--for", "17s", "--val", late, "--out", tmp_path / "out") == 0
     found = decisions(tmp_path / "out")["stages"]
     stage = found["bundled, as it is"]
     assert stage["score"] > 0.5
-    assert [name for name in found if found[name].get("is_done")] == ["bundled, as it is", "bundled", "final"]
+    done = ["bundled, as it is", "bundled", "final 0", "final 1", "final"]
+    assert [name for name in found if found[name].get("is_done")] == done
+    runs = [load_run(tmp_path / "out" / name) for name in ("final", "final_0", "final_1")]
+    assert [run.config.train.seed for run in runs] == [0, 0, 1]
+    average, one, two = (run.task.state_dict() for run in runs)
+    for name in [name for name in average if average[name].is_floating_point()]:
+        torch.testing.assert_close(average[name], (one[name] + two[name]) / 2)
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+    assert f"eve average {tmp_path}/out/final_0 {tmp_path}/out/final_1 --out" in (tmp_path / "out/learn.sh").read_text()
     out = capfd.readouterr().out
     assert "open the page: eve app --index " in out
     assert re.search(r"kept: bundled, as it is, \+.* over the final run on the validation rows", out)
@@ -337,6 +349,7 @@ def simulated(monkeypatch, tmp_path) -> Callable[[float, float, float], tuple[st
 
         monkeypatch.setattr(stages, "train", train)
         monkeypatch.setattr(stages.Learner, "score", score)
+        monkeypatch.setattr(stages.Learner, "_write_average", lambda *_: None)
         learner.probe()
         clock.load = later
         learner.finish(learner.pilots())
@@ -346,11 +359,15 @@ def simulated(monkeypatch, tmp_path) -> Callable[[float, float, float], tuple[st
     return run
 
 
-@pytest.mark.parametrize(("seconds", "num"), [(240.0, 6), (360.0, 8), (1200.0, 8)])
+@pytest.mark.parametrize(("seconds", "num"), [(240.0, 7), (360.0, 10), (1200.0, 15)])
 def test_on_a_quiet_machine_it_ends_in_time(simulated, seconds, num):
     learner, begun = simulated(seconds, 1.0, 1.0)
     assert learner.elapsed() == pytest.approx(seconds, rel=0.05)
     assert len(begun) == num
+    before = learner.stages["final"]["runs"]
+    learner.values["seconds"] += 90
+    learner.finish("bundled")
+    assert learner.stages["final"]["runs"] == [*before, f"final {len(before)}"]
 
 
 @pytest.mark.parametrize(
@@ -362,8 +379,9 @@ def test_other_work_costs_the_last_pilots_first(simulated, seconds, load, later)
     names = list(begun)
     num = len(names) - 1
     assert 1 <= num < 7
-    assert names == [*["bundled", "bundled_words", "bundled_phrases", "masked", "random", "masked_first"][:num], "final"]
-    assert seconds - begun["final"] >= (seconds - begun[names[1]]) / 2
+    assert names == [*["bundled", "bundled_words", "bundled_phrases", "masked", "random", "masked_first"][:num], names[-1]]
+    assert names[-1] in ("final", "final_0")
+    assert seconds - begun[names[-1]] >= (seconds - begun[names[1]]) / 2
     assert learner.elapsed() == pytest.approx(seconds, rel=0.05)
     assert "no time for" in " ".join(learner.values["lines"])
 

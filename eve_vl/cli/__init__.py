@@ -21,7 +21,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIP
 FILES = {
     "search": ("try", "index", "features", "search", "serve", "app"),
     "learn": ("learn",),
-    "train": ("demo", "pretrain", "finetune"),
+    "train": ("demo", "pretrain", "finetune", "average"),
     "compare": ("runs",),
     "runs": ("bench", "plan", "evaluate", "inspect", "report", "export", "convert"),
     "data": ("data check", "data answers", "data write", "tokenizer train"),

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.prompt import Confirm
 from rich.text import Text
+from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, parse, print_line, print_list
 from eve_vl.config import Config, generated
@@ -33,6 +34,15 @@ class TrainArgs(Frozen):
     """Fail unless there is a run to resume in --out. Without this flag the command resumes it, or starts a new one."""
     accept_changed_data: bool = False
     """Resume although rows of the training or validation data have changed; the log and the report note it."""
+
+
+class AverageArgs(Frozen):
+    """Flags of `eve average`."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders, or their checkpoints, that started from the same weights."""
+    out: Path
+    """New run folder."""
 
 
 class DemoArgs(Frozen):
@@ -75,6 +85,16 @@ def run_finetune(argv: Sequence[str]) -> None:
     elif not is_of_run:
         raise UserError(f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape")
     _train("finetune", argv, description, recipe, start)
+
+
+def run_average(args: AverageArgs) -> None:
+    """Average the weights of fine-tunings of one run: eve average RUN RUN … --out RUN."""
+    if len(args.runs) < 2:
+        raise UserError("name at least two runs, for example eve average runs/seed_0 runs/seed_1 --out runs/average")
+    from eve_vl.run.writing import average
+
+    average([expand_user(run) for run in args.runs], expand_user(args.out))
+    print_line(f"{args.out}: the average of {len(args.runs)} runs")
 
 
 def run_demo(args: DemoArgs) -> None:

@@ -17,18 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eve_vl import builtin
-from eve_vl.config import Config, Frozen, HeadlessConfig, InputConfig, ModelConfig, TaskConfig, config_to_json
+from eve_vl.config import Config, Frozen, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
 from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.run.loading import build_task
+from eve_vl.run.writing import check_new, write_run
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Task, label_files
+from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import atomic_folder, reporting_write_errors
 from eve_vl.utils.runtime import seed_everything
 
 FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
@@ -229,27 +228,6 @@ def resized(task: Task[Any], sizes: InputConfig) -> Task[Any]:
     tensors = {name: tensor[: len(own[name])].clone() if tensor.ndim else tensor for name, tensor in tensors.items()}
     new.load_state_dict(tensors, assign=True)
     return new
-
-
-def check_new(run: Path) -> None:
-    """Raise UserError if a run folder cannot be written there."""
-    builtin.refuse(run)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run}: already exists; name a new folder")
-    with reporting_write_errors(run):
-        run.parent.mkdir(parents=True, exist_ok=True)
-
-
-def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
-    """Write an atomic run folder of weights from elsewhere. Raises UserError."""
-    check_new(run)
-    bound = min(max(tokenizer.vocab_size, 261), 64_000)  # the limits of tokenizer.vocab_size
-    config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=bound))
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
-    with reporting_write_errors(run), atomic_folder(run) as folder:
-        checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,12 +28,12 @@ from transformers.utils.generic import ModelOutput
 from eve_vl.config import FORMAT, Config, RetrievalConfig, TaskConfig, all_kinds, check_format, from_dict, kinds_of, to_dict
 from eve_vl.config.base import Section
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop.convert import write_run
 from eve_vl.interop.heads import heads_class, heads_of
 from eve_vl.interop.hf_processing import EveImageProcessor as EveImageProcessor
 from eve_vl.interop.hf_processing import EveProcessor as EveProcessor
 from eve_vl.interop.hf_processing import EveTokenizerFast as EveTokenizerFast
 from eve_vl.run.loading import build_untrained, load_run
+from eve_vl.run.writing import write_run
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError

@@ -153,7 +153,7 @@ class Plan:
 
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
-        return self.out / (name if name == FINAL else "pilots/" + re.sub(r"\W+", "_", name))
+        return self.out / ("" if name.startswith(FINAL) else "pilots") / re.sub(r"\W+", "_", name)
 
     def run(self, name: str) -> str:
         """Return the run of a stage."""
@@ -176,7 +176,8 @@ class Plan:
             config = changed(replace(config, init=init, scratch=stage["scratch"], task=task), self.job.recipe, data=caption)
         steps, batch = stage["steps"], min(config.train.batch_size, max(2, facts["train"] // 2))
         every = max(1, steps // 5) if name == FINAL else steps
-        train = {"steps": steps, "batch_size": batch, "threads": self.values.get("threads", 0), "device": self.device}
+        train = {"seed": stage.get("seed", 0), "steps": steps, "batch_size": batch}
+        train |= {"threads": self.values.get("threads", 0), "device": self.device}
         train |= {"lr": FROM_OWN} if self.name == "search" and stage.get("start", BUNDLED) != BUNDLED else {}
         train |= {"val_every": every, "save_every": max(1, steps // 10), "log_every": max(1, min(50, steps // 10))}
         config = changed(config, config.recipe, train=train, input={"image_size": stage["size"]})

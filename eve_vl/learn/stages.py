@@ -22,8 +22,9 @@ from eve_vl.report.page import command_line, run_page, write_page
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.results import result_of
 from eve_vl.run.training import train
+from eve_vl.run.writing import average
 from eve_vl.train import StoppedError, processes
-from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, read_best
+from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, delete_folders, read_best
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line, progress_line
 from eve_vl.utils.errors import UserError
@@ -33,6 +34,7 @@ from eve_vl.utils.runtime import stop_signals
 ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
 PILOT_SHARE = 0.3  # of the time that is left for training, for what pilots take in all
 FINAL_SHARE = 0.5  # of the time that is left after the first pilot: the least for the final run
+EPOCHS, MOST_RUNS = 8, 8  # of a final run where there are several; how many
 MARGIN = 0.97  # share of the remaining time that training may take
 
 
@@ -146,20 +148,41 @@ class Learner(Plan):
         return self.clock.cost(self.config(name)), max(stage.get("setup", 0.0) for stage in self.stages.values())
 
     def finish(self, best: str) -> None:
-        """Train the final run with the settings of the best pilot in the rest of the time."""
-        stages, pilot = self.stages, pilot_of(self.stages[best])
-        if FINAL not in stages or self.values["seconds"] > self.values["planned"]:
+        """Train final runs with the settings of the best pilot in the rest of the time."""
+        if FINAL not in self.stages or self.values["seconds"] > self.values["planned"]:
             cost, setup = self.measured(best)
             reserve = setup + self.reserve(cost, setup)
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
-            steps = max(MIN_STEPS, int(left / cost))
-            if FINAL in stages:
-                done = stages[FINAL]["steps"] if stages[FINAL].get("is_done") else self.reached(FINAL)
-                steps, pilot = max(stages[FINAL]["steps"], done + int(left / cost)), pilot_of(stages[FINAL])
-            new = stages | {FINAL: pilot | {"steps": steps}}
+            stages = self.stages | self.final_runs(best, left, cost, setup)
+            names = [name for name in stages if name.startswith(f"{FINAL} ")] or [FINAL]
+            what = f"average of {len(names)} final runs" if len(names) > 1 else "final run"
             why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
-            self.decide(f"final run: as {best}, {steps:,} steps ({why})", stages=new, planned=self.values["seconds"])
-        self.stage(FINAL)
+            line = f"{what}: as {best}, {stages[names[-1]]['steps']:,} steps ({why})"
+            self.decide(line, stages=stages, planned=self.values["seconds"])
+        for name in [*self.stages[FINAL].get("runs", ()), FINAL]:
+            self.stage(name)
+
+    def final_runs(self, best: str, left: float, cost: float, setup: float) -> dict[str, dict[str, Any]]:
+        """Return the settings of the final runs.
+
+        A single run gets all the time, also a longer one later. Where the time is enough for several runs of EPOCHS epochs,
+        they differ by their seeds, and their weights are averaged: a longer run would learn its rows by heart. Only runs that
+        share all of their initial weights have a useful average.
+        """
+        pilot, given = pilot_of(self.stages[best]), self.stages.get(FINAL, {})
+        if given and "runs" not in given:
+            done = given["steps"] if given.get("is_done") else self.reached(FINAL)
+            return {FINAL: pilot_of(given) | {"steps": max(given["steps"], done + int(left / cost))}}
+        before = given.get("runs", [])
+        steps = EPOCHS * self.values["data"]["train"] / self.config(best).train.batch_size
+        num = min(MOST_RUNS, round(left / (setup + steps * cost)))
+        is_shared = AS_IT_IS in self.stages and pilot["start"] == BUNDLED and not pilot["scratch"]  # also the heads
+        if not before and (num < 2 or not is_shared):
+            return {FINAL: pilot | {"steps": max(MIN_STEPS, int(left / cost))}}
+        steps = int((left / num - setup) / cost) if num else 0
+        seeds = range(len(before), len(before) + num)
+        new = {f"{FINAL} {seed}": pilot | {"steps": steps, "seed": seed} for seed in seeds}
+        return new | ({FINAL: pilot | {"steps": steps, "runs": [*before, *new]}} if new else {})
 
     def reached(self, name: str) -> int:
         """Return the step of a stage's newest checkpoint; 0 without one."""
@@ -183,8 +206,11 @@ class Learner(Plan):
             return f"{name}: step {step:,} of {config.train.steps:,}, {left} of {shown(self.values['seconds'])}"
 
         with stop_signals() as stop:
-            with progress_line(line), self.output(config.out.relative_to(self.out)):
-                train(config)
+            if "runs" in stage:
+                processes.from_main(lambda: self._write_average(name))
+            else:
+                with progress_line(line), self.output(config.out.relative_to(self.out)):
+                    train(config)
             if stop:  # during the last step, which is no longer interrupted
                 stopped = StoppedError(f"stopped after {name}")
                 stopped.code = 128 + next(iter(stop))
@@ -194,6 +220,11 @@ class Learner(Plan):
         setup = max(0.0, took - (steps - before) * cost)
         measured |= {"is_done": True, "took": setup + steps * cost, "setup": setup}  # also steps before an interruption
         self.save(stages=self.stages | {name: stage | measured})
+
+    def _write_average(self, name: str) -> None:
+        """Write a stage that is the average of others, in place of an earlier one."""
+        delete_folders(self.folder(name))
+        average([self.folder(run) for run in self.stages[name]["runs"]], self.folder(name))
 
     @contextlib.contextmanager
     def output(self, folder: str | Path) -> Iterator[None]:
@@ -317,7 +348,13 @@ def commands(learner: Learner) -> list[str]:
     more = [["eve", "evaluate", learner.job.task, run, "--skip-invalid", "--data"]]
     more[0] += [*learner.test, *reading] if learner.test else [HELD_OUT_TEST]
     more += [["eve", "index", *learner.data.train, "--run", run, "--out", index, *reading]] * (learner.name == "search")
-    return [*(command_line(learner.config(name)) for name in trained), *map(shlex.join, more)]
+    return [*(command(learner, name) for name in trained), *map(shlex.join, more)]
+
+
+def command(learner: Learner, name: str) -> str:
+    """Return the command that repeats a stage."""
+    runs = [learner.run(run) for run in learner.stages[name].get("runs", ())]
+    return shlex.join(["eve", "average", *runs, "--out", learner.run(name)]) if runs else command_line(learner.config(name))
 
 
 def app(learner: Learner) -> str:

@@ -1,0 +1,59 @@
+"""Run folders of weights from elsewhere, and averages of runs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eve_vl import builtin
+from eve_vl.config import Config, config_to_json
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.run.loading import load_run
+from eve_vl.tasks.task import Task, label_files
+from eve_vl.train import checkpoint
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import atomic_folder, reporting_write_errors
+
+
+def check_new(run: Path) -> None:
+    """Raise UserError if a run folder cannot be written there."""
+    builtin.refuse(run)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: already exists; name a new folder")
+    with reporting_write_errors(run):
+        run.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], step: int = 0) -> None:
+    """Write an atomic run folder of weights from elsewhere. Raises UserError."""
+    check_new(run)
+    bound = min(max(tokenizer.vocab_size, 261), 64_000)  # the limits of tokenizer.vocab_size
+    config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=bound))
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
+    with reporting_write_errors(run), atomic_folder(run) as folder:
+        checkpoint.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def average(runs: Sequence[Path], out: Path) -> None:
+    """Write a run whose weights are the mean of several runs' weights.
+
+    The means of fine-tunings that start from the same weights are often better than each of them (Wortsman et al. 2022, "Model
+    soups"). Raises UserError for runs of different models, tasks, tokenizers or labels.
+    """
+    check_new(out)
+    first = load_run(runs[0])
+    step, total = first.step, {name: tensor.double() for name, tensor in first.task.state_dict().items()}
+    for path in runs[1:]:
+        run = load_run(path)
+        unlike = [what for what in ("input", "model", "task") if getattr(run.config, what) != getattr(first.config, what)]
+        unlike += ["tokenizer"] * (run.tokenizer.to_json() != first.tokenizer.to_json())
+        unlike += ["labels"] * (run.task.sizes.labels != first.task.sizes.labels)
+        if unlike:
+            raise UserError(f"{path}: differs from {runs[0]} in its {', '.join(unlike)}; only like runs have an average")
+        step += run.step
+        for name, tensor in run.task.state_dict().items():
+            total[name] += tensor
+    first.task.load_state_dict({name: tensor / len(runs) for name, tensor in total.items()})
+    write_run(out, replace(first.config, out=out), first.tokenizer, first.task, step)
