@@ -44,6 +44,8 @@ MISTAKES = [
     ("pretrain tiny more", "Unrecognized options: more; eve"),
     ("verify run left.png", "Missing from eve verify: RIGHT Right image. (required) STATEMENT Statement about"),
     ("convert", "Missing from eve convert: SOURCE A published EVE"),
+    ("learn photos --four 1m", "Unrecognized options: --four 1m; did you mean '--for'?; eve learn --help shows the usage"),
+    ("features photos --outt=x", "Unrecognized options: --outt=x; did you mean '--out'?; eve features"),
     ("data", "usage: eve data check"),
     ("help nothing", "no verb 'nothing'; choose from"),
     ("evaluate .", "no task '.'; choose from classification, "),
@@ -97,6 +99,29 @@ def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
     finally:
         sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_missing_is_refused_before_torch_is_imported(tmp_path: Path):
+    code = """import sys
+from eve_vl.cli import main
+for words in sys.stdin.read().splitlines():
+    try:
+        main(words.split())
+    except SystemExit:
+        assert "torch" not in sys.modules, words"""
+    mistakes = """learn nowhere --for 1m
+learn . --for soon
+pretrain demo --data.train nowhere --data.val held-out
+finetune search_small --init nowhere
+evaluate retrieval nowhere
+evaluate retrieval builtin:drawings --data nowhere
+index nowhere --run builtin:drawings
+search nowhere mail
+app --index nowhere
+answer nowhere 0.png what
+data check nowhere"""
+    done = subprocess.run([sys.executable, "-c", code], input=mistakes, capture_output=True, text=True, cwd=tmp_path)
+    assert not done.returncode and len(done.stderr.splitlines()) == 11, done
 
 
 def test_a_text_file_gets_the_flags_to_train_on_texts(eve, tmp_path: Path):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from color_cards import COLORS, assert_colors, encoded_card, guess_kind, reason, rows_of, write_images
 
-from eve_vl.data.readers import absolute_spec, open_source
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageFile
+from eve_vl.data.sources import absolute_spec
 from eve_vl.utils.errors import UserError
 
 

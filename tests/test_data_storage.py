@@ -26,8 +26,9 @@ from eve_vl.data.dataset import SampleSet
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedPairs
-from eve_vl.data.readers import absolute_spec, open_source, webdataset
+from eve_vl.data.readers import open_source, webdataset
 from eve_vl.data.records import usable_rows
+from eve_vl.data.sources import absolute_spec
 from eve_vl.data.splits import held_out_split
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.validate import check_source

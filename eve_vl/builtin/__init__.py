@@ -14,7 +14,7 @@ import importlib
 import zipfile
 from pathlib import Path
 
-from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.errors import UserError, did_you_mean, nearest
 from eve_vl.utils.file_io import reporting_write_errors
 
 PREFIX, HUB = "builtin:", "hf:"
@@ -45,6 +45,14 @@ def located(run: str | Path) -> Path:
     if str(run) not in names():
         raise UserError(f"no run {nearest(str(run), names())}")
     return FOLDER / str(run).removeprefix(PREFIX)
+
+
+def existing(run: str | Path) -> Path:
+    """Return the folder of a run, `located`. Raises UserError if there is none."""
+    if not (path := located(run)).exists():
+        hint = did_you_mean(str(path), names(), 0.5)
+        raise UserError(f"{path}: no such run folder" + f"; {hint}" * bool(hint))
+    return path
 
 
 def name_of(folder: Path) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import itertools
 import json
 import os
 import re
@@ -19,10 +18,12 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.config import Frozen
+from eve_vl.data.sources import refuse_missing
 from eve_vl.utils.console import print_line, warn
-from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import reporting_write_errors, write_file
+from eve_vl.utils.errors import UserError, did_you_mean
+from eve_vl.utils.file_io import expand_user, reporting_write_errors, write_file
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -103,15 +104,32 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         if not stop.code:  # --help
             parse_flags()
         lines = [line.strip() for line in box.getvalue().splitlines()[2:]]  # after a title and a rule
-        problem = " ".join(itertools.takewhile(lambda line: not line.startswith("---"), lines)).rstrip(".")
+        parts = [" ".join(part.split()) for part in re.split("-{9,}", "\n".join(lines))]
+        problem = next((part for part in parts if part.startswith("Unrecognized")), parts[0]).rstrip(".")  # before missing ones
         problem = re.sub(r"^Error parsing (\w+: )?", "", problem)
         hint = re.search(r"Perhaps you meant:\W+(--[\w.-]+)", box.getvalue())
-        near = f"; did you mean {hint[1]!r}?" if hint else ""
+        near = f"did you mean {hint[1]!r}?" if hint else ""
+        if problem.startswith("Unrecognized") and problem != parts[0]:  # next to missing ones, tyro gives no hint
+            with contextlib.redirect_stdout(usage := io.StringIO()), contextlib.suppress(SystemExit):
+                parse_flags(args=["--help"])
+            near = did_you_mean(problem.split()[2].partition("=")[0], re.findall(r"--[\w.-]+", usage.getvalue()), 0.5)
+        near = near and f"; {near}"
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
     if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
     check_writable(getattr(args, "json", None))
+    _refuse_missing(args)
     return args
+
+
+def _refuse_missing(args: Any) -> None:
+    """Raise UserError for a run or a source that does not exist, before imports that take seconds."""
+    runs = [run for run in (getattr(args, "run", None), *getattr(args, "runs", ())) if run is not None]
+    for run in runs:
+        if not str(run).startswith(builtin.HUB):
+            builtin.existing(expand_user(run))
+    if isinstance(args, SourceArgs):
+        refuse_missing(spec for name in ("sources", "data", "val", "test") for spec in getattr(args, name, ()))
 
 
 def _with_metavars(cls: type[Args]) -> type[Args]:

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.runs import recipe_config
 from eve_vl.config import Config, DataConfig, Frozen, TokenizerConfig
+from eve_vl.data.sources import refuse_missing
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
@@ -72,6 +73,7 @@ class TokenizerArgs(SourceArgs):
 
 def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
+    refuse_missing([args.path])
     from eve_vl.data.loader import open_sources
     from eve_vl.data.validate import check_source, report_lines
 

@@ -1,5 +1,6 @@
 """The verb learn: from sources to a run, its numbers, an index and a page."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, SourceArgs, print_line
 from eve_vl.config import HELD_OUT, DataConfig
+from eve_vl.data.sources import absolute_spec
+from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
 
@@ -34,15 +38,13 @@ class LearnArgs(SourceArgs, DeviceArgs):
 def run_learn(args: LearnArgs) -> None:
     """Train the best run for your data in a given time: eve learn SOURCE … --for 30m."""
     start = time.monotonic() - time.process_time()  # of this process, by which --for counts
+    seconds, out = seconds_of(args.time), expand_user(args.out)
+    builtin.refuse(out)
     print_line("eve learn: reading the data")  # torch takes seconds
-    from eve_vl import builtin
-    from eve_vl.data.readers import absolute_spec
-    from eve_vl.learn.plan import Clock, check, kind_of, seconds_of, shown
+    from eve_vl.learn.plan import Clock, check, kind_of, shown
     from eve_vl.learn.stages import Learner, conclude, result_lines
     from eve_vl.train import StoppedError
 
-    seconds, out = seconds_of(args.time), expand_user(args.out)
-    builtin.refuse(out)
     train, val, test = (
         tuple(spec if spec == HELD_OUT else absolute_spec(spec) for spec in specs)
         for specs in (args.sources, args.val, args.test)
@@ -65,3 +67,12 @@ def run_learn(args: LearnArgs) -> None:
         print_line("the same command resumes")
     print_line(*(result_lines(learner) if best else ["stopped before a run could be used"]))
     sys.exit(code)
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as 30m, 1h30m or 90s. Raises UserError."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.replace(" ", ""))
+    seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    if not seconds:
+        raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")
+    return float(seconds)

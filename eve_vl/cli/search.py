@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.config import DataConfig, Frozen
+from eve_vl.data.sources import refuse_missing
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
@@ -121,6 +122,7 @@ class AppArgs(ServeArgs):
 
 def run_try(args: TryArgs) -> None:
     """Search the package's icons and your own images on a page: eve try [FOLDER …]."""
+    refuse_missing(args.sources)
     print_line("indexing the icons of the package" + " and your images" * bool(args.sources))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
@@ -201,9 +203,10 @@ def run_search(args: SearchArgs) -> None:
     where = {name: value for name, equals, value in (text.partition("=") for text in args.where) if name and equals}
     if len(where) < len(args.where):
         raise UserError(f"--where: {' '.join(args.where)!r} was given, expected COLUMN=VALUE, each column once")
+    encoder = load_encoder(args.index, args.run, args.device)  # first: it refuses a missing index at once
     from eve_vl.search.index import Index
 
-    index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
+    index = Index.open(args.index, encoder)
     names = ("image", "by", "min_score", "top", "rerank", "folder")
     hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
     if hits.nothing_fits:
@@ -262,13 +265,13 @@ def check_server(args: ServeArgs) -> str | None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'eve-vl[serve]'") from None
-    from eve_vl.serve.admission import is_loopback
-    from eve_vl.serve.server import listening
-
     if args.index is not None:
         from eve_vl.search.database import Database
 
         Database.open(expand_user(args.index), verified=False)
+    from eve_vl.serve.admission import is_loopback
+    from eve_vl.serve.server import listening
+
     token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
     if token == "":
         name = "EVE_TOKEN" if args.token is None else "--token"
@@ -309,7 +312,6 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
 
 def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
     """Return an `Eve` of a run, by default of the index's own. Raises UserError."""
-    from eve_vl.eve import Eve
     from eve_vl.search.database import Database
 
     if run is None:
@@ -318,4 +320,6 @@ def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
         if not builtin.located(run).exists():
             fix = "name its new folder: --run RUN, or eve serve RUN --index INDEX"
             raise UserError(f"{run}: no such run, which made {folder}; {fix}")
+    from eve_vl.eve import Eve
+
     return Eve.load(run, device)

@@ -13,9 +13,11 @@ from rich.prompt import Confirm
 from rich.text import Text
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.cli.common import HELP, parse, print_line, print_list
 from eve_vl.config import Config, generated
 from eve_vl.config.base import Frozen, installed, origins, package_of
+from eve_vl.data.sources import refuse_missing
 from eve_vl.recipes import find_recipe, get_recipe, recipes
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
@@ -117,6 +119,8 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     named = early_flags(argv)
     if named.init is None:
         return None
+    if not str(named.init).startswith(builtin.HUB) and not expand_user(named.out or out).exists():  # else it may resume
+        builtin.existing(expand_user(named.init))
     if not {*HELP} & {*argv[1:]}:
         print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder
@@ -130,6 +134,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     if config.init is not None and config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out")
     refuse_unused(config, recipe)
+    refuse_missing(config.data.train + config.data.val)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
     if start is not None and not any(word.partition("=")[0].replace("_", "-") == "--data.train" for word in argv):

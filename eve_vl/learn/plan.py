@@ -189,15 +189,6 @@ def pilot_of(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {name: stage[name] for name in ("start", "scratch", "caption", "size", "steps")}
 
 
-def seconds_of(text: str) -> float:
-    """Return the seconds of a time such as 30m, 1h30m or 90s. Raises UserError."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.replace(" ", ""))
-    seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
-    if not seconds:
-        raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")
-    return float(seconds)
-
-
 def shown(seconds: float) -> str:
     """Return a time as text: 45s, 12m, 1h05m."""
     if seconds < 100:

@@ -17,8 +17,8 @@ from eve_vl.config.base import origins
 from eve_vl.data import fingerprint
 from eve_vl.data.dataset import RowDataset, eval_positions
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.readers import absolute_spec, explain_missing
 from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.sources import absolute_spec, explain_missing
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
@@ -271,6 +271,8 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
+        if (config.out / "plan.json").is_file():
+            raise UserError(f"{config.out}: is a folder of eve learn, which holds runs; choose another folder with --out")
         for name, section in (("data", config.data), ("task", config.task), ("tokenizer", config.tokenizer)):
             for field, path in vars(section).items():
                 if isinstance(path, Path) and not path.exists():

@@ -22,18 +22,18 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eve_vl import __version__, builtin
 from eve_vl.config import generated
-from eve_vl.data.readers import absolute_spec
-from eve_vl.run.loading import LoadedRun
-from eve_vl.train.checkpoint import checksum as file_checksum
-from eve_vl.train.checkpoint import read_state
+from eve_vl.data.sources import absolute_spec
 from eve_vl.utils.errors import DamagedError, UserError
 from eve_vl.utils.file_io import atomic_file, has_fields, parse_json, read_json, write_file
+
+if TYPE_CHECKING:  # opening an index imports no torch, which takes seconds
+    from eve_vl.run.loading import LoadedRun
 
 DATABASE = "index.sqlite"
 CHECKSUMS = "checksums.json"  # by file name; {} during an update
@@ -200,7 +200,7 @@ class Database:
         return self._db
 
     @classmethod
-    def create(cls, folder: Path, run: LoadedRun) -> "Database":
+    def create(cls, folder: Path, run: "LoadedRun") -> "Database":
         """Open an index, or start one. Raises UserError if another run made it."""
         if not (path := folder / DATABASE).exists():
             facts = run_fingerprint(run) | {"columns": []}
@@ -264,7 +264,7 @@ class Database:
         """Store a fact, in the open transaction."""
         self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [name, json.dumps(value)])
 
-    def is_of(self, run: LoadedRun) -> bool:
+    def is_of(self, run: "LoadedRun") -> bool:
         """Return whether the index was made by these weights and with this tokenizer."""
         own = run_fingerprint(run)
         return all(self.facts[name] == own[name] for name in ("weights", "tokenizer", "dim"))
@@ -273,7 +273,7 @@ class Database:
         """Set how long to wait for another process that writes; SQLite's default is 5 s."""
         self.db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
 
-    def check(self, run: LoadedRun) -> None:
+    def check(self, run: "LoadedRun") -> None:
         """Raise UserError if the index was made by other weights or another tokenizer."""
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
@@ -351,7 +351,7 @@ def index_errors(folder: Path) -> Iterator[None]:
     raise DamagedError(f"{where}: {reason}{advice.format(recreate=recreate_hint(folder))}", is_locked="locked" in reason)
 
 
-def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
+def run_fingerprint(run: "LoadedRun") -> dict[str, Any]:
     """Return the facts by which an index recognises its run."""
     return {
         "format": FORMAT,
@@ -364,12 +364,14 @@ def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def _sha256(run: LoadedRun, name: str) -> str:
+def _sha256(run: "LoadedRun", name: str) -> str:
     """Return the checksum of a run's file.
 
     Loading has already verified the stored one of the weights.
     """
-    return read_state(run.folder).get("sha256", {}).get(name) or file_checksum(run.folder / name)
+    from eve_vl.train import checkpoint
+
+    return checkpoint.read_state(run.folder).get("sha256", {}).get(name) or checkpoint.checksum(run.folder / name)
 
 
 def source_name(spec: str | Path) -> str:

@@ -11,8 +11,8 @@ from random import Random
 from typing import ClassVar, TypeVar
 
 from eve_vl.config import HELD_OUT, Frozen, generated
-from eve_vl.data.readers import parse_spec
 from eve_vl.data.records import GeneratedSource, Record
+from eve_vl.data.sources import parse_spec
 from eve_vl.data.table import is_file
 from eve_vl.utils.errors import UserError
 

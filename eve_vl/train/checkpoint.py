@@ -38,7 +38,7 @@ from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.processes import from_main
 from eve_vl.train.shard import like
 from eve_vl.utils import file_io
-from eve_vl.utils.errors import UserError, did_you_mean
+from eve_vl.utils.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -75,16 +75,13 @@ def chosen_checkpoint(path: Path) -> Path:
 
     Returns `path` itself if it is a checkpoint. path: or builtin:NAME, a run shipped with the package. Raises UserError.
     """
-    path = builtin.located(path)
+    path = builtin.existing(path)
     file_io.recover(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
             return folder
     if path.is_file():
         raise UserError(f"{path}: is a file, not a run folder; of published weights make one: eve convert {path} FOLDER")
-    if not path.is_dir():
-        hint = did_you_mean(str(path), builtin.names(), 0.5)
-        raise UserError(f"{path}: no such run folder" + f"; {hint}" * bool(hint))
     folders = checkpoint_folders(path)
     if not folders and (config := path / "config.json").is_file() and b'"model_type"' in config.read_bytes():
         raise UserError(f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)")

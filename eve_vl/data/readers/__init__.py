@@ -1,7 +1,5 @@
 """Readers of rows by form on disk, which `open_source` recognises from the path."""
 
-import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from operator import attrgetter
@@ -17,82 +15,17 @@ from eve_vl.data.readers.medical import medical_table
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
+from eve_vl.data.sources import AnyPath, absolute, expand, explain_missing, parse_spec
 from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import IMAGE_SUFFIXES, RowColumns, Table
-from eve_vl.utils.errors import UserError, did_you_mean, nearest
-from eve_vl.utils.file_io import expand_user, open_ordinary, parse_json
+from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.file_io import open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable, "csv": CsvTable}
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
 SUFFIXES = {f".{form}": form for form in ("jsonl", "csv", "tsv", "parquet")}
 SUFFIXES |= {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"}
-
-AnyPath = str | os.PathLike[str]
-
-# Names of sources
-
-
-def parse_spec(spec: AnyPath) -> tuple[Path, str | None]:
-    """Return the absolute path and the split of a source's name.
-
-    It is `PATH`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`. An existing path is never split.
-    """
-    text = os.fspath(spec).removeprefix("file://")
-    if re.match(r"[a-z][a-z0-9+]*://", text):
-        return RemotePath(text), None
-    whole, (name, _, split) = absolute(Path(text)), text.rpartition("#")
-    if name and "/" not in split and not os.path.exists(whole):  # noqa: PTH110 (opening reports long names, no access)
-        path = absolute(Path(name))
-        if name.endswith(".json") or (split and os.path.isdir(path)):  # noqa: PTH112
-            return path, split
-    return whole, None
-
-
-def absolute_spec(spec: str) -> str:
-    """Return a source's name with absolute paths.
-
-    `#split` and brace patterns stay.
-    """
-    path, split = parse_spec(spec)
-    return str(path) if split is None else f"{path}#{split}"
-
-
-def absolute(path: Path) -> Path:
-    """Return a path in a form that is comparable with others.
-
-    Links are only followed to remove `..`.
-    """
-    whole = expand_user(path).absolute()
-    if ".." not in whole.parts:
-        return whole
-    return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
-
-
-def expand(path: Path) -> list[Path]:
-    """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
-    parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
-    if path.exists() and not (parts and isinstance(path, RemotePath)):
-        return [path]
-    if parts is None:
-        raise UserError(explain_missing(path))
-    before, first, last, after = parts.groups()
-    paths = [type(path)(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
-    if not paths:
-        raise UserError(f"{path}: the range from {first} to {last} is empty")
-    if missing := [path for path in paths if not path.exists()]:
-        raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
-    return paths
-
-
-def explain_missing(path: Path) -> str:
-    """Return the message of a missing path: its existing part, the nearest name."""
-    folder = next(parent for parent in path.parents if parent.exists())
-    child = folder / path.relative_to(folder).parts[0]
-    stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
-    hint = did_you_mean(child.name, names)
-    return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
 
 
 def sniff(path: Path) -> str:

@@ -1,0 +1,82 @@
+"""Names of sources: paths, splits and patterns, and whether their files exist. Imports no torch, which takes seconds."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from eve_vl.config import HELD_OUT, HELD_OUT_TEST, generated
+from eve_vl.data.storage import RemotePath
+from eve_vl.utils.errors import UserError, did_you_mean
+from eve_vl.utils.file_io import expand_user
+
+AnyPath = str | os.PathLike[str]
+
+
+def parse_spec(spec: AnyPath) -> tuple[Path, str | None]:
+    """Return the absolute path and the split of a source's name.
+
+    It is `PATH`, `KARPATHY.json#SPLIT` or `FOLDER#SPLIT`. An existing path is never split.
+    """
+    text = os.fspath(spec).removeprefix("file://")
+    if re.match(r"[a-z][a-z0-9+]*://", text):
+        return RemotePath(text), None
+    whole, (name, _, split) = absolute(Path(text)), text.rpartition("#")
+    if name and "/" not in split and not os.path.exists(whole):  # noqa: PTH110 (opening reports long names, no access)
+        path = absolute(Path(name))
+        if name.endswith(".json") or (split and os.path.isdir(path)):  # noqa: PTH112
+            return path, split
+    return whole, None
+
+
+def absolute_spec(spec: str) -> str:
+    """Return a source's name with absolute paths.
+
+    `#split` and brace patterns stay.
+    """
+    path, split = parse_spec(spec)
+    return str(path) if split is None else f"{path}#{split}"
+
+
+def absolute(path: Path) -> Path:
+    """Return a path in a form that is comparable with others.
+
+    Links are only followed to remove `..`.
+    """
+    whole = expand_user(path).absolute()
+    if ".." not in whole.parts:
+        return whole
+    return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
+
+
+def expand(path: Path) -> list[Path]:
+    """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
+    parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
+    if path.exists() and not (parts and isinstance(path, RemotePath)):
+        return [path]
+    if parts is None:
+        raise UserError(explain_missing(path))
+    before, first, last, after = parts.groups()
+    paths = [type(path)(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
+    if not paths:
+        raise UserError(f"{path}: the range from {first} to {last} is empty")
+    if missing := [path for path in paths if not path.exists()]:
+        raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
+    return paths
+
+
+def explain_missing(path: Path) -> str:
+    """Return the message of a missing path: its existing part, the nearest name."""
+    folder = next(parent for parent in path.parents if parent.exists())
+    child = folder / path.relative_to(folder).parts[0]
+    stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
+    hint = did_you_mean(child.name, names)
+    return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
+
+
+def refuse_missing(specs: Iterable[str]) -> None:
+    """Raise UserError for a source whose files do not exist, without opening any."""
+    for spec in specs:
+        if spec not in (HELD_OUT, HELD_OUT_TEST) and not generated(spec):
+            expand(parse_spec(spec)[0])
