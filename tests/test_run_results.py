@@ -74,6 +74,14 @@ def test_runs_are_evaluated_together_best_first_and_row_by_row(arms, eve, tmp_pa
     table = done.stdout[done.stdout.index("difference to the best") :]
     places = [re.sub(r"\s", "", table).index(each["run"]) for each in found]
     assert places == sorted(places)
+    path = arms["b"] / "best/config.json"
+    config = json.loads(path.read_text())
+    config["data"] |= {"train": [str(data)], "val": ["held-out"], "val_fraction": 0.4, "test_fraction": 0.4}
+    path.write_text(json.dumps(config))
+    done = eve("evaluate", "retrieval", "builtin:drawings", arms["b"], arms["a"], "--data", "held-out-test")  # rows of b
+    assert done.returncode == 0 and "is part of the package" in done.stdout, done
+    (of_a,), (of_b,) = ([each for each in read_results(arms[name] / "best") if "held-out-test" in each.sources] for name in "ab")
+    assert of_a.data == of_b.data and of_a.rows.keys() == of_b.rows.keys() and 0 < len(of_a.rows) < 2 * NUM
 
 
 def by_hand(run: Path, data: Path) -> dict[str, float]:

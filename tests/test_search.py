@@ -384,7 +384,7 @@ def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ..
             "/nowhere/run: no such run, which made moved; name its new folder: --run RUN, or eve serve RUN --index INDEX",
         ),
         (("serve", "index"), "index: is an index, not a run folder; name it with --index"),
-        (("serve", "gone", "--index", "nothing"), "nothing: no such index"),
+        (("serve", run, "--index", "nothing"), "nothing: no such index"),
         (("serve", other, blind, "--index", "index"), f"than {other}"),
         (("search", "moved", "red"), "/nowhere/run: no such run, which made moved; name its new folder: --run RUN"),
         (("search", "of_bad", "red"), "of_bad: is empty"),

@@ -37,8 +37,8 @@ class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Flags of all forms of `eve evaluate`."""
 
     data: tuple[str, ...] = ()
-    """Sources to evaluate on, as for --data.train, or held-out-test, the share that --data.test-fraction kept for it; default:
-    the run's own validation sources."""
+    """Sources to evaluate on, as for --data.train, or held-out-test, the share that --data.test-fraction kept for it (of
+    several runs: that of the first one that is no builtin: run); default: the run's own validation sources."""
     samples: int = 1_000_000
     """Maximum number of rows, evenly spread."""
     skip_invalid: bool = False
@@ -156,8 +156,9 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     """
     from eve_vl.data.loader import open_sources, open_splits
     from eve_vl.evaluation.runner import evaluated, leaks
-    from eve_vl.run.loading import load_run
+    from eve_vl.run.loading import load_run, read_config
     from eve_vl.run.results import result_of, store
+    from eve_vl.train.checkpoint import chosen_checkpoint
     from eve_vl.train.processes import pick_device
 
     run = _as_task(load_run(path, pick_device(args.device)), name)
@@ -167,13 +168,15 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     is_test = args.data == (HELD_OUT_TEST,)
     if (not args.data or is_test) and how != DataConfig():
         raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
-    if (not args.data or is_test) and builtin.is_named(path):
-        raise UserError(f"{path}: the package does not contain the run's validation data; name other data with --data PATH")
+    owner = next((each for each in args.runs if not builtin.is_named(each)), path) if is_test else path  # of the rows
+    if (not args.data or is_test) and builtin.is_named(owner):
+        raise UserError(f"{owner}: the package does not contain the run's own data; name other data with --data PATH")
     rows = run.task.dataset.kind_of(run.config)
     sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data and not is_test else None
-    if is_test and not (sources := open_splits(run.config, rows)[2]):
-        raise UserError(f"--data {HELD_OUT_TEST}: {run.shown} kept nothing for a test (--data.test-fraction); name other data")
-    skip = args.skip_invalid or (bool(is_test or not sources) and run.config.data.skips_invalid_val)
+    own = replace(read_config(chosen_checkpoint(expand_user(owner))), input=run.config.input) if is_test else run.config
+    if is_test and not (sources := open_splits(own, rows)[2]):
+        raise UserError(f"--data {HELD_OUT_TEST}: {owner} kept nothing for a test (--data.test-fraction); name other data")
+    skip = args.skip_invalid or (bool(is_test or not sources) and own.data.skips_invalid_val)
     options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     limited = {"samples": args.samples} if args.samples < EvaluateArgs.samples else {}

@@ -23,9 +23,10 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
+from eve_vl.train import unusable
 from eve_vl.train.processes import gather_objects, rank
 from eve_vl.utils.console import print_line, progress
-from eve_vl.utils.errors import BadSampleError, SharedError, UserError
+from eve_vl.utils.errors import BadSampleError, SharedError
 
 IMAGE, TEXT = 0, 1  # the "source" in positions of a SearchSet
 
@@ -116,7 +117,7 @@ class SearchSet(SampleSet):
                 pair = source[row]
             except BadSampleError as error:
                 if not self.config.data.skips_invalid_val:
-                    raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
+                    raise unusable(error) from None
                 found[-len(found) - 1] = (number, row), [], set()  # evaluation reads it again and counts it
                 continue
             _, captions, true = found.setdefault(image_key(pair.image, pair.where), ((number, row), [], set()))
