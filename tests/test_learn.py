@@ -273,6 +273,8 @@ def test_a_longer_time_trains_the_final_run_further(whole, table, tmp_path, capf
     before = plan_["stages"]["final"]["steps"]
     config = (out / "final" / "config.json").read_text().replace(str(whole), str(out))
     (out / "final" / "config.json").write_text(config)
+    assert [path.parent.name for path in out.glob("pilots/*/best")] and len(checkpoint_folders(out / "final")) == 2
+    assert {path.parents[1].name for path in out.glob("pilots/*/checkpoints/*")} <= {"masked"}  # the others are of no use
     assert learn(table, "--for", "40s", "--out", out) == 0
     after = decisions(out)["stages"]["final"]
     assert after["steps"] > before

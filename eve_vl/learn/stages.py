@@ -220,6 +220,8 @@ class Learner(Plan):
         setup = max(0.0, took - (steps - before) * cost)
         measured |= {"is_done": True, "took": setup + steps * cost, "setup": setup}  # also steps before an interruption
         self.save(stages=self.stages | {name: stage | measured})
+        if is_main() and name != FINAL and read_best(config.out):  # no later command resumes it
+            delete_folders(*checkpoint_folders(config.out))
 
     def _write_average(self, name: str) -> None:
         """Write a stage that is the average of others, in place of an earlier one."""
