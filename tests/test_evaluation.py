@@ -263,17 +263,17 @@ def test_a_verdict_for_each_case():
         (
             share(31, 62),
             chance,
-            (f"too few rows to decide: 62 masked tokens; about 570 masked tokens can tell (mlm_acc 0.500, {few}", False),
+            (f"too few rows to decide: 62 masked tokens, about 570 are needed (mlm_acc 0.500, {few}", False),
         ),
         (
             share(20, 20),
             chance,
-            (f"too few rows to decide: 20 masked tokens; about 30 masked tokens can tell (mlm_acc 1.000, {few}", False),
+            (f"too few rows to decide: 20 masked tokens, about 30 are needed (mlm_acc 1.000, {few}", False),
         ),
         (
             share(1, 1),
             chance,
-            (f"too few rows to decide: 1 masked token; about 73 masked tokens can tell (mlm_acc 1.000, {few}", False),
+            (f"too few rows to decide: 1 masked token, about 73 are needed (mlm_acc 1.000, {few}", False),
         ),
         (0.9, 0.5, (gain, True)),  # of an earlier version's log
         (against(510, 1000, 0.004, 0.016), chance, (f"uses the image: {same}, difference 0.004 to 0.016", True)),
@@ -281,7 +281,7 @@ def test_a_verdict_for_each_case():
         (
             against(510, 1000, -0.1, 0.12),
             chance,
-            (f"too few rows to decide: 1,000 masked tokens; about 4,800 masked tokens can tell ({same})", False),
+            (f"too few rows to decide: 1,000 masked tokens, about 4,800 are needed ({same})", False),
         ),
     ]
     for ours, wrong, expected in cases:
@@ -301,7 +301,7 @@ def test_a_verdict_for_each_case():
     assert lower.compare({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
     one_image = MeasuredValue(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
     assert lower.compare({"mse": one_image, "mean": 0.3}) == (
-        "too few rows to decide: 108 patches in 1 group (rows of one image or one text); about 30 groups can tell "
+        "too few rows to decide: 108 patches in 1 group (rows of one image or one text), about 30 groups are needed "
         "(mse 0.200, painting the mean 0.300)",
         False,
     )

@@ -80,7 +80,9 @@ def test_runs_are_evaluated_together_best_first_and_row_by_row(arms, eve, tmp_pa
     path.write_text(json.dumps(config))
     done = eve("evaluate", "retrieval", "builtin:drawings", arms["b"], arms["a"], "--data", "held-out-test")  # rows of b
     assert done.returncode == 0 and "is part of the package" in done.stdout, done
-    (of_a,), (of_b,) = ([each for each in read_results(arms[name] / "best") if "held-out-test" in each.sources] for name in "ab")
+    (of_a,), (of_b,) = (
+        [each for each in read_results(arms[name] / "best") if "held-out-test" in each.sources] for name in "ab"
+    )
     assert of_a.data == of_b.data and of_a.rows.keys() == of_b.rows.keys() and 0 < len(of_a.rows) < 2 * NUM
 
 

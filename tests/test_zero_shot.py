@@ -206,7 +206,7 @@ def test_as_people_ask_for_it(tmp_path: Path, capsys):
     data, out = str(tmp_path / "data"), tmp_path / "numbers.json"
     main(["evaluate", "zero_shot", str(BASELINE), "--data", data, "--prompts", str(tmp_path / "p.json"), "--json", str(out)])
     said = capsys.readouterr().out
-    assert "recall/blue" in said and "prior/red" in said and "comparison: too few rows to decide: 4 rows; about" in said
+    assert "recall/blue" in said and "prior/red" in said and "comparison: too few rows to decide: 4 rows, about" in said
     assert json.loads(out.read_text())["num_rows"] == 4
     main(["zero-shot", str(BASELINE), str(tmp_path / "data/red/0.png"), str(tmp_path / "p.json")])
     assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"red", "blue"}

@@ -68,7 +68,7 @@ class Baseline:
             groups = f" in {pluralize(ours.groups, 'group')} (rows of one image or one text)" * (ours.groups < ours.n)
             shrink = 1.0 if is_apart else (high - low) / (WIDE * (base if self.lower else 1) or math.inf)
             needed = f"{max(FEW, ours.groups * shrink**2):.2g}"  # intervals shrink with the root of the number
-            more = f"; about {pluralize(float(needed), 'group' if groups else self.of)} can tell"
+            more = f", about {float(needed):,.0f}{' groups' * bool(groups)} are needed"
             return f"too few rows to decide: {pluralize(ours.n, self.of)}{groups}{more} ({both})", False
         if not is_apart:
             return f"{both}: no significant difference", False
@@ -258,6 +258,7 @@ BASES = {
     "mlm_acc": "masked tokens guessed right",
     "mlm_loss": "cross-entropy of masked tokens, in nats",
     "mim_mse": "squared error of masked pixels",
+    "tag_p5": "first 5 hits that have the tag searched for",
     "itc_acc": "own partner more similar than a wrong one",
     "itm_acc": "pairs recognised as right or wrong",
     "num_queries_without_match": "images and captions left out",

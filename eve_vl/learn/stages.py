@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shlex
 import shutil
 import statistics
@@ -13,6 +14,7 @@ from typing import Any
 
 from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
+from eve_vl.evaluation.evaluator import meaning
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.learn.plan import AS_IT_IS, BASE, BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
@@ -333,8 +335,10 @@ def result_lines(learner: Learner) -> list[str]:
     """Return the numbers of the best run so far and what to do with it."""
     result, files = learner.values["result"], f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}"
     where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that no decision used"
+    found = re.sub(r"[a-z]\w+", lambda name: meaning(name[0]) or name[0], result["comparison"]).split("; ")
     return [
-        f"{where}: {result['comparison']}",
+        f"{where}{' (R@1: the share of searches whose first hit is right)' * (learner.name == 'search')}:",
+        *(f"  {line}" for line in found),
         *result["notes"],
         f"{files}; time: {shown(learner.elapsed())}",
         f"open the page: {app(learner)}",
