@@ -51,7 +51,7 @@ MAY_IMPORT = {
         "run",
     },
     "systems": {
-        *("config", "recipes", "data", "model", "objectives", "metrics", "train", "tasks", "evaluation", "predict"),
+        *("utils", "config", "recipes", "data", "model", "objectives", "metrics", "train", "tasks", "evaluation", "predict"),
         *("interop", "report"),
     },
     "demo": {"utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "report"},

@@ -18,6 +18,7 @@ from eve_vl.config import (
     MaskedSignalConfig,
     NLVR2Config,
     RetrievalConfig,
+    TaskConfig,
     TokenizerConfig,
     TrainConfig,
     VQAConfig,

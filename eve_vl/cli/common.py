@@ -19,11 +19,11 @@ import tyro
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.config import Frozen
 from eve_vl.data.sources import refuse_missing
 from eve_vl.utils.console import print_line, warn
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user, reporting_write_errors, write_file
+from eve_vl.utils.frozen import Frozen
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")

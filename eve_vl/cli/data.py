@@ -10,11 +10,12 @@ from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.runs import recipe_config
-from eve_vl.config import Config, DataConfig, Frozen, TokenizerConfig
+from eve_vl.config import Config, DataConfig, TokenizerConfig
 from eve_vl.data.sources import refuse_missing
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
+from eve_vl.utils.frozen import Frozen
 
 GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from eve_vl.cli.common import DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, fail, parse, print_line, write_json
-from eve_vl.config import DataConfig, Frozen, kinds_of
+from eve_vl.config import DataConfig, kinds_of
 from eve_vl.predict.requests import Request
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
+from eve_vl.utils.frozen import Frozen
 
 if TYPE_CHECKING:
     import numpy as np

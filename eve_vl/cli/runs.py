@@ -16,12 +16,13 @@ from eve_vl import builtin
 from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
 from eve_vl.cli.train import early_flags, refuse_unused
 from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
-from eve_vl.config.base import Frozen, find_kind, installed, load_installed
+from eve_vl.config.base import find_kind, installed, load_installed
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest, printable
 from eve_vl.utils.file_io import expand_user
+from eve_vl.utils.frozen import Frozen
 
 ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
 BENCHED = "demo"  # default recipe of eve bench

@@ -14,12 +14,13 @@ from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
-from eve_vl.config import DataConfig, Frozen
+from eve_vl.config import DataConfig
 from eve_vl.data.sources import refuse_missing
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
+from eve_vl.utils.frozen import Frozen
 
 ICON_RUN = "builtin:drawings"  # the run of `eve try`
 THUMBNAIL_SIDE = 192  # pixels

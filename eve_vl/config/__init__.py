@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import tyro
 
-from eve_vl.config.base import Frozen, Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
+from eve_vl.config.base import Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
 from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.tasks import (
     ClassificationConfig,
@@ -31,6 +31,7 @@ from eve_vl.config.tasks import (
 from eve_vl.config.training import HELD_OUT, HELD_OUT_TEST, DataConfig, InputConfig, TokenizerConfig, TrainConfig, generated
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import require_type
+from eve_vl.utils.frozen import Frozen
 
 FORMAT = 3
 """Version of config.json."""

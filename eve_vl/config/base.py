@@ -12,16 +12,16 @@ import os
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
+from eve_vl.utils.frozen import Frozen
 
 # Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are damage, and building them
 # would take for ever.
@@ -33,19 +33,6 @@ Positive = Annotated[float, "(0, inf)"]
 Weight = Annotated[float, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
 InnerShare = Annotated[float, "(0, 1)"]
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-@dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """Base class of frozen dataclasses with arguments by name.
-
-    A subclass needs no decorator.
-    """
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        dataclass(frozen=True, kw_only=True)(cls)
 
 
 class Values(Frozen):

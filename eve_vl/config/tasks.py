@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import Count, CountOrZero, Depth, Frozen, InnerShare, Section, Values, Weight, Width
+from eve_vl.config.base import Count, CountOrZero, Depth, InnerShare, Section, Values, Weight, Width
+from eve_vl.utils.frozen import Frozen
 
 
 class EvaluationFlags(Frozen):

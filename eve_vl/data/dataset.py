@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from eve_vl.config import Config, Frozen
+from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.order import generator
 from eve_vl.data.records import ImageBytes, ImageRef, Place, Source, Unencoded, fetch_places, row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import AUGMENTATIONS, Crop, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.frozen import Frozen
 
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a wrong setting, not a few broken files

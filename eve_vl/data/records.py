@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from eve_vl.config.base import Frozen
 from eve_vl.config.training import GENERATORS
 from eve_vl.data.storage import Range, RemotePath, fetch, read_range
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, StorageError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
+from eve_vl.utils.frozen import Frozen
 
 MAX_ENCODED_BYTES = 2**28  # of an image file
 AT_ONCE = 64  # rows whose remote bytes are read in one call

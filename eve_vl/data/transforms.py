@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from eve_vl.config import Frozen, InputConfig
+from eve_vl.config import InputConfig
 from eve_vl.data.records import Unencoded
+from eve_vl.utils.frozen import Frozen
 
 MAX_ASPECT = 4 / 3
 LONGEST = 64  # times the shorter side that a centre crop resizes: a line of pixels would fill the memory

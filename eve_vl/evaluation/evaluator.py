@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from eve_vl.config import Config, Frozen, TaskConfig, class_for, define
+from eve_vl.config import Config, TaskConfig, class_for, define
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
+from eve_vl.utils.frozen import Frozen
 
 How = Literal["noise", "wrong_image", "image_only"]
 FEW = 30  # independent groups; fewer prove nothing, at any interval

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import ClassificationConfig, Frozen
+from eve_vl.config import ClassificationConfig
 from eve_vl.data import fingerprint
 from eve_vl.data.dataset import SampleSet, normalize, padded
 from eve_vl.data.kinds.labels import LabeledRows
@@ -32,6 +32,7 @@ from eve_vl.tasks.task import Task
 from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user, read_json
+from eve_vl.utils.frozen import Frozen
 
 BUILT_IN = ("phantoms",)  # generators with class_prompts
 MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast

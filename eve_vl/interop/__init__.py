@@ -7,9 +7,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from eve_vl.config import Frozen
 from eve_vl.config.model import Routing
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.frozen import Frozen
 
 
 class ConvertArgs(Frozen):

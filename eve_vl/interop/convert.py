@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, Frozen, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
+from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
 from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
@@ -28,6 +28,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.frozen import Frozen
 from eve_vl.utils.runtime import seed_everything
 
 FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import Frozen
 from eve_vl.interop.heads import heads_of
 from eve_vl.model.layers import Module, replace_submodules
 from eve_vl.model.moe import MoE, OfficialMoE
@@ -29,6 +28,7 @@ from eve_vl.run.writing import check_new
 from eve_vl.tasks.task import Task, label_files
 from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import atomic_folder
+from eve_vl.utils.frozen import Frozen
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference from torch that passes

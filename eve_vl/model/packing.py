@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import Frozen
+from eve_vl.utils.frozen import Frozen
 
 TILE = 32
 """Text rows are padded to a multiple of this, because oneDNN prepares each matrix product of a new shape."""

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import Frozen, InputConfig
+from eve_vl.config import InputConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.model import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
@@ -25,6 +25,7 @@ from eve_vl.model.moe import Assignment, MoE, OfficialMoE
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.frozen import Frozen
 
 CLS = "[CLS]"
 _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)

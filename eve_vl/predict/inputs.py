@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from eve_vl.config import DataConfig, Frozen, InputConfig, generated
+from eve_vl.config import DataConfig, InputConfig, generated
 from eve_vl.data.dataset import Batch, RowBatch, Sample, decode, padded
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
@@ -29,6 +29,7 @@ from eve_vl.data.transforms import eval_crop
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import expand_user, is_text
+from eve_vl.utils.frozen import Frozen
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (H, W), of uint8 or of floats

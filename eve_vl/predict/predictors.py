@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from eve_vl.config import ClassificationConfig, ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.config.base import Frozen
 from eve_vl.data.dataset import generator, normalize
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
@@ -30,6 +29,7 @@ from eve_vl.predict.requests import Answer, Classify, Explain, FillMask, Match, 
 from eve_vl.tasks.classifiers import NLVR2, VQA, Classification
 from eve_vl.tasks.retrieval import ContrastMatch, ContrastTask
 from eve_vl.utils.errors import UserError, nearest, printable
+from eve_vl.utils.frozen import Frozen
 
 
 class ScoredAnswer(Frozen):

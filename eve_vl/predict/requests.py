@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from tyro.conf import Positional
 
-from eve_vl.config import Frozen
+from eve_vl.utils.frozen import Frozen
 
 if typing.TYPE_CHECKING:
     import numpy as np

@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from eve_vl.config import Frozen
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.train.log import TIMING
 from eve_vl.utils.console import pluralize
+from eve_vl.utils.frozen import Frozen
 
 NUM_COLORS = 6  # of lines; further lines reuse them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eve_vl.config import Frozen, MaskedSignalConfig
+from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embeddings import gray_out, to_images
@@ -18,6 +18,7 @@ from eve_vl.report.drawing import Choice, Loss, Section, draw
 from eve_vl.report.task import CONTRAST_LOSSES, Example, TaskReport, best_choices
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
+from eve_vl.utils.frozen import Frozen
 
 NUM_GUESSES = 5
 GIVEN = ("original", "masked")  # inputs among the images of a reconstruction

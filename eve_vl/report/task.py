@@ -16,7 +16,6 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.config import Frozen
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
@@ -27,6 +26,7 @@ from eve_vl.report.drawing import Choice, Curves, Loss, Section, bar_chart, draw
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.task import Task
 from eve_vl.utils.console import pluralize
+from eve_vl.utils.frozen import Frozen
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
 NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted

@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.config import Config, DataConfig, Frozen, TrainConfig
+from eve_vl.config import Config, DataConfig, TrainConfig
 from eve_vl.data.dataset import RowBatch
 from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.data.masking import MASKED, num_masked_patches
@@ -31,6 +31,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Headless, Sizes, Task
 from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.processes import autocast, pick_dtype, transformer_blocks
+from eve_vl.utils.frozen import Frozen
 
 CPU = torch.device("cpu")
 NUM_LABELS = 3129  # VQA v2's usual answer list

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import Config, Frozen, changed_flags
+from eve_vl.config import Config, changed_flags
 from eve_vl.run.inspect import NUM_LABELS, kept_bytes
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train.optim import freeze, muon_parts
 from eve_vl.train.processes import transformer_blocks
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.frozen import Frozen
 
 MUON_COPIES = 3  # of the matrices of one shape, while they are made orthogonal
 

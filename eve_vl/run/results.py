@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import builtin
-from eve_vl.config import Frozen
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator
 from eve_vl.metrics import intervals
 from eve_vl.run.loading import LoadedRun, read_config, root_of
@@ -22,6 +21,7 @@ from eve_vl.train.log import read_log
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import has_fields, read_json, write_file
+from eve_vl.utils.frozen import Frozen
 
 FOLDER = "evaluations"
 

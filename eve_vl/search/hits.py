@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.config import Frozen
 from eve_vl.search.database import Database, index_errors
 from eve_vl.search.nearest import topk_exact
 from eve_vl.search.query import Filter, Query, SearchOptions, Target, encode_texts, known_ids
 from eve_vl.search.words import Ranked, found_words
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.frozen import Frozen
 
 MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
 SHARE_OF_LETTERS = 0.5  # of a query's words that an image must have to be found by words

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import DataConfig, Frozen
+from eve_vl.config import DataConfig
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import read_image
 from eve_vl.data.kinds.captions import IndexableImage
@@ -39,6 +39,7 @@ from eve_vl.search.hits import BACKGROUND
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError, printable
 from eve_vl.utils.file_io import is_text
+from eve_vl.utils.frozen import Frozen
 from eve_vl.utils.runtime import usable_cores
 
 SECONDS_PER_COMMIT = 2.0

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from eve_vl.config import Frozen, InputConfig
+from eve_vl.config import InputConfig
 from eve_vl.data.records import ImagePixels
 from eve_vl.data.sources import absolute
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors
 from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.frozen import Frozen
 
 AT_ONCE = 64  # texts or pairs
 NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides

@@ -6,8 +6,8 @@ Here: its limits, and the one-line errors that enforce them. Imports no torch, b
 from collections.abc import Mapping
 from dataclasses import fields
 
-from eve_vl.config import Frozen
 from eve_vl.utils.errors import UserError, printable, shortened
+from eve_vl.utils.frozen import Frozen
 
 MB = 2**20
 DECODERS = 2  # threads that decode images of requests

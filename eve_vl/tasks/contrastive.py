@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, Frozen, RetrievalConfig
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.dataset import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.data.masking import MaskedImages, PairBatch
@@ -28,6 +28,7 @@ from eve_vl.tasks.task import Routers
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.optim import running_averages_kept
 from eve_vl.train.processes import gather_rows, sum_over_processes, world_size
+from eve_vl.utils.frozen import Frozen
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import Frozen
 from eve_vl.data.dataset import Batch
 from eve_vl.data.masking import PairBatch
 from eve_vl.model import Backbone
@@ -22,6 +21,7 @@ from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import Tokens
 from eve_vl.objectives import LazyRows
 from eve_vl.train.processes import fetch_rows, gather_rows, rank
+from eve_vl.utils.frozen import Frozen
 
 START = 0.2  # share of the steps after which features change slowly enough to be remembered
 

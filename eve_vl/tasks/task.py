@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import Config, DualEncoderConfig, EveModelConfig, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
-from eve_vl.config.base import Frozen
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model import Backbone
@@ -26,6 +25,7 @@ from eve_vl.model.packing import Tokens
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.frozen import Frozen
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[Tensor]]

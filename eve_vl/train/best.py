@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from eve_vl.config import Frozen
 from eve_vl.metrics import intervals
 from eve_vl.train import checkpoint
 from eve_vl.train.processes import from_main
+from eve_vl.utils.frozen import Frozen
 
 BY_HEART = 0.5  # error on training rows, as a share of that on validation rows (LOG.md, 2026-11-30)
 

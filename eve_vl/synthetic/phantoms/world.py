@@ -13,8 +13,8 @@ from random import Random
 from typing import NamedTuple
 
 from eve_vl import synthetic
-from eve_vl.config import Frozen
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted
+from eve_vl.utils.frozen import Frozen
 
 SPLITS = ("train", "val", "test", "test_shift", "test_novel")
 SIDES = ("right", "left")

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Frozen
 from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
@@ -45,6 +44,7 @@ from eve_vl.tasks.classifiers import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers
 from eve_vl.train import StepOutput
+from eve_vl.utils.frozen import Frozen
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
 """The modalities that evaluation shows of the items, by metric."""
