@@ -95,7 +95,7 @@ FLAGS = {
     ZeroShotArgs: f"--device {SOURCE} --json --data --samples --skip-invalid --prompts --by",
     ConvertArgs: """
         --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
-        --num-experts --num-deep-blocks --seed --drop
+        --num-experts --num-deep-blocks --drop
     """,
 }
 EVALUATE = (

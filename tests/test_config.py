@@ -18,7 +18,6 @@ from eve_vl.config import (
     MaskedSignalConfig,
     NLVR2Config,
     RetrievalConfig,
-    TaskConfig,
     TokenizerConfig,
     TrainConfig,
     VQAConfig,

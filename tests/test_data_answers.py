@@ -10,7 +10,7 @@ from twins import ListSource, noise, questions, tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.kinds.labels import NUM_SHOWN, ImageQuestion, all_answers, answerable, read_answers
+from eve_vl.data.kinds.labels import NUM_SHOWN, ImageQuestion, closed_vocabulary, drop_unanswerable, read_answers
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes import SceneQuestions
@@ -109,26 +109,26 @@ def asked(rows: Sequence[Sequence[str] | None]) -> ListSource[ImageQuestion]:
 
 def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
     scenes = [SceneQuestions(split="val"), SceneQuestions(split="train")]
-    answers = all_answers(scenes)
+    answers = closed_vocabulary(scenes)
     assert answers is not None
     assert answers == list(ANSWERS)
     hard = answers_of("hard_val")
-    assert all_answers([*scenes, SceneQuestions(split="hard_val")]) == [
+    assert closed_vocabulary([*scenes, SceneQuestions(split="hard_val")]) == [
         *ANSWERS,
         *(each for each in hard if each not in ANSWERS),
     ]
     assert {"eight", "brown", "bar"} <= {*hard} - {*ANSWERS}
     monkeypatch.setattr(SceneQuestions, "__getitem__", None)  # and no row is looked at
-    sources, notes = answerable(scenes, answers, normalize)
+    sources, notes = drop_unanswerable(scenes, answers, normalize)
     assert not notes
     assert all(a is b for a, b in zip(sources, scenes, strict=True))
-    assert all_answers([scenes[0], questions(3)]) is None
+    assert closed_vocabulary([scenes[0], questions(3)]) is None
 
 
 def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
     scenes = SceneQuestions(split="val", num_rows=60)
     few = [answer for answer in ANSWERS if answer != "yes"]
-    (source,), (note,) = answerable([scenes], few, normalize)
+    (source,), (note,) = drop_unanswerable([scenes], few, normalize)
     expected = [row for row in range(60) if scenes[row].answers != ("yes",)]
     assert [source[row].question_id for row in range(len(source))] == expected
     assert all(type(source[row].question_id) is int for row in range(len(source)))  # as files of predictions need it
@@ -140,33 +140,33 @@ def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
 def test_questions_are_kept_if_any_answer_is_listed_in_normal_form():
     first = asked([["Yes!"], ["no", "a dog"], ["cat"], [], None, ["no"]])
     second = asked([["two"], ["2"], ["yes"]])
-    (kept, whole), notes = answerable([first, second], ["yes", "dog", "2"], normalize)
+    (kept, whole), notes = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
     assert [kept.indices.tolist(), len(whole)] == [[0, 1, 4], 3]  # pyright: ignore[reportAttributeAccessIssue]
     assert notes == (
         "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left out; first 2: cat, no",
     )
     assert [index for index, _ in usable_rows(first)] == [0, 1, 2, 3, 5]  # a row that cannot be read stays and is counted later
-    sources, nothing = answerable([second], ["yes", "2", "other"], normalize)
+    sources, nothing = drop_unanswerable([second], ["yes", "2", "other"], normalize)
     assert sources == [second] and nothing == ()
 
 
 def test_the_ten_most_frequent_missing_answers_are_named():
     rows = [["yes"]] + [[f"answer {number}"] for number in range(13) for _ in range(number + 1)]
-    _, (note,) = answerable([asked(rows)], ["yes"], normalize)
+    _, (note,) = drop_unanswerable([asked(rows)], ["yes"], normalize)
     assert note.endswith(f"; first {NUM_SHOWN}: {', '.join(f'answer {number}' for number in range(12, 12 - NUM_SHOWN, -1))}")
     assert f" of {len(rows) - 1} of {len(rows)} " in note
 
 
 def test_a_list_that_answers_nothing_is_a_mistake():
     with pytest.raises(UserError, match=r"the answer list, a, b …, answers none of these 2 training questions$"):
-        answerable([asked([["yes"], ["no"]])], ["a", "b"], normalize)
+        drop_unanswerable([asked([["yes"], ["no"]])], ["a", "b"], normalize)
 
 
 def test_a_source_without_an_answerable_question_is_a_mistake():
     """Weights of sources, --data.train-weights, would no longer belong to them."""
     said = r"^q:0 and all after it: the answer list, .*, answers none of these 2 training questions$"
     with pytest.raises(UserError, match=said):
-        answerable([asked([["yes"]]), asked([["cat"], ["dog"]])], ["yes"], normalize)
+        drop_unanswerable([asked([["yes"]]), asked([["cat"], ["dog"]])], ["yes"], normalize)
 
 
 def test_a_list_that_was_built_says_what_would_have_kept_all(tmp_path: Path):

@@ -19,15 +19,16 @@ from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
 from eve_vl.evaluation import classifiers
 from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
-from eve_vl.evaluation.evaluator import Baseline, evaluator_of, meaning
+from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import evaluated, leaks
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
+from eve_vl.metrics.names import meaning
 from eve_vl.run.loading import load_run
-from eve_vl.systems.mlim.tasks import MlimEvaluator
+from eve_vl.systems.mlim.evaluation import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.train.log import RunLog, read_log

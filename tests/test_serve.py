@@ -36,8 +36,8 @@ from eve_vl.config import HELD_OUT, InputConfig
 from eve_vl.eve import Eve
 from eve_vl.predict.requests import Images, Prompts, Request, ShownImage, Texts
 from eve_vl.serve import Limits, RequestRefusedError
-from eve_vl.serve.admission import Compute, Job
 from eve_vl.serve.app import Service
+from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import Endpoint, parsed
 from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.errors import UserError

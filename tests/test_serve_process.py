@@ -22,8 +22,8 @@ from serving import (  # noqa: F401
 )
 
 from eve_vl.serve import MB, Limits, server
-from eve_vl.serve.admission import Job
 from eve_vl.serve.app import application
+from eve_vl.serve.batching import Job
 from eve_vl.serve.server import Server, listening, settings
 from eve_vl.utils.errors import UserError
 

@@ -35,8 +35,9 @@ from serving import (  # noqa: F401
 from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
 from eve_vl.serve import DECODERS, MB, Limits, RequestRefusedError
-from eve_vl.serve.admission import AdmissionMiddleware, Counts, Job, Reservation, Room
+from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room
 from eve_vl.serve.app import application, distinct, without_paths
+from eve_vl.serve.batching import Job
 from eve_vl.serve.server import page_files, settings
 from eve_vl.utils.errors import BadSampleError
 

@@ -20,7 +20,8 @@ from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.inputs import Inputs
 from eve_vl.synthetic.scenes.texts import SHARE_SAME, sample_items
 from eve_vl.systems.mlim import PairConfig
-from eve_vl.systems.mlim.tasks import ItemPairs, PairPredictor
+from eve_vl.systems.mlim.predict import PairPredictor
+from eve_vl.systems.mlim.tasks import ItemPairs
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 

@@ -230,8 +230,9 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
 def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
     """Print numbers, warnings and the comparison with the baseline; write numbers."""
-    from eve_vl.evaluation.evaluator import FEW, meaning
+    from eve_vl.evaluation.evaluator import FEW
     from eve_vl.metrics.intervals import to_json
+    from eve_vl.metrics.names import meaning
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)

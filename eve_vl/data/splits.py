@@ -39,13 +39,7 @@ def held_out_split(
     """
     tables: Sequence[Any] = sources
     blocks = [source.blocks() if by_shards or len(source) > LARGE else [] for source in tables]
-    keys = [
-        [(key, (key,)) for key in (hash_of(name.encode(errors="surrogatepass")) for name, _ in parts)]
-        if len(parts) > 1
-        else [_split_keys(source, row) for row in (rows if source.columns.images else fetched(source, rows))]
-        for source, parts in zip(tables, blocks, strict=True)
-        for rows in [progress(range(len(source)), "splitting", len(source))]
-    ]
+    keys = [_keys_of_shards(own) if len(own) > 1 else _keys_of_rows(source) for source, own in zip(tables, blocks, strict=True)]
     left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
     for share in (test, val):
         total += share
@@ -77,6 +71,20 @@ def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[
         Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
         for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
     ]
+
+
+def _keys_of_shards(shards: Blocks) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the hash of each shard's name, which decides on its side of a split and stands for its contents."""
+    hashes = [hash_of(name.encode(errors="surrogatepass")) for name, _ in shards]
+    return [(key, (key,)) for key in hashes]
+
+
+def _keys_of_rows(source: Any) -> list[tuple[int | None, tuple[int, ...]]]:
+    """Return `_split_keys` of all rows of a table."""
+    rows = progress(range(len(source)), "splitting", len(source))
+    if not source.columns.images:  # texts are read; places of images are known without
+        rows = fetched(source, rows)
+    return [_split_keys(source, row) for row in rows]
 
 
 def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:

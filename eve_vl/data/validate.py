@@ -144,8 +144,9 @@ def report_lines(report: Report) -> list[str]:
         (report["labels"], "labels", _shown(report["labels"])),
     ]
     broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"]]
-    frequent, tells = report["frequent_texts"] if kind == "captions" else {}, "such a caption tells little about each image"
-    noise = [f"note: {num:,} captions are {text!r}; {tells}" for text, num in frequent.items()]
+    frequent = report["frequent_texts"] if kind == "captions" else {}
+    tells_little = "such a caption tells little about each image"
+    noise = [f"note: {num:,} captions are {text!r}; {tells_little}" for text, num in frequent.items()]
     return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + noise + broken
 
 

@@ -72,7 +72,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         """
         found = self.evaluate_with_rows(loader, selects=True, recalls=metrics.RECALLS)
         ways = [{row: score for row, score in found.row_scores.items() if row.startswith(way)} for way in ("tr1", "ir1")]
-        return found.numbers, evenly(*ways)
+        return found.numbers, macro_averaged(*ways)
 
     @torch.no_grad()
     def evaluate_with_rows(
@@ -101,7 +101,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
         by_tag, tag_scores = self.by_tag(gallery)
         numbers |= counts | self.merged(gallery) | self.precisions(gallery) | by_tag | self.hard(gallery, k)
-        choice = evenly(first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores)
+        choice = macro_averaged(first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores)
         return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls), choice_scores=choice)
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
@@ -257,8 +257,8 @@ def first_is_best(scores: Sequence[float]) -> float:
     return float(scores[0] == max(scores)) / scores.count(scores[0])
 
 
-def evenly(*parts: Mapping[str, float]) -> dict[str, float]:
-    """Return the row scores of parts, whose mean is the mean of the parts' means.
+def macro_averaged(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Return scores of rows, whose mean is the macro average: that of the parts' means.
 
     Empty parts do not count.
     """

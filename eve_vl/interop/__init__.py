@@ -44,8 +44,6 @@ class ConvertArgs(Frozen):
     """Image encoders: experts in each of the last blocks; default: 32."""
     num_deep_blocks: int | None = None
     """Image encoders: last blocks with experts, with vlmo with networks for pairs; default: 2, from 24 blocks 3."""
-    seed: int = 0
-    """Image encoders: seed of the random parts."""
     drop: tuple[str, ...] = ()
     """Leave out keys with one of these in their names."""
 

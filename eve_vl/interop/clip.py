@@ -189,12 +189,11 @@ def key_table(tensors: Mapping[str, Tensor], about: About) -> dict[str, Any]:
 def _attention(start: str, tensors: Mapping[str, Tensor]) -> Table:
     """Return the sources of queries, keys and values: one, two or three tensors."""
     if f"{start}in_proj_weight" in tensors:
-        parts = {"q_bias": Made(lambda bias: bias.chunk(3)[0], ("in_proj_bias",))}
-        return parts | {"v_bias": Made(lambda bias: bias.chunk(3)[2], ("in_proj_bias",)), "qkv.weight": "in_proj_weight"}
+        return convert.MULTIHEAD
     own = ("q", "kv") if f"{start}kv.weight" in tensors else ("q_proj", "k_proj", "v_proj")
     last = Made(lambda bias: bias.chunk(2)[1], ("kv.bias",)) if len(own) == 2 else "v_proj.bias"
-    joined = Made(lambda *parts: torch.cat(parts), tuple(f"{name}.weight" for name in own))
-    return {"qkv.weight": joined, "q_bias": f"{own[0]}.bias", "v_bias": last}
+    weight = Made(convert.joined, tuple(f"{name}.weight" for name in own))
+    return {"qkv.weight": weight, "q_bias": f"{own[0]}.bias", "v_bias": last}
 
 
 def _projection(name: str, tensors: Mapping[str, Tensor]) -> str | Made:

@@ -119,7 +119,7 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
     if plan.max_words is not None:
         words.clean_as_published(plan.max_words)
     labels = [] if args.answers is None else read_answers(args.answers)
-    seed_everything(args.seed)
+    seed_everything(0)
     with torch.device("cpu" if plan.is_partial else "meta"):
         task = build_task(config, words, labels or [""])
     own = task.state_dict()
@@ -156,6 +156,20 @@ def planned(family: Family, tensors: dict[str, Tensor], where: str, args: Conver
 def same(tensor: Tensor) -> Tensor:
     """Return the tensor: the same numbers."""
     return tensor
+
+
+def joined(*parts: Tensor) -> Tensor:
+    """Return tensors as one, along the first axis."""
+    return torch.cat(parts)
+
+
+MULTIHEAD: Table = {
+    "qkv.weight": "in_proj_weight",
+    "q_bias": Made(lambda bias: bias.chunk(3)[0], ("in_proj_bias",)),
+    "v_bias": Made(lambda bias: bias.chunk(3)[2], ("in_proj_bias",)),
+    "proj": "out_proj",
+}
+"""Attention of torch's MultiheadAttention, which CLIP uses."""
 
 
 def stack(*parts: Tensor) -> Tensor:

@@ -52,10 +52,7 @@ TRANSFORMERS = {
 """Patterns of transformers' names and their timm names."""
 _name = partial(convert.renamed, rules=TRANSFORMERS)
 FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2", "attn.proj")} | {
-    "attn.qkv.weight": (
-        Made(lambda *parts: torch.cat(parts), ("attn.q.weight", "attn.k.weight", "attn.v.weight")),
-        "attn.qkv.weight",
-    ),
+    "attn.qkv.weight": (Made(convert.joined, ("attn.q.weight", "attn.k.weight", "attn.v.weight")), "attn.qkv.weight"),
     "attn.q_bias": ("attn.q_bias", "attn.q.bias", Made(lambda bias: bias.chunk(3)[0], ("attn.qkv.bias",)), 0.0),
     "attn.v_bias": ("attn.v_bias", "attn.v.bias", Made(lambda bias: bias.chunk(3)[2], ("attn.qkv.bias",)), 0.0),
     "scale1": ("gamma_1", 1.0),
@@ -64,6 +61,11 @@ FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2"
     "ffn.fc2": ("mlp.fc2",),
 }
 """Possible sources of each tensor of a block: the first that the file has, else the last."""
+
+
+def repeated(num: int, tensor: Tensor) -> Tensor:
+    """Return a stack of equal tensors."""
+    return tensor.expand(num, *tensor.shape)
 
 
 def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
@@ -111,7 +113,7 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
         block[ours] = next((form for form, source in sources if f"blocks.0.{source}" in tensors), forms[-1])
     block |= {f"ffn.{network}": "mlp" for network in networks} | {f"ffn.norm_{network}": "norm2" for network in networks}
     if copies == "all":  # experts start out alike
-        repeat = lambda tensor: tensor.expand(model.num_experts, *tensor.shape)  # noqa: E731
+        repeat = partial(repeated, model.num_experts)
         block |= {f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",)) for part in PARTS}
     table: dict[str, Any] = {
         "encoder.image.cls": Made(torch.flatten, ("cls_token",)),
@@ -129,7 +131,7 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
     return table | under("encoder.blocks.*.", "blocks.*.", block)
 
 
-FLAGS = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
+FLAGS = ("architecture", "copy", "num_experts", "num_deep_blocks")
 IMAGE_ENCODERS = Family("an image encoder", FLAGS, is_image_encoder, plan)
 
 

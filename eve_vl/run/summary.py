@@ -82,8 +82,8 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
 
 def text_lengths(tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> tuple[list[int], float]:
     """Return sorted lengths of some texts of each source, and the tokens of a word."""
-    evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
-    rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
+    picks = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
+    rows = [row for source, some in zip(sources, picks, strict=True) for _, row in usable_rows(source, some)]
     texts = [text for row in rows for text in row.texts]
     lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for text in texts)
     num_words = sum(len(text.split()) for text in texts)

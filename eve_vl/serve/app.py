@@ -32,7 +32,8 @@ from eve_vl.search.hits import Hit
 from eve_vl.search.index import Index
 from eve_vl.search.query import SearchOptions
 from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy, endpoints
-from eve_vl.serve.admission import AdmissionMiddleware, Compute, Counts, Job, Reservation, Room, answer_of
+from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
+from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import Endpoint, Row, Search, as_json, bodies, encoded, generated_names, served_calls
 from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
 from eve_vl.synthetic import source_note

@@ -33,7 +33,7 @@ from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
 from eve_vl.search.index import Index
 from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
-from eve_vl.serve.admission import Job
+from eve_vl.serve.batching import Job
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 
 SHOWN_SIDE = 512  # pixels of images that are returned

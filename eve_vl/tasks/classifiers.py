@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig
 from eve_vl.data.dataset import normalize
-from eve_vl.data.kinds.labels import LabelBatch, LabeledRows, QuestionBatch, QuestionRows, all_answers, answerable, read_answers
+from eve_vl.data.kinds.labels import (
+    LabelBatch,
+    LabeledRows,
+    QuestionBatch,
+    QuestionRows,
+    closed_vocabulary,
+    drop_unanswerable,
+    read_answers,
+)
 from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
@@ -190,7 +198,7 @@ class VQA(Classifier[VQAConfig]):
         Questions without an answer in it are left out.
         """
         answers = labels or _answer_list(config, sources)
-        kept, notes = answerable(sources, answers, metrics.normalize)
+        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
         if not labels and cast(VQAConfig, config.task).answers is None:
             notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
         return Prepared(sources=kept, labels=tuple(answers), notes=notes)
@@ -221,7 +229,7 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
-    if (closed := all_answers(sources)) is not None:
+    if (closed := closed_vocabulary(sources)) is not None:
         return closed
     given = (row.answers for source in sources for _, row in usable_rows(source))
     answers = metrics.build_answers(given, config.task.min_answer_count)

@@ -234,8 +234,8 @@ def read_answers(path: Path) -> list[str]:
     return answers
 
 
-def all_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
-    """Return all possible answers if the sources have a closed list, else None.
+def closed_vocabulary(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
+    """Return the answers of sources with a closed vocabulary, else None.
 
     Generated questions have one.
     """
@@ -243,7 +243,7 @@ def all_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
     return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
 
-def answerable(
+def drop_unanswerable(
     sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
 ) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
     """Return the sources without questions whose answers the vocabulary lacks.
@@ -252,7 +252,7 @@ def answerable(
     question of a source is left.
     """
     known = set(map(normalize, answers))
-    closed = all_answers(sources)
+    closed = closed_vocabulary(sources)
     if closed is not None and known.issuperset(map(normalize, closed)):
         return list(sources), ()
     kept: list[Source[ImageQuestion]] = []

@@ -40,11 +40,10 @@ UNUSED = (
     r"|language_encoder\.(embeddings\.position_ids|embeddings\.token_type_ids|pooler\.)"
 )
 """Tensors to leave out."""
+PRETRAINED_MATCHING = r"itm_head\."
+"""The matching head, which a retrieval run does not use."""
 CLIP: Table = {
-    "attn.qkv.weight": "attn.in_proj_weight",
-    "attn.q_bias": Made(lambda bias: bias.chunk(3)[0], ("attn.in_proj_bias",)),
-    "attn.v_bias": Made(lambda bias: bias.chunk(3)[2], ("attn.in_proj_bias",)),
-    "attn.proj": "attn.out_proj",
+    **under("attn.", "attn.", convert.MULTIHEAD),
     "ffn.fc1": "mlp.c_fc",
     "ffn.fc2": "mlp.c_proj",
     "norm1": "ln_1",
@@ -54,7 +53,7 @@ CLIP: Table = {
 }
 """A block of the image tower."""
 ATTENTION: Table = {
-    "qkv.weight": Made(lambda *parts: torch.cat(parts), ("self.query.weight", "self.key.weight", "self.value.weight")),
+    "qkv.weight": Made(convert.joined, ("self.query.weight", "self.key.weight", "self.value.weight")),
     "q_bias": "self.query.bias",
     "v_bias": "self.value.bias",
     "proj": "output.dense",
@@ -73,15 +72,29 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """Return the plan of a published M3AE. Raises UserError."""
     tensors = convert.without(tensors, args.drop, where)
     sizes, model, section = infer(tensors, where, args.num_heads)
-    unused, length = UNUSED + r"|itm_head\." * isinstance(section, RetrievalConfig), sizes.text_length
-    notes = "; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors)
-    more: dict[str, Any] = {"recipe": "m3ae_base", "prefix": "m3ae_", "table": key_table(section), "unused": unused}
-    more |= {"words": WORDS, "text_length": min(args.text_tokens or length, length), "notes": notes}
-    return Plan(tensors=tensors, sizes=sizes, model=model, section=section, **more)
+    has_decoder = any(name.startswith("mim_head.") for name in tensors)
+    length = sizes.text_length
+    return Plan(
+        tensors=tensors,
+        sizes=sizes,
+        model=model,
+        section=section,
+        table=key_table(section),
+        recipe="m3ae_base",
+        prefix="m3ae_",
+        unused=f"{UNUSED}|{PRETRAINED_MATCHING}" if isinstance(section, RetrievalConfig) else UNUSED,
+        words=WORDS,
+        text_length=min(args.text_tokens or length, length),
+        notes="; left out the decoder of pixels" if has_decoder else "",
+    )
 
 
-LAYER = f"{FUSION}language_layers."
-FAMILY = Family("an M3AE checkpoint", ("text_tokens",), lambda tensors: any(name.startswith(LAYER) for name in tensors), plan)
+def is_m3ae(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether these are the tensors of an M3AE: towers with co-attention."""
+    return any(name.startswith(f"{FUSION}language_layers.") for name in tensors)
+
+
+FAMILY = Family("an M3AE checkpoint", ("text_tokens",), is_m3ae, plan)
 
 
 def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
@@ -124,12 +137,17 @@ def key_table(section: TaskConfig) -> Table:
         **token_head("mlm_head"),
     }
     for kind, (ours, theirs) in enumerate(SIDES.items()):
-        proj, with_type = f"{FUSION}{theirs}_proj", lambda bias_D, types_2D, kind=kind: bias_D + types_2D[kind]
+        proj = f"{FUSION}{theirs}_proj"
         table |= under(f"encoder.fusion.blocks.*.{ours}.", f"{FUSION}{theirs}_layers.*.", joint)
         table |= {
             f"encoder.{ours}.embed.type_embed": 0.0,
             f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense",
             f"encoder.fusion.{ours}_proj.weight": f"{proj}.weight",
-            f"encoder.fusion.{ours}_proj.bias": Made(with_type, (f"{proj}.bias", KINDS)),
+            f"encoder.fusion.{ours}_proj.bias": Made(partial(with_type, kind), (f"{proj}.bias", KINDS)),
         }
     return table
+
+
+def with_type(kind: int, bias_D: Tensor, types_2D: Tensor) -> Tensor:
+    """Return the bias of a projection with the embedding of its modality."""
+    return bias_D + types_2D[kind]

@@ -1,4 +1,4 @@
-"""MLIM's tasks (arXiv 2109.12178), their evaluation and their calls.
+"""MLIM's tasks (arXiv 2109.12178).
 
 Pre-training masks most of the image, most of the text, or little of both (modality-aware masking). The word [MASK] replaces a
 masked patch, as it does in texts. Pairs of items go through one encoder, and a head compares their [CLS] states.
@@ -8,8 +8,7 @@ H height, W width of the image.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -22,32 +21,18 @@ from eve_vl.data.dataset import RowBatch, Sample, normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
 from eve_vl.data.records import Record
-from eve_vl.evaluation.classifiers import ClassifierEvaluator, Prediction, json_lines
-from eve_vl.evaluation.evaluator import Baseline
-from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.interop.heads import ClassifierHeads
-from eve_vl.metrics import classification as metrics
 from eve_vl.model import Encoded
 from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.heads import SiameseHead
 from eve_vl.model.packing import Tokens
-from eve_vl.predict.base import Predictor
-from eve_vl.predict.inputs import given_images, given_texts, in_batches
-from eve_vl.predict.requests import Same
-from eve_vl.report.drawing import Loss
-from eve_vl.report.finetuned import ClassifierReport
-from eve_vl.report.masked_signal import MaskedSignalReport
-from eve_vl.report.task import Example
 from eve_vl.systems.mlim import MlimConfig, PairConfig
 from eve_vl.tasks.classifiers import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers
 from eve_vl.train import StepOutput
-from eve_vl.utils.frozen import Frozen
 
-SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
-"""The modalities that evaluation shows of the items, by metric."""
 GROWING = (512, 256, 96, 48, 32, 16, 16)
 """Channels after each doubling of the sides; fewer doublings take the last ones."""
 REFINING = (32, 32, 3)
@@ -211,24 +196,6 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return self.encode(batch, keep=True, mask=True).routers
 
 
-class MlimEvaluator(MaskedSignalEvaluator[Mlim]):
-    """Masked signals and RECON."""
-
-    section = MlimConfig
-    baselines = (
-        *MaskedSignalEvaluator.baselines,
-        Baseline("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption", True, "mim_mse"),
-    )
-
-    def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:
-        """Add a batch with little of image and text masked."""
-        super().add_batch(sums, batch, names)
-        assert isinstance(batch, PairBatch) and batch.wrong is not None
-        for name, pairs in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
-            error_B = self.task.squared_errors(self.task.encode(pairs, keep=True, mask=True), batch).mean(1)
-            sums.add(name, names, torch.arange(len(error_B)), error_B)
-
-
 class ItemPairs(Classifier[PairConfig]):
     """Comparison of two items: encoder and siamese head."""
 
@@ -284,104 +251,7 @@ class ItemPairs(Classifier[PairConfig]):
         return torch.tensor(batch.labels)
 
 
-class PairEvaluator(ClassifierEvaluator[ItemPairs]):
-    """PR-AUC of item pairs.
-
-    A prediction holds the probability of being the same by metric (SHOWN).
-    """
-
-    section = PairConfig
-    main_metric, score_name = metrics.PR_AUC, "pair_acc"
-    baselines = (
-        Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
-        Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),
-        Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts only", "uses the images"),
-    )
-
-    def predict_batch(self, batch: ItemBatch) -> list[Prediction]:
-        """Compare the items of a batch, whole and by images or texts only."""
-        found: dict[str, list[float]] = {}
-        for name, shown in SHOWN.items():
-            logits_B2, _ = self.task.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))
-            found[name] = logits_B2.float().softmax(1)[:, 1].tolist()
-        rows = zip(batch.rows(), *found.values(), strict=True)
-        return [Prediction(**dict(zip(found, values, strict=True)), **row) for row, *values in rows]
-
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the metrics of `metrics.classification`."""
-        probabilities = {name: [getattr(each, name) for each in predictions] for name in SHOWN}
-        return metrics.same_item_summary(probabilities, [each.label for each in predictions])
-
-    def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return whether the verdict on each labelled pair is right."""
-        return {each.name: float((each.pr_auc > 0.5) == each.label) for each in predictions if each.label is not None}
-
-    def prediction_file(self, predictions: Sequence[Prediction]) -> str:
-        """Return a JSON line for each pair: the verdict and its probability."""
-        return json_lines(predictions, lambda each: {"same": each.pr_auc > 0.5, "probability": each.pr_auc})
-
-
 class PairHeads(ClassifierHeads):
     """The head that compares two items."""
 
     section, name = PairConfig, "comparer"
-
-
-class Comparison(Frozen):
-    """Whether two items are the same, and the probability that they are."""
-
-    same: bool
-    probability: float
-
-    def __str__(self) -> str:
-        return f"{'the same' if self.same else 'not the same'} (probability of being the same {self.probability:.4f})"
-
-
-class PairPredictor(Predictor):
-    """Calls of a run that compares two items."""
-
-    section = PairConfig
-    task: ItemPairs
-    num_images = 2
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("same",)
-
-    @torch.no_grad()
-    def same(self, asked: Same, batch_size: int = 64) -> Comparison | list[Comparison]:
-        """Return whether the two items of each row are the same."""
-
-        def compared(*columns: Sequence[Any]) -> list[Comparison]:
-            tensors = [self.inputs.images(columns[0]), self.inputs.images(columns[2])]
-            tensors += [*self.inputs.texts(columns[1]), *self.inputs.texts(columns[3])]
-            probability_B = self.task.logits(*tensors)[0].softmax(1)[:, 1]
-            return [Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()]
-
-        left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
-        given = (left, asked.left), (given_texts, asked.left_text), (right, asked.right), (given_texts, asked.right_text)
-        return in_batches(compared, batch_size, *given)
-
-
-class MlimReport(MaskedSignalReport):
-    """Masked tokens and reconstructed images."""
-
-    name = "mlim"
-    template = "mlim.html"
-    losses = (
-        MaskedSignalReport.losses[0],
-        Loss("mim", "Reconstruction loss", "Squared error of pixels in [0, 1], summed over colour channels.", "recon"),
-    )
-
-
-class PairReport(ClassifierReport):
-    """Area under the precision–recall curve next to chance and single modalities."""
-
-    name = "pair"
-    title, template = "Items", "pair.html"
-    row = "pair"
-    losses = (Loss("pair", "Comparison loss", "Cross-entropy of same or not, in nats."),)
-
-    def examples(self, batch: ItemBatch) -> Iterator[Example]:
-        """Yield the pairs with the model's choice."""
-        return self.two_image_examples(batch, [" | ".join(both) for both in batch.captions], self.task.class_names)
