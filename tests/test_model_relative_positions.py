@@ -14,8 +14,9 @@ from twins import tiny_config
 from eve_vl.config import InputConfig
 from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import PassFeedForward, geometric_places, resize_distances, spline
+from eve_vl.model.layers import PassFeedForward
 from eve_vl.model.packing import Tokens
+from eve_vl.model.relative_positions import geometric_places, resize_distances, spline
 
 G, LONGEST = 4, 12  # patches per side, tokens of the longest text in tiny_config
 VLMO: dict[str, Any] = {"deep_ffn": "modality_vl", "positions": "relative", "activation": "quick_gelu"}

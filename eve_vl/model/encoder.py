@@ -16,9 +16,10 @@ from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
 from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, index_tokens, join, resized_positions
-from eve_vl.model.layers import FEED_FORWARDS, Attention, RelativePositions, drop_path, layer_norm
+from eve_vl.model.layers import FEED_FORWARDS, Attention, drop_path, layer_norm
 from eve_vl.model.moe import MoE, OfficialMoE, upcycled
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
+from eve_vl.model.relative_positions import RelativePositions
 
 TEMPERATURE = 0.07  # initial temperature of the contrastive loss
 
