@@ -14,11 +14,11 @@ from typing import Any
 
 from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
-from eve_vl.evaluation.evaluator import meaning
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.learn.plan import AS_IT_IS, BASE, BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
+from eve_vl.metrics.names import meaning
 from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import command_line, run_page, write_page
 from eve_vl.run.loading import load_run, read_config
