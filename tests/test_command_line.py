@@ -46,7 +46,6 @@ TASK = {
     "mlim": """
         --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob
         --task.mask-replace-source --task.mim-weight --task.mlm-weight --task.masking --task.heavy-mask-ratio
-        --task.recon-target
     """,
     "retrieval": f"""
         {CONTRAST} --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
@@ -85,7 +84,7 @@ FLAGS = {
     AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --seed",
     CheckArgs: f"{SOURCE} --json --kind --recipe --init",
-    AnswersArgs: f"{SOURCE} --out --min-count",
+    AnswersArgs: f"{SOURCE} --out",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json --init",
     ReportArgs: "--out",

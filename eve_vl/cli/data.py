@@ -41,8 +41,6 @@ class AnswersArgs(SourceArgs):
     """Sources of questions."""
     out: Path = Path("answers.json")
     """File to write, for --task.answers."""
-    min_count: int = 1
-    """Leave out answers that fewer questions have."""
 
 
 class WriteArgs(Frozen):
@@ -119,18 +117,15 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
 
 def run_data_answers(args: AnswersArgs) -> None:
     """Write the answers of questions, most frequent first: eve data answers PATH …"""
-    if args.min_count < 1:
-        raise UserError(f"--min-count must be above 0, got {args.min_count}")
     check_writable(args.out)
     from eve_vl.data.loader import open_sources
     from eve_vl.data.records import usable_rows
     from eve_vl.metrics.vqa import build_answers
 
     sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
-    answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), args.min_count)
+    answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), min_count=1)
     if not answers:
-        few = pluralize(args.min_count, "question")
-        raise UserError(f"{' '.join(args.data)}: no answer is given to {few}; lower --min-count")
+        raise UserError(f"{' '.join(args.data)}: no question has an answer")
     write_json(args.out, answers)
     print_line(f"{args.out}: {pluralize(len(answers), 'answer')}")
 

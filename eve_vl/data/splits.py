@@ -74,7 +74,10 @@ def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[
 
 
 def _keys_of_shards(shards: Blocks) -> list[tuple[int, tuple[int, ...]]]:
-    """Return the hash of each shard's name, which decides on its side of a split and stands for its contents."""
+    """Return the hash of each shard's name, as its key and its contents.
+
+    The key decides on its side of a split.
+    """
     hashes = [hash_of(name.encode(errors="surrogatepass")) for name, _ in shards]
     return [(key, (key,)) for key in hashes]
 

@@ -258,9 +258,9 @@ def first_is_best(scores: Sequence[float]) -> float:
 
 
 def macro_averaged(*parts: Mapping[str, float]) -> dict[str, float]:
-    """Return scores of rows, whose mean is the macro average: that of the parts' means.
+    """Return scores of rows, whose mean is the macro average of the parts.
 
-    Empty parts do not count.
+    That is the mean of the parts' means. Empty parts do not count.
     """
     given = [part for part in parts if part]
     total = sum(map(len, given))

@@ -1,8 +1,7 @@
 """Import of foreign weights as run folders.
 
 One driver serves all families of checkpoints. A family recognises its tensors and plans what they become, mostly by a table of
-names. EVE's published checkpoints and image encoders are in this folder. Others are entry points of the group
-`eve_vl.converters`, such as those of related systems.
+names. Families outside this folder, such as those of related systems, are entry points of the group `eve_vl.converters`.
 """
 
 import pickle

@@ -30,8 +30,6 @@ class MlimConfig(MaskedSignalConfig):
     """Share of masked non-special tokens where few are masked."""
     heavy_mask_ratio: InnerShare = 0.8
     """Share of masked patches or tokens where most are masked."""
-    recon_target: Literal["all", "masked"] = "all"
-    """Patches in the reconstruction loss: all, since an embedded patch has lost something too, or the masked ones."""
     mim_share: Suppress[float] = field(default=1.0, init=False)
     joint_masking: Suppress[bool] = field(default=True, init=False)
     normalize_targets: Suppress[bool] = field(default=False, init=False)

@@ -72,7 +72,7 @@ class BatchByMask(RowBatch):
     num_tokens: Tensor | None = None
     """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
     num_patches: Tensor | None = None
-    """Denominator of the masked-patch loss, likewise."""
+    """Denominator of the loss of patches, likewise."""
 
     @property
     def parts(self) -> list[PairBatch]:
@@ -127,11 +127,11 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def before_step(self, micro_batches: list[BatchByMask]) -> list[Any]:
         """Set each micro-batch's mean numbers of masked tokens and of patches.
 
-        They are means of the step; the patches are those in the loss.
+        They are means of the step.
         """
         parts = [part for batch in micro_batches for part in batch.parts]
         tokens = sum(len(part.places()) for part in parts)
-        patches = sum(self.painted_positions(part).numel() for part in parts)
+        patches = sum(len(part.where) for part in parts) * self.config.input.num_patches
         counts_2 = torch.tensor([tokens, patches], dtype=torch.float32, device=next(self.parameters()).device)
         num_tokens, num_patches = mean_count(counts_2, len(micro_batches))
         counted = [dataclasses.replace(batch, num_tokens=num_tokens, num_patches=num_patches) for batch in micro_batches]
@@ -158,22 +158,12 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return self.output({"mim": mim, "mlm": mlm}, routers, mlm_acc=num_right / batch.num_tokens)
 
     def squared_errors(self, encoded: Encoded, batch: MaskedImages) -> Tensor:
-        """Return the squared errors of the patches in the loss, float32 (B, M).
+        """Return the squared errors of all patches, masked or not, float32 (B, P).
 
         Pixels are in [0, 1]; errors are summed over colours and averaged over a patch.
         """
-        index_BM = self.painted_positions(batch)
-        error_BMX = gather_patches(self.painted(encoded).float(), index_BM) - gather_patches(self.patches(batch), index_BM)
-        return 3 * (error_BMX / 2).square().mean(2)  # our pixels are in [-1, 1]
-
-    def painted_positions(self, batch: MaskedImages) -> Tensor:
-        """Return the positions of the patches in the loss, int64 (B, M).
-
-        task.recon_target chooses them.
-        """
-        if self.settings.recon_target == "masked":
-            return batch.hidden_BM
-        return torch.cat([batch.keep_BK, batch.hidden_BM], dim=1)
+        error_BPX = self.painted(encoded).float() - self.patches(batch)
+        return 3 * (error_BPX / 2).square().mean(2)  # our pixels are in [-1, 1]
 
     def painted(self, encoded: Encoded) -> Tensor:
         """Return reconstructed images as patches (B, P, X) in [-1, 1]."""
