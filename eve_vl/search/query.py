@@ -94,8 +94,8 @@ class SearchOptions(Frozen):
     top: int = 20
     """Number of hits."""
     rerank: int | None = None
-    """Candidates that the matching head orders again, for a text that searches images or an image that searches captions; None:
-    the number that validation chose for the run, perhaps 0."""
+    """Candidates that the matching head orders again, for a text that searches images or an image that searches captions; 0:
+    none; default: as validation chose for the run."""
     folder: str | Path | None = None
     """Only images in this folder."""
     where: Mapping[str, str] | None = None

@@ -32,6 +32,7 @@ from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
 from eve_vl.search.index import Index
+from eve_vl.search.query import SearchOptions
 from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
 from eve_vl.serve.batching import Job
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
@@ -63,7 +64,7 @@ class EncodeText(Request):
     """Texts."""
 
 
-class Search(Request):
+class Search(Request, SearchOptions):
     """Find images of the index by a query, by an image or by both; or captions.
 
     Lists of queries and images are answered row by row.
@@ -75,20 +76,8 @@ class Search(Request):
     """Query, in which -WORD excludes, 2:WORD counts twice, and quotes keep words together."""
     image: Images | None = None
     """Image, alone or with a query."""
-    by: str = "both"
-    """How to search for a text: by `words` of captions, file names and columns, by `vectors`, or by `both`."""
-    min_score: float = 0.0
-    """Least fit, 0 to 1, of images without the query's words."""
-    captions: bool = False
-    """Whether to find captions instead of images."""
-    top: int = 20
-    """Number of hits."""
-    rerank: int | None = None
-    """Candidates that the matching head ranks again, 0 for none; default: as validation chose for the run."""
     folder: str | None = None
     """Folder of the index, as hits name it, that hits must lie in."""
-    where: Mapping[str, str] | None = None
-    """Values by column that the table's row of an image must have."""
 
 
 REQUESTS = {"encode_image": EncodeImage, "encode_text": EncodeText}
