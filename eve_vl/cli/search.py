@@ -210,13 +210,19 @@ def run_search(args: SearchArgs) -> None:
     index = Index.open(args.index, encoder)
     names = ("image", "by", "min_score", "top", "rerank", "folder")
     hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
+    if hits.note:
+        print_line(f"note: {hits.note}")
     if hits.nothing_fits:
         print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
+    if any(hit.words and hit.by != "words" for hit in hits):
+        print_line("note: the numbers are similarities; the order counts words, too")
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
         shown = "      –" if score is None else f"{score:7.3f}"
         print_line(f"{shown}  {hit.name}  {'; '.join(others)}  ({hit.why})")
-    write_json(args.json, {"nothing_fits": hits.nothing_fits, "hits": [dataclasses.asdict(hit) for hit in hits]})
+    write_json(
+        args.json, {"nothing_fits": hits.nothing_fits, "note": hits.note, "hits": [dataclasses.asdict(hit) for hit in hits]}
+    )
     if args.html is not None:
         title = [args.query, args.image and f"like {args.image}"]
         print_line(f"page: {_write_page(args.html, ' '.join(filter(None, title)), index, hits)}")

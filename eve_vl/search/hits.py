@@ -70,7 +70,8 @@ class Hit(Frozen):
     is_literal: bool = False
     """Whether the query stands word by word in a caption or a file name."""
     fit: float | None = None
-    """Share of background scores below its own; None for captions, or without its vector."""
+    """Share of background scores below its own, or below that of a hit with a lower cosine; None for captions, or without its
+    vector."""
     match: float | None = None
     """The matching head's score, by which it was re-ranked."""
     captions: tuple[str, ...] = ()
@@ -93,6 +94,9 @@ class Hit(Frozen):
 
 class Hits(list[Hit]):
     """The hits of a query, best first."""
+
+    note: str = ""
+    """A sentence about quoted phrases that no caption has, and what was searched instead; else empty."""
 
     @property
     def nothing_fits(self) -> bool:
@@ -141,6 +145,9 @@ def _reasons(
     words = found_words(database, table, query, slots) if how.by != "vectors" and query.terms else dict.fromkeys(slots, ())
     num, has_vector = sum(len(term) for term, _ in query.terms), target.vector_d is not None
     fits_K = fit_of(database, background, ranked, target) if has_vector else None
+    if fits_K is not None:  # at least that of each hit with a lower cosine
+        order_K = np.argsort(ranked.scores_K)
+        fits_K[order_K] = np.maximum.accumulate(fits_K[order_K])
     reasons = []
     for place, (slot, score) in enumerate(zip(slots, ranked.scores_K.tolist(), strict=True)):
         fit = None if fits_K is None else float(fits_K[place])

@@ -28,7 +28,7 @@ from eve_vl.search.hits import Hit, Hits, measure_background, read_hits
 from eve_vl.search.indexer import Changes, OpenSource, Update
 from eve_vl.search.nearest import Cells, topk_exact, update_cells
 from eve_vl.search.query import Query, SearchOptions, Target, encode_queries, filter_of, match_scores, shrunk, slots_that_pass
-from eve_vl.search.words import DEPTH, Ranked, fuse, rank, without
+from eve_vl.search.words import DEPTH, Ranked, fuse, missing_phrases, quoted, rank, without
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
 
@@ -185,10 +185,20 @@ class Index:
         nums = [self.num_reranked(query, image, how) for query, image in zip(queries, images, strict=True)]
         ranked = self._ranked(asked, targets, is_wanted_N, max(how.top, *nums), how)
         found = read_hits(self.database, [*zip(asked, targets, ranked, strict=True)], chosen, how)
-        return [
-            Hits((self._reranked(hits, query.text if image is None else image, num, how.captions) if num else hits)[: how.top])
-            for query, image, num, hits in zip(asked, images, nums, found, strict=True)
-        ]
+        results = []
+        for query, target, image, num, hits in zip(asked, targets, images, nums, found, strict=True):
+            best = self._reranked(hits, query.text if image is None else image, num, how.captions) if num else hits
+            results.append(Hits(best[: how.top]))
+            results[-1].note = "" if how.by == "vectors" else self._note(query, target, is_wanted_N, how)
+        return results
+
+    def _note(self, query: Query, target: Target, is_wanted_N: np.ndarray, how: SearchOptions) -> str:
+        """Return a sentence on quoted phrases that no caption has; empty if there are none."""
+        table = "text_words" if how.captions else "image_words"
+        if not (missing := missing_phrases(self.database, table, query, is_wanted_N)):
+            return ""
+        ways = ["by similarity"] * (target.vector_d is not None) + ["by the other words"] * (len(query.terms) > len(missing))
+        return f"no caption has {', '.join(map(quoted, missing))}" + f"; found {' and '.join(ways)} instead" * bool(ways)
 
     def _targets(self, asked: Sequence[Query], images: Sequence[ImageLike | None], how: SearchOptions) -> list[Target]:
         """Return the vectors of queries; those that have none are searched by words alone."""

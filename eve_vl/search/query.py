@@ -40,13 +40,15 @@ class Query(Frozen):
     """Texts of its vector with their weights, negative ones of those to avoid."""
     terms: tuple[tuple[str, float], ...] = ()
     """Words and quoted phrases to look up, with their weights."""
+    phrases: tuple[str, ...] = ()
+    """The quoted ones of the terms."""
     is_plain: bool = True
     """Whether it has neither quotes, nor weights, nor parts to avoid."""
 
     @classmethod
     def of(cls, given: str) -> "Query":
         """Parse a query; every text is one."""
-        plain, parts, terms, is_plain = [], [], {}, True
+        plain, parts, terms, phrases, is_plain = [], [], {}, [], True
         for part in PART.finditer(given):
             minus, number, phrase, word = part.groups()
             own, weight = (word or phrase or "").strip(), float(number or 1)
@@ -59,9 +61,16 @@ class Query(Frozen):
                 plain.append(own)
             if not minus and (term := EDGES.sub("", own)):
                 terms.setdefault(term.lower(), (term, weight))
+                phrases += [term] * bool(phrase)
         text = given if is_plain else " ".join(plain)
         parts = ([(text, 1.0)] if text else []) + parts
-        return cls(text=text, parts=(*parts,), terms=(*terms.values(),)[:MOST_WORDS], is_plain=is_plain)
+        return cls(
+            text=text,
+            parts=(*parts,),
+            terms=(*terms.values(),)[:MOST_WORDS],
+            phrases=(*phrases[:MOST_WORDS],),
+            is_plain=is_plain,
+        )
 
     @property
     def excluded(self) -> list[str]:

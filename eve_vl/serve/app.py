@@ -230,7 +230,7 @@ class Service:
         shown = [hits_as_values(index, roots, hits, is_captions=options["captions"]) for hits in found]
         seconds = time.perf_counter() - started
         each = [
-            {"hits": values, "nothing_fits": hits.nothing_fits, "seconds": seconds}
+            {"hits": values, "nothing_fits": hits.nothing_fits, "note": hits.note, "seconds": seconds}
             for values, hits in zip(shown, found, strict=True)
         ]
         return each if isinstance(query, list) or isinstance(image, list) else each[0]

@@ -169,18 +169,19 @@ export function searchPanel(index, { open, into }) {
     );
   }
 
-  function show({ hits, nothing_fits, seconds }, { captions, query, top: wanted }) {
+  function show({ hits, nothing_fits, note, seconds }, { captions, query, top: wanted }) {
     more.hidden = hits.length < wanted || wanted === MOST;
     const near = hits.filter((hit) => hit.near).length;
     const among = captions ? counted(index.captions, "caption") : counted(index.images, "image");
     const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
     const asked = query ? ` “${query}”` : "";
+    const about = note ? `${note[0].toUpperCase()}${note.slice(1)}. ` : "";
     status.say(
       hits.length && nothing_fits
-        ? `Nothing here fits${asked}. The nearest of ${among}:`
+        ? `${about}Nothing here fits${asked}. The nearest of ${among}:`
         : hits.length
-        ? `${hits.length} of ${among} in ${time}${near ? `, ${counted(near, "near-duplicate")}` : ""}`
-        : `Nothing here fits${asked}, among ${among}.`,
+        ? `${about}${hits.length} of ${among} in ${time}${near ? `, ${counted(near, "near-duplicate")}` : ""}`
+        : `${about}Nothing here fits${asked}, among ${among}.`,
     );
     list.classList.toggle("texts", captions);
     fill(...hits.map((hit, place) => () => shown(hit, captions, place === 0)));
@@ -201,7 +202,7 @@ export function searchPanel(index, { open, into }) {
     const { match, fit } = hit;
     const cosine = hit.score?.toFixed(3) ?? "";
     const score = match === null || match === undefined ? cosine : `${cosine} · match ${percent(match)}`;
-    const title = fit === null ? "Cosine of the features" : `Cosine of the features; fit ${percent(fit)}`;
+    const title = `Cosine of the features; the order counts words, too${fit === null ? "" : `; fit ${percent(fit)}`}`;
     return el(
       "li",
       {},
