@@ -112,7 +112,6 @@ for words in sys.stdin.read().splitlines():
     mistakes = """learn nowhere --for 1m
 learn . --for soon
 pretrain demo --data.train nowhere --data.val held-out
-finetune search_small --init nowhere
 evaluate retrieval nowhere
 evaluate retrieval builtin:drawings --data nowhere
 index nowhere --run builtin:drawings
@@ -121,7 +120,7 @@ app --index nowhere
 answer nowhere 0.png what
 data check nowhere"""
     done = subprocess.run([sys.executable, "-c", code], input=mistakes, capture_output=True, text=True, cwd=tmp_path)
-    assert not done.returncode and len(done.stderr.splitlines()) == 11, done
+    assert not done.returncode and len(done.stderr.splitlines()) == 10, done
 
 
 def test_a_text_file_gets_the_flags_to_train_on_texts(eve, tmp_path: Path):

@@ -82,7 +82,7 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
     said = capsys.readouterr().out
     launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain tiny"
     assert f"{launch} --train.batch-size 8" in " ".join(said.split())
-    assert all(kind in said for kind in ("GiB of a process", "activations", "sent by a machine, GB"))
+    assert all(kind in said for kind in ("GiB of memory per GPU", "activations", "GB sent by a machine"))
     (first, *others) = json.loads((tmp_path / "plan.json").read_text())["layouts"]
     assert first["layout"] == {"gpus": 2, "machines": 2, "shards": False}
     assert (len(others), first["rows"], first["accumulation"]) == (3, 2, 1)

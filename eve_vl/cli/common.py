@@ -106,30 +106,20 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         lines = [line.strip() for line in box.getvalue().splitlines()[2:]]  # after a title and a rule
         parts = [" ".join(part.split()) for part in re.split("-{9,}", "\n".join(lines))]
         problem = next((part for part in parts if part.startswith("Unrecognized")), parts[0]).rstrip(".")  # before missing ones
-        problem = re.sub(r"^Error parsing (\w+: )?", "", problem)
-        hint = re.search(r"Perhaps you meant:\W+(--[\w.-]+)", box.getvalue())
-        near = f"did you mean {hint[1]!r}?" if hint else ""
-        if problem.startswith("Unrecognized") and problem != parts[0]:  # next to missing ones, tyro gives no hint
+        problem, near = re.sub(r"^Error parsing (\w+: )?", "", problem), ""
+        if word := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
             with contextlib.redirect_stdout(usage := io.StringIO()), contextlib.suppress(SystemExit):
                 parse_flags(args=["--help"])
-            near = did_you_mean(problem.split()[2].partition("=")[0], re.findall(r"--[\w.-]+", usage.getvalue()), 0.5)
-        near = near and f"; {near}"
+            near = "; ".join(("", did_you_mean(word[1], re.findall(r"--[\w.-]+", usage.getvalue())))).removesuffix("; ")
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
     if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
     check_writable(getattr(args, "json", None))
-    _refuse_missing(args)
-    return args
-
-
-def _refuse_missing(args: Any) -> None:
-    """Raise UserError for a run or a source that does not exist, before imports that take seconds."""
-    runs = [run for run in (getattr(args, "run", None), *getattr(args, "runs", ())) if run is not None]
-    for run in runs:
+    for run in filter(None, (getattr(args, "run", None), *getattr(args, "runs", ()))):  # now: imports take seconds
         if not str(run).startswith(builtin.HUB):
             builtin.existing(expand_user(run))
-    if isinstance(args, SourceArgs):
-        refuse_missing(spec for name in ("sources", "data", "val", "test") for spec in getattr(args, name, ()))
+    refuse_missing(spec for name in ("sources", "data", "val", "test") for spec in getattr(args, name, ()))
+    return args
 
 
 def _with_metavars(cls: type[Args]) -> type[Args]:

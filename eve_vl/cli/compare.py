@@ -1,20 +1,16 @@
-"""Tables of runs: the verb runs, and the ranking of evaluated runs."""
+"""Lists of runs: the verb runs, and the ranking of evaluated runs."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, write_json
 from eve_vl.utils.console import print_line, progress
-from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.errors import UserError
 
-WIDE = 240  # columns of a table in a file or a pipe
 COST = "core-seconds, with --init runs"
 
 
@@ -50,7 +46,7 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
             lines[-1][COST] = cost_text(costs)
             values = {"run": name, "data": result.data, "step": result.step, "core_seconds": costs, **to_json(result.numbers)}
             found.append(values | ({} if difference is None else {"difference_to_best": to_json({apart: difference})}))
-        _print_table(lines)
+        _print_each(lines)
     return {"best_first": found}
 
 
@@ -70,13 +66,13 @@ def run_runs(args: RunsArgs) -> None:
     lines = []
     for row in rows:
         steps = f"{row['step']:,} of {row['steps']:,}" + ", best" * row["is_best"]
-        numbers = "\n".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
-        named = "\n".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
+        numbers = "; ".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
+        named = "; ".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
         line = {"run": row["run"], "task": row["task"], "training data": " ".join(row["train"]), "weights of step": steps}
         line |= {COST: cost_text(row["core_seconds"]), "validation": numbers, "named data (eve evaluate --data)": named}
         lines.append(line | {"saved": row["saved"][:16].replace("T", " ")})
     if lines:
-        _print_table(lines)
+        _print_each(lines)
     print_line(*(f"broken: {reason}" for reason in broken.values()))
     write_json(args.json, {"runs": [row | {"validation": to_json(row["validation"])} for row in rows], "broken": broken})
 
@@ -114,11 +110,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f} {getattr(value, 'spread', '')}".rstrip()
 
 
-def _print_table(lines: list[dict[str, str]]) -> None:
-    """Print a table; in a file or a pipe, lines are as wide as it needs."""
-    table = Table(*(Column(head, overflow="fold") for head in lines[0]))
+def _print_each(lines: list[dict[str, str]]) -> None:
+    """Print a line per cell, with an empty line after each row: a table of so many columns is too wide for most screens."""
     for line in lines:
-        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in line.values()))
-    console = Console(emoji=False, highlight=False)
-    console.width = console.width if console.is_terminal else WIDE
-    console.print(table)
+        print_line(*(f"{head}: {cell}" for head, cell in line.items() if cell), "")

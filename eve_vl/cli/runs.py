@@ -319,11 +319,12 @@ def run_plan(argv: Sequence[str]) -> None:
     from eve_vl.run.plan import command, plan
 
     choices = plan(args.config, args.gpus, args.per_machine, args.memory * 2**30)
-    table = Table("GiB of a process", *(Column(each.name, justify="right", max_width=12) for each in choices))
+    table = Table("GiB of memory per GPU", *(Column(each.name, justify="right", max_width=12) for each in choices))
     for kind in choices[0].cells():
         table.add_row(kind, *(each.cells()[kind] for each in choices))
     Console(emoji=False).print(table)
-    print_line(command(name, recipe, args.config, choices))
+    print_line("replicate: each GPU holds all weights; shard: the GPUs of a machine share them; recomputed: slower")
+    print_line("micro-batches: in a step; rows: of a GPU in each; sent: in a step", command(name, recipe, args.config, choices))
     write_json(args.json, {"layouts": [dataclasses.asdict(each) for each in choices]})
 
 

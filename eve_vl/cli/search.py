@@ -15,7 +15,6 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.config import DataConfig
-from eve_vl.data.sources import refuse_missing
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
@@ -123,7 +122,6 @@ class AppArgs(ServeArgs):
 
 def run_try(args: TryArgs) -> None:
     """Search the package's icons and your own images on a page: eve try [FOLDER …]."""
-    refuse_missing(args.sources)
     print_line("indexing the icons of the package" + " and your images" * bool(args.sources))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
@@ -210,12 +208,10 @@ def run_search(args: SearchArgs) -> None:
     index = Index.open(args.index, encoder)
     names = ("image", "by", "min_score", "top", "rerank", "folder")
     hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
-    if hits.note:
-        print_line(f"note: {hits.note}")
     if hits.nothing_fits:
         print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
-    if any(hit.words and hit.by != "words" for hit in hits):
-        print_line("note: the numbers are similarities; the order counts words, too")
+    counts = "the numbers are similarities; the order counts words, too" * any(hit.words and hit.by != "words" for hit in hits)
+    print_line(*(f"note: {note}" for note in (hits.note, counts) if note))
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
         shown = "      –" if score is None else f"{score:7.3f}"

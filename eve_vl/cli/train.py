@@ -13,7 +13,6 @@ from rich.prompt import Confirm
 from rich.text import Text
 from tyro.conf import Positional
 
-from eve_vl import builtin
 from eve_vl.cli.common import HELP, parse, print_line, print_list
 from eve_vl.config import Config, generated
 from eve_vl.config.base import installed, origins, package_of
@@ -120,8 +119,6 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     named = early_flags(argv)
     if named.init is None:
         return None
-    if not str(named.init).startswith(builtin.HUB) and not expand_user(named.out or out).exists():  # else it may resume
-        builtin.existing(expand_user(named.init))
     if not {*HELP} & {*argv[1:]}:
         print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder

@@ -103,7 +103,7 @@ class Choice:
             "micro-batches × rows": f"{self.accumulation} × {self.rows}",
             **{kind: f"{value / 2**30:,.2f}" for kind, value in memory.items()},
             "fits": "yes" if self.fits else "no",
-            **{f"sent by a {who}, GB": f"{value / 1e9:,.2f}" for who, value in self.sent.items() if value},
+            **{f"GB sent by a {who}": f"{value / 1e9:,.2f}" for who, value in self.sent.items() if value},
         }
 
 

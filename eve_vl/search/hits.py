@@ -15,7 +15,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,10 @@ class Hit(Frozen):
 class Hits(list[Hit]):
     """The hits of a query, best first."""
 
-    note: str = ""
-    """A sentence about quoted phrases that no caption has, and what was searched instead; else empty."""
+    def __init__(self, hits: Iterable[Hit] = (), note: str = ""):
+        """note: a sentence about quoted phrases that no caption has; else empty."""
+        super().__init__(hits)
+        self.note = note
 
     @property
     def nothing_fits(self) -> bool:

@@ -28,7 +28,7 @@ from eve_vl.search.hits import Hit, Hits, measure_background, read_hits
 from eve_vl.search.indexer import Changes, OpenSource, Update
 from eve_vl.search.nearest import Cells, topk_exact, update_cells
 from eve_vl.search.query import Query, SearchOptions, Target, encode_queries, filter_of, match_scores, shrunk, slots_that_pass
-from eve_vl.search.words import DEPTH, Ranked, fuse, missing_phrases, quoted, rank, without
+from eve_vl.search.words import DEPTH, Ranked, fuse, has_phrase, quoted, rank, without
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.file_io import expand_user, is_text
 
@@ -185,20 +185,21 @@ class Index:
         nums = [self.num_reranked(query, image, how) for query, image in zip(queries, images, strict=True)]
         ranked = self._ranked(asked, targets, is_wanted_N, max(how.top, *nums), how)
         found = read_hits(self.database, [*zip(asked, targets, ranked, strict=True)], chosen, how)
-        results = []
-        for query, target, image, num, hits in zip(asked, targets, images, nums, found, strict=True):
-            best = self._reranked(hits, query.text if image is None else image, num, how.captions) if num else hits
-            results.append(Hits(best[: how.top]))
-            results[-1].note = "" if how.by == "vectors" else self._note(query, target, is_wanted_N, how)
-        return results
+        notes = [self._note(*each, is_wanted_N, how) for each in zip(asked, targets, strict=True)]
+        return [
+            Hits(
+                (self._reranked(hits, query.text if image is None else image, n, how.captions) if n else hits)[: how.top], note
+            )
+            for query, image, n, hits, note in zip(asked, images, nums, found, notes, strict=True)
+        ]
 
     def _note(self, query: Query, target: Target, is_wanted_N: np.ndarray, how: SearchOptions) -> str:
         """Return a sentence on quoted phrases that no caption has; empty if there are none."""
-        table = "text_words" if how.captions else "image_words"
-        if not (missing := missing_phrases(self.database, table, query, is_wanted_N)):
+        table, phrases = "text_words" if how.captions else "image_words", query.phrases if how.by != "vectors" else ()
+        if not (missing := [quoted(each) for each in phrases if not has_phrase(self.database, table, each, is_wanted_N)]):
             return ""
-        ways = ["by similarity"] * (target.vector_d is not None) + ["by the other words"] * (len(query.terms) > len(missing))
-        return f"no caption has {', '.join(map(quoted, missing))}" + f"; found {' and '.join(ways)} instead" * bool(ways)
+        instead = "left out" if target.vector_d is None else "searched by similarity only"
+        return f"no caption has {', '.join(missing)}; {instead}"
 
     def _targets(self, asked: Sequence[Query], images: Sequence[ImageLike | None], how: SearchOptions) -> list[Target]:
         """Return the vectors of queries; those that have none are searched by words alone."""

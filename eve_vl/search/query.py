@@ -64,13 +64,8 @@ class Query(Frozen):
                 phrases += [term] * bool(phrase)
         text = given if is_plain else " ".join(plain)
         parts = ([(text, 1.0)] if text else []) + parts
-        return cls(
-            text=text,
-            parts=(*parts,),
-            terms=(*terms.values(),)[:MOST_WORDS],
-            phrases=(*phrases[:MOST_WORDS],),
-            is_plain=is_plain,
-        )
+        words = (*terms.values(),)[:MOST_WORDS]
+        return cls(text=text, parts=(*parts,), terms=words, phrases=(*phrases[:MOST_WORDS],), is_plain=is_plain)
 
     @property
     def excluded(self) -> list[str]:

@@ -131,11 +131,10 @@ def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
     return [[(f"{{captions names}} : ({literal})" if table == "image_words" else literal, 1.0)], [(together, 1.0)], phrases]
 
 
-def missing_phrases(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> list[str]:
-    """Return the quoted phrases of a query that no wanted slot has. Raises DamagedError."""
-    wanted, match = set(np.flatnonzero(is_wanted_N).tolist()) if query.phrases else set(), f"{table} MATCH ?"
-    rows = {each: database.rows(f"SELECT rowid FROM {table} WHERE {match}", [quoted(each)]) for each in query.phrases}
-    return [phrase for phrase, slots in rows.items() if wanted.isdisjoint(slot for (slot,) in slots)]
+def has_phrase(database: Database, table: str, phrase: str, is_wanted_N: np.ndarray) -> bool:
+    """Return whether a wanted slot has a phrase. Raises DamagedError."""
+    rows = database.rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [quoted(phrase), len(is_wanted_N)])
+    return any(is_wanted_N[slot] for (slot,) in rows)
 
 
 def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> np.ndarray:
