@@ -196,10 +196,9 @@ class Index:
     def _note(self, query: Query, target: Target, is_wanted_N: np.ndarray, how: SearchOptions) -> str:
         """Return a sentence on quoted phrases that no caption has; empty if there are none."""
         table, phrases = "text_words" if how.captions else "image_words", query.phrases if how.by != "vectors" else ()
-        if not (missing := [quoted(each) for each in phrases if not has_phrase(self.database, table, each, is_wanted_N)]):
-            return ""
+        missing = [quoted(each) for each in phrases if not has_phrase(self.database, table, each, is_wanted_N)]
         instead = "left out" if target.vector_d is None else "searched by similarity only"
-        return f"no caption has {', '.join(missing)}; {instead}"
+        return f"no caption has {', '.join(missing)}; {instead}" if missing else ""
 
     def _targets(self, asked: Sequence[Query], images: Sequence[ImageLike | None], how: SearchOptions) -> list[Target]:
         """Return the vectors of queries; those that have none are searched by words alone."""

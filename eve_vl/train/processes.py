@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -175,6 +176,7 @@ def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate"
     sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
     options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "find_unused_parameters", False)}
     options["gradient_as_bucket_view"] = True  # else DDP keeps a second copy of all gradients
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1 × 1 convolutions, whose strides are a matter of form
     return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, **options)
 
 
