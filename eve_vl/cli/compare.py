@@ -111,6 +111,9 @@ def _number(value: float | None) -> str:
 
 
 def _print_each(lines: list[dict[str, str]]) -> None:
-    """Print a line per cell, with an empty line after each row: a table of so many columns is too wide for most screens."""
+    """Print a line per cell, with an empty line after each row.
+
+    A table would be too wide for most screens.
+    """
     for line in lines:
         print_line(*(f"{head}: {cell}" for head, cell in line.items() if cell), "")

@@ -1,4 +1,7 @@
-"""Names of sources: paths, splits and patterns, and whether their files exist. Imports no torch, which takes seconds."""
+"""Names of sources: paths, splits and patterns, and missing files.
+
+Imports no torch, which takes seconds.
+"""
 
 import os
 import re

@@ -194,7 +194,7 @@ class Index:
         ]
 
     def _note(self, query: Query, target: Target, is_wanted_N: np.ndarray, how: SearchOptions) -> str:
-        """Return a sentence on quoted phrases that no caption has; empty if there are none."""
+        """Return a sentence on quoted phrases that no caption has, or an empty text."""
         table, phrases = "text_words" if how.captions else "image_words", query.phrases if how.by != "vectors" else ()
         missing = [quoted(each) for each in phrases if not has_phrase(self.database, table, each, is_wanted_N)]
         instead = "left out" if target.vector_d is None else "searched by similarity only"

@@ -48,7 +48,7 @@ def print_line(*lines: str) -> None:
     Line ends and control characters become escapes: names, labels and captions come from outside.
     """
     with contextlib.suppress(OSError):  # a closed terminal must not keep a run from saving
-        if is_main():
+        if lines and is_main():
             CONSOLE.print("\n".join(map(printable, lines)), markup=False)
 
 
