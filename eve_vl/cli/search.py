@@ -210,8 +210,7 @@ def run_search(args: SearchArgs) -> None:
     hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
     if hits.nothing_fits:
         print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
-    counts = "the numbers are similarities; the order counts words, too" * any(hit.words and hit.by != "words" for hit in hits)
-    print_line(*(f"note: {note}" for note in (hits.note, counts) if note))
+    print_line(*[f"note: {hits.note}"] * bool(hits.note))
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
         shown = "      –" if score is None else f"{score:7.3f}"
