@@ -136,7 +136,7 @@ def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
 def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for words in (("try", "--out", "tried"), ("app", "builtin:drawings"), ("serve", "nowhere")):
+        for words in (("try", "--out", "tried"), ("app", "builtin:drawings"), ("serve", "builtin:drawings")):
             assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))
     assert not (tmp_path / "tried").exists()
 
