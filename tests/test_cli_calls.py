@@ -202,7 +202,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("encode", "vqa"), "nothing to encode"),
         *(
             (
-                ("encode", "nowhere", "0.png", "--out", name),
+                ("encode", "vqa", "0.png", "--out", name),
                 f"{name}: cannot write features with the ending {ending!r}; name it .npz",
             )
             for name, ending in (("f.csv", ".csv"), ("features", ""))
