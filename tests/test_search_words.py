@@ -175,19 +175,21 @@ def test_each_hit_says_why_it_was_found(index):
 def test_a_quoted_phrase_that_no_caption_has_is_named(index):
     for query, options, note in (
         ('"hot dog"', {}, ""),
-        ('"dog hot"', {}, 'no caption has "dog hot"; searched by similarity only'),
-        ('"dog hot" cat', {}, 'no caption has "dog hot"; searched by similarity only'),
-        ('"dog hot" cat', {"by": "words"}, 'no caption has "dog hot"; left out'),
-        ('"dog hot"', {"by": "words"}, 'no caption has "dog hot"; left out'),
+        ('"dog hot"', {}, 'no searched caption has "dog hot"; searched by similarity only'),
+        ('"dog hot" cat', {}, 'no searched caption has "dog hot"; searched by similarity only'),
+        ('"dog hot" cat', {"by": "words"}, 'no searched caption has "dog hot"; left out'),
+        ('"dog hot"', {"by": "words"}, 'no searched caption has "dog hot"; left out'),
         ('"dog hot"', {"by": "vectors"}, ""),
         ('cat -"dog hot"', {}, ""),
         ('"black cat"', {"captions": True}, ""),
-        ('"cat black"', {"captions": True}, 'no caption has "cat black"; searched by similarity only'),
+        ('"cat black"', {"captions": True}, 'no searched caption has "cat black"; searched by similarity only'),
         ('"hot dog"', {"where": {"set": "blue"}}, None),
     ):
         found = index.search(query, rerank=0, **options)
         expected = (
-            "" if any("hot_dog" in hit.name for hit in found) else 'no caption has "hot dog"; searched by similarity only'
+            ""
+            if any("hot_dog" in hit.name for hit in found)
+            else 'no searched caption has "hot dog"; searched by similarity only'
         )
         assert found.note == (expected if note is None else note), query
 

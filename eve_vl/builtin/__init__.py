@@ -48,7 +48,10 @@ def located(run: str | Path) -> Path:
 
 
 def existing(run: str | Path) -> Path:
-    """Return the folder of a run, `located`. Raises UserError if there is none."""
+    """Return the folder of a run, also one of this package.
+
+    Raises UserError if there is none.
+    """
     if not (path := located(run)).exists():
         hint = did_you_mean(str(path), names(), 0.5)
         raise UserError(f"{path}: no such run folder" + f"; {hint}" * bool(hint))

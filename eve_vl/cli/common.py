@@ -19,7 +19,6 @@ import tyro
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.data.sources import refuse_missing
 from eve_vl.utils.console import print_line, warn
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user, reporting_write_errors, write_file
@@ -115,11 +114,20 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
     if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
     check_writable(getattr(args, "json", None))
-    for run in filter(None, (getattr(args, "run", None), *getattr(args, "runs", ()))):  # now: imports take seconds
+    refuse_missing_paths(args)
+    return args
+
+
+def refuse_missing_paths(args: object) -> None:
+    """Raise UserError for a missing run or source, before slow imports."""
+    for run in filter(None, (getattr(args, "run", None), *getattr(args, "runs", ()))):
         if not str(run).startswith(builtin.HUB):
             builtin.existing(expand_user(run))
-    refuse_missing(spec for name in ("sources", "data", "val", "test") for spec in getattr(args, name, ()))
-    return args
+    values = [getattr(args, name, ()) for name in ("sources", "data", "val", "test")]
+    if specs := [spec for value in values if isinstance(value, tuple) for spec in value]:  # a user's own field may be anything
+        from eve_vl.data.sources import refuse_missing  # imports fsspec
+
+        refuse_missing(specs)
 
 
 def _with_metavars(cls: type[Args]) -> type[Args]:

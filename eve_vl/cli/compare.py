@@ -1,15 +1,18 @@
-"""Lists of runs: the verb runs, and the ranking of evaluated runs."""
+"""Tables of runs: the verb runs, and the ranking of evaluated runs."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 from tyro.conf import Positional
 
 from eve_vl.cli.common import JsonArgs, write_json
 from eve_vl.utils.console import print_line, progress
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, printable
 
 COST = "core-seconds, with --init runs"
 
@@ -46,7 +49,7 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
             lines[-1][COST] = cost_text(costs)
             values = {"run": name, "data": result.data, "step": result.step, "core_seconds": costs, **to_json(result.numbers)}
             found.append(values | ({} if difference is None else {"difference_to_best": to_json({apart: difference})}))
-        _print_each(lines)
+        _print_rows(lines)
     return {"best_first": found}
 
 
@@ -66,13 +69,13 @@ def run_runs(args: RunsArgs) -> None:
     lines = []
     for row in rows:
         steps = f"{row['step']:,} of {row['steps']:,}" + ", best" * row["is_best"]
-        numbers = "; ".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
-        named = "; ".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
+        numbers = "\n".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
+        named = "\n".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
         line = {"run": row["run"], "task": row["task"], "training data": " ".join(row["train"]), "weights of step": steps}
         line |= {COST: cost_text(row["core_seconds"]), "validation": numbers, "named data (eve evaluate --data)": named}
         lines.append(line | {"saved": row["saved"][:16].replace("T", " ")})
     if lines:
-        _print_each(lines)
+        _print_rows(lines)
     print_line(*(f"broken: {reason}" for reason in broken.values()))
     write_json(args.json, {"runs": [row | {"validation": to_json(row["validation"])} for row in rows], "broken": broken})
 
@@ -110,10 +113,14 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f} {getattr(value, 'spread', '')}".rstrip()
 
 
-def _print_each(lines: list[dict[str, str]]) -> None:
-    """Print a line per cell, with an empty line after each row.
-
-    A table would be too wide for most screens.
-    """
+def _print_rows(lines: list[dict[str, str]]) -> None:
+    """Print a table; in a file or a pipe, a line per cell."""
+    console = Console(emoji=False, highlight=False)
+    if not console.is_terminal:
+        for line in lines:
+            print_line(*(f"{head}: {cell.replace(chr(10), '; ')}" for head, cell in line.items() if cell), "")
+        return
+    table = Table(*(Column(head, overflow="fold") for head in lines[0]))
     for line in lines:
-        print_line(*(f"{head}: {cell}" for head, cell in line.items() if cell), "")
+        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in line.values()))
+    console.print(table)

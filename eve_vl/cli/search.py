@@ -208,9 +208,9 @@ def run_search(args: SearchArgs) -> None:
     index = Index.open(args.index, encoder)
     names = ("image", "by", "min_score", "top", "rerank", "folder")
     hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
+    print_line(*[f"note: {hits.note}"] * bool(hits.note))
     if hits.nothing_fits:
         print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
-    print_line(*[f"note: {hits.note}"] * bool(hits.note))
     for hit in hits:
         score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
         shown = "      –" if score is None else f"{score:7.3f}"

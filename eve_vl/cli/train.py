@@ -1,4 +1,4 @@
-"""Verbs that train a recipe: pretrain, finetune, demo."""
+"""Verbs that train a recipe or average runs: pretrain, finetune, demo, average."""
 
 import os
 import sys

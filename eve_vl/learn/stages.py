@@ -36,7 +36,8 @@ from eve_vl.utils.runtime import stop_signals
 ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
 PILOT_SHARE = 0.3  # of the time that is left for training, for what pilots take in all
 FINAL_SHARE = 0.5  # of the time that is left after the first pilot: the least for the final run
-EPOCHS, MOST_RUNS = 8, 8  # of a final run where there are several; how many
+EPOCHS = 8  # at least, of each final run where there are several
+MOST_RUNS = 8  # final runs that are planned at once
 MARGIN = 0.97  # share of the remaining time that training may take
 
 
@@ -155,17 +156,20 @@ class Learner(Plan):
             cost, setup = self.measured(best)
             reserve = setup + self.reserve(cost, setup)
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
-            stages = self.stages | self.final_runs(best, left, cost, setup)
-            names = [name for name in stages if name.startswith(f"{FINAL} ")] or [FINAL]
-            what = f"average of {len(names)} final runs" if len(names) > 1 else "final run"
-            why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
-            line = f"{what}: as {best}, {stages[names[-1]]['steps']:,} steps ({why})"
-            self.decide(line, stages=stages, planned=self.values["seconds"])
+            new = self.final_runs(best, left, cost, setup)
+            if new:
+                others = {name: stage for name, stage in self.stages.items() if name != FINAL}  # it comes last
+                steps, num = f"{new[FINAL]['steps']:,} steps", len(new) - 1
+                what = f"{num} final runs of {steps} each, as {best}, averaged" if num else f"final run: as {best}, {steps}"
+                why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
+                self.decide(f"{what} ({why})", stages=others | new, planned=self.values["seconds"])
         for name in [*self.stages[FINAL].get("runs", ()), FINAL]:
             self.stage(name)
 
     def final_runs(self, best: str, left: float, cost: float, setup: float) -> dict[str, dict[str, Any]]:
-        """Return the settings of the final runs.
+        """Return the settings of new final runs, FINAL the last.
+
+        They are empty if the time is too short for one more.
 
         A single run gets all the time, also a longer one later. Where the time is enough for several runs of EPOCHS epochs,
         they differ by their seeds, and their weights are averaged: a longer run would learn its rows by heart. Only runs that
@@ -176,15 +180,18 @@ class Learner(Plan):
             done = given["steps"] if given.get("is_done") else self.reached(FINAL)
             return {FINAL: pilot_of(given) | {"steps": max(given["steps"], done + int(left / cost))}}
         before = given.get("runs", [])
-        steps = EPOCHS * self.values["data"]["train"] / self.config(best).train.batch_size
-        num = min(MOST_RUNS, round(left / (setup + steps * cost)))
+        left -= sum(setup + self.stages[name]["steps"] * cost for name in before if not self.stages[name].get("is_done"))
+        steps = max(MIN_STEPS, EPOCHS * self.values["data"]["train"] / self.config(best).train.batch_size)
+        num = min(MOST_RUNS, int(left / (setup + steps * cost)))
         is_shared = AS_IT_IS in self.stages and pilot["start"] == BUNDLED and not pilot["scratch"]  # also the heads
         if not before and (num < 2 or not is_shared):
             return {FINAL: pilot | {"steps": max(MIN_STEPS, int(left / cost))}}
-        steps = int((left / num - setup) / cost) if num else 0
+        if num < 1:
+            return {}
+        steps = int((left / num - setup) / cost)
         seeds = range(len(before), len(before) + num)
         new = {f"{FINAL} {seed}": pilot | {"steps": steps, "seed": seed} for seed in seeds}
-        return new | ({FINAL: pilot | {"steps": steps, "runs": [*before, *new]}} if new else {})
+        return new | {FINAL: pilot | {"steps": steps, "runs": [*before, *new]}}
 
     def reached(self, name: str) -> int:
         """Return the step of a stage's newest checkpoint; 0 without one."""
@@ -209,7 +216,8 @@ class Learner(Plan):
 
         with stop_signals() as stop:
             if "runs" in stage:
-                processes.from_main(lambda: self._write_average(name))
+                runs = [self.folder(run) for run in stage["runs"]]
+                processes.from_main(lambda: average(runs, self.folder(name), replaces=True))
             else:
                 with progress_line(line), self.output(config.out.relative_to(self.out)):
                     train(config)
@@ -222,13 +230,8 @@ class Learner(Plan):
         setup = max(0.0, took - (steps - before) * cost)
         measured |= {"is_done": True, "took": setup + steps * cost, "setup": setup}  # also steps before an interruption
         self.save(stages=self.stages | {name: stage | measured})
-        if is_main() and name != FINAL and read_best(config.out):  # no later command resumes it
+        if is_main() and name != FINAL and read_best(config.out):  # all that later commands use
             delete_folders(*checkpoint_folders(config.out))
-
-    def _write_average(self, name: str) -> None:
-        """Write a stage that is the average of others, in place of an earlier one."""
-        delete_folders(self.folder(name))
-        average([self.folder(run) for run in self.stages[name]["runs"]], self.folder(name))
 
     @contextlib.contextmanager
     def output(self, folder: str | Path) -> Iterator[None]:
@@ -290,12 +293,14 @@ def conclude(learner: Learner) -> str:
         is_usable = "start" in stages[name] and (learner.reached(name) or read_best(learner.folder(name)))
         if is_usable and not stages[name].get("is_done"):
             stages[name] |= learner.score(name)
-    scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage}
+    final = stages.get(FINAL, {})
+    parts = final.get("runs", ()) if final.get("is_done") else ()  # the best of several seeds is best by luck
+    scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage and name not in parts}
     if not scored:
         return ""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
     notes = []
-    if stages.get(FINAL, {}).get("is_done") and best != FINAL:
+    if final.get("is_done") and best != FINAL:
         gain = certain(paired(learner.rows(best), learner.rows(FINAL)))
         chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
         notes = [f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"]
@@ -347,7 +352,8 @@ def result_lines(learner: Learner) -> list[str]:
 
 def commands(learner: Learner) -> list[str]:
     """Return the commands that repeat the stages, evaluation and index."""
-    trained = [name for name in learner.stages if (learner.folder(name) / "config.json").is_file()]
+    has_config = {name: (learner.folder(name) / "config.json").is_file() for name in learner.stages}
+    trained = [name for name in has_config if all(has_config[each] for each in (name, *learner.stages[name].get("runs", ())))]
     run, index = learner.run(learner.values["result"]["run"]), str(learner.out / INDEX)
     given = {name: value for name, value in learner.reading().items() if value != getattr(DataConfig, name)}
     reading = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]

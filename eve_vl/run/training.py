@@ -271,7 +271,7 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
-        if (config.out / "plan.json").is_file():
+        if (config.out / "plan.json").is_file() and (config.out / "probe").is_dir():
             raise UserError(f"{config.out}: is a folder of eve learn, which holds runs; choose another folder with --out")
         for name, section in (("data", config.data), ("task", config.task), ("tokenizer", config.tokenizer)):
             for field, path in vars(section).items():

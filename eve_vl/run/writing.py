@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import builtin
-from eve_vl.config import Config, config_to_json
+from eve_vl.config import Config, config_to_json, flat, to_dict
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.run.loading import load_run
+from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
@@ -24,9 +24,13 @@ def check_new(run: Path) -> None:
         run.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], step: int = 0) -> None:
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
     """Write an atomic run folder of weights from elsewhere. Raises UserError."""
     check_new(run)
+    _write(run, config, tokenizer, task, 0)
+
+
+def _write(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], step: int) -> None:
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # the limits of tokenizer.vocab_size
     config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=bound))
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
@@ -36,24 +40,38 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], 
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def average(runs: Sequence[Path], out: Path) -> None:
+def average(runs: Sequence[Path], out: Path, *, replaces: bool = False) -> None:
     """Write a run whose weights are the mean of several runs' weights.
 
     The means of fine-tunings that start from the same weights are often better than each of them (Wortsman et al. 2022, "Model
-    soups"). Raises UserError for runs of different models, tasks, tokenizers or labels.
+    soups"). replaces: an earlier average in `out`. Raises UserError for runs of other models, tasks, starts, training data,
+    tokenizers or labels.
     """
-    check_new(out)
+    if not replaces:
+        check_new(out)
     first = load_run(runs[0])
     step, total = first.step, {name: tensor.double() for name, tensor in first.task.state_dict().items()}
     for path in runs[1:]:
         run = load_run(path)
-        unlike = [what for what in ("input", "model", "task") if getattr(run.config, what) != getattr(first.config, what)]
-        unlike += ["tokenizer"] * (run.tokenizer.to_json() != first.tokenizer.to_json())
-        unlike += ["labels"] * (run.task.sizes.labels != first.task.sizes.labels)
-        if unlike:
-            raise UserError(f"{path}: differs from {runs[0]} in its {', '.join(unlike)}; only like runs have an average")
+        ours, theirs = _compared(first), _compared(run)
+        if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+            more = f" and {len(unlike) - 3} more" * (len(unlike) > 3)
+            both = f"differs from {runs[0]} in {', '.join(unlike[:3])}{more}"
+            raise UserError(f"{path}: {both}; average runs that started alike, such as fine-tunings with several seeds")
         step += run.step
         for name, tensor in run.task.state_dict().items():
             total[name] += tensor
     first.task.load_state_dict({name: tensor / len(runs) for name, tensor in total.items()})
-    write_run(out, replace(first.config, out=out), first.tokenizer, first.task, step)
+    config = replace(first.config, out=out, train=replace(first.config.train, steps=step))
+    _write(out, config, first.tokenizer, first.task, step)
+
+
+def _compared(run: LoadedRun) -> dict[str, Any]:
+    """Return what runs with a useful average have in common.
+
+    Re-ranking is chosen by validation after training.
+    """
+    parts = ("init", "scratch", "input.", "model.", "task.", "data.train", "data.val", "data.test", "data.split")
+    fields = {name: value for name, value in flat(to_dict(run.config)).items() if name.startswith(parts)}
+    found = {name: value for name, value in fields.items() if not name.startswith("task.rerank")}
+    return found | {"tokenizer": run.tokenizer.to_json(), "labels": run.task.sizes.labels}

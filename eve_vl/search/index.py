@@ -198,7 +198,7 @@ class Index:
         table, phrases = "text_words" if how.captions else "image_words", query.phrases if how.by != "vectors" else ()
         missing = [quoted(each) for each in phrases if not has_phrase(self.database, table, each, is_wanted_N)]
         instead = "left out" if target.vector_d is None else "searched by similarity only"
-        return f"no caption has {', '.join(missing)}; {instead}" if missing else ""
+        return f"no searched caption has {', '.join(missing)}; {instead}" if missing else ""
 
     def _targets(self, asked: Sequence[Query], images: Sequence[ImageLike | None], how: SearchOptions) -> list[Target]:
         """Return the vectors of queries; those that have none are searched by words alone."""

@@ -61,7 +61,7 @@ class Query(Frozen):
                 plain.append(own)
             if not minus and (term := EDGES.sub("", own)):
                 terms.setdefault(term.lower(), (term, weight))
-                phrases += [term] * bool(phrase)
+                phrases += [term] * (bool(phrase) and term.lower() not in map(str.lower, phrases))
         text = given if is_plain else " ".join(plain)
         parts = ([(text, 1.0)] if text else []) + parts
         words = (*terms.values(),)[:MOST_WORDS]

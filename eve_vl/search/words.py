@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eve_vl.search.database import TOKENS, Database, VectorFile
+from eve_vl.search.database import TOKENS, Database, VectorFile, index_errors
 from eve_vl.search.query import Query, Target
 
 EVENTS = {
@@ -133,8 +133,9 @@ def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
 
 def has_phrase(database: Database, table: str, phrase: str, is_wanted_N: np.ndarray) -> bool:
     """Return whether a wanted slot has a phrase. Raises DamagedError."""
-    rows = database.rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [quoted(phrase), len(is_wanted_N)])
-    return any(is_wanted_N[slot] for (slot,) in rows)
+    query = f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?"
+    with index_errors(database.folder):  # reads no further than the first
+        return any(is_wanted_N[slot] for (slot,) in database.db.execute(query, [quoted(phrase), len(is_wanted_N)]))
 
 
 def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> np.ndarray:

@@ -202,7 +202,7 @@ export function searchPanel(index, { open, into }) {
     const { match, fit } = hit;
     const cosine = hit.score?.toFixed(3) ?? "";
     const score = match === null || match === undefined ? cosine : `${cosine} · match ${percent(match)}`;
-    const title = `Cosine of the features; the order counts words, too${fit === null ? "" : `; fit ${percent(fit)}`}`;
+    const title = `Cosine of the features; words also decide the order${fit === null ? "" : `; fit ${percent(fit)}`}`;
     return el(
       "li",
       {},
