@@ -270,7 +270,7 @@ def test_a_folder_in_use_is_refused(eve, tmp_path):
 def test_missing_packages_are_one_sentence(eve, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
-    done = eve("export", tmp_path / "nothing", tmp_path / "onnx")
+    done = eve("export", "builtin:drawings", tmp_path / "onnx")
     wanted = "eve: exporting needs onnx, onnxscript, onnxruntime: pip install 'eve-vl[onnx]'\n"
     assert (done.returncode, done.stderr) == (2, wanted)
 

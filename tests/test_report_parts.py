@@ -32,6 +32,8 @@ from eve_vl.tasks import task_class
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     given: list[Config] = []
+    monkeypatch.chdir(tmp_path)
+    Path("a b.jsonl").touch()
     monkeypatch.setattr("eve_vl.run.training.train", lambda config, **_: given.append(config))
     config = get_recipe("tiny")
     changed = replace(
