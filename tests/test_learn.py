@@ -380,6 +380,24 @@ def test_on_a_quiet_machine_it_ends_in_time(simulated, seconds, num):
         assert learner.stages["final"]["runs"] == [*before, f"final {len(before)}"]
 
 
+def test_final_runs_that_would_end_too_late_are_left_out(simulated):
+    """Other work begins once they are planned."""
+    learner, _ = simulated(360.0, 1.0, 1.0)
+    before, planned = learner.stages["final"]["runs"], learner.final_runs
+
+    def slowed(*args: Any) -> dict[str, dict[str, Any]]:
+        found = planned(*args)
+        learner.clock.load = 4.0
+        return found
+
+    learner.final_runs = slowed
+    learner.values["seconds"] += 400
+    learner.finish("bundled")
+    first, late = (f"final {len(before) + number}" for number in range(2))
+    assert learner.stages["final"]["runs"] == [*before, first] and late not in learner.stages
+    assert learner.values["lines"][-1].startswith(f"no time for {late}")
+
+
 @pytest.mark.parametrize(
     ("seconds", "load", "later"), [(240.0, 2.0, 2.0), (240.0, 1.0, 3.0), (360.0, 3.0, 3.0), (1200.0, 8.0, 8.0)]
 )

@@ -168,7 +168,9 @@ def test_runs_are_listed_best_first_and_broken_ones_with_the_reason(eve, tmp_pat
     assert low["named_data"][0]["data"] == str(data)
     assert {*found["broken"]} == {"runs/cut", "runs/empty"} and "holds no checkpoint" in found["broken"]["runs/empty"]
     lines = done.stdout.splitlines()
-    assert [line for line in lines if line.startswith("broken: ")] == [f"broken: {each}" for each in found["broken"].values()]
+    assert [line for line in lines if line.startswith("not listed: ")] == [
+        f"not listed: {each}" for each in found["broken"].values()
+    ]
     assert done.stdout.index("runs/high") < done.stdout.index("runs/low")
     assert eve("runs", tmp_path / "none").stderr == f"eve: {tmp_path / 'none'}: no such run folder, or folder of runs\n"
 

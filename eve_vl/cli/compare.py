@@ -76,7 +76,7 @@ def run_runs(args: RunsArgs) -> None:
         lines.append(line | {"saved": row["saved"][:16].replace("T", " ")})
     if lines:
         _print_rows(lines)
-    print_line(*(f"broken: {reason}" for reason in broken.values()))
+    print_line(*(f"not listed: {reason}" for reason in broken.values()))
     write_json(args.json, {"runs": [row | {"validation": to_json(row["validation"])} for row in rows], "broken": broken})
 
 

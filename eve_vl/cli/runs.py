@@ -171,7 +171,8 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
         raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
     owner = next((each for each in args.runs if not builtin.is_named(each)), path) if is_test else path  # of the rows
     if (not args.data or is_test) and builtin.is_named(owner):
-        raise UserError(f"{owner}: the package does not contain the run's own data; name other data with --data PATH")
+        kept = ", or rows that another of the runs kept back with --data held-out-test" * (len(args.runs) > 1)
+        raise UserError(f"{owner}: the package does not contain the run's own data; name other data with --data PATH{kept}")
     rows = run.task.dataset.kind_of(run.config)
     sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data and not is_test else None
     own = replace(read_config(chosen_checkpoint(expand_user(owner))), input=run.config.input) if is_test else run.config

@@ -91,8 +91,8 @@ def run_finetune(argv: Sequence[str]) -> None:
 
 def run_average(args: AverageArgs) -> None:
     """Average the weights of fine-tunings of one run: eve average RUN RUN … --out RUN."""
-    if len(args.runs) < 2:
-        raise UserError("name at least two runs, for example eve average runs/seed_0 runs/seed_1 --out runs/average")
+    if len({run.absolute() for run in args.runs}) < max(2, len(args.runs)):
+        raise UserError("name at least two runs, each once, for example eve average runs/seed_0 runs/seed_1 --out runs/average")
     from eve_vl.run.writing import average
 
     average([expand_user(run) for run in args.runs], expand_user(args.out))

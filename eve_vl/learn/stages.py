@@ -163,8 +163,23 @@ class Learner(Plan):
                 what = f"{num} final runs of {steps} each, as {best}, averaged" if num else f"final run: as {best}, {steps}"
                 why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
                 self.decide(f"{what} ({why})", stages=others | new, planned=self.values["seconds"])
-        for name in [*self.stages[FINAL].get("runs", ()), FINAL]:
+        runs = self.stages[FINAL].get("runs", [])
+        for number, name in enumerate(runs):
+            if number and self._is_late(name, runs[number - 1]):
+                stages = {each: stage for each, stage in self.stages.items() if each not in runs[number:]}
+                stages[FINAL] = stages[FINAL] | {"runs": runs[:number]}
+                self.decide(f"no time for {', '.join(runs[number:])}", stages=stages)
+                break
             self.stage(name)
+        self.stage(FINAL)
+
+    def _is_late(self, name: str, previous: str) -> bool:
+        """Return whether a run would end too late, by half of what the previous one took.
+
+        One that has begun is finished.
+        """
+        end = self.elapsed() + self.stages[previous]["took"] / 2
+        return processes.from_main(lambda: end > self.values["seconds"] and not self.folder(name).exists())
 
     def final_runs(self, best: str, left: float, cost: float, setup: float) -> dict[str, dict[str, Any]]:
         """Return the settings of new final runs, FINAL the last.
