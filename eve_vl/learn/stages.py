@@ -174,7 +174,7 @@ class Learner(Plan):
         self.stage(FINAL)
 
     def _is_late(self, name: str, previous: str) -> bool:
-        """Return whether a run would end too late, by half of what the previous one took.
+        """Return whether more than half of a run would lie after the end of the time.
 
         One that has begun is finished.
         """
