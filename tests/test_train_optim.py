@@ -140,12 +140,13 @@ def test_muon_takes_the_matrices_of_the_blocks():
     assert {name for name, count in taken.items() if count == 3} == {name for name in parts if name.endswith("qkv.weight")}
 
 
-def test_muon_equals_torchs_on_every_single_matrix():
+def test_muon_equals_torchs_on_every_part_of_a_matrix():
     torch.manual_seed(0)
     named = {
         "blocks.0.experts.fc1_weight": nn.Parameter(torch.randn(3, 12, 8)),
         "blocks.0.attn.qkv.weight": nn.Parameter(torch.randn(24, 8)),
         "blocks.0.attn.proj.weight": nn.Parameter(torch.randn(8, 8)),
+        "blocks.0.experts.fc2_weight": nn.Parameter(torch.randn(3, 128, 6)),
         "blocks.0.attn.proj.bias": nn.Parameter(torch.randn(8)),
     }
     config = config_of(optimizer="muon", weight_decay=0.1, betas=(0.8, 0.9))
@@ -153,7 +154,8 @@ def test_muon_equals_torchs_on_every_single_matrix():
 
     def matrices(take: str) -> list[torch.Tensor]:
         tensors = [getattr(parameter, take) for name, parameter in named.items() if not name.endswith("bias")]
-        shapes = [(8, 8) if len(tensor) == 24 else tensor.shape[-2:] for tensor in tensors]
+        rows = {24: 8, 128: 64}  # of a part: query, key or value, and blocks of 64 rows
+        shapes = [(rows.get(tensor.shape[-2], tensor.shape[-2]), tensor.shape[-1]) for tensor in tensors]
         return [m.clone() for tensor, shape in zip(tensors, shapes, strict=True) for m in tensor.reshape(-1, *shape)]
 
     single = [nn.Parameter(matrix) for matrix in matrices("data")]

@@ -176,7 +176,7 @@ def on_whole_matrices(
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     axes = [cast(Shard, cast(DTensor, parameter).placements[-1]).dim for parameter in parameters]
     for number, (parameter, axis) in enumerate(zip(cast(Sequence[DTensor], parameters), axes, strict=True)):
-        if axis == 0 and parameter.ndim == 3 and len(parameter) % size == 0:  # whole experts
+        if axis == 0 and len(parameter) % (size * (shape[0] if parameter.ndim == 2 else 1)) == 0:  # whole matrices
             found[number] = compute(pieces[number].view(-1, *shape)).flatten()
         elif parameter.shape[axis] % size:  # no axis divides evenly: every process computes the whole
             form: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
