@@ -384,6 +384,9 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path):
         with pytest.raises(UserError) as caught:
             checkpoint.chosen_checkpoint(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}: {words}"
+    (tmp_path / "runs/first/best").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"; name a run in it, such as {tmp_path / 'runs/first'}$"):
+        checkpoint.chosen_checkpoint(tmp_path / "runs")
     with pytest.raises(UserError, match=r"^drawings: no such run folder; did you mean 'builtin:drawings'\?$"):
         checkpoint.chosen_checkpoint(Path("drawings"))
 
