@@ -95,7 +95,7 @@ def demo_retrieval(init: Config) -> Config:
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
     task = replace(CONTRAST_ONLY, captions_per_image=1)
-    return _scenes(init, "demo_retrieval", task, steps=100, validations=1, **FAST_CONTRAST)
+    return _scenes(init, "demo_retrieval", task, steps=100, validations=1, **FAST_CONTRAST | {"lr": 2e-3})
 
 
 @starts_from("demo")
