@@ -69,7 +69,7 @@ def demo() -> Config:
         task=MaskedSignalConfig(mask_replace_prob=0.5, mim_share=0.25, **decoder),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(steps=1300, batch_size=64, lr=1.2e-3, val_every=1300, save_every=400, **QUICK),
+        train=TrainConfig(steps=1600, batch_size=64, lr=1.2e-3, val_every=1600, save_every=400, **QUICK),
     )
 
 
