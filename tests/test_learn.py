@@ -432,7 +432,7 @@ def rows_of(table: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_a_refused_budget_is_not_spent(table, tmp_path, capfd):
+def test_a_refused_budget_is_not_spent(table, tmp_path, monkeypatch, capfd):
     """The same folder takes another budget, also a smaller one."""
     out = tmp_path / "mine"
     for seconds in ("12s", "10s"):
@@ -440,7 +440,9 @@ def test_a_refused_budget_is_not_spent(table, tmp_path, capfd):
         assert f"--for {seconds}: is enough for " in capfd.readouterr().err
         kept = json.loads((out / "plan.json").read_text())
         assert kept["spent"] < 0.1 and kept["data"]["rows"] == 60 and "stages" not in kept
-    assert learn(table, "--for", "30s", "--out", out) == 0
+    monkeypatch.setattr(Trainer, "train_step", interrupted_at(1, kill))
+    with pytest.raises(KilledError):
+        learn(table, "--for", "30s", "--out", out)
 
 
 @pytest.mark.parametrize(
