@@ -48,9 +48,9 @@ class FolderTable(Table):
 
     def _others(self) -> str:
         """Return a hint at other content of the folder that could be opened."""
+        if tables := tables_in(self.path):
+            return f"to use the table in it, name it: {tables[0]}"
         names = sorted(path.name for path in self.path.iterdir())
-        if tables := [name for name in names if name.endswith((".jsonl", ".json", ".csv", ".tsv"))]:
-            return f"to use the table in it, name it: {self.path / tables[0]}"
         return f"it holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "it is empty"
 
     def folder(self, index: int) -> Path:
@@ -109,3 +109,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
             stem, _, suffix = name.rpartition(".")
             if f".{suffix.lower()}" in IMAGE_SUFFIXES and not name.startswith("."):
                 yield below + name, f"{stem}.txt" in texts
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables in a folder; none if it is a file."""
+    return sorted(path for path in folder.glob("*") if path.suffix in (".jsonl", ".json", ".csv", ".tsv"))
