@@ -234,3 +234,13 @@ def test_a_caption_of_very_many_images_is_named(tmp_path: Path):
     assert report["frequent_texts"] == {"various cliparts": 21}
     said = "note: 21 captions are 'various cliparts'; such a caption tells little about each image"
     assert [line for line in report_lines(report) if line.startswith("note")] == [said]
+
+
+def test_a_table_among_images_is_named(eve, table: Path):
+    """A folder is checked as its images; their captions may be in the table that is left out."""
+    note = f"note: {table} was not read, only the images"
+    assert note in check(eve, table.parent)[1]
+    table.with_name("a.txt").write_text("a caption")
+    assert "note: " not in check(eve, table.parent)[1]
+    eve("data", "write", "phantoms", "chexpert-5x200", "phantoms", "--rows", "2")
+    assert "note: " not in check(eve, "phantoms")[1]  # the reader of this folder reads its table

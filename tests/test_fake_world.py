@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from fake_world import sent_in_a_step, sharded, world
+import torch
+from fake_world import Sent, sent_in_a_step, sharded, world
+from torch.distributed.tensor import DTensor, Shard
 
 from eve_vl.recipes import get_recipe
 from eve_vl.run.plan import Layout, step_memory, step_traffic
+from eve_vl.train import shard
+from eve_vl.train.optim import orthogonalize
 from eve_vl.train.shard import local
 
 SIZE = 512
@@ -43,3 +47,17 @@ def test_all_ranks_make_the_same_exchanges():
     moved = sum(size for name, size in first if name in ("_allgather_base_", "_reduce_scatter_base_")) / (1 + 1 / 8)
     assert moved * 7 / 8 == pytest.approx(planned["process"] - planned["machine"] / 8, rel=0.01)
     assert {"allreduce_", "alltoall_base_"} < {name for name, _ in first}
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "is_sent"), [((1024, 8), 0, False), ((576, 8), 0, True), ((8, 64, 8), 0, False), ((3, 1024, 8), 1, False)]
+)
+def test_shards_of_complete_blocks_are_not_exchanged(shape: tuple[int, ...], axis: int, is_sent: bool):
+    with world(0, 8, 8), Sent() as sent:
+        mesh = shard._mesh(torch.device("cpu"))
+        own = torch.ones(shape).chunk(8, axis)[0].contiguous()
+        weight = DTensor.from_local(own, mesh, [Shard(axis)] * mesh.ndim, run_check=False)
+        sent.found.clear()
+        (update,) = shard.on_matrices(orthogonalize, [weight], own.flatten(), (64, 8))
+    assert len(update) == own.numel()
+    assert {name for name, _ in sent.found} == ({"alltoall_base_"} if is_sent else set())

@@ -384,8 +384,11 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path):
         with pytest.raises(UserError) as caught:
             checkpoint.chosen_checkpoint(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}: {words}"
-    (tmp_path / "runs/first/best").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"; name a run in it, such as {tmp_path / 'runs/first'}$"):
+    for name in ("runs/second/best", "runs/.hidden/best", "runs/first/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("second", ".hidden"):
+        (tmp_path / "runs" / name / "best/state.json").touch()
+    with pytest.raises(UserError, match=f"; name a run in it, such as {tmp_path / 'runs/second'}$"):
         checkpoint.chosen_checkpoint(tmp_path / "runs")
     with pytest.raises(UserError, match=r"^drawings: no such run folder; did you mean 'builtin:drawings'\?$"):
         checkpoint.chosen_checkpoint(Path("drawings"))

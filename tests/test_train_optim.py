@@ -140,6 +140,22 @@ def test_muon_takes_the_matrices_of_the_blocks():
     assert {name for name, count in taken.items() if count == 3} == {name for name in parts if name.endswith("qkv.weight")}
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "parts"),
+    [
+        ("attn.qkv", (576, 192), 9),
+        ("attn.qkv", (288, 96), 3),
+        ("attn.proj", (192, 192), 3),
+        ("attn.proj", (96, 96), 1),
+        ("experts.fc2_", (4, 192, 384), 3),
+        ("experts.router", (4, 192), 0),
+    ],
+)
+def test_muon_takes_64_rows_at_a_time_where_64_divides_them(name, shape, parts):
+    name += "weight" if name.endswith("_") else ".weight"
+    assert muon_parts(f"blocks.0.{name}", nn.Parameter(torch.empty(shape))) == parts
+
+
 def test_muon_equals_torchs_on_every_part_of_a_matrix():
     torch.manual_seed(0)
     named = {

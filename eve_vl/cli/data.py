@@ -74,7 +74,7 @@ def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
     refuse_missing([args.path])
     from eve_vl.data.loader import open_sources
-    from eve_vl.data.readers.folder import tables_in
+    from eve_vl.data.readers.folder import FolderTable, tables_in
     from eve_vl.data.validate import check_source, report_lines
 
     kind, require, config = args.kind, None, None
@@ -91,8 +91,8 @@ def run_data_check(args: CheckArgs) -> None:
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
     print_line(*report_lines(report))
-    if report["kind"] == "labels" and (tables := tables_in(Path(args.path))):
-        print_line(f"note: this folder also holds {tables[0].name}, which was not read; name it to check its rows")
+    if isinstance(source, FolderTable) and report["kind"] != "captions" and (tables := tables_in(source.path)):
+        print_line(f"note: {tables[0]} was not read, only the images; to check its rows, name it")
     if config is not None and report["usable"]:
         print_line(*_text_lines(config, args.init, source))
     write_json(args.json, report)

@@ -201,8 +201,8 @@ class TrainConfig(Values):
     accumulation: Count = 1
     """Micro-batches per optimiser step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the blocks' matrices, 64 rows at a time, at AdamW's learning rates, AdamW for the rest; needs fewer
-    samples."""
+    """muon: Muon for the blocks' matrices (64 rows at a time where 64 divides them), AdamW for the rest. It takes AdamW's
+    learning rates and needs fewer samples."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     head_lr_multiplier: Positive = 1.0

@@ -16,6 +16,7 @@ from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you
 from eve_vl.utils.frozen import Frozen
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 MAX_TEXT_BYTES = 2**23  # of one row's text or JSON

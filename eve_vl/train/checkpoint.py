@@ -86,7 +86,7 @@ def chosen_checkpoint(path: Path) -> Path:
     if not folders and (config := path / "config.json").is_file() and b'"model_type"' in config.read_bytes():
         raise UserError(f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)")
     if not folders:
-        runs = sorted(each.parent for each in path.glob("*/*") if each.name in (CHECKPOINTS, BEST))
+        runs = sorted(each for each in path.glob("[!.]*") if (each / BEST / "state.json").is_file() or checkpoint_folders(each))
         fix = f"name a run in it, such as {runs[0]}" if runs else "is it a run folder?"
         raise UserError(f"{path}: holds no checkpoint (expected {path / CHECKPOINTS}/step_…); {fix}")
     return folders[-1]

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig
-from eve_vl.train.shard import like, local, on_whole_matrices
+from eve_vl.train.shard import like, local, on_matrices
 from eve_vl.utils.errors import UserError, matching
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MUON_ROWS = 64
-"""Rows of a matrix that Muon makes orthogonal together: a third of the time of whole matrices in `demo`, for the same loss."""
+"""Rows that Muon makes orthogonal together.
+
+The iterations take a third of the time of whole matrices in `demo`, at the same loss (LOG.md, 2026-11-30).
+"""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -29,15 +32,16 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def muon_parts(name: str, parameter: nn.Parameter) -> int:
-    """Return the number of parts of a matrix that Muon makes orthogonal one by one.
+    """Return the number of parts of each matrix that Muon makes orthogonal.
 
-    0 leaves the parameter to AdamW. In the blocks, a part has MUON_ROWS rows. If these do not divide a matrix, it stays whole,
-    and a qkv projection has 3 parts.
+    0 leaves the parameter to AdamW. In the blocks, a part has MUON_ROWS rows. If MUON_ROWS does not divide the rows, a qkv
+    projection has 3 parts and any other matrix 1.
     """
     if ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
         return 0
-    parts, rest = divmod(parameter.shape[-2], MUON_ROWS)
-    return parts if not rest else 3 if name.endswith("qkv.weight") else 1
+    if parameter.shape[-2] % MUON_ROWS == 0:
+        return parameter.shape[-2] // MUON_ROWS
+    return 3 if name.endswith("qkv.weight") else 1
 
 
 def build_optimizer(
@@ -80,9 +84,9 @@ def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | st
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for groups with `parts`, fused AdamW for the others.
 
-    As in Jordan et al. 2024, for blocks of rows as in MuonBP (Khaled et al. 2025, arXiv 2510.16981) without its steps for whole
-    matrices. Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does with
-    adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each part of each expert of a stack is a matrix.
+    Jordan et al. 2024, on blocks of rows as in MuonBP (Khaled et al. 2025, arXiv 2510.16981), but without MuonBP's periodic
+    steps on whole matrices. Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does
+    with adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each part of each expert of a stack is one.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
@@ -114,7 +118,7 @@ class Muon(torch.optim.Optimizer):
                 own = local(gradient)
                 momentum = local(state["momentum"]).lerp_(own, 1 - MOMENTUM)
                 update.view_as(own).copy_(own.lerp(momentum, MOMENTUM))
-            updates = on_whole_matrices(orthogonalize, [parameter for parameter, _ in found], together, shape)
+            updates = on_matrices(orthogonalize, [parameter for parameter, _ in found], together, shape)
             for (parameter, _), update in zip(found, updates, strict=True):
                 weights = local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
                 weights.add_(update.view_as(weights), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)

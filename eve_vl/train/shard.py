@@ -161,30 +161,35 @@ def clip_gradients(task: nn.Module, max_norm: float) -> Tensor:
 
 
 @torch.no_grad()
-def on_whole_matrices(
+def on_matrices(
     compute: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], values: Tensor, shape: tuple[int, int]
 ) -> Sequence[Tensor]:
-    """Return what `compute` makes of matrices (M, O, I), flat, for each parameter.
+    """Return `compute` of the matrices (M, O, I) of each parameter, flat.
 
-    values: flat, a matrix or several for each parameter; with shards, this process's part. Each process then computes some
-    parameters whole: one exchange hands them out, another one hands the results back.
+    values: flat, the matrices of each parameter; with shards, this process's part. A process computes shards of complete
+    matrices itself. Each other parameter is computed by one process: one exchange hands out the shards, another hands back the
+    results.
     """
     pieces = values.split([local(parameter).numel() for parameter in parameters])
     if not isinstance(parameters[0], DTensor):
         return compute(values.view(-1, *shape)).flatten().split([*map(len, pieces)])
-    group, found, exchanged = _group(parameters[0]), {}, []
+    group, found, alone, exchanged = _group(parameters[0]), {}, list[int](), list[int]()
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     axes = [cast(Shard, cast(DTensor, parameter).placements[-1]).dim for parameter in parameters]
     for number, (parameter, axis) in enumerate(zip(cast(Sequence[DTensor], parameters), axes, strict=True)):
-        if axis == 0 and len(parameter) % (size * (shape[0] if parameter.ndim == 2 else 1)) == 0:  # whole matrices
-            found[number] = compute(pieces[number].view(-1, *shape)).flatten()
-        elif parameter.shape[axis] % size:  # no axis divides evenly: every process computes the whole
+        own, is_even = local(parameter), parameter.shape[axis] % size == 0
+        if is_even and own.shape[-1] == shape[1] and own.shape[-2] % shape[0] == 0:
+            alone.append(number)
+        elif not is_even:  # no axis divides evenly: every process computes the whole
             form: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
-            own = pieces[number].view_as(parameter.to_local())
-            whole = DTensor.from_local(own, parameter.device_mesh, parameter.placements, **form).full_tensor()
+            piece = pieces[number].view_as(own)
+            whole = DTensor.from_local(piece, parameter.device_mesh, parameter.placements, **form).full_tensor()
             found[number] = local(like(compute(whole.view(-1, *shape)).view_as(whole), parameter)).flatten()
         else:
             exchanged.append(number)
+    if alone:
+        made = compute(torch.cat([pieces[number] for number in alone]).view(-1, *shape)).flatten()
+        found |= dict(zip(alone, made.split([len(pieces[number]) for number in alone]), strict=True))
     turns = [exchanged[turn::size] for turn in range(size)]  # the parameters that each process computes
     order = [number for turn in turns for number in turn]
     sizes = [sum(len(pieces[number]) for number in turn) for turn in turns]

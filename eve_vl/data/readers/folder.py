@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.records import ImageFile
-from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, PackedStrings, Table
+from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, TABLE_SUFFIXES, Fields, PackedStrings, Table
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 
@@ -112,5 +112,5 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Return the tables in a folder; none if it is a file."""
-    return sorted(path for path in folder.glob("*") if path.suffix in (".jsonl", ".json", ".csv", ".tsv"))
+    """Return the tables in a folder."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
