@@ -44,6 +44,7 @@ def folder(tmp_path_factory) -> Path:
 def page(folder: Path) -> Page:
     path = write_comparison(find_runs([folder]))
     assert path == folder / "comparison.html"
+    assert f"<title>EVE · {folder.name}, compared</title>" in path.read_text()
     assert_self_contained(path)
     return Page(path)
 

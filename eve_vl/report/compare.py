@@ -133,8 +133,8 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
         for part, found in parts.items():
             if (len(group) == 1 and part in NEEDS_TWO) or (part == "data" and not found):
                 continue
-            name = TITLES.get(part, part)
-            title = f"{task}: {name}" if len(groups) > 1 else name.capitalize()
+            shown = TITLES.get(part, part)
+            title = f"{task}: {shown}" if len(groups) > 1 else shown.capitalize()
             body = draw("compare_sections.html", part, runs=group, found=found)
             sections.append(Section(f"{task}-{part}", title, body))
     note = source_note(source for run in runs for source in (*run.config.data.train, *run.config.data.val))
