@@ -94,8 +94,8 @@ def demo_retrieval(init: Config) -> Config:
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    task = replace(CONTRAST_ONLY, captions_per_image=1)
-    return _scenes(init, "demo_retrieval", task, steps=100, validations=1, **FAST_CONTRAST | {"lr": 2e-3})
+    train: dict[str, Any] = FAST_CONTRAST | {"lr": 2e-3}
+    return _scenes(init, "demo_retrieval", replace(CONTRAST_ONLY, captions_per_image=1), steps=100, validations=1, **train)
 
 
 @starts_from("demo")
