@@ -76,10 +76,10 @@ class MaskedSignalConfig(TaskConfig):
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.mim_weight", 0, "mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
+        ("task.mim_weight", 0, "mim_every image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
         ("task.mlm_weight", 0, "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"),
         ("task.mask_replace_prob", 0, "mask_replace_source"),
-        ("task.joint_masking", True, "mim_share"),
+        ("task.joint_masking", True, "mim_every"),
     )
     image_mask_ratio: InnerShare = 0.75
     """Share of masked patches in the image pass ([paper] Fig. 4)."""
@@ -94,8 +94,8 @@ class MaskedSignalConfig(TaskConfig):
     """Source of the other words. batch: masked words of the batch, as frequent as true ones; vocabulary: all words (BERT)."""
     mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
-    mim_share: Annotated[float, "(0, 1]"] = 1.0
-    """Share of the rows of a micro-batch in the image pass in training, rounded up; 0.5 halves the cost of that pass."""
+    mim_every: Count = 1
+    """Steps of training for one with an image pass; 4 saves three quarters of the cost of that pass."""
     mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False
@@ -119,6 +119,7 @@ class MaskedSignalConfig(TaskConfig):
         return {
             "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking and lacks_one,
             "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
+            "mim_every above 1 needs mlm_weight above 0": self.mim_every > 1 and not self.mlm_weight,
             f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
         }
 

@@ -5,11 +5,12 @@ MFU is the share of a large matrix product's FLOP/s.
 
 import dataclasses
 import itertools
+import math
 import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
     seconds).
     """
+    num_steps = _whole_turns(config, num_steps)
     trainer, loader = _started(config, num_steps)
     config, train = trainer.task.config, trainer.config
     device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
@@ -77,11 +79,21 @@ def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
 
     Raises UserError.
     """
+    num_steps = _whole_turns(config, num_steps)
     trainer, loader = _started(config, num_steps)
     start = time.perf_counter()
     batches = list(itertools.islice(loader, (WARM + num_steps) * config.train.accumulation))
     loading = (time.perf_counter() - start) / (WARM + num_steps)
     return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
+
+
+def _turn(config: Config) -> int:
+    """Return the number of successive steps after which equal work comes again."""
+    return getattr(config.task, "mim_every", 1)
+
+
+def _whole_turns(config: Config, num_steps: int) -> int:
+    return math.ceil(num_steps / _turn(config)) * _turn(config)
 
 
 def has_processor_clock(device: torch.device) -> bool:
@@ -143,7 +155,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
-    """Return medians over steps.
+    """Return medians over turns of the mean step.
 
     These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
     """
@@ -164,8 +176,12 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
         found.append({"step": now(device) - start, **parts})
         wall.append(time.perf_counter() - clocks[0])
         cores.append(core_seconds() - clocks[1])
-    medians = {name: statistics.median(step[name] for step in found[WARM:]) for name in found[-1]}
-    return medians, statistics.median(wall[WARM:]), statistics.median(cores[WARM:])
+
+    def median(seconds: Iterable[float]) -> float:
+        turns = zip(*[iter([*seconds][WARM:])] * _turn(trainer.task.config), strict=True)
+        return statistics.median(map(statistics.fmean, turns))
+
+    return {name: median(step[name] for step in found) for name in found[-1]}, median(wall), median(cores)
 
 
 def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:

@@ -145,17 +145,20 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     no_autocast = mock.patch.multiple(
         torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
     )
-    counter = FlopCounterMode(display=False)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
-        batch = _example_batch(task)
-        task(batch)
-    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
-    for name in names:
-        if not any(name.startswith(f"{other}.") for other in names):
-            found[_part(task, name)] += counts[name]
-    found["losses"] = counter.get_total_flops() - found.total()
-    return {name: count / len(batch.where) for name, count in found.items() if count}
+    found, turn, rows = Counter[str](), getattr(config.task, "mim_every", 1), config.train.batch_size
+    for step, weight in enumerate((1, turn - 1)[:turn]):
+        task.step = step  # pyright: ignore[reportArgumentType]
+        counter = FlopCounterMode(display=False)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
+            task(batch := _example_batch(task))
+        rows = len(batch.where)
+        counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        names, before = [name for name in counts if name not in WRAPPERS], found.total()
+        for name in names:
+            if not any(name.startswith(f"{other}.") for other in names):
+                found[_part(task, name)] += weight * counts[name]
+        found["losses"] += weight * counter.get_total_flops() - (found.total() - before)
+    return {name: count / turn / rows for name, count in found.items() if count}
 
 
 @lru_cache

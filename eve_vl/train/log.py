@@ -234,16 +234,16 @@ class Meter:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add one step's terms."""
         for name, value in terms.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value
+            counted_2 = torch.stack([value, torch.ones_like(value)])  # a step may lack a term
+            self.terms[name] = self.terms[name] + counted_2 if name in self.terms else counted_2
         self.num_steps += 1
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
         """Return the averages of this window and the CPU core-seconds, over all processes."""
         seconds, names = max(time.perf_counter() - self.start, 1e-9), sorted(self.terms)
-        means = processes.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        sums_N, counts_N = processes.sum_over_processes(torch.stack([self.terms[name] for name in names])).unbind(1)
         cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
-        means = (means / (self.num_steps * processes.world_size())).tolist()
-        return dict(zip(names, means, strict=True)) | {
+        return dict(zip(names, (sums_N / counts_N).tolist(), strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,
