@@ -99,7 +99,10 @@ def plan(out: Path) -> dict[str, Config]:
 
 
 def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, ComparedRun]:
-    """Run all configs, at_once at a time, with a progress bar per run on a terminal; read them for the report meanwhile."""
+    """Run all configs, at_once at a time, and read the runs for the report meanwhile.
+
+    There is a progress bar per run on a terminal.
+    """
     waiting, running, finished, started = dict(configs), {}, set[str](), time.perf_counter()
     reading: dict[str, Future[ComparedRun]] = {}
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
