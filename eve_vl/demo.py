@@ -39,7 +39,7 @@ from eve_vl.train.log import read_log
 from eve_vl.utils.console import CONSOLE, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
-from eve_vl.utils.runtime import keep_memory, usable_cores
+from eve_vl.utils.runtime import keep_memory, set_threads, usable_cores
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
@@ -75,14 +75,16 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     context.set_forkserver_preload([__name__])  # imports take seconds: once for all workers
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
     with ProcessPoolExecutor(at_once, mp_context=context) as pool:
-        compared = _run_all(pool, at_once, configs, num_test)
+        reading = _run_all(pool, at_once, configs, num_test)
+        numbers = collect(out)
+        write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+        for name, future in reading.items():
+            raise_failure(name, future)
     for number, handler in before.items():
         signal.signal(number, handler)
-    numbers = collect(out)
-    write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     tables = results(numbers)
     top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
-    runs = [compared[name] for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
+    runs = [reading[name].result() for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
     report = write_page(out / "report.html", comparison_page(out.name, runs, {}, [top]))
     print_line(*table_lines(tables), f"{time.perf_counter() - start:.0f} seconds in total")
     return report
@@ -98,13 +100,13 @@ def plan(out: Path) -> dict[str, Config]:
     return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
 
 
-def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, ComparedRun]:
-    """Run all configs, at_once at a time, and read the runs for the report meanwhile.
+def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, Future]:
+    """Run all configs, at_once at a time; return the runs as their report needs them.
 
-    There is a progress bar per run on a terminal.
+    Idle cores read these from finished runs. There is a progress bar per run on a terminal.
     """
     waiting, running, finished, started = dict(configs), {}, set[str](), time.perf_counter()
-    reading: dict[str, Future[ComparedRun]] = {}
+    reading: dict[str, Future] = {}
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
@@ -117,9 +119,12 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                         print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
+            for name, future in reading.items():
+                if future.done():
+                    raise_failure(name, future)
             for name in finished - reading.keys():
                 if len(running) + sum(not future.done() for future in reading.values()) < at_once:
-                    reading[name] = pool.submit(read_run, configs[name].out, name)
+                    reading[name] = pool.submit(read, configs[name], name)
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 name = running.pop(future)
@@ -132,8 +137,7 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                 if num_done:
                     progress.start_task(bar)
                 progress.update(bar, completed=num_done)
-    reading |= {name: pool.submit(read_run, configs[name].out, name) for name in finished - reading.keys()}
-    return {name: future.result() for name, future in reading.items()}
+    return reading | {name: pool.submit(read, configs[name], name) for name in finished - reading.keys()}
 
 
 def _may_start(config: Config, finished: set[str]) -> bool:
@@ -201,6 +205,14 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")
     return numbers
+
+
+def read(config: Config, name: str) -> ComparedRun:
+    """Return a finished run as the report needs it; output goes to its run.log."""
+    keep_memory()
+    set_threads(1)
+    with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        return read_run(config.out, name)
 
 
 def collect(out: Path) -> dict[str, float]:

@@ -35,6 +35,11 @@ class TaskConfig(Section):
     of_pairs: ClassVar[tuple[str, ...]] = ()
     """Fields that, unless they are 0, need states of pairs, which a backbone may lack."""
 
+    @property
+    def period(self) -> int:
+        """Number of training steps after which equal work comes again."""
+        return 1
+
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the fields whose values need states of pairs."""
         return tuple(name for name in self.of_pairs if getattr(self, name))
@@ -95,7 +100,8 @@ class MaskedSignalConfig(TaskConfig):
     mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
     mim_every: Count = 1
-    """Steps of training for one with an image pass; 4 saves three quarters of the cost of that pass."""
+    """In training, every n-th step has an image pass, with the same weight: 4 saves three quarters of its cost. DDP then
+    averages gradients after each micro-batch."""
     mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False
@@ -109,17 +115,25 @@ class MaskedSignalConfig(TaskConfig):
     decoder_num_heads: Width = 6
     """Attention heads of the pixel decoder."""
 
+    @property
+    def period(self) -> int:
+        """Steps from one image pass to the next."""
+        return self.mim_every
+
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
 
         Each comes with whether it holds.
         """
-        learns_nothing = type(self) is MaskedSignalConfig and not (self.mim_weight or self.mlm_weight)
+        is_alone = type(self) is MaskedSignalConfig
+        learns_nothing = is_alone and not (self.mim_weight or self.mlm_weight)
         lacks_one, width, heads = 0 in (self.mim_weight, self.mlm_weight), self.decoder_dim, self.decoder_num_heads
         return {
             "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking and lacks_one,
             "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
-            "mim_every above 1 needs mlm_weight above 0": self.mim_every > 1 and not self.mlm_weight,
+            "mim_every above 1 and mlm_weight 0: most steps learn nothing": is_alone
+            and self.period > 1
+            and self.mlm_weight == 0,
             f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
         }
 

@@ -123,7 +123,7 @@ def read_run(folder: Path, name: str) -> ComparedRun:
 def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[str, str], top: Sequence[Section] = ()) -> str:
     """Return the HTML of the page, with one group of sections per task.
 
-    top: sections above them.
+    top: sections above the groups.
     """
     groups: dict[str, list[ComparedRun]] = defaultdict(list)
     for run in runs:

@@ -42,12 +42,12 @@ GEMM_SIDE, GEMM_ROUNDS = 8192, 20
 def bench(config: Config, num_steps: int) -> dict[str, Any]:
     """Run training steps of a recipe from random weights, on loaded batches.
 
-    Raises UserError. The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the
-    device. rows: per step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second,
-    tokens_per_second: of wall time; each token counts once per step, padding does not. flops_per_row: forward and backward at
-    the mean text length. peak: FLOP/s of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the
-    process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
-    seconds).
+    Raises UserError. The values are JSON-ready medians over turns of `task.period` steps; a turn counts as its mean step.
+    seconds: of a step and of its parts by the `clock` of the device. rows: per step. text_length: mean tokens of a text without
+    padding, 0 without texts. rows_per_second, tokens_per_second: of wall time; each token counts once per step, padding does
+    not. flops_per_row: forward and backward at the mean text length. peak: FLOP/s of a large matrix product here. mfu:
+    flops_per_second / peak. memory: peak bytes of the process or of the GPU. loader_share: core-seconds of loading a step's
+    rows over the step's core-seconds (on a GPU, its seconds).
     """
     num_steps = _whole_turns(config, num_steps)
     trainer, loader = _started(config, num_steps)
@@ -75,7 +75,7 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
 
 
 def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
-    """Return the median wall seconds of a step with its loading, and the threads.
+    """Return the typical wall seconds of a step with its loading, and the threads.
 
     Raises UserError.
     """
@@ -87,13 +87,8 @@ def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
     return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
 
 
-def _turn(config: Config) -> int:
-    """Return the number of successive steps after which equal work comes again."""
-    return getattr(config.task, "mim_every", 1)
-
-
 def _whole_turns(config: Config, num_steps: int) -> int:
-    return math.ceil(num_steps / _turn(config)) * _turn(config)
+    return math.ceil(num_steps / config.task.period) * config.task.period
 
 
 def has_processor_clock(device: torch.device) -> bool:
@@ -155,7 +150,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
-    """Return medians over turns of the mean step.
+    """Return medians of turns; a turn counts as its mean step.
 
     These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
     """
@@ -178,7 +173,7 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
         cores.append(core_seconds() - clocks[1])
 
     def median(seconds: Iterable[float]) -> float:
-        turns = zip(*[iter([*seconds][WARM:])] * _turn(trainer.task.config), strict=True)
+        turns = zip(*[iter([*seconds][WARM:])] * trainer.task.config.task.period, strict=True)
         return statistics.median(map(statistics.fmean, turns))
 
     return {name: median(step[name] for step in found) for name in found[-1]}, median(wall), median(cores)

@@ -87,8 +87,8 @@ def _part(task: Task[Any], name: str) -> str:
 def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     """Return the forward FLOPs per row of a training step, by part of the task.
 
-    Texts have full length. torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not
-    train, or is the user's own: only its author knows the batches that it reads.
+    It is the mean of `task.period` steps. Texts have full length. torch counts the matrix products and convolutions of
+    micro-batches. Empty for a task that does not train, or is the user's own: only its author knows the batches that it reads.
     """
     return _forward_flops(*_essential(config, sizes)) if _has_known_batches(config) else {}
 
@@ -145,7 +145,7 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     no_autocast = mock.patch.multiple(
         torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
     )
-    found, turn, rows = Counter[str](), getattr(config.task, "mim_every", 1), config.train.batch_size
+    found, turn, rows = Counter[str](), config.task.period, config.train.batch_size
     for step, weight in enumerate((1, turn - 1)[:turn]):
         task.step = step  # pyright: ignore[reportArgumentType]
         counter = FlopCounterMode(display=False)

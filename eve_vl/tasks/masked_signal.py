@@ -67,7 +67,7 @@ class MaskedSignalTask(Task[Settings]):
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `mim` and `mlm`, scalars for the log, and routers.
 
-        A loss without a weight or without rows for it is left out, and so is `mim` between the steps of task.mim_every.
+        A loss without a weight, or without rows for it, is left out. In training, only every task.mim_every-th step has `mim`.
         """
         task, losses, terms, routers = self.settings, {}, {}, []
         is_due = not self.training or self.step % task.mim_every == 0
