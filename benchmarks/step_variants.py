@@ -61,7 +61,7 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
     if not decoder_depths or min(decoder_depths) < 1:
         raise UserError(f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at least 1")
     same: dict[str, Any] = {field.name: getattr(task, field.name) for field in fields(MaskedSignalConfig)}
-    same |= {"mim_weight": 1.0, "mlm_weight": 1.0, "joint_masking": False, "mim_every": 1}
+    same |= {"mim_weight": 1.0, "mlm_weight": 1.0, "joint_masking": False}
     eves = {depth: replace(MaskedSignalConfig(**same), decoder_depth=depth) for depth in decoder_depths}
     every = ContrastMatchConfig(**same, projection_dim=getattr(task, "projection_dim", 0))
     baselines = {

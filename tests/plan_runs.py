@@ -32,13 +32,12 @@ TOGETHER: dict[str, dict[str, Any]] = {"replicate": {}, "shard, two micro-batche
 
 
 def config_of(**train: Any) -> Config:
-    """The demo with wider blocks and full texts in float32, pixels in each step."""
+    """The demo with wider blocks and full texts in float32."""
     config = get_recipe("demo")
     given = {"batch_size": 32, "optimizer": "adamw", "dtype": "float32", "device": "cpu"} | train
     return replace(
         config,
         model=replace(config.model, embed_dim=256, num_heads=4),
-        task=replace(config.task, mim_every=1),
         tokenizer=replace(config.tokenizer, vocab_size=TOKENIZER.vocab_size),
         train=replace(config.train, **given),
     )

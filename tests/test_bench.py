@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from eve_vl.cli import main
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run import bench
-from eve_vl.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 PEAK = 1e12
@@ -56,22 +55,6 @@ def test_parts_of_a_step_add_up_also_where_it_accumulates():
     assert 0.6 * step < sum(parts) <= 1.2 * step  # medians
     assert found["rows"] == 16
     assert found["loader_share"] == pytest.approx(found["rows_per_core_second"] / found["loader_rows_per_core_second"])
-
-
-def test_the_time_of_a_step_counts_all_of_a_turn(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(bench, "now", lambda _: next(clock))
-    times = {0: 1, 1: 1, 2: 13}  # ticks that a step adds, by its place in a turn of three
-
-    def train_step(trainer: Trainer, _batches: list[Any]) -> None:
-        for _ in range(times[trainer.step % 3] - 1):
-            next(clock)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    tiny = config_of("tiny")
-    found = bench.bench(replace(tiny, task=replace(tiny.task, mim_every=3)), 4)  # pyright: ignore
-    assert found["seconds"] == {"step": 5}
-    assert found["steps"] == 6
 
 
 def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monkeypatch):

@@ -34,7 +34,7 @@ TOWERS = """
 CONTRAST = "--task.memory-batches --task.image-image-weight"
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
-    --task.mim-weight --task.mim-every --task.mlm-weight --task.joint-masking --task.normalize-targets
+    --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets
     --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {

@@ -60,7 +60,7 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in {run}")
 
 
-MUON = ("--train.optimizer", "muon", "--task.mim-every", "3")
+MUON = ("--train.optimizer", "muon")
 
 
 def test_killed_run_goes_on_bit_for_bit(eve, eve_fork, tmp_path: Path):
@@ -72,8 +72,6 @@ def test_killed_run_goes_on_bit_for_bit(eve, eve_fork, tmp_path: Path):
     done = eve("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON, "--resume", "--data.num-workers", "1")
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    steps = [row["step"] for row in read_log(tmp_path / "killed") if row["kind"] == "train" and "mim" in row]
-    assert steps == [1, 4, 7, 10]  # --task.mim-every 3
 
 
 FEW = (

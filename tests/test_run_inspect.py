@@ -74,15 +74,6 @@ def test_flops_are_those_of_a_real_batch(name, policies, monkeypatch):
     assert backward.get_total_flops() == pytest.approx(2 * expected, rel=0.02)
 
 
-def test_flops_are_the_mean_of_steps_with_and_without_pixels():
-    tiny = get_recipe("tiny")
-    plain, without, found = (
-        forward_flops(replace(tiny, task=replace(tiny.task, **values)), Sizes(vocab_size=99))
-        for values in ({}, {"mim_weight": 0.0}, {"mim_every": 4})
-    )
-    assert found == pytest.approx({name: (count + 3 * without.get(name, 0)) / 4 for name, count in plain.items()})
-
-
 @pytest.mark.parametrize("modality", ["image_text", "image", "text"])
 def test_rows_of_one_modality_cost_nothing_for_the_other(modality):
     off: dict[str, Any] = {"image": {"mlm_weight": 0.0, "mim_weight": 1.0}, "text": {"mim_weight": 0.0}}.get(modality, {})

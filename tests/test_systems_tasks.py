@@ -418,7 +418,7 @@ def idle(**values: Any) -> set[str]:
 
 
 def test_options_without_a_use_are_known():
-    pixels = {"mim_every", "normalize_targets", "decoder_depth", "decoder_dim", "decoder_num_heads"}
+    pixels = {"mim_share", "normalize_targets", "decoder_depth", "decoder_dim", "decoder_num_heads"}
     assert idle(mask_replace_prob=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
     assert idle(mask_replace_prob=0.2, itc_masked_image=True) == pixels | {"svd_weight"}
     words = {"text_mask_ratio", "whole_word_masking", "mask_replace_prob", "mask_replace_source"}

@@ -280,20 +280,17 @@ def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
 
 
 @torch.no_grad()
-def test_pixels_are_masked_in_every_third_step_and_in_evaluation():
-    plain, task, batch = build(tiny_config()), build(tiny_config(task={"mim_every": 3})), batch_of(samples())
-    without = build(tiny_config(task={"mim_weight": 0.0}))
-    weights = {name: value for name, value in task.state_dict().items() if not name.startswith("pixel_decoder")}
-    plain.load_state_dict(task.state_dict())
-    without.load_state_dict(weights)
-    for step, expected in enumerate([plain, without, without, plain]):
-        task.step = step
-        terms, found = expected.train()(batch).terms, task.train()(batch).terms
-        assert found.keys() == terms.keys()
-        for name, value in terms.items():
-            torch.testing.assert_close(found[name], value)
-    task.step = 1
-    torch.testing.assert_close(task.eval()(batch).terms["mim"], plain.eval()(batch).terms["mim"])
+@pytest.mark.parametrize(("share", "num_rows"), [(0.5, 2), (0.3, 2), (0.25, 1), (0.01, 1), (1.0, 4)])
+def test_in_training_a_share_of_the_rows_is_reconstructed_as_if_they_were_alone(share: float, num_rows: int):
+    task, found = build(tiny_config(task={"mim_share": share})), samples()
+    alone = build(tiny_config())
+    expected = {name: alone(batch_of(some)).terms[name] for name, some in (("mim", found[:num_rows]), ("mlm", found))}
+    whole = alone(batch_of(found)).terms["mim"]
+    torch.testing.assert_close(task(batch_of(found)).terms["mim"], whole)  # in evaluation all rows count
+    terms = task.train()(batch_of(found)).terms
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    assert (num_rows == 4) == torch.equal(terms["mim"], whole)
 
 
 @torch.no_grad()

@@ -158,15 +158,6 @@ def test_the_work_of_setting_up_is_none_of_training(tmp_path: Path):
     assert 3.0 <= kept.result(CONFIG, 1)["core_seconds"] < 3.2
 
 
-def test_the_mean_of_a_term_is_over_the_steps_that_have_it():
-    meter = Meter()
-    for loss, mim in ((1.0, 4.0), (2.0, None), (6.0, 8.0)):
-        meter = Meter(meter.state())  # as after a stop
-        meter.add({"loss": torch.tensor(loss)} | ({} if mim is None else {"mim": torch.tensor(mim)}))
-    found = meter.result(CONFIG, 3)
-    assert (found["loss"], found["mim"]) == (3.0, 6.0)
-
-
 def test_nohup_keeps_its_meaning(tmp_path: Path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -38,7 +38,7 @@ class Arm:
 # All arms share the short recipes' encoder and contrastive fine-tuning for search; scenes use the long recipes' learning rates.
 # Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a report fits).
 PHANTOMS = "--input.image-size 64 --input.text-length 64"
-WORDS = "--task.mim-weight 0 --task.mim-every 1 --model.deep-ffn modality --model.expert-ratio 0"
+WORDS = "--task.mim-weight 0 --task.mim-share 1 --model.deep-ffn modality --model.expert-ratio 0"
 STARTS = {
     "scenes": ("scenes_words", ""),
     "phantoms": ("scenes_words", PHANTOMS),
@@ -46,7 +46,7 @@ STARTS = {
     "icons": ("icons", ""),
 }
 """Pre-training recipe and flags by family, without pixels and experts."""
-PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-every 4", "--model.deep-ffn moe --model.expert-ratio 1"
+PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn moe --model.expert-ratio 1"
 """The parts of EVE as in `demo`."""
 SEARCH = Stage("demo_retrieval", flags="--train.lr 1e-3")
 """Fine-tuning for search, with half of the recipe's rate, which suits 100 steps (LOG.md, 2026-11-30)."""

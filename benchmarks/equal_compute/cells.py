@@ -40,8 +40,7 @@ from eve_vl.utils.runtime import core_seconds, keep_memory, seed_everything, set
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
-# steps per round, a multiple of task.mim_every; uncounted steps before the first round, which are slower
-STEPS_PROBED, STEPS_BEFORE = 4, 2
+STEPS_PROBED, STEPS_BEFORE = 3, 2  # steps per round; uncounted steps before the first round, which are slower
 NOT_COUNTED = 15  # core-seconds of starting a cell, and of each evaluation
 NUM_SCENES = 1000  # rows to evaluate on; other sets are evaluated whole
 NUM_GLANCED = 200  # validation rows after pre-training; nothing is chosen by them

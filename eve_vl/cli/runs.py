@@ -82,7 +82,7 @@ class BenchArgs(JsonArgs):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     steps: int = 10
-    """Steps to time, after some warm-up steps; rounded up to a multiple of task.mim_every."""
+    """Steps to time, after some warm-up steps."""
 
 
 class PlanArgs(JsonArgs):

@@ -35,11 +35,6 @@ class TaskConfig(Section):
     of_pairs: ClassVar[tuple[str, ...]] = ()
     """Fields that, unless they are 0, need states of pairs, which a backbone may lack."""
 
-    @property
-    def period(self) -> int:
-        """Number of training steps after which equal work comes again."""
-        return 1
-
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the fields whose values need states of pairs."""
         return tuple(name for name in self.of_pairs if getattr(self, name))
@@ -81,10 +76,10 @@ class MaskedSignalConfig(TaskConfig):
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.mim_weight", 0, "mim_every image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
+        ("task.mim_weight", 0, "mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
         ("task.mlm_weight", 0, "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"),
         ("task.mask_replace_prob", 0, "mask_replace_source"),
-        ("task.joint_masking", True, "mim_every"),
+        ("task.joint_masking", True, "mim_share"),
     )
     image_mask_ratio: InnerShare = 0.75
     """Share of masked patches in the image pass ([paper] Fig. 4)."""
@@ -99,9 +94,8 @@ class MaskedSignalConfig(TaskConfig):
     """Source of the other words. batch: masked words of the batch, as frequent as true ones; vocabulary: all words (BERT)."""
     mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
-    mim_every: Count = 1
-    """In training, every n-th step has an image pass, with the same weight: 4 saves three quarters of its cost. DDP then
-    averages gradients after each micro-batch."""
+    mim_share: Annotated[float, "(0, 1]"] = 1.0
+    """Share of the rows of a micro-batch in the image pass in training, rounded up; 0.5 halves the cost of that pass."""
     mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False
@@ -115,25 +109,16 @@ class MaskedSignalConfig(TaskConfig):
     decoder_num_heads: Width = 6
     """Attention heads of the pixel decoder."""
 
-    @property
-    def period(self) -> int:
-        """Steps from one image pass to the next."""
-        return self.mim_every
-
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
 
         Each comes with whether it holds.
         """
-        is_alone = type(self) is MaskedSignalConfig
-        learns_nothing = is_alone and not (self.mim_weight or self.mlm_weight)
+        learns_nothing = type(self) is MaskedSignalConfig and not (self.mim_weight or self.mlm_weight)
         lacks_one, width, heads = 0 in (self.mim_weight, self.mlm_weight), self.decoder_dim, self.decoder_num_heads
         return {
             "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking and lacks_one,
             "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
-            "mim_every above 1 and mlm_weight 0: most steps learn nothing": is_alone
-            and self.period > 1
-            and self.mlm_weight == 0,
             f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
         }
 

@@ -7,7 +7,7 @@ tokens, T text tokens, L labels.
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Self, cast
 
 import numpy as np
 from torch import Tensor
@@ -91,6 +91,12 @@ class MaskedImages(ImageBatch):
     """int64 positions of the visible patches."""
     hidden_BM: Tensor = each("hidden_M", stack)
     """int64 positions of the masked patches."""
+
+    def first(self, num_rows: int) -> Self:
+        """Return the first rows, without the masks of their texts."""
+        names = "images_BCHW", "keep_BK", "hidden_BM", "ids_BT", "is_padding_BT"
+        found: dict[str, Any] = {name: value[:num_rows] for name in names if (value := getattr(self, name, None)) is not None}
+        return dataclasses.replace(self, **found | ({"num_real": None} if "ids_BT" in found else {}))
 
 
 class MaskedTexts(TextBatch):

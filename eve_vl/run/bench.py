@@ -5,12 +5,11 @@ MFU is the share of a large matrix product's FLOP/s.
 
 import dataclasses
 import itertools
-import math
 import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,14 +41,13 @@ GEMM_SIDE, GEMM_ROUNDS = 8192, 20
 def bench(config: Config, num_steps: int) -> dict[str, Any]:
     """Run training steps of a recipe from random weights, on loaded batches.
 
-    Raises UserError. The values are JSON-ready medians over turns of `task.period` steps; a turn counts as its mean step.
-    seconds: of a step and of its parts by the `clock` of the device. rows: per step. text_length: mean tokens of a text without
-    padding, 0 without texts. rows_per_second, tokens_per_second: of wall time; each token counts once per step, padding does
-    not. flops_per_row: forward and backward at the mean text length. peak: FLOP/s of a large matrix product here. mfu:
-    flops_per_second / peak. memory: peak bytes of the process or of the GPU. loader_share: core-seconds of loading a step's
-    rows over the step's core-seconds (on a GPU, its seconds).
+    Raises UserError. The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the
+    device. rows: per step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second,
+    tokens_per_second: of wall time; each token counts once per step, padding does not. flops_per_row: forward and backward at
+    the mean text length. peak: FLOP/s of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the
+    process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
+    seconds).
     """
-    num_steps = _whole_turns(config, num_steps)
     trainer, loader = _started(config, num_steps)
     config, train = trainer.task.config, trainer.config
     device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
@@ -75,20 +73,15 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
 
 
 def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
-    """Return the typical wall seconds of a step with its loading, and the threads.
+    """Return the median wall seconds of a step with its loading, and the threads.
 
     Raises UserError.
     """
-    num_steps = _whole_turns(config, num_steps)
     trainer, loader = _started(config, num_steps)
     start = time.perf_counter()
     batches = list(itertools.islice(loader, (WARM + num_steps) * config.train.accumulation))
     loading = (time.perf_counter() - start) / (WARM + num_steps)
     return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
-
-
-def _whole_turns(config: Config, num_steps: int) -> int:
-    return math.ceil(num_steps / config.task.period) * config.task.period
 
 
 def has_processor_clock(device: torch.device) -> bool:
@@ -150,7 +143,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
-    """Return medians of turns; a turn counts as its mean step.
+    """Return medians over steps.
 
     These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
     """
@@ -171,12 +164,8 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
         found.append({"step": now(device) - start, **parts})
         wall.append(time.perf_counter() - clocks[0])
         cores.append(core_seconds() - clocks[1])
-
-    def median(seconds: Iterable[float]) -> float:
-        turns = zip(*[iter([*seconds][WARM:])] * trainer.task.config.task.period, strict=True)
-        return statistics.median(map(statistics.fmean, turns))
-
-    return {name: median(step[name] for step in found) for name in found[-1]}, median(wall), median(cores)
+    medians = {name: statistics.median(step[name] for step in found[WARM:]) for name in found[-1]}
+    return medians, statistics.median(wall[WARM:]), statistics.median(cores[WARM:])
 
 
 def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:

@@ -87,8 +87,8 @@ def _part(task: Task[Any], name: str) -> str:
 def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     """Return the forward FLOPs per row of a training step, by part of the task.
 
-    It is the mean of `task.period` steps. Texts have full length. torch counts the matrix products and convolutions of
-    micro-batches. Empty for a task that does not train, or is the user's own: only its author knows the batches that it reads.
+    Texts have full length. torch counts the matrix products and convolutions of one micro-batch. Empty for a task that does not
+    train, or is the user's own: only its author knows the batches that it reads.
     """
     return _forward_flops(*_essential(config, sizes)) if _has_known_batches(config) else {}
 
@@ -145,20 +145,17 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     no_autocast = mock.patch.multiple(
         torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
     )
-    found, turn, rows = Counter[str](), config.task.period, config.train.batch_size
-    for step, weight in enumerate((1, turn - 1)[:turn]):
-        task.step = step  # pyright: ignore[reportArgumentType]
-        counter = FlopCounterMode(display=False)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
-            task(batch := _example_batch(task))
-        rows = len(batch.where)
-        counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-        names, before = [name for name in counts if name not in WRAPPERS], found.total()
-        for name in names:
-            if not any(name.startswith(f"{other}.") for other in names):
-                found[_part(task, name)] += weight * counts[name]
-        found["losses"] += weight * counter.get_total_flops() - (found.total() - before)
-    return {name: count / turn / rows for name, count in found.items() if count}
+    counter = FlopCounterMode(display=False)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
+        batch = _example_batch(task)
+        task(batch)
+    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
+    for name in names:
+        if not any(name.startswith(f"{other}.") for other in names):
+            found[_part(task, name)] += counts[name]
+    found["losses"] = counter.get_total_flops() - found.total()
+    return {name: count / len(batch.where) for name, count in found.items() if count}
 
 
 @lru_cache

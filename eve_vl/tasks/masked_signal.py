@@ -9,6 +9,7 @@ in a patch, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -38,13 +39,11 @@ class MaskedSignalTask(Task[Settings]):
     """
 
     dataset = MaskedPairs
-    step = 0
-    """Number of updates so far, set by the trainer."""
 
     def build(self) -> None:
         """Build the token head and the pixel decoder."""
         task, model = self.settings, self.config.model
-        self.find_unused_parameters |= self.config.data.modality != "image_text" or task.mim_every > 1
+        self.find_unused_parameters |= self.config.data.modality != "image_text"
         if task.mlm_weight:
             self.token_head = TokenHead(model.embed_dim, self.sizes.vocab_size, model.text_norm_eps)
         if task.mim_weight:
@@ -67,16 +66,16 @@ class MaskedSignalTask(Task[Settings]):
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `mim` and `mlm`, scalars for the log, and routers.
 
-        A loss without a weight, or without rows for it, is left out. In training, only every task.mim_every-th step has `mim`.
+        A loss without a weight, or without rows for it, is left out.
         """
         task, losses, terms, routers = self.settings, {}, {}, []
-        is_due = not self.training or self.step % task.mim_every == 0
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
-        if task.mim_weight and is_due and isinstance(batch, MaskedImages):
-            encoded = joint or self.encode_for_pixels(batch)
+        if task.mim_weight and isinstance(batch, MaskedImages):
+            shown = batch if joint or not self.training else batch.first(math.ceil(task.mim_share * len(batch.hidden_BM)))
+            encoded = joint or self.encode_for_pixels(shown)
             routers += encoded.routers
-            target_BMX = gather_patches(self.targets(self.patches(batch)), batch.hidden_BM)
-            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
+            target_BMX = gather_patches(self.targets(self.patches(shown)), shown.hidden_BM)
+            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, shown), target_BMX)
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             if joint is None:
                 image, text = self.embed(batch, mask=True)

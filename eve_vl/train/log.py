@@ -220,8 +220,7 @@ class Meter:
     def __init__(self, state: Mapping[str, Tensor] | None = None):
         """Start a window, or continue one from the sums that `state` returned."""
         counts = state[COUNTS].tolist() if state else [0.0] * 4
-        # by name: sum, and number of steps that have the term
-        self.terms = {name: sum_2 for name, sum_2 in (state or {}).items() if sum_2.ndim and name != COUNTS}  # older: no counts
+        self.terms = {name: value for name, value in (state or {}).items() if name != COUNTS}
         self.num_steps, self.loading_seconds = int(counts[0]), counts[2]
         self.start, self.cores_start = time.perf_counter() - counts[1], core_seconds() - counts[3]
 
@@ -233,18 +232,18 @@ class Meter:
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Add one step's terms, of which it may lack some."""
+        """Add one step's terms."""
         for name, value in terms.items():
-            one_2 = torch.stack([value, torch.ones_like(value)])
-            self.terms[name] = self.terms[name] + one_2 if name in self.terms else one_2
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
         self.num_steps += 1
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
         """Return the averages of this window and the CPU core-seconds, over all processes."""
         seconds, names = max(time.perf_counter() - self.start, 1e-9), sorted(self.terms)
-        sums, counts = processes.sum_over_processes(torch.stack([self.terms[name] for name in names])).unbind(1)
+        means = processes.sum_over_processes(torch.stack([self.terms[name] for name in names]))
         cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
-        return dict(zip(names, (sums / counts).tolist(), strict=True)) | {
+        means = (means / (self.num_steps * processes.world_size())).tolist()
+        return dict(zip(names, means, strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,

@@ -289,8 +289,6 @@ class Trainer:
         num, losses, given = len(micro_batches), [], micro_batches
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         buffers = [buffer.clone() for buffer in running_averages(self.task)]
-        if hasattr(self.task, "step"):
-            self.task.step = self.step
         if hasattr(self.task, "before_step"):
             with autocast(self.device, self.dtype):
                 micro_batches = self.task.before_step(micro_batches)

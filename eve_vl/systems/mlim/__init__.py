@@ -30,7 +30,7 @@ class MlimConfig(MaskedSignalConfig):
     """Share of masked non-special tokens where few are masked."""
     heavy_mask_ratio: InnerShare = 0.8
     """Share of masked patches or tokens where most are masked."""
-    mim_every: Suppress[int] = field(default=1, init=False)
+    mim_share: Suppress[float] = field(default=1.0, init=False)
     joint_masking: Suppress[bool] = field(default=True, init=False)
     normalize_targets: Suppress[bool] = field(default=False, init=False)
     decoder_depth: Suppress[int] = field(default=1, init=False)
