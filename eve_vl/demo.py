@@ -78,15 +78,16 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
         reading = _run_all(pool, at_once, configs, num_test)
         numbers = collect(out)
         write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+        tables = results(numbers)
+        print_line(*table_lines(tables))
         for name, future in reading.items():
             raise_failure(name, future)
     for number, handler in before.items():
         signal.signal(number, handler)
-    tables = results(numbers)
     top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
     runs = [reading[name].result() for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
     report = write_page(out / "report.html", comparison_page(out.name, runs, {}, [top]))
-    print_line(*table_lines(tables), f"{time.perf_counter() - start:.0f} seconds in total")
+    print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
 
@@ -119,9 +120,6 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                         print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
-            for name, future in reading.items():
-                if future.done():
-                    raise_failure(name, future)
             for name in finished - reading.keys():
                 if len(running) + sum(not future.done() for future in reading.values()) < at_once:
                     reading[name] = pool.submit(read, configs[name], name)
