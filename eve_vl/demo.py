@@ -29,9 +29,8 @@ from eve_vl.data.loader import open_sources
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.compare import ComparedRun, comparison_page, read_run
+from eve_vl.report.compare import write_comparison
 from eve_vl.report.drawing import Section, draw
-from eve_vl.report.page import write_page
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train import StoppedError
@@ -39,7 +38,7 @@ from eve_vl.train.log import read_log
 from eve_vl.utils.console import CONSOLE, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
-from eve_vl.utils.runtime import keep_memory, set_threads, usable_cores
+from eve_vl.utils.runtime import keep_memory, usable_cores
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
@@ -75,19 +74,16 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     context.set_forkserver_preload([__name__])  # imports take seconds: once for all workers
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
     with ProcessPoolExecutor(at_once, mp_context=context) as pool:
-        reading = _run_all(pool, at_once, configs, num_test)
-        numbers = collect(out)
-        write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
-        tables = results(numbers)
-        print_line(*table_lines(tables))
-        for name, future in reading.items():
-            raise_failure(name, future)
+        _run_all(pool, at_once, configs, num_test)
     for number, handler in before.items():
         signal.signal(number, handler)
+    numbers = collect(out)
+    write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+    tables = results(numbers)
     top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
-    runs = [reading[name].result() for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
-    report = write_page(out / "report.html", comparison_page(out.name, runs, {}, [top]))
-    print_line(f"{time.perf_counter() - start:.0f} seconds in total")
+    runs = [out / name for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
+    report = write_comparison(runs, out / "report.html", [top])
+    print_line(*table_lines(tables), f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
 
@@ -101,13 +97,9 @@ def plan(out: Path) -> dict[str, Config]:
     return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
 
 
-def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, Future]:
-    """Run all configs, at_once at a time; return the runs as their report needs them.
-
-    Idle cores read these from finished runs. There is a progress bar per run on a terminal.
-    """
+def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> None:
+    """Run all configs, at_once at a time, with a progress bar per run on a terminal."""
     waiting, running, finished, started = dict(configs), {}, set[str](), time.perf_counter()
-    reading: dict[str, Future] = {}
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
@@ -120,9 +112,6 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                         print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
-            for name in finished - reading.keys():
-                if len(running) + sum(not future.done() for future in reading.values()) < at_once:
-                    reading[name] = pool.submit(read, configs[name], name)
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 name = running.pop(future)
@@ -135,7 +124,6 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                 if num_done:
                     progress.start_task(bar)
                 progress.update(bar, completed=num_done)
-    return reading | {name: pool.submit(read, configs[name], name) for name in finished - reading.keys()}
 
 
 def _may_start(config: Config, finished: set[str]) -> bool:
@@ -203,14 +191,6 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")
     return numbers
-
-
-def read(config: Config, name: str) -> ComparedRun:
-    """Return a finished run as the report needs it; output goes to its run.log."""
-    keep_memory()
-    set_threads(1)
-    with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        return read_run(config.out, name)
 
 
 def collect(out: Path) -> dict[str, float]:
