@@ -11,14 +11,13 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ from eve_vl.data.loader import open_sources
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.compare import write_comparison
+from eve_vl.report.compare import ComparedRun, comparison_page, read_run
 from eve_vl.report.drawing import Section, draw
+from eve_vl.report.page import write_page
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train import StoppedError
@@ -38,7 +38,7 @@ from eve_vl.train.log import read_log
 from eve_vl.utils.console import CONSOLE, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
-from eve_vl.utils.runtime import keep_memory, usable_cores
+from eve_vl.utils.runtime import keep_memory, set_threads, usable_cores
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
@@ -56,7 +56,7 @@ TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # in each run folder: test
 NUM_ROWS = "num_test_rows"
 LOG = "run.log"  # in each run folder: its output
 POLL_SECONDS = 0.5
-
+CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would lack torch's threads
 
 Result = tuple[str, float, float, MeasuredValue | None, float]
 """Name, pre-trained, from scratch, gain and baseline of a number; NaN if unknown."""
@@ -68,22 +68,25 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     num_test: rows per test split. After an interruption the same call resumes. Raises UserError if a run fails.
     """
     start, configs = time.perf_counter(), plan(out)
-    at_once = min(usable_cores(), len(configs))
     out.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would lack torch's threads
-    context.set_forkserver_preload([__name__])  # imports take seconds: once for all workers
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
-    with ProcessPoolExecutor(at_once, mp_context=context) as pool:
-        _run_all(pool, at_once, configs, num_test)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    numbers = collect(out)
-    write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
-    tables = results(numbers)
-    top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
-    runs = [out / name for name in (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))]
-    report = write_comparison(runs, out / "report.html", [top])
-    print_line(*table_lines(tables), f"{time.perf_counter() - start:.0f} seconds in total")
+    CONTEXT.set_forkserver_preload([__name__])  # imports take seconds: once for all processes
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        found = _run_all(min(usable_cores(), len(configs)), configs, num_test)
+        numbers = collect(out)
+        write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+        tables = results(numbers)
+        print_line(*table_lines(tables))
+        top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
+        names = (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))
+        compared = [run for name in names if isinstance(run := found[name], ComparedRun)]
+        unreadable = {name: str(error) for name, error in found.items() if isinstance(error, UserError)}
+        report = write_page(out / "report.html", comparison_page(out.name, compared, unreadable, [top]))
+    finally:
+        _stop_jobs()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
 
@@ -97,33 +100,89 @@ def plan(out: Path) -> dict[str, Config]:
     return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
 
 
-def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> None:
-    """Run all configs, at_once at a time, with a progress bar per run on a terminal."""
-    waiting, running, finished, started = dict(configs), {}, set[str](), time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A call in a process of its own."""
+
+    name: str
+    process: BaseProcess
+    results: Any
+    """Connection through which it sends its result."""
+
+    @classmethod
+    def start(cls, name: str, function: Callable[..., Any], *args: Any) -> "Job":
+        """Start the call; the name appears in errors."""
+        results, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_send_result, args=(sender, function, *args))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # jobs inherit this: only this process stops them
+        process.start()
+        signal.signal(signal.SIGINT, _stop)
+        sender.close()
+        return cls(name, process, results)
+
+    def result(self) -> Any:
+        """Wait for the result and return it. Raises UserError if the call failed."""
+        try:
+            result = self.results.recv()
+        except EOFError:
+            result = UserError("its process was killed, perhaps for lack of memory; run the same command again to resume")
+        self.process.join()
+        if self.process.exitcode == 1:
+            raise UserError(f"{self.name}: failed with the error above")
+        if isinstance(result, UserError):
+            raise UserError(f"{self.name}: {result}")
+        return result
+
+
+def _send_result(sender: Any, function: Callable[..., Any], *args: Any) -> None:
+    try:
+        sender.send(function(*args))
+    except UserError as error:
+        sender.send(error)
+
+
+def _run_all(at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, ComparedRun | UserError]:
+    """Run all configs, at_once at a time, with a progress bar per run on a terminal.
+
+    Returns the runs as the report needs them, or why one cannot be read. Cores that are idle meanwhile read finished runs.
+    """
+    waiting, running, started = dict(configs), dict[Any, Job](), time.perf_counter()
+    unread, finished, found = list[str](), set[str](), dict[str, ComparedRun | UserError]()
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
-        while waiting or running:
-            for name, config in list(waiting.items()):
-                if len(running) < at_once and _may_start(config, finished):
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: only this process stops them
-                    running[pool.submit(work, config, num_test)] = name
+        while len(found) < len(configs):
+            startable = [name for name, config in waiting.items() if _may_start(config, finished)]
+            for name in [*startable, *unread][: at_once - len(running)]:
+                config = configs[name]
+                if name in unread:
+                    unread.remove(name)
+                    job = Job.start(name, read, config, name)
+                else:
+                    del waiting[name]
+                    job = Job.start(name, work, config, num_test)
                     if not CONSOLE.is_terminal:  # there are no bars
                         print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
-                    signal.signal(signal.SIGINT, _stop)
-                    del waiting[name]
-            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                name = running.pop(future)
-                raise_failure(name, future)
-                finished.add(name)
-                print_line(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}")
+                running[job.results] = job
+            for results in wait(list(running), timeout=POLL_SECONDS):
+                job = running.pop(results)
+                if job.name in finished:
+                    try:
+                        found[job.name] = job.result()
+                    except UserError as error:
+                        found[job.name] = error
+                    continue
+                summary = _summary(job.result())
+                finished.add(job.name)
+                unread.append(job.name)
+                print_line(f"{time.perf_counter() - started:5.0f} s  {job.name:18} {summary}")
             for name, bar in bars.items():
                 steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
                 num_done = configs[name].train.steps if name in finished else max(steps, default=0)
                 if num_done:
                     progress.start_task(bar)
                 progress.update(bar, completed=num_done)
+    return found
 
 
 def _may_start(config: Config, finished: set[str]) -> bool:
@@ -132,29 +191,15 @@ def _may_start(config: Config, finished: set[str]) -> bool:
     return config.init is None or PRETRAIN in finished
 
 
-def raise_failure(name: str, future: Future) -> None:
-    """If a run failed, stop the others and raise its error.
-
-    A UserError names the run; a bug keeps its traceback.
-    """
-    if (error := future.exception()) is None:
-        return
-    _stop_workers()
-    if isinstance(error, BrokenProcessPool):
-        raise UserError(f"{name}: its process was killed, perhaps for lack of memory; run the same command again to resume")
-    if isinstance(error, UserError):
-        raise UserError(f"{name}: {error}") from None
-    raise error
-
-
-def _stop_workers() -> None:
-    """Make all running workers save and stop."""
+def _stop_jobs() -> None:
+    """Make all jobs save their state and end, and wait for them."""
     for process in multiprocessing.active_children():
         process.terminate()
+    for process in multiprocessing.active_children():
+        process.join()
 
 
 def _stop(signal_number: int, _frame: object) -> None:
-    _stop_workers()
     print_line("stopped: the runs save their state; run the same command again to resume")
     sys.exit(128 + signal_number)
 
@@ -177,8 +222,7 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
             train(config)
         except StoppedError as stopped:
             print_line(str(stopped))
-            log.flush()
-            os._exit(stopped.code)  # a surviving worker would wait for work, and the broken pool for the worker
+            sys.exit(stopped.code)
         if config.init is None:
             return read_numbers(config.out / "metrics.json")
         run, rows = load_run(config.out), dict[str, Any]()
@@ -191,6 +235,14 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")
     return numbers
+
+
+def read(config: Config, name: str) -> ComparedRun:
+    """Return a finished run as the report needs it; output goes to its run.log."""
+    keep_memory()
+    set_threads(1)
+    with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        return read_run(config.out, name)
 
 
 def collect(out: Path) -> dict[str, float]:

@@ -3,11 +3,10 @@
 import json
 import math
 import multiprocessing
+import os
 import re
 import signal
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from eve_vl.config import Config
 from eve_vl.evaluation import classifiers
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
+from eve_vl.report.compare import ComparedRun
 from eve_vl.report.drawing import percent, points
 from eve_vl.run import training
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 
-WORK = demo.work
+WORK, READ = demo.work, demo.read
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
 
 
@@ -44,6 +44,13 @@ def work(config: Config, num_test: int) -> dict[str, float]:
     return WORK(config, num_test)
 
 
+def damaged_search(config: Config, name: str) -> ComparedRun:
+    """Read a run; that of search is damaged."""
+    if name == "retrieval":
+        raise UserError("damaged")
+    return READ(config, name)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo")
@@ -52,9 +59,11 @@ def folder(tmp_path_factory) -> Path:
         patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
         patch.setattr(demo, "work", work)
         patch.setattr(demo, "usable_cores", lambda: 2)
-        demo.run_demo(out, num_test=12)
+        patch.setattr(demo, "read", damaged_search)
+        demo.run_demo(out, num_test=12).rename(out / "first.html")
         before = {path: path.stat().st_mtime_ns for path in out.rglob("step_*")}
         patch.setattr(demo, "usable_cores", lambda: 1)
+        patch.setattr(demo, "read", READ)
         demo.run_demo(out, num_test=12)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
     return out
@@ -114,7 +123,7 @@ def test_pretrained_and_from_scratch_runs_differ_only_in_their_start(tmp_path: P
 def test_one_thread_per_run_and_one_run_per_core(tmp_path: Path, monkeypatch):
     given = []
 
-    def run_all(pool: object, at_once: int, configs: dict[str, Config], num_test: int) -> None:
+    def run_all(at_once: int, configs: dict[str, Config], num_test: int) -> None:
         given.append((at_once, {config.train.threads for config in configs.values()}))
 
     def collect(out: Path) -> None:
@@ -129,42 +138,53 @@ def test_one_thread_per_run_and_one_run_per_core(tmp_path: Path, monkeypatch):
     assert given == [(1, {1}), (2, {1}), (4, {1}), (7, {1})]
 
 
-def test_a_terminated_worker_saves_and_ends(tmp_path: Path):
-    """If one worker of a pool dies, the pool terminates the others and waits for them."""
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_job_leaves_no_process_that_loads_its_data(tmp_path: Path, stop: signal.Signals):
+    """Also, one that is asked to end saves its state."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
-    config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        future = pool.submit(demo.work, config)
-        (worker,) = pool._processes.values()
-        while not read_log(config.out):
-            assert worker.is_alive()
-            time.sleep(0.1)
-        worker.terminate()
-        with pytest.raises(BrokenProcessPool):
-            future.result(timeout=60)
-    assert worker.exitcode == 128 + signal.SIGTERM
-    assert "checkpoint saved" in (config.out / "run.log").read_text()
-    assert [*config.out.rglob("model.safetensors")]
+    train = replace(config.train, steps=100_000, save_every=100_000, val_every=100_000)
+    job = demo.Job.start("pre", demo.work, replace(config, train=train, data=replace(config.data, num_workers=1)), 12)
+    pid = job.process.pid or 0
+    while not read_log(config.out):
+        assert job.process.is_alive()
+        time.sleep(0.1)
+    loaders = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(pid, stop)
+    with pytest.raises(UserError, match="pre: its process was killed"):
+        job.result()
+    deadline = time.monotonic() + 30  # torch's loaders look for their parent every five seconds
+    while (left := [*filter(is_running, loaders)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert loaders and not left
+    if stop == signal.SIGTERM:
+        assert job.process.exitcode == 128 + signal.SIGTERM
+        assert "checkpoint saved" in (config.out / "run.log").read_text()
+        assert [*config.out.rglob("model.safetensors")]
+
+
+def is_running(pid: str) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def failing(error: Exception) -> None:
     raise error
 
 
-def test_a_bug_in_a_worker_keeps_its_traceback():
-    """A user error is one line that names the run; a bug keeps the place where it happened."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        bug, mistake = pool.submit(failing, KeyError("gone")), pool.submit(failing, UserError("no such file"))
-        wait([bug, mistake])  # a failure stops all workers
-        with pytest.raises(KeyError) as raised:
-            demo.raise_failure("vqa", bug)
-        assert "in failing" in str(raised.value.__cause__)
-        with pytest.raises(UserError, match=r"^vqa: no such file$"):
-            demo.raise_failure("vqa", mistake)
-    killed: Future[None] = Future()
-    killed.set_exception(BrokenProcessPool("terminated abruptly"))
-    with pytest.raises(UserError, match="nlvr2: its process was killed"):
-        demo.raise_failure("nlvr2", killed)
+def test_a_bug_in_a_job_shows_its_traceback(capfd, monkeypatch):
+    """A user error is one line that names the run."""
+    monkeypatch.setattr(demo, "CONTEXT", multiprocessing.get_context("fork"))  # a fork server has another stderr
+    bug, mistake = (demo.Job.start("vqa", failing, error) for error in (KeyError("gone"), UserError("no such file")))
+    with pytest.raises(UserError, match=r"^vqa: failed with the error above$"):
+        bug.result()
+    assert "in failing" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"^vqa: no such file$"):
+        mistake.result()
+
+
+def test_a_run_that_the_report_cannot_read_is_named(folder: Path):
+    page = Page(folder / "first.html")
+    assert "6 runs compared" in page.text and "retrieval: damaged" in page.text
 
 
 def test_the_page_compares_the_seven_runs_below_a_table(folder: Path):

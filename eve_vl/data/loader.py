@@ -6,6 +6,7 @@ number of processes and workers, and restarts, change nothing.
 Letters: N rows of an epoch, R rows of all sources.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -243,6 +244,8 @@ def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=dataset.collate,
         num_workers=workers,
+        # as by default before Python 3.14: workers of a fork server would not notice that their parent was killed
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
         pin_memory=dataset.config.train.device != "cpu" and torch.cuda.is_available(),

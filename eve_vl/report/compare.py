@@ -77,10 +77,10 @@ def _is_run(folder: Path) -> bool:
     return (folder / LOG).is_file() or any((folder / name).is_dir() for name in (BEST, CHECKPOINTS))
 
 
-def write_comparison(runs: Sequence[Path], out: Path | None = None, top: Sequence[Section] = ()) -> Path:
+def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page that compares runs and return its path.
 
-    out: default comparison.html in the runs' common parent folder. top: sections above the comparison.
+    out: default comparison.html in the runs' common parent folder.
     Unreadable runs are listed on the page and on stderr. Raises UserError if all are unreadable.
     """
     folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
@@ -94,7 +94,7 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None, top: Sequenc
             warn(f"warning: left out: {error}")
     if not compared:
         raise UserError(f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}")
-    return write_page(out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable, top))
+    return write_page(out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable))
 
 
 def read_run(folder: Path, name: str) -> ComparedRun:
@@ -121,7 +121,10 @@ def read_run(folder: Path, name: str) -> ComparedRun:
 
 
 def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[str, str], top: Sequence[Section] = ()) -> str:
-    """Return the HTML of the page, with one group of sections per task."""
+    """Return the HTML of the page, with one group of sections per task.
+
+    top: sections above the groups.
+    """
     groups: dict[str, list[ComparedRun]] = defaultdict(list)
     for run in runs:
         groups[run.config.task.name].append(run)
