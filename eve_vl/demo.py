@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -209,7 +210,9 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
 
     Returns validation numbers (pre-training) or test numbers, which are also kept in test.json.
     """
-    keep_memory()  # this process may be a fresh one
+    keep_memory()
+    if config.scratch:
+        os.nice(10)  # the others wait for pre-training, which goes first where runs and their loading share cores
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
