@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,10 +37,10 @@ from eve_vl.run.loading import load_run
 from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train import StoppedError
 from eve_vl.train.log import read_log
-from eve_vl.utils.console import CONSOLE, print_line
+from eve_vl.utils.console import CONSOLE, print_line, warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
-from eve_vl.utils.runtime import keep_memory, set_threads, usable_cores
+from eve_vl.utils.runtime import keep_memory, set_threads, stop_signals, usable_cores
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
@@ -57,6 +58,7 @@ TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # in each run folder: test
 NUM_ROWS = "num_test_rows"
 LOG = "run.log"  # in each run folder: its output
 POLL_SECONDS = 0.5
+JOB = "eve demo:"  # start of the names of its processes
 CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would lack torch's threads
 
 Result = tuple[str, float, float, MeasuredValue | None, float]
@@ -70,23 +72,24 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     """
     start, configs = time.perf_counter(), plan(out)
     out.mkdir(parents=True, exist_ok=True)
-    CONTEXT.set_forkserver_preload([__name__])  # imports take seconds: once for all processes
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        found = _run_all(min(usable_cores(), len(configs)), configs, num_test)
-        numbers = collect(out)
-        write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
-        tables = results(numbers)
-        print_line(*table_lines(tables))
-        top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
-        names = (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))
-        compared = [run for name in names if isinstance(run := found[name], ComparedRun)]
-        unreadable = {name: str(error) for name, error in found.items() if isinstance(error, UserError)}
-        report = write_page(out / "report.html", comparison_page(out.name, compared, unreadable, [top]))
-    finally:
-        _stop_jobs()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    start_fork_server()
+    with stop_signals() as received:
+        try:
+            found = _run_all(min(usable_cores(), len(configs)), configs, num_test, received)
+        finally:
+            _stop_jobs()
+    if received:
+        print_line("stopped: the runs save their state; run the same command again to resume")
+        sys.exit(128 + next(iter(received)))
+    numbers = collect(out)
+    write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+    tables = results(numbers)
+    print_line(*table_lines(tables))
+    top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
+    names = (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))
+    compared = [run for name in names if isinstance(run := found[name], ComparedRun)]
+    unreadable = {name: str(error) for name, error in found.items() if isinstance(error, UserError)}
+    report = write_page(out / "report.html", comparison_page(out.resolve().name, compared, unreadable, [top]))
     print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
@@ -101,37 +104,47 @@ def plan(out: Path) -> dict[str, Config]:
     return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
 
 
+def start_fork_server() -> None:
+    """Start the parent of all jobs, which imports this module once.
+
+    It ignores Ctrl-C, and so do the jobs: only this process stops them.
+    """
+    CONTEXT.set_forkserver_preload([__name__])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A call in a process of its own."""
 
     name: str
     process: BaseProcess
-    results: Any
-    """Connection through which it sends its result."""
+    receiver: Any
+    """Connection that gets the result."""
 
     @classmethod
     def start(cls, name: str, function: Callable[..., Any], *args: Any) -> "Job":
-        """Start the call; the name appears in errors."""
-        results, sender = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_send_result, args=(sender, function, *args))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # jobs inherit this: only this process stops them
+        """Start a call."""
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_send_result, args=(sender, function, *args), name=f"{JOB} {name}")
         process.start()
-        signal.signal(signal.SIGINT, _stop)
         sender.close()
-        return cls(name, process, results)
+        return cls(name, process, receiver)
 
     def result(self) -> Any:
         """Wait for the result and return it. Raises UserError if the call failed."""
-        try:
-            result = self.results.recv()
-        except EOFError:
-            result = UserError("its process was killed, perhaps for lack of memory; run the same command again to resume")
+        wait([self.receiver, self.process.sentinel])
+        result = UserError("its process was killed, perhaps for lack of memory; run the same command again to resume")
+        with contextlib.suppress(EOFError, OSError):  # it was killed
+            if self.receiver.poll():  # else processes that load its data may still hold the other end
+                result = self.receiver.recv()
         self.process.join()
         if self.process.exitcode == 1:
-            raise UserError(f"{self.name}: failed with the error above")
+            raise UserError("it failed; the traceback is on stderr")
         if isinstance(result, UserError):
-            raise UserError(f"{self.name}: {result}")
+            raise result
         return result
 
 
@@ -142,41 +155,50 @@ def _send_result(sender: Any, function: Callable[..., Any], *args: Any) -> None:
         sender.send(error)
 
 
-def _run_all(at_once: int, configs: dict[str, Config], num_test: int) -> dict[str, ComparedRun | UserError]:
+def _run_all(
+    at_once: int, configs: dict[str, Config], num_test: int, stop: Collection[int]
+) -> dict[str, ComparedRun | UserError]:
     """Run all configs, at_once at a time, with a progress bar per run on a terminal.
 
-    Returns the runs as the report needs them, or why one cannot be read. Cores that are idle meanwhile read finished runs.
+    Returns the runs as the report needs them, or why one cannot be read; idle cores read finished runs meanwhile. Ends early
+    once `stop` has a signal.
     """
-    waiting, running, started = dict(configs), dict[Any, Job](), time.perf_counter()
+    waiting, running, started = dict(configs), dict[str, Job](), time.perf_counter()
     unread, finished, found = list[str](), set[str](), dict[str, ComparedRun | UserError]()
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
-        while len(found) < len(configs):
+        while len(found) < len(configs) and not stop:
             startable = [name for name, config in waiting.items() if _may_start(config, finished)]
             for name in [*startable, *unread][: at_once - len(running)]:
                 config = configs[name]
                 if name in unread:
                     unread.remove(name)
-                    job = Job.start(name, read, config, name)
-                else:
-                    del waiting[name]
-                    job = Job.start(name, work, config, num_test)
-                    if not CONSOLE.is_terminal:  # there are no bars
-                        print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
-                running[job.results] = job
-            for results in wait(list(running), timeout=POLL_SECONDS):
-                job = running.pop(results)
-                if job.name in finished:
-                    try:
-                        found[job.name] = job.result()
-                    except UserError as error:
-                        found[job.name] = error
+                    running[name] = Job.start(name, read, config, name)
                     continue
-                summary = _summary(job.result())
-                finished.add(job.name)
-                unread.append(job.name)
-                print_line(f"{time.perf_counter() - started:5.0f} s  {job.name:18} {summary}")
+                del waiting[name]
+                # pre-training goes first where runs and their loading share cores, because most others wait for it
+                running[name] = Job.start(name, work, config, num_test, 10 if PRETRAIN in running else 0)
+                if not CONSOLE.is_terminal:  # there are no bars
+                    print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
+            wait([each for job in running.values() for each in (job.receiver, job.process.sentinel)], timeout=POLL_SECONDS)
+            for name, job in [] if stop else list(running.items()):  # the signal may have ended jobs as well
+                if job.receiver.poll() or not job.process.is_alive():
+                    del running[name]
+                    try:
+                        result = job.result()
+                    except UserError as error:
+                        if name not in finished:
+                            raise UserError(f"{name}: {error}") from None
+                        warn(f"warning: {name} is left out of the report: {error}")
+                        found[name] = error
+                        continue
+                    if name in finished:
+                        found[name] = result
+                        continue
+                    finished.add(name)
+                    unread.append(name)
+                    print_line(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(result)}")
             for name, bar in bars.items():
                 steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
                 num_done = configs[name].train.steps if name in finished else max(steps, default=0)
@@ -194,25 +216,21 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 
 def _stop_jobs() -> None:
     """Make all jobs save their state and end, and wait for them."""
-    for process in multiprocessing.active_children():
-        process.terminate()
-    for process in multiprocessing.active_children():
-        process.join()
+    jobs = [process for process in multiprocessing.active_children() if process.name.startswith(JOB)]
+    for job in jobs:
+        job.terminate()
+    for job in jobs:
+        job.join()
 
 
-def _stop(signal_number: int, _frame: object) -> None:
-    print_line("stopped: the runs save their state; run the same command again to resume")
-    sys.exit(128 + signal_number)
-
-
-def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
+def work(config: Config, num_test: int = NUM_TEST, nice: int = 0) -> dict[str, float]:
     """Train a run and evaluate it on the test splits; its output goes to run.log.
 
-    Returns validation numbers (pre-training) or test numbers, which are also kept in test.json.
+    nice: how much lower the priority of its process becomes. Returns validation numbers (pre-training) or test numbers, which
+    are also kept in test.json.
     """
     keep_memory()
-    if config.scratch:
-        os.nice(10)  # the others wait for pre-training, which goes first where runs and their loading share cores
+    os.nice(nice)
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
@@ -241,11 +259,17 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
 
 
 def read(config: Config, name: str) -> ComparedRun:
-    """Return a finished run as the report needs it; output goes to its run.log."""
+    """Return a finished run as the report needs it; output goes to its run.log.
+
+    Raises UserError if it cannot be read.
+    """
     keep_memory()
     set_threads(1)
     with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        return read_run(config.out, name)
+        try:
+            return read_run(config.out, name)
+        except OSError as error:
+            raise UserError(str(error)) from None
 
 
 def collect(out: Path) -> dict[str, float]:

@@ -67,14 +67,13 @@ def run(argv: list[str]) -> tuple[object, str, str]:
 
 
 def run_all(argvs: Sequence[list[str]], folder: Path, env: Mapping[str, str]) -> None:
-    """Run commands in one process. Its loader workers are forks of a server that knows the package and no code of a user."""
+    """Run commands in one process. Its loader workers are new processes that know no code of a user."""
     os.chdir(folder)
     os.environ.update(env)
     sys.path.insert(0, str(folder / "site"))
     for cached in (base.installed, base.load_installed):
         cached.cache_clear()
-    multiprocessing.set_start_method("forkserver", force=True)
-    multiprocessing.set_forkserver_preload(["eve_vl.run.training"])
+    multiprocessing.set_start_method("spawn", force=True)
     (folder / "done.json").write_text(json.dumps([run(argv) for argv in argvs]))
 
 

@@ -6,7 +6,6 @@ number of processes and workers, and restarts, change nothing.
 Letters: N rows of an epoch, R rows of all sources.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -25,7 +24,7 @@ from eve_vl.data.splits import held_out_split, read_split
 from eve_vl.data.table import Table
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import usable_cores
+from eve_vl.utils.runtime import start_method, usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
 Group = Callable[[np.ndarray, int], np.ndarray] | None
@@ -244,8 +243,7 @@ def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=dataset.collate,
         num_workers=workers,
-        # as by default before Python 3.14: workers of a fork server would not notice that their parent was killed
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=start_method(workers),
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
         pin_memory=dataset.config.train.device != "cpu" and torch.cuda.is_available(),

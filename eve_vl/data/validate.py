@@ -14,6 +14,7 @@ from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Une
 from eve_vl.data.transforms import to_tensor
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
+from eve_vl.utils.runtime import start_method
 
 CHUNK = 64  # rows per message from a worker
 NUM_SHOWN = 10  # frequent answers or labels
@@ -79,8 +80,8 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     rows."""
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
-    # collate_fn=list: rows stay as they are
-    chunks = DataLoader(_Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list)
+    workers: dict[str, Any] = {"num_workers": num_workers, "multiprocessing_context": start_method(num_workers)}
+    chunks = DataLoader(_Facts(source, require), CHUNK, collate_fn=list, **workers)  # list: rows stay as they are
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BadSampleError] = []

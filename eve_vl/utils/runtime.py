@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,15 @@ AGAIN = 1.0  # seconds after which a second signal to stop ends the process at o
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_method(num_workers: int) -> str | None:
+    """Return how torch's DataLoader should start its processes; None: as usual.
+
+    Processes of a fork server, the default on Linux from Python 3.14, would not notice that the one they load for was killed.
+    """
+    is_server = num_workers and sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver"
+    return "fork" if is_server else None
 
 
 def core_seconds() -> float:
