@@ -218,7 +218,8 @@ class TrainConfig(Values):
     betas: Annotated[tuple[float, float], "[0, 1)"] = (0.9, 0.98)
     """AdamW betas."""
     weight_decay: Weight = 0.01
-    """AdamW weight decay; biases, norms and other 1-D parameters are exempt."""
+    """Decoupled weight decay of AdamW and Muon: a step first multiplies the weights by 1 − lr × weight_decay. Biases, norms and
+    other 1-D parameters are exempt. Small recipes need larger values than usual, because their steps are few."""
     clip_norm: Weight = 1.0
     """Largest gradient norm; 0: no clipping."""
     ema_decay: Share = 0.0
