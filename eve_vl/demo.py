@@ -119,19 +119,18 @@ def start_fork_server() -> None:
 class Job:
     """A call in a process of its own."""
 
-    name: str
     process: BaseProcess
     receiver: Any
     """Connection that gets the result."""
 
     @classmethod
     def start(cls, name: str, function: Callable[..., Any], *args: Any) -> "Job":
-        """Start a call."""
+        """Start a call; its process has the name."""
         receiver, sender = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=_send_result, args=(sender, function, *args), name=f"{JOB} {name}")
         process.start()
         sender.close()
-        return cls(name, process, receiver)
+        return cls(process, receiver)
 
     def result(self) -> Any:
         """Wait for the result and return it. Raises UserError if the call failed."""

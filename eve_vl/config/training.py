@@ -219,7 +219,7 @@ class TrainConfig(Values):
     """AdamW betas."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay of AdamW and Muon: a step first multiplies the weights by 1 − lr × weight_decay. Biases, norms and
-    other 1-D parameters are exempt. Small recipes need larger values than usual, because their steps are few."""
+    other 1-D parameters are exempt. In a run of few steps, only large values have an effect."""
     clip_norm: Weight = 1.0
     """Largest gradient norm; 0: no clipping."""
     ema_decay: Share = 0.0
