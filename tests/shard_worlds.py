@@ -41,7 +41,7 @@ NUM_ROWS = 8
 NOISE = {"balance_weight": 0.5, "dropout": 0.1, "drop_path": 0.1}
 BOTH = ContrastMatchConfig(itc_targets="diagonal", itm_negatives="global", memory_batches=1)
 STEPS_OF = {
-    # with Muon's blocks of 64 rows: some weights have a whole number of them in each process, some do not
+    # with blocks of 64 rows, some weights have a whole number of them in each process, some do not
     "masked": tiny_config(model=NOISE | {"embed_dim": 64}, train={"checkpoint_activations": True}),
     "frozen": tiny_config(model=NOISE, train={"freeze": ("encoder.*",)}),
     "contrast and matching": tiny_config(model=NOISE, task=BOTH),
@@ -54,7 +54,7 @@ STEPS_OF = {
 """Configs of the steps whose gradients are compared."""
 IN_WORLD = {2: [*STEPS_OF][:-1], 4: ["accumulated", "odd"]}
 MOVED = ("masked", "odd")
-"""The steps whose weights are compared after an update by Muon."""
+"""The steps whose weights are compared after an update by block_muon."""
 RUN = {"batch_size": 8, "log_every": 2, "lr": 1e-3, "lr_multipliers": (("*temperature", 500.0),)}
 RUN |= {"device": "cpu", "dtype": "float32"}
 WHOLE = RUN | {"steps": 12, "val_every": 6, "save_every": 8, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
@@ -119,7 +119,7 @@ def step(config: Config, layout: str, steps: bool) -> dict[str, Tensor]:
     found = {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
     found, weights = gathered(found), {}
     if steps:
-        build_optimizer(task.named_parameters(), replace(config.train, optimizer="muon", lr=1e-2)).step()
+        build_optimizer(task.named_parameters(), replace(config.train, optimizer="block_muon", lr=1e-2)).step()
         weights = gathered({f"after.{name}": parameter.detach() for name, parameter in task.named_parameters()})
     return {name: value.clone() for name, value in found.items()} | weights | {"norm": norm}
 

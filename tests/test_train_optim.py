@@ -132,7 +132,7 @@ def test_fused_adamw_equals_a_plain_loop():
 
 def test_muon_takes_the_matrices_of_the_blocks():
     task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
-    parts = {name: muon_parts(name, parameter) for name, parameter in task.named_parameters()}
+    parts = {name: muon_parts(name, parameter, "muon") for name, parameter in task.named_parameters()}
     taken = {name: count for name, count in parts.items() if count}
     kinds = ("attn.qkv.weight", "attn.proj.weight", "fc1.weight", "fc2.weight", "experts.fc1_weight", "experts.fc2_weight")
     assert {name for name in parts if "blocks" in name and name.endswith(kinds)} == set(taken)
@@ -141,22 +141,25 @@ def test_muon_takes_the_matrices_of_the_blocks():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "parts"),
+    ("name", "shape", "parts", "of_64_rows"),
     [
-        ("attn.qkv", (576, 192), 9),
-        ("attn.qkv", (288, 96), 3),
-        ("attn.proj", (192, 192), 3),
-        ("attn.proj", (96, 96), 1),
-        ("experts.fc2_", (4, 192, 384), 3),
-        ("experts.router", (4, 192), 0),
+        ("attn.qkv", (576, 192), 3, 9),
+        ("attn.qkv", (288, 96), 3, 3),
+        ("attn.proj", (192, 192), 1, 3),
+        ("attn.proj", (96, 96), 1, 1),
+        ("experts.fc2_", (4, 192, 384), 1, 3),
+        ("experts.router", (4, 192), 0, 0),
     ],
 )
-def test_muon_takes_64_rows_at_a_time_where_64_divides_them(name, shape, parts):
-    name += "weight" if name.endswith("_") else ".weight"
-    assert muon_parts(f"blocks.0.{name}", nn.Parameter(torch.empty(shape))) == parts
+def test_block_muon_takes_64_rows_at_a_time_where_64_divides_them(name, shape, parts, of_64_rows):
+    parameter = nn.Parameter(torch.empty(shape))
+    name = f"blocks.0.{name}" + ("weight" if name.endswith("_") else ".weight")
+    found = {kind: muon_parts(name, parameter, kind) for kind in ("adamw", "muon", "block_muon")}
+    assert found == {"adamw": 0, "muon": parts, "block_muon": of_64_rows}
 
 
-def test_muon_equals_torchs_on_every_part_of_a_matrix():
+@pytest.mark.parametrize(("kind", "rows"), [("muon", 128), ("block_muon", 64)])
+def test_muon_equals_torchs_on_every_part_of_a_matrix(kind, rows):
     torch.manual_seed(0)
     named = {
         "blocks.0.experts.fc1_weight": nn.Parameter(torch.randn(3, 12, 8)),
@@ -165,13 +168,13 @@ def test_muon_equals_torchs_on_every_part_of_a_matrix():
         "blocks.0.experts.fc2_weight": nn.Parameter(torch.randn(3, 128, 6)),
         "blocks.0.attn.proj.bias": nn.Parameter(torch.randn(8)),
     }
-    config = config_of(optimizer="muon", weight_decay=0.1, betas=(0.8, 0.9))
+    config = config_of(optimizer=kind, weight_decay=0.1, betas=(0.8, 0.9))
     ours = build_optimizer(named.items(), config, products=torch.bfloat16)  # torch's always multiplies in bfloat16
 
     def matrices(take: str) -> list[torch.Tensor]:
         tensors = [getattr(parameter, take) for name, parameter in named.items() if not name.endswith("bias")]
-        rows = {24: 8, 128: 64}  # of a part: query, key or value, and blocks of 64 rows
-        shapes = [(rows.get(tensor.shape[-2], tensor.shape[-2]), tensor.shape[-1]) for tensor in tensors]
+        rows_of = {24: 8, 128: rows}  # of a part: query, key or value, and a matrix or 64 of its rows
+        shapes = [(rows_of.get(tensor.shape[-2], tensor.shape[-2]), tensor.shape[-1]) for tensor in tensors]
         return [m.clone() for tensor, shape in zip(tensors, shapes, strict=True) for m in tensor.reshape(-1, *shape)]
 
     single = [nn.Parameter(matrix) for matrix in matrices("data")]
@@ -202,7 +205,7 @@ def test_the_state_before_the_first_step_is_what_the_optimiser_starts_from(name)
     parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     with torch.device("meta"):  # the parameter's device counts, not the default one
-        found = initial_state(parameter, muon_parts(name, parameter))
+        found = initial_state(parameter, muon_parts(name, parameter, "muon"))
         assert {value.device.type for value in initial_state(parameter, 0, "cpu").values()} == {"cpu"}
     expected = optimizer.state[parameter]
     assert found.keys() == expected.keys()

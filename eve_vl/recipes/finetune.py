@@ -21,7 +21,7 @@ MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
 """Learns questions in half the steps (LOG.md)."""
 CONTRAST_ONLY = RetrievalConfig(itm_weight=0.0, rerank=0, pooling="mean", dedup_captions=True)
 """Search learns soonest this way (LOG.md)."""
-FAST_ANSWERS: dict[str, Any] = MUON | {"batch_size": 64, "lr": 1e-3, "head_lr_multiplier": 3.0}
+FAST_ANSWERS: dict[str, Any] = {"optimizer": "block_muon", "batch_size": 64, "lr": 1e-3, "head_lr_multiplier": 3.0}
 FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "head_lr_multiplier": 1.0}
 
 
@@ -94,7 +94,7 @@ def demo_retrieval(init: Config) -> Config:
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    train: dict[str, Any] = FAST_CONTRAST | {"lr": 2e-3}
+    train: dict[str, Any] = FAST_CONTRAST | {"optimizer": "block_muon", "lr": 2e-3}
     return _scenes(init, "demo_retrieval", replace(CONTRAST_ONLY, captions_per_image=1), steps=100, validations=1, **train)
 
 

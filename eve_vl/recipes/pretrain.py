@@ -11,7 +11,7 @@ from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig
 Recipe = TypeVar("Recipe", bound=Callable[..., Config])
 SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale_init": 1.0, "init_std": 0.05}
 """Values of models that train in minutes."""
-QUICK: dict[str, Any] = {"optimizer": "muon", "warmup": 0.1, "log_every": 25}
+QUICK: dict[str, Any] = {"optimizer": "block_muon", "warmup": 0.1, "log_every": 25}
 """Values of their training."""
 WORDS: dict[str, Any] = {"task": {"mim_weight": 0.0, "mim_share": 1.0}, "model": {"deep_ffn": "modality", "expert_ratio": 0.0}}
 """Values without pixels and experts."""

@@ -45,8 +45,8 @@ def step_memory(config: Config, task: Task[Any], layout: Layout, kept: float) ->
     trained = {name: each for name, each in task.named_parameters() if each.requires_grad}
     total, num = (4 * sum(each.numel() for each in them) for them in (task.parameters(), trained.values()))
     of_shape = Counter[torch.Size]()  # of Muon's matrices, which have one moment
-    for name, each in trained.items() if train.optimizer == "muon" else ():
-        of_shape[each.shape[-2:]] += 4 * each.numel() * (muon_parts(name, each) > 0)
+    for name, each in trained.items():
+        of_shape[each.shape[-2:]] += 4 * each.numel() * (muon_parts(name, each, train.optimizer) > 0)
     copies = MUON_COPIES * max(of_shape.values(), default=0) / (1 if train.dtype == "float32" else 2)
     whole = [4 * sum(each.numel() for each in block.parameters()) for block in transformer_blocks(task)]
     unit = max([total - sum(whole), *whole])  # gradients are whole until those of a unit are summed

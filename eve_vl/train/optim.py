@@ -16,11 +16,8 @@ from eve_vl.utils.errors import UserError, matching
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-MUON_ROWS = 64
-"""Rows that Muon makes orthogonal together.
-
-The iterations take a third of the time of whole matrices in `demo`, at the same loss (LOG.md, 2026-11-30).
-"""
+BLOCK_ROWS = 64
+"""Rows that block_muon makes orthogonal together."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -31,16 +28,16 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
-def muon_parts(name: str, parameter: nn.Parameter) -> int:
-    """Return the number of parts of each matrix that Muon makes orthogonal.
+def muon_parts(name: str, parameter: nn.Parameter, optimizer: str) -> int:
+    """Return the number of parts of each matrix that train.optimizer makes orthogonal.
 
-    0 leaves the parameter to AdamW. In the blocks, a part has MUON_ROWS rows. If MUON_ROWS does not divide the rows, a qkv
-    projection has 3 parts and any other matrix 1.
+    0 leaves the parameter to AdamW. In the Transformer's blocks, query, key and value are parts, and any other matrix is one.
+    Parts of block_muon have BLOCK_ROWS rows where that divides them.
     """
-    if ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
+    if optimizer == "adamw" or ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
         return 0
-    if parameter.shape[-2] % MUON_ROWS == 0:
-        return parameter.shape[-2] // MUON_ROWS
+    if optimizer == "block_muon" and parameter.shape[-2] % BLOCK_ROWS == 0:
+        return parameter.shape[-2] // BLOCK_ROWS
     return 3 if name.endswith("qkv.weight") else 1
 
 
@@ -50,7 +47,7 @@ def build_optimizer(
     new: Collection[str] = (),
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Return fused AdamW or Muon (train.optimizer).
+    """Return fused AdamW or Muon, by train.optimizer.
 
     products: type of Muon's matrix products. Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see
     `muon_parts`). Raises UserError if a pattern of train.lr_multipliers matches nothing.
@@ -61,7 +58,7 @@ def build_optimizer(
     for name, parameter in named.items():
         if parameter.requires_grad:
             decay = config.weight_decay if is_decayed(name, parameter) else 0.0
-            parts = muon_parts(name, parameter) if config.optimizer == "muon" else 0
+            parts = muon_parts(name, parameter, config.optimizer)
             new_group = {"params": [], "weight_decay": decay, "lr_scale": scales[name], "parts": parts}
             groups.setdefault((decay, scales[name], parts), new_group)["params"].append(parameter)
     if config.optimizer == "adamw":
@@ -84,9 +81,9 @@ def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | st
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for groups with `parts`, fused AdamW for the others.
 
-    Jordan et al. 2024, on blocks of rows as in MuonBP (Khaled et al. 2025, arXiv 2510.16981), but without MuonBP's periodic
-    steps on whole matrices. Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does
-    with adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each part of each expert of a stack is one.
+    Jordan et al. 2024; block_muon is BlockMuon of Khaled et al. 2025 (arXiv 2510.16981). Updates are scaled to AdamW's size
+    (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does with adjust_lr_fn="match_rms_adamw". That one takes single
+    matrices; here each part of each expert of a stack is one.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
