@@ -164,8 +164,8 @@ def icons_search(init: Config) -> Config:
     """Icons and names, ITC only: 40 minutes; R@1 0.35, 0.37 after 4,200 steps.
 
     The scores are those of `--scratch --train.weight-decay 1` on two unseen sets, from icon to name and from name to icon,
-    after 1,550 core-seconds. Its 6,600 steps were not measured. They had 0.54 and 0.53 on 2026-11-30, with weight decay 0.05
-    and Muon on whole matrices instead of 64 rows, which learnt icons better (LOG 2026-12-01).
+    after 1,550 core-seconds with block_muon. Its 6,600 steps had 0.54 and 0.53 with weight decay 0.05; with today's 0.6, they
+    were not measured.
     Half of the batches hold icons of one set, so the table needs a column `set`; other data: --data.batches-from COLUMN.
 
     eve finetune icons_search --init runs/icons --scratch --data.train icons/train.parquet --data.val icons/val.parquet
