@@ -30,7 +30,7 @@ def test_no_process_has_more_than_its_share(per_machine: int):
 
 
 def test_all_ranks_make_the_same_exchanges():
-    config = get_recipe("demo")  # with Muon
+    config = get_recipe("demo")  # with block_muon
     model, train = replace(config.model, num_experts=32, depth=3), replace(config.train, batch_size=4, dtype="float32")
     config, sent = replace(config, model=model, train=train), []
     for rank in (0, 1, SIZE - 1):

@@ -202,7 +202,8 @@ class TrainConfig(Values):
     """Micro-batches per optimiser step."""
     optimizer: Literal["adamw", "muon", "block_muon"] = "adamw"
     """muon: Muon for the blocks' matrices, AdamW for the rest. It takes AdamW's learning rates and needs fewer samples.
-    block_muon: the same on 64 rows of a matrix at a time. A step takes less time; search needs more of them (LOG.md)."""
+    block_muon: the same on 64 rows of a matrix at a time, where 64 divides its rows. A step takes less time; search among
+    icons needs more steps (LOG.md)."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     head_lr_multiplier: Positive = 1.0
