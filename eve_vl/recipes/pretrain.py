@@ -162,7 +162,6 @@ def icons() -> Config:
         demo_words(),
         "icons",
         input={"image_size": 64, "text_length": 16},
-        model={"drop_path": 0.1, "dropout": 0.1},
         data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "random_ink"},
         tokenizer={"vocab_size": 4000},
         train={"steps": 400, "batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "val_every": 400, "save_every": 200},
