@@ -126,7 +126,10 @@ class Trainer:
             try:
                 numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             except Exception as error:
-                if stop and processes.world_size() == 1 and "DataLoader worker" in str(error):  # it got the signal, too
+                is_of_loader = isinstance(error, EOFError | ConnectionError | FileNotFoundError) or "DataLoader worker" in str(
+                    error
+                )
+                if stop and processes.world_size() == 1 and is_of_loader:  # its process got the signal, too
                     self.save()
                     self.writer.finish()
                     raise self._stopped(stop) from None
