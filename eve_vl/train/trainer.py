@@ -28,6 +28,9 @@ from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary, write_file
 from eve_vl.utils.runtime import stop_signals
 
+HANDING_OVER = (EOFError, ConnectionError, FileNotFoundError)
+"""Errors if a loading process ends while it hands over a batch, by a socket."""
+
 
 class Trainer:
     """Optimise one task and write its run folder."""
@@ -126,9 +129,7 @@ class Trainer:
             try:
                 numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             except Exception as error:
-                is_of_loader = isinstance(error, EOFError | ConnectionError | FileNotFoundError) or "DataLoader worker" in str(
-                    error
-                )
+                is_of_loader = isinstance(error, HANDING_OVER) or "DataLoader worker" in str(error)
                 if stop and processes.world_size() == 1 and is_of_loader:  # its process got the signal, too
                     self.save()
                     self.writer.finish()
