@@ -49,7 +49,7 @@ def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Modul
     return task
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
 def test_frozen_parameters_stay_bit_for_bit(tmp_path: Path, optimizer):
     config = replace(CONFIG, optimizer=optimizer, freeze=("encoder.text.*", "encoder.blocks.[01].*", "*.classify.3.bias"))
     start = dict(build(config_of("nlvr2_compare")).state_dict())
