@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from eve_vl.model.embeddings import gather_patches, patchify, resize_positions, unpatchify
+from eve_vl.model.embeddings import ConvStem, gather_patches, patchify, resize_positions, unpatchify
 from eve_vl.utils.errors import UserError
 
 
@@ -66,6 +66,13 @@ def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
     for ours, theirs, other in zip(stem.norms, norms, left_alone, strict=True):
         torch.testing.assert_close((ours.hidden if is_hidden else ours.whole).running_var, theirs.running_var)
         assert torch.equal((ours.whole if is_hidden else ours.hidden).running_mean, other)
+
+
+@pytest.mark.parametrize(("patch_size", "widths"), [(8, [48, 96, 192]), (16, [24, 48, 96, 192]), (32, [24, 48, 96, 192, 192])])
+def test_the_fourth_convolution_has_all_channels(patch_size, widths):
+    stem = ConvStem(192, patch_size)
+    assert [cast(nn.Conv2d, conv).out_channels for conv in stem.convs] == widths
+    assert stem(torch.zeros(2, 3, 128, 64)).shape == (2, 128 * 64 // patch_size**2, 192)
 
 
 def test_convolutions_see_nothing_of_hidden_patches():

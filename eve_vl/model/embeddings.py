@@ -98,13 +98,14 @@ class ViewNorm(nn.Module):
 class ConvStem(nn.Module):
     """Convolutions 3 × 3 that halve the sides to one place per patch, then 1 × 1.
 
-    They double the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
+    They double the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better") until the fourth has all.
     """
 
     def __init__(self, embed_dim: int, patch_size: int):
         super().__init__()
         halvings = patch_size.bit_length() - 1
-        widths = [3, *(max(embed_dim >> left, 1) for left in reversed(range(halvings)))]
+        doubled = [max(embed_dim >> left, 1) for left in reversed(range(min(halvings, 4)))]
+        widths = [3, *doubled, *[embed_dim] * (halvings - 4)]
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths))
         self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1)

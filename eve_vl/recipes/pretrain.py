@@ -154,14 +154,15 @@ def icons() -> Config:
 
     It gives shape and tokenizer to `icons_search --scratch`, which is better than `icons_search` from these weights.
 
-    With equal core-seconds that was R@1 0.43 and 0.44 against 0.41 and 0.42. examples/icons builds the data, 84,000 pairs.
+    With equal core-seconds and patches of 16, that was R@1 0.43 and 0.44 against 0.41 and 0.42. examples/icons builds the
+    data, 84,000 pairs.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
     return changed(
         demo_words(),
         "icons",
-        input={"image_size": 64, "text_length": 16},
+        input={"image_size": 64, "patch_size": 32, "text_length": 16},
         data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "random_ink"},
         tokenizer={"vocab_size": 4000},
         train={"steps": 400, "batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "val_every": 400, "save_every": 200},
