@@ -72,7 +72,7 @@ def test_a_run_of_another_system_is_refused(printed, recipe, start, model, diffe
         ("base", "base", {"depth": 2}, "2 blocks, width 768, 12 heads, feed-forward 3072"),
         (EVE, EVE, {"drop_path": 0.1}, ""),
         ("m3ae_tiny", "m3ae_tiny", {"image_depth": 3}, "towers of 3 and 2 blocks, 2 layers of co-attention, width "),
-        ("icons", "demo_words", {}, ", 48² pixels"),
+        ("icons", "demo_words", {}, ", 48² pixels in patches of 16"),
     ],
 )
 def test_a_run_of_another_size_keeps_it_and_prints_so(printed, recipe, start, model, shape):

@@ -69,7 +69,7 @@ def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
 
 
 @pytest.mark.parametrize(("patch_size", "widths"), [(8, [48, 96, 192]), (16, [24, 48, 96, 192]), (32, [24, 48, 96, 192, 192])])
-def test_the_fourth_convolution_has_all_channels(patch_size, widths):
+def test_channels_double_up_to_the_fourth_convolution(patch_size, widths):
     stem = ConvStem(192, patch_size)
     assert [cast(nn.Conv2d, conv).out_channels for conv in stem.convs] == widths
     assert stem(torch.zeros(2, 3, 128, 64)).shape == (2, 128 * 64 // patch_size**2, 192)

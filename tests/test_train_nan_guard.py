@@ -99,7 +99,8 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_stopped_run_holds_what_was_there_before_the_step(tmp_path: Path, optimizer, bad, index):
+def test_a_stopped_run_holds_what_was_there_before_the_step(tmp_path: Path, monkeypatch, optimizer, bad, index):
+    monkeypatch.setattr("eve_vl.train.optim.BLOCK_ROWS", 2)  # the block has 4 rows
     trained(tmp_path / "before", None, optimizer, index, save_every=BAD)
     late, said = trained(tmp_path / "late", bad, optimizer, index)
     assert f"loss is not finite at step {BAD} (loss nan" in said

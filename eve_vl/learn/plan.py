@@ -164,8 +164,8 @@ class Plan:
         stage, facts = self.stages[name], self.values["data"]
         if "start" not in stage:
             data = {"augment": "none", "crop_scale": (0.7, 1.0), "flip": True}
-            texts = {"input": {"text_length": facts["text_length"]}, "tokenizer": {"vocab_size": facts["vocab"]}}
-            config = changed(get_recipe("icons"), "icons", data=data, **texts)
+            sizes = {"text_length": facts["text_length"], "patch_size": 16}
+            config = changed(get_recipe("icons"), "icons", data=data, input=sizes, tokenizer={"vocab_size": facts["vocab"]})
         else:
             init = Path(BUNDLED) if stage["start"] == BUNDLED else self.out / stage["start"]
             folder = chosen_checkpoint(init) if stage["start"] == BUNDLED or not stage["scratch"] else init

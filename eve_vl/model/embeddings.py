@@ -98,7 +98,8 @@ class ViewNorm(nn.Module):
 class ConvStem(nn.Module):
     """Convolutions 3 × 3 that halve the sides to one place per patch, then 1 × 1.
 
-    They double the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better") until the fourth has all.
+    Each doubles the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better"). The last has embed_dim; of
+    more than four, all from the fourth on.
     """
 
     def __init__(self, embed_dim: int, patch_size: int):

@@ -201,7 +201,11 @@ def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
         raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
     if getattr(theirs, "positions", "") == "relative":  # its weights, resized, fit other images and shorter texts
         sizes = replace(recipe.input, patch_size=sizes.patch_size)
-    if (shown := f"{theirs}, {sizes.image_size}² pixels") != f"{ours}, {recipe.input.image_size}² pixels":
+    shown, usual = (
+        f"{model}, {size.image_size}² pixels in patches of {size.patch_size}"
+        for model, size in ((theirs, sizes), (ours, recipe.input))
+    )
+    if shown != usual:
         print_line(f"{init} keeps its shape instead of that of {recipe.recipe}: {shown}")
     return replace(recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None))
 
