@@ -18,7 +18,7 @@ from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.transforms import ink_strokes, random_ink, random_strokes
+from eve_vl.data.transforms import augment
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import gathered
 from eve_vl.metrics.intervals import MeasuredValue
@@ -328,32 +328,31 @@ def test_open_clip_crops_are_boxes_of_the_image():
     assert (step / slope).max() <= 4 / 3 + 1e-3
 
 
-def test_open_clip_random_ink_equals_ours(monkeypatch):
-    pixels = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    draws = np.random.default_rng(0).random((64, 5))
-    found = script.random_inked(pixels, draws)
-    for image, draw, new in zip(pixels, torch.from_numpy(draws).float(), found, strict=True):
-        monkeypatch.setattr(torch, "rand", lambda _, draw=draw: draw)
-        assert torch.equal(new, random_ink(image))
-    assert 0.3 < (found == pixels).flatten(1).all(1).float().mean() < 0.7
+@dataclasses.dataclass
+class Draws:
+    """A generator that returns known numbers, five at a time."""
+
+    numbers: np.ndarray
+
+    def random(self, num: int) -> np.ndarray:
+        found, self.numbers = np.split(self.numbers, [num])
+        return found
 
 
-def test_open_clip_strokes_equal_ours(monkeypatch):
+@pytest.mark.parametrize("name", ["random_ink", "strokes", "ink_strokes"])
+def test_open_clip_augments_as_we_do(name: str):
     """Drawings have white areas, so that some lines become thinner and others would lose too much ink."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (200, 3, 9, 10), dtype=torch.uint8, generator=random)
     pixels[torch.rand(200, generator=random) < 0.5, :, :, 4:] = 255
     pixels[torch.rand(200, generator=random) < 0.5, :, 1:6, 1:6] = 0
-    draws = np.random.default_rng(0).random((2, 200, 5))
-    strokes, both = (script.AUGMENTATIONS[name](pixels, np.random.default_rng(0)) for name in ("strokes", "ink_strokes"))
-    before = pixels.clone()
-    for image, ink, draw, new, new_of_both in zip(pixels, *torch.from_numpy(draws).float(), strokes, both, strict=True):
-        monkeypatch.setattr(torch, "rand", lambda _, ink=ink: ink)
-        assert torch.equal(new, random_strokes(image))  # its only five numbers are the first
-        numbers = iter((ink, draw))
-        monkeypatch.setattr(torch, "rand", lambda _, numbers=numbers: next(numbers))
-        assert torch.equal(new_of_both, ink_strokes(image))
+    before, draws = pixels.clone(), np.concatenate(np.random.default_rng(0).random((2, 200, 5)), axis=1)
+    found = script.AUGMENTATIONS[name](pixels, np.random.default_rng(0))
+    for image, numbers, new in zip(pixels, draws, found, strict=True):
+        assert torch.equal(new, augment(image, name, Draws(numbers)))  # pyright: ignore[reportArgumentType]
     assert torch.equal(pixels, before)
+    same = (found == pixels).flatten(1).all(1).float().mean()
+    assert 0.3 < same < 0.7 if name == "random_ink" else same < 0.3
     assert torch.equal(script.AUGMENTATIONS["none"](pixels, np.random.default_rng(0)), pixels)
 
 

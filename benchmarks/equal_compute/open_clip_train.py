@@ -69,8 +69,8 @@ def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 
     Equals `random_ink` of eve_vl.data.transforms.
     """
-    grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
-    draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
+    grey_B1HW = ((pixels_BCHW.int() * torch.tensor([19595, 38470, 7471]).view(3, 1, 1)).sum(1, keepdim=True) + 2**15) >> 16
+    draw_B511 = torch.from_numpy(draw_B5)[:, :, None, None]
     darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
     return torch.where(draw_B511[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
 
@@ -80,7 +80,7 @@ def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 
     Equals `random_strokes` of eve_vl.data.transforms.
     """
-    width_B, outline_B, invert_B, *shifts = torch.from_numpy(draw_B5).float().double().T  # as torch.rand(5).tolist()
+    width_B, outline_B, invert_B, *shifts = torch.from_numpy(draw_B5).T
     pixels_BCHW = pixels_BCHW.clone()
     of = width_B < 0.2
     pixels_BCHW[of] = 255 - lightest(255 - pixels_BCHW[of])

@@ -23,7 +23,7 @@ from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.order import generator
 from eve_vl.data.records import ImageBytes, ImageRef, Place, Source, Unencoded, fetch_places, row_name
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import AUGMENTATIONS, Crop, eval_crop, to_tensor, train_crop
+from eve_vl.data.transforms import Crop, augment, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.frozen import Frozen
 
@@ -313,9 +313,7 @@ class RowDataset(SampleSet):
         if self.training and data.flip and rng.random() < 0.5 and not has_sides:
             pixels = pixels.flip(2)
         if self.training and data.augment != "none":
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-                torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
-                pixels = AUGMENTATIONS[data.augment](pixels)
+            pixels = augment(pixels, data.augment, rng)
         return pixels
 
 
