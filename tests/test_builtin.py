@@ -151,7 +151,7 @@ def test_other_runs_can_start_from_it(run):
     task = build_task(config, run.tokenizer)
     new, note = start_from(config, task)
     assert not new
-    assert "positions resized from 16 to 36 patches" in note
+    assert "positions resized from 4 to 9 patches" in note
     assert torch.equal(*(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task)))
 
 
