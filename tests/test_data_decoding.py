@@ -22,7 +22,7 @@ from eve_vl.data import decoding
 from eve_vl.data.dataset import decode
 from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import Crop, ink_strokes, random_box, random_ink, random_strokes, train_crop
+from eve_vl.data.transforms import Crop, random_box, random_ink, random_strokes, train_crop
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -424,19 +424,12 @@ def test_strokes_are_those_of_slow_loops():
     drawing[1:, 4:6, 4:7] = 200
     lines = np.full((3, 13, 11), 255, np.uint8)
     lines[:, 4] = lines[:, :, 6] = 0
-    found = Counter()
+    found, rng = Counter(), np.random.default_rng(0)
     for seed in range(400):
-        image = (drawing, lines, np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8))[seed % 3]
+        image = (drawing, lines, rng.integers(0, 256, (3, 6, 7), dtype=np.uint8))[seed % 3]
         new = random_strokes(image, np.random.default_rng(seed))
         expected, name = slow_strokes(image, np.random.default_rng(seed).random(5).tolist())
         assert new.dtype == np.uint8 and np.array_equal(new, expected), (seed, name)
         found[name] += 1
     assert {"", "bolder", "thinner", "too thin", "outline", "inverted", "thinner outline", "bolder inverted"} <= {*found}
     assert found[""] == pytest.approx(400 * 0.6 * 0.8 * 0.85, abs=40)
-
-
-def test_ink_strokes_are_random_ink_and_then_strokes():
-    image = np.random.default_rng(0).integers(0, 256, (3, 6, 7), dtype=np.uint8)
-    for seed in range(20):
-        new, rng = ink_strokes(image, np.random.default_rng(seed)), np.random.default_rng(seed)
-        assert np.array_equal(new, random_strokes(random_ink(image, rng), rng))

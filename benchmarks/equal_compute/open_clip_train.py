@@ -69,10 +69,13 @@ def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 
     Equals `random_ink` of eve_vl.data.transforms.
     """
-    grey_B1HW = ((pixels_BCHW.int() * torch.tensor([19595, 38470, 7471]).view(3, 1, 1)).sum(1, keepdim=True) + 2**15) >> 16
-    draw_B511 = torch.from_numpy(draw_B5)[:, :, None, None]
-    darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
-    return torch.where(draw_B511[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
+    weights = torch.tensor([19595.0, 38470, 7471]).view(3, 1, 1)  # sums are exact in float32
+    grey_B1N = (((pixels_BCHW * weights).sum(1, keepdim=True) + 2**15) / 2**16).long().flatten(2)
+    draw_B51, shades = torch.from_numpy(draw_B5)[:, :, None], torch.arange(256, dtype=torch.float64)
+    darkest_BC1 = draw_B51[:, 2:] * (0.7 * 255 * (draw_B51[:, 1:2] < 0.5))
+    shades_BC256 = (shades + (1 - shades / 255) * darkest_BC1).round().byte()
+    inked_BCHW = shades_BC256.gather(2, grey_B1N.expand(-1, 3, -1)).view_as(pixels_BCHW)
+    return torch.where(draw_B51[:, :1, :, None] < 0.5, pixels_BCHW, inked_BCHW)
 
 
 def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:

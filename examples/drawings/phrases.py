@@ -1,4 +1,4 @@
-"""Search for 100 phrases as people type them, in drawings that no training has seen.
+"""Search for 100 phrases as people type them, in unseen icons and emoji.
 
     python examples/drawings/phrases.py RUN --icons icons --emoji emoji
 
