@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from eve_vl.cli.common import parse
+from eve_vl.cli.train import TrainArgs
 from eve_vl.config import (
     Config,
     ContrastMatchConfig,
@@ -21,6 +23,7 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
     VQAConfig,
+    changed_flags,
     config_from_dict,
     config_to_json,
     from_dict,
@@ -214,6 +217,14 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     assert again == config
     assert type(again.task) is type(config.task)
     assert recipes("finetune")[name].__doc__
+
+
+def test_the_flags_of_a_config_give_it_again():
+    recipe = get_finetune_recipe("icons_search", get_recipe("tiny"))
+    train = {"lr_multipliers": (("encoder.text.*", 3.0), ("*", 0.5)), "betas": (0.8, 0.9), "compile": True}
+    data = {"train": ("a.jsonl", "b c.jsonl"), "batches_from": None, "flip": True}
+    config = replace(recipe, train=replace(recipe.train, **train), data=replace(recipe.data, **data))
+    assert parse(TrainArgs, changed_flags(config, recipe), "eve", None, TrainArgs(config=recipe)).config == config
 
 
 def test_what_has_no_use_with_or_without_a_start_is_refused():

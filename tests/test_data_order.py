@@ -31,6 +31,12 @@ def test_a_keyed_permutation_is_even():
     assert abs(np.corrcoef(np.arange(4000), big)[0, 1]) < 0.06 and abs(np.corrcoef(big[1:], big[:-1])[0, 1]) < 0.06
 
 
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0, 1.0)])
+def test_a_source_without_rows_gives_none(weights):
+    sources = Counter(int(source) for source, _ in epoch_order([12, 0, 6], weights, 0, 1))
+    assert sources == ({0: 9, 2: 9} if weights else {0: 12, 2: 6})
+
+
 def test_a_keyed_order_has_the_shares_of_the_one_in_memory(monkeypatch):
     lengths, weights = [12, 6], (1.0, 2.0)
     for epoch in range(4):

@@ -227,6 +227,7 @@ NAMES_NO_SIDE = ("a bright ring", "an upright man", "copyright 1999", "what cloc
 NAMES_A_SIDE = (
     *("a ring left of a cross", "the RIGHT one", "on the left-hand side", "a right-handed man", "the leftmost ring", "right?"),
     *("it turns clockwise", "anticlockwise", "Counter-clockwise", "counterclockwise", "bottom-right", "left, then up"),
+    *("chevron_left", "icon_right_arrow"),
     "leftover pizza",  # a word that begins like one is not looked at more closely: it only costs a mirror image
 )
 

@@ -467,7 +467,7 @@ def test_what_cannot_be_learnt_from_is_refused_before_any_training(make, words, 
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     Image.open(table.with_name("7.png")).save(table.with_name("copy.png"))
     rows_of(table, "copy.jsonl", [{"image": "copy.png", "caption": "a copy"}])
-    rows_of(table, "late.jsonl", rows[55:])
+    rows_of(table, "late.jsonl", [*rows[55:], {"image": "missing.png", "caption": "no file"}])
     path = rows_of(table, "bad.jsonl", make(rows))
     given = words if "--for" in words else ("--for", "60s", *words)
     assert learn(path, *given, "--out", tmp_path / "mine") == 2

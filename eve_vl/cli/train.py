@@ -149,7 +149,7 @@ def refuse_unused(config: Config, recipe: Config) -> None:
     """Refuse given values without effect; the recipe's own values may have none."""
     problems = [
         f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")
-        for name in ("model", "task", "data")
+        for name in ("model", "task", "data", "tokenizer")
         for field, why in getattr(config, name).unused_fields().items()
         if getattr(getattr(config, name), field) != getattr(getattr(recipe, name), field)
     ]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from eve_vl.config.base import Section, all_kinds, class_for, define, find_kind, kinds_of, subclasses
-from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.model import LARGEST_CONV_PATCH, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,
@@ -68,8 +68,10 @@ class Config(Frozen):
         found = [f"{name}.{problem}" for name in names for problem in getattr(self, name).validate()]
         found += [f"task.{problem}" for problem in by_task]
         stem, patch = getattr(model, "stem", "linear"), self.input.patch_size
-        sizes = f"from 2 to {LARGEST_BLOCK}" if patch.bit_count() == 1 else "that is a power of 2"
-        is_unfit = stem != "linear" and (patch.bit_count() != 1 or (stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK))
+        sizes = f"from 2 to {LARGEST_CONV_PATCH}" if patch.bit_count() == 1 else "that is a power of 2"
+        is_unfit = stem != "linear" and (
+            patch.bit_count() != 1 or (stem == "patch_conv" and not 2 <= patch <= LARGEST_CONV_PATCH)
+        )
         is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masked_image and not (task.mlm_weight or task.itm_weight)
         whole = "task.itc_masked_image with model.stem conv, which must see whole images during training too"
         is_scaled = init is None and train.head_lr_multiplier != 1
@@ -143,7 +145,8 @@ def changed_flags(config: Config, default: Config) -> list[str]:
         if value != defaults.get(name):
             section, dot, field_name = name.rpartition(".")
             words.append("--" + (f"{section}{dot}no-{field_name}" if value is False else name).replace("_", "-"))
-            words += [] if isinstance(value, bool) else map(str, value if isinstance(value, list) else [value])
+            parts = value if isinstance(value, list) else [] if isinstance(value, bool) else [value]
+            words += (str(word) for part in parts for word in (part if isinstance(part, list) else [part]))
     return words
 
 

@@ -44,7 +44,7 @@ class TaskConfig(Section):
         if rows == "image_text":
             return []
         if (lacking := self.alone.get(rows)) is None:
-            return [f"name {self.name} takes no rows of {rows} alone; leave data.modality at image_text"]
+            return [f"name {self.name} does not train on data.modality {rows}; leave it at image_text"]
         weight = getattr(self, lacking)
         return [f"{lacking} {weight:g}, but data.modality is {rows}: set it to 0"] if weight else []
 

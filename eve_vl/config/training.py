@@ -175,6 +175,9 @@ class DataConfig(Values):
         unused: dict[str, str] = dict.fromkeys((*reading, "split_file", "order") if is_generated else (), "on generated data")
         by_shards = ("train_weights", "batches_from", "pair_captions", "split_file") if self.order == "shards" else ()
         unused |= dict.fromkeys(by_shards, "with order shards")
+        unused |= dict.fromkeys(
+            ("skip_invalid_val",) if HELD_OUT in self.val else (), f"with val {HELD_OUT}, which always skips"
+        )
         unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
         unused |= dict.fromkeys(("val_fraction", "test_fraction") if self.split_file else (), "with split_file")
         unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
@@ -189,6 +192,10 @@ class TokenizerConfig(Values):
     texts."""
     vocab_size: Annotated[int, "[261, 64000]"] = 64_000
     """Largest vocabulary to train, from 261 for bytes and special tokens; a file has its own size."""
+
+    def unused_fields(self) -> dict[str, str]:
+        """Return the fields without effect next to the other values, with the reason."""
+        return {"vocab_size": "with tokenizer.path"} if self.path else {}
 
 
 class TrainConfig(Values):

@@ -30,7 +30,7 @@ from eve_vl.utils.frozen import Frozen
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a wrong setting, not a few broken files
 EVAL_SEED = 0  # random choices of evaluation do not depend on the seed of the run
-NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
+NAMES_A_SIDE = re.compile(r"(?<![^\W_])(left|right|(anti|counter)?-?clockwise)", re.IGNORECASE)  # mirroring would make it false
 SAMPLE, PICKS = 3, 5  # purposes of random streams, next to those of the loader and of masking
 
 

@@ -83,12 +83,14 @@ def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Sour
 def hashes_of(source: Any, name: str | None) -> np.ndarray:
     """Return a hash of each row's value in a column, int64.
 
-    name: None is the column of captions. All rows without a value differ. Raises UserError if no row has one.
+    name: None is the column of captions. Rows of the source without a value differ. Raises UserError if no row has one.
     """
     if isinstance(source, Subset):
         return hashes_of(source.dataset, name)[np.asarray(source.indices)]
     if not isinstance(source, Table):
-        raise UserError("data.batches_from and data.pair_captions need rows from files; generated rows have no columns")
+        raise UserError(
+            "data.batches_from and data.pair_captions need rows from files; generated rows have no columns; leave them out"
+        )
     name = source.columns.texts[0] if name is None else name
     texts = ("" if cell is None else str(cell).strip() for cell in progress(source.values(name), f"column {name}", len(source)))
     hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
@@ -224,7 +226,8 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
     weights, start = config.data.train_weights, consumed + rank * micro_batch
     lanes = ([*map(blocks_of, dataset.sources)], config.train.batch_size) if config.data.order == SHARDS else None
-    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, grouping(dataset), lanes)
+    group = None if lanes else grouping(dataset)
+    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, group, lanes)
     return _loader(dataset, order)
 
 
@@ -232,7 +235,7 @@ def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: i
     """Return each evaluation sample once, this process's share of them."""
     batches = dataset.eval_batches(batch_size, rank, world)
     if batches:
-        dataset[batches[0][0]]  # unusable data should stop the run before hours of training
+        dataset[batches[0][0]]  # a wrong setting should stop the run before hours of training
     return _loader(dataset, batches)
 
 

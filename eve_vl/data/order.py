@@ -32,6 +32,8 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     order = np.empty((total, 2), dtype=np.int64)
     for source, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         length, num = lengths[source], end - start
+        if not length:  # a split can keep no row of a source
+            continue
         turn, first = divmod(epoch * num, length)  # in an endless sequence of permutations of the rows
         turns = range(turn, turn + 1 + (first + max(num, 1) - 1) // length)
         rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in turns])
@@ -41,7 +43,7 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
 
 def source_ends(lengths: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """Return the end of each source's share of an epoch, in samples."""
-    shares = np.asarray(weights or lengths, dtype=float)
+    shares = np.asarray(weights or lengths, dtype=float) * np.sign(lengths)
     return np.round(np.cumsum(shares) / shares.sum() * sum(lengths)).astype(int)
 
 

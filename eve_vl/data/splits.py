@@ -175,7 +175,7 @@ def read_split(path: Path, sources: Sequence[Source[Any]], names: Sequence[str])
         [Subset(source, rows) for source, rows in zip(sources, part, strict=True)]  # pyright: ignore
         for part in (rest, found["val"], found["test"])
     )
-    return train, val, [source for source in test if len(source)]  # pyright: ignore
+    return train, [source for source in val if len(source)], [source for source in test if len(source)]  # pyright: ignore
 
 
 def groups(keys: Sequence[Iterable[int]]) -> np.ndarray:

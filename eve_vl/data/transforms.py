@@ -96,8 +96,7 @@ def eval_crop(sizes: InputConfig) -> Crop:
 def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
     """Return a crop that samples a new box for every image.
 
-    An eighth less sharpness is less than the aspect ratio changes either side. With it, 73 % instead of 24 % of the
-    224-pixel crops of 640×480 are decoded at half size (benchmarks/loader.py).
+    An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops are decoded at half size.
     """
     choose = partial(random_box, rng=rng, scale=scale)
     return Crop(size=sizes.image_size, choose=choose, sharpness=7 / 8, interpolation=sizes.interpolation)

@@ -4,11 +4,12 @@ It holds the request, the checked data, each decision once it is made, and the c
 resumed call reads it and measures nothing again.
 """
 
+import contextlib
 import json
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from eve_vl.train import processes
 from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
 
 PLAN, SPLIT = "plan.json", "split.json"
@@ -256,9 +257,9 @@ def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str,
     Raises UserError if they share more than MOST_SHARED of their images with others.
     """
     found = open_sources(specs, plan.data, SIZES[0], plan.job.rows)
-    rows = [contents(row) for source in found for _, row in usable_rows(source, images=True)]
+    rows = list(_contents(found))
     for where, sources in used.items():
-        known = {content for source in sources for _, row in usable_rows(source, images=True) for content in contents(row)}
+        known = {content for row in _contents(sources) for content in row}
         if same := sum(not known.isdisjoint(row) for row in rows):
             problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {where}"
             if same > MOST_SHARED * len(rows):
@@ -268,10 +269,13 @@ def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str,
     return found
 
 
-def contents(row: Any) -> list[int]:
-    """Return a hash of the content of each image of a row."""
-    images = [(each, row.where) for each in row.images]
-    return [image_key(*pair) if isinstance(pair[0], Unencoded) else hash_of(read_image(*pair)) for pair in images]
+def _contents(sources: Iterable[Source]) -> Iterator[list[int]]:
+    """Yield a hash of the content of each image, for each usable row."""
+    for source in sources:
+        for _, row in usable_rows(source, images=True):
+            images = [(each, row.where) for each in row.images]
+            with contextlib.suppress(BadSampleError):
+                yield [image_key(*pair) if isinstance(pair[0], Unencoded) else hash_of(read_image(*pair)) for pair in images]
 
 
 def kind_of(data: DataConfig) -> str:
