@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "scenes": WHOLE,
     "scenes_words": DEMO,
     "emoji": {**WHOLE, "image": 64, "V": 2000},
-    "icons": {**DEMO, "image": 64, "patch": 32, "stem": (3, 24, 48, 96, 192, 192), "T": 16, "V": 4000},
+    "icons": {**DEMO, "depth": 1, "image": 64, "patch": 32, "stem": (3, 24, 48, 96, 192, 192), "T": 16, "V": 4000},
     "tiny": TINY,
     "mlim_tiny": {**DEMO, "blocks": (3, 16, 32, 64, 192), "is_shared": True, "stem": ()},
     "mlim_large": {

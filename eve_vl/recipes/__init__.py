@@ -57,7 +57,7 @@ def is_recipe(verb: str, name: str) -> bool:
 
     Other related systems and packages stay unloaded.
     """
-    return _is_for(verb, OWN.get(name) or load_installed("recipes", name))
+    return _is_for(verb, _find(name))
 
 
 def get_recipe(name: str) -> Config:
@@ -105,9 +105,13 @@ def start_of(name: str, make: Recipe) -> str | None:
     return getattr(make, "start", "base")
 
 
+def _find(name: str) -> Recipe | None:
+    return OWN.get(name) or load_installed("recipes", name)
+
+
 def _known(verb: str, name: str) -> Recipe:
     """Return a recipe of this or of an installed package. Raises UserError."""
-    recipe = OWN.get(name) or load_installed("recipes", name)
+    recipe = _find(name)
     if recipe is None:
         known = [each for each in OWN if _is_for(verb, OWN[each])]
         raise UserError(f"no recipe {nearest(name, [*known, *installed('recipes')])}")

@@ -132,9 +132,8 @@ def scenes_all_losses() -> Config:
 def emoji() -> Config:
     """Emoji and their names: minutes on one core.
 
-    Then `search_small --train.lr 1e-3` reaches R@1 0.20 and 0.22, with words only 0.24 and 0.22.
-
-    examples/emoji builds the data, 3,800 images. Both runs take 484 CPU core-seconds.
+    examples/emoji builds the data, 4,800 images. On an older folder of 3,800, `search_small --train.lr 1e-3` then reached R@1
+    0.20 and 0.22, with words only 0.24 and 0.22. Both runs took 484 CPU core-seconds.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -154,8 +153,8 @@ def icons() -> Config:
 
     It gives shape and tokenizer to `icons_search --scratch`, which is better than `icons_search` from these weights.
 
-    With equal core-seconds and patches of 16, that was R@1 0.43 and 0.44 against 0.41 and 0.42. examples/icons builds the
-    data, 84,000 pairs.
+    With equal core-seconds, patches of 16 and four blocks, that was R@1 0.43 and 0.44 against 0.41 and 0.42. One block after
+    the conv stem is better than two or four (LOG.md). examples/icons builds the data, 84,000 pairs.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
@@ -163,6 +162,7 @@ def icons() -> Config:
         demo_words(),
         "icons",
         input={"image_size": 64, "patch_size": 32, "text_length": 16},
+        model={"depth": 1, "num_deep_blocks": 1},
         data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "random_ink"},
         tokenizer={"vocab_size": 4000},
         train={"steps": 400, "batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "val_every": 400, "save_every": 200},

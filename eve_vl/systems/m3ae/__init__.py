@@ -10,7 +10,7 @@ from typing import Any
 
 from eve_vl.config import Config, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
 from eve_vl.config.tasks import ClassificationConfig, ContrastMatchConfig, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.recipes.finetune import OWN, PHANTOMS, finetuned
+from eve_vl.recipes.finetune import PAPER_DATA, PHANTOMS, finetuned
 from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
@@ -136,7 +136,7 @@ def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **tra
 
     The towers learn slowest. Texts keep the length that the towers have positions for.
     """
-    data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
+    data = replace(PAPER_DATA, crop_scale=(0.9, 1.0), flip=False)
     train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
     config = finetuned(init, recipe, task, data, **train)
     return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
