@@ -152,14 +152,20 @@ def to_png(image: Image.Image, colors: int) -> bytes:
     return png.getvalue()
 
 
+def pyarrow_parquet() -> Any:
+    """Return the module pyarrow.parquet. Raises UserError."""
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise UserError("pyarrow, for Parquet files, is not installed: pip install -e '.[parquet]'") from None
+
+
 def write_parquet(rows: Iterable[Row], path: Path) -> None:
     """Write rows as one Parquet file. Raises UserError."""
-    try:
-        pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
-    except ImportError:
-        raise UserError("pyarrow, which writes Parquet, is not installed: pip install 'eve-vl[parquet]'") from None
+    parquet = pyarrow_parquet()
+    table = importlib.import_module("pyarrow").Table.from_pylist(list(rows))
     with atomic_file(path) as temporary:
-        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary, row_group_size=ROWS, compression="zstd")
+        parquet.write_table(table, temporary, row_group_size=ROWS, compression="zstd")
 
 
 def resvg() -> Render:

@@ -28,7 +28,7 @@ from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop import published
 from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.interop.published import key_table, to_published
-from eve_vl.model.moe import Assignment, OfficialMoE
+from eve_vl.model.moe import Assignment, ReferenceMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.retrieval import Retrieval
@@ -119,7 +119,7 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
     undo: list[Callable[[], None]] = []
     handles = []
 
-    def watched(moe: OfficialMoE) -> Callable[[Tensor], Assignment]:
+    def watched(moe: ReferenceMoE) -> Callable[[Tensor], Assignment]:
         route = type(moe).route
 
         def run(x_SD: Tensor) -> Assignment:
@@ -143,7 +143,7 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
         return run
 
     for number, block in enumerate(encoder.blocks):
-        if isinstance(block.ffn, OfficialMoE):
+        if isinstance(block.ffn, ReferenceMoE):
             moe: Any = block.ffn
             moe.route = watched(moe)
             undo.append(lambda moe=moe: delattr(moe, "route"))

@@ -134,7 +134,7 @@ def world(tmp_path_factory) -> Path:
     contrast = replace(CONTRAST_ONLY, projection_dim=8)
     for name, task in {"retrieval": contrast, "vqa": TASKS["vqa"], "nlvr2": TASKS["nlvr2"]}.items():
         write_run(tiny_run(name, task=task), folder / "runs/demo" / name)
-    for name, like in {"tiny": "pretrain", "mine": "pretrain", "mine_search": "retrieval"}.items():
+    for name, like in {"tiny": "pretrain", "pretrained": "pretrain", "mine/final": "retrieval"}.items():
         shutil.copytree(folder / "runs/demo" / like, folder / "runs" / name)
     return folder
 

@@ -167,7 +167,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images, quick_spawn):
     page = tables.page(tables.sections(found), "Title", "A note")
     assert "tr1, n 8" in page and "nothing about medicine" not in page
     chance = 9 / 5 / 8  # nine pairs of eight images and five names
-    assert outcomes[0].blind["tr1"] == (pytest.approx(chance), "chance")
+    assert outcomes[0].image_ablated["tr1"] == (pytest.approx(chance), "chance")
     assert f'<th scope="row">without the image</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>' in page
     assert "nothing about medicine" in tables.page(tables.sections({"phantoms": found["emoji"]}), "Title", "A note")
     assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
@@ -205,13 +205,13 @@ def test_a_table_has_mean_and_ends_over_seeds():
 
 def test_the_best_image_ablated_baseline_is_the_last_line():
     numbers = {"vqa_acc_majority": 0.2, "vqa_acc_blind": 0.4, "vqa_acc_words": 0.3, "tr1_chance": 0.1, "tr1_chance_seen": 0.5}
-    assert tables.best_blind("vqa_acc", numbers) == (0.4, "by the same question")
-    assert tables.best_blind("tr1", numbers) == (0.1, "chance")
-    assert tables.best_blind("tr1_seen", numbers) == (0.5, "chance")
-    assert tables.best_blind("nlvr2_acc", numbers) == (0.5, "chance")
-    assert tables.best_blind("ir1", numbers) is None
+    assert tables.best_image_ablated("vqa_acc", numbers) == (0.4, "by the same question")
+    assert tables.best_image_ablated("tr1", numbers) == (0.1, "chance")
+    assert tables.best_image_ablated("tr1_seen", numbers) == (0.5, "chance")
+    assert tables.best_image_ablated("nlvr2_acc", numbers) == (0.5, "chance")
+    assert tables.best_image_ablated("ir1", numbers) is None
     (arm,) = outcomes(0.2)
-    lines = tables.table({"a": [replace(arm, blind={"tr1": (0.25, "chance")})]}, {"a": {"tr1": 30.0}})
+    lines = tables.table({"a": [replace(arm, image_ablated={"tr1": (0.25, "chance")})]}, {"a": {"tr1": 30.0}})
     assert lines[2] == ["without the image", "–", "–", "–", "0.250 (chance)", "–"]
 
 
@@ -399,7 +399,7 @@ def test_an_unseen_style_and_its_concepts_are_not_in_training(tmp_path):
 
 def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_path, capsys):
     flags = f"--tasks scenes --arms EVE open_clip --budgets 10 20 --seeds 0 1 --out {tmp_path}".split()
-    patch = ["--tune-patch", "8"]
+    patch = ["--tune-patch", "8", "--tune-blocks", "4"]
     args = command.arguments([*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", *patch])
     cells = command.cells_of(args)
     assert [(cell.seed, cell.budget, cell.arm) for cell in cells[:5]] == [

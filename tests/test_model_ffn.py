@@ -15,7 +15,7 @@ from eve_vl.config import (
 )
 from eve_vl.model.encoder import Block, Encoder
 from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward
-from eve_vl.model.moe import MoE, OfficialMoE
+from eve_vl.model.moe import MoE, ReferenceMoE
 
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])
 DECODER: dict[str, Any] = {"decoder_depth": 2, "decoder_dim": 16, "decoder_num_heads": 2}
@@ -77,7 +77,7 @@ def test_routing_says_which_experts_are_built():
     assert type(built("dropless")) is MoE
     for routing, drops in (("reference", True), ("reference-dropless", False)):
         ffn = built(routing)
-        assert isinstance(ffn, OfficialMoE)
+        assert isinstance(ffn, ReferenceMoE)
         assert (ffn.drops, ffn.num_image) == (drops, 1 + P)
         assert type(Block(model_config(routing=routing), "moe").ffn) is MoE  # without an image there is no fixed boundary
 

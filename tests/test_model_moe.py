@@ -26,7 +26,7 @@ from twins import (
 from eve_vl import objectives
 from eve_vl.model import moe as module
 from eve_vl.model.layers import quick_gelu
-from eve_vl.model.moe import MoE, OfficialMoE, chosen_ME, grouped_linear, grouped_mm_works
+from eve_vl.model.moe import MoE, ReferenceMoE, chosen_ME, grouped_linear, grouped_mm_works
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -280,13 +280,13 @@ def test_a_samples_output_never_depends_on_its_batch_mates():
 # The published arithmetic
 
 
-def official(*, drops: bool, num_image: int = 4, modality: bool = True) -> OfficialMoE:
-    moe = OfficialMoE(8, 12, 4, modality_routing=modality, activation="quick_gelu", num_image=num_image, drops=drops)
+def official(*, drops: bool, num_image: int = 4, modality: bool = True) -> ReferenceMoE:
+    moe = ReferenceMoE(8, 12, 4, modality_routing=modality, activation="quick_gelu", num_image=num_image, drops=drops)
     randomize(moe, 0)
     return moe
 
 
-def slow_official(moe: OfficialMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor) -> tuple[Tensor, list[list[float]]]:
+def slow_official(moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor) -> tuple[Tensor, list[list[float]]]:
     """Token after token: first choices queue before second ones; what is beyond the capacity is left out. Returns the output
     and, per modality, first choices, gates, entropies and choices with room of each expert."""
     if moe.router.modality_embed is not None:

@@ -28,7 +28,7 @@ from eve_vl.interop import convert, hf, onnx
 from eve_vl.interop.heads import Graph, Heads
 from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.interop.published import export_published
-from eve_vl.model.moe import OfficialMoE
+from eve_vl.model.moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.mlim import PairConfig
@@ -211,7 +211,7 @@ def test_the_twin_of_the_experts(experts, top_k, modality, padded):
 
 
 def test_the_twin_of_official_experts_without_drops():
-    moe = OfficialMoE(8, 12, 5, modality_routing=True, activation="gelu", num_image=3, drops=False)
+    moe = ReferenceMoE(8, 12, 5, modality_routing=True, activation="gelu", num_image=3, drops=False)
     randomize(moe, seed=3)
     x_SD, rows = in_rows(torch.randn(4, 6, 8), 3)
     torch.testing.assert_close(TraceableMoE(moe)(x_SD, rows)[0], moe(x_SD, rows)[0])

@@ -59,14 +59,14 @@ def test_with_dropout_the_second_look_is_the_first(monkeypatch):
     dataset = tiny.train_set(config, ROWS)
     batches = [dataset.collate([dataset[(0, 0, row)] for row in range(start, start + 4)]) for start in (0, 4, 8)]
     seen: list[tuple[Tensor, Tensor]] = []
-    features = task.contrast.alone
+    features = task.contrast.unimodal
 
     def watch(*args):
         result = features(*args)
         seen.append((result[2].detach(), result[3].detach()))
         return result
 
-    monkeypatch.setattr(task.contrast, "alone", watch)
+    monkeypatch.setattr(task.contrast, "unimodal", watch)
     for batch in task.before_step(batches):
         task(batch)
     assert len(seen) == 6

@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
     steps = [range(4), range(4, 8), range(8, 12), range(6, 14, 2)]  # rows 6, 8 and 10 again
     captions = {12: 9, 10: 5}
     batches = [batch_of(task, rows, captions) for rows in steps]
-    features = [[each[:, 0] for each in task.contrast.alone(task.encoder, batch)[2:4]] for batch in batches]
+    features = [[each[:, 0] for each in task.contrast.unimodal(task.encoder, batch)[2:4]] for batch in batches]
     temperature = task.contrast.features.temperature.item()
 
     def as_now(side: int, past: int, now: int) -> Tensor:
@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
 def test_the_loss_of_images_is_that_of_a_loop():
     task, captions = build(image_image_weight=0.5), {1: 0, 3: 2, 5: 0}
     batch = batch_of(task, range(6), captions)
-    output, images = task(batch), task.contrast.alone(task.encoder, batch)[2][:, 0]
+    output, images = task(batch), task.contrast.unimodal(task.encoder, batch)[2][:, 0]
     temperature = task.contrast.features.temperature.item()
     expected = slow_supcon(images.tolist(), [*range(6)], [captions.get(row, row) for row in range(6)], temperature)
     assert output.terms["image_image"].item() == pytest.approx(expected, rel=1e-4)

@@ -14,7 +14,7 @@ from eve_vl.config import Config, from_dict
 from eve_vl.data.dataset import Sample
 from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed
+from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.packing import Tokens
 from eve_vl.run import bench
@@ -64,7 +64,7 @@ def batch_of(config: Config, num: int = 9) -> BatchByMask:
 
 @pytest.mark.parametrize(
     ("module", "count"),
-    [(BlockStem(1024, 128), 196_080), (ConvDecoder(1024, 128), 2_763_123), (BlockStem(192, 16), 59_888)],
+    [(PatchConvStem(1024, 128), 196_080), (ConvDecoder(1024, 128), 2_763_123), (PatchConvStem(192, 16), 59_888)],
 )
 def test_embedder_and_decoder_have_the_counted_parameters(module, count):
     assert sum(parameter.numel() for parameter in module.parameters()) == count

@@ -17,7 +17,7 @@ from eve_vl.train.trainer import Trainer
 
 
 @pytest.mark.parametrize(
-    ("seen", "validated", "is_score", "by_heart"),
+    ("seen", "validated", "is_score", "overfits"),
     [
         (share(188, 200), share(24, 200), True, True),
         (share(30, 200), share(24, 200), True, False),
@@ -27,10 +27,10 @@ from eve_vl.train.trainer import Trainer
         (4.26, 0.9, False, False),
     ],
 )
-def test_rows_learned_by_heart_are_named(seen, validated, is_score, by_heart):
+def test_rows_learned_by_heart_are_named(seen, validated, is_score, overfits):
     text = on_training_rows("loss", seen, validated, is_score=is_score)
     assert f"loss {seen:.3f} on training rows, {validated:.3f} on validation rows" in text
-    assert ("by heart" in text) == by_heart
+    assert ("overfits" in text) == overfits
 
 
 def test_training_rows_are_measured_once_at_the_end(tmp_path: Path):
@@ -39,7 +39,7 @@ def test_training_rows_are_measured_once_at_the_end(tmp_path: Path):
     trainer.training_rows = list
     trainer.fit(endless(), [], BadSamples(tmp_path, num_rows=1, max_share=1, writes=True))
     assert task.num_validations == 3
-    heart = "the run has learned its training rows by heart: score 0.970 on training rows, 0.500 on validation rows; "
+    heart = "the run overfits its training rows: score 0.970 on training rows, 0.500 on validation rows; "
     assert notes_of(tmp_path)[0] == heart + "fewer steps, more rows or augmentation help"
 
 

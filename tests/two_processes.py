@@ -111,7 +111,7 @@ def drawn_negatives() -> dict[str, Tensor]:
     for epoch in range(6):
         of_all: Any = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
         batch = dataset.collate([dataset[(epoch, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
-        features, temperature = task.contrast.alone(task.encoder, batch)[2:4], task.contrast.features.temperature
+        features, temperature = task.contrast.unimodal(task.encoder, batch)[2:4], task.contrast.features.temperature
         (wrong,) = task.contrast._fetched(task.encoder, [batch], *features, temperature)
         shown = [(wrong.partners.images_BCHW, of_all.images_BCHW), (wrong.partners.ids_BT, of_all.ids_BT)]
         for name, (partner_B, row_C) in zip(found, shown, strict=True):

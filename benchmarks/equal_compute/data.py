@@ -1,5 +1,6 @@
 """Data of run.py and benchmarks/paper: built-in scenes and phantoms, emoji and icons built by the examples."""
 
+import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
@@ -10,10 +11,8 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file, write_file
 
 UNSEEN_STYLE = "twemoji"
-DEV_SETS = (
-    "iconoir",
-    "streamline-plump-color",
-)  # of the training icons: black lines, and flat and coloured, like the test sets
+DEV_SETS = ("iconoir", "streamline-plump-color")
+"""Training icons kept for tuning: black lines, and flat and coloured ones, like the test sets."""
 SEEN, NOVEL = "_seen", "_novel"
 
 
@@ -94,7 +93,8 @@ def icons(folder: Path, _out: Path) -> Data:
 def icons_dev(folder: Path, out: Path) -> Data:
     """Return icons for tuning: two sets held out of training serve as `val` and `test`."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = {True: out / "dev.parquet", False: out / "train.parquet"}
+    rows = hashlib.sha1((folder / "train.parquet").read_bytes()).hexdigest()[:8]
+    paths = {True: out / f"dev_{rows}.parquet", False: out / f"train_{rows}.parquet"}
     if not all(path.is_file() for path in paths.values()):
         arrow, parquet = map(importlib.import_module, ("pyarrow.compute", "pyarrow.parquet"))
         table = parquet.read_table(folder / "train.parquet")

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WIDTH, HEAD = 192, 64
-BLOCKS = {"image": 6, "text": 4}
 VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and padding costs time
 MAX_ASPECT = 4 / 3
 SAVED_EVERY = 60.0  # core-seconds
@@ -129,18 +128,18 @@ def loaded(folder: Path, patch: int) -> Tensor:
     return F.interpolate(pixels_NCHW, (side, side), mode="bilinear", antialias=True)
 
 
-def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
+def build(open_clip: object, side: int, patch: int, blocks: int, context: int) -> torch.nn.Module:
     """Return open_clip's model at the width of our encoder."""
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
     return make(
         embed_dim=WIDTH,
-        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": BLOCKS["image"], "head_width": HEAD},
+        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": blocks, "head_width": HEAD},
         text_cfg={
             "context_length": context,
             "vocab_size": VOCABULARY,
             "width": WIDTH,
             "heads": WIDTH // HEAD,
-            "layers": BLOCKS["text"],
+            "layers": blocks,
         },
     )
 
@@ -167,6 +166,7 @@ def arguments() -> argparse.Namespace:
     add("--rate", type=float, required=True)
     add("--warmup", type=float, required=True, help="share of the budget")
     add("--patch", type=int, required=True, help="pixels")
+    add("--blocks", type=int, required=True, help="of each tower")
     add("--crop", type=float, nargs=2, required=True)
     add("--augment", choices=AUGMENTATIONS, required=True)
     add("--seed", type=int, required=True)
@@ -241,7 +241,7 @@ def main() -> None:
     pixels_NCHW, tokenizer = loaded(args.data, args.patch), open_clip.SimpleTokenizer(context_length=LONGEST)
     texts = tokenized(args.data, tokenizer)
     context = texts[0].shape[1]
-    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, context)
+    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, args.blocks, context)
     result = train(args, model, open_clip.ClipLoss(), pixels_NCHW, texts)
 
     model.eval()

@@ -18,7 +18,7 @@ from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
 SHOWN = re.compile(rf"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>{SEEN}|{NOVEL})?")
-BLIND = {
+IMAGE_ABLATED = {
     "majority": "one answer to all",
     "blind": "by the same question",
     "words": "by the question's words",
@@ -76,7 +76,7 @@ class Outcome:
     """Training rows by job and stage."""
     rows: Mapping[str, Mapping[str, float]]
     """Scores per row by metric."""
-    blind: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    image_ablated: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """Best image-ablated baseline by metric, and its name."""
 
     @property
@@ -102,24 +102,24 @@ Lines = dict[str, dict[str, list[tuple[float, list[float]]]]]
 
 def outcome(cell: Cell) -> Outcome | None:
     """Return the outcome of a cell, None if it is not finished. Raises UserError."""
-    numbers, rows, spent, pairs, blind = {}, {}, {}, {}, {}
+    numbers, rows, spent, pairs, image_ablated = {}, {}, {}, {}, {}
     for job in cell.jobs:
         if (result := cell.result(job)) is None:
             return None
         own = {name: value for name, value in from_json(result["numbers"]).items() if SHOWN.fullmatch(name)}
         numbers |= own
-        blind |= {name: best for name in own if (best := best_blind(name, result["numbers"])) is not None}
+        image_ablated |= {name: best for name in own if (best := best_image_ablated(name, result["numbers"])) is not None}
         rows |= {name: rows_of(name, read_json(cell.file(job, ".rows"), dict)) for name in own}
         spent[job], pairs[job] = result["core_seconds"], result["pairs"]
-    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows, blind=blind)
+    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows, image_ablated=image_ablated)
 
 
-def best_blind(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
+def best_image_ablated(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
     """Return the best image-ablated baseline of a metric and its name, None if unknown."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     base, suffix = found["base"], found["suffix"] or ""
-    known = [(float(numbers[key]), how) for end, how in BLIND.items() if (key := f"{base}_{end}{suffix}") in numbers]
+    known = [(float(numbers[key]), how) for end, how in IMAGE_ABLATED.items() if (key := f"{base}_{end}{suffix}") in numbers]
     return max([*known, *((share, "chance") for even, share in EVEN.items() if even == base)], default=None)
 
 
@@ -232,10 +232,10 @@ def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
             cells += [spread(each) if each else "–"]
             cells += [f"{known:.1f} %" if (known := paper.get(arm, {}).get(name)) else "–"] * (name in given)
         lines.append([arm, str(len(outcomes)), spread(used, ",.0f"), "; ".join(pairs), *cells])
-    if blind := {name: best for each in every for name, best in each.blind.items()}:
+    if image_ablated := {name: best for each in every for name, best in each.image_ablated.items()}:
         cells = []
         for name in names:
-            cells += ["{:.3f} ({})".format(*blind[name]) if name in blind else "–"] + ["–"] * (name in given)
+            cells += ["{:.3f} ({})".format(*image_ablated[name]) if name in image_ablated else "–"] + ["–"] * (name in given)
         lines.append(["without the image", *"–––", *cells])
     return lines
 
@@ -310,7 +310,7 @@ def dots(arms: Arms) -> Markup:
     drawn = []
     for name in names_of(arms):
         of_arm = {arm: [each.numbers[name] for each in outcomes if name in each.numbers] for arm, outcomes in arms.items()}
-        known = [each.blind[name][0] for outcomes in arms.values() for each in outcomes if name in each.blind]
+        known = [each.image_ablated[name][0] for outcomes in arms.values() for each in outcomes if name in each.image_ablated]
         rows = [(arm, values) for arm, values in of_arm.items() if values]
         drawn.append(dot_chart(name, rows, show=percent, level=("without the image", max(known)) if known else None))
     return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))

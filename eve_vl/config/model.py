@@ -14,7 +14,7 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Stem = Literal["linear", "conv", "patch_conv"]
 NORM_EPS, BERT_EPS = 1e-6, 1e-12  # of LayerNorm
 CLIP_EPS = 1e-5  # of LayerNorm, also in RoBERTa
-LARGEST_BLOCK = 128  # pixels of a patch: seven layers
+LARGEST_CONV_PATCH = 128  # pixels of a patch: seven layers
 
 
 class ModelConfig(Section):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from eve_vl.interop.heads import heads_of
 from eve_vl.model.layers import Module, replace_submodules
-from eve_vl.model.moe import MoE, OfficialMoE
+from eve_vl.model.moe import MoE, ReferenceMoE
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.writing import check_new
@@ -192,7 +192,7 @@ class TraceableMoE(nn.Module):
     def __init__(self, moe: MoE):
         super().__init__()
         self.router, self.activation, all_ = moe.router, moe.experts.activation, moe.experts
-        self.experts_see_modality = isinstance(moe, OfficialMoE)
+        self.experts_see_modality = isinstance(moe, ReferenceMoE)
         stacks = (all_.fc1_weight, all_.fc1_bias, all_.fc2_weight, all_.fc2_bias)
         # of each expert its own, so that a file holds them separately
         self.experts: Any = nn.ModuleList(map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True)))

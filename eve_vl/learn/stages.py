@@ -187,7 +187,7 @@ class Learner(Plan):
         They are empty if the time is too short for one more.
 
         A single run gets all the time, also a longer one later. Where the time is enough for several runs of EPOCHS epochs,
-        they differ by their seeds, and their weights are averaged: a longer run would learn its rows by heart. Only runs that
+        they differ by their seeds, and their weights are averaged: a longer run would overfit. Only runs that
         share all of their initial weights have a useful average.
         """
         pilot, given = pilot_of(self.stages[best]), self.stages.get(FINAL, {})

@@ -19,7 +19,14 @@ from eve_vl.model.layers import layer_norm
 from eve_vl.model.packing import Tokens
 from eve_vl.utils.errors import UserError
 
-BLOCK_WIDTHS = (16, 32, 64, 64, 96, 32)  # of a BlockStem's layers before the last: 196,080 parameters at seven layers
+PATCH_CONV_WIDTHS = (
+    16,
+    32,
+    64,
+    64,
+    96,
+    32,
+)  # of a PatchConvStem's layers before the last: 196,080 parameters at seven layers, width 1024
 
 
 def join(image: Tokens | None, text: Tokens | None) -> Tokens:
@@ -119,7 +126,7 @@ class ConvStem(nn.Module):
         return self.proj(x_BXHW).flatten(2).mT
 
 
-class BlockStem(nn.Sequential):
+class PatchConvStem(nn.Sequential):
     """Convolutions 2 × 2 of stride 2 with GELU between, until a patch is one place.
 
     MLIM's, without overlap.
@@ -127,7 +134,7 @@ class BlockStem(nn.Sequential):
 
     def __init__(self, embed_dim: int, patch_size: int):
         halvings = patch_size.bit_length() - 1
-        widths = [3, *BLOCK_WIDTHS[: halvings - 1], embed_dim]
+        widths = [3, *PATCH_CONV_WIDTHS[: halvings - 1], embed_dim]
         convs = [nn.Conv2d(*pair, 2, 2) for pair in pairwise(widths)]
         super().__init__(*[layer for conv in convs for layer in (conv, nn.GELU())][:-1])
 
@@ -147,7 +154,7 @@ class ImageEmbed(nn.Module):
         if stem == "linear":
             self.proj = nn.Linear(sizes.patch_dim, embed_dim)
         else:
-            self.proj = {"conv": ConvStem, "patch_conv": BlockStem}[stem](embed_dim, sizes.patch_size)
+            self.proj = {"conv": ConvStem, "patch_conv": PatchConvStem}[stem](embed_dim, sizes.patch_size)
         self.cls = nn.Parameter(torch.empty(embed_dim)) if has_cls else None
         num_positions = has_cls + sizes.num_patches
         self.positions = nn.Parameter(torch.empty(num_positions, embed_dim)) if has_positions else None
@@ -177,7 +184,7 @@ class ImageEmbed(nn.Module):
 
         They depend on no masked pixel.
         """
-        if isinstance(self.proj, BlockStem):
+        if isinstance(self.proj, PatchConvStem):
             x_BPD = self.proj(pixels_BCHW)
             return x_BPD if keep_BK is None else gather_patches(x_BPD, keep_BK)
         if isinstance(self.proj, nn.Linear):

@@ -17,7 +17,7 @@ from eve_vl.config.model import NORM_EPS
 from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, index_tokens, join, resized_positions
 from eve_vl.model.layers import FEED_FORWARDS, Attention, drop_path, layer_norm
-from eve_vl.model.moe import MoE, OfficialMoE, upcycled
+from eve_vl.model.moe import MoE, ReferenceMoE, upcycled
 from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 from eve_vl.model.relative_positions import RelativePositions
 
@@ -77,7 +77,7 @@ def build_ffn(policy: FFNPolicy, config: EveModelConfig, sizes: InputConfig | No
     if config.routing == "dropless" or sizes is None:
         return MoE(*dims, config.top_k, how, activation)
     num_image, drops = 1 + sizes.num_patches, config.routing == "reference"
-    return OfficialMoE(*dims, modality_routing=how, activation=activation, num_image=num_image, drops=drops)
+    return ReferenceMoE(*dims, modality_routing=how, activation=activation, num_image=num_image, drops=drops)
 
 
 class Encoder(Backbone):

@@ -3,9 +3,9 @@
 `MoE` has `dropless` routing: every token reaches its top-k experts, padding is not counted, and no result depends on other
 tokens of the batch. Statistics are returned, never stored.
 
-`OfficialMoE` computes as the published code does, for weights trained with it (docs/fidelity.md): experts also see the modality
-embedding; padding is routed and counted; the boundary of image and text is fixed. With `reference` routing the second expert is
-sampled, and experts have a capacity. A token's result then depends on its batch, in evaluation too.
+`ReferenceMoE` computes as the published code does, for weights trained with it (docs/fidelity.md): experts also see the
+modality embedding; padding is routed and counted; the boundary of image and text is fixed. With `reference` routing the second
+expert is sampled, and experts have a capacity. A token's result then depends on its batch, in evaluation too.
 
 Letters: N tokens of a sequence, S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen
 experts, R = S·K routed rows, M = 2 modalities (image, text).
@@ -242,7 +242,7 @@ def gumbel_noise(like_SE: Tensor) -> Tensor:
     return -(-uniform_SE.clamp(min=tiny).log()).clamp(min=tiny).log()
 
 
-class OfficialMoE(MoE):
+class ReferenceMoE(MoE):
     """`MoE` by the published arithmetic, with the same weights."""
 
     def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):

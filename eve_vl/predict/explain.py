@@ -21,7 +21,7 @@ from eve_vl.config import InputConfig
 from eve_vl.data.dataset import normalize
 from eve_vl.model import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
-from eve_vl.model.moe import Assignment, MoE, OfficialMoE
+from eve_vl.model.moe import Assignment, MoE, ReferenceMoE
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError, printable
@@ -322,7 +322,7 @@ def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> 
 
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
     """Return a twin that records experts and gates (B·N, K) of all tokens."""
-    if isinstance(moe, OfficialMoE):
+    if isinstance(moe, ReferenceMoE):
 
         def route(x_SD: Tensor) -> Assignment:
             chosen = moe.route(x_SD)

@@ -108,7 +108,7 @@ class Contrast(nn.Module):
             self.features = heads[0]
         self.more_features = nn.ModuleList(heads[1:])
         self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
-        self.merges_captions = retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
+        self.dedup_captions = retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
         self.memory, self.compares_images = CrossBatchMemory(task.memory_batches), task.image_image_weight > 0
         self.num_ranked = retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
         form = {"standardize": retrieval is not None and retrieval.itm_batchnorm, "ranks": self.num_ranked > 0}
@@ -125,7 +125,7 @@ class Contrast(nn.Module):
         losses, terms, routers, image, text, compared, wrong = {}, {}, [], None, None, None, None
         if self.num_contrasts:
             with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
-                image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
+                image, text, image_BXd, text_BXd, routers = self.unimodal(encoder, batch)
             temperatures = self._temperatures
             if whole is None:
                 losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
@@ -140,7 +140,7 @@ class Contrast(nn.Module):
             else:
                 image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
-                keys_BK = self._keys(batch)
+                keys_BK = self.keys(batch)
                 if self.num_ranked:
                     images, texts = negatives.random_texts(keys_BK, self.num_ranked)
                 elif self.settings.itm_negatives == "random_half" or compared is None:
@@ -163,7 +163,7 @@ class Contrast(nn.Module):
         is_first_B = score_BN.argmax(1) == 0
         return objectives.listwise_ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
-    def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
+    def unimodal(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return the embedded images and texts, their features (B, X, d), and routers."""
         keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedImages) else None
         image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
@@ -208,12 +208,12 @@ class Contrast(nn.Module):
             temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         self.memory.add_step(progress)
 
-    def _keys(self, batch: CaptionBatch) -> Tensor:
+    def keys(self, batch: CaptionBatch) -> Tensor:
         """Return the image of each pair and, if merged, its caption, int64 (B, 1 or 2).
 
         Pairs that share one of them are no negatives of each other.
         """
-        return torch.stack([batch.image_id_B, batch.caption_B] if self.merges_captions else [batch.image_id_B], dim=1)
+        return torch.stack([batch.image_id_B, batch.caption_B] if self.dedup_captions else [batch.image_id_B], dim=1)
 
     def _targets(self, batches: Sequence[CaptionBatch]) -> LazyRows:
         """Return the contrast targets of pairs among the pairs of all processes, (B, C)."""
@@ -222,7 +222,7 @@ class Contrast(nn.Module):
             label_BL = torch.cat(labels)
             state_BL, state_CL = label_states(label_BL, gather_rows(label_BL))
             return LazyRows(lambda rows: objectives.semantic_targets(state_BL[rows], state_CL))
-        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        keys_BK = torch.cat([self.keys(batch) for batch in batches])
         if self.settings.itc_targets == "diagonal":
             keys_BK = negatives.global_row_index(keys_BK)[:, None]
         keys_CK = gather_rows(keys_BK)
@@ -236,7 +236,7 @@ class Contrast(nn.Module):
         `itc` is the mean over all contrasts, the others are of the first.
         """
         image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
-        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        keys_BK = torch.cat([self.keys(batch) for batch in batches])
         image_AXd, text_AXd, target_BA, is_ignored_BA = self.memory.extend(image_CXd, text_CXd, target_BC, keys_BK)
         parts = zip(*(each.unbind(1) for each in (image_BXd, text_BXd, image_AXd, text_AXd)), strict=True)
         itc = [
@@ -264,7 +264,7 @@ class Contrast(nn.Module):
         with torch.no_grad(), running_averages_kept(encoder):  # `forward` updates them, once as without accumulation
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
-                parts.append(self.alone(encoder, batch)[2:4])
+                parts.append(self.unimodal(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperatures = [each.detach().clone().requires_grad_() for each in self._temperatures]
         losses, terms = self._losses(image, text, micro_batches, temperatures)
@@ -289,7 +289,7 @@ class Contrast(nn.Module):
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
         pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
-        keys_BK, limit = torch.cat([self._keys(batch) for batch in batches]), encoder.sizes.text_length
+        keys_BK, limit = torch.cat([self.keys(batch) for batch in batches]), encoder.sizes.text_length
         return negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:

@@ -64,9 +64,8 @@ class ContrastTask(Task[Settings]):
         """
         if not self.is_comparable:
             return ""
-        _, _, image_BXd, text_BXd, _ = self.contrast.alone(self.encoder, batch)
-        key_B, uniform, notes = batch.image_id_B[:, None], math.log(len(image_BXd)), []
-        keys_BK = torch.cat([key_B, batch.caption_B[:, None]], 1) if self.contrast.merges_captions else key_B
+        _, _, image_BXd, text_BXd, _ = self.contrast.unimodal(self.encoder, batch)
+        keys_BK, uniform, notes = self.contrast.keys(batch), math.log(len(image_BXd)), []
         target_BB = objectives.even_targets(shares_key(keys_BK, keys_BK))
         for head, image_Bd, text_Bd in zip(self.contrast.heads, image_BXd.unbind(1), text_BXd.unbind(1), strict=True):
             loss = objectives.contrastive(image_Bd, text_Bd, image_Bd, text_Bd, target_BB, head.temperature).item()
@@ -139,7 +138,7 @@ class ContrastTask(Task[Settings]):
 
     def routers(self, batch: Any) -> Routers:
         """Return the routers' statistics of images, of texts and, if matched, of pairs."""
-        routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
+        routers = self.contrast.unimodal(self.encoder, batch)[-1] if self.is_comparable else []
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
         return routers

@@ -1,6 +1,6 @@
 """The weights of `best/`: the last, unless earlier ones are better beyond chance.
 
-Also whether a run has learned its training rows by heart.
+Also whether a run overfits its training rows.
 """
 
 import math
@@ -12,7 +12,7 @@ from eve_vl.train import checkpoint
 from eve_vl.train.processes import from_main
 from eve_vl.utils.frozen import Frozen
 
-BY_HEART = 0.5  # error on training rows, as a share of that on validation rows (LOG.md, 2026-11-30)
+OVERFITS = 0.5  # error on training rows, as a share of that on validation rows (LOG.md, 2026-11-30)
 
 
 def on_training_rows(name: str, seen: float, validated: float, *, is_score: bool) -> str:
@@ -24,9 +24,9 @@ def on_training_rows(name: str, seen: float, validated: float, *, is_score: bool
     errors = (1 - seen, 1 - validated) if is_score else (seen, validated)
     worst, best = (seen, validated) if is_score else (validated, seen)
     is_apart = getattr(worst, "low", worst) > getattr(best, "high", best)
-    if not (is_apart and errors[0] < BY_HEART * errors[1]):
+    if not (is_apart and errors[0] < OVERFITS * errors[1]):
         return both
-    return f"the run has learned its training rows by heart: {both}; fewer steps, more rows or augmentation help"
+    return f"the run overfits its training rows: {both}; fewer steps, more rows or augmentation help"
 
 
 class Validated(Frozen):

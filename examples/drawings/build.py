@@ -3,11 +3,10 @@
     python examples/drawings/build.py drawings --icons icons
 
 The drawings of the sets in examples/icons come from its files, all others are rendered. Needs npm for the drawings (SVG, 100 MB
-download) and `pip install resvg-py 'eve-vl[parquet]'`. Takes minutes on two cores. README.md describes the result.
+download) and `pip install resvg-py -e '.[parquet]'`. Takes minutes on two cores. README.md describes the result.
 """
 
 import hashlib
-import importlib
 import io
 import re
 import sys
@@ -35,6 +34,7 @@ from iconify import (
     emoji_names,
     in_processes,
     positive,
+    pyarrow_parquet,
     read_json,
     split_of,
     square,
@@ -239,7 +239,7 @@ def read_emoji(packages: Path) -> Iterator[Drawing]:
 
 def read_rendered(folder: Path) -> Iterator[Row]:
     """Yield the rows of examples/icons for training and validation. Raises UserError."""
-    parquet = importlib.import_module("pyarrow.parquet")
+    parquet = pyarrow_parquet()
     for path in (folder / "train.parquet", folder / "val.parquet"):
         if not path.is_file():
             raise UserError(f"{path}: no such file; build it with examples/icons/build.py")

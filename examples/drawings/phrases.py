@@ -9,7 +9,6 @@ before any run searched for them: 80 before the first training on drawings, the 
 
 import argparse
 import csv
-import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,9 @@ from eve_vl import builtin
 from eve_vl.eve import Eve
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from iconify import pyarrow_parquet
 
 PHRASES = Path(__file__).with_name("phrases.tsv")
 COLORED = "streamline-flex-color"
@@ -40,11 +42,10 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
     parser.add_argument("--emoji", type=Path, required=True, help="folder written by examples/emoji/build.py")
     args = parser.parse_args()
-    parquet = importlib.import_module("pyarrow.parquet")
     with PHRASES.open(encoding="utf-8", newline="") as file:
         phrases = list(csv.DictReader(file, delimiter="\t"))
     try:
-        eve = Eve.load(args.run)
+        parquet, eve = pyarrow_parquet(), Eve.load(args.run)
         with tempfile.TemporaryDirectory() as folder:
             colored = Path(folder) / "colored.parquet"
             table = parquet.read_table(args.icons / "test_sets.parquet", filters=[("set", "==", COLORED)])

@@ -9,7 +9,6 @@ run and data write the same bytes.
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 import zipfile
@@ -24,6 +23,7 @@ from eve_vl.utils.file_io import atomic_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import shipping
+from iconify import pyarrow_parquet
 
 TRAIN: Final = ("drawings/icons.parquet", "drawings/emoji.parquet")
 SET: Final = "lucide"
@@ -42,7 +42,7 @@ def ship_run(run: Path, out: Path) -> None:
 
 def ship_icons(table: Path, out: Path) -> None:
     """Write the icons of one set as a zip file. Raises UserError."""
-    rows = importlib.import_module("pyarrow.parquet").read_table(table).to_pylist()
+    rows = pyarrow_parquet().read_table(table).to_pylist()
     files, pairs = {"LICENSE": (out.parent / f"{SET}.LICENSE").read_bytes()}, []
     for row in sorted((row for row in rows if row.pop("set") == SET), key=lambda row: row["caption"]):
         name = row["caption"].replace(" ", "-") + ".png"

@@ -11,7 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import write_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import SPLITS, Render, arguments, concept_of, emoji_names, fetch, read_json, resvg, split_of, svg_of
@@ -62,7 +64,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
             lines[split_of(concept)].append(json.dumps(row, ensure_ascii=False) + "\n")
             counts[split_of(concept), vendor] += 1
     for split in SPLITS:
-        (out / f"{split}.jsonl").write_text("".join(lines[split]), "utf-8")
+        write_file(out / f"{split}.jsonl", "".join(lines[split]))
     return counts
 
 
@@ -72,10 +74,10 @@ def main() -> None:
     try:
         render = resvg()
         counts = build(args.packages or fetch(args.cache, PACKAGES), args.out, render, args.size)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     for split in SPLITS:
-        print(f"{args.out / split}.jsonl: {', '.join(f'{counts[split, vendor]} {vendor}' for vendor in VENDORS)}")
+        print_line(f"{args.out / split}.jsonl: {', '.join(f'{counts[split, vendor]} {vendor}' for vendor in VENDORS)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python examples/icons/build.py icons
 
-Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py 'eve-vl[parquet]'`. Takes minutes on two cores. Each
+Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py -e '.[parquet]'`. Takes minutes on two cores. Each
 file is written atomically. README.md describes the result.
 """
 
