@@ -155,7 +155,7 @@ def to_png(image: Image.Image, colors: int) -> bytes:
 def pyarrow_parquet() -> Any:
     """Return the module pyarrow.parquet. Raises UserError."""
     try:
-        return importlib.import_module("pyarrow.parquet")
+        return [importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet")][1]
     except ImportError:
         raise UserError("pyarrow, for Parquet files, is not installed: pip install -e '.[parquet]'") from None
 

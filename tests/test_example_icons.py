@@ -211,5 +211,5 @@ def test_mistakes_are_told_in_one_line(packages, tmp_path, monkeypatch, capsys):
         icons.main()
     assert capsys.readouterr().err.endswith("argument --size: '0' is not a whole number of at least 1\n")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"^pyarrow, which writes Parquet, .*: pip install 'eve-vl\[parquet\]'$"):
+    with pytest.raises(UserError, match=r"^pyarrow, for Parquet files, .*: pip install -e '\.\[parquet\]'$"):
         icons.build(packages, tmp_path / "icons", render)
