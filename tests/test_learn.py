@@ -186,7 +186,8 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     pairs = builtin.unpack_icons(tmp_path / "icons")
     rows = pairs.read_text().splitlines()[::20]
     (mine := pairs.with_name("mine.jsonl")).write_text("\n".join(rows[:60]))
-    (late := pairs.with_name("late.jsonl")).write_text("\n".join(rows[60:]))
+    missing = json.dumps({"image": "missing.png", "caption": "no file"})
+    (late := pairs.with_name("late.jsonl")).write_text("\n".join([*rows[60:], missing]))
     for module in (plan, stages):
         monkeypatch.setattr(module, "BUNDLED", BUNDLED)
         monkeypatch.setattr(module, "SIZES", (64,))
@@ -210,7 +211,8 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert "open the page: eve app --index " in out
     assert re.search(r"kept: bundled, as it is, \+.* over the final run on the validation rows", out)
-    assert main(["evaluate", "retrieval", BUNDLED, "--data", str(late), "--json", str(tmp_path / "own.json")]) is None
+    words = ["--data", str(late), "--skip-invalid", "--json", str(tmp_path / "own.json")]
+    assert main(["evaluate", "retrieval", BUNDLED, *words]) is None
     numbers = json.loads((tmp_path / "own.json").read_text())
     assert numbers["tr1"] == stage["numbers"]["tr1"]
     assert not (builtin.located(BUNDLED) / "rows.json").exists()

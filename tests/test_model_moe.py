@@ -280,13 +280,13 @@ def test_a_samples_output_never_depends_on_its_batch_mates():
 # The published arithmetic
 
 
-def official(*, drops: bool, num_image: int = 4, modality: bool = True) -> ReferenceMoE:
+def reference(*, drops: bool, num_image: int = 4, modality: bool = True) -> ReferenceMoE:
     moe = ReferenceMoE(8, 12, 4, modality_routing=modality, activation="quick_gelu", num_image=num_image, drops=drops)
     randomize(moe, 0)
     return moe
 
 
-def slow_official(moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor) -> tuple[Tensor, list[list[float]]]:
+def slow_reference(moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor) -> tuple[Tensor, list[list[float]]]:
     """Token after token: first choices queue before second ones; what is beyond the capacity is left out. Returns the output
     and, per modality, first choices, gates, entropies and choices with room of each expert."""
     if moe.router.modality_embed is not None:
@@ -323,13 +323,13 @@ def slow_official(moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE
 @torch.no_grad()
 def test_the_published_routing_equals_a_slow_queue(drops, boundary, modality):
     """Padding queues too; the boundary of the modalities is where a whole image ends."""
-    moe, noise = official(drops=drops, num_image=boundary, modality=modality), inputs()[0].flatten(0, 1)[:, :4] * 2
+    moe, noise = reference(drops=drops, num_image=boundary, modality=modality), inputs()[0].flatten(0, 1)[:, :4] * 2
     noise[:, 2] += 3  # the favourite has no room for all
     moe.noise = (lambda _: noise) if drops else None
     x_BND, _, is_padding_BN = inputs()
     rows = PackedTokens.of(Tokens(x_BND=x_BND, num_image=4, is_padding_BN=is_padding_BN), 1, packs=False)
     x_SD = rows.collect(x_BND)
-    expected, stats = slow_official(moe, rows.tokens(x_SD), [token % N >= boundary for token in range(B * N)], noise * drops)
+    expected, stats = slow_reference(moe, rows.tokens(x_SD), [token % N >= boundary for token in range(B * N)], noise * drops)
     found, found_stats = moe(x_SD, rows)
     torch.testing.assert_close(found, rows.collect(expected), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_stats, torch.tensor(stats), rtol=1e-5, atol=1e-5)
@@ -341,10 +341,10 @@ def test_the_published_routing_equals_a_slow_queue(drops, boundary, modality):
 @pytest.mark.parametrize("num_image", [0, N])
 @torch.no_grad()
 def test_a_pass_of_one_modality_has_no_boundary(num_image):
-    moe, x_BND = official(drops=True, num_image=2), inputs()[0]
+    moe, x_BND = reference(drops=True, num_image=2), inputs()[0]
     moe.noise = torch.zeros_like
     x_SD, rows = in_rows(x_BND, num_image)
-    expected, stats = slow_official(moe, rows.tokens(x_SD), [not num_image] * (B * N), torch.zeros(B * N, 4))
+    expected, stats = slow_reference(moe, rows.tokens(x_SD), [not num_image] * (B * N), torch.zeros(B * N, 4))
     found, found_stats = moe(x_SD, rows)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_stats, torch.tensor(stats), rtol=1e-5, atol=1e-5)
@@ -372,7 +372,7 @@ def test_gumbel_noise_is_that_of_the_quantiles(monkeypatch):
 
 
 def test_noise_comes_with_drops_only():
-    assert official(drops=True).noise is module.gumbel_noise and official(drops=False).noise is None
+    assert reference(drops=True).noise is module.gumbel_noise and reference(drops=False).noise is None
 
 
 # Types and devices
@@ -398,7 +398,7 @@ def test_experts_compute_in_the_type_of_their_rows(dtype):
         torch.testing.assert_close(found[row].float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.15)
 
 
-@pytest.mark.parametrize("build", [random_moe, lambda: official(drops=True)])
+@pytest.mark.parametrize("build", [random_moe, lambda: reference(drops=True)])
 def test_autocast_reaches_the_experts_and_not_the_router(build):
     moe, seen = build(), []
     moe.noise = torch.zeros_like
@@ -426,7 +426,7 @@ def test_new_tensors_are_on_the_device_of_the_inputs():
     """The default device is another one here, and tensors of two devices do not mix."""
     x_SD, rows = in_rows(inputs()[0], 4)
     x_RD, expert_R, counts_E = torch.randn(4, 8).bfloat16(), torch.tensor([0, 1, 1, 3]), torch.tensor([1, 2, 0, 1])
-    moes = random_moe(), official(drops=True), official(drops=False)
+    moes = random_moe(), reference(drops=True), reference(drops=False)
     with torch.device("meta"):
         for moe in moes:
             assert {each.device.type for each in moe(x_SD, rows)} == {"cpu"}

@@ -27,7 +27,7 @@ from eve_vl.train.trainer import Trainer
         (4.26, 0.9, False, False),
     ],
 )
-def test_rows_learned_by_heart_are_named(seen, validated, is_score, overfits):
+def test_overfitting_is_named(seen, validated, is_score, overfits):
     text = on_training_rows("loss", seen, validated, is_score=is_score)
     assert f"loss {seen:.3f} on training rows, {validated:.3f} on validation rows" in text
     assert ("overfits" in text) == overfits
@@ -39,8 +39,8 @@ def test_training_rows_are_measured_once_at_the_end(tmp_path: Path):
     trainer.training_rows = list
     trainer.fit(endless(), [], BadSamples(tmp_path, num_rows=1, max_share=1, writes=True))
     assert task.num_validations == 3
-    heart = "the run overfits its training rows: score 0.970 on training rows, 0.500 on validation rows; "
-    assert notes_of(tmp_path)[0] == heart + "fewer steps, more rows or augmentation help"
+    note = "the run overfits its training rows: score 0.970 on training rows, 0.500 on validation rows; "
+    assert notes_of(tmp_path)[0] == note + "fewer steps, more rows or augmentation help"
 
 
 @pytest.mark.parametrize("temperature", [0.002, 0.07, 0.4])

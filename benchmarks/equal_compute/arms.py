@@ -30,7 +30,7 @@ class Arm:
 
     before: tuple[Stage, ...]
     after: Mapping[str, Stage] = field(default_factory=dict)
-    """Fine-tuning stage by job; empty: that of FINE_TUNING."""
+    """Fine-tuning stage by job. If empty, FINE_TUNING has them."""
     is_open_clip: bool = False
     """True if open_clip trains it; the stages then only give image size and crop."""
 
@@ -50,17 +50,18 @@ PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn
 """The parts of EVE as in `demo`."""
 SEARCH = Stage("demo_retrieval", flags="--train.lr 1e-3")
 """Fine-tuning for search, with half of the recipe's rate, which suits 100 steps (LOG.md, 2026-11-30)."""
-RATE_OF_TEXTS = "--train.lr-multipliers encoder.text.* 3"
-"""The rate of texts for icons from random weights."""
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": SEARCH},
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": SEARCH},
     "emoji": {"retrieval": Stage("search_small", flags="--train.lr 1e-3")},
-    "icons": {"retrieval": Stage("icons_search")},
+    "icons": {"retrieval": Stage("icons_search", flags="--train.lr-multipliers encoder.text.* 3")},
 }
 SHARES = {"scenes": 0.5, "phantoms": 0.5, "emoji": 0.4, "icons": 0.1}  # share of the budget for pre-training
 # EVE as in the paper: linear patches, experts, MIM next to MLM, [MASK] for every masked token.
-ENCODER = "--input.patch-size 8 --model.stem linear --model.deep-ffn moe --train.batch-size 32 --train.lr 1.2e-3"
+ENCODER = (
+    "--input.patch-size 8 --model.stem linear --model.depth 4 --model.num-deep-blocks 2 --model.deep-ffn moe "
+    "--train.batch-size 32 --train.lr 1.2e-3"
+)
 PAPER = f"{ENCODER} --task.mim-weight 1 --task.mask-replace-prob 0"
 
 
@@ -114,8 +115,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),
     "contrast": {
         **pretrained("--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0", ContrastMatchConfig, *GENERATED),
-        **untrained("emoji"),
-        "icons": Arm((start("icons", share=0.0),), {"retrieval": Stage("icons_search", flags=RATE_OF_TEXTS)}),
+        **untrained("emoji", "icons"),
     },
     "nothing": untrained(*GENERATED),  # for emoji and icons it would equal contrast
     "open_clip": untrained("scenes", "emoji", "icons", is_open_clip=True),  # its context is too short for a phantom's report

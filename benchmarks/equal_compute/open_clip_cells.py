@@ -36,8 +36,8 @@ GRID: Mapping[str, Sequence[Any]] = {
     "batch": (64, 128, 256),
     "rate": (5e-4, 1e-3, 2e-3),
     "warmup": (0.05, 0.2),
-    "patch": (8, 16, 32),
-    "blocks": (1, 4),
+    "patch": (16, 32),
+    "blocks": (1,),
 }
 TUNED = "open_clip.json"
 TRAINED_WITH = "trained_with.json"
@@ -70,7 +70,8 @@ def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
     if family not in tuned:
         return dict(SETTINGS), "not tuned"
     found = tuned[family]
-    return found["settings"], f"best of {len(found['tried'])} by validation within {found['budget']:g} core-seconds"
+    how = f"best of {len(found['tried'])} by validation within {found['budget']:g} core-seconds"
+    return {**SETTINGS, **found["settings"]}, how
 
 
 def write_training(folder: Path, config: Config) -> None:

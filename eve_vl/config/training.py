@@ -175,10 +175,8 @@ class DataConfig(Values):
         unused: dict[str, str] = dict.fromkeys((*reading, "split_file", "order") if is_generated else (), "on generated data")
         by_shards = ("train_weights", "batches_from", "pair_captions", "split_file") if self.order == "shards" else ()
         unused |= dict.fromkeys(by_shards, "with order shards")
-        unused |= dict.fromkeys(
-            ("skip_invalid_val",) if HELD_OUT in self.val else (), f"with val {HELD_OUT}, which always skips"
-        )
-        unused |= dict.fromkeys(("val_fraction",) if HELD_OUT not in self.val else (), f"without val {HELD_OUT}")
+        holds_out = HELD_OUT in self.val
+        unused |= {"skip_invalid_val": "as held-out always skips"} if holds_out else {"val_fraction": f"without val {HELD_OUT}"}
         unused |= dict.fromkeys(("val_fraction", "test_fraction") if self.split_file else (), "with split_file")
         unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
         return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")

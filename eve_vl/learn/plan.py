@@ -145,7 +145,9 @@ class Plan:
         held = dict(self.values["data"]["held"])
         if "split_file" in held:
             held["split_file"] = self.out / held["split_file"]
-        data = replace(config.data, train=self.data.train, val=self.data.val, **self.reading(), **held)
+        skips = HELD_OUT not in self.data.val  # held-out always does
+        sources = {"train": self.data.train, "val": self.data.val, "skip_invalid_val": skips}
+        data = replace(config.data, **sources, **self.reading(), **held)
         return replace(config, data=data)
 
     def reading(self) -> dict[str, Any]:
@@ -165,8 +167,9 @@ class Plan:
         stage, facts = self.stages[name], self.values["data"]
         if "start" not in stage:
             data = {"augment": "none", "crop_scale": (0.7, 1.0), "flip": True}
-            sizes = {"text_length": facts["text_length"], "patch_size": 16}
-            config = changed(get_recipe("icons"), "icons", data=data, input=sizes, tokenizer={"vocab_size": facts["vocab"]})
+            sizes, tokenizer = {"text_length": facts["text_length"], "patch_size": 16}, {"vocab_size": facts["vocab"]}
+            model = {"depth": 4, "num_deep_blocks": 2}  # with which the pilots were measured, like patch_size (LOG.md)
+            config = changed(get_recipe("icons"), "icons", data=data, input=sizes, model=model, tokenizer=tokenizer)
         else:
             init = Path(BUNDLED) if stage["start"] == BUNDLED else self.out / stage["start"]
             folder = chosen_checkpoint(init) if stage["start"] == BUNDLED or not stage["scratch"] else init

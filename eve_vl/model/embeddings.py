@@ -19,14 +19,8 @@ from eve_vl.model.layers import layer_norm
 from eve_vl.model.packing import Tokens
 from eve_vl.utils.errors import UserError
 
-PATCH_CONV_WIDTHS = (
-    16,
-    32,
-    64,
-    64,
-    96,
-    32,
-)  # of a PatchConvStem's layers before the last: 196,080 parameters at seven layers, width 1024
+PATCH_CONV_WIDTHS = (16, 32, 64, 64, 96, 32)
+"""Channels of a PatchConvStem's layers before the last; 196,080 parameters at seven layers and width 1024."""
 
 
 def join(image: Tokens | None, text: Tokens | None) -> Tokens:

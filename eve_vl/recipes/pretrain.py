@@ -153,8 +153,9 @@ def icons() -> Config:
 
     It gives shape and tokenizer to `icons_search --scratch`, which is better than `icons_search` from these weights.
 
-    With equal core-seconds, patches of 16 and four blocks, that was R@1 0.43 and 0.44 against 0.41 and 0.42. One block after
-    the conv stem is better than two or four (LOG.md). examples/icons builds the data, 84,000 pairs.
+    With equal core-seconds, patches of 16 and four blocks, that was R@1 0.43 and 0.44 against 0.41 and 0.42. With one
+    block, `icons_search` is ahead of four blocks up to 4,700 steps; with 6,600, four have 0.03 more R@1 and cost more (LOG.md).
+    examples/icons builds the data, 84,000 pairs.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
