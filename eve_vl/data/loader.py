@@ -88,9 +88,8 @@ def hashes_of(source: Any, name: str | None) -> np.ndarray:
     if isinstance(source, Subset):
         return hashes_of(source.dataset, name)[np.asarray(source.indices)]
     if not isinstance(source, Table):
-        raise UserError(
-            "data.batches_from and data.pair_captions need rows from files; generated rows have no columns; leave them out"
-        )
+        fix = "give --data.batches-from None, or leave --data.pair-captions out"
+        raise UserError(f"data.batches_from and data.pair_captions: generated rows have no columns; {fix}")
     name = source.columns.texts[0] if name is None else name
     texts = ("" if cell is None else str(cell).strip() for cell in progress(source.values(name), f"column {name}", len(source)))
     hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
