@@ -77,7 +77,7 @@ class CachedContrast(Frozen):
     gradients: dict[str, tuple[Tensor, ...]]
     """By loss: its gradients by the features of images and of texts, (B, X, d), and by the temperatures."""
     terms: dict[str, Tensor]
-    wrong: negatives.HardNegatives | None
+    hard_negatives: negatives.HardNegatives | None
 
     def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
         """Return the losses with gradients by the values: features and temperatures."""
@@ -122,21 +122,21 @@ class Contrast(nn.Module):
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses by name, scalars for the log, and routers."""
         whole: CachedContrast | None = batch.contrast
-        losses, terms, routers, image, text, compared, wrong = {}, {}, [], None, None, None, None
+        losses, terms, routers, image, text, compared, hard_negatives = {}, {}, [], None, None, None, None
         if self.num_contrasts:
             with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
                 image, text, image_BXd, text_BXd, routers = self.unimodal(encoder, batch)
             temperatures = self._temperatures
             if whole is None:
                 losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
-                wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
+                hard_negatives = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
             else:
                 losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
-                wrong = whole.wrong
+                hard_negatives = whole.hard_negatives
             compared = image_BXd[:, 0], text_BXd[:, 0], temperatures[0]
         if self.match_head is not None:
-            if wrong is not None:
-                image, text, is_match = negatives.add_negatives(encoder, batch, wrong)
+            if hard_negatives is not None:
+                image, text, is_match = negatives.add_negatives(encoder, batch, hard_negatives)
             else:
                 image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
@@ -268,7 +268,7 @@ class Contrast(nn.Module):
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperatures = [each.detach().clone().requires_grad_() for each in self._temperatures]
         losses, terms = self._losses(image, text, micro_batches, temperatures)
-        wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
+        hard_negatives = self._fetched(encoder, micro_batches, image, text, temperatures[0])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
         for name, loss in losses.items():
@@ -277,8 +277,8 @@ class Contrast(nn.Module):
             for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
                 mine[name] = *by_both, *by_all[2:]
         shared = {"losses": {name: loss.detach() for name, loss in losses.items()}, "terms": terms}
-        rows = zip(rng_states, gradients, wrong, strict=True)
-        cached = [CachedContrast(rng_state=rng, gradients=by, wrong=each, **shared) for rng, by, each in rows]
+        rows = zip(rng_states, gradients, hard_negatives, strict=True)
+        cached = [CachedContrast(rng_state=rng, gradients=by, hard_negatives=each, **shared) for rng, by, each in rows]
         return [dataclasses.replace(batch, contrast=own) for batch, own in zip(micro_batches, cached, strict=True)]
 
     @torch.no_grad()

@@ -56,7 +56,7 @@ def by_slices(keys_BK: Tensor, keys_CK: Tensor, draw: Callable[[slice, Tensor], 
 
 @torch.no_grad()
 def hard(keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of true pairs, then of texts and images with a hard wrong partner.
+    """Return rows of true pairs, then of texts and images with a hard negative partner.
 
     As all of this kind, it returns the image row and the text row of each pair, int64.
     """
@@ -70,14 +70,14 @@ def hard(keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor
         similarity_RB = objectives.similarities(image_Bd[rows], text_Bd, temperature)
         return objectives.hard_negatives(similarity_RB, is_match_RB, None, own_B[rows])
 
-    wrong_image_B, wrong_text_B = by_slices(keys_BK, keys_BK, image_of), by_slices(keys_BK, keys_BK, text_of)
-    return torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
+    negative_image_B, negative_text_B = by_slices(keys_BK, keys_BK, image_of), by_slices(keys_BK, keys_BK, text_of)
+    return torch.cat([own_B, negative_image_B, own_B]), torch.cat([own_B, own_B, negative_text_B])
 
 
 def random_half(keys_BK: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows of all texts, half of them (rounded down) with their image (M3AE).
 
-    The others have a random wrong image.
+    The others have a random negative image.
     """
     B, device = len(keys_BK), keys_BK.device
     own_B = torch.arange(B, device=device)
@@ -121,19 +121,19 @@ def gather_hard_negatives(
     place_B = order_C.argsort()[global_row_index(keys_BK)]
     keys_CK = gather_rows(keys_BK)[order_C]
 
-    def drawn(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the drawn pairs of the other modality, and whether they match after all."""
+    def partners_of(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the drawn rows of the other modality, and whether they match after all."""
         other_Cd = gather_rows(other_Bd)[order_C]
 
         def of(rows: slice, is_match_RC: Tensor) -> Tensor:
             similarity_RC = objectives.similarities(own_Bd[rows], other_Cd, temperature)
             return objectives.hard_negatives(similarity_RC, is_match_RC, draw_B[rows], place_B[rows])
 
-        wrong_B = by_slices(keys_BK, keys_CK, of)
-        return order_C[wrong_B], (keys_BK == keys_CK[wrong_B]).any(1)
+        partner_B = by_slices(keys_BK, keys_CK, of)
+        return order_C[partner_B], (keys_BK == keys_CK[partner_B]).any(1)
 
-    image_B, is_true_image_B = drawn(text_Bd, image_Bd, for_text_B)
-    text_B, is_true_text_B = drawn(image_Bd, text_Bd, for_image_B)
+    image_B, is_true_image_B = partners_of(text_Bd, image_Bd, for_text_B)
+    text_B, is_true_text_B = partners_of(image_Bd, text_Bd, for_image_B)
     images_BCHW = fetch_rows(torch.cat([batch.images_BCHW for batch in batches]), image_B)
     ids_BL = fetch_rows(torch.cat([F.pad(batch.ids_BT, (0, L - batch.ids_BT.shape[1])) for batch in batches]), text_B)
     length_B = fetch_rows(torch.cat([(~batch.is_padding_BT).sum(1) for batch in batches]), text_B)
@@ -149,22 +149,22 @@ def gather_hard_negatives(
     return found
 
 
-def add_negatives(encoder: Backbone, batch: Batch, wrong: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
+def add_negatives(encoder: Backbone, batch: Batch, negatives: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
     """Return the true pairs, then those with negative partners.
 
     They are images, texts, and bool: whether they match.
     """
-    B, both = len(batch.ids_BT), (batch, wrong.partners)
+    B, both = len(batch.ids_BT), (batch, negatives.partners)
     T = max(each.ids_BT.shape[1] for each in both)
     ids, is_padding = (
         torch.cat([F.pad(getattr(each, name), (0, T - each.ids_BT.shape[1]), value=fill) for each in both])
         for name, fill in (("ids_BT", 0), ("is_padding_BT", True))
     )
-    num_real = None if batch.num_real is None else batch.num_real + (wrong.partners.num_real or 0)
+    num_real = None if batch.num_real is None else batch.num_real + (negatives.partners.num_real or 0)
     image, text = encoder.image(torch.cat([each.pixels() for each in both])), encoder.text(ids, is_padding, num_real)
     own_B = torch.arange(B, device=ids.device)
     images, texts = torch.cat([own_B, own_B + B, own_B]), torch.cat([own_B, own_B, own_B + B])
-    is_match = torch.cat([torch.ones_like(wrong.is_match_2B[0]), *wrong.is_match_2B])
+    is_match = torch.cat([torch.ones_like(negatives.is_match_2B[0]), *negatives.is_match_2B])
     return index_tokens(image, images), index_tokens(text, texts), is_match
 
 
