@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import subprocess
@@ -80,6 +81,9 @@ def test_core_seconds_count_workers_alive_and_ended():
     ended = of_ended()
     first, counted, second = said(), core_seconds(), said()
     link.send(False)
+    if sys.platform == "linux":
+        os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
+        assert core_seconds() >= counted - TICKS, "a worker that has ended, and for which nobody has waited yet, is lost"
     worker.join()
     third, after, fourth = time.process_time() + of_ended(), core_seconds(), time.process_time() + of_ended()
     if sys.platform == "linux":

@@ -56,7 +56,7 @@ def by_slices(keys_BK: Tensor, keys_CK: Tensor, draw: Callable[[slice, Tensor], 
 
 @torch.no_grad()
 def hard(keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of true pairs, then of texts and images with a hard negative partner.
+    """Return rows of true pairs, then of texts and images with a hard negative.
 
     As all of this kind, it returns the image row and the text row of each pair, int64.
     """

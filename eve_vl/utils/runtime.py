@@ -37,8 +37,9 @@ def core_seconds() -> float:
 
     Children are the processes that it started, such as loader workers.
     """
+    alive = multiprocessing.active_children()  # waits for those that have ended, so that the system adds them to the times
     total = time.process_time() + sum(os.times()[2:4])  # this one, and children that have ended
-    for child in multiprocessing.active_children():
+    for child in alive:
         with suppress(OSError):  # as clock_getcpuclockid does, on Linux only
             total += time.clock_gettime((~(child.pid or 0) << 3) | 2)
     return total
