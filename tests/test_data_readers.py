@@ -150,7 +150,7 @@ def test_coco_captions(root: Path):
     with pytest.raises(UserError, match=r"\(--data.text-column\) has no effect on a COCO caption file; leave it out"):
         open_source(path, image_root=root / "images", text_column="caption")
     path.write_text(json.dumps({"images": [{"file_name": "x"}], "annotations": []}))
-    with pytest.raises(UserError, match=r"not a COCO caption file .* KeyError 'id'"):
+    with pytest.raises(UserError, match=r"not a COCO caption file .* \(KeyError: 'id'"):
         open_source(path)
 
 

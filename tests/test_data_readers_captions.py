@@ -159,7 +159,7 @@ def test_karpathy_mistakes(root: Path):
     with pytest.raises(UserError, match=r"looks like images with captions .*, expected statements"):
         open_source(path, kind="statements")
     write_json(path, {"images": [{"split": "test", "sentences": [{"raw": "x"}]}]})
-    with pytest.raises(UserError, match=r"not a Karpathy file \(images need .*\): KeyError 'filename'"):
+    with pytest.raises(UserError, match=r"not a Karpathy file \(images need .*\) \(KeyError: 'filename'"):
         open_source(f"{path}#test")
     with pytest.raises(UserError, match=r"no such file or folder: .*/dataset_coc.json \(did you mean 'dataset_coco.json'\?\)$"):
         open_source(root / "dataset_coc.json#test")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from twins import CAPTIONS, tiny_tokenizer
 
-from eve_vl.data.tokenizer import Tokenizer, _explained
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.synthetic.scenes import ScenePairs
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, explained
 
 TRICKY = (
     "Café № 5 – ½ ﬁne",
@@ -259,7 +259,9 @@ def test_a_panic_of_the_library_is_a_user_error(tmp_path):
     values = json.loads(tiny_tokenizer().to_json())
     values["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer\.json or BERT vocab\.txt \(Precompiled: .*charsmap"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: not a tokenizer\.json or BERT vocab\.txt \(PanicException: Precompiled: .*charsmap"
+    ):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
@@ -465,6 +467,6 @@ def test_spans_point_at_the_characters_of_each_token():
 
 
 def test_loading_a_tokenizer_leaves_the_stderr_of_other_threads_alone(capfd):
-    with _explained("t.json", "broken"):  # what loading runs in
+    with explained("t.json: broken", BaseException):  # what loading runs in
         os.write(2, b"from another thread")
     assert capfd.readouterr().err == "from another thread"

@@ -39,8 +39,6 @@ WAITING = {
     "train/checkpoint.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
     "tasks/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
-    "model/moe.py:queue": "sizes buffers by how full experts are, as the published code does",
-    "model/moe.py:forward": "counts the rows of each expert on the host, as the published code does",
 }
 WAITING_IN_FLOAT32 = (
     "model/moe.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone

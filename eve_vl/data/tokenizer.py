@@ -3,11 +3,10 @@
 Special ids always come from the tokenizer; no other file has such a number.
 """
 
-import contextlib
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_token
 from tokenizers import Tokenizer as Backend
 
 from eve_vl.utils.console import CONSOLE
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, explained
 from eve_vl.utils.file_io import read_bytes, read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
@@ -43,7 +42,7 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, where: str, *, ends: bool = False):
         self.backend, self.where = backend, where
-        with _explained(where, "the tokenizer cannot be used"):
+        with explained(f"{where}: the tokenizer cannot be used", BaseException):
             backend.no_padding()
             backend.no_truncation()
             backend.encode_special_tokens = True  # "[MASK]" in a caption is ordinary text
@@ -56,7 +55,7 @@ class Tokenizer:
         self.vocab_size = 1 + max(vocab.values())  # ids may have gaps, each of which costs a row of every table
         if self.vocab_size > 2 * len(vocab) + 1000 or {vocab[name] for name in self.added} & {*before.values()}:
             raise UserError(f"{where}: the ids of its {len(before)} tokens go up to {max(before.values())}, with too many gaps")
-        with _explained(where, "the tokenizer cannot encode unknown words"):
+        with explained(f"{where}: the tokenizer cannot encode unknown words", BaseException):
             probe = backend.encode(PROBE)
             if not (probe.special_tokens_mask[-1] if ends else probe.ids[0] == self.cls_id):
                 name = backend.id_to_token(self.cls_id)
@@ -84,14 +83,14 @@ class Tokenizer:
                 is_lower = read_json(config, dict).get("do_lower_case") is not False
             path = found[0]
         text = read_text(path)
-        with _explained(str(path), "not a tokenizer.json or BERT vocab.txt"):
+        with explained(f"{path}: not a tokenizer.json or BERT vocab.txt", BaseException):
             backend = _bert(text, is_lower) if path.suffix == ".txt" else Backend.from_str(text)
             return cls(backend, str(path), ends=ends)
 
     @classmethod
     def from_json(cls, text: str, *, ends: bool = False) -> "Tokenizer":
         """Undo `to_json`."""
-        with _explained("tokenizer", "not a tokenizer.json"):
+        with explained("tokenizer: not a tokenizer.json", BaseException):
             return cls(Backend.from_str(text), "tokenizer", ends=ends)
 
     @classmethod
@@ -148,7 +147,7 @@ class Tokenizer:
         Every text passes here, so that the cost of a long one is bounded. Raises UserError.
         """
         size = 4 * (max_length + SPARE)  # characters; most texts are shorter
-        with _explained(self.where, f"cannot encode {text[:80]!r}"):
+        with explained(f"{self.where}: cannot encode {text[:80]!r}", BaseException):
             while len(encoding := self.backend.encode(text[:size])) < max_length + SPARE and size < len(text):
                 size *= 2
             return encoding
@@ -290,18 +289,3 @@ def _of_pieces(file: Path) -> Backend:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     backend.decoder = decoders.Metaspace()
     return backend
-
-
-@contextlib.contextmanager
-def _explained(where: str, problem: str) -> Iterator[None]:
-    """Turn errors of the tokenizers library into a UserError.
-
-    It raises plain Exception, and panics of its Rust code as BaseException. Rust also prints a panic on stderr; hiding
-    that line would take redirecting the stderr of all threads.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, UserError):
-        raise
-    except BaseException as error:
-        raise UserError(f"{where}: {problem} ({error})") from None

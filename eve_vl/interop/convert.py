@@ -21,10 +21,9 @@ from eve_vl.data.kinds.labels import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
-from eve_vl.run.loading import build_task
+from eve_vl.run.loading import build_task, transfer
 from eve_vl.run.writing import check_new, write_run
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
@@ -131,7 +130,10 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
     task.load_state_dict(ours, strict=not plan.is_partial, assign=not plan.is_partial)
     sizes = replace(plan.sizes, text_length=plan.text_length or plan.sizes.text_length)
     if (sizes := replace(sizes, image_size=args.image_size or sizes.image_size)) != plan.sizes:
-        task = resized(task, sizes)
+        with torch.device("meta"):
+            new = type(task)(replace(task.config, input=sizes), task.sizes).to_empty(device="cpu")
+        transfer(task.state_dict(), new, where)
+        task = new
     write_run(run, task.config, words, task)
     start = ", a start for other runs (--init)" * plan.section.is_pretraining
     shape = f"{plan.model}, {sizes.image_size} pixels, texts of at most {sizes.max_text_tokens} tokens of {words.vocab_size}"
@@ -227,21 +229,6 @@ def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, 
         needs = "the other tensors ask for" if made.compute is same else f"{name} needs"
         raise UserError(f"{where}: {shapes}, but {needs} {wanted}")
     return result.clone()
-
-
-def resized(task: Task[Any], sizes: InputConfig) -> Task[Any]:
-    """Return a task at other sizes.
-
-    Image positions are interpolated, text positions cut.
-    """
-    with torch.device("meta"):
-        new = type(task)(replace(task.config, input=sizes), task.sizes)
-    tensors, own = task.state_dict(), new.state_dict()
-    encoder = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
-    tensors |= {f"encoder.{name}": tensor for name, tensor in new.encoder.resized(encoder)[0].items()}
-    tensors = {name: tensor[: len(own[name])].clone() if tensor.ndim else tensor for name, tensor in tensors.items()}
-    new.load_state_dict(tensors, assign=True)
-    return new
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -200,12 +200,16 @@ class Encoder(Backbone):
 
         Experts start from its networks of the modalities.
         """
-        tensors, *notes = self._upcycled(tensors)
-        tensors, note = self._resized_positions(tensors)
-        if self.text.positions is not None:
-            tensors, more = fitted_text_positions(tensors, "text.positions", len(self.text.positions))
-            notes.append(more)
-        return tensors, "; ".join(filter(None, (*notes, note))) or None
+        tensors, experts = self._upcycled(tensors)
+        names, notes = ("relative.image_bias", "relative.text_bias"), list[str | None]()
+        if self.relative is None:
+            tensors, image = resized_positions(tensors, "image.positions", self.sizes.num_patches)
+            tensors, text = fitted_text_positions(tensors, "text.positions", self.sizes.text_length)
+            notes = [text, image]
+        elif tensors.keys() >= {*names}:
+            *parts, notes = self.relative.resized(*(tensors[name] for name in names))
+            tensors |= dict(zip(names, parts, strict=True))
+        return tensors, "; ".join(filter(None, (experts, *notes))) or None
 
     def _upcycled(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         tensors, notes = dict(tensors), []
@@ -218,17 +222,6 @@ class Encoder(Backbone):
                 tensors |= {f"blocks.{number}.{name}": tensor for name, tensor in made.items()}
                 notes.append(number)
         return tensors, f"experts from the networks of blocks {', '.join(map(str, notes))}" if notes else None
-
-    def _resized_positions(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        if self.relative is not None:
-            names = "relative.image_bias", "relative.text_bias"
-            if not all(name in tensors for name in names):
-                return tensors, None
-            *parts, done = self.relative.resized(*(tensors[name] for name in names))
-            return tensors | dict(zip(names, parts, strict=True)), "; ".join(done) or None
-        if self.image.positions is None:
-            return tensors, None
-        return resized_positions(tensors, "image.positions", len(self.image.positions) - 1)
 
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of the attention modules, and the row of a [CLS].

@@ -39,35 +39,22 @@ class MLPHead(nn.Sequential):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
 
-class BatchNormNoAffine(nn.BatchNorm1d):
-    """Batch normalisation without weights, as in MAE's linear probes.
-
-    (B, D) to float32 (B, D). Each process normalises by its own rows, evaluation by running averages. Most of a [CLS] state is
-    equal for all inputs, and an untrained head makes the encoder increase that share (LOG.md).
-    """
-
-    def __init__(self, embed_dim: int):
-        super().__init__(embed_dim, affine=False)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Standardise states."""
-        return super().forward(input.float())
-
-
 class ITMHead(nn.Linear):
     """Logits (B, 2) of an image–text pair, class 1 = match.
 
-    standardize: BatchNormNoAffine comes first. ranks: only a match has a logit, a score to rank the texts of an image; that of
-    no match is 0.
+    standardize: batch normalisation without weights comes first, in float32, as in MAE's linear probes. Most of a [CLS] state
+    is equal for all inputs, and an untrained head makes the encoder increase that share (LOG.md). Each process normalises by
+    its own rows, evaluation by running averages. ranks: only a match has a logit, a score to rank the texts of an image; that
+    of no match is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
         super().__init__(embed_dim, 1 if ranks else 2)
-        self.norm = BatchNormNoAffine(embed_dim) if standardize else nn.Identity()
+        self.norm = nn.BatchNorm1d(embed_dim, affine=False) if standardize else None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Return logits (B, 2) of states (B, D)."""
-        logits = super().forward(self.norm(input))
+        logits = super().forward(input if self.norm is None else self.norm(input.float()))
         return logits if self.out_features == 2 else F.pad(logits, (1, 0))
 
 
@@ -110,12 +97,12 @@ class SiameseHead(nn.Module):
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        self.norm = BatchNormNoAffine(embed_dim)
+        self.norm = nn.BatchNorm1d(embed_dim, affine=False)
         self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Return logits (B, 2) of two states (B, D)."""
-        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD])).unflatten(0, (2, -1))
+        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD]).float()).unflatten(0, (2, -1))
         return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
 
 

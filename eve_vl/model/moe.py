@@ -138,17 +138,21 @@ class MoE(nn.Module):
         gates_SK, experts_SK, stats = self.router(x_SD, rows)
         if read is not None:
             x_SD, gates_SK, experts_SK = (each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK))
+        return self.combined(x_SD, gates_SK, experts_SK), stats
+
+    def combined(self, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
+        """Return the outputs of each row's experts, weighted by its gates, (S, D)."""
         if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
             x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
         S, K = experts_SK.shape
         expert_R, order_R = experts_SK.flatten().sort(stable=True)
-        counts_E = torch.zeros(stats.shape[1] // 4, dtype=torch.long, device=x_SD.device)
+        counts_E = torch.zeros(len(self.router.weight), dtype=torch.long, device=x_SD.device)
         counts_E = counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
         # a separate module, so that one that exchanges rows between processes can replace it
         y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, counts_E)
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
         y_SKD = y_RD.index_select(0, inverse_R).view(S, K, y_RD.shape[1])
-        return torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1), stats
+        return torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1)
 
 
 def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -266,18 +270,7 @@ class ReferenceMoE(MoE):
         if self.router.modality_embed is not None:
             x_SD = x_SD + self.router.modality_embed.index_select(0, is_text_S)
         chosen = self.route(x_SD)
-
-        S, E = chosen.logits_SE.shape
-        kept_R = (chosen.slots_S2.flatten() >= 0).nonzero().squeeze(1)
-        expert_R, order_R = chosen.experts_S2.flatten()[kept_R].sort(stable=True)
-        row_R = kept_R[order_R]
-        counts_E = expert_R.bincount(minlength=E)
-        if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
-            x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
-        y_RD = self.experts(x_SD.index_select(0, row_R // 2), expert_R, counts_E)
-        weighted_RD = chosen.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
-        y_SD = y_RD.new_zeros(S, y_RD.shape[1]).index_add(0, row_R // 2, weighted_RD)
-        y_SD = rows.collect(y_SD)
+        y_SD = rows.collect(self.combined(x_SD, chosen.gates_S2, chosen.experts_S2))
         return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(chosen, is_text_S)
 
     def fixed_boundary(self, rows: PackedTokens) -> Tensor:
@@ -327,9 +320,6 @@ def queue(experts_S2: Tensor, num_experts: int) -> Tensor:
 
     First choices come before second ones.
     """
-    expert_R = experts_S2.T.flatten()  # the first choices of all tokens, then the second ones
-    sorted_R, order_R = expert_R.sort(stable=True)
-    counts_E = expert_R.bincount(minlength=num_experts)
-    starts_E = counts_E.cumsum(0) - counts_E
-    place_R = torch.arange(len(expert_R), device=expert_R.device) - starts_E[sorted_R]
-    return torch.empty_like(expert_R).scatter_(0, order_R, place_R).view(2, -1).T
+    expert_R1 = experts_S2.T.flatten()[:, None]  # the first choices of all tokens, then the second ones
+    number_RE = (expert_R1 == torch.arange(num_experts, device=expert_R1.device)).cumsum(0)
+    return (number_RE.gather(1, expert_R1) - 1).view(2, -1).T

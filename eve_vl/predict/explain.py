@@ -19,10 +19,8 @@ from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
 from eve_vl.data.dataset import normalize
-from eve_vl.model import Backbone
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
-from eve_vl.model.moe import Assignment, MoE, ReferenceMoE
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.moe import MoE
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.frozen import Frozen
@@ -285,7 +283,9 @@ def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -
     text_tokens = task.encoder.text(*inputs.texts([text])) if text else None
     side = round(task.config.input.num_patches**0.5) if image is not None else 0
     N = (0 if image is None else 1 + side * side) + len(ids)  # without padding
-    known = mixtures(task.encoder)
+    known, seen = mixtures(task.encoder), dict[str, tuple[Tensor, Tensor]]()
+    twins = {name: _watched(moe, name, seen) for name, moe in known.items()}
+    replace_submodules(task.encoder, twins).encode(image_tokens, text_tokens)
     blocks = tuple(
         Block(
             number=next(int(part) for part in name.split(".") if part.isdigit()),
@@ -293,7 +293,7 @@ def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -
             experts=experts_NK[:N].cpu().numpy(),
             gates=gates_NK[:N].float().cpu().numpy(),
         )
-        for name, (experts_NK, gates_NK) in choices_of(task.encoder, image_tokens, text_tokens).items()
+        for name, (experts_NK, gates_NK) in seen.items()
     )
     return ExpertMap(
         image=None if pixels is None else pixels[0].permute(1, 2, 0).cpu().numpy(),
@@ -308,36 +308,16 @@ def mixtures(encoder: nn.Module) -> dict[str, MoE]:
     return {name: part for name, part in encoder.named_modules() if isinstance(part, MoE)}
 
 
-def choices_of(encoder: Backbone, image: Tokens | None, text: Tokens | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the choices of each mixture in one pass over images, texts or pairs.
-
-    By the mixture's name, first to last: experts, int64 (B·N, K), best first, any value at padding; and their float32 weights,
-    which sum to 1. An expert without room (`reference` routing) has 0.
-    """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    twins = {name: _watched(moe, name, seen) for name, moe in mixtures(encoder).items()}
-    replace_submodules(encoder, twins).encode(image, text)
-    return seen
-
-
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
-    """Return a twin that records experts and gates (B·N, K) of all tokens."""
-    if isinstance(moe, ReferenceMoE):
+    """Return a twin that records experts and gates (S, K) of the tokens of one row.
 
-        def route(x_SD: Tensor) -> Assignment:
-            chosen = moe.route(x_SD)
-            seen[name] = chosen.experts_S2, chosen.gates_S2
-            return chosen
+    Experts are int64, best first. Gates sum to 1; an expert without room (`reference` routing) has 0.
+    """
 
-        twin = copy.copy(moe)
-        twin.route = route
-        return twin
+    def combined(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
+        seen[name] = experts_SK, gates_SK
+        return moe.combined(x_SD, gates_SK, experts_SK)
 
-    def forward(x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, Tensor]:
-        gates_SK, experts_SK, stats = moe.router(x_SD, rows)
-        seen[name] = rows.tokens(experts_SK), rows.tokens(gates_SK)
-        return gates_SK, experts_SK, stats
-
-    router = copy.copy(moe.router)
-    router.forward = forward
-    return replace_submodules(moe, {"router": router})
+    twin = copy.copy(moe)
+    twin.combined = combined
+    return twin

@@ -184,7 +184,7 @@ def on_matrices(
             form: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
             piece = pieces[number].view_as(own)
             whole = DTensor.from_local(piece, parameter.device_mesh, parameter.placements, **form).full_tensor()
-            found[number] = local(like(compute(whole.view(-1, *shape)).view_as(whole), parameter)).flatten()
+            found[number] = local(like(compute(whole.view(-1, *shape)).reshape(whole.shape), parameter)).flatten()
         else:
             exchanged.append(number)
     if alone:

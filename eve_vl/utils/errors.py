@@ -1,8 +1,9 @@
 """Errors for people. Any other exception is a bug and keeps its traceback."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 LONGEST = 4000  # characters of a message, which may quote a very long name or value
@@ -67,6 +68,22 @@ class BadSampleError(UserError):
 
     def __reduce__(self):
         return (BadSampleError, (self.where, self.reason), self.__dict__)  # for pickling from a loader worker
+
+
+@contextlib.contextmanager
+def explained(problem: str, kind: type[BaseException] = Exception) -> Iterator[None]:
+    """Turn errors of a library, or of missing or mistyped fields, into a UserError.
+
+    problem: where and what. kind: BaseException also for panics of Rust code, which it prints on stderr; hiding that line
+    would take redirecting the stderr of all threads.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except kind as error:
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise UserError(f"{problem} ({reason})") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.dataset import Batch, ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each
 from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, image_key, usable_rows
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
-from eve_vl.utils.errors import BadSampleError, UserError, printable
+from eve_vl.utils.errors import BadSampleError, UserError, explained, printable
 from eve_vl.utils.file_io import is_text, parse_json, read_text
 
 NO_LABEL = "kept back"
@@ -218,14 +218,12 @@ def read_answers(path: Path) -> list[str]:
     text = read_text(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     answers: list[Any] = lines
-    try:
+    with explained(f"{path}: not an answer list"):
         if text.lstrip().startswith("["):
             answers = parse_json(text)
         elif text.lstrip().startswith("{"):
             rows = [parse_json(line) for line in lines]
             answers = [row["answer"] for row in sorted(rows, key=lambda row: row["label"])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not an answer list ({type(error).__name__}: {error})") from None
     if not answers or not all(isinstance(each, str) and is_text(each) for each in answers):
         raise UserError(f"{path}: an answer list holds at least one text and nothing else")
     (most, count), *_ = Counter(answers).most_common(1)

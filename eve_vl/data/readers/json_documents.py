@@ -1,6 +1,5 @@
 """JSON documents: lists of rows, COCO captions, Karpathy's splits, VQA v2."""
 
-import contextlib
 import gc
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import Any
 from eve_vl.data.readers.medical import medical_list
 from eve_vl.data.readers.tables import PackedTable
 from eve_vl.data.table import Fields, Table, is_file, where_row
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, explained
 from eve_vl.utils.file_io import read_json
 
 CAPTIONS = ("image", "caption")  # columns
@@ -91,25 +90,11 @@ def _not_rows(path: Path, content: str) -> UserError:
     return UserError(f"{path}: holds {content}, expected a list of objects, one for each row")
 
 
-@contextlib.contextmanager
-def _expecting(path: Path, what: str) -> Iterator[None]:
-    """Turn errors of missing or mistyped fields into a UserError.
-
-    what: the expected content.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not {what}: {type(error).__name__} {error}") from None
-
-
 def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
     """Yield the images of a COCO caption file that have captions, with all of them."""
     captions: dict[object, list[object]] = {}
     images = document["images"]
-    with _expecting(path, "a COCO caption file (images need id and file_name, annotations image_id and caption)"):
+    with explained(f"{path}: not a COCO caption file (images need id and file_name, annotations image_id and caption)"):
         for annotation in document["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
         rows = [{"image": image["file_name"], "caption": captions[image["id"]]} for image in images if image["id"] in captions]
@@ -120,7 +105,7 @@ def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
 
 def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> Iterator[Fields]:
     """Yield the images of a split of a Karpathy file; `train` includes `restval`."""
-    with _expecting(path, "a Karpathy file (images need filename, split and sentences with raw)"):
+    with explained(f"{path}: not a Karpathy file (images need filename, split and sentences with raw)"):
         counts = Counter(image["split"] for image in document["images"])
         if split is None or split not in counts:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -159,12 +144,13 @@ def _adjacent_annotations(path: Path) -> Path | None:
 
 
 def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:
-    with _expecting(path, "a VQA v2 file of questions (each needs question_id, image_id and question)"):
+    with explained(f"{path}: not a VQA v2 file of questions (each needs question_id, image_id and question)"):
         rows: dict[object, dict[str, object]] = {}
         for question in questions:
             key, image = question["question_id"], f"COCO_{subtype}_{question['image_id']:012d}.jpg"
             rows[key] = {"image": image, "question": question["question"], "question_id": key}
-        _refuse_repeated(path, questions)
+    if len(rows) < len(questions):
+        raise UserError(f"{path}: {len(questions) - len(rows)} question ids are repeated")
     if annotations is not None:
         answers = _vqa_answers(annotations)
         if lone := [key for key in {**rows, **answers} if key not in rows or key not in answers]:
@@ -177,18 +163,8 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
 
 def _vqa_answers(path: Path) -> dict[object, Fields]:
     """Return answers and answer type by question id."""
-    document = _load(path)
-    annotations = document.get("annotations") if isinstance(document, dict) else None
-    if not isinstance(annotations, list):
-        raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
-    with _expecting(path, "a VQA v2 file of annotations (each needs question_id and answers)"):
-        _refuse_repeated(path, annotations)
+    with explained(f"{path}: not a VQA v2 file of annotations (each needs question_id and answers)"):
         return {
             row["question_id"]: {"answers": [one["answer"] for one in row["answers"]], "answer_type": row.get("answer_type")}
-            for row in annotations
+            for row in _load(path)["annotations"]
         }
-
-
-def _refuse_repeated(path: Path, rows: Iterable[Any]) -> None:
-    if repeated := [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]:
-        raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")

@@ -18,10 +18,11 @@ import numpy as np
 from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import MAX_TEXT_BYTES, Fields, PackedStrings, Row, RowColumns, Table, no_field
 from eve_vl.utils.console import progress
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, explained
 from eve_vl.utils.file_io import decode_text, is_text, open_ordinary, parse_json, require_type
 
 NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns
+UNREADABLE = "not a readable Parquet file"
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet files
 Rows = Iterable[Row] | Callable[[RowColumns], Iterable[Row]]
 
@@ -231,7 +232,7 @@ class ParquetTable(Table):
         self._groups: list[tuple[Path, int]] = []  # file of each row group, and its number there
         self._schemas, sizes = [], []
         for path in self._paths:
-            with _reading(path):
+            with explained(f"{path}: {UNREADABLE}"):
                 footer = _open_parquet(path)
                 self._schemas.append(footer.schema_arrow)
                 groups = [footer.metadata.row_group(group) for group in range(footer.metadata.num_row_groups)]
@@ -283,7 +284,7 @@ class ParquetTable(Table):
         """Return the selected fields of a row. Raises ValueError."""
         block = self._block(index)
         path, number = self._groups[block]
-        with _reading(path):
+        with explained(f"{path}: {UNREADABLE}"):
             if block in self._cache:
                 self._cache.move_to_end(block)
             else:
@@ -295,7 +296,7 @@ class ParquetTable(Table):
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of any column in each row, without reading other columns."""
         for path, number in self._groups:
-            with _reading(path):
+            with explained(f"{path}: {UNREADABLE}"):
                 group = self._read_group(path, number, [name])
                 values = group.column(name).to_pylist() if name in group.column_names else [None] * group.num_rows
             yield from values
@@ -306,7 +307,7 @@ class ParquetTable(Table):
 
 
 def _open_parquet(path: Path) -> Any:
-    """Return a `pyarrow.parquet.ParquetFile`; `_reading` handles its errors."""
+    """Return a `pyarrow.parquet.ParquetFile`; `explained` handles its errors."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -317,18 +318,3 @@ def _open_parquet(path: Path) -> Any:
     # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
     once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]
     return parquet.ParquetFile(file, metadata=footer, read_dictionary=once, pre_buffer=False)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn pyarrow's errors into a UserError.
-
-    They have many types, for damaged files and unsupported values.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: not a readable Parquet file ({reason})") from None

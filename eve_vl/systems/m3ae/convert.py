@@ -143,11 +143,6 @@ def key_table(section: TaskConfig) -> Table:
             f"encoder.{ours}.embed.type_embed": 0.0,
             f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense",
             f"encoder.fusion.{ours}_proj.weight": f"{proj}.weight",
-            f"encoder.fusion.{ours}_proj.bias": Made(partial(with_type, kind), (f"{proj}.bias", KINDS)),
+            f"encoder.fusion.{ours}_proj.bias": Made(lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", KINDS)),
         }
     return table
-
-
-def with_type(kind: int, bias_D: Tensor, types_2D: Tensor) -> Tensor:
-    """Return the bias of a projection with the embedding of its modality."""
-    return bias_D + types_2D[kind]

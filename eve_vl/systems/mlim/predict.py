@@ -31,10 +31,6 @@ class PairPredictor(Predictor):
     task: ItemPairs
     num_images = 2
 
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("same",)
-
     @torch.no_grad()
     def same(self, asked: Same, batch_size: int = 64) -> Comparison | list[Comparison]:
         """Return whether the two items of each row are the same."""
