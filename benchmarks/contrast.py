@@ -1,10 +1,11 @@
-"""Measure memory and time of contrast and its hard negatives, whole and slice by slice of rows.
+"""Measure memory and time of contrast and hard negatives, whole and by slices.
 
     python benchmarks/contrast.py [--rows 4096] [--width 256] [--json FILE]
 
-Both ways take turns within one process and one thread. The whole way makes all matrices (rows, candidates) at once, as it was
-before; the other one at most `objectives.AT_ONCE` numbers of each. Memory is the peak of live tensors that a step adds, in
-float32 matrices of all rows and candidates. Prints ratios, and the largest difference of loss and gradients.
+Both ways take turns within one process and one thread. The whole way makes all matrices (rows, candidates) at once, as
+it was before. The other one makes slices of rows, at most `objectives.AT_ONCE` numbers of each matrix. Memory is the
+peak of live tensors that a step adds, in float32 matrices of all rows and candidates. Prints ratios, and the largest
+difference of loss and gradients.
 
 Letters: B rows, d width of features.
 """
@@ -54,7 +55,7 @@ class LivePeak(TorchDispatchMode):
 
 
 class Step:
-    """Contrast of made-up features with its gradients, and two hard partners of each row."""
+    """Contrast of made-up features, its gradients, and two hard partners of each row."""
 
     def __init__(self, num_rows: int, width: int):
         rng = torch.Generator().manual_seed(0)
@@ -96,7 +97,10 @@ class Step:
         return found
 
     def difference(self) -> float:
-        """Return the largest difference of loss and gradients, relative to the largest value."""
+        """Return the largest relative difference of loss and gradients.
+
+        Each difference is relative to the largest value of the whole way.
+        """
         pairs = zip(self.results[True], self.results[False], strict=True)
         return max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
 

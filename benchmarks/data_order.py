@@ -87,7 +87,7 @@ def steps(
 
 
 def start_up(folder: Path, order: str) -> dict[str, float]:
-    """Return milliseconds until places and rows are there, and the memory that they take."""
+    """Return milliseconds until places and rows are there, and the memory they take."""
     config, tokenizer, found = config_of(folder, order), Tokenizer.train(["a card 0"], 300), {}
     before = memory()
     (source,) = timed(found, "open, ms", lambda: open_sources(config.data.train, config.data, 16))
@@ -103,7 +103,7 @@ def start_up(folder: Path, order: str) -> dict[str, float]:
 
 
 def check_order(folder: Path, order: str) -> dict[str, float]:
-    """Check that rows come once, and that neither processes nor workers change the order."""
+    """Check that rows come once and that processes and workers keep their order."""
     small = [np.full(10_000, 100)]
     total = int(small[0].sum())
     made = LaneOrder(small, 2048, SEED, 1) if order == "shards" else KeyedOrder([total], (), SEED, 1)

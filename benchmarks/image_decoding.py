@@ -32,7 +32,10 @@ GOAL = Goal(limit=2.2, at_least=True)
 
 
 def made_up_photo(seed: int, width: int = 640, height: int = 480) -> bytes:
-    """Return a JPEG with a photo's spectrum: soft shapes at several scales and sensor noise."""
+    """Return a JPEG with a photo's spectrum.
+
+    It has soft shapes at several scales and sensor noise.
+    """
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
     for cells in (4, 16, 64):

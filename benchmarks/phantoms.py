@@ -1,4 +1,4 @@
-"""Measure how visible each finding of the phantoms is, and what a guess without the image gets.
+"""Measure how visible phantoms' findings are, and score guesses without the image.
 
     python benchmarks/phantoms.py [--images 400] [--image-size 64]
 
@@ -25,7 +25,10 @@ NUM_QUESTIONS = 20_000
 
 
 def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
-    """Return pairs of the same patient and film, with and without a finding, in all variants."""
+    """Return pairs of the same patient and film, with and without a finding.
+
+    The pairs cover all variants.
+    """
     pairs = []
     for index in range(count):
         rng = world.stream("benchmark", split, 0, index)
@@ -51,7 +54,7 @@ def threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
 
 
 def accuracy(fit: np.ndarray, test: np.ndarray, is_there: np.ndarray) -> float:
-    """Return the accuracy of a threshold fitted on other scores, with the sign that fits these."""
+    """Return the accuracy of a threshold and a sign that are fitted on other scores."""
     sign = 1 if fit[is_there].mean() >= fit[~is_there].mean() else -1
     return float(((sign * test > threshold(sign * fit, is_there)) == is_there).mean())
 

@@ -1,4 +1,4 @@
-"""Compare our re-ranking with the usual loop that scores each query's top k separately.
+"""Compare our re-ranking with the usual loop over each query's top k.
 
     python benchmarks/rerank.py [RUN] [--recipe demo] [--images 300] [--k 16] [--threads 1]
 

@@ -1,4 +1,4 @@
-"""Compare recall at the size of COCO 5K: ours against sorting the whole score matrix.
+"""Compare recall at COCO 5K's size: ours against sorting the whole score matrix.
 
     python benchmarks/retrieval_scale.py [--images 5000] [--texts 25000] [--width 768] [--threads 1]
 

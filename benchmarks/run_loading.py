@@ -1,4 +1,4 @@
-"""Measure `Eve.load` against reading the weights' file and against drawing initial values.
+"""Measure `Eve.load` against reading the weights' file and drawing initial values.
 
     python benchmarks/run_loading.py --recipe base        # 2 GB on the disk, in a temporary folder
 

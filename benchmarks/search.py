@@ -53,7 +53,10 @@ CHUNK, NUM_KINDS = 10_000, 5000  # features cluster around NUM_KINDS points, lik
 
 
 def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve:
-    """Write and return an untrained retrieval run of the demo's size, with a matching head if it re-ranks."""
+    """Write and return an untrained retrieval run of the demo's size.
+
+    The run has a matching head if it re-ranks.
+    """
     recipe = get_finetune_recipe("demo_retrieval", get_recipe("demo"))
     assert isinstance(recipe.task, RetrievalConfig)
     sizes = replace(recipe.input, image_size=image_size)
@@ -66,7 +69,10 @@ def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve
 
 
 def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
-    """Return an index of synthetic features, each with a caption of eight words whose frequencies follow Zipf's law."""
+    """Return an index of synthetic features with captions.
+
+    Each caption has eight words whose frequencies follow Zipf's law.
+    """
     folder.mkdir()
     store, rng = Database.create(folder, eve.run), np.random.default_rng(0)
     words.watch(store.db)
@@ -150,7 +156,10 @@ def indexing(eve: Eve, folder: Path, num: int) -> dict[str, Callable[[], None]]:
 
 
 def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Print and return the rates of indexing and of its parts, and the share of both parts in sequence."""
+    """Print and return the rates of indexing and of its parts, and a share.
+
+    The share is the time of both parts in sequence over the time of indexing.
+    """
     each, rounds = indexing(eve, folder, args.photos), []
     for _ in range(args.repeats + 1):
         rounds.append({what: timed(do)[1] for what, do in each.items()})

@@ -1,4 +1,4 @@
-"""Measure the search by words and vectors: literal queries, queries without their caption, nonsense.
+"""Measure search by words and vectors: literal, uncaptioned and nonsense queries.
 
     python benchmarks/search_words.py RUN DATA [--queries 300] [--index FOLDER] [--json FILE] [--quick]
 
@@ -48,7 +48,7 @@ def stands_in(query: str, text: str) -> bool:
 
 
 def names_of(index: Index) -> dict[str, list[int]]:
-    """Return the numbers of the images of each name, which is an image's shortest caption."""
+    """Return each name's image numbers; an image's name is its shortest caption."""
     rows = index.database.rows(
         "SELECT image, text FROM caption JOIN text ON text.slot = caption.slot ORDER BY length(text) DESC"
     )

@@ -103,7 +103,7 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
 
 
 async def client(port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome) -> None:
-    """Send requests one after the other over one connection, until a time or until the server stops."""
+    """Send requests in turn over one connection, until a time or the server's stop."""
     rng = random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
@@ -195,7 +195,10 @@ def main() -> None:
 def measure(
     port: int, kinds: dict[str, Any], everything: list[tuple[str, str, bytes]], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Print and return the results of one client and of many, in turn, so other work affects both equally."""
+    """Print and return the results of one client and of many.
+
+    They take turns, so other work affects both equally.
+    """
     measured(port, everything, 4, min(3.0, args.seconds))  # warm-up
     found = {}
     for name, requests in {**kinds, "mix": everything}.items():

@@ -1,4 +1,4 @@
-"""Measure the cost of a pre-training step of EVE and the baselines (the paper's Table 1).
+"""Measure the cost of pre-training steps: EVE and baselines (the paper's Table 1).
 
     python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE --out FILE.svg
 
@@ -66,7 +66,7 @@ COLORS = ("#8a8f98", "#3b7dd8", "#e08a2c", "#57a773")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Cost of one task at the common batch and, if searched, at the largest batch that fits."""
+    """Cost of one task at the common batch and, if searched, the largest that fits."""
 
     name: str
     decoder_depth: int
@@ -119,14 +119,14 @@ class Steps:
         return self.seconds(step) / len(batch.where)
 
     def rounds(self, batches: Mapping[int, PairBatch], repeats: int, what: str) -> dict[int, list[float]]:
-        """Run the tasks in turn and return seconds per sample of each round; the warm-up round does not count."""
+        """Run the tasks in turn; return seconds per sample by round, after a warm-up."""
         seconds: dict[int, list[float]] = {index: [] for index in batches}
         for _, index in progress(list(product(range(1 + repeats), batches)), what):
             seconds[index].append(self.run(index, batches[index].to(self.device)))
         return {index: found[1:] for index, found in seconds.items()}
 
     def optimizer(self) -> float:
-        """Return the seconds of clipping and one optimiser step, on the gradients of the last task."""
+        """Return seconds of clipping and an optimiser step on the last task's gradients."""
         optimizer = build_optimizer(self.shared.items(), self.train, products=self.dtype)
 
         def step() -> None:
@@ -146,9 +146,9 @@ class Steps:
 def measured_memory(
     chosen: Sequence[Variant], args: argparse.Namespace, cap: float | None
 ) -> tuple[list[list[Peak]], list[tuple[int | None, bool]]]:
-    """Return the peaks of each variant, and its largest batch within a cap and whether a run has verified that.
+    """Return the peaks of each variant and its largest batch within a cap.
 
-    There are none without --memory.
+    The batch comes with True if a run has verified it. Without --memory there are neither peaks nor batches.
     """
     peaks: list[list[Peak]] = [[] for _ in chosen]
     largest: list[tuple[int | None, bool]] = [(None, False)] * len(chosen)
@@ -251,7 +251,7 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; `header` names the columns, separated by |; empty columns are left out."""
+    """Print a table without empty columns; `header`: their names, separated by |."""
     columns = [column for column in zip(header.split("|"), *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for first, *cells in zip(*columns, strict=True):
@@ -293,7 +293,7 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 
 def drawing(result: Mapping[str, Any]) -> str:
-    """Return an SVG: bars for each task over EVE, and for the baseline over EVE with each decoder."""
+    """Return an SVG: bars for each task, and for the baseline by decoder, over EVE."""
     kinds = {
         "gflop_over_eve": "arithmetic",
         "seconds_over_eve": f"seconds at batch {result['batch']}",
@@ -337,7 +337,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """Parse the flags; return them and the recipe's config. Exits with one line on errors."""
+    """Return the flags and the recipe's config. Exits with one line on errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--recipe", default="base", help="recipe whose shapes to measure (random images and texts, no training)")

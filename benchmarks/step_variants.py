@@ -1,6 +1,7 @@
-"""Variants of the paper's Table 1 for `step_cost.py`: their configs, random pairs and the memory of a step.
+"""Variants of the paper's Table 1 for `step_cost.py`.
 
-Memory is measured in a separate process, because a process never lowers its recorded peak.
+The file has their configs, random pairs and the memory of a step. Memory is measured in a separate process, because a
+process never lowers its recorded peak.
 """
 
 import multiprocessing
@@ -51,9 +52,10 @@ class Variant:
 
 
 def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
-    """Return EVE at each decoder depth, then the baselines; those with MIM have the recipe's decoder.
+    """Return EVE at each decoder depth, then the baselines.
 
-    Raises UserError if the recipe is no pre-training or a depth is not positive.
+    Baselines with MIM have the recipe's decoder. Raises UserError if the recipe is no pre-training or a depth is not
+    positive.
     """
     task = config.task
     if not isinstance(task, MaskedSignalConfig):
@@ -82,7 +84,10 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
 
 
 def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
-    """Return random images and texts; texts have full length, or the usual lengths of captions with padding."""
+    """Return random images and texts.
+
+    Texts have full length, or the usual lengths of captions with padding.
+    """
     sizes, task = config.input, config.task
     assert isinstance(task, MaskedSignalConfig)
     samples = []
@@ -108,7 +113,7 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
 
 
 def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple[list[Task[Any]], dict[str, nn.Parameter]]:
-    """Return the tasks of configs in training mode and the weights that they share by name.
+    """Return the configs' tasks in training mode and their shared weights by name.
 
     Values are drawn carelessly, which takes seconds less at Base size.
     """
@@ -145,9 +150,10 @@ Measure = Callable[[int], Peak | None]
 
 
 def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
-    """Fit a line through the two largest batches; return `bytes` or `seconds` at batch 0 and the growth per pair.
+    """Fit a line of `bytes` or `seconds` through the two largest batches.
 
-    While activations are smaller than the gradients that take their place, memory does not grow at all.
+    Returns the value at batch 0 and the growth per pair. While activations are smaller than the gradients that take
+    their place, memory does not grow at all.
     """
     first, second = sorted(peaks, key=lambda peak: peak.batch)[-2:]
     low, high = getattr(first, name), getattr(second, name)
@@ -162,7 +168,10 @@ def at(peaks: Sequence[Peak], batch: int, name: str = "bytes") -> float:
 
 
 def growth(measure: Measure, batch: int) -> list[Peak]:
-    """Measure a quarter and a half of a batch. Raises UserError if that already exceeds memory."""
+    """Measure a quarter and a half of a batch.
+
+    Raises UserError if that already exceeds memory.
+    """
     small, peaks = max(1, batch // 4), []
     for size in (small, max(small + 1, batch // 2)):
         peak = measure(size)
@@ -173,10 +182,10 @@ def growth(measure: Measure, batch: int) -> list[Peak]:
 
 
 def largest_batch(measure: Measure, peaks: list[Peak], cap: float) -> tuple[int, bool]:
-    """Return the largest batch under `cap` bytes (0 if none) and whether a step of it was run.
+    """Return the largest batch under `cap` bytes and whether a step of it was run.
 
-    Runs what the line predicts, at most four times the largest measured, and draws it anew until both agree; what is measured
-    is added to `peaks`.
+    The batch is 0 if none fits. Runs what the line predicts, at most four times the largest measured, and fits the line
+    again until both agree. Adds the measured peaks to `peaks`.
     """
     too_large = min((peak.batch for peak in peaks if peak.bytes > cap), default=1 << 31)
     for _ in range(MAX_TRIES):
@@ -199,7 +208,10 @@ def _largest_that_fits(peaks: Sequence[Peak], cap: float) -> int:
 
 
 def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
-    """Run one training step in a fresh process. Raises UserError if the process is killed."""
+    """Run one training step in a fresh process.
+
+    Raises UserError if the process is killed.
+    """
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(run_step, config, batch, texts).result()
@@ -208,7 +220,10 @@ def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
 
 
 def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
-    """Run one training step in this process; return its peak, None if GPU memory is too small."""
+    """Run one training step in this process and return its peak.
+
+    Returns None if GPU memory is too small.
+    """
     keep_memory()
     set_threads(config.train.threads)
     seed_everything(config.train.seed)

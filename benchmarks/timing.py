@@ -1,4 +1,4 @@
-"""Shared helpers of the benchmarks: timing in turns, ratios, goals and the machine."""
+"""Shared helpers of the benchmarks: timing in turns, ratios, goals, the machine."""
 
 import platform
 import statistics
@@ -37,7 +37,10 @@ def machine() -> dict[str, str]:
 
 
 def interleaved(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Run the variants in turn, `repeats` rounds after a warm-up; return processor seconds per round."""
+    """Run the variants in turn and return processor seconds per round.
+
+    repeats: rounds after a warm-up round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, variant in variants.items():

@@ -1,4 +1,7 @@
-"""Shared functions of the examples that fetch Iconify's drawings with npm and render them with resvg."""
+"""Shared functions of the examples that use Iconify's drawings.
+
+npm fetches the drawings, and resvg renders them.
+"""
 
 import argparse
 import hashlib
@@ -46,9 +49,9 @@ def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParse
 def in_processes(
     args: argparse.Namespace, names: Sequence[str], build: Callable[[Path, Render, Callable[..., Any]], Built]
 ) -> Built:
-    """Fetch the packages and return what `build` makes of them; end the program after an error.
+    """Fetch the packages and return the result of `build`; exit after an error.
 
-    names: packages with versions. build: gets their folder, the renderer, and `map` over args.processes.
+    names: packages with versions. build: gets the packages' folder, the renderer, and `map` over args.processes.
     """
     workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
@@ -70,7 +73,10 @@ def positive(text: str) -> int:
 
 
 def fetch(folder: Path, names: Sequence[str]) -> Path:
-    """Return the packages' folder below `folder`; install missing ones with npm. names: packages with versions."""
+    """Return the packages' folder below `folder`; install missing ones with npm.
+
+    names: packages with versions.
+    """
     packages = folder / "node_modules"
     record = packages / ".package-lock.json"  # npm writes it last, so listed packages are complete
     found = read_json(record, names)["packages"] if record.is_file() else {}
@@ -104,12 +110,18 @@ def checksum(text: str) -> str:
 
 
 def concept_of(hexcode: str) -> str:
-    """Return an emoji's code points joined by `-`, without the variation selector for colour."""
+    """Return an emoji's code points joined by `-`.
+
+    The variation selector for colour is left out.
+    """
     return hexcode.upper().replace("-FE0F", "")
 
 
 def emoji_names(packages: Path, names: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """Return label and tags of each emoji concept in Unicode order, without flags, skin tones and keycaps."""
+    """Return label and tags of each emoji concept in Unicode order.
+
+    Flags, skin tones and keycaps are left out.
+    """
     entries = read_json(packages / "emojibase-data" / "en" / "data.json", names)
     concepts = {concept_of(entry["hexcode"]): entry for entry in entries}
     return {
@@ -120,7 +132,10 @@ def emoji_names(packages: Path, names: Sequence[str]) -> dict[str, tuple[str, li
 
 
 def split_of(concept: str) -> str:
-    """Return the split of an emoji concept, by a hash of its name only, so new emoji never move it."""
+    """Return the split of an emoji concept.
+
+    It depends only on a hash of the concept's name: new emoji never move it.
+    """
     share = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16) / 2**32
     if share < TEST_SHARE:
         return "test_concepts"
@@ -128,7 +143,10 @@ def split_of(concept: str) -> str:
 
 
 def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
-    """Return an icon of a set as SVG, in its own or a square view. icons: content of icons.json."""
+    """Return an icon of a set as SVG, in its own or a square view.
+
+    icons: content of icons.json.
+    """
     icon = {**icons, **icons["icons"][name]}  # defaults of the whole set
     left, top, width, height = (icon.get(key, default) for key, default in VIEW.items())
     if is_square:
@@ -140,7 +158,10 @@ def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
 
 
 def square(svg: str, render: Render, size: int) -> Image.Image | None:
-    """Return a drawing as square image, None if it is empty (such as the start of an animation)."""
+    """Return a drawing as square image, None if it is empty.
+
+    The start of an animation, for example, is empty.
+    """
     image = render(svg, size).resize((size, size))
     return None if image.getcolors(1) else image
 

@@ -16,7 +16,7 @@ from eve_vl.utils.file_io import read_json, read_text, write_file
 
 
 def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
-    """Write the best weights of a run in float16, with its numbers and a changed config.
+    """Write the best weights of a run in float16, its numbers and a changed config.
 
     The same run writes the same bytes. Raises UserError.
     """

@@ -72,7 +72,10 @@ def start(
     share: float | None = None,
     model: type[EveModelConfig] | None = None,
 ) -> Stage:
-    """Return the pre-training stage of a family's shared encoder, by default with its usual share."""
+    """Return the pre-training stage of a family's shared encoder.
+
+    share: of the budget; by default the family's usual share.
+    """
     recipe, own = STARTS[family]
     return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task, model)
 
@@ -90,7 +93,10 @@ def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> di
 
 
 def upcycled(*families: str, flags: str = "") -> dict[str, Arm]:
-    """Return an arm whose experts start from networks for the last 30 % of pre-training. flags: of both stages."""
+    """Return an arm whose experts start from networks of an earlier stage.
+
+    Only the last 30 % of pre-training uses experts. flags: of both stages.
+    """
     found = {}
     for family in families:
         recipe, own = STARTS[family]

@@ -67,7 +67,10 @@ class Planned:
 
 
 def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
-    """Return the config of a stage; before: config of the previous stage, if any. Raises UserError."""
+    """Return the config of a stage. Raises UserError.
+
+    before: config of the previous stage, if any.
+    """
     make = find_recipe(EITHER, stage.recipe)
     if start_of(stage.recipe, make) is not None:
         config = make(before)
@@ -102,7 +105,10 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
 
 
 def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, float]) -> int | None:
-    """Return the number of steps that fit into a run's share, None if not measured yet. seconds: seconds per step by key."""
+    """Return the number of steps that fit into a run's share, None until measured.
+
+    seconds: seconds per step by key.
+    """
     if unit == "pairs":
         return max(1, round(each.share * budget / each.config.train.batch_size))
     return max(1, round(each.share * budget / seconds[each.key])) if each.key in seconds else None
@@ -112,7 +118,10 @@ def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, fl
 
 
 def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
-    """Measure the core-seconds per step of each config; the configs take turns in each round."""
+    """Measure the core-seconds per step of each config.
+
+    The configs take turns in each round.
+    """
     keep_memory()
     set_threads(1)
     tokenizers, trainers = {}, {}
@@ -149,7 +158,10 @@ def known_seconds(out: Path) -> dict[str, float]:
 
 
 def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
-    """Measure and store missing seconds per step, in a separate process because it opens all data at once."""
+    """Measure and store missing seconds per step.
+
+    A separate process measures them because it opens all data at once.
+    """
     known = known_seconds(out)
     if missing := {each.key: each.config for each in plans if each.share and each.key not in known}:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -195,11 +207,14 @@ class Cell:
         return [each.job for each in self.plan if each.job]
 
     def file(self, job: str, what: str = "") -> Path:
-        """Return the file of a job's numbers; with `.rows`, the file of its scores per row."""
+        """Return the file of a job's numbers, or with `.rows` of its scores per row."""
         return self.folder / f"{job}.{self.on}{what}.json"
 
     def result(self, job: str) -> dict[str, Any] | None:
-        """Return a job's result, None if missing. Raises UserError if other settings made it."""
+        """Return a job's result, None if missing.
+
+        Raises UserError if other settings made it.
+        """
         path = self.file(job)
         if not path.is_file():
             return None
@@ -211,7 +226,10 @@ class Cell:
         return result
 
     def stages(self, job: str) -> list[dict[str, Any]]:
-        """Return the settings that decide a job's numbers besides the seed; steps are None until measured."""
+        """Return the settings that decide a job's numbers, except the seed.
+
+        Steps are None until measured.
+        """
         seconds, found = known_seconds(self.out), []
         for each in self.plan:
             if each.share and each.job in ("", job):
@@ -257,7 +275,7 @@ class Cell:
                 self.keep(each.job, [spent(self.folder / name) for name in runs], [*runs.values()], *self.read(config))
 
     def read(self, config: Config) -> tuple[dict[str, float], dict[str, float]]:
-        """Evaluate a run as `eve evaluate` does; return its numbers and its scores per row."""
+        """Evaluate a run as `eve evaluate` does; return its numbers and scores per row."""
         set_threads(1)
         run, numbers, rows = load_run(config.out), {}, {}
         for suffix, source in self.data.read[self.on].items():
@@ -270,7 +288,10 @@ class Cell:
     def keep(
         self, job: str, spent: Sequence[float], pairs: Sequence[int], numbers: Mapping[str, float], rows: Mapping[str, float]
     ) -> None:
-        """Write a job's result. spent, pairs: core-seconds and training rows of each stage."""
+        """Write a job's result.
+
+        spent, pairs: core-seconds and training rows of each stage.
+        """
         result = {"stages": self.stages(job), "core_seconds": spent, "pairs": pairs, "numbers": to_json(numbers)}
         write_file(self.file(job, ".rows"), json.dumps(rows) + "\n")
         write_file(self.file(job), json.dumps(result, indent=1) + "\n")

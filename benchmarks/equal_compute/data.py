@@ -1,4 +1,7 @@
-"""Data of run.py and benchmarks/paper: built-in scenes and phantoms, emoji and icons built by the examples."""
+"""Data of run.py and benchmarks/paper.
+
+Scenes and phantoms are built in. The examples build emoji and icons.
+"""
 
 import hashlib
 import importlib
@@ -42,13 +45,19 @@ class Task:
 
 
 def scenes(_folder: Path, _out: Path) -> Data:
-    """Return the synthetic scenes; `…_novel` has combinations of shape and colour that training never shows."""
+    """Return the synthetic scenes.
+
+    `…_novel` has combinations of shape and colour that training never shows.
+    """
     read = {"val": {"": "scenes:val"}, "test": {"": "scenes:test", NOVEL: "scenes:test_novel"}}
     return Data(train="scenes:train", val="scenes:val", read=read)
 
 
 def scenes_hard(_folder: Path, _out: Path) -> Data:
-    """Return the synthetic scenes with more shapes, counting, relations and captions of two sentences."""
+    """Return the harder synthetic scenes.
+
+    They have more shapes, counting, relations and captions of two sentences.
+    """
     read = {name: {"": f"scenes:hard_{name}"} for name in ("val", "test")}
     return Data(train="scenes:hard_train", val="scenes:hard_val", read=read)
 
@@ -65,7 +74,10 @@ def emoji(folder: Path, _out: Path) -> Data:
 
 
 def emoji_style(folder: Path, out: Path) -> Data:
-    """Return emoji with an unseen style: tests have unseen concepts and, `…_seen`, concepts of the training styles."""
+    """Return emoji with an unseen style.
+
+    The test set has unseen concepts. `…_seen` has concepts that training shows in the other styles.
+    """
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for split in ("train", "val", "test_concepts"):
@@ -91,7 +103,7 @@ def icons(folder: Path, _out: Path) -> Data:
 
 
 def icons_dev(folder: Path, out: Path) -> Data:
-    """Return icons for tuning: two sets held out of training serve as `val` and `test`."""
+    """Return icons for tuning: two sets, kept from training, are `val` and `test`."""
     out.mkdir(parents=True, exist_ok=True)
     rows = hashlib.sha1((folder / "train.parquet").read_bytes()).hexdigest()[:8]
     paths = {True: out / f"dev_{rows}.parquet", False: out / f"train_{rows}.parquet"}

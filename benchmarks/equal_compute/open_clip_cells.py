@@ -1,4 +1,4 @@
-"""Cells of the open_clip baseline: environment, settings, decoded images, evaluation."""
+"""Cells of the open_clip baseline: environment, settings, images, evaluation."""
 
 import hashlib
 import json
@@ -50,7 +50,10 @@ LIBC = {  # as `eve_vl.utils.runtime.keep_memory` sets it for our runs
 
 
 def environment(out: Path) -> Path:
-    """Return the Python of open_clip's environment; build it with our torch version if missing."""
+    """Return the Python of open_clip's environment; build it if missing.
+
+    The environment has our version of torch.
+    """
     folder = out / "open_clip_env"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.is_file():
@@ -65,7 +68,7 @@ def environment(out: Path) -> Path:
 
 
 def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
-    """Return the settings for a family of tasks (tuned or default) and their origin in words."""
+    """Return a family's settings (tuned or default) and their origin in words."""
     tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
     if family not in tuned:
         return dict(SETTINGS), "not tuned"
@@ -115,7 +118,10 @@ def write_reading(folder: Path, source: str, config: Config) -> None:
 
 
 def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
-    """Evaluate features by our own protocol (captions merged); return numbers and first hits per query."""
+    """Evaluate features by our own protocol; return numbers and first hits per query.
+
+    The protocol merges equal captions.
+    """
     image_P = [image for image, texts in enumerate(search.captions_of) for _ in texts]
     text_P = [text for texts in search.captions_of for text in texts]
     relevance = metrics.Relevance.from_pairs(image_P, text_P, len(images_ID), len(texts_TD))
@@ -145,7 +151,10 @@ class OpenClipCell(Cell):
         return self.plan[-1].config
 
     def given(self, part: str, source: str) -> Path:
-        """Return the folder of a source's decoded images and texts, named by a hash of its rows and settings."""
+        """Return the folder of a source's decoded images and texts.
+
+        Its name has a hash of the rows and settings.
+        """
         rows = Path(source).read_bytes() if Path(source).is_file() else b""
         made_of = (source, self.config.input.image_size, self.config.data.flip, hashlib.sha1(rows).hexdigest())
         return self.out / "data" / self.task / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"
@@ -209,7 +218,10 @@ def versions(cells: Sequence[OpenClipCell]) -> list[str]:
 
 
 def choose(out: Path, family: str, cells: Sequence[OpenClipCell]) -> None:
-    """Store the settings with the highest mean recall, of these cells and of earlier ones with the same budget."""
+    """Store the settings with the highest mean recall.
+
+    Candidates are the settings of these cells and of earlier ones with the same budget.
+    """
     tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
     before, now = tuned.get(family, {"budget": cells[0].budget, "tried": []}), [dict(cell.settings) for cell in cells]
     tried = [each for each in before["tried"] if before["budget"] == cells[0].budget and each["settings"] not in now]

@@ -28,20 +28,30 @@ SAVED_EVERY = 60.0  # core-seconds
 
 
 def rate_at(share: float, rate: float, warmup: float) -> float:
-    """Return the learning rate at a used share of the budget: linear warm-up, then cosine to 0."""
+    """Return the learning rate at a used share of the budget.
+
+    After a linear warm-up, a cosine falls to 0.
+    """
     if share < warmup:
         return rate * share / warmup
     return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
 
 
 def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
-    """Return the rows of a step, int64 (B,): each row once per epoch, reshuffled, incomplete batches dropped."""
+    """Return the rows of a step, int64 (B,).
+
+    Each epoch shuffles the rows again and shows each once. An incomplete batch is dropped.
+    """
     epoch, number = divmod(step, num_rows // batch)
     return np.random.default_rng((seed, epoch)).permutation(num_rows)[number * batch :][:batch]
 
 
 def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray) -> Tensor:
-    """Return random crops in [-1, 1] at full size: `crop` of the area, aspect ratio up to 4/3; mirror half of those allowed."""
+    """Return random crops in [-1, 1] at full size, some of them mirrored.
+
+    crop: least and largest share of the area. The aspect ratio is at most 4/3. Half of the images that allow it are
+    mirrored.
+    """
     B = len(pixels_BCHW)
     pixels_BCHW = pixels_BCHW.float() / 127.5 - 1
     side_B = np.sqrt(rng.uniform(*crop, B))
@@ -64,9 +74,9 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
 
 
 def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
-    """Recolour half of the uint8 images in grey or shades of one dark colour, by five random numbers each.
+    """Recolour half of the uint8 images in grey or shades of one dark colour.
 
-    Equals `random_ink` of eve_vl.data.transforms.
+    Each image uses five random numbers. Equals `random_ink` of eve_vl.data.transforms.
     """
     weights = torch.tensor([19595.0, 38470, 7471]).view(3, 1, 1)  # sums are exact in float32
     grey_B1N = (((pixels_BCHW * weights).sum(1, keepdim=True) + 2**15) / 2**16).long().flatten(2)
@@ -78,9 +88,10 @@ def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 
 
 def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
-    """Change the strokes of uint8 images by five random numbers each: bolder, thinner, outlines, inverted, moved.
+    """Change the strokes of uint8 images by five random numbers each.
 
-    Equals `random_strokes` of eve_vl.data.transforms.
+    Changes are bolder or thinner strokes, outlines, inverted grey levels and shifts. Equals `random_strokes` of
+    eve_vl.data.transforms.
     """
     width_B, outline_B, invert_B, *shifts = torch.from_numpy(draw_B5).T
     pixels_BCHW = pixels_BCHW.clone()
@@ -175,7 +186,10 @@ def arguments() -> argparse.Namespace:
 
 
 def tokenized(folder: Path, tokenizer: Callable[[list[str]], Tensor]) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Return token ids of all captions, the first caption of each image, and which images may be mirrored."""
+    """Return the captions' token ids, the first caption of each image, and `may_flip`.
+
+    may_flip: which images may be mirrored.
+    """
     texts = json.loads((folder / "texts.json").read_text())
     ids_TT = tokenizer([caption for of_image in texts["captions"] for caption in of_image])
     context = int(ids_TT.argmax(1).max()) + 1  # the last token of a text has the highest id
@@ -185,9 +199,9 @@ def tokenized(folder: Path, tokenizer: Callable[[list[str]], Tensor]) -> tuple[T
 def train(
     args: argparse.Namespace, model: torch.nn.Module, loss_of: torch.nn.Module, pixels_NCHW: Tensor, texts: tuple[Any, ...]
 ) -> dict[str, float]:
-    """Train for the budget, from the last save if there is one; return core-seconds, steps and loss.
+    """Train for the budget; return core-seconds, steps, pairs and loss.
 
-    texts: of `tokenized`.
+    Resumes from the last save if there is one. texts: result of `tokenized`.
     """
     ids_TT, starts_N, may_flip_N = texts
     optimizer, state_file, used, step, loss = optimizer_of(model), args.out / "state.pt", 0.0, 0, math.nan

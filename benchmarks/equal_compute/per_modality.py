@@ -1,7 +1,9 @@
-"""EVE with norms and query, key and value weights per modality, as in EVEv2 (Diao et al. 2025, arXiv 2502.06788).
+"""EVE with norms and query, key and value weights per modality, as in EVEv2.
 
-Its feed-forward parts are those of the config: `modality` has a norm and a network per modality. EVEv2 also has an output
-projection per modality; here it is shared. `eve VERB RUN --code benchmarks/equal_compute/per_modality.py` reads such a run.
+EVEv2 is by Diao et al. (2025, arXiv 2502.06788). It also has an output projection per modality; here it is shared. The
+feed-forward parts are those of the config: `modality` has a norm and a network per modality.
+
+`eve VERB RUN --code benchmarks/equal_compute/per_modality.py` reads such a run.
 
 Letters: S rows of a batch, D width.
 """
@@ -20,13 +22,13 @@ from eve_vl.tasks.task import BACKBONES
 
 
 class PerModalityConfig(EveModelConfig):
-    """EVE's Transformer, with attention that projects each modality by its own weights."""
+    """EVE's Transformer whose attention projects each modality by its own weights."""
 
     name: ClassVar[str] = "eve_per_modality"
 
 
 class Projection(nn.Module):
-    """The norm and the query, key and value weights of one modality; keys have no bias."""
+    """Norm and query, key and value weights of one modality; keys have no bias."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
@@ -42,7 +44,10 @@ class Projection(nn.Module):
 
 
 class PerModalityAttention(Attention):
-    """Self-attention of rows before their norm, projected per modality; the output projection is shared."""
+    """Self-attention of rows before their norm, projected per modality.
+
+    The output projection is shared.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__(embed_dim, num_heads)

@@ -1,4 +1,4 @@
-"""Train arms × tasks × budgets × seeds, each within the same CPU core-seconds of one thread.
+"""Train arms × tasks × budgets × seeds at equal CPU core-seconds of one thread.
 
     python benchmarks/equal_compute/run.py --tasks scenes --budgets 300 900 2700 --on test
     python benchmarks/equal_compute/run.py --tasks emoji emoji_style --emoji emoji --budgets 500 1000 2000 --on test
@@ -56,7 +56,10 @@ SHOWN = "(default: %(default)s)"
 
 
 def flags(about: str | None, on: str, out: str, tasks: Iterable[str]) -> argparse.ArgumentParser:
-    """Return the parser of the flags that all comparisons share, with the given defaults of --on and --out."""
+    """Return the parser of the flags that all comparisons share.
+
+    on, out: defaults of --on and --out.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tasks", nargs="+", choices=tasks, default=["scenes"])
@@ -104,7 +107,10 @@ def rows_of(name: str, args: argparse.Namespace) -> Data:
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """Return the requested cells, seed by seed: the first results compare all arms. Raises UserError."""
+    """Return the requested cells, seed by seed. Raises UserError.
+
+    In this order, the first results compare all arms.
+    """
     plans = []
     for name in args.tasks:
         task, data = TASKS[name], rows_of(name, args)
@@ -122,7 +128,10 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
 
 
 def tuned_cells(args: argparse.Namespace, cells: Sequence[Cell]) -> list[OpenClipCell]:
-    """Return open_clip's cells for tuning: first budget, first seed, one cell per combination of settings."""
+    """Return open_clip's cells for tuning, one per combination of settings.
+
+    They have the first budget and the first seed.
+    """
     first = [each for each in cells if isinstance(each, OpenClipCell)]
     if not first:
         raise UserError("--tune: needs the arm open_clip, which --arms leaves out; add it")
@@ -164,7 +173,10 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
 
 
 def wall_minutes(cell: Cell) -> float:
-    """Estimate the minutes of a cell on its own core, with the work that the budget does not count."""
+    """Estimate the minutes of a cell on its own core.
+
+    The estimate includes work that the budget does not count.
+    """
     return (cell.cost() + NOT_COUNTED * (1 + len(cell.jobs))) / 60
 
 
@@ -176,7 +188,10 @@ def described(stage: Mapping[str, Any]) -> str:
 
 
 def do_missing(asked: Sequence[Cell], args: argparse.Namespace) -> bool:
-    """Train the missing cells, or with --list only print them; return whether all are done. Raises UserError."""
+    """Train the missing cells; return whether all are done. Raises UserError.
+
+    With --list, it only prints the cells.
+    """
     todo = [cell for cell in asked if any(cell.result(job) is None for job in cell.jobs)]
     if not args.list or any(cell.unit == "pairs" for cell in todo):  # the time of pairs is known only after measuring steps
         args.out.mkdir(parents=True, exist_ok=True)

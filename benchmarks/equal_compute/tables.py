@@ -1,4 +1,4 @@
-"""Results of run.py: tables, differences beyond the spread of the seeds, a page of curves."""
+"""Results of run.py: tables, differences beyond the seeds' spread, page of curves."""
 
 import itertools
 import re
@@ -115,7 +115,7 @@ def outcome(cell: Cell) -> Outcome | None:
 
 
 def best_image_ablated(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the best image-ablated baseline of a metric and its name, None if unknown."""
+    """Return a metric's best image-ablated baseline and its name, None if unknown."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     base, suffix = found["base"], found["suffix"] or ""
@@ -124,7 +124,7 @@ def best_image_ablated(name: str, numbers: Mapping[str, Any]) -> tuple[float, st
 
 
 def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
-    """Return the scores per row of a metric; empty if not stored, such as for recall at 5."""
+    """Return the scores per row of a metric; empty if not stored (e.g. recall at 5)."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     if (start := ROWS.get(found["base"])) is None:
@@ -213,9 +213,10 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
 
 
 def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
-    """Return a header and a line per arm: seeds, core-seconds, training rows of each stage, metrics.
+    """Return a header and a line per arm.
 
-    The paper's numbers stand next to ours; the last line has the image-ablated baselines.
+    Columns are seeds, core-seconds, training rows of each stage, and metrics. The paper's numbers stand next to ours;
+    the last line has the image-ablated baselines.
     """
     paper = paper or {}
     given = {name for numbers in paper.values() for name in numbers}
@@ -241,7 +242,10 @@ def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
 
 
 def differences(found: Sequence[Versus]) -> list[list[str]]:
-    """Return a header and a line per pair of arms; ! marks differences beyond the spread of the seeds."""
+    """Return a header and a line per pair of arms.
+
+    ! marks differences beyond the spread of the seeds.
+    """
     names = list(dict.fromkeys(each.number for each in found))
     of_pair: dict[tuple[str, str], dict[str, Versus]] = {}
     for each in found:
@@ -276,7 +280,10 @@ def to_json(found: Found) -> list[dict[str, Any]]:
 
 
 def curves(budgets: Mapping[float, Arms], unit: Unit = "core-seconds") -> Markup:
-    """Return a chart per metric over core-seconds or training pairs: a line per arm (means) and the spread of the seeds."""
+    """Return a chart per metric over core-seconds or training pairs.
+
+    A chart has a line per arm (means) and the spread of the seeds.
+    """
     lines: Lines = {}
     for _, arms in sorted(budgets.items()):
         for arm, outcomes in arms.items():
@@ -306,7 +313,7 @@ def charts(lines: Lines, axis: str, *, from_zero: bool = True) -> Markup:
 
 
 def dots(arms: Arms) -> Markup:
-    """Return a chart per metric: mean and spread of each arm, and the image-ablated baseline."""
+    """Return a chart per metric: each arm's mean and spread, image-ablated baseline."""
     drawn = []
     for name in names_of(arms):
         of_arm = {arm: [each.numbers[name] for each in outcomes if name in each.numbers] for arm, outcomes in arms.items()}

@@ -1,9 +1,10 @@
-"""Shared command of the paper's tables: our rows next to the paper's numbers, and which orderings hold.
+"""Shared command of the paper's tables.
 
-A table is a command; its parts are tables or figures of the paper. Runs, budgets, seeds, evaluation and resuming are those of
-benchmarks/equal_compute/run.py. A budget counts core-seconds or pairs (training rows of all stages of an arm, fine-tuning
-included). The time of pairs is known only after measuring steps; --list measures them first. Code derives all findings from the
-seeds.
+It puts our rows next to the paper's numbers and reports which orderings hold. A table is a command; its parts are
+tables or figures of the paper. Runs, budgets, seeds, evaluation and resuming are those of
+benchmarks/equal_compute/run.py. A budget counts core-seconds or pairs (training rows of all stages of an arm,
+fine-tuning included). The time of pairs is known only after measuring steps; --list measures them first. Code derives
+all findings from the seeds.
 """
 
 import json
@@ -74,7 +75,7 @@ class Table:
 
 
 def eve(flags: str = "", task: type[TaskConfig] | None = None) -> Mapping[str, Arm]:
-    """Return EVE as in the paper on the built-in sets, changed by flags or another task."""
+    """Return EVE as in the paper on the built-in sets, with flags or another task."""
     return pretrained(f"{PAPER} {flags}".strip(), task, *GENERATED) if flags or task else ARMS["EVE"]
 
 
@@ -174,7 +175,10 @@ def in_units(table: Table) -> list[tuple[Part, Unit]]:
 
 
 def cells_of(table: Table, part: Part, unit: Unit, args: Any) -> list[Cell]:
-    """Return the cells of a part, seed by seed: the first results compare all rows. Raises UserError."""
+    """Return the cells of a part, seed by seed. Raises UserError.
+
+    In this order, the first results compare all rows.
+    """
     given = getattr(args, unit.replace("-", "_"))
     budgets = part.budgets[unit] if given is None else given
     plans = []

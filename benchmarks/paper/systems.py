@@ -1,4 +1,4 @@
-"""Compare EVE, related systems and baselines at equal core-seconds and at equal pairs.
+"""Compare EVE, related systems and baselines at equal core-seconds or pairs.
 
     python benchmarks/paper/systems.py --jobs 2                                       # built-in scenes
     python benchmarks/paper/systems.py --jobs 2 --tasks phantoms
@@ -43,7 +43,10 @@ SIZES = {
 
 
 def in_stages(*stages: tuple[str, float], only: str = "") -> Mapping[str, Arm]:
-    """Return a system with staged pre-training; shares divide the budget of pre-training. only: its only job, if restricted."""
+    """Return a system with staged pre-training.
+
+    Shares divide the budget of pre-training. only: its only job, if restricted.
+    """
     return {
         family: Arm(
             tuple(Stage(recipe, share * SHARES[family], flags) for recipe, share in stages),

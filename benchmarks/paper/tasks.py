@@ -1,4 +1,4 @@
-"""Reproduce the paper's Tables 5 and 6: masked modalities, and ITC and ITM added to them.
+"""Reproduce the paper's Tables 5 and 6: masked modalities, and added ITC and ITM.
 
     python benchmarks/paper/tasks.py --jobs 2
 

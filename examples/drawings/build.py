@@ -94,7 +94,10 @@ class Drawing:
 
 
 def usual(words: list[str], known: Counter[str]) -> bool:
-    """Return whether words can be a caption: few, some letters, no brand, each known in several sets."""
+    """Return whether words can be a caption.
+
+    A caption has few words, some letters and no brand. Each word occurs in several sets.
+    """
     is_short = 0 < len(words) <= MOST_WORDS and words[0] not in BRANDS
     return is_short and bool(re.search("[a-z]{3}", " ".join(words))) and all(known[word] >= LEAST_SETS for word in words)
 
@@ -125,7 +128,10 @@ def synonyms(sets: Mapping[str, Any], known: Counter[str]) -> dict[str, set[str]
 
 
 def topic_of(title: str) -> str:
-    """Return the topic that a category's title begins with, nothing for others: FoodDrinks → food."""
+    """Return the topic that a category's title begins with (FoodDrinks → food).
+
+    Returns an empty string for other titles.
+    """
     first = re.findall("[A-Z]?[a-z]+", title)[:1]
     return first[0].lower() if first and first[0].lower() in TOPICS else ""
 
@@ -141,7 +147,10 @@ class Captions:
     synonyms: Synonyms
 
     def drawings(self, icons: Mapping[str, Any], contents: Iterable[tuple[str, str | bytes]]) -> list[Drawing]:
-        """Return the drawings of a set, the first STYLES_PER_NAME of each name. contents: name and SVG or PNG."""
+        """Return the drawings of a set, the first STYLES_PER_NAME of each name.
+
+        contents: name and SVG or PNG.
+        """
         names, info, uses, found = Names(icons), icons["info"], Counter[str](), list[Drawing]()
         titles = icons.get("categories") or {}
         topics = {" ".join(names.words(icon)): topic_of(title) for title, each in titles.items() for icon in each}
@@ -157,14 +166,20 @@ class Captions:
 
 
 def svgs_of(icons: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield name and SVG of a set's icons by checksum, without those that it no longer shows."""
+    """Yield name and SVG of a set's icons, ordered by checksum.
+
+    Hidden icons are left out because the set no longer shows them.
+    """
     for icon in sorted(icons["icons"], key=checksum):
         if not icons["icons"][icon].get("hidden"):
             yield icon, svg_of(icons, icon, is_square=True)
 
 
 def emoji_of(name: str, icons: Mapping[str, Any], labels: Mapping[str, Any], concepts: Mapping[str, str]) -> list[Drawing]:
-    """Return the drawings of a set of emoji whose concept is known. concepts: by name, for sets without code points."""
+    """Return the drawings of a set of emoji whose concept is known.
+
+    concepts: by name, for sets without code points.
+    """
     info, chars = icons["info"], icons.get("chars") or {}
     pairs = ((concept_of(hexcode), icon) for hexcode, icon in chars.items())
     pairs = pairs if chars else ((concepts[icon], icon) for icon in icons["icons"] if icon in concepts)
@@ -184,7 +199,10 @@ def emoji_of(name: str, icons: Mapping[str, Any], labels: Mapping[str, Any], con
 
 
 def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
-    """Return a row, None for an empty drawing. A fifth of the black drawings gets an ink, a tenth is called black."""
+    """Return a row, None for an empty drawing.
+
+    A fifth of the black drawings gets an ink, a tenth is called black.
+    """
     chance = int(checksum(drawing.key)[:8], 16) / 2**32
     is_inked, color = not drawing.is_colored and chance < 0.2, "black" if 0.2 <= chance < 0.3 else ""
     if isinstance(drawing.content, str):
@@ -249,7 +267,7 @@ def read_rendered(folder: Path) -> Iterator[Row]:
 def build(
     packages: Path, rendered: Path, out: Path, render: Render, size: int = 64, each: Any = map
 ) -> Counter[tuple[str, str, str]]:
-    """Write one Parquet file per split; return the number of rows by split, set and licence."""
+    """Write one Parquet file per split; return row counts by split, set and licence."""
     splits = read_drawings(lambda path: read_json(packages / path, PACKAGES), read_rendered(rendered))
     for drawing in read_emoji(packages):
         if (split := split_of(drawing.concept)) != "test_concepts":

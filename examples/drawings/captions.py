@@ -1,4 +1,7 @@
-"""Captions of drawings as people type them, from names, aliases, categories and colours."""
+"""Captions of drawings as people type them.
+
+Sources are names, aliases, categories and colours.
+"""
 
 import colorsys
 import re
@@ -65,7 +68,10 @@ class Names:
         self.styles = {word for word in STYLES if word in declared or ends[word] >= LEAST_SHARE * len(names)} | ALWAYS
 
     def words(self, name: str) -> list[str]:
-        """Return the words of a name without numbers and without style marks at its ends; the whole name if nothing is left."""
+        """Return the words of a name without its numbers and style marks.
+
+        Style marks are removed only at the ends. A name that consists of them keeps them.
+        """
         words = [word for word in re.sub(r"(?<=[a-z])\d+$", "", name).split("-") if word and not re.fullmatch(r"\d+\w?", word)]
         kept = list(words)
         while kept and kept[-1] in self.styles:
@@ -115,7 +121,9 @@ def article(words: str) -> str:
 
 
 def phrases(words: list[str], *, is_thing: bool) -> list[str]:
-    """Return forms in which people type a name: icon, article, plural, another order, signs in words.
+    """Return the forms in which people type a name.
+
+    Forms are the name, with `icon`, with an article, in the plural, in another order, and with signs in words.
 
     is_thing: whether it names a thing without its last word.
     """
@@ -133,7 +141,9 @@ def phrases(words: list[str], *, is_thing: bool) -> list[str]:
 
 
 def captions_of(words: list[str], is_thing: bool, synonyms: Iterable[str], topic: str, color: str) -> list[str]:
-    """Return all captions of a drawing; its plain name comes twice, so that it is seen more often.
+    """Return all captions of a drawing.
+
+    The plain name comes twice because training then shows it more often.
 
     topic, color: nothing if there is none.
     """

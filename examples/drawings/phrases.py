@@ -26,7 +26,7 @@ COLORED = "streamline-flex-color"
 
 
 def places(eve: Eve, sources: list[str], phrases: list[dict[str, str]], out: Path) -> list[int]:
-    """Return for each phrase the place of its first right drawing among 10, 0 if there is none."""
+    """Return the place of each phrase's first right drawing among 10, 0 if none."""
     index, found = eve.index(sources, out), []
     for phrase in phrases:
         accepted = set(phrase["accepted"].split("; "))

@@ -1,4 +1,4 @@
-"""Convert a run trained on drawings into `builtin:drawings`, and icons for `eve try`.
+"""Make `builtin:drawings` from a run on drawings, and the icons of `eve try`.
 
     python examples/drawings/ship.py runs/drawings --icons icons --out eve_vl/builtin
 

@@ -28,7 +28,10 @@ PACKAGES: Final = (  # fixed versions build the same set everywhere
 
 
 def captions_by_concept(packages: Path) -> dict[str, list[str]]:
-    """Return the captions of every concept in Unicode order: the label, and the label with its tags."""
+    """Return the captions of every concept in Unicode order.
+
+    Captions are the label, and the label with its tags.
+    """
     names = emoji_names(packages, PACKAGES).items()
     return {concept: [label, f"{label}: {', '.join(tags)}"] if tags else [label] for concept, (label, tags) in names}
 
@@ -46,7 +49,7 @@ def drawings(packages: Path, vendor: str) -> dict[str, str]:
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter[tuple[str, str]]:
-    """Write the images and one JSONL file per split; return the number of rows by split and vendor."""
+    """Write images and a JSONL file per split; return row counts by split and vendor."""
     captions = captions_by_concept(packages)
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     counts: Counter[tuple[str, str]] = Counter()

@@ -1,4 +1,4 @@
-"""Build image–text pairs of icons: drawings of 62 sets with their designers' names.
+"""Build image–text pairs of icons: drawings of 62 sets, named by their designers.
 
     python examples/icons/build.py icons
 
@@ -44,9 +44,10 @@ Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # like the built
 
 
 def caption_of(name: str) -> str:
-    """Return the words of an icon's name without numbers (sizes, variants) and Streamline's style mark `remix`.
+    """Return the words of an icon's name that serve as its caption.
 
-    Returns nothing for names with too little text and for lists of tags.
+    Numbers (sizes, variants) and Streamline's style mark `remix` are removed. Names with too little text and lists of
+    tags give an empty caption.
     """
     words = [word for word in name.split("-") if word != "remix" and not word.isdigit()]
     caption = " ".join(words)
@@ -64,7 +65,10 @@ class IconSet:
 
     @classmethod
     def read(cls, packages: Path, name: str) -> "IconSet":
-        """Read a set; of icons with one caption, take the first by checksum. Raises UserError."""
+        """Read a set. Raises UserError.
+
+        If icons share a caption, only the first by checksum is taken.
+        """
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
         drawings: dict[str, str] = {}
         for icon in sorted(icons["icons"], key=checksum):
@@ -94,7 +98,7 @@ def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each = map) -> Counter[tuple[str, str]]:
-    """Write one Parquet file per split; return the number of rows by split and licence."""
+    """Write one Parquet file per split; return row counts by split and licence."""
     draw = partial(draw_png, render=render, size=size)
     counts: Counter[tuple[str, str]] = Counter()
     out.mkdir(parents=True, exist_ok=True)

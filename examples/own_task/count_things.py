@@ -1,4 +1,7 @@
-"""Count the different things in an image: a task in one file. B batch, C channels, H height, W width."""
+"""Count the different things in an image: a task in one file.
+
+Letters: B batch, C channels, H height, W width.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -92,7 +95,7 @@ class CountEvaluator(Evaluator[Count]):
         return sorted(row for found in gather_objects(own) for row in found)
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """Return the accuracy, the accuracy of the most frequent count, and the mean error."""
+        """Return the accuracy, that of the most frequent count, and the mean error."""
         majority = Counter(true for *_, true in predictions).most_common(1)[0][1]
         errors = [abs(found - true) for _, found, true in predictions]
         right = share(sum(error < 0.5 for error in errors), len(predictions))
@@ -100,7 +103,10 @@ class CountEvaluator(Evaluator[Count]):
 
 
 def count(init: Config) -> Config:
-    """Built-in scenes, a minute on one core. eve finetune count_things.py:count --init RUN"""
+    """Built-in scenes, a minute on one core.
+
+    eve finetune count_things.py:count --init RUN
+    """
     train = TrainConfig(steps=400, batch_size=32, lr=1e-3, optimizer="muon", head_lr_multiplier=3, warmup=0.1, val_every=100)
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
     own = {"input": init.input, "model": init.model, "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size)}
