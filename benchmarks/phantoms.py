@@ -27,7 +27,7 @@ NUM_QUESTIONS = 20_000
 def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
     """Return pairs of the same patient and film, with and without a finding.
 
-    The pairs cover all variants.
+    Their variants are sampled.
     """
     pairs = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Measure search by words and vectors: literal, uncaptioned and nonsense queries.
+"""Measure search by words and vectors: literal, lost-caption and nonsense queries.
 
     python benchmarks/search_words.py RUN DATA [--queries 300] [--index FOLDER] [--json FILE] [--quick]
 

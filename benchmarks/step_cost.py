@@ -251,7 +251,10 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a table without empty columns; `header`: their names, separated by |."""
+    """Print a table without its empty columns.
+
+    header: names of all columns, separated by |.
+    """
     columns = [column for column in zip(header.split("|"), *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for first, *cells in zip(*columns, strict=True):

@@ -160,7 +160,7 @@ def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
 def square(svg: str, render: Render, size: int) -> Image.Image | None:
     """Return a drawing as square image, None if it is empty.
 
-    The start of an animation, for example, is empty.
+    An animation may start empty.
     """
     image = render(svg, size).resize((size, size))
     return None if image.getcolors(1) else image

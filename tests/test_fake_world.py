@@ -49,6 +49,17 @@ def test_all_ranks_make_the_same_exchanges():
     assert {"allreduce_", "alltoall_base_"} < {name for name, _ in first}
 
 
+def test_tall_matrices_that_no_axis_divides():
+    """The fake world exchanges no values, so this compares sizes only."""
+    with world(0, 8, 8):
+        mesh, whole = shard._mesh(torch.device("cpu")), torch.randn(90, 6)
+        own = whole.chunk(8)[0].contiguous()
+        form = {"shape": whole.shape, "stride": whole.stride(), "run_check": False}
+        weight = DTensor.from_local(own, mesh, [Shard(0)] * mesh.ndim, **form)
+        (update,) = shard.on_matrices(orthogonalize, [weight], own.flatten(), (30, 6))
+    assert len(update) == own.numel()
+
+
 @pytest.mark.parametrize(
     ("shape", "axis", "is_sent"), [((1024, 8), 0, False), ((576, 8), 0, True), ((8, 64, 8), 0, False), ((3, 1024, 8), 1, False)]
 )

@@ -132,7 +132,8 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
     if (sizes := replace(sizes, image_size=args.image_size or sizes.image_size)) != plan.sizes:
         with torch.device("meta"):
             new = type(task)(replace(task.config, input=sizes), task.sizes).to_empty(device="cpu")
-        transfer(task.state_dict(), new, where)
+        done = transfer(task.state_dict(), new, where)
+        assert not done.new and not done.unused, "every tensor is copied"
         task = new
     write_run(run, task.config, words, task)
     start = ", a start for other runs (--init)" * plan.section.is_pretraining

@@ -309,9 +309,10 @@ def mixtures(encoder: nn.Module) -> dict[str, MoE]:
 
 
 def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
-    """Return a twin that records experts and gates (S, K) of the tokens of one row.
+    """Return a twin that records experts and gates (S, K) of one sample's tokens.
 
-    Experts are int64, best first. Gates sum to 1; an expert without room (`reference` routing) has 0.
+    Padding comes last. Experts are int64, best first. Gates sum to 1 over experts with room; others (`reference` routing)
+    have 0.
     """
 
     def combined(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:

@@ -70,19 +70,23 @@ class BadSampleError(UserError):
         return (BadSampleError, (self.where, self.reason), self.__dict__)  # for pickling from a loader worker
 
 
-@contextlib.contextmanager
-def explained(problem: str, kind: type[BaseException] = Exception) -> Iterator[None]:
-    """Turn errors of a library, or of missing or mistyped fields, into a UserError.
+MISSING_FIELDS = (TypeError, KeyError, ValueError, AttributeError)
+"""Errors of code that reads missing or mistyped fields."""
 
-    problem: where and what. kind: BaseException also for panics of Rust code, which it prints on stderr; hiding that line
-    would take redirecting the stderr of all threads.
+
+@contextlib.contextmanager
+def explained(problem: str, kind: type[BaseException] | tuple[type[BaseException], ...] = Exception) -> Iterator[None]:
+    """Turn errors of a library, or MISSING_FIELDS, into a UserError.
+
+    problem: where and what. kind: BaseException catches panics of Rust code too. Rust prints them on stderr. Hiding that would
+    redirect the stderr of all threads.
     """
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except kind as error:
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        reason = ": ".join([*[type(error).__name__] * (type(error) is not Exception), *str(error).splitlines()[:1]])
         raise UserError(f"{problem} ({reason})") from None
 
 

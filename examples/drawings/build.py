@@ -96,7 +96,7 @@ class Drawing:
 def usual(words: list[str], known: Counter[str]) -> bool:
     """Return whether words can be a caption.
 
-    A caption has few words, some letters and no brand. Each word occurs in several sets.
+    A caption has few words and some letters, and does not start with a brand. Each word occurs in several sets.
     """
     is_short = 0 < len(words) <= MOST_WORDS and words[0] not in BRANDS
     return is_short and bool(re.search("[a-z]{3}", " ".join(words))) and all(known[word] >= LEAST_SETS for word in words)

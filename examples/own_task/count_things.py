@@ -17,7 +17,7 @@ from eve_vl.data.dataset import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.evaluation.evaluator import Baseline, Evaluator
 from eve_vl.metrics.intervals import mean, share
-from eve_vl.model.heads import BatchNormNoAffine, MLPHead
+from eve_vl.model.heads import MLPHead
 from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_image
 from eve_vl.predict.requests import Request, ShownImage
@@ -67,12 +67,12 @@ class Count(Task[CountConfig]):
         """Build the head."""
         D = self.config.model.embed_dim
         self.find_unused_parameters = True  # images alone train no text weights
-        self.count_head = torch.nn.Sequential(BatchNormNoAffine(D), MLPHead(D, D, 1))
+        self.count_head = torch.nn.Sequential(torch.nn.BatchNorm1d(D, affine=False), MLPHead(D, D, 1))
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
         """Return the counts, float32 (B,), and the router states."""
         encoded = self.encoder.encode(self.encoder.image(normalize(images_BCHW)), None)
-        return self.count_head(encoded.x_BND[:, 1:].mean(1))[:, 0].float(), encoded.routers
+        return self.count_head(encoded.x_BND[:, 1:].mean(1).float())[:, 0].float(), encoded.routers
 
     def forward(self, batch: LabeledImages) -> StepOutput:
         """Return the loss."""

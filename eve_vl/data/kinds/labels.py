@@ -12,7 +12,7 @@ from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.dataset import Batch, ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each
 from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, image_key, usable_rows
 from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
-from eve_vl.utils.errors import BadSampleError, UserError, explained, printable
+from eve_vl.utils.errors import MISSING_FIELDS, BadSampleError, UserError, explained, printable
 from eve_vl.utils.file_io import is_text, parse_json, read_text
 
 NO_LABEL = "kept back"
@@ -218,7 +218,7 @@ def read_answers(path: Path) -> list[str]:
     text = read_text(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     answers: list[Any] = lines
-    with explained(f"{path}: not an answer list"):
+    with explained(f"{path}: not an answer list", MISSING_FIELDS):
         if text.lstrip().startswith("["):
             answers = parse_json(text)
         elif text.lstrip().startswith("{"):

@@ -10,7 +10,7 @@ from typing import Any
 from eve_vl.data.readers.medical import medical_list
 from eve_vl.data.readers.tables import PackedTable
 from eve_vl.data.table import Fields, Table, is_file, where_row
-from eve_vl.utils.errors import UserError, explained
+from eve_vl.utils.errors import MISSING_FIELDS, UserError, explained
 from eve_vl.utils.file_io import read_json
 
 CAPTIONS = ("image", "caption")  # columns
@@ -94,7 +94,8 @@ def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
     """Yield the images of a COCO caption file that have captions, with all of them."""
     captions: dict[object, list[object]] = {}
     images = document["images"]
-    with explained(f"{path}: not a COCO caption file (images need id and file_name, annotations image_id and caption)"):
+    expected = "a COCO caption file (images need id and file_name, annotations image_id and caption)"
+    with explained(f"{path}: not {expected}", MISSING_FIELDS):
         for annotation in document["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
         rows = [{"image": image["file_name"], "caption": captions[image["id"]]} for image in images if image["id"] in captions]
@@ -105,7 +106,7 @@ def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
 
 def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> Iterator[Fields]:
     """Yield the images of a split of a Karpathy file; `train` includes `restval`."""
-    with explained(f"{path}: not a Karpathy file (images need filename, split and sentences with raw)"):
+    with explained(f"{path}: not a Karpathy file (images need filename, split and sentences with raw)", MISSING_FIELDS):
         counts = Counter(image["split"] for image in document["images"])
         if split is None or split not in counts:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -144,13 +145,12 @@ def _adjacent_annotations(path: Path) -> Path | None:
 
 
 def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:
-    with explained(f"{path}: not a VQA v2 file of questions (each needs question_id, image_id and question)"):
+    with explained(f"{path}: not a VQA v2 file of questions (each needs question_id, image_id and question)", MISSING_FIELDS):
         rows: dict[object, dict[str, object]] = {}
         for question in questions:
             key, image = question["question_id"], f"COCO_{subtype}_{question['image_id']:012d}.jpg"
             rows[key] = {"image": image, "question": question["question"], "question_id": key}
-    if len(rows) < len(questions):
-        raise UserError(f"{path}: {len(questions) - len(rows)} question ids are repeated")
+        _refuse_repeated(path, questions)
     if annotations is not None:
         answers = _vqa_answers(annotations)
         if lone := [key for key in {**rows, **answers} if key not in rows or key not in answers]:
@@ -163,8 +163,18 @@ def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtyp
 
 def _vqa_answers(path: Path) -> dict[object, Fields]:
     """Return answers and answer type by question id."""
-    with explained(f"{path}: not a VQA v2 file of annotations (each needs question_id and answers)"):
+    document = _load(path)
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list):
+        raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
+    with explained(f"{path}: not a VQA v2 file of annotations (each needs question_id and answers)", MISSING_FIELDS):
+        _refuse_repeated(path, annotations)
         return {
             row["question_id"]: {"answers": [one["answer"] for one in row["answers"]], "answer_type": row.get("answer_type")}
-            for row in _load(path)["annotations"]
+            for row in annotations
         }
+
+
+def _refuse_repeated(path: Path, rows: Iterable[Any]) -> None:
+    if repeated := [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]:
+        raise UserError(f"{path}: {len(repeated)} question ids are repeated, e.g. {repeated[0]}")
