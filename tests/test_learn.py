@@ -38,7 +38,7 @@ from eve_vl.utils.errors import UserError
 STEP = Trainer.train_step
 KINDS = ("circle", "square", "ring", "cross", "star", "moon")
 FACTS = {"rows": 3766, "side": 128, "text_length": 16, "vocab": 2000, "many_labels": False}
-FACTS |= {"held": {}, "train": 3011, "val": 377, "test": 378}
+FACTS |= {"held": {}, "max_invalid_fraction": 0.01, "train": 3011, "val": 377, "test": 378}
 SEARCH = ["bundled", "bundled_words", "bundled_phrases", "masked", "random", "masked_first", "final"]
 
 
@@ -185,8 +185,8 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     """
     pairs = builtin.unpack_icons(tmp_path / "icons")
     rows = pairs.read_text().splitlines()[::20]
-    (mine := pairs.with_name("mine.jsonl")).write_text("\n".join(rows[:60]))
     missing = json.dumps({"image": "missing.png", "caption": "no file"})
+    (mine := pairs.with_name("mine.jsonl")).write_text("\n".join([*rows[:60], *[missing] * 3]))
     (late := pairs.with_name("late.jsonl")).write_text("\n".join([*rows[60:], missing]))
     for module in (plan, stages):
         monkeypatch.setattr(module, "BUNDLED", BUNDLED)

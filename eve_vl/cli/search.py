@@ -138,7 +138,7 @@ def run_try(args: TryArgs) -> None:
     _print_changes(folder, index)
     if args.sources:
         _print_recalls(eve.run, args.sources)
-        print_line(f"note: {ICON_RUN} was trained on drawings only; for photos, train a run of your own")
+        print_line(f"note: {ICON_RUN} was trained on drawings only; for photos, index them with CLIP (docs/inference.md)")
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     others = [name for name in builtin.names() if name != ICON_RUN]
     run_app(AppArgs(runs=tuple(map(Path, (ICON_RUN, *others))), index=folder, port=args.port, browser=args.browser))
