@@ -38,7 +38,7 @@ from eve_vl.utils.errors import UserError
 STEP = Trainer.train_step
 KINDS = ("circle", "square", "ring", "cross", "star", "moon")
 FACTS = {"rows": 3766, "side": 128, "text_length": 16, "vocab": 2000, "many_labels": False}
-FACTS |= {"held": {}, "max_invalid_fraction": 0.01, "train": 3011, "val": 377, "test": 378}
+FACTS |= {"held": {}, "train": 3011, "val": 377, "test": 378}
 SEARCH = ["bundled", "bundled_words", "bundled_phrases", "masked", "random", "masked_first", "final"]
 
 

@@ -145,7 +145,6 @@ class Plan:
         held = dict(self.values["data"]["held"])
         if "split_file" in held:
             held["split_file"] = self.out / held["split_file"]
-        held["max_invalid_fraction"] = self.values["data"]["max_invalid_fraction"]
         skips = HELD_OUT not in self.data.val  # held-out always does
         sources = {"train": self.data.train, "val": self.data.val, "skip_invalid_val": skips}
         data = replace(config.data, **sources, **self.reading(), **held)
@@ -231,8 +230,8 @@ def check(plan: Plan) -> None:
         "side": min(sides, default=SIZES[0]),
         "text_length": min(64, max(8, round(1.4 * lengths[int(0.99 * (len(lengths) - 1))]) + 3)),
         "vocab": min(8000, max(1000, len({word for text in texts for word in text.split()}))),
-        "held": held_of(plan, sources, rows),
-        "max_invalid_fraction": min(1.0, 0.01 + 2 * broken / (rows + broken)),  # twice, as the rows of a run are a sample
+        # twice the share of unusable rows, because the rows of a run are a sample
+        "held": held_of(plan, sources, rows) | {"max_invalid_fraction": min(1.0, 0.01 + 2 * broken / (rows + broken))},
         "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
     }
     plan.values["data"] = facts
