@@ -225,13 +225,14 @@ def check(plan: Plan) -> None:
             used[" ".join(specs)] = _refuse_overlap(plan, used, flag, specs)
     lengths = sorted(len(text.split()) for text in texts) or [1]
     sides = [report["width"]["median"] for report in reports if report["width"]]
+    # twice the share of unusable rows, because the rows of a run are a sample
+    limit = min(1.0, round(0.01 + 2 * broken / (rows + broken), 3))
     facts: dict[str, Any] = {
         "rows": rows,
         "side": min(sides, default=SIZES[0]),
         "text_length": min(64, max(8, round(1.4 * lengths[int(0.99 * (len(lengths) - 1))]) + 3)),
         "vocab": min(8000, max(1000, len({word for text in texts for word in text.split()}))),
-        # twice the share of unusable rows, because the rows of a run are a sample
-        "held": held_of(plan, sources, rows) | {"max_invalid_fraction": min(1.0, round(0.01 + 2 * broken / (rows + broken), 3))},
+        "held": held_of(plan, sources, rows) | {"max_invalid_fraction": limit},
         "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
     }
     plan.values["data"] = facts
