@@ -236,6 +236,20 @@ def test_a_caption_of_very_many_images_is_named(tmp_path: Path):
     assert [line for line in report_lines(report) if line.startswith("note")] == [said]
 
 
+def test_columns_that_were_not_read_as_captions_are_named(eve, table: Path):
+    (table := table.with_name("notes.csv")).write_text("image,note\na.png,a lake\n")
+    note = "note: none of the columns image, note was read as captions; name one with --data.text-column"
+    assert note in check(eve, table)[1]
+    assert "note: none" not in check(eve, table, "--text-column", "note")[1]
+
+
+def test_very_many_broken_rows_are_not_all_listed(table: Path):
+    with table.open("a") as file:
+        file.write('{"image": "gone.png", "caption": "x"}\n' * 22)
+    lines = [line for line in report_lines(check_source(open_source(table))) if line.startswith("broken:")]
+    assert lines[19].startswith(f"broken: {table.name}:27: ") and lines[20:] == ["broken: 5 more; --json FILE lists all"]
+
+
 def test_a_table_among_images_is_named(eve, table: Path):
     """A folder is checked as its images; their captions may be in the table that is left out."""
     note = f"note: {table} was not read, only the images"

@@ -419,7 +419,7 @@ def test_other_work_costs_the_last_pilots_first(simulated, seconds, load, later)
 @pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("2h", 7200)])
 def test_times_are_read_and_written(text, seconds):
     assert seconds_of(text) == seconds
-    assert seconds_of(shown(seconds)) == seconds
+    assert seconds_of(shown(seconds)) == seconds_of(text.replace("m", " min")) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "ten", "-3m", "0s", "3m2h"])
@@ -452,6 +452,11 @@ def test_a_refused_budget_is_not_spent(table, tmp_path, monkeypatch, capfd):
     [
         (lambda rows: rows[:5], (), "5 captioned images; at least 50 are needed"),
         (lambda rows: [{"image": row["image"]} for row in rows], (), "holds images only; eve learn needs captions"),
+        (
+            lambda rows: [{"image": row["image"], "note": "a sun"} for row in rows],
+            (),
+            "Its columns: image, note. If one holds captions, name it with --data.text-column",
+        ),
         (lambda rows: [row | {"caption": "an icon"} for row in rows], (), "1 distinct caption for 60 images"),
         (lambda rows: rows, ("--for", "10s"), "of at least 20 training steps (1 s each, 0 s of checks, 2 s for"),
         (lambda rows: rows, ("--for", "soon"), "--for soon: is no time"),

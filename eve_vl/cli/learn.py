@@ -71,7 +71,7 @@ def run_learn(args: LearnArgs) -> None:
 
 def seconds_of(text: str) -> float:
     """Return the seconds of a time such as 30m, 1h30m or 90s. Raises UserError."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.replace(" ", ""))
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.replace(" ", ""))
     seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
     if not seconds:
         raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")

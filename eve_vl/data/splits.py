@@ -168,7 +168,7 @@ def read_split(path: Path, sources: Sequence[Source[Any]], names: Sequence[str])
         raise UserError(f"data.split_file {path}: is no split of eve learn; {fix}")
     if found["data"] != _fingerprint(sources):
         problem = f"belongs to other rows than {' '.join(names)} has now, or to rows read as another kind"
-        raise UserError(f"data.split_file {path}: {problem}; {fix}; or run eve learn again with another --out")
+        raise UserError(f"data.split_file {path}: {problem}; run eve learn with another --out, or {fix}")
     held = [np.array(val + test, int) for val, test in zip(found["val"], found["test"], strict=True)]
     rest = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held, strict=True)]
     train, val, test = (

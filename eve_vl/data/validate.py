@@ -18,6 +18,7 @@ from eve_vl.utils.runtime import start_method
 
 CHUNK = 64  # rows per message from a worker
 NUM_SHOWN = 10  # frequent answers or labels
+MOST_BROKEN = 20  # lines on broken rows
 MIN_NOISE, NOISE_SHARE = 20, 0.01  # equal captions that may be noise: more than this number and share (LOG.md, 2026-11-30)
 LONGEST_SHOWN = 80  # characters of a frequent text
 ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
@@ -144,7 +145,9 @@ def report_lines(report: Report) -> list[str]:
         (kind in ("questions", "statements"), "repeated ids", report["duplicate_ids"]),
         (report["labels"], "labels", _shown(report["labels"])),
     ]
-    broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"]]
+    broken = [f"broken: {row['where']}: {row['reason']}" for row in report["broken"][:MOST_BROKEN]]
+    if (more := len(report["broken"]) - MOST_BROKEN) > 0:
+        broken.append(f"broken: {more:,} more; --json FILE lists all")
     frequent = report["frequent_texts"] if kind == "captions" else {}
     tells_little = "such a caption tells little about each image"
     noise = [f"note: {num:,} captions are {text!r}; {tells_little}" for text, num in frequent.items()]

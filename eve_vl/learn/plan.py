@@ -211,7 +211,8 @@ def check(plan: Plan) -> None:
     where, sources = " ".join(plan.data.train), open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows)
     reports = [check_source(source) for source in sources]
     rows, broken = (sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True))
-    many = pluralize(rows, plan.job.words) + f", {broken:,} unusable (eve data check lists them)" * (broken > 0)
+    skipped = f" and {pluralize(broken, 'unusable row')} to skip (eve data check lists them)" * (broken > 0)
+    many = pluralize(rows, plan.job.words) + skipped
     if rows < MIN_ROWS:
         raise UserError(f"{where}: {many}; at least {MIN_ROWS} are needed to train and to measure on others")
     known = [row for source in sources for _, row in usable_rows(source)]
@@ -292,5 +293,8 @@ def kind_of(data: DataConfig) -> str:
         return "search"
     jobs = {job.rows: name for name, job in JOBS.items()}
     if found not in jobs:
-        raise UserError(f"{data.train[0]}: holds {found} only; eve learn needs captions, questions, statements or labels")
+        problem = f"holds {found} only; eve learn needs captions, questions, statements or labels"
+        if len(getattr(table, "names", ())) > 1:
+            raise table.lacks(problem, "If one holds captions, name it with --data.text-column")
+        raise UserError(f"{data.train[0]}: {problem}")
     return jobs[found]

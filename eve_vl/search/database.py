@@ -29,7 +29,7 @@ import numpy as np
 from eve_vl import __version__, builtin
 from eve_vl.config import generated
 from eve_vl.data.sources import absolute_spec
-from eve_vl.utils.errors import DamagedError, UserError
+from eve_vl.utils.errors import DamagedError, UserError, did_you_mean
 from eve_vl.utils.file_io import atomic_file, has_fields, parse_json, read_json, write_file
 
 if TYPE_CHECKING:  # opening an index imports no torch, which takes seconds
@@ -225,7 +225,9 @@ class Database:
         if not path.is_file():
             inside = sorted(folder.glob(f"*/{DATABASE}"))  # as in the folder of `eve try`
             source, out = (folder, f"{folder}.index") if folder.is_dir() else ("FOLDER", folder)
-            fix = f"did you mean '{inside[0].parent}'?" if inside else f"eve index {source} --run RUN --out {out} makes one"
+            near = did_you_mean(folder.name, [each.parent.name for each in folder.absolute().parent.glob(f"*/{DATABASE}")])
+            near = f"did you mean '{inside[0].parent}'?" if inside else near
+            fix = near or f"eve index {source} --run RUN --out {out} makes one"
             raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
             if verified:
