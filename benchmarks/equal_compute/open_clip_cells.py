@@ -31,7 +31,7 @@ from eve_vl.utils.file_io import atomic_folder, read_json, write_file
 
 JOB = "retrieval"
 SCRIPT = Path(__file__).with_name("open_clip_train.py")
-SETTINGS: Mapping[str, Any] = {"batch": 128, "rate": 1e-3, "warmup": 0.1, "patch": 8, "blocks": 4}
+SETTINGS: Mapping[str, Any] = {"batch": 128, "rate": 1e-3, "warmup": 0.1, "patch": 16, "blocks": 1}
 GRID: Mapping[str, Sequence[Any]] = {
     "batch": (64, 128, 256),
     "rate": (5e-4, 1e-3, 2e-3),
