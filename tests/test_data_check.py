@@ -241,6 +241,9 @@ def test_columns_that_were_not_read_as_captions_are_named(eve, table: Path):
     note = "note: none of the columns image, note was read as captions; name one with --data.text-column"
     assert note in check(eve, table)[1]
     assert "note: none" not in check(eve, table, "--text-column", "note")[1]
+    table.write_text("file,caption\na.png,a lake\n")
+    assert "none of the columns file, caption was read as images; name one with --data.image-column" in check(eve, table)[1]
+    assert "note: none" not in check(eve, table, "--kind", "texts")[1]
 
 
 def test_very_many_broken_rows_are_not_all_listed(table: Path):

@@ -443,8 +443,15 @@ def test_a_refused_budget_is_not_spent(table, tmp_path, monkeypatch, capfd):
         kept = json.loads((out / "plan.json").read_text())
         assert kept["spent"] < 0.1 and kept["data"]["rows"] == 60 and "stages" not in kept
     monkeypatch.setattr(Trainer, "train_step", interrupted_at(1, kill))
+    other = rows_of(table, "other.jsonl", [json.loads(line) for line in table.read_text().splitlines()][:55])
+    assert learn(other, "--for", "12s", "--out", out) == 2
+    assert "--for 12s: is enough for " in capfd.readouterr().err
     with pytest.raises(KilledError):
         learn(table, "--for", "30s", "--out", out)
+    assert learn(other, "--for", "30s", "--out", out) == 2
+    assert f"{out}: holds a run on other sources" in capfd.readouterr().err
+    assert learn(table, "--for", "30s", "--out", table) == 2
+    assert f"--out {table}: is a file; name a folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -456,6 +463,11 @@ def test_a_refused_budget_is_not_spent(table, tmp_path, monkeypatch, capfd):
             lambda rows: [{"image": row["image"], "note": "a sun"} for row in rows],
             (),
             "Its columns: image, note. If one holds captions, name it with --data.text-column",
+        ),
+        (
+            lambda rows: [{"file": row["image"], "caption": "a sun"} for row in rows],
+            (),
+            "Its columns: file, caption. If one holds images, name it with --data.image-column",
         ),
         (lambda rows: [row | {"caption": "an icon"} for row in rows], (), "1 distinct caption for 60 images"),
         (lambda rows: rows, ("--for", "10s"), "of at least 20 training steps (1 s each, 0 s of checks, 2 s for"),

@@ -40,6 +40,8 @@ def run_learn(args: LearnArgs) -> None:
     start = time.monotonic() - time.process_time()  # of this process, by which --for counts
     seconds, out = seconds_of(args.time), expand_user(args.out)
     builtin.refuse(out)
+    if out.is_file():
+        raise UserError(f"--out {out}: is a file; name a folder")
     print_line("eve learn: reading the data")  # torch takes seconds
     from eve_vl.learn.plan import Clock, check, kind_of, shown
     from eve_vl.learn.stages import Learner, conclude, result_lines

@@ -18,8 +18,8 @@ from torch import Tensor
 
 try:
     import transformers as _transformers
-except ModuleNotFoundError as error:
-    raise ImportError("eve_vl.interop.hf needs transformers: pip install 'eve-vl[hf]'") from error
+except ModuleNotFoundError:
+    raise ImportError("eve_vl.interop.hf needs transformers: pip install 'eve-vl[hf]'") from None
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput

@@ -100,10 +100,12 @@ class Plan:
         asked = {"task": job, "train": list(data.train), "val": list(data.val), "test": list(test), "reading": reading}
         self.values: dict[str, Any] = {"asked": asked, "seconds": seconds, "spent": 0.0, "lines": []}
         if (file := self.out / PLAN).is_file():
-            self.values = read_json(file, dict)
-            if not has_fields(self.values, asked=dict, seconds=float, spent=float, lines=list):
+            found = read_json(file, dict)
+            if not has_fields(found, asked=dict, seconds=float, spent=float, lines=list):
                 raise UserError(f"{file}: is no plan of eve learn; choose another --out")
-            if self.values["asked"] != asked:
+            if found["asked"] == asked:
+                self.values = found
+            elif "stages" in found:  # without one, nothing was trained
                 raise UserError(
                     f"{out}: holds a run on other sources, with other options or for another task; choose another --out"
                 )
@@ -211,8 +213,7 @@ def check(plan: Plan) -> None:
     where, sources = " ".join(plan.data.train), open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows)
     reports = [check_source(source) for source in sources]
     rows, broken = (sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True))
-    skipped = f" and {pluralize(broken, 'unusable row')} to skip (eve data check lists them)" * (broken > 0)
-    many = pluralize(rows, plan.job.words) + skipped
+    many = pluralize(rows, plan.job.words) + f", {broken:,} unusable (eve data check lists them)" * (broken > 0)
     if rows < MIN_ROWS:
         raise UserError(f"{where}: {many}; at least {MIN_ROWS} are needed to train and to measure on others")
     known = [row for source in sources for _, row in usable_rows(source)]
@@ -238,6 +239,7 @@ def check(plan: Plan) -> None:
     }
     plan.values["data"] = facts
     parts = [sum(map(len, part)) for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)]
+    parts[0] -= broken  # a held-out part has only rows that can be read
     parts[2] = parts[2] or sum(len(source) for source in open_sources(plan.test, plan.data, SIZES[0], plan.job.rows))
     facts |= dict(zip(("train", "val", "test"), parts, strict=True))
     kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(facts)
@@ -295,6 +297,7 @@ def kind_of(data: DataConfig) -> str:
     if found not in jobs:
         problem = f"holds {found} only; eve learn needs captions, questions, statements or labels"
         if len(getattr(table, "names", ())) > 1:
-            raise table.lacks(problem, "If one holds captions, name it with --data.text-column")
+            lacking, option = ("images", "image") if found == "texts" else ("captions", "text")
+            raise table.lacks(problem, f"If one holds {lacking}, name it with --data.{option}-column")
         raise UserError(f"{data.train[0]}: {problem}")
     return jobs[found]
