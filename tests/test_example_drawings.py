@@ -1,13 +1,16 @@
 """The drawings example builds its set from made-up packages; neither npm nor resvg-py is needed."""
 
+import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from example_builds import load_example
 from PIL import Image, ImageDraw
 from pyarrow import Table, parquet
 
+from eve_vl import builtin
 from eve_vl.utils.errors import UserError
 
 drawings = load_example("drawings")
@@ -32,6 +35,17 @@ def test_style_marks_are_dropped_where_a_set_has_them():
     assert few.words("chart-line") == ["chart", "line"]  # a thing here
     assert few.words("round-table2") == ["table"]
     assert few.words("outline") == ["outline"]  # nothing else would be left
+
+
+def test_each_phrase_has_a_right_drawing_among_the_icons_of_eve_try(tmp_path):
+    table = Path(__file__).parents[1] / "examples/drawings/phrases.tsv"
+    with table.open(encoding="utf-8", newline="") as file:
+        phrases = list(csv.DictReader(file, delimiter="\t"))
+    assert len({(row["gallery"], row["phrase"]) for row in phrases}) == len(phrases) == 100
+    pairs = builtin.unpack_icons(tmp_path).read_text(encoding="utf-8").splitlines()
+    known = {json.loads(row)["caption"] for row in pairs}
+    for row in phrases:
+        assert row["gallery"] == "color" or known.intersection(row["accepted"].split("; ")), row
 
 
 @pytest.mark.parametrize("color", ["red", "orange", "yellow", "green", "blue", "purple", "black", "gray", "pink"])

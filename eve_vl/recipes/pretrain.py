@@ -132,8 +132,8 @@ def scenes_all_losses() -> Config:
 def emoji() -> Config:
     """Emoji and their names: minutes on one core.
 
-    examples/emoji builds the data, 4,800 images. On an older folder of 3,800, `search_small --train.lr 1e-3` then reached R@1
-    0.20 and 0.22, with words only 0.24 and 0.22. Both runs took 484 CPU core-seconds.
+    examples/emoji builds the data, 4,800 images. On an older folder of 4,448, `search_small --train.lr 1e-3` then reached R@1
+    0.20 and 0.22 with 484 CPU core-seconds in all, with words only 0.24 and 0.22 with 406.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
