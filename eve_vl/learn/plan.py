@@ -239,7 +239,7 @@ def check(plan: Plan) -> None:
     }
     plan.values["data"] = facts
     parts = [sum(map(len, part)) for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)]
-    parts[0] -= broken  # a held-out part has only rows that can be read
+    parts[0] -= broken  # held-out parts of a split file have usable rows only; of fractions, nearly so
     parts[2] = parts[2] or sum(len(source) for source in open_sources(plan.test, plan.data, SIZES[0], plan.job.rows))
     facts |= dict(zip(("train", "val", "test"), parts, strict=True))
     kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(facts)
