@@ -42,6 +42,7 @@ MISTAKES = [
     ("pretrain tiny --init", "Missing value for argument '--init'"),
     ("pretrain tiny --zzz 3", "Unrecognized options: --zzz, 3; eve pretrain tiny --help shows the usage"),
     ("pretrain tiny more", "Unrecognized options: more; a text of several words needs quotes; eve"),
+    ("search index -mail", "Unrecognized options: -mail; a text that begins with - needs a space before it; eve"),
     ("verify run left.png", "Missing from eve verify: RIGHT Right image. (required) STATEMENT Statement about"),
     ("convert", "Missing from eve convert: SOURCE A published EVE"),
     ("learn photos --four 1m", "Unrecognized options: --four 1m; did you mean '--for'?; eve learn --help shows the usage"),

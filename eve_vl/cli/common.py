@@ -110,8 +110,10 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
             with contextlib.redirect_stdout(usage := io.StringIO()), contextlib.suppress(SystemExit):
                 parse_flags(args=["--help"])
             near = "; ".join(("", did_you_mean(word[1], re.findall(r"--[\w.-]+", usage.getvalue())))).removesuffix("; ")
+        elif problem.startswith("Unrecognized options: -"):
+            near = "; a text that begins with - needs a space before it"
         elif problem.startswith("Unrecognized options: "):
-            near = "; a text of several words needs quotes, and one that begins with - needs a space before it"
+            near = "; a text of several words needs quotes"
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
     if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
