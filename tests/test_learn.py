@@ -196,7 +196,8 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(stages, "FINAL_SHARE", 2.0)  # no time for pilots, which take seconds each
     monkeypatch.setattr(stages, "run_page", lambda *_: "")
     assert learn(mine, "--for", "17s", "--val", late, "--out", tmp_path / "out") == 0
-    found = decisions(tmp_path / "out")["stages"]
+    facts, found = (decisions(tmp_path / "out")[name] for name in ("data", "stages"))
+    assert facts["train"] + facts["test"] == facts["rows"] == 60  # without the unusable rows
     stage = found["bundled, as it is"]
     assert stage["score"] > 0.5
     done = ["bundled, as it is", "bundled", "final 0", "final 1", "final"]

@@ -349,7 +349,7 @@ def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ..
     return [
         (("search", "nothing", "red"), "nothing: no such index"),
         (("search", "indx", "red"), "indx: no such index; did you mean 'index'?"),
-        (("index", "photos", "builtin:drawings"), "(builtin:drawings is a run; --run names it)"),
+        (("index", "photos", "builtin:drawings"), "(builtin:drawings is a run, not data)"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; eve index photos --run RUN --out photos.index makes one"),
         (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
         (("search", "index"), "nothing to search for"),

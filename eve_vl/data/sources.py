@@ -74,7 +74,7 @@ def explain_missing(path: Path) -> str:
     child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
-    hint = f"{path.name} is a run; --run names it" if path.name.startswith("builtin:") else did_you_mean(child.name, names)
+    hint = f"{path.name} is a run, not data" if path.name.startswith("builtin:") else did_you_mean(child.name, names)
     return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
 
 
