@@ -89,7 +89,8 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     names = (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))
     compared = [run for name in names if isinstance(run := found[name], ComparedRun)]
     unreadable = {name: str(error) for name, error in found.items() if isinstance(error, UserError)}
-    report = write_page(out / "report.html", comparison_page(out.resolve().name, compared, unreadable, [top]))
+    sections = [top, *(section for run in compared for section in run.sections)]
+    report = write_page(out / "report.html", comparison_page(out.resolve().name, compared, unreadable, sections))
     print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
@@ -266,7 +267,7 @@ def read(config: Config, name: str) -> ComparedRun:
     set_threads(1)
     with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:
-            return read_run(config.out, name)
+            return read_run(config.out, name, with_sections=name == PRETRAIN)
         except OSError as error:
             raise UserError(str(error)) from None
 

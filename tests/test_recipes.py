@@ -26,7 +26,7 @@ from eve_vl.train.optim import lr_scales
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
 DEMO: dict[str, Any] = {
-    "depth": 4,
+    "depth": 2,
     "D": 192,
     "F": 384,
     "moe_blocks": 0,
@@ -37,7 +37,7 @@ DEMO: dict[str, Any] = {
     "V": 512,
 }
 DEMO["stem"] = (3, 24, 48, 96, 192)  # channels
-WHOLE = DEMO | {"moe_blocks": 2, "experts": 4, "narrow": 192}
+WHOLE = DEMO | {"moe_blocks": 1, "experts": 4, "narrow": 192}
 TINY: dict[str, Any] = {
     "depth": 3,
     "D": 48,
@@ -59,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "emoji": {**WHOLE, "image": 64, "V": 2000},
     "icons": {**DEMO, "depth": 1, "image": 64, "patch": 32, "stem": (3, 24, 48, 96, 192, 192), "T": 16, "V": 4000},
     "tiny": TINY,
-    "mlim_tiny": {**DEMO, "blocks": (3, 16, 32, 64, 192), "is_shared": True, "stem": ()},
+    "mlim_tiny": {**DEMO, "depth": 4, "blocks": (3, 16, 32, 64, 192), "is_shared": True, "stem": ()},
     "mlim_large": {
         "depth": 24,
         "D": 1024,

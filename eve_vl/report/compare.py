@@ -18,7 +18,7 @@ from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
 from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
 from eve_vl.report.page import run_facts, task_report, write_page
-from eve_vl.report.task import Example, Measured
+from eve_vl.report.task import Example, Measured, routing_sections
 from eve_vl.run.loading import load_run, root_of
 from eve_vl.run.results import Result, ranked, read_results, row_difference
 from eve_vl.synthetic import source_note
@@ -49,6 +49,8 @@ class ComparedRun:
     measured: Measured | None = None
     comparison: str = ""
     examples: Sequence[Example] = ()
+    sections: Sequence[Section] = ()
+    """Sections of the run's own page, if asked for."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Validation row → score of the run."""
     data: str = ""
@@ -97,8 +99,11 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
     return write_page(out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable))
 
 
-def read_run(folder: Path, name: str) -> ComparedRun:
-    """Return a run for the comparison. Raises UserError if it cannot be read."""
+def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRun:
+    """Return a run for the comparison.
+
+    with_sections: also draw the examples and the routing of its own page. Raises UserError if it cannot be read.
+    """
     run = load_run(folder)
     log, report = read_log(root_of(run.folder)), task_report(run)
     facts, scored = run_facts(run, log), run.evaluator.score_name or run.evaluator.main_metric
@@ -109,6 +114,9 @@ def read_run(folder: Path, name: str) -> ComparedRun:
             found.measured = report.measured(log)
             found.comparison = run.evaluator.comparison(found.measured.values)
             found.examples = report.compared(NUM_EXAMPLES)
+            if with_sections:
+                own = [*report.evidence(report.num_each), *routing_sections(report, Curves(log=log, step=run.step))]
+                found.sections = [section._replace(title=f"{name}: {section.title.lower()}") for section in own]
             now = report.evaluated(found.measured.num_samples)
             recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)
             found.scores, found.data = now.row_scores, fingerprint.short(recorded) if recorded else now.data
