@@ -49,7 +49,14 @@ ROWS = {
     "targets": {"pixels": {}, "pixels, normalised": {"normalize_targets": True}, "nothing (MLM)": {"mim_weight": 0}},
     "systems": {
         "EVE": {},
-        "words": {"mim_weight": 0, "mask_replace_prob": 0.5, "deep_ffn": "modality", "stem": "conv"},
+        "words": {
+            "mim_weight": 0,
+            "mask_replace_prob": 0.5,
+            "deep_ffn": "modality",
+            "stem": "conv",
+            "depth": 2,
+            "num_deep_blocks": 1,
+        },
         "ITC+ITM+MLM": {"name": "contrast_match", "mim_weight": 0, "itc_weight": 1, "itm_weight": 1},
         "contrast": {
             "name": "contrast_match",

@@ -20,19 +20,19 @@ from eve_vl.tasks.task import Sizes
 # other heads and losses left out: a dense or routed block is 2·N·D·3D + 4·N²·D + 2·N·D² + 4·N·D·F, its last one less.
 BY_HAND = {
     "tiny": 23.148,
-    "demo_words": 109.618,
-    "demo": 137.218,  # a quarter of the image pass, two routers, and a last block that computes all rows for its router
+    "demo_words": 57.363,
+    "demo": 74.093,  # a quarter of the image pass, a router, and a last block that computes all rows for its router
     "base": 65_871.658,
     "vlmo_tiny_images": 18.796,
     "vlmo_tiny_texts": 25.989,
     "mlim_tiny": 180.056,
     "m3ae_tiny": 257.616,
     "medflip_tiny": 50.062,
-    "demo_vqa": 102.915,
-    "demo_nlvr2": 205.831,
-    "demo_retrieval": 113.040,
-    "demo_classification": 31.644,
-    "scenes_retrieval": 409.989 - 3 * 10.354,  # contrast embeds the image, matching three times embeds nothing
+    "demo_vqa": 50.596,
+    "demo_nlvr2": 101.193,
+    "demo_retrieval": 61.704,
+    "demo_classification": 19.679,
+    "scenes_retrieval": 201.695 - 3 * 10.354,  # contrast embeds the image, matching three times embeds nothing
     "mlim_pairs": 119.740,
     "m3ae_tiny_retrieval": 802.671,
 }
@@ -52,7 +52,7 @@ def test_flops_are_those_counted_by_hand(name):
     flops = inspect_config(recipe(name)).flops
     found = sum(count for part, count in flops.items() if part not in HEADS)
     assert found / 1e6 == pytest.approx(BY_HAND[name], rel=0.002)
-    assert sum(flops.values()) < 1.1 * found
+    assert sum(flops.values()) < 1.15 * found
     assert flops.keys() - {"losses"} <= inspect_config(recipe(name)).parameters.keys()
 
 
