@@ -51,7 +51,7 @@ STARTS = {
 PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn moe --model.expert-ratio 1"
 """The parts of EVE as in `demo`."""
 SEARCH = Stage("demo_retrieval", flags="--train.lr 1e-3")
-"""Fine-tuning for search, with half of the recipe's rate, which suits 100 steps (LOG.md, 2026-11-30)."""
+"""Fine-tuning for search, with half of the recipe's rate, which suits many steps (LOG.md, 2026-11-30)."""
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": SEARCH},
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": SEARCH},
