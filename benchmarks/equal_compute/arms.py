@@ -39,7 +39,7 @@ class Arm:
 # Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a report fits).
 PHANTOMS = "--input.image-size 64 --input.text-length 64"
 WORDS = "--task.mim-weight 0 --task.mim-share 1 --model.deep-ffn modality --model.expert-ratio 0"
-SHALLOW = "--model.depth 1 --model.num-deep-blocks 1 --input.patch-size 32"
+SHALLOW = "--model.depth 1 --input.patch-size 32"
 """As in the recipe `icons`; chosen for emoji by validation (LOG.md)."""
 STARTS = {
     "scenes": ("scenes_words", ""),

@@ -18,7 +18,7 @@ from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
 from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
 from eve_vl.report.page import run_facts, task_report, write_page
-from eve_vl.report.task import Example, Measured, routing_sections
+from eve_vl.report.task import Example, Measured, own_sections
 from eve_vl.run.loading import load_run, root_of
 from eve_vl.run.results import Result, ranked, read_results, row_difference
 from eve_vl.synthetic import source_note
@@ -115,7 +115,7 @@ def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRu
             found.comparison = run.evaluator.comparison(found.measured.values)
             found.examples = report.compared(NUM_EXAMPLES)
             if with_sections:
-                own = [*report.evidence(report.num_each), *routing_sections(report, Curves(log=log, step=run.step))]
+                own = own_sections(report, Curves(log=log, step=run.step))
                 found.sections = [section._replace(title=f"{name}: {section.title.lower()}") for section in own]
             now = report.evaluated(found.measured.num_samples)
             recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)

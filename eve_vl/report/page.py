@@ -14,7 +14,7 @@ from eve_vl.config import Config, changed_flags, define, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
-from eve_vl.report.task import TaskReport, routing_sections
+from eve_vl.report.task import TaskReport, own_sections
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
 from eve_vl.run.results import cost_chain, cost_text, read_results
@@ -68,7 +68,7 @@ def run_page(run: LoadedRun, top: Sequence[Section] = ()) -> str:
             comparison = run.evaluator.comparison(measured.values)
             shown = {"shown": report.numbers(measured), "remarks": run.evaluator.warnings(measured.values)}
             body = draw("run_sections.html", "numbers", measured=measured, comparison=comparison, **shown)
-            others = [*report.evidence(report.num_each), *routing_sections(report, curves)]
+            others = own_sections(report, curves)
             sections = [Section("numbers", "Numbers", body), drawn, *others]
         except UserError as error:  # without the data, the run folder still gives curves and config
             problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"

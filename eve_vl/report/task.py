@@ -194,6 +194,11 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> tuple[dict[int, Tenso
     return dict(zip(blocks, shares, strict=False)), num_rows  # no rows: empty
 
 
+def own_sections(report: TaskReport, curves: Curves) -> list[Section]:
+    """Return the sections of a run's examples and of its routing."""
+    return [*report.evidence(report.num_each), *routing_sections(report, curves)]
+
+
 def routing_sections(report: TaskReport, curves: Curves) -> list[Section]:
     """Return the section on which experts serve which modality, if there are experts."""
     try:
