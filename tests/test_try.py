@@ -20,13 +20,14 @@ NUM = 5
 
 
 @pytest.fixture
-def tried(eve, few, monkeypatch) -> Any:  # noqa: F811
+def tried(eve, few, tmp_path, monkeypatch) -> Any:  # noqa: F811
     """Runs `eve try` up to the server, and returns the output and the application."""
     apps = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("eve_vl.serve.server.serve", lambda app, *_, **__: apps.append(app))
 
     def run(*words: Any) -> tuple[str, Any]:
-        done = eve("try", *words, "--out", "tried", "--port", "0", "--no-browser")
+        done = eve("try", *words, "--port", "0", "--no-browser")
         assert done.returncode == 0, done.stderr
         return done.stdout, apps[-1]
 
@@ -78,7 +79,7 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
     for caption in captions:
         (tmp_path / "mine" / f"{caption}.txt").write_text(caption)
     printed, _ = tried("mine")
-    (folder,) = (tmp_path / "tried").glob("index-*")
+    (folder,) = (tmp_path / "cache/eve-vl/try").glob("index-*")
     index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
     ranks = []
     for caption in captions:

@@ -7,6 +7,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from eve_vl.config import DataConfig
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import expand_user
+from eve_vl.utils.file_io import cache_folder, expand_user
 from eve_vl.utils.frozen import Frozen
 
 ICON_RUN = "builtin:drawings"  # the run of `eve try`
@@ -31,7 +32,7 @@ class TryArgs(Frozen):
 
     sources: Positional[tuple[str, ...]] = ()
     """Folders of images, tables or shards to search as well."""
-    out: Path = Path("~/.cache/eve-vl/try")
+    out: Path = field(default_factory=lambda: cache_folder("try"))
     """Folder for the icons and their index. The index holds the sources of the last call only."""
     port: int | None = None
     """Port of the page, 0: any free one; default: 8000, or the next free port."""

@@ -15,7 +15,6 @@ Checkpoints are as transformers and open_clip save them. A hub's hf:ORG/NAME is 
 
 import contextlib
 import fcntl
-import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -33,7 +32,7 @@ from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import expand_user, read_json, reporting_write_errors
+from eve_vl.utils.file_io import cache_folder, read_json, reporting_write_errors
 
 OPEN_CLIP = "open_clip_config.json"
 TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
@@ -279,12 +278,12 @@ def _of_open_clip(folder: Path) -> About:
 def from_hub(name: str) -> Path:
     """Return the run folder of hf:ORG/NAME in the cache, after its first download.
 
-    The cache is eve-vl/hf in $XDG_CACHE_HOME, by default in ~/.cache. Raises UserError.
+    Raises UserError.
     """
     repository = name.removeprefix(builtin.HUB)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{name}: not the name of a model, such as hf:openai/clip-vit-base-patch32")
-    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "hf"
+    cache = cache_folder("hf")
     run = cache / repository.replace("/", "--")
     if not (run / "best").is_dir():
         with reporting_write_errors(cache):

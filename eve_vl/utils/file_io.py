@@ -36,6 +36,11 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
 
 
+def cache_folder(name: str) -> Path:
+    """Return eve-vl/`name` in $XDG_CACHE_HOME, by default in ~/.cache."""
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / name
+
+
 def open_ordinary(path: Path) -> BufferedReader:
     """Open a file for reading.
 

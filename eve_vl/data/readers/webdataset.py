@@ -220,8 +220,7 @@ def _kept(paths: Sequence[Path], is_lazy: bool) -> Path:
 
 
 def _cached(name: str) -> Path:
-    cache = file_io.expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eve-vl" / "shards"
-    return cache / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
+    return file_io.cache_folder("shards") / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
 
 
 def _save(path: Path, array: np.ndarray) -> bool:
