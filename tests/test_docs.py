@@ -141,7 +141,7 @@ def world(tmp_path_factory) -> Path:
 
 def _write_data() -> None:
     captions = {}
-    for folder, count in (("photos", 24), ("more", 4), ("labelled/red", 4), ("labelled/blue", 4)):
+    for folder, count in (("photos", 24), ("more", 4), ("drawings", 4), ("labelled/red", 4), ("labelled/blue", 4)):
         Path(folder).mkdir(parents=True)
         for number in range(count):
             name = folder.partition("/")[2] or list(COLORS)[number % len(COLORS)]

@@ -227,7 +227,7 @@ class Database:
             source, out = (folder, f"{folder}.index") if folder.is_dir() else ("FOLDER", folder)
             near = did_you_mean(folder.name, [each.parent.name for each in folder.absolute().parent.glob(f"*/{DATABASE}")])
             near = f"did you mean '{inside[0].parent}'?" if inside else near
-            fix = near or f"eve index {source} --run RUN --out {out} makes one"
+            fix = f"{near} eve index {source} --run RUN --out {out} makes one".strip()
             raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
             if verified:
