@@ -348,7 +348,7 @@ def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ..
     """Commands, each with a part of its message; runs: of the index, another one, and one without contrast."""
     return [
         (("search", "nothing", "red"), "nothing: no such index"),
-        (("search", "indx", "red"), "indx: no such index; did you mean 'index'? eve index FOLDER --run RUN --out indx makes one"),
+        (("search", "indx", "red"), "indx: no such index; did you mean 'index'? eve index FOLDER --run RUN "),
         (("index", "photos", "builtin:drawings"), "(builtin:drawings is a run, not data)"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; eve index photos --run RUN --out photos.index makes one"),
         (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
