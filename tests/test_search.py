@@ -351,7 +351,7 @@ def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ..
         (("search", "indx", "red"), "indx: no such index; did you mean 'index'? eve index FOLDER --run RUN "),
         (("index", "photos", "builtin:drawings"), "(builtin:drawings is a run, not data)"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; eve index photos --run RUN --out photos.index makes one"),
-        (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
+        (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?\n"),
         (("search", "index"), "nothing to search for"),
         (("search", "index", "red", "--top", "0"), "top 0 is not positive"),
         (("search", "index", "Москва 東京"), "no letter of its first 11 tokens is known"),

@@ -7,8 +7,8 @@ import re
 import shlex
 import shutil
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -346,8 +346,9 @@ def conclude(learner: Learner) -> str:
     write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
     body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
-    with learner.output("."), contextlib.redirect_stderr(sys.stdout):  # the bundled run's own data are not here
-        write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)]))
+    own = replace(run, config=replace(run.config, data=config.data))  # the data of the bundled run are not here
+    with learner.output("."):
+        write_page(learner.out / REPORT, run_page(own, [Section("decisions", "Decisions", body)]))
     return best
 
 

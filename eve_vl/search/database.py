@@ -224,10 +224,10 @@ class Database:
         path = folder / DATABASE
         if not path.is_file():
             inside = sorted(folder.glob(f"*/{DATABASE}"))  # as in the folder of `eve try`
-            source, out = (folder, f"{folder}.index") if folder.is_dir() else ("FOLDER", folder)
+            source, out = (folder, f"{folder.absolute().name}.index") if folder.is_dir() else ("FOLDER", folder)
             near = did_you_mean(folder.name, [each.parent.name for each in folder.absolute().parent.glob(f"*/{DATABASE}")])
-            near = f"did you mean '{inside[0].parent}'?" if inside else near
             fix = f"{near} eve index {source} --run RUN --out {out} makes one".strip()
+            fix = f"did you mean '{inside[0].parent}'?" if inside else fix
             raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
         with index_errors(folder):
             if verified:
