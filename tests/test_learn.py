@@ -195,7 +195,7 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(stages, "EPOCHS", 3)
     monkeypatch.setattr(stages, "FINAL_SHARE", 2.0)  # no time for pilots, which take seconds each
     pages = []
-    monkeypatch.setattr(stages, "run_page", lambda run, _: pages.append(run.config.data) or "")
+    monkeypatch.setattr(stages, "run_page", lambda *args: pages.append(args[2]) or "")
     assert learn(mine, "--for", "17s", "--val", late, "--out", tmp_path / "out") == 0
     assert [(data.train, data.val) for data in pages] == [((str(mine),), (str(late),))]  # not those of the bundled run
     facts, found = (decisions(tmp_path / "out")[name] for name in ("data", "stages"))

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -346,9 +345,9 @@ def conclude(learner: Learner) -> str:
     write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
     body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
-    own = replace(run, config=replace(run.config, data=config.data))  # the data of the bundled run are not here
+    data = config.data if best == AS_IT_IS else None  # the bundled run's own data are not here
     with learner.output("."):
-        write_page(learner.out / REPORT, run_page(own, [Section("decisions", "Decisions", body)]))
+        write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)], data))
     return best
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import builtin
-from eve_vl.config import Config, changed_flags, define, kinds_of, to_dict
+from eve_vl.config import Config, DataConfig, changed_flags, define, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
@@ -54,16 +54,23 @@ def task_report(run: LoadedRun) -> TaskReport:
     return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
 
 
-def run_page(run: LoadedRun, top: Sequence[Section] = ()) -> str:
-    """Return the HTML of the page about a run. top: sections above its own."""
-    folder, report, config = root_of(run.folder), task_report(run), run.config
+def run_page(run: LoadedRun, top: Sequence[Section] = (), data: DataConfig | None = None) -> str:
+    """Return the HTML of the page about a run.
+
+    top: sections above its own. data: other data than its own, to measure and to show.
+    """
+    folder, config = root_of(run.folder), run.config
+    report = task_report(run if data is None else dataclasses.replace(run, config=dataclasses.replace(config, data=data)))
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, comparison = [], [None, None], "", ""
     if config.task.has_numbers:
         body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
         sections = [drawn := Section("curves", "Curves", body)]
         try:
-            counts = [sum(map(len, part)) for part in report.sources]
+            if data is None:
+                counts = [sum(map(len, part)) for part in report.sources]
+            else:
+                problem = f"Numbers, examples and routing are of {', '.join(data.train)}, which this run was not trained on."
             measured = report.measured(curves.log)
             comparison = run.evaluator.comparison(measured.values)
             shown = {"shown": report.numbers(measured), "remarks": run.evaluator.warnings(measured.values)}
