@@ -7,27 +7,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import shortcuts  # noqa: F401
 import torch
 from forked import CONTEXT, PRELOAD, Forked
 
 from eve_vl.cli import main
-from eve_vl.evaluation import classifiers
 from eve_vl.report import page
-from eve_vl.run import training
-from eve_vl.synthetic import scenes
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and in what tests start
-classifiers.GENERATED_ROWS = 500  # training questions of the image-ablated baselines; 10,000 take seconds
-training.ROWS_PER_TOKEN = 3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
-scenes.sample_scene, scenes.captions = map(lru_cache(10_000), (scenes.sample_scene, scenes.captions))  # for all runs alike
+# nohup, and a shell's &, have these ignored, here and in what tests start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
-os.fsync = lambda _: None  # no test cuts the power, and a run syncs dozens of files, milliseconds each
 
 
 def pytest_collection_finish() -> None:

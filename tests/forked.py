@@ -6,8 +6,11 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import shortcuts  # noqa: F401
+
+from eve_vl import demo
 from eve_vl.cli import main
-from eve_vl.run import training
+from eve_vl.config import Config
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["eve_vl.demo"]  # as `eve demo`: whoever comes first starts the server of both
@@ -22,9 +25,13 @@ def run(args: tuple[str, ...], folder: Path, console: Path, env: Mapping[str, st
     for number, name in STREAMS.items():
         os.dup2(os.open(console / name, os.O_CREAT | os.O_WRONLY), number)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    training.ROWS_PER_TOKEN = 3  # as in conftest.py
     before()
     main(args)
+
+
+def demo_work(config: Config, num_test: int, nice: int = 0) -> dict[str, float]:
+    """The work of a job of the demo, with the shortcuts."""
+    return demo.work(config, num_test)
 
 
 class Forked:

@@ -57,7 +57,7 @@ MOVED = ("masked", "odd")
 """The steps whose weights are compared after an update by block_muon."""
 RUN = {"batch_size": 8, "log_every": 2, "lr": 1e-3, "lr_multipliers": (("*temperature", 500.0),)}
 RUN |= {"device": "cpu", "dtype": "float32"}
-WHOLE = RUN | {"steps": 12, "val_every": 6, "save_every": 8, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
+WHOLE = RUN | {"steps": 6, "val_every": 3, "save_every": 4, "optimizer": "muon", "clip_norm": 0.0, "ema_decay": 0.8}
 CLIPPED = RUN | {"steps": 4, "val_every": 4, "save_every": 2, "accumulation": 2}
 RUNS = {"muon": config_of("retrieval", train=WHOLE), "adamw": config_of("retrieval_itc", train=CLIPPED)}
 

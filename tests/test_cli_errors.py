@@ -157,7 +157,7 @@ def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
     assert "(default: 64)" in own and "from --init." not in own
 
 
-def test_replacing_the_users_data_with_built_in_data_needs_a_yes(eve, tmp_path: Path, monkeypatch):
+def test_replacing_the_users_data_with_built_in_data_needs_a_yes(eve, tmp_path: Path, monkeypatch, no_report):
     rows = write_pairs(tmp_path / "pairs", count=12)
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2, "--data.num-workers", 0)
     done = eve("pretrain", "tiny", "--out", "mine:x:[/b]", "--data.train", rows, "--data.val", rows, *few)

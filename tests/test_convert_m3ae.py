@@ -323,7 +323,7 @@ def test_positions_are_resized_and_texts_cut_and_people_can_ask(eve, tmp_path, w
 
 
 @pytest.mark.parametrize("verb", ["pretrain m3ae_base", "finetune m3ae_tiny_vqa"])
-def test_training_goes_on_from_it(eve, tmp_path, words, verb):
+def test_training_goes_on_from_it(eve, tmp_path, words, verb, no_report):
     """Pre-training's decoder of pixels is new; towers keep their blocks."""
     run = converted(eve, tmp_path, checkpoint("pairs"), words, "--text-tokens", 0, "--image-size", 16)
     data = ["--data.train", "phantoms:train", "--data.val", "phantoms:val", "--data.val-samples", 2, "--data.num-workers", 0]

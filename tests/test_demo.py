@@ -11,21 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked import demo_work
 from report_page import Page, assert_self_contained
 
 from eve_vl import demo
 from eve_vl.config import Config
-from eve_vl.evaluation import classifiers
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
 from eve_vl.report.compare import ComparedRun
 from eve_vl.report.drawing import percent, points
-from eve_vl.run import training
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 
-WORK, READ = demo.work, demo.read
+READ = demo.read
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
 
 
@@ -36,12 +35,6 @@ def small(config: Config, pretrain: Config) -> Config:
     return replace(
         config, model=pretrain.model, task=task, data=replace(config.data, val_samples=8, num_workers=0), train=train
     )
-
-
-def work(config: Config, num_test: int, nice: int) -> dict[str, float]:
-    """The work of a job, with tokenizer and baselines from few rows, as in tests/conftest.py."""
-    classifiers.GENERATED_ROWS, training.ROWS_PER_TOKEN = 500, 3
-    return WORK(config, num_test)
 
 
 def damaged_search(config: Config, name: str) -> ComparedRun:
@@ -57,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
     plan = demo.plan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
-        patch.setattr(demo, "work", work)
+        patch.setattr(demo, "work", demo_work)
         patch.setattr(demo, "usable_cores", lambda: 2)
         patch.setattr(demo, "read", damaged_search)
         demo.run_demo(out, num_test=12).rename(out / "first.html")
@@ -143,7 +136,7 @@ def test_a_stopped_job_leaves_no_process_that_loads_its_data(tmp_path: Path, sto
     """Also, one that is asked to end saves its state."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
     train = replace(config.train, steps=100_000, save_every=100_000, val_every=100_000)
-    job = demo.Job.start("pre", demo.work, replace(config, train=train, data=replace(config.data, num_workers=1)), 12)
+    job = demo.Job.start("pre", demo_work, replace(config, train=train, data=replace(config.data, num_workers=1)), 12)
     pid = job.process.pid or 0
     while not read_log(config.out):
         assert job.process.is_alive()
@@ -182,6 +175,7 @@ def run_long_demo(out: Path) -> None:
     config = small(replace(get_recipe("demo"), out=out / demo.PRETRAIN), get_recipe("tiny"))
     config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
     demo.plan, demo.usable_cores = lambda _: {demo.PRETRAIN: config}, lambda: 1
+    demo.CONTEXT, demo.start_fork_server = multiprocessing.get_context("fork"), int  # a second server imports torch again
     demo.run_demo(out)
 
 

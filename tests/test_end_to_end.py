@@ -106,6 +106,7 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
 def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
     flags = ("--train.freeze", "encoder.text.*", "--train.lr-multipliers", "encoder.image.*", 1e-9, "pixel_decoder.*", 0.5)
     start = ("pretrain", "tiny", "--out", "run", "--train.save-every", 1, "--train.keep-checkpoints", 3, "--train.warmup", 0)
+    start += ("--train.dtype", "bfloat16")
     done = eve(*start, "--train.steps", 2, *flags)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(path / "model.safetensors") for path in sorted((tmp_path / "run/checkpoints").iterdir()))

@@ -130,8 +130,8 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images, quick_spawn):
     folder, names = images
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
-    model = arms.PerModalityConfig
-    arm = arms.Arm((arms.Stage("tiny", 0.5, model=model),), {"retrieval": arms.Stage("search_small")})
+    model, few = arms.PerModalityConfig, "--train.batch-size 16"
+    arm = arms.Arm((arms.Stage("tiny", 0.5, model=model),), {"retrieval": arms.Stage("search_small", flags=few)})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
     assert {type(each.config.model) for each in plan} == {model}
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
@@ -143,7 +143,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images, quick_spawn):
     before = cells[0].file("retrieval").stat().st_mtime_ns
     cells[0].do()  # all done
     assert cells[0].file("retrieval").stat().st_mtime_ns == before
-    flags = "--train.lr 1e-4"
+    flags = f"{few} --train.lr 1e-4"
     other = runs.planned(
         "emoji", arms.Arm(arm.before, {"retrieval": arms.Stage("search_small", 0, flags)}), ("retrieval",), given
     )

@@ -402,7 +402,7 @@ def test_a_note_that_is_in_the_log_is_not_said_again(tmp_path: Path, capfd):
     assert all(isinstance(row["acc"], MeasuredValue) for row in read_log(tmp_path)[1:])
 
 
-def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tmp_path):
+def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tmp_path, no_report):
     train, val = write_rows(tmp_path / "train", 20), write_rows(tmp_path / "val", 10, broken=(2,))
     command = ["pretrain", "tiny", "--out", "run", "--data.train", train, "--data.val", val, "--train.steps", 2]
     done = eve(*command)

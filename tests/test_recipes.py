@@ -306,7 +306,8 @@ def test_vlmo_is_fine_tuned_on_larger_images(name, init):
     shapes["image"] = LARGER[name] if shapes["image"] == 224 else shapes["image"]
     assert config.input.image_size == shapes["image"]
     assert count(config) == vlmo_on_paper(**shapes) + head_on_paper(name, shapes["D"])
-    assert sum(inspect_config(config).parameters.values()) == count(config)
+    if init == "vlmo_tiny":  # tracing takes seconds with 24 blocks
+        assert sum(inspect_config(config).parameters.values()) == count(config)
     assert config.train.head_lr_multiplier == (20 if name == "vlmo_vqa" else 1)
 
 
@@ -509,8 +510,7 @@ def test_the_baseline_takes_the_arithmetic_that_its_docstring_says():
 inspected = once(inspect_config)
 
 
-@pytest.mark.parametrize("init", ["tiny", "base"])
-@pytest.mark.parametrize("name", EVES_TASKS)
+@pytest.mark.parametrize(("name", "init"), [*((name, "tiny") for name in EVES_TASKS), ("vqa", "base"), ("nlvr2", "base")])
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
     """In passes over the pair: VQA one, NLVR2 two, retrieval three if it matches and each modality alone, less than one;
     classification one over what is read. A pass whose last block computes [CLS] alone costs less."""

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +53,19 @@ def normalised(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("report") / "normalised"
     trained(tiny(out, tokenizer, steps=2, task={"normalize_targets": True}))
     return out
+
+
+@pytest.fixture(scope="module")
+def page_with(tmp_path_factory, tokenizer) -> Callable[..., Path]:
+    """The page of a run with a part changed, trained when it is asked for first."""
+    pages: dict[str, Path] = {}
+
+    def page(**part: Any) -> Path:
+        if repr(part) not in pages:
+            pages[repr(part)] = trained(tiny(tmp_path_factory.mktemp("part") / "run", tokenizer, **part))
+        return pages[repr(part)]
+
+    return page
 
 
 def task_of(run: LoadedRun) -> MaskedSignal:
@@ -273,8 +288,8 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
         ({"model": {"num_experts": 32, "top_k": 1}}, ["among 32 experts", "expert 31, image tokens"], []),
     ],
 )
-def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, missing):
-    page = Page(trained(tiny(tmp_path / "run", tokenizer, **part)))
+def test_parts_that_a_run_lacks(page_with, part, there, missing):
+    page = Page(page_with(**part))
     assert [text for text in there if text not in page.text] == []
     assert [text for text in missing if text in page.text.partition("eve pretrain tiny")[0]] == []
     assert ("is 0)" in page.text) == ("weight" in str(part))
@@ -292,18 +307,17 @@ def test_rows_alone_have_a_page(tmp_path: Path, tokenizer: Path, rows, other, nu
     assert ("Masked texts" in page.text) == (rows == "text")
 
 
-def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
-    task = ContrastMatchConfig(mlm_weight=0.0)
-    page = Page(trained(tiny(tmp_path / "run", tokenizer, task=task)))
-    values = from_json(json.loads((tmp_path / "run/metrics.json").read_text()))
+def test_partners_told_apart(page_with):
+    path = page_with(task=ContrastMatchConfig(mlm_weight=0.0))
+    page, values = Page(path), from_json(json.loads(path.with_name("metrics.json").read_text()))
     assert set(values) == {"itc_acc", "itm_acc"}
     for name, value in values.items():
         assert f"{name}{percent(value)}" in page.text
     assert "chance50.0 %" in page.text
 
 
-def test_joint_masking_shows_what_the_model_saw(tmp_path: Path, tokenizer: Path):
-    images = Page(trained(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))).images
+def test_joint_masking_shows_what_the_model_saw(page_with):
+    images = Page(page_with(task={"joint_masking": True})).images
     originals = [alt for alt in images if alt.endswith(": original")]
     assert len(originals) == 8
     for alt in originals:

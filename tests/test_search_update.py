@@ -328,8 +328,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
     ):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
     rng, kills = np.random.default_rng(0), 0
-    while kills < 20:
-        left[0] = int(rng.integers(1, 60)) + 20 * kills
+    while kills < 8:
+        left[0] = int(rng.integers(1, 60)) + 50 * kills
         with pytest.raises(Killed):
             eve("index", "photos", "--run", run, "--out", "killed", "--batch-size", 16)
         kills += 1

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import shortcuts
 from rich.console import Console
 from rich.progress import Progress
 
 from eve_vl.cli import main
+from eve_vl.run import training
 from eve_vl.utils import console
 
 
@@ -149,8 +151,12 @@ def test_the_first_line_comes_before_torch(tmp_path: Path, command, line):
     assert (done.returncode, done.stdout) == (7, line), done.stderr
 
 
+def with_all_lines() -> None:
+    training.run_lines = shortcuts.RUN_LINES
+
+
 def test_a_run_says_what_it_will_do_before_it_does_it(eve_fork):
-    process = eve_fork("pretrain", "tiny", "--out", "run", "--train.steps", 6, "--data.val-samples", 32)
+    process = eve_fork("pretrain", "tiny", "--out", "run", "--train.steps", 6, "--data.val-samples", 32, before=with_all_lines)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     expected = [
