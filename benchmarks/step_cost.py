@@ -1,6 +1,6 @@
 """Measure the cost of pre-training steps: EVE and baselines (the paper's Table 1).
 
-    python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE --out FILE.svg
+    python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE
 
 All tasks share the weights of one model and take turns within one process, so other work on the machine affects all equally.
 Forward and backward are timed together. The optimiser is timed separately, because its time does not depend on the batch. With
@@ -15,7 +15,6 @@ cost, not its quality.
 """
 
 import argparse
-import html
 import json
 import statistics
 import sys
@@ -61,7 +60,6 @@ from eve_vl.utils.runtime import seed_everything, set_threads  # noqa: E402
 
 GIB = 2**30
 OPTIMIZER_STEPS = 3
-COLORS = ("#8a8f98", "#3b7dd8", "#e08a2c", "#57a773")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,50 +293,6 @@ def print_result(result: Mapping[str, Any]) -> None:
     print_table(f"{BASELINE} over EVE|× GFLOP|× s|× epoch|× paper", by_decoder)
 
 
-def drawing(result: Mapping[str, Any]) -> str:
-    """Return an SVG: bars for each task, and for the baseline by decoder, over EVE."""
-    kinds = {
-        "gflop_over_eve": "arithmetic",
-        "seconds_over_eve": f"seconds at batch {result['batch']}",
-        "epoch_over_eve": "an epoch at the largest batch",
-        "paper_over_eve": "the paper: an epoch at the largest batch",
-    }
-    groups = {f"{row['name']} over {result['reference']}": row for row in result["rows"] if row["name"] != result["reference"]}
-    groups |= {f"{BASELINE} over EVE, decoder of {row['decoder_depth']}": row for row in result["baseline_by_decoder"]}
-    parts, y = [text(10, 20, headline(result))], 34
-    for color, name in zip(COLORS, kinds.values(), strict=True):
-        parts.append(f'<rect x="10" y="{y}" width="11" height="11" fill="{color}"/>{text(28, y + 10, name)}')
-        y += 16
-    scale = 480 / max(row[kind] or 0 for row in groups.values() for kind in kinds)
-    for name, row in groups.items():
-        parts.append(text(10, y + 22, name))
-        y += 28
-        for color, kind in zip(COLORS, kinds, strict=True):
-            if row[kind] is not None:
-                width = row[kind] * scale
-                parts.append(f'<rect x="10" y="{y}" width="{width:.1f}" height="11" fill="{color}"/>')
-                parts.append(text(width + 16, y + 10, number(row[kind])))
-                y += 13
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {y + 12}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
-
-
-def text(x: float, y: float, words: str) -> str:
-    """Return an SVG text element."""
-    return f'<text x="{x:.1f}" y="{y}">{html.escape(words)}</text>'
-
-
-def page(result: Mapping[str, Any]) -> str:
-    """Return a self-contained page with the chart and its explanation."""
-    title = "What pre-training steps cost"
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (__doc__ or "").split("\n\n")[2:])
-    style = "body { max-width: 56em; margin: 2em auto; font-family: sans-serif }"
-    head = f'<meta charset="utf-8"><title>{title} · {html.escape(result["recipe"])}</title><style>{style}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>{title}</h1>{drawing(result)}{notes}</body></html>\n'
-
-
 def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """Return the flags and the recipe's config. Exits with one line on errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -356,7 +310,6 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, help="0: OMP_NUM_THREADS if set, else all cores")
     add("--json", type=Path, help="also write the numbers to this file")
-    add("--out", type=Path, help="also draw a chart: FILE.html or FILE.svg")
     args = parser.parse_args(argv)
     for name in ("batch", "repeats", "memory_cap"):
         if (value := getattr(args, name)) is not None and value <= 0:
@@ -365,21 +318,18 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         parser.error(f"--threads {args.threads} is negative")
     if args.memory_cap and not args.memory:
         parser.error("--memory-cap has no use with --no-memory")
-    if args.out and args.out.suffix not in (".html", ".svg"):
-        parser.error(f"--out {args.out} ends in neither .html nor .svg")
     try:
         config = get_recipe(args.recipe)
         variants(config, args.decoder_depths)
     except UserError as error:
         parser.error(str(error))
-    for path in (args.json, args.out):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     return args, replace(config, train=replace(config.train, dtype=args.dtype, device=args.device, threads=args.threads))
 
 
 def main() -> None:
-    """Measure, print tables and write files on request."""
+    """Measure, print tables and write the numbers on request."""
     args, config = parsed(sys.argv[1:])
     keep_memory()
     set_threads(args.threads)
@@ -390,8 +340,6 @@ def main() -> None:
     print_result(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.out:
-        args.out.write_text(drawing(result) if args.out.suffix == ".svg" else page(result))
 
 
 if __name__ == "__main__":
