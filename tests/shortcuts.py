@@ -1,4 +1,4 @@
-"""What makes runs short in tests, in this process and in those that forked.py starts."""
+"""Shortcuts of runs in tests, in this process and in those that forked.py starts."""
 
 import os
 from functools import lru_cache

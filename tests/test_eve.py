@@ -356,7 +356,7 @@ def test_a_name_that_is_no_call_is_an_attribute_error():
 
 
 def test_threads_share_runs():
-    """Eight threads, each with 200 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
+    """Eight threads, each with 70 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
     anything behind."""
     small = {"depth": 2, "num_deep_blocks": 1}
     vqa, masked, long = Eve(tiny_run("vqa", model=small)), Eve(tiny_run("masked", model=small)), " ".join(TEXTS)

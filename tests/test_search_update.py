@@ -306,7 +306,7 @@ def test_an_update_waits_for_a_long_read(model, photos, tmp_path, monkeypatch):
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
-    """Twenty kills at random calls; each update resumes from the files as they were at that moment."""
+    """Eight kills at random calls; each update resumes from the files as they were at that moment."""
     for number in range(100, 400):
         write_image(photos / "many" / f"{number}.png", number)
     (photos / "many" / "200.png").write_bytes(b"x")

@@ -37,7 +37,7 @@ FLAGS = (
     *("--train.steps", "8", "--train.log-every", "1", "--train.val-every", "4", "--train.batch-size", "16"),
     *("--model.dropout", "0", "--train.dtype", "float32", "--train.threads", "1", "--model.balance-weight", "0.5"),
     *("--train.accumulation", "2"),  # a step of one micro-batch: two_processes.py
-    *("--data.train", "scenes:val", "--data.val-samples", "32"),  # of all its rows both make a tokenizer (tests/conftest.py)
+    *("--data.train", "scenes:val", "--data.val-samples", "32"),  # of all its rows both make a tokenizer (tests/shortcuts.py)
 )
 
 
