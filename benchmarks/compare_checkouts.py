@@ -52,8 +52,13 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
         start = recipe.partition("_")[0]
         config = getattr(finetune, recipe)(getattr(pretrain, start)())
         config = replace(config, init=None, train=replace(config.train, head_lr_multiplier=1.0))
-    of: Any = lambda specs: tuple(spec if spec.startswith("scenes:") else str(data / spec) for spec in specs)  # noqa: E731
-    sections = replace(config.data, train=of(config.data.train), val=of(config.data.val), num_workers=0)
+
+    def of(specs):
+        return tuple(spec if spec.startswith("scenes:") else str(data / spec) for spec in specs)
+
+    sections = replace(
+        config.data, train=of(config.data.train), val=of(config.data.val), num_workers=0
+    )
     config = replace(config, out=Path("no-run"), data=sections)
     kind = task_class(type(config.task))
     sources, _ = open_train_and_val(config, kind.dataset.kind_of(config))
@@ -62,12 +67,26 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
     seed_everything(0)
     device = torch.device("cpu")
     task = build_task(config, tokenizer, prepared.labels).train()
-    loader = train_loader(kind.dataset(prepared.sources, config, tokenizer, training=True), consumed=0, rank=0, world=1)
+    loader = train_loader(
+        kind.dataset(prepared.sources, config, tokenizer, training=True),
+        consumed=0,
+        rank=0,
+        world=1,
+    )
     batches: list[Any] = list(islice(loader, num_batches))
     number = pick_dtype("auto", device) if dtype == "auto" else getattr(torch, dtype)
     optimizer = build_optimizer(task.named_parameters(), config.train, products=number)
     taken = 0
-    print(json.dumps({"padding": statistics.mean(float(batch.is_padding_BT.float().mean()) for batch in batches)}), flush=True)
+    print(
+        json.dumps(
+            {
+                "padding": statistics.mean(
+                    float(batch.is_padding_BT.float().mean()) for batch in batches
+                )
+            }
+        ),
+        flush=True,
+    )
     for line in sys.stdin:
         passes = whole = 0.0
         for _ in range(int(line)):
@@ -89,8 +108,21 @@ class Checkout:
     """A process that runs steps with the code of one checkout."""
 
     def __init__(self, tree: Path, recipe: str, args: argparse.Namespace):
-        environment = os.environ | {"PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, __file__, "--serve", recipe, "--data", str(args.data), "--dtype", args.dtype]
+        environment = os.environ | {
+            "PYTHONPATH": str(tree.resolve()),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = [
+            sys.executable,
+            __file__,
+            "--serve",
+            recipe,
+            "--data",
+            str(args.data),
+            "--dtype",
+            args.dtype,
+        ]
         command += ["--batches", str(args.batches)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
@@ -121,7 +153,9 @@ def ratios(rounds: Sequence[tuple[dict[str, float], dict[str, float]]], part: st
 
 def main() -> None:
     """Print the time of the first checkout over the second."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkouts", type=Path, nargs="*", metavar="BEFORE AFTER")
     parser.add_argument("--recipes", nargs="+", default=["demo"])
     parser.add_argument("--data", type=Path, default=Path(), help="folder of the recipes' files")
@@ -139,7 +173,9 @@ def main() -> None:
     before, after = args.checkouts
     for recipe in args.recipes:
         pair = [Checkout(tree, recipe, args) for tree in (before, after)]
-        rounds = [(pair[0].steps(args.steps), pair[1].steps(args.steps)) for _ in range(args.rounds)]
+        rounds = [
+            (pair[0].steps(args.steps), pair[1].steps(args.steps)) for _ in range(args.rounds)
+        ]
         for tree in pair:
             tree.process.communicate()
         padding = f"{pair[0].about['padding']:.2f} of the texts' tokens are padding"

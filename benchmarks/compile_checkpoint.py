@@ -31,7 +31,11 @@ from eve_vl.train.processes import (  # noqa: E402
     wrap_blocks,
 )
 
-VARIANTS = {"plain": {}, "compile": {"compile": True}, "checkpoint_activations": {"checkpoint_activations": True}}
+VARIANTS = {
+    "plain": {},
+    "compile": {"compile": True},
+    "checkpoint_activations": {"checkpoint_activations": True},
+}
 
 
 def kept_bytes(task: torch.nn.Module, batch: object, context: torch.autocast) -> int:
@@ -40,7 +44,9 @@ def kept_bytes(task: torch.nn.Module, batch: object, context: torch.autocast) ->
 
     def keep(x: Tensor) -> Tensor:
         if x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = x  # keep a reference, so that its address is not reused
+            kept[x.untyped_storage().data_ptr()] = (
+                x  # keep a reference, so that its address is not reused
+            )
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), context:
@@ -50,7 +56,9 @@ def kept_bytes(task: torch.nn.Module, batch: object, context: torch.autocast) ->
 
 def main() -> None:
     """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
@@ -65,7 +73,9 @@ def main() -> None:
         tasks, context = {}, autocast(device, dtype)
         for name, fields in VARIANTS.items():
             torch.manual_seed(0)
-            tasks[name] = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size)).train()
+            tasks[name] = build_untrained(
+                config, Sizes(vocab_size=config.tokenizer.vocab_size)
+            ).train()
             wrap_blocks(tasks[name], replace(TrainConfig(), **fields))
         first, times = {}, {name: [] for name in tasks}
         for turn in range(args.rounds + 1):

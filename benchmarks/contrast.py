@@ -42,7 +42,10 @@ class LivePeak(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.seen:
+            if (
+                isinstance(tensor, Tensor)
+                and (storage := tensor.untyped_storage())._cdata not in self.seen
+            ):
                 self.seen.add(storage._cdata)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -60,13 +63,19 @@ class Step:
     def __init__(self, num_rows: int, width: int):
         rng = torch.Generator().manual_seed(0)
         self.num_rows, self.temperature, self.results = num_rows, torch.tensor(0.07), {}
-        self.features = [F.normalize(torch.randn(num_rows, width, generator=rng), dim=1) for _ in range(2)]
+        self.features = [
+            F.normalize(torch.randn(num_rows, width, generator=rng), dim=1) for _ in range(2)
+        ]
         self.keys_B1 = torch.arange(num_rows)[:, None] // 2  # two captions of each image
 
     def contrast(self, is_whole: bool) -> None:
         """Compute the loss and its gradients by both features and the temperature."""
-        image_Bd, text_Bd, temperature = given = [each.clone().requires_grad_() for each in (*self.features, self.temperature)]
-        lazy = objectives.LazyRows(lambda rows: objectives.even_targets(shares_key(self.keys_B1[rows], self.keys_B1)))
+        image_Bd, text_Bd, temperature = given = [
+            each.clone().requires_grad_() for each in (*self.features, self.temperature)
+        ]
+        lazy = objectives.LazyRows(
+            lambda rows: objectives.even_targets(shares_key(self.keys_B1[rows], self.keys_B1))
+        )
         target_BB = lazy[:] if is_whole else lazy
         loss = objectives.contrastive(image_Bd, text_Bd, image_Bd, text_Bd, target_BB, temperature)
         self.results[is_whole] = [loss.detach(), *torch.autograd.grad(loss, given)]
@@ -121,11 +130,16 @@ def main() -> None:
         median, low, high = ratio(seconds["slices"], seconds["whole"])
         found[name] = {"peaks": peaks, "seconds": seconds, "ratio": median, "min": low, "max": high}
         memory = f"{peaks['whole']:.2f} → {peaks['slices']:.2f} matrices"
-        print(f"{name:9} {memory}; {spread(seconds['whole'])} s; by slices {median:.2f}× ({low:.2f}–{high:.2f})")
+        print(
+            f"{name:9} {memory}; {spread(seconds['whole'])} s; by slices {median:.2f}× ({low:.2f}–{high:.2f})"
+        )
     found["difference"] = step.difference()
     print(f"largest relative difference of loss and gradients {found['difference']:.1e}")
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, **vars(args) | {"json": None}, "found": found}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": about, **vars(args) | {"json": None}, "found": found}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,13 @@ def write_shards(folder: Path, shards: int, rows: int) -> None:
 def config_of(folder: Path, order: str, **data: Any) -> Config:
     """Return a config on the shards."""
     config = get_recipe("tiny")
-    values = {"train": (str(folder),), "val": ("held-out",), "order": order, "num_workers": 0, **data}
+    values = {
+        "train": (str(folder),),
+        "val": ("held-out",),
+        "order": order,
+        "num_workers": 0,
+        **data,
+    }
     train = dataclasses.replace(config.train, batch_size=BATCH, seed=SEED)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **values), train=train)
 
@@ -79,11 +85,20 @@ def timed(found: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
 
 
 def steps(
-    source: Any, config: Config, tokenizer: Tokenizer, consumed: int, num: int, rank: int = 0, world: int = 1
+    source: Any,
+    config: Config,
+    tokenizer: Tokenizer,
+    consumed: int,
+    num: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> list[Any]:
     """Return the rows of some steps of one process."""
     dataset = CaptionedImages([source], config, tokenizer, training=True)
-    return [batch.where for batch in islice(train_loader(dataset, consumed=consumed, rank=rank, world=world), num)]
+    return [
+        batch.where
+        for batch in islice(train_loader(dataset, consumed=consumed, rank=rank, world=world), num)
+    ]
 
 
 def start_up(folder: Path, order: str) -> dict[str, float]:
@@ -94,10 +109,18 @@ def start_up(folder: Path, order: str) -> dict[str, float]:
     blocks, middle = [loader.blocks_of(source)], 5 * len(source) // 2 // BATCH * BATCH
     lanes = (blocks, BATCH) if order == "shards" else None
     for name, start in (("first place, ms", 0), ("place in the middle of epoch 3, ms", middle)):
-        timed(found, name, lambda start=start: next(train_batches([len(source)], (), SEED, start, BATCH, BATCH, None, lanes)))
+        timed(
+            found,
+            name,
+            lambda start=start: next(
+                train_batches([len(source)], (), SEED, start, BATCH, BATCH, None, lanes)
+            ),
+        )
     timed(found, "first step, ms", lambda: steps(source, config, tokenizer, 0, 1))
     many = lambda: steps(source, config, tokenizer, middle, 20)  # noqa: E731
-    assert timed(found, "20 steps after resuming, ms", many)[3:4] == steps(source, config, tokenizer, middle + 3 * BATCH, 1)
+    assert timed(found, "20 steps after resuming, ms", many)[3:4] == steps(
+        source, config, tokenizer, middle + 3 * BATCH, 1
+    )
     found["memory added, MB"] = memory() - before
     return found
 
@@ -106,9 +129,13 @@ def check_order(folder: Path, order: str) -> dict[str, float]:
     """Check that rows come once and that processes and workers keep their order."""
     small = [np.full(10_000, 100)]
     total = int(small[0].sum())
-    made = LaneOrder(small, 2048, SEED, 1) if order == "shards" else KeyedOrder([total], (), SEED, 1)
+    made = (
+        LaneOrder(small, 2048, SEED, 1) if order == "shards" else KeyedOrder([total], (), SEED, 1)
+    )
     found: dict[str, float] = {}
-    rows = timed(found, "one place, µs", lambda: np.array([made[place][1] for place in range(total)]))
+    rows = timed(
+        found, "one place, µs", lambda: np.array([made[place][1] for place in range(total)])
+    )
     found["one place, µs"] *= 1e3 / total
     assert np.array_equal(np.sort(rows), np.arange(total))
     multiprocessing.set_start_method("fork", force=True)  # as in training; this process was spawned
@@ -120,7 +147,10 @@ def check_order(folder: Path, order: str) -> dict[str, float]:
         for workers in WORKERS if world == 2 else (0,):
             config = config_of(folder, order, num_workers=workers)
             ranks = [steps(source, config, tokenizer, 0, 4, rank, world) for rank in range(world)]
-            assert [sum((part[step] for part in ranks), ()) for step in range(4)] == expected, (world, workers)
+            assert [sum((part[step] for part in ranks), ()) for step in range(4)] == expected, (
+                world,
+                workers,
+            )
     return found
 
 
@@ -139,7 +169,9 @@ def before_now(shards: int, rows: int) -> dict[str, float]:
 
 def main() -> None:
     """Run the measurements and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--folder", type=Path)

@@ -76,14 +76,20 @@ def variants(files: Sequence[bytes]) -> dict[str, Callable[[], None]]:
 
         return run
 
-    return {"usual": over_all(usual_one), "ours": over_all(ours_one), "ours + normalise": over_all(normalized_one)}
+    return {
+        "usual": over_all(usual_one),
+        "ours": over_all(ours_one),
+        "ours + normalise": over_all(normalized_one),
+    }
 
 
 def main() -> None:
     """Measure, print a table and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="few images: checks the script, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="few images: checks the script, measures nothing"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="rounds after the warm-up")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,10 +109,24 @@ def main() -> None:
         rate = num_files / statistics.median(times)
         median, low, high = ratio(seconds["usual"], times)
         verdict = GOAL.check(median) if name == "ours" and not args.quick else ""
-        print(f"{name:17} {rate:7.0f} images/s/core   {median:.2f}× ({low:.2f}–{high:.2f})   {verdict}")
-        rows.append({"name": name, "rate": rate, "ratio": median, "min": low, "max": high, "seconds": times, "goal": verdict})
+        print(
+            f"{name:17} {rate:7.0f} images/s/core   {median:.2f}× ({low:.2f}–{high:.2f})   {verdict}"
+        )
+        rows.append(
+            {
+                "name": name,
+                "rate": rate,
+                "ratio": median,
+                "min": low,
+                "max": high,
+                "seconds": times,
+                "goal": verdict,
+            }
+        )
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "kilobytes": kilobytes, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": about, "kilobytes": kilobytes, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ CASES = (
     Case(tokens=2048, experts=32, dtype=torch.bfloat16),
     Case(tokens=8192, experts=32, dtype=torch.bfloat16),
 )
-QUICK = (Case(tokens=256, experts=4, einsum=True), Case(tokens=256, experts=4, dtype=torch.bfloat16))
+QUICK = (
+    Case(tokens=256, experts=4, einsum=True),
+    Case(tokens=256, experts=4, dtype=torch.bfloat16),
+)
 GOALS = {
     ("ours / dense", 2048, 8, "float32"): Goal(limit=1.15),
     ("ours / dense", 2048, 32, "float32"): Goal(limit=1.30),
@@ -75,11 +78,16 @@ def einsum_moe(moe: MoE, x_SD: Tensor, capacity: int) -> Tensor:
         fits_SE = chosen_SE * (place_SE < capacity)
         place_S = (place_SE * fits_SE).sum(1).long()
         one_hot_SC = F.one_hot(place_S, capacity).float()
-        combine_SEC = combine_SEC + (top_SK[:, choice, None] * fits_SE)[:, :, None] * one_hot_SC[:, None, :]
+        combine_SEC = (
+            combine_SEC + (top_SK[:, choice, None] * fits_SE)[:, :, None] * one_hot_SC[:, None, :]
+        )
     dispatch_SEC = (combine_SEC > 0).to(x_SD.dtype)
     x_ECD = torch.einsum("sec,sd->ecd", dispatch_SEC, x_SD)
     h_ECF = torch.einsum("ecd,efd->ecf", x_ECD, experts.fc1_weight) + experts.fc1_bias[:, None]
-    y_ECD = torch.einsum("ecf,edf->ecd", quick_gelu(h_ECF), experts.fc2_weight) + experts.fc2_bias[:, None]
+    y_ECD = (
+        torch.einsum("ecf,edf->ecd", quick_gelu(h_ECF), experts.fc2_weight)
+        + experts.fc2_bias[:, None]
+    )
     return torch.einsum("sec,ecd->sd", combine_SEC.to(y_ECD.dtype), y_ECD)
 
 
@@ -90,7 +98,10 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
     moe, dense = MoE(dim, ffn_dim, E, TOP_K, True, "quick_gelu"), FeedForward(dim, ffn_dim)
     for parameter in [*moe.parameters(), *dense.parameters()]:
         nn.init.normal_(parameter, std=0.02)
-    x_SD, twice = torch.randn(S, dim, requires_grad=True), torch.randn(TOP_K * S, dim, requires_grad=True)
+    x_SD, twice = (
+        torch.randn(S, dim, requires_grad=True),
+        torch.randn(TOP_K * S, dim, requires_grad=True),
+    )
     rows = PackedTokens.of(Tokens(x_BND=x_SD[None], num_image=S // 2), num_heads=1)
     capacity = round(CAPACITY_FACTOR * TOP_K * S / E)
     modules = nn.ModuleList([moe, dense])
@@ -115,7 +126,9 @@ def main() -> None:
     """Measure, print a table and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks the script, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: checks the script, measures nothing"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="rounds after the warm-up")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -123,7 +136,9 @@ def main() -> None:
     dim, ffn_dim, cases = (64, 128, QUICK) if args.quick else (768, 3072, CASES)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(f"width {dim} → {ffn_dim}, top {TOP_K}; forward + backward; median (least–largest) of {args.repeats} rounds")
+    print(
+        f"width {dim} → {ffn_dim}, top {TOP_K}; forward + backward; median (least–largest) of {args.repeats} rounds"
+    )
     print(f"{'tokens':>6} {'experts':>7} {'per expert':>10} {'type':>8}  {'ratio':13} {'':20} goal")
     rows = []
     for case in cases:
@@ -138,7 +153,10 @@ def main() -> None:
             goal = None if args.quick else GOALS.get((name, case.tokens, case.experts, dtype))
             verdict = goal.check(median) if goal else ""
             spread = f"{median:.2f} ({low:.2f}–{high:.2f})"
-            print(f"{case.tokens:6} {case.experts:7} {per_expert:10} {dtype:>8}  {name:13} {spread:20} {verdict}", flush=True)
+            print(
+                f"{case.tokens:6} {case.experts:7} {per_expert:10} {dtype:>8}  {name:13} {spread:20} {verdict}",
+                flush=True,
+            )
             rows.append(
                 {
                     "tokens": case.tokens,
@@ -152,9 +170,14 @@ def main() -> None:
                     "goal": verdict,
                 }
             )
-        rows.append({"tokens": case.tokens, "experts": case.experts, "dtype": dtype, "seconds": seconds})
+        rows.append(
+            {"tokens": case.tokens, "experts": case.experts, "dtype": dtype, "seconds": seconds}
+        )
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "width": dim, "ffn": ffn_dim, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": about, "width": dim, "ffn": ffn_dim, "rows": rows}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def grey(phantom: Phantom, size: int) -> np.ndarray:
 def threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
     """Return the threshold with the highest accuracy."""
     order = np.argsort(scores)
-    right = np.concatenate([[is_there.sum()], is_there.sum() + np.cumsum(np.where(is_there[order], -1, 1))])
+    right = np.concatenate(
+        [[is_there.sum()], is_there.sum() + np.cumsum(np.where(is_there[order], -1, 1))]
+    )
     best = int(right.argmax())
     ends = np.concatenate([[-np.inf], scores[order], [np.inf]])
     return float((ends[best] + ends[best + 1]) / 2) if 0 < best < len(scores) else float(ends[best])
@@ -61,19 +63,30 @@ def accuracy(fit: np.ndarray, test: np.ndarray, is_there: np.ndarray) -> float:
 
 def seen(kind: str, count: int, size: int) -> str:
     """Print a line for a finding."""
-    drawn = [(draw(one, size).ravel(), draw(two, size).ravel()) for one, two in twins("test", kind, count)]
+    drawn = [
+        (draw(one, size).ravel(), draw(two, size).ravel())
+        for one, two in twins("test", kind, count)
+    ]
     changes = np.array([one - two for one, two in drawn])
     fit, test = (
-        np.array([[grey(each, size) for each in pair] for pair in twins(split, kind, count)]) for split in ("train", "test")
+        np.array([[grey(each, size) for each in pair] for pair in twins(split, kind, count)])
+        for split in ("train", "test")
     )
     is_there = np.tile([True, False], count)
     absent = np.array([two for _, two in drawn])
-    known = ((test - absent[:, None]) * changes[:, None]).sum(axis=2) / (changes**2).sum(axis=1)[:, None] > 0.5
+    known = ((test - absent[:, None]) * changes[:, None]).sum(axis=2) / (changes**2).sum(axis=1)[
+        :, None
+    ] > 0.5
     template = (fit[:, 0] - fit[:, 1]).mean(axis=0)
-    pixels = (is_there[:, None] == (fit.reshape(2 * count, -1) > fit.mean(axis=(0, 1)))).mean(axis=0)
+    pixels = (is_there[:, None] == (fit.reshape(2 * count, -1) > fit.mean(axis=(0, 1)))).mean(
+        axis=0
+    )
     best = int(np.abs(pixels - 0.5).argmax())
     least = int((np.abs(changes) >= 3 * SIGMA).sum(axis=1).min())
-    scores = [(known.ravel() == is_there).mean(), accuracy((fit @ template).ravel(), (test @ template).ravel(), is_there)]
+    scores = [
+        (known.ravel() == is_there).mean(),
+        accuracy((fit @ template).ravel(), (test @ template).ravel(), is_there),
+    ]
     scores.append(accuracy(fit[:, :, best].ravel(), test[:, :, best].ravel(), is_there))
     return f"{kind:<18}{least:>8}" + "".join(f"{score:>10.3f}" for score in scores)
 
@@ -91,13 +104,17 @@ def guessed(split: str) -> str:
         right[example.answer_type].append(guess == example.answer)
         if example.question in ("is there pneumothorax", "is there pleural air"):
             tube.append(("tube" in example.phantom.patient.devices) == (example.answer == "yes"))
-    shown = "".join(f"{np.mean(right[kind]) if right[kind] else np.nan:>10.3f}" for kind in ("CLOSED", "OPEN"))
+    shown = "".join(
+        f"{np.mean(right[kind]) if right[kind] else np.nan:>10.3f}" for kind in ("CLOSED", "OPEN")
+    )
     return f"{split:<18}{shown}{np.mean(tube) if tube else np.nan:>10.3f}"
 
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--image-size", type=int, default=64)
     args = parser.parse_args()

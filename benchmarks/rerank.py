@@ -35,7 +35,9 @@ from eve_vl.tasks.retrieval import Retrieval  # noqa: E402
 from eve_vl.utils.runtime import seed_everything  # noqa: E402
 
 
-def loop_over_queries(task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+def loop_over_queries(
+    task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, images_TK: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
     length = task.config.input.text_length
     ids_TL = torch.zeros(len(gallery.ids), length, dtype=torch.int64)
@@ -47,17 +49,25 @@ def loop_over_queries(task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, 
 
     def score(images: Tensor, texts: Tensor) -> Tensor:
         text = task.encoder.text(ids_TL[texts], is_padding_TL[texts])
-        return task.contrast.match(task.encoder, task.encoder.image(normalize(pixels[images])), text)[0][:, 1]
+        return task.contrast.match(
+            task.encoder, task.encoder.image(normalize(pixels[images])), text
+        )[0][:, 1]
 
-    by_image = [score(torch.full((len(texts),), image), texts) for image, texts in enumerate(texts_IK)]
-    by_text = [score(images, torch.full((len(images),), text)) for text, images in enumerate(images_TK)]
+    by_image = [
+        score(torch.full((len(texts),), image), texts) for image, texts in enumerate(texts_IK)
+    ]
+    by_text = [
+        score(images, torch.full((len(images),), text)) for text, images in enumerate(images_TK)
+    ]
     return torch.stack(by_image), torch.stack(by_text)
 
 
 @torch.inference_mode()
 def main() -> None:
     """Run both in turn and print their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--recipe", default="demo", help="shape of the random model")
     parser.add_argument("--images", type=int, default=300)
@@ -100,7 +110,9 @@ def main() -> None:
     pairs = texts_IK.numel() + images_TK.numel()
     sizes = f"{len(gallery.image_Id)} images, {len(gallery.ids)} texts, k {args.k}"
     print(f"{args.run or args.recipe}: {sizes}: {pairs} scores wanted")
-    print(f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}")
+    print(
+        f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,12 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     image_Id = F.normalize(torch.randn(args.images, args.width, generator=generator), dim=1)
     image_T = torch.arange(args.texts) * args.images // args.texts
-    text_Td = F.normalize(image_Id[image_T] + 0.3 * torch.randn(args.texts, args.width, generator=generator), dim=1)
-    relevance = retrieval.Relevance.from_pairs(image_T, torch.arange(args.texts), args.images, args.texts)
+    text_Td = F.normalize(
+        image_Id[image_T] + 0.3 * torch.randn(args.texts, args.width, generator=generator), dim=1
+    )
+    relevance = retrieval.Relevance.from_pairs(
+        image_T, torch.arange(args.texts), args.images, args.texts
+    )
     before, start = peak(), time.perf_counter()
     if name == "ours":
         ranks = (
@@ -39,12 +43,23 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
         scores_IT = image_Id @ text_Td.T
         places_IT = scores_IT.argsort(dim=1, descending=True, stable=True).argsort(1)
         text_to_image_IT = torch.full((args.images, args.texts), args.texts)
-        text_to_image_IT[image_T, torch.arange(args.texts)] = places_IT[image_T, torch.arange(args.texts)]
+        text_to_image_IT[image_T, torch.arange(args.texts)] = places_IT[
+            image_T, torch.arange(args.texts)
+        ]
         places_TI = scores_IT.T.argsort(dim=1, descending=True, stable=True).argsort(1)
         places = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
-        ranks = [retrieval.Ranks(better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each)) for each in places]
+        ranks = [
+            retrieval.Ranks(
+                better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each)
+            )
+            for each in places
+        ]
     seconds = time.perf_counter() - start
-    return retrieval.summary(ranks[0], ranks[1]) | {"seconds": seconds, "before": before, "peak": peak()}
+    return retrieval.summary(ranks[0], ranks[1]) | {
+        "seconds": seconds,
+        "before": before,
+        "peak": peak(),
+    }
 
 
 def peak() -> float:
@@ -54,12 +69,16 @@ def peak() -> float:
 
 def main() -> None:
     """Run each variant in a process and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--texts", type=int, default=25_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variant", choices=VARIANTS, help="run only this variant and print its numbers as JSON")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, help="run only this variant and print its numbers as JSON"
+    )
     args = parser.parse_args()
     if args.variant:
         print(json.dumps(recall(args.variant, args)))
@@ -67,13 +86,17 @@ def main() -> None:
     found = {}
     for name in VARIANTS:
         command = [sys.executable, *sys.argv, "--variant", name]
-        found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found[name] = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
         row = found[name]
         print(
             f"{name:8} {row['seconds']:6.1f} s, {row['peak']:.2f} GiB ({row['before']:.2f} before), r_mean {row['r_mean']:.4f}"
         )
     ours, sorting = found["ours"], found["sorting"]
-    print(f"ours: {ours['seconds'] / sorting['seconds']:.2f} of the time, {ours['peak'] / sorting['peak']:.2f} of the memory")
+    print(
+        f"ours: {ours['seconds'] / sorting['seconds']:.2f} of the time, {ours['peak'] / sorting['peak']:.2f} of the memory"
+    )
 
 
 if __name__ == "__main__":

@@ -47,10 +47,14 @@ def seconds(action: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="base")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--draw", action="store_true", help="also draw initial values, once (minutes for base)")
+    parser.add_argument(
+        "--draw", action="store_true", help="also draw initial values, once (minutes for base)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,10 +63,16 @@ def main() -> None:
         for _ in range(args.rounds + 1):
             read = seconds(weights.read_bytes)
             ratios.append(seconds(lambda: Eve.load(folder, device="cpu")) / read)
-        print(f"{args.recipe}: {size / 2**30:.2f} GiB; Eve.load / reading the file, {args.rounds} rounds:")
+        print(
+            f"{args.recipe}: {size / 2**30:.2f} GiB; Eve.load / reading the file, {args.rounds} rounds:"
+        )
         print(f"  {spread(ratios[1:])}")
         if args.draw:
-            drawn = seconds(lambda: build_task(get_recipe(args.recipe), Tokenizer.load(folder / "tokenizer.json")))
+            drawn = seconds(
+                lambda: build_task(
+                    get_recipe(args.recipe), Tokenizer.load(folder / "tokenizer.json")
+                )
+            )
             print(f"  drawing initial values / reading the file: {drawn / read:.1f}")
 
 

@@ -45,11 +45,19 @@ from eve_vl.search.index import Index
 from eve_vl.train.checkpoint import save_best
 from eve_vl.utils.runtime import keep_memory
 
-CAPTIONS = ("a red car in front of a house", "two dogs on a beach", "a woman with a green umbrella", "an old map of the world")
+CAPTIONS = (
+    "a red car in front of a house",
+    "two dogs on a beach",
+    "a woman with a green umbrella",
+    "an old map of the world",
+)
 WAIT = {100_000: 0.06, 1_000_000: 0.3}  # goal for p95, processor seconds
 SHARE = Goal(limit=0.9, at_least=True)  # by clock
 RERANKED = 16  # candidates, as in `scenes_retrieval`
-CHUNK, NUM_KINDS = 10_000, 5000  # features cluster around NUM_KINDS points, like those of similar images
+CHUNK, NUM_KINDS = (
+    10_000,
+    5000,
+)  # features cluster around NUM_KINDS points, like those of similar images
 
 
 def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve:
@@ -64,7 +72,9 @@ def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve
     config = replace(recipe, input=sizes, task=task)
     tokenizer = Tokenizer.train(CAPTIONS, 500)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
-    save_best(folder, step=1, model=build_task(config, tokenizer).state_dict(), texts=texts, numbers={})
+    save_best(
+        folder, step=1, model=build_task(config, tokenizer).state_dict(), texts=texts, numbers={}
+    )
     return Eve.load(folder, "cpu")
 
 
@@ -76,25 +86,34 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
     folder.mkdir()
     store, rng = Database.create(folder, eve.run), np.random.default_rng(0)
     words.watch(store.db)
-    vocabulary = np.array([*dict.fromkeys(" ".join(CAPTIONS).split()), *(f"word{number}" for number in range(20_000))])
+    vocabulary = np.array(
+        [*dict.fromkeys(" ".join(CAPTIONS).split()), *(f"word{number}" for number in range(20_000))]
+    )
     share = 1 / np.arange(1, len(vocabulary) + 1)
     kinds = rng.normal(size=(NUM_KINDS, store.facts["dim"])).astype(np.float32)
     store.db.execute("INSERT INTO source VALUES (1, '/nowhere', '{}')")
     for start in range(0, num, CHUNK):
         slots = list(range(start, min(start + CHUNK, num)))
-        features = kinds[rng.integers(0, NUM_KINDS, len(slots))] + rng.normal(size=(len(slots), len(kinds[0]))).astype(
-            np.float32
-        )
+        features = kinds[rng.integers(0, NUM_KINDS, len(slots))] + rng.normal(
+            size=(len(slots), len(kinds[0]))
+        ).astype(np.float32)
         store.images.write(slots, features / np.linalg.norm(features, axis=1, keepdims=True))
         store.db.executemany(
-            "INSERT INTO feature VALUES (?, ?, x'', ?)", [(slot, slot.to_bytes(16, "big"), slot) for slot in slots]
+            "INSERT INTO feature VALUES (?, ?, x'', ?)",
+            [(slot, slot.to_bytes(16, "big"), slot) for slot in slots],
         )
         rows = [(slot, f"/nowhere/{slot:08}.jpg", slot) for slot in slots]
-        store.db.executemany("INSERT INTO image VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, ?, NULL)", rows)
+        store.db.executemany(
+            "INSERT INTO image VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, ?, NULL)", rows
+        )
         spoken = rng.choice(vocabulary, (len(slots), 8), p=share / share.sum())
-        texts = [(slot, f"{' '.join(some)} {slot}") for slot, some in zip(slots, spoken, strict=True)]
+        texts = [
+            (slot, f"{' '.join(some)} {slot}") for slot, some in zip(slots, spoken, strict=True)
+        ]
         store.db.executemany("INSERT INTO text VALUES (?, ?)", texts)
-        store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
+        store.db.executemany(
+            "INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots]
+        )
         words.refresh(store.db)
     store.db.commit()
     nearest.update_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
@@ -118,8 +137,15 @@ def waits(index: Index, num: int, rerank: int = 0, by: str = "both") -> dict[str
         assert len(hits) == min(20, counts["images"])
         assert sum(hit.match is not None for hit in hits) == min(rerank, len(hits))
         assert bool(hits[0].captions) == bool(counts["captions"])
-    sorted_by = {name: sorted(each) for name, each in zip(("clock", "processor"), zip(*seconds, strict=True), strict=True)}
-    return {f"{name} p{100 * share:.0f}": share_below(each, share) for name, each in sorted_by.items() for share in (0.5, 0.95)}
+    sorted_by = {
+        name: sorted(each)
+        for name, each in zip(("clock", "processor"), zip(*seconds, strict=True), strict=True)
+    }
+    return {
+        f"{name} p{100 * share:.0f}": share_below(each, share)
+        for name, each in sorted_by.items()
+        for share in (0.5, 0.95)
+    }
 
 
 def share_below(seconds: list[float], share: float) -> float:
@@ -135,7 +161,9 @@ def indexing(eve: Eve, folder: Path, num: int) -> dict[str, Callable[[], None]]:
         (photos / f"{number:05}.jpg").write_bytes(made_up_photo(number))
     paths = sorted(photos.iterdir())
     size = eve.run.config.input.image_size
-    pixels = torch.stack([decode(ImageFile(path=path), "photo", crop=Crop(size=size)) for path in paths])
+    pixels = torch.stack(
+        [decode(ImageFile(path=path), "photo", crop=Crop(size=size)) for path in paths]
+    )
 
     def load() -> None:
         for path in paths:
@@ -167,12 +195,20 @@ def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[
     found: dict[str, float] = {}
     for place, which in enumerate(("by the clock", "of the processor")):
         times = [{what: both[place] for what, both in turn.items()} for turn in rounds]
-        rates = {what: args.photos / statistics.median(turn[what] for turn in times) for what in each}
-        share = statistics.median((turn["read and decode"] + turn["encode"]) / turn["index"] for turn in times)
-        found |= {f"{what} {which}": rate for what, rate in rates.items()} | {f"share {which}": share}
+        rates = {
+            what: args.photos / statistics.median(turn[what] for turn in times) for what in each
+        }
+        share = statistics.median(
+            (turn["read and decode"] + turn["encode"]) / turn["index"] for turn in times
+        )
+        found |= {f"{what} {which}": rate for what, rate in rates.items()} | {
+            f"share {which}": share
+        }
         shown = ", ".join(f"{what} {rate:.0f}" for what, rate in rates.items())
         verdict = SHARE.check(share) if which == "by the clock" and not args.quick else ""
-        print(f"photos to {eve.run.config.input.image_size}²: {shown} images/s; share {which} {share:.2f}   {verdict}")
+        print(
+            f"photos to {eve.run.config.input.image_size}²: {shown} images/s; share {which} {share:.2f}   {verdict}"
+        )
     return found
 
 
@@ -184,14 +220,32 @@ def shown_waits(times: dict[str, float]) -> str:
 def main() -> None:
     """Measure, print and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, nargs="*", default=[100_000, 1_000_000], help="sizes of synthetic indexes")
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="*",
+        default=[100_000, 1_000_000],
+        help="sizes of synthetic indexes",
+    )
     parser.add_argument("--width", type=int, default=256, help="width of the features")
     parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 224], help="image sizes of the encoder, for indexing")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[64, 224],
+        help="image sizes of the encoder, for indexing",
+    )
     parser.add_argument("--photos", type=int, default=512, help="number of photos to index")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of indexing after the warm-up")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds of indexing after the warm-up"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="little of everything: checks the script, measures nothing",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -209,7 +263,9 @@ def main() -> None:
             alone = waits(index, args.queries, by="vectors")
             times = waits(index, args.queries)
             ratio = times["processor p50"] / alone["processor p50"]
-            print(f"{num:9,} images, vectors only: {shown_waits(alone)}; both / vectors {ratio:.2f}")
+            print(
+                f"{num:9,} images, vectors only: {shown_waits(alone)}; both / vectors {ratio:.2f}"
+            )
             verdict = Goal(limit=WAIT[num]).check(times["processor p95"]) if num in WAIT else ""
             print(f"{num:9,} images of {args.width} numbers: {shown_waits(times)}   {verdict}")
             found |= {f"search {num}": times, f"search {num} by vectors": alone}
@@ -219,10 +275,16 @@ def main() -> None:
             found[f"index {size}"] = measured_indexing(eve, folder / str(size), args)
             index = Index.open(folder / str(size) / "made", eve)
             for rerank in (0, RERANKED):
-                times = found[f"search photos {size}, {rerank} re-ranked"] = waits(index, args.queries, rerank)
-                print(f"{args.photos:9,} photos to {size}², {rerank} re-ranked: {shown_waits(times)}")
+                times = found[f"search photos {size}, {rerank} re-ranked"] = waits(
+                    index, args.queries, rerank
+                )
+                print(
+                    f"{args.photos:9,} photos to {size}², {rerank} re-ranked: {shown_waits(times)}"
+                )
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "cores": os.cpu_count(), "found": found}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": about, "cores": os.cpu_count(), "found": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

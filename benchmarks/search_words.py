@@ -39,7 +39,11 @@ GOALS = {
 def found(index: Index, queries: Sequence[str], **options: Any) -> list[Hits]:
     """Return the hits of many queries."""
     parts = (queries[start : start + AT_ONCE] for start in range(0, len(queries), AT_ONCE))
-    return [hits for part in parts for hits in index.search_each(part, [None] * len(part), rerank=0, **options)]
+    return [
+        hits
+        for part in parts
+        for hits in index.search_each(part, [None] * len(part), rerank=0, **options)
+    ]
 
 
 def stands_in(query: str, text: str) -> bool:
@@ -77,14 +81,20 @@ def nonsense(vocabulary: Sequence[str], num: int, rng: random.Random) -> list[st
         return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(4, 10)))
 
     def syllables() -> str:
-        return "".join(rng.choice("bcdfghjklmnpqrstvwxz") + rng.choice("aeiouy") for _ in range(rng.randint(2, 4)))
+        return "".join(
+            rng.choice("bcdfghjklmnpqrstvwxz") + rng.choice("aeiouy")
+            for _ in range(rng.randint(2, 4))
+        )
 
     def shuffled() -> str:
         word = rng.choice(vocabulary)
         return "".join(rng.sample(word, len(word)))
 
     makers: tuple[Callable[[], str], ...] = (letters, syllables, shuffled)
-    texts = (" ".join(makers[number % 3]() for _ in range(rng.randint(1, 3))) for number in range(4 * num))
+    texts = (
+        " ".join(makers[number % 3]() for _ in range(rng.randint(1, 3)))
+        for number in range(4 * num)
+    )
     return [text for text in texts if not {*text.split()} & {*vocabulary}][:num]
 
 
@@ -94,12 +104,17 @@ def measure(index: Index, reduced: Index, lost: dict[str, list[int]], num: int) 
     texts = [text for (text,) in index.database.rows("SELECT text FROM text ORDER BY slot")]
     left = [text for (text,) in reduced.database.rows("SELECT text FROM text ORDER BY slot")]
     phrases = sorted({part.strip() for text in texts for part in re.split("[,:;]", text)} - {""})
-    vocabulary = sorted({word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text.lower())})
+    vocabulary = sorted(
+        {word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text.lower())}
+    )
     shares: dict[str, float] = {}
     for what, kind in {"captions": texts, "phrases": phrases, "words": vocabulary}.items():
         queries = rng.sample(kind, min(num, len(kind)))
         pairs = zip(queries, found(index, queries, top=3), strict=True)
-        good = [any(stands_in(query, text) for hit in hits for text in hit.captions) for query, hits in pairs]
+        good = [
+            any(stands_in(query, text) for hit in hits for text in hit.captions)
+            for query, hits in pairs
+        ]
         shares[f"literal in the first 3: {what}"] = sum(good) / len(good)
     others = [name for name in lost if not any(stands_in(name, text) for text in left)]
     others = rng.sample(others, min(num, len(others)))
@@ -107,8 +122,14 @@ def measure(index: Index, reduced: Index, lost: dict[str, list[int]], num: int) 
         pairs = zip(others, found(reduced, others, by=by, top=10), strict=True)
         good = [bool({hit.id for hit in hits} & {*lost[query]}) for query, hits in pairs]
         shares[f"others: R@10 by {by}"] = sum(good) / len(good)
-    shares["R@10 by both less by vectors"] = shares["others: R@10 by both"] - shares["others: R@10 by vectors"]
-    asked = {"nonsense": nonsense(vocabulary, num, rng), "captioned": rng.sample(texts, min(num, len(texts))), "others": others}
+    shares["R@10 by both less by vectors"] = (
+        shares["others: R@10 by both"] - shares["others: R@10 by vectors"]
+    )
+    asked = {
+        "nonsense": nonsense(vocabulary, num, rng),
+        "captioned": rng.sample(texts, min(num, len(texts))),
+        "others": others,
+    }
     for what, queries in asked.items():
         hits = found(reduced if what == "others" else index, queries)
         shares[f"{what}: nothing fits"] = sum(each.nothing_fits for each in hits) / len(queries)
@@ -123,7 +144,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300, help="number of each kind")
     parser.add_argument("--index", type=Path, help="keep the index in this folder")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="few queries: checks the script, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="few queries: checks the script, measures nothing"
+    )
     args = parser.parse_args()
     eve = Eve.load(args.run, "cpu")
     with tempfile.TemporaryDirectory() as name:
@@ -131,11 +154,19 @@ def main() -> None:
         with contextlib.redirect_stdout(None):
             index = eve.index(args.data, folder)
         by_name = names_of(index)
-        lost = {name: images for number, (name, images) in enumerate(sorted(by_name.items())) if number % 2}
+        lost = {
+            name: images
+            for number, (name, images) in enumerate(sorted(by_name.items()))
+            if number % 2
+        }
         shutil.copytree(folder, Path(name) / "reduced")
-        without_names(Path(name) / "reduced", [image for images in lost.values() for image in images])
+        without_names(
+            Path(name) / "reduced", [image for images in lost.values() for image in images]
+        )
         counts = index.counts()
-        shares = measure(index, Index.open(Path(name) / "reduced", eve), lost, 9 if args.quick else args.queries)
+        shares = measure(
+            index, Index.open(Path(name) / "reduced", eve), lost, 9 if args.quick else args.queries
+        )
     print(", ".join(f"{key} {value}" for key, value in machine().items()), f"· {counts}")
     for what, share in shares.items():
         goal = next((goal for start, goal in GOALS.items() if what.startswith(start)), None)

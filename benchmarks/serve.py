@@ -31,7 +31,6 @@ from typing import Any
 
 from image_decoding import made_up_photo
 from PIL import Image
-from search import CAPTIONS, made_up_index, share_below, small_run
 from timing import Goal, machine
 
 from eve_vl.config import config_to_json
@@ -39,6 +38,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
 from eve_vl.train.checkpoint import save_best
+from search import CAPTIONS, made_up_index, share_below, small_run
 
 RATIO = Goal(limit=3.0, at_least=True)
 LOST = Goal(limit=0.0, at_least=False)
@@ -62,22 +62,39 @@ class Outcome:
     def __str__(self) -> str:
         waits = sorted(second for of_call in self.seconds.values() for second in of_call)
         p50, p99 = (share_below(waits, share) * 1000 for share in (0.5, 0.99))
-        refused, wrong = self.statuses[503], sum(self.statuses.values()) - self.statuses[200] - self.statuses[503]
+        refused, wrong = (
+            self.statuses[503],
+            sum(self.statuses.values()) - self.statuses[200] - self.statuses[503],
+        )
         return f"{self.rate:8.1f} requests/s, p50 {p50:7.1f} ms, p99 {p99:7.1f} ms, {refused} × 503, {wrong} errors"
 
     def numbers(self) -> dict[str, Any]:
         """Return the results for JSON."""
         waits = sorted(second for of_call in self.seconds.values() for second in of_call)
-        about = {"rate": self.rate, "p50": share_below(waits, 0.5), "p99": share_below(waits, 0.99), "lasted": self.lasted}
+        about = {
+            "rate": self.rate,
+            "p50": share_below(waits, 0.5),
+            "p99": share_below(waits, 0.99),
+            "lasted": self.lasted,
+        }
         return about | {"statuses": dict(self.statuses)}
 
 
 def untrained_run(folder: Path, recipe: str, answers: list[str]) -> None:
     """Write an untrained run of a task of the demo."""
-    config, tokenizer = get_finetune_recipe(recipe, get_recipe("demo")), Tokenizer.train(CAPTIONS, 500)
+    config, tokenizer = (
+        get_finetune_recipe(recipe, get_recipe("demo")),
+        Tokenizer.train(CAPTIONS, 500),
+    )
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
     texts |= {"answers.json": json.dumps(answers)} if answers else {}
-    save_best(folder, step=1, model=build_task(config, tokenizer, answers).state_dict(), texts=texts, numbers={})
+    save_best(
+        folder,
+        step=1,
+        model=build_task(config, tokenizer, answers).state_dict(),
+        texts=texts,
+        numbers={},
+    )
 
 
 def bodies() -> dict[str, list[tuple[str, bytes]]]:
@@ -91,26 +108,31 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
     words = [f"{CAPTIONS[number % len(CAPTIONS)]} {number}" for number in range(PHOTOS)]
     pairs = list(zip(photos, words, strict=True))
     return {
-        "answer": [make("/v1/runs/questions/answer", {"image": photo, "question": text}) for photo, text in pairs],
+        "answer": [
+            make("/v1/runs/questions/answer", {"image": photo, "question": text})
+            for photo, text in pairs
+        ],
         "verify": [
             make("/v1/runs/statements/verify", {"left": photo, "right": other, "statement": text})
             for (photo, text), other in zip(pairs, reversed(photos), strict=True)
         ],
-        "encode_image": [make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs],
+        "encode_image": [
+            make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs
+        ],
         "encode_text": [make("/v1/runs/search/encode_text", {"texts": text}) for text in words],
         "search": [make("/v1/search", {"query": text}) for text in words],
     }
 
 
-async def client(port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome) -> None:
+async def client(
+    port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome
+) -> None:
     """Send requests in turn over one connection, until a time or the server's stop."""
     rng = random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
         name, path, body = rng.choice(requests)
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         started = time.perf_counter()
         writer.write(head.encode() + body)
         try:
@@ -133,20 +155,26 @@ async def client(port: int, requests: list[tuple[str, str, bytes]], until: float
     writer.close()
 
 
-def measured(port: int, requests: list[tuple[str, str, bytes]], clients: int, seconds: float) -> Outcome:
+def measured(
+    port: int, requests: list[tuple[str, str, bytes]], clients: int, seconds: float
+) -> Outcome:
     """Return the results of N clients in a number of seconds."""
     outcome, started = Outcome(), time.perf_counter()
 
     async def all_clients() -> None:
         until = started + seconds
-        await asyncio.gather(*(client(port, requests, until, seed, outcome) for seed in range(clients)))
+        await asyncio.gather(
+            *(client(port, requests, until, seed, outcome) for seed in range(clients))
+        )
 
     asyncio.run(all_clients())
     outcome.lasted = time.perf_counter() - started
     return outcome
 
 
-def stopped(port: int, requests: list[tuple[str, str, bytes]], clients: int, server: "subprocess.Popen[str]") -> Outcome:
+def stopped(
+    port: int, requests: list[tuple[str, str, bytes]], clients: int, server: "subprocess.Popen[str]"
+) -> Outcome:
     """Return the results of N clients while SIGTERM stops the server."""
     timer = threading.Timer(1.0, server.send_signal, [signal.SIGTERM])
     timer.start()
@@ -157,11 +185,17 @@ def main() -> None:
     """Measure, print and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60, help="duration of the mix, for one client and for many")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="duration of the mix, for one client and for many"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds that divide these seconds")
     parser.add_argument("--images", type=int, default=10_000, help="images in the index")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="little of everything: checks the script, measures nothing",
+    )
     args = parser.parse_args()
     if args.quick:
         args.clients, args.seconds, args.rounds, args.images = 4, 0.5, 1, 100
@@ -172,7 +206,9 @@ def main() -> None:
         folder = Path(place)
         eve = small_run(folder / "search", 256, 64)
         made_up_index(folder / "index", eve, args.images)
-        untrained_run(folder / "questions", "demo_vqa", [f"answer {number}" for number in range(100)])
+        untrained_run(
+            folder / "questions", "demo_vqa", [f"answer {number}" for number in range(100)]
+        )
         untrained_run(folder / "statements", "demo_nlvr2", [])
         runs = (str(folder / name) for name in ("search", "questions", "statements"))
         command = [sys.executable, "-m", "eve_vl", "serve", *runs]
@@ -186,14 +222,24 @@ def main() -> None:
             finally:
                 server.send_signal(signal.SIGTERM)
                 code = server.wait(60)
-        numbers["stop"] = {"answered": end.statuses[200], "refused": end.statuses[503], "lost": end.statuses[0], "code": code}
-        print(f"stopped under load: {numbers['stop']}, goal for lost: {LOST.check(end.statuses[0])}")
+        numbers["stop"] = {
+            "answered": end.statuses[200],
+            "refused": end.statuses[503],
+            "lost": end.statuses[0],
+            "code": code,
+        }
+        print(
+            f"stopped under load: {numbers['stop']}, goal for lost: {LOST.check(end.statuses[0])}"
+        )
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def measure(
-    port: int, kinds: dict[str, Any], everything: list[tuple[str, str, bytes]], args: argparse.Namespace
+    port: int,
+    kinds: dict[str, Any],
+    everything: list[tuple[str, str, bytes]],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Print and return the results of one client and of many.
 
@@ -204,15 +250,27 @@ def measure(
     for name, requests in {**kinds, "mix": everything}.items():
         is_mix = name == "mix"
         mixed = requests if is_mix else [(name, *request) for request in requests]
-        rounds, seconds = (args.rounds, args.seconds / args.rounds) if is_mix else (1, args.seconds / 5)
-        pairs = [(measured(port, mixed, 1, seconds), measured(port, mixed, args.clients, seconds)) for _ in range(rounds)]
+        rounds, seconds = (
+            (args.rounds, args.seconds / args.rounds) if is_mix else (1, args.seconds / 5)
+        )
+        pairs = [
+            (measured(port, mixed, 1, seconds), measured(port, mixed, args.clients, seconds))
+            for _ in range(rounds)
+        ]
         one, many = (sum_of(each) for each in zip(*pairs, strict=True))
         ratios = sorted(more.rate / single.rate for single, more in pairs)
         middle = statistics.median(ratios)
         print(f"{name:13}   1 client  {one}\n{'':13} {args.clients:3} clients {many}")
         print(f"{'':13} ratio {middle:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})", flush=True)
-        found[name] = {"one": one.numbers(), "many": many.numbers(), "ratio": middle, "ratios": ratios}
-    print(f"mix, {args.clients} clients / one: {found['mix']['ratio']:.2f}, goal {RATIO.check(found['mix']['ratio'])}")
+        found[name] = {
+            "one": one.numbers(),
+            "many": many.numbers(),
+            "ratio": middle,
+            "ratios": ratios,
+        }
+    print(
+        f"mix, {args.clients} clients / one: {found['mix']['ratio']:.2f}, goal {RATIO.check(found['mix']['ratio'])}"
+    )
     return found
 
 

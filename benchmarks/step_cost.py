@@ -116,7 +116,9 @@ class Steps:
 
         return self.seconds(step) / len(batch.where)
 
-    def rounds(self, batches: Mapping[int, PairBatch], repeats: int, what: str) -> dict[int, list[float]]:
+    def rounds(
+        self, batches: Mapping[int, PairBatch], repeats: int, what: str
+    ) -> dict[int, list[float]]:
         """Run the tasks in turn; return seconds per sample by round, after a warm-up."""
         seconds: dict[int, list[float]] = {index: [] for index in batches}
         for _, index in progress(list(product(range(1 + repeats), batches)), what):
@@ -169,7 +171,9 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     peaks, largest = measured_memory(chosen, args, cap)
     steps = Steps(chosen, device)
     batch = made_up_batch(config, args.batch, args.texts)
-    seconds = steps.rounds(dict.fromkeys(range(len(chosen)), batch), args.repeats, f"steps of {args.batch}")
+    seconds = steps.rounds(
+        dict.fromkeys(range(len(chosen)), batch), args.repeats, f"steps of {args.batch}"
+    )
     fitting = {
         index: made_up_batch(config, size, args.texts)
         for index, (size, _) in enumerate(largest)
@@ -182,7 +186,10 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     for index, variant in enumerate(chosen):
         size, is_verified = largest[index]
         there = at_largest.get(index, [])
-        padded = replace(variant.config, input=replace(config.input, text_length=text_length, padded_text_length=0))
+        padded = replace(
+            variant.config,
+            input=replace(config.input, text_length=text_length, padded_text_length=0),
+        )
         row = Row(
             name=variant.name,
             decoder_depth=variant.decoder_depth,
@@ -195,7 +202,9 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
             largest_batch=size,
             largest_batch_verified=is_verified,
             seconds_per_sample_at_largest_rounds=there,
-            whole_step_per_sample_at_largest=statistics.median(there) + optimizer_seconds / size if there and size else None,
+            whole_step_per_sample_at_largest=statistics.median(there) + optimizer_seconds / size
+            if there and size
+            else None,
         )
         rows.append(row)
     eves = [row for row, variant in zip(rows, chosen, strict=True) if variant.is_eve]
@@ -212,7 +221,9 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
         "optimizer_seconds_per_step": optimizer_seconds,
         "reference": reference.name,
         "rows": [asdict(row) | row.over(reference) for row in rows],
-        "baseline_by_decoder": [{"decoder_depth": eve.decoder_depth} | baseline.over(eve) for eve in eves],
+        "baseline_by_decoder": [
+            {"decoder_depth": eve.decoder_depth} | baseline.over(eve) for eve in eves
+        ],
     }
 
 
@@ -233,7 +244,11 @@ def progress(turns: Sequence[Any], what: str) -> Any:
 
 def headline(result: Mapping[str, Any]) -> str:
     """Return the settings and the machine in words."""
-    texts = "texts of full length" if result["texts"] == "full" else f"captions padded to {result['text_length']} tokens"
+    texts = (
+        "texts of full length"
+        if result["texts"] == "full"
+        else f"captions padded to {result['text_length']} tokens"
+    )
     words = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
     return f"{result['recipe']}: {result['batch']} made-up pairs a step, {texts}; {words}"
 
@@ -256,13 +271,19 @@ def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
     columns = [column for column in zip(header.split("|"), *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for first, *cells in zip(*columns, strict=True):
-        print(first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  ")
+        print(
+            first.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
+            sep="  ",
+        )
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print the cost of the tasks, and the baseline over EVE by decoder depth."""
     print(headline(result))
-    print(f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over {result['reference']}")
+    print(
+        f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over {result['reference']}"
+    )
     rows = [
         [
             row["name"],
@@ -271,7 +292,8 @@ def print_result(result: Mapping[str, Any]) -> None:
             number(row["gflop_over_eve"]),
             spread(row),
             number(row["peak_memory_gib"]),
-            "~" * (row["largest_batch"] is not None and not row["largest_batch_verified"]) + number(row["largest_batch"], "d"),
+            "~" * (row["largest_batch"] is not None and not row["largest_batch_verified"])
+            + number(row["largest_batch"], "d"),
             number(row["whole_step_per_sample_at_largest"], ".3g"),
             number(row["epoch_over_eve"]),
             number(row["paper_over_eve"]),
@@ -279,7 +301,9 @@ def print_result(result: Mapping[str, Any]) -> None:
         for row in result["rows"]
     ]
     fits = f"batch in {number(result['memory_cap_gib'], '.4g')} GiB"
-    print_table(f"task|GFLOP|s|× GFLOP|× s|GiB at {result['batch']}|{fits}|s there|× epoch|× paper", rows)
+    print_table(
+        f"task|GFLOP|s|× GFLOP|× s|GiB at {result['batch']}|{fits}|s there|× epoch|× paper", rows
+    )
     by_decoder = [
         [
             f"decoder of {row['decoder_depth']}",
@@ -295,18 +319,40 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """Return the flags and the recipe's config. Exits with one line on errors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--recipe", default="base", help="recipe whose shapes to measure (random images and texts, no training)")
+    add(
+        "--recipe",
+        default="base",
+        help="recipe whose shapes to measure (random images and texts, no training)",
+    )
     add("--batch", type=int, default=8, help="pairs per step, the same for every task")
-    add("--decoder-depths", type=int, nargs="+", default=[1, 2, 4, 8], help="blocks of EVE's pixel decoder, a row each")
+    add(
+        "--decoder-depths",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="blocks of EVE's pixel decoder, a row each",
+    )
     add("--repeats", type=int, default=3, help="rounds after the warm-up")
     lengths = "14 ± 4 tokens, padded to the longest, or as long as the model takes"
     add("--texts", choices=("captions", "full"), default="captions", help=lengths)
-    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure memory, in separate processes")
+    add(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure memory, in separate processes",
+    )
     cap = "GiB for the search for the largest batch; default: all of a GPU, and no search on CPU"
     add("--memory-cap", type=float, help=cap)
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="autocast type, as for --train.dtype")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="autocast type, as for --train.dtype",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, help="0: OMP_NUM_THREADS if set, else all cores")
     add("--json", type=Path, help="also write the numbers to this file")
@@ -325,7 +371,10 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         parser.error(str(error))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    return args, replace(config, train=replace(config.train, dtype=args.dtype, device=args.device, threads=args.threads))
+    return args, replace(
+        config,
+        train=replace(config.train, dtype=args.dtype, device=args.device, threads=args.threads),
+    )
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ from eve_vl.utils.runtime import keep_memory, seed_everything, set_threads
 
 Texts = Literal["captions", "full"]
 BASELINE = "MLM+ITC+ITM"
-CAPTION_TOKENS = (14.0, 4.0)  # mean and standard deviation of lengths, [CLS] included: COCO's captions have 10.5 words
+CAPTION_TOKENS = (
+    14.0,
+    4.0,
+)  # mean and standard deviation of lengths, [CLS] included: COCO's captions have 10.5 words
 MIN_TOKENS = 6
 MAX_STEP_SECONDS = 60.0  # longer steps are not run to test whether they fit
 MAX_TRIES = 6
@@ -61,10 +64,16 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
     if not isinstance(task, MaskedSignalConfig):
         raise UserError(f"recipe {config.recipe!r} is no pre-training")
     if not decoder_depths or min(decoder_depths) < 1:
-        raise UserError(f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at least 1")
-    same: dict[str, Any] = {field.name: getattr(task, field.name) for field in fields(MaskedSignalConfig)}
+        raise UserError(
+            f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at least 1"
+        )
+    same: dict[str, Any] = {
+        field.name: getattr(task, field.name) for field in fields(MaskedSignalConfig)
+    }
     same |= {"mim_weight": 1.0, "mlm_weight": 1.0, "joint_masking": False}
-    eves = {depth: replace(MaskedSignalConfig(**same), decoder_depth=depth) for depth in decoder_depths}
+    eves = {
+        depth: replace(MaskedSignalConfig(**same), decoder_depth=depth) for depth in decoder_depths
+    }
     every = ContrastMatchConfig(**same, projection_dim=getattr(task, "projection_dim", 0))
     baselines = {
         ("MLM+ITC+MIM", 3.26): replace(every, itm_weight=0.0),
@@ -94,12 +103,16 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
     for row in range(batch_size):
         rng, length = generator(row), sizes.text_length
         if texts == "captions":
-            length = int(np.clip(round(rng.normal(*CAPTION_TOKENS)), min(MIN_TOKENS, length), length))
+            length = int(
+                np.clip(round(rng.normal(*CAPTION_TOKENS)), min(MIN_TOKENS, length), length)
+            )
         keep_K, hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
         samples.append(
             Sample(
                 batch=PairBatch,
-                image=torch.from_numpy(rng.integers(0, 256, (3, sizes.image_size, sizes.image_size), dtype=np.uint8)),
+                image=torch.from_numpy(
+                    rng.integers(0, 256, (3, sizes.image_size, sizes.image_size), dtype=np.uint8)
+                ),
                 ids_T=rng.integers(3, config.tokenizer.vocab_size, length),
                 is_masked_T=mask_tokens(np.arange(length) == 0, task.text_mask_ratio, rng),
                 keep_K=keep_K,
@@ -112,7 +125,9 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
     return PairBatch.collate(samples, pad_id=0)
 
 
-def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple[list[Task[Any]], dict[str, nn.Parameter]]:
+def tasks_of_one_model(
+    configs: Sequence[Config], device: torch.device
+) -> tuple[list[Task[Any]], dict[str, nn.Parameter]]:
     """Return the configs' tasks in training mode and their shared weights by name.
 
     Values are drawn carelessly, which takes seconds less at Base size.
@@ -120,12 +135,16 @@ def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple
     tasks, shared = [], {}
     for config in configs:
         with torch.device("meta"):
-            task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size, mask_id=2)).train()
+            task = build_untrained(
+                config, Sizes(vocab_size=config.tokenizer.vocab_size, mask_id=2)
+            ).train()
         names = [name for name, _ in task.named_parameters()]
         for name, parameter in task.named_parameters():
             if name not in shared:
                 value = torch.empty(parameter.shape, device=device)
-                shared[name] = nn.Parameter(value.fill_(1) if value.ndim < 2 else value.uniform_(-0.03, 0.03))
+                shared[name] = nn.Parameter(
+                    value.fill_(1) if value.ndim < 2 else value.uniform_(-0.03, 0.03)
+                )
         task.load_state_dict({name: shared[name] for name in names}, assign=True)
         tasks.append(task)
     return tasks, shared
@@ -164,7 +183,9 @@ def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
 def at(peaks: Sequence[Peak], batch: int, name: str = "bytes") -> float:
     """Return bytes (or seconds) of a step: measured, else from the line."""
     start, slope = line(peaks, name)
-    return next((getattr(peak, name) for peak in peaks if peak.batch == batch), start + slope * batch)
+    return next(
+        (getattr(peak, name) for peak in peaks if peak.batch == batch), start + slope * batch
+    )
 
 
 def growth(measure: Measure, batch: int) -> list[Peak]:
@@ -176,7 +197,9 @@ def growth(measure: Measure, batch: int) -> list[Peak]:
     for size in (small, max(small + 1, batch // 2)):
         peak = measure(size)
         if peak is None:
-            raise UserError(f"a batch of {size} does not fit the device's memory; give a smaller --batch")
+            raise UserError(
+                f"a batch of {size} does not fit the device's memory; give a smaller --batch"
+            )
         peaks.append(peak)
     return peaks
 
@@ -216,7 +239,9 @@ def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(run_step, config, batch, texts).result()
     except BrokenProcessPool:
-        raise UserError(f"the process of a step of {batch} was killed, out of memory perhaps; give a smaller --batch") from None
+        raise UserError(
+            f"the process of a step of {batch} was killed, out of memory perhaps; give a smaller --batch"
+        ) from None
 
 
 def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
@@ -232,7 +257,9 @@ def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
     try:
         (task,), shared = tasks_of_one_model([config], device)
         optimizer = build_optimizer(shared.items(), config.train, products=dtype)
-        for parameter in shared.values():  # create the optimiser's state first, as from the second step on
+        for (
+            parameter
+        ) in shared.values():  # create the optimiser's state first, as from the second step on
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     Nothing is to be saved yet then, and libraries that are cut off half-way raise other errors.
     """
-    if any(caller.f_code.co_filename.startswith("<frozen importlib") for caller, _ in traceback.walk_stack(frame)):
+    if any(
+        caller.f_code.co_filename.startswith("<frozen importlib")
+        for caller, _ in traceback.walk_stack(frame)
+    ):
         os.write(2, b"eve: interrupted\n")
         os._exit(128 + number)
     signal.default_int_handler(number, frame)

@@ -44,9 +44,16 @@ from eve_vl.utils.runtime import keep_memory, set_threads, stop_signals, usable_
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"
-TASKS = ("vqa", "nlvr2", "retrieval")  # the longest first, so that all cores finish at about the same time
+TASKS = (
+    "vqa",
+    "nlvr2",
+    "retrieval",
+)  # the longest first, so that all cores finish at about the same time
 SPLITS = {"test": "", "test_novel": "_novel"}  # test splits → suffix of their numbers
-TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that are not in the training data")
+TITLES = (
+    "Test scenes",
+    "Test scenes with pairs of kind and colour that are not in the training data",
+)
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, which holds the numbers of all tasks
 NUMBERS = {  # number → task, prefix of its rows, name for people, baseline; runs are compared row by row
     "vqa_acc": ("vqa", "", "Questions: accuracy", "vqa_acc_blind"),
@@ -54,12 +61,17 @@ NUMBERS = {  # number → task, prefix of its rows, name for people, baseline; r
     "retrieval_tr1": ("retrieval", "tr1 ", "Image → caption: recall at 1", "retrieval_tr1_chance"),
     "retrieval_ir1": ("retrieval", "ir1 ", "Caption → image: recall at 1", "retrieval_ir1_chance"),
 }
-TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # in each run folder: test numbers, and row scores per split
+TEST_FILE, ROWS_FILE = (
+    "test.json",
+    "test_rows.json",
+)  # in each run folder: test numbers, and row scores per split
 NUM_ROWS = "num_test_rows"
 LOG = "run.log"  # in each run folder: its output
 POLL_SECONDS = 0.5
 JOB = "eve demo:"  # start of the names of its processes
-CONTEXT = multiprocessing.get_context("forkserver")  # a fork of this process would lack torch's threads
+CONTEXT = multiprocessing.get_context(
+    "forkserver"
+)  # a fork of this process would lack torch's threads
 
 Result = tuple[str, float, float, MeasuredValue | None, float]
 """Name, pre-trained, from scratch, gain and baseline of a number; NaN if unknown."""
@@ -85,12 +97,16 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     tables = results(numbers)
     print_line(*table_lines(tables))
-    top = Section(name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables))
+    top = Section(
+        name="results", title="Results", body=draw("compare_sections.html", "gains", tables=tables)
+    )
     names = (PRETRAIN, *(task + arm for task in TASKS for arm in ("", SCRATCH)))
     compared = [run for name in names if isinstance(run := found[name], ComparedRun)]
     unreadable = {name: str(error) for name, error in found.items() if isinstance(error, UserError)}
     sections = [top, *(section for run in compared for section in run.sections)]
-    report = write_page(out / "report.html", comparison_page(out.resolve().name, compared, unreadable, sections))
+    report = write_page(
+        out / "report.html", comparison_page(out.resolve().name, compared, unreadable, sections)
+    )
     print_line(f"{time.perf_counter() - start:.0f} seconds in total")
     return report
 
@@ -101,8 +117,13 @@ def plan(out: Path) -> dict[str, Config]:
     configs = {PRETRAIN: pretrain}
     for suffix, task in itertools.product((SCRATCH, ""), TASKS):
         config = get_finetune_recipe(f"demo_{task}", pretrain)
-        configs[task + suffix] = replace(config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix))
-    return {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
+        configs[task + suffix] = replace(
+            config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix)
+        )
+    return {
+        name: replace(config, train=replace(config.train, threads=1))
+        for name, config in configs.items()
+    }
 
 
 def start_fork_server() -> None:
@@ -128,7 +149,9 @@ class Job:
     def start(cls, name: str, function: Callable[..., Any], *args: Any) -> "Job":
         """Start a call; its process has the name."""
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_send_result, args=(sender, function, *args), name=f"{JOB} {name}")
+        process = CONTEXT.Process(
+            target=_send_result, args=(sender, function, *args), name=f"{JOB} {name}"
+        )
         process.start()
         sender.close()
         return cls(process, receiver)
@@ -136,9 +159,13 @@ class Job:
     def result(self) -> Any:
         """Wait for the result and return it. Raises UserError if the call failed."""
         wait([self.receiver, self.process.sentinel])
-        result = UserError("its process was killed, perhaps for lack of memory; run the same command again to resume")
+        result = UserError(
+            "its process was killed, perhaps for lack of memory; run the same command again to resume"
+        )
         with contextlib.suppress(EOFError, OSError):  # it was killed
-            if self.receiver.poll():  # else processes that load its data may still hold the other end
+            if (
+                self.receiver.poll()
+            ):  # else processes that load its data may still hold the other end
                 result = self.receiver.recv()
         self.process.join()
         if self.process.exitcode == 1:
@@ -165,9 +192,17 @@ def _run_all(
     """
     waiting, running, started = dict(configs), dict[str, Job](), time.perf_counter()
     unread, finished, found = list[str](), set[str](), dict[str, ComparedRun | UserError]()
-    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
-        bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
+        bars = {
+            name: progress.add_task(name, total=config.train.steps, start=False)
+            for name, config in configs.items()
+        }
         while len(found) < len(configs) and not stop:
             startable = [name for name, config in waiting.items() if _may_start(config, finished)]
             for name in [*startable, *unread][: at_once - len(running)]:
@@ -178,11 +213,20 @@ def _run_all(
                     continue
                 del waiting[name]
                 # pre-training goes first where runs and their loading share cores, because most others wait for it
-                running[name] = Job.start(name, work, config, num_test, 10 if PRETRAIN in running else 0)
+                running[name] = Job.start(
+                    name, work, config, num_test, 10 if PRETRAIN in running else 0
+                )
                 if not CONSOLE.is_terminal:  # there are no bars
-                    print_line(f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}")
-            wait([each for job in running.values() for each in (job.receiver, job.process.sentinel)], timeout=POLL_SECONDS)
-            for name, job in [] if stop else list(running.items()):  # the signal may have ended jobs as well
+                    print_line(
+                        f"{name}: {config.train.steps:,} steps start; progress is in {config.out / LOG}"
+                    )
+            wait(
+                [each for job in running.values() for each in (job.receiver, job.process.sentinel)],
+                timeout=POLL_SECONDS,
+            )
+            for name, job in (
+                [] if stop else list(running.items())
+            ):  # the signal may have ended jobs as well
                 if job.receiver.poll() or not job.process.is_alive():
                     del running[name]
                     try:
@@ -198,9 +242,13 @@ def _run_all(
                         continue
                     finished.add(name)
                     unread.append(name)
-                    print_line(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(result)}")
+                    print_line(
+                        f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(result)}"
+                    )
             for name, bar in bars.items():
-                steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
+                steps = [
+                    row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"
+                ]
                 num_done = configs[name].train.steps if name in finished else max(steps, default=0)
                 if num_done:
                     progress.start_task(bar)
@@ -216,7 +264,9 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 
 def _stop_jobs() -> None:
     """Make all jobs save their state and end, and wait for them."""
-    jobs = [process for process in multiprocessing.active_children() if process.name.startswith(JOB)]
+    jobs = [
+        process for process in multiprocessing.active_children() if process.name.startswith(JOB)
+    ]
     for job in jobs:
         job.terminate()
     for job in jobs:
@@ -236,7 +286,11 @@ def work(config: Config, num_test: int = NUM_TEST, nice: int = 0) -> dict[str, f
     test_file = config.out / TEST_FILE
     with contextlib.suppress(UserError):  # missing, damaged or outdated files are written again
         numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
-        if numbers.get(NUM_ROWS) == num_test and has_fields(rows, **dict.fromkeys(SPLITS, dict)) and all(map(rows.get, SPLITS)):
+        if (
+            numbers.get(NUM_ROWS) == num_test
+            and has_fields(rows, **dict.fromkeys(SPLITS, dict))
+            and all(map(rows.get, SPLITS))
+        ):
             return numbers
     with (config.out / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:
@@ -249,7 +303,12 @@ def work(config: Config, num_test: int = NUM_TEST, nice: int = 0) -> dict[str, f
         run, rows = load_run(config.out), dict[str, Any]()
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split, suffix in SPLITS.items():
-            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.dataset.kind_of(config))
+            sources = open_sources(
+                [f"scenes:{split}"],
+                config.data,
+                config.input.image_size,
+                run.task.dataset.kind_of(config),
+            )
             found = evaluated(run, num_test, sources, ablations=False)
             measured, rows[split] = found.numbers, found.row_scores
             numbers |= {name + suffix: value for name, value in measured.items()}
@@ -281,12 +340,18 @@ def collect(out: Path) -> dict[str, float]:
     for task in TASKS:
         for arm in ("", SCRATCH):
             for name, value in read_numbers(out / (task + arm) / TEST_FILE).items():
-                split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
+                split = next(
+                    suffix
+                    for suffix in sorted(SPLITS.values(), reverse=True)
+                    if name.endswith(suffix)
+                )
                 numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
     for key, (task, start, *_) in NUMBERS.items():
         ours, scratch = (read_json(out / (task + arm) / ROWS_FILE, dict) for arm in ("", SCRATCH))
         for split, suffix in SPLITS.items():
-            own = {row: value for row, value in ours.get(split, {}).items() if row.startswith(start)}
+            own = {
+                row: value for row, value in ours.get(split, {}).items() if row.startswith(start)
+            }
             numbers[f"{key}_gain{suffix}"] = paired(own, scratch[split])
     return numbers
 
@@ -297,16 +362,24 @@ def results(numbers: Mapping[str, float]) -> list[tuple[str, list[Result]]]:
     for suffix, title in zip(SPLITS.values(), TITLES, strict=True):
         rows: list[Result] = []
         for key, (_, _, name, baseline) in NUMBERS.items():
-            ours, scratch, gain = (numbers.get(key + end + suffix, math.nan) for end in ("", SCRATCH, "_gain"))
-            guess = numbers.get(baseline + suffix, math.nan) if isinstance(baseline, str) else baseline
-            rows.append((name, ours, scratch, gain if isinstance(gain, MeasuredValue) else None, guess))
+            ours, scratch, gain = (
+                numbers.get(key + end + suffix, math.nan) for end in ("", SCRATCH, "_gain")
+            )
+            guess = (
+                numbers.get(baseline + suffix, math.nan) if isinstance(baseline, str) else baseline
+            )
+            rows.append(
+                (name, ours, scratch, gain if isinstance(gain, MeasuredValue) else None, guess)
+            )
         tables.append((title, rows))
     return tables
 
 
 def _summary(numbers: dict[str, float]) -> str:
     names = ("mlm_acc", "mlm_acc_wrong_image", "vqa_acc", "nlvr2_acc", "tr1", "ir1")
-    shown = [name + suffix for suffix in SPLITS.values() for name in names if name + suffix in numbers]
+    shown = [
+        name + suffix for suffix in SPLITS.values() for name in names if name + suffix in numbers
+    ]
     return "  ".join(f"{name} {numbers[name]:.3f}" for name in shown)
 
 
@@ -315,11 +388,21 @@ def table_lines(tables: list[tuple[str, list[Result]]]) -> list[str]:
     lines = [f"{'':32}{'pre-trained':>12}{'from scratch':>14}{'baseline':>10}  gain, 95 % interval"]
     for splits in zip(*(rows for _, rows in tables), strict=True):
         for split, (name, ours, scratch, gain, baseline) in zip(SPLITS, splits, strict=True):
-            shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if gain is not None else ""
-            lines.append(f"{f'  {split}' if SPLITS[split] else name:32}{ours:12.3f}{scratch:14.3f}{baseline:10.3f}{shown}")
+            shown = (
+                f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}"
+                if gain is not None
+                else ""
+            )
+            lines.append(
+                f"{f'  {split}' if SPLITS[split] else name:32}{ours:12.3f}{scratch:14.3f}{baseline:10.3f}{shown}"
+            )
     return lines
 
 
 def read_numbers(path: Path) -> dict[str, float]:
     """Return the numbers of a file such as metrics.json by name. Raises UserError."""
-    return {name: value for name, value in from_json(read_json(path, dict)).items() if isinstance(value, int | float)}
+    return {
+        name: value
+        for name, value in from_json(read_json(path, dict)).items()
+        if isinstance(value, int | float)
+    }

@@ -27,7 +27,12 @@ from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Sources = str | Path | Iterable[str | Path]
-SMALL = {"retrieval": "search_small", "vqa": "questions_small", "nlvr2": "statements_small", "classification": "labels_small"}
+SMALL = {
+    "retrieval": "search_small",
+    "vqa": "questions_small",
+    "nlvr2": "statements_small",
+    "classification": "labels_small",
+}
 """Task → recipe for the user's own data."""
 ALWAYS = ("encode_image", "encode_text")
 
@@ -47,7 +52,9 @@ class Features(np.ndarray):
     skipped: tuple[BadSampleError, ...] = ()
     """Rows of sources that could not be used, with `where` and `reason`."""
 
-    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+    def __array_wrap__(
+        self, array: np.ndarray, context: Any = None, return_scalar: bool = False
+    ) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
 
@@ -68,7 +75,13 @@ class Eve:
         self.inputs = self.predictor.inputs
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        code: str | Path | None = None,
+    ) -> "Eve":
         """Load a run folder (its best checkpoint, else its newest) or one checkpoint.
 
         device: cpu, cuda, cuda:1, mps, …; auto: cuda if available. code: Python file that defines the run's task; the file is
@@ -98,7 +111,9 @@ class Eve:
         """List attributes and calls."""
         return [*super().__dir__(), *self.calls]
 
-    def encode_image(self, images: Images, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
+    def encode_image(
+        self, images: Images, batch_size: int = 64, *, progress: bool = False, **reading: Any
+    ) -> Features:
         """Return features of one or several images, (n, d), each of length 1, in order.
 
         images: one image, a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or a source that --data.train
@@ -112,7 +127,9 @@ class Eve:
         compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(self.run.device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
-    def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
+    def encode_text(
+        self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any
+    ) -> Features:
         """Return features of one or several texts, (n, d), each of length 1, in order.
 
         texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See `encode_image`.
@@ -122,7 +139,13 @@ class Eve:
 
     @torch.no_grad()
     def _features(
-        self, what: str, given: Any, compute: Callable[[list[Any]], Tensor], batch_size: int, progress: bool, data: DataConfig
+        self,
+        what: str,
+        given: Any,
+        compute: Callable[[list[Any]], Tensor],
+        batch_size: int,
+        progress: bool,
+        data: DataConfig,
     ) -> Features:
         names: list[str] = []
         skipped: list[BadSampleError] = []
@@ -135,7 +158,14 @@ class Eve:
         features.names, features.skipped = tuple(names), tuple(skipped)
         return features
 
-    def index(self, sources: Sources = (), out: str | Path = "index", *, batch_size: int = 64, **reading: Any) -> Index:
+    def index(
+        self,
+        sources: Sources = (),
+        out: str | Path = "index",
+        *,
+        batch_size: int = 64,
+        **reading: Any,
+    ) -> Index:
         """Build or update an index of images and their captions, and return it.
 
         sources: folders of images, tables or shards; default: the index's own. New and changed images are read, deleted ones
@@ -156,7 +186,9 @@ class Eve:
         if call == "experts":
             fix = "to get one with experts: eve pretrain RECIPE --model.deep-ffn moe"
             raise NoSuchCallError(f"experts: {shown} is a run without experts; {fix}")
-        problem = f"{shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}"
+        problem = (
+            f"{shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}"
+        )
         fix = self.predictor.how_to_get(call) or self._how_to_train(call)
         raise NoSuchCallError(f"{call}: {problem}; to get one that allows {call}: {fix}")
 
@@ -165,16 +197,28 @@ class Eve:
         config, shown, init = self.run.config, self.run.shown, self.run.config.init
         if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
             init = None  # deleted, or not part of the package
-        tasks = [kind for kind in all_kinds(TaskConfig, "tasks").values() if call in predictor_class(kind).requests()]
+        tasks = [
+            kind
+            for kind in all_kinds(TaskConfig, "tasks").values()
+            if call in predictor_class(kind).requests()
+        ]
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
         if not finetuned:
-            return "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
+            return "eve pretrain, or the run that this one started from" + (
+                f", {init}" if init else ""
+            )
         if unfit := config.model.problems_with(finetuned[0](), "image_text"):
             return f"eve pretrain of another model, because {unfit[0]}"
         recipe, is_own = finetuned[0].name, not all(map(generated, config.data.train))
         if config.input.image_size < 224:
             recipe = SMALL.get(recipe, recipe) if is_own else f"demo_{recipe}"
-            recipe = "scenes_retrieval" if call in ("match", "explain") else recipe  # the others have no matching head
-        start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
+            recipe = (
+                "scenes_retrieval" if call in ("match", "explain") else recipe
+            )  # the others have no matching head
+        start = (
+            shown
+            if config.task.is_pretraining
+            else init or (shown if config.init else "PRETRAINED")
+        )
         of_own = " --data.train PATH --data.val held-out" * is_own
         return f"eve finetune {finetuned[0].recipe or recipe} --init {start}{of_own}"

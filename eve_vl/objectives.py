@@ -43,8 +43,17 @@ class _SumOverSlices(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loss_of: Callable[..., Tensor], parts: Sequence[slice], own_BD: Tensor, *others: Tensor) -> Tensor:
-        total, gradients = own_BD.new_zeros(()), [torch.zeros_like(each) for each in (own_BD, *others)]
+    def forward(
+        ctx: Any,
+        loss_of: Callable[..., Tensor],
+        parts: Sequence[slice],
+        own_BD: Tensor,
+        *others: Tensor,
+    ) -> Tensor:
+        total, gradients = (
+            own_BD.new_zeros(()),
+            [torch.zeros_like(each) for each in (own_BD, *others)],
+        )
         with torch.enable_grad(), torch.autocast(own_BD.device.type, enabled=False):
             for rows in parts:
                 given = [each.detach().requires_grad_() for each in (own_BD[rows], *others)]
@@ -98,18 +107,28 @@ def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
 
     They are the softmax over all candidates of products of label vectors: 1 present, -1 absent, 0 unknown.
     """
-    return (state_BL.float() @ state_CL.float().T).softmax(1, dtype=torch.float32)  # autocast rounds shares, not whole numbers
+    return (state_BL.float() @ state_CL.float().T).softmax(
+        1, dtype=torch.float32
+    )  # autocast rounds shares, not whole numbers
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
     """Return the products of features over the temperature, (B, C), at least float32."""
-    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies bfloat16's rounding
-        image_BD, text_CD = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (image_BD, text_CD))
+    with torch.autocast(
+        image_BD.device.type, enabled=False
+    ):  # a small temperature magnifies bfloat16's rounding
+        image_BD, text_CD = (
+            each.to(torch.promote_types(each.dtype, torch.float32)) for each in (image_BD, text_CD)
+        )
         return image_BD @ text_CD.T / temperature
 
 
 def summed_cross_entropy(
-    own_BD: Tensor, other_CD: Tensor, target_BC: Matrix, temperature: Tensor, is_ignored_BC: Matrix | None = None
+    own_BD: Tensor,
+    other_CD: Tensor,
+    target_BC: Matrix,
+    temperature: Tensor,
+    is_ignored_BC: Matrix | None = None,
 ) -> Tensor:
     """Return the cross-entropy of rows over all candidates, summed over rows.
 
@@ -151,7 +170,12 @@ def contrastive(
 
 
 def image_image(
-    image_BD: Tensor, image_CD: Tensor, is_positive_BC: Matrix, is_own_BC: Matrix, temperature: Tensor, num_rows: Tensor
+    image_BD: Tensor,
+    image_CD: Tensor,
+    is_positive_BC: Matrix,
+    is_own_BC: Matrix,
+    temperature: Tensor,
+    num_rows: Tensor,
 ) -> Tensor:
     """Return the contrastive loss of images with images of the same class.
 
@@ -163,7 +187,10 @@ def image_image(
     def targets(rows: slice) -> Tensor:
         return is_positive_BC[rows] / is_positive_BC[rows].sum(1, keepdim=True).clamp(min=1)
 
-    return summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC) / num_rows
+    return (
+        summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC)
+        / num_rows
+    )
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
@@ -175,7 +202,10 @@ def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
     with torch.autocast(image_CD.device.type, enabled=False):
         image_CD, text_CD = image_CD.float(), text_CD.float()
         with torch.no_grad():
-            (image_CR, image_RD), (text_CR, text_RD) = torch.linalg.qr(image_CD), torch.linalg.qr(text_CD)
+            (image_CR, image_RD), (text_CR, text_RD) = (
+                torch.linalg.qr(image_CD),
+                torch.linalg.qr(text_CD),
+            )
             left_RR, _, right_RR = torch.linalg.svd(image_RD @ text_RD.T)
             left_CR, right_CR = image_CR @ left_RR, text_CR @ right_RR.T
         return ((left_CR.T @ image_CD) * (right_CR.T @ text_CD)).sum(1)
@@ -188,7 +218,10 @@ def effective_rank(value_R: Tensor) -> Tensor:
 
 
 def hard_negatives(
-    similarity_BC: Tensor, is_match_BC: Tensor, draw_B: Tensor | None = None, own_B: Tensor | None = None
+    similarity_BC: Tensor,
+    is_match_BC: Tensor,
+    draw_B: Tensor | None = None,
+    own_B: Tensor | None = None,
 ) -> Tensor:
     """Sample one column without a match for each row, by softmax (ALBEF): int64 (B,).
 
@@ -203,7 +236,9 @@ def hard_negatives(
     if draw_B is None:
         return weights_BC.multinomial(1).squeeze(1)
     sum_BC = weights_BC.double().cumsum(1)
-    at_B1 = sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]  # rounding must not lead beyond the last weight
+    at_B1 = (
+        sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]
+    )  # rounding must not lead beyond the last weight
     return torch.searchsorted(sum_BC, at_B1, right=True).squeeze(1)
 
 
@@ -232,4 +267,6 @@ def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
 
     It is summed over answers, and the mean over questions.
     """
-    return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)
+    return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(
+        logits_BA
+    )

@@ -37,26 +37,45 @@ VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's defa
 
 def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParser:
     """Return the command line parser of an example."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder to build the set in")
-    parser.add_argument("--packages", type=Path, help="node_modules folder with the packages; otherwise npm fetches them")
+    parser.add_argument(
+        "--packages",
+        type=Path,
+        help="node_modules folder with the packages; otherwise npm fetches them",
+    )
     cache = Path.home() / ".cache" / "eve-vl" / name
-    parser.add_argument("--cache", type=Path, default=cache, help="folder of npm's packages (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=size, help="side of the images in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=cache, help="folder of npm's packages (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=positive,
+        default=size,
+        help="side of the images in pixels (default: %(default)s)",
+    )
     return parser
 
 
 def in_processes(
-    args: argparse.Namespace, names: Sequence[str], build: Callable[[Path, Render, Callable[..., Any]], Built]
+    args: argparse.Namespace,
+    names: Sequence[str],
+    build: Callable[[Path, Render, Callable[..., Any]], Built],
 ) -> Built:
     """Fetch the packages and return the result of `build`; exit after an error.
 
     names: packages with versions. build: gets the packages' folder, the renderer, and `map` over args.processes.
     """
-    workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    workers = ProcessPoolExecutor(
+        args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
     try:
         render = resvg()
-        return build(args.packages or fetch(args.cache, names), render, partial(workers.map, chunksize=32))
+        return build(
+            args.packages or fetch(args.cache, names), render, partial(workers.map, chunksize=32)
+        )
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -80,17 +99,26 @@ def fetch(folder: Path, names: Sequence[str]) -> Path:
     packages = folder / "node_modules"
     record = packages / ".package-lock.json"  # npm writes it last, so listed packages are complete
     found = read_json(record, names)["packages"] if record.is_file() else {}
-    if {f"{path.removeprefix('node_modules/')}@{entry.get('version')}" for path, entry in found.items()}.issuperset(names):
+    if {
+        f"{path.removeprefix('node_modules/')}@{entry.get('version')}"
+        for path, entry in found.items()
+    }.issuperset(names):
         return packages
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError("npm is not installed: install Node.js, or pass a node_modules folder as --packages")
+        raise UserError(
+            "npm is not installed: install Node.js, or pass a node_modules folder as --packages"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     print_line(f"npm fetches {', '.join(names)} to {folder}")
-    done = subprocess.run([npm, "install", "--prefix", folder, *names], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [npm, "install", "--prefix", folder, *names], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(f"npm install failed: {' '.join(lines[0].split())} (full output: npm install {' '.join(names)})")
+        raise UserError(
+            f"npm install failed: {' '.join(lines[0].split())} (full output: npm install {' '.join(names)})"
+        )
     return packages
 
 
@@ -99,7 +127,9 @@ def read_json(path: Path, names: Sequence[str]) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --packages must be a node_modules folder with {', '.join(names)}") from None
+        raise UserError(
+            f"{path}: {error.strerror}; --packages must be a node_modules folder with {', '.join(names)}"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
 
@@ -178,7 +208,9 @@ def pyarrow_parquet() -> Any:
     try:
         return [importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet")][1]
     except ImportError:
-        raise UserError("pyarrow, for Parquet files, is not installed: pip install -e '.[parquet]'") from None
+        raise UserError(
+            "pyarrow, for Parquet files, is not installed: pip install -e '.[parquet]'"
+        ) from None
 
 
 def write_parquet(rows: Iterable[Row], path: Path) -> None:
@@ -194,11 +226,15 @@ def resvg() -> Render:
     try:
         importlib.import_module("resvg_py")
     except ImportError:
-        raise UserError("resvg-py, which renders the drawings, is not installed: pip install resvg-py") from None
+        raise UserError(
+            "resvg-py, which renders the drawings, is not installed: pip install resvg-py"
+        ) from None
     return _render
 
 
 def _render(svg: str, size: int) -> Image.Image:
     svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
-    png = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
+    png = svg_to_bytes(
+        svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True
+    )
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")

@@ -27,11 +27,20 @@ def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
         for name, tensor in checkpoint.read_model(folder).items()
     }
     checkpoint.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
-    texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
+    texts = {
+        "config.json": config_to_json(config),
+        "tokenizer.json": read_text(folder / "tokenizer.json"),
+    }
     if labels := task_class(type(config.task)).labels_file:
         texts[labels] = read_text(folder / labels)
-    numbers = state["numbers"] if "numbers" in state else read_json(run / "metrics.json", dict)  # pre-training has no best
-    best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=from_json(numbers))
+    numbers = (
+        state["numbers"] if "numbers" in state else read_json(run / "metrics.json", dict)
+    )  # pre-training has no best
+    best = checkpoint.save_best(
+        out, step=state["step"], model=weights, texts=texts, numbers=from_json(numbers)
+    )
     write_file(out / "config.json", texts["config.json"])
     write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
-    print_line(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
+    print_line(
+        f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes"
+    )

@@ -30,17 +30,27 @@ from random import Random
 from typing import Any
 
 import torch
-from campaign_data import Action, Reader, data_readers
-from campaign_runs import make_base, run_readers
-from mutations import make_special, odd_name
 
 import eve_vl
 from eve_vl.utils.errors import UserError
+from helpers.campaign_data import Action, Reader, data_readers
+from helpers.campaign_runs import make_base, run_readers
+from helpers.mutations import make_special, odd_name
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
-ALLOWED_NEW = (".tar.index", "report.html", "metrics.json", "log.jsonl", "config.json", "tokenizer.json", "answers.json")
+ALLOWED_NEW = (
+    ".tar.index",
+    "report.html",
+    "metrics.json",
+    "log.jsonl",
+    "config.json",
+    "tokenizer.json",
+    "answers.json",
+)
 CHUNK = 250  # inputs that one process reads, so that what it keeps does not add up
-ROOM = 3 * 2**30  # bytes of addresses beyond those at the start: a runaway must not take the machine along
+ROOM = (
+    3 * 2**30
+)  # bytes of addresses beyond those at the start: a runaway must not take the machine along
 SHOWN = 3  # escapes of a group that are kept
 
 Case = tuple[str, int]
@@ -72,11 +82,15 @@ def lay_out(reader: Reader, case: Case, seed: int, folder: Path) -> str:
         kind, target = "sound", ""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(reader.damage(rng, name, data) if name == target and kind == "damaged" else data)
+        (folder / name).write_bytes(
+            reader.damage(rng, name, data) if name == target and kind == "damaged" else data
+        )
     if kind == "special":
         kind = make_special(rng, folder / target)
     elif reader.may_rename and target and rng.random() < 0.2:
-        (folder / target).rename((folder / target).with_name(os.fsdecode(odd_name(rng, Path(target).name))))
+        (folder / target).rename(
+            (folder / target).with_name(os.fsdecode(odd_name(rng, Path(target).name)))
+        )
         kind += ", renamed"
     if target:
         reader.afterwards(rng, folder)
@@ -94,9 +108,17 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
     folder, rng, outcome = work / "case", Random(case[1]), Outcome(case=case)
     folder.mkdir(parents=True)
     lay_out(reader, case, seed, folder)
-    names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {str(folder), "rows.jsonl"}  # the training data of runs
-    for config in filter(Path.is_file, folder.rglob("config.json")):  # a damaged one may ask for other files
-        names |= {os.path.normpath(path) for path in re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))}
+    names = {os.fsdecode(path.name) for path in folder.rglob("*")} | {
+        str(folder),
+        "rows.jsonl",
+    }  # the training data of runs
+    for config in filter(
+        Path.is_file, folder.rglob("config.json")
+    ):  # a damaged one may ask for other files
+        names |= {
+            os.path.normpath(path)
+            for path in re.findall(r'"([^"\n]*/[^"\n]*)"', config.read_text(errors="replace"))
+        }
     start = time.perf_counter()
     for name in (
         reader.actions
@@ -104,7 +126,10 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
         else rng.sample(list(reader.actions), min(reader.num_actions, len(reader.actions)))
     ):
         shutil.rmtree(work / "new", ignore_errors=True)
-        before, printed = {*folder.rglob("*")}, io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+        before, printed = (
+            {*folder.rglob("*")},
+            io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict"),
+        )
         Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
         had = memory("VmRSS")
         sys.stdout = sys.stderr = printed
@@ -178,20 +203,39 @@ BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 def unprintable(text: str) -> str:
     """Name what a terminal or a log cannot take, if a text holds any of it."""
-    bad = next((letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in BIDI), "")
+    bad = next(
+        (
+            letter
+            for letter in text
+            if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in BIDI
+        ),
+        "",
+    )
     return f"U+{ord(bad):04X}" if bad else ""
 
 
 def innermost(error: BaseException) -> str:
     """Return file, line and function of the last frame in the package."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(PACKAGE)
+    ]
     last = frames[-1] if frames else None
-    return f"{Path(last.filename).relative_to(PACKAGE)}:{last.lineno} {last.name}" if last else "outside the package"
+    return (
+        f"{Path(last.filename).relative_to(PACKAGE)}:{last.lineno} {last.name}"
+        if last
+        else "outside the package"
+    )
 
 
 def memory(name: str) -> int:
     """Return a number of /proc/self/status in bytes."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(name + ":")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -228,11 +272,25 @@ def work_on(
 class Worker:
     """A process that reads a chunk of inputs."""
 
-    def __init__(self, cases: list[Case], readers: dict[str, Reader], options: argparse.Namespace, number: int, is_again: bool):
+    def __init__(
+        self,
+        cases: list[Case],
+        readers: dict[str, Reader],
+        options: argparse.Namespace,
+        number: int,
+        is_again: bool,
+    ):
         self.is_again, self.has_ended = is_again, False
         self.left, self.work = cases, options.out / f"work-{number}"
         self.connection, theirs = multiprocessing.Pipe(duplex=False)
-        arguments = (cases, theirs, readers, options, self.work, options.timeout * (3 if is_again else 1))
+        arguments = (
+            cases,
+            theirs,
+            readers,
+            options,
+            self.work,
+            options.timeout * (3 if is_again else 1),
+        )
         self.process = multiprocessing.get_context("fork").Process(target=work_on, args=arguments)
         self.process.start()
         theirs.close()
@@ -250,12 +308,18 @@ class Worker:
             trace = self.work.with_suffix(".trace").read_text(errors="replace")
             what = "hang" if trace.startswith("Timeout") else f"death {self.process.exitcode}"
             frame = re.search(rf'File "{PACKAGE}/(.*)", line (\d+) in (\w+)', trace)
-            outcome.escapes[f"{what} @ {frame[1]}:{frame[2]} {frame[3]}" if frame else f"{what} @ {outcome.case[0]}"] = trace
+            outcome.escapes[
+                f"{what} @ {frame[1]}:{frame[2]} {frame[3]}"
+                if frame
+                else f"{what} @ {outcome.case[0]}"
+            ] = trace
         self.left = self.left[1:]
         return outcome
 
 
-def run_all(cases: Sequence[Case], readers: dict[str, Reader], options: argparse.Namespace) -> Iterator[Outcome]:
+def run_all(
+    cases: Sequence[Case], readers: dict[str, Reader], options: argparse.Namespace
+) -> Iterator[Outcome]:
     """Yield the outcome of every input. One that hangs is given thrice the time in a process of its own, as the
     machine may be busy."""
     chunks = [(list(cases[start : start + CHUNK]), False) for start in range(0, len(cases), CHUNK)]
@@ -264,7 +328,9 @@ def run_all(cases: Sequence[Case], readers: dict[str, Reader], options: argparse
     free = list(range(options.processes))
     while chunks or workers:
         while chunks and free:
-            worker = Worker(*(chunk := chunks.pop(0))[:1], readers, options, number := free.pop(), chunk[1])
+            worker = Worker(
+                *(chunk := chunks.pop(0))[:1], readers, options, number := free.pop(), chunk[1]
+            )
             workers[worker.connection] = number, worker
         for connection in wait(list(workers)):
             number, worker = workers[connection]
@@ -273,7 +339,11 @@ def run_all(cases: Sequence[Case], readers: dict[str, Reader], options: argparse
                 del workers[connection]
                 free.append(number)
                 chunks[:0] = [(worker.left, False)] if worker.left else []
-            hangs = {group for group in outcome.escapes if group.startswith("hang")} if outcome else set()
+            hangs = (
+                {group for group in outcome.escapes if group.startswith("hang")}
+                if outcome
+                else set()
+            )
             if outcome is not None and hangs - sure and not worker.is_again:
                 chunks.insert(0, ([outcome.case], True))
             elif outcome is not None:
@@ -281,7 +351,9 @@ def run_all(cases: Sequence[Case], readers: dict[str, Reader], options: argparse
                 yield outcome
 
 
-def keep(outcome: Outcome, group: str, readers: dict[str, Reader], options: argparse.Namespace) -> None:
+def keep(
+    outcome: Outcome, group: str, readers: dict[str, Reader], options: argparse.Namespace
+) -> None:
     """Save the input of an escape, with what to run to see it again."""
     name, number = outcome.case
     folder = options.out / "escapes" / re.sub(r"\W+", "_", f"{name}_{number}")
@@ -289,13 +361,17 @@ def keep(outcome: Outcome, group: str, readers: dict[str, Reader], options: argp
     (folder / "case").mkdir(parents=True)
     done = lay_out(readers[name], outcome.case, options.seed, folder / "case")
     again = f'PYTHONPATH=. python tests/campaign.py --seed {options.seed} --out {options.out} --case "{name}:{number}"'
-    (folder / "why.txt").write_text(f"{group}\n{done}\n{again}\n\n{outcome.escapes[group]}\n", errors="backslashreplace")
+    (folder / "why.txt").write_text(
+        f"{group}\n{done}\n{again}\n\n{outcome.escapes[group]}\n", errors="backslashreplace"
+    )
 
 
 def plan(readers: dict[str, Reader], num_inputs: int) -> list[Case]:
     """Return the inputs: of each reader by its weight, mixed."""
     total = sum(reader.weight for reader in readers.values())
-    counts = {name: max(1, round(num_inputs * reader.weight / total)) for name, reader in readers.items()}
+    counts = {
+        name: max(1, round(num_inputs * reader.weight / total)) for name, reader in readers.items()
+    }
     cases = [(name, number) for name, count in counts.items() for number in range(count)]
     Random(0).shuffle(cases)
     return cases
@@ -308,15 +384,21 @@ def summarize(outcomes: Sequence[Outcome], seconds: float) -> str:
     peaks: defaultdict[str, int] = defaultdict(int)
     for one in outcomes:
         name = one.case[0]
-        rows[name].update(inputs=1, succeeded=one.succeeded, refused=one.refused, escaped=bool(one.escapes))
+        rows[name].update(
+            inputs=1, succeeded=one.succeeded, refused=one.refused, escaped=bool(one.escapes)
+        )
         rows[name]["ms"] += round(1000 * one.seconds)
         peaks[name] = max(peaks[name], one.peak)
         for group in one.escapes:
             groups[group].append(one)
-    lines = [f"{'reader':18}{'inputs':>8}{'succeeded':>11}{'refused':>9}{'escaped':>9}{'ms each':>9}{'peak MiB':>10}"]
+    lines = [
+        f"{'reader':18}{'inputs':>8}{'succeeded':>11}{'refused':>9}{'escaped':>9}{'ms each':>9}{'peak MiB':>10}"
+    ]
     for name, row in sorted(rows.items()):
         counts = f"{row['inputs']:8}{row['succeeded']:11}{row['refused']:9}{row['escaped']:9}"
-        lines.append(f"{name:18}{counts}{row['ms'] / row['inputs']:9.0f}{peaks[name] / 2**20:10.0f}")
+        lines.append(
+            f"{name:18}{counts}{row['ms'] / row['inputs']:9.0f}{peaks[name] / 2**20:10.0f}"
+        )
     lines.append(f"\n{len(groups)} groups of escapes:")
     for group, members in sorted(groups.items(), key=lambda item: -len(item[1])):
         first = [f"{name}:{number}" for name, number in (one.case for one in members[:SHOWN])]
@@ -332,7 +414,9 @@ def summarize(outcomes: Sequence[Outcome], seconds: float) -> str:
 
 def main() -> int:
     """Run the campaign, or one input of it; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="readers whose names begin so")
@@ -340,7 +424,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder to work in; default: a new temporary one")
     parser.add_argument("--timeout", type=float, default=10, help="seconds that one input may take")
     parser.add_argument(
-        "--memory", type=int, default=700, help="MiB that one input may need, beside the 350 of an idle process"
+        "--memory",
+        type=int,
+        default=700,
+        help="MiB that one input may need, beside the 350 of an idle process",
     )
     parser.add_argument("--case", help="READER:NUMBER, to see one input again")
     options = parser.parse_args()
@@ -356,11 +443,21 @@ def main() -> int:
     readers = {**data_readers(base), **run_readers(base)}
     if options.case:
         name, _, number = options.case.rpartition(":")
-        outcome = run_case(readers[name], (name, int(number)), options.seed, options.out / "work-case", options.memory * 2**20)
+        outcome = run_case(
+            readers[name],
+            (name, int(number)),
+            options.seed,
+            options.out / "work-case",
+            options.memory * 2**20,
+        )
         print(*(f"{group}\n{detail}" for group, detail in outcome.escapes.items()), sep="\n\n")
         print(f"input: {options.out / 'work-case/case'}")
         return bool(outcome.escapes)
-    readers = {name: reader for name, reader in readers.items() if not options.only or name.startswith(tuple(options.only))}
+    readers = {
+        name: reader
+        for name, reader in readers.items()
+        if not options.only or name.startswith(tuple(options.only))
+    }
     start, outcomes, seen = time.perf_counter(), [], Counter[str]()
     for outcome in run_all(plan(readers, options.inputs), readers, options):
         outcomes.append(outcome)
@@ -369,7 +466,10 @@ def main() -> int:
             if seen[group] <= SHOWN:
                 keep(outcome, group, readers, options)
         if len(outcomes) % 200 == 0:
-            print(f"{len(outcomes)} inputs, {len(seen)} groups, {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"{len(outcomes)} inputs, {len(seen)} groups, {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
             (options.out / "summary.txt").write_text(
                 summarize(outcomes, time.perf_counter() - start), errors="backslashreplace"
             )

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import shortcuts  # noqa: F401
 import torch
-from forked import CONTEXT, PRELOAD, Forked
 
 from eve_vl.cli import main
 from eve_vl.report import page
+from helpers import shortcuts  # noqa: F401
+from helpers.forked import CONTEXT, PRELOAD, Forked
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -60,8 +60,12 @@ def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
 def eve_fork(tmp_path: Path, tmp_path_factory) -> Callable[..., Forked]:
     """The command line, started in tmp_path as a process of its own without the seconds that imports take."""
 
-    def start(*args: object, env: Mapping[str, str] = os.environ, before: Callable[[], object] = int) -> Forked:
-        return Forked(tuple(map(str, args)), tmp_path, tmp_path_factory.mktemp("console"), env, before)
+    def start(
+        *args: object, env: Mapping[str, str] = os.environ, before: Callable[[], object] = int
+    ) -> Forked:
+        return Forked(
+            tuple(map(str, args)), tmp_path, tmp_path_factory.mktemp("console"), env, before
+        )
 
     return start
 
@@ -77,12 +81,19 @@ def quick_spawn(monkeypatch) -> None:
 def no_report(monkeypatch) -> None:
     """Training without its report, which takes longer than the steps; tests of reports and test_end_to_end.py write it."""
     write = page.write_report
-    monkeypatch.setattr(page, "write_report", lambda run, *out: write(run, *out) if out else run)  # `eve report` names one
+    monkeypatch.setattr(
+        page, "write_report", lambda run, *out: write(run, *out) if out else run
+    )  # `eve report` names one
 
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """A run of four steps, to start fine-tuning from."""
     run = tmp_path_factory.mktemp("pretrained") / "run"
-    main([*("pretrain", "tiny", "--out", str(run)), *("--train.steps", "4", "--data.val-samples", "8")])
+    main(
+        [
+            *("pretrain", "tiny", "--out", str(run)),
+            *("--train.steps", "4", "--data.val-samples", "8"),
+        ]
+    )
     return run

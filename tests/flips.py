@@ -23,9 +23,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-from campaign_data import ASKED, lines
-from indices import write_image
-from twins import CAPTIONS, tiny_config
 
 import eve_vl
 from eve_vl.config import Config, RetrievalConfig
@@ -34,13 +31,18 @@ from eve_vl.run.training import train
 from eve_vl.search.index import Index
 from eve_vl.train.log import read_log
 from eve_vl.utils.errors import UserError
+from helpers.campaign_data import ASKED, lines
+from helpers.indices import write_image
+from helpers.twins import CAPTIONS, tiny_config
 
 Answers = Sequence[tuple[str, float]]
 """Texts in their order, each with a score."""
 Read = Callable[[Path], Answers]
 OUTCOMES = ("refused", "same", "CHANGED", "traceback", "death", "hang")
 TOLERANCE = 1e-3
-ROOM = 3 * 2**30  # bytes of addresses beyond those at the start: a runaway must not take the machine along
+ROOM = (
+    3 * 2**30
+)  # bytes of addresses beyond those at the start: a runaway must not take the machine along
 STEPS = 4
 
 
@@ -50,7 +52,14 @@ def make_runs(base: Path) -> None:
     for number in range(8):
         write_image(base / f"data/{number}.png", number)
         answer = ("cat", "dog", "red")[number % 3]
-        rows.append({"image": f"{number}.png", "caption": CAPTIONS[number % 6], "question": "what is it", "answer": answer})
+        rows.append(
+            {
+                "image": f"{number}.png",
+                "caption": CAPTIONS[number % 6],
+                "question": "what is it",
+                "answer": answer,
+            }
+        )
     (base / "data/rows.jsonl").write_bytes(lines(rows))
     train(run_config(base, "masked"))
     for name in ("retrieval", "vqa"):
@@ -68,7 +77,11 @@ def run_config(base: Path, name: str, steps: int = STEPS) -> Config:
         "log_every": 1,
         "lr": 1e-2,
     }
-    sources = {"train": (str(base / "data/rows.jsonl"),), "val": (str(base / "data/rows.jsonl"),), "crop_scale": (1, 1)}
+    sources = {
+        "train": (str(base / "data/rows.jsonl"),),
+        "val": (str(base / "data/rows.jsonl"),),
+        "crop_scale": (1, 1),
+    }
     task = {"masked": None, "retrieval": RetrievalConfig(projection_dim=8), "vqa": ASKED}[name]
     config = tiny_config(task=task, data=sources, train=often)
     return replace(config, out=base / name, init=None if name == "masked" else base / "masked")
@@ -80,7 +93,9 @@ def make_index(base: Path, num_rows: int) -> None:
     for number in range(num_rows):
         name = f"{number // 1000}/{number}.png"
         write_image(base / "images" / name, number)
-        rows.append({"image": name, "caption": f"{CAPTIONS[number % 6]} {number}", "set": str(number % 3)})
+        rows.append(
+            {"image": name, "caption": f"{CAPTIONS[number % 6]} {number}", "set": str(number % 3)}
+        )
     (base / "images/rows.jsonl").write_bytes(lines(rows))
     Eve.load(base / "retrieval").index(base / "images/rows.jsonl", base / "index")
 
@@ -96,7 +111,11 @@ def use(base: Path, name: str) -> Read:
             return [(each.answer, each.probability) for row in found for each in row]
         scores = eve.encode_image(images) @ eve.encode_text(CAPTIONS).T
         best = [int(each) for each in scores.argmax(1)]
-        return [(f"{row} {column} {best[row]}", float(scores[row, column])) for row in range(8) for column in range(6)]
+        return [
+            (f"{row} {column} {best[row]}", float(scores[row, column]))
+            for row in range(8)
+            for column in range(6)
+        ]
 
     return answers
 
@@ -107,7 +126,12 @@ def resume(base: Path, name: str) -> Read:
     def answers(folder: Path) -> Answers:
         train(replace(run_config(base, name, STEPS + 2), out=folder))
         rows = [row for row in read_log(folder) if row["kind"] == "val" and row["step"] > STEPS]
-        return [(key, value) for row in rows for key, value in sorted(row.items()) if isinstance(value, float)]
+        return [
+            (key, value)
+            for row in rows
+            for key, value in sorted(row.items())
+            if isinstance(value, float)
+        ]
 
     return answers
 
@@ -118,9 +142,19 @@ def search(base: Path) -> Read:
 
     def answers(folder: Path) -> Answers:
         index = Index.open(folder, eve)
-        ways = ({"rerank": 0}, {"captions": True}, {"rerank": 0, "by": "words"}, {"rerank": 0, "where": {"set": "1"}})
+        ways = (
+            {"rerank": 0},
+            {"captions": True},
+            {"rerank": 0, "by": "words"},
+            {"rerank": 0, "where": {"set": "1"}},
+        )
         found = [index.search_each(queries, [None] * len(queries), top=10, **way) for way in ways]
-        found += [[index.search(image=base / "data/0.png", top=10), index.search(queries[0], top=10, rerank=5)]]
+        found += [
+            [
+                index.search(image=base / "data/0.png", top=10),
+                index.search(queries[0], top=10, rerank=5),
+            ]
+        ]
         return [
             (f"{hit.name} {hit.captions} {hit.near} {hit.why}", hit.score or 0.0)
             for way in found
@@ -146,7 +180,11 @@ def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, object]:
         except UserError as error:
             theirs.send(("refused" if str(error).isprintable() else "traceback", str(error)))
         except BaseException as error:
-            place = [frame for frame in traceback.extract_tb(error.__traceback__) if "eve_vl" in frame.filename][-1:]
+            place = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "eve_vl" in frame.filename
+            ][-1:]
             theirs.send(("traceback", f"{type(error).__name__}: {error} {place}"[:500]))
         os._exit(0)
 
@@ -163,16 +201,29 @@ def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, object]:
 
 
 def _addresses() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmSize")
+    )
     return int(line.split()[1]) * 1024
 
 
 def changed(before: Answers, now: Answers) -> str:
     """Return how answers differ; empty if they are the same."""
     if [text for text, _ in before] != [text for text, _ in now]:
-        first = next(((a[0], b[0]) for a, b in zip(before, now, strict=False) if a[0] != b[0]), (len(before), len(now)))
+        first = next(
+            ((a[0], b[0]) for a, b in zip(before, now, strict=False) if a[0] != b[0]),
+            (len(before), len(now)),
+        )
         return f"{first[0]} → {first[1]}"
-    worst = max((abs(a - b) if a - b == a - b else float("inf") for (_, a), (_, b) in zip(before, now, strict=True)), default=0)
+    worst = max(
+        (
+            abs(a - b) if a - b == a - b else float("inf")
+            for (_, a), (_, b) in zip(before, now, strict=True)
+        ),
+        default=0,
+    )
     return f"score by {worst:.3g}" if worst > TOLERANCE else ""
 
 
@@ -183,7 +234,9 @@ def flips_of(files: Sequence[Path], num_flips: int, rng: Random) -> Iterator[tup
         yield path, rng.randrange(path.stat().st_size), rng.randrange(8)
 
 
-def trial(whole: Path, part: str, read: Read, options: argparse.Namespace, name: str) -> dict[str, Counter[str]]:
+def trial(
+    whole: Path, part: str, read: Read, options: argparse.Namespace, name: str
+) -> dict[str, Counter[str]]:
     """Flip bits of copies of a folder; return the outcomes by file, and print those that should not be.
 
     part: pattern of the damaged files.
@@ -195,7 +248,11 @@ def trial(whole: Path, part: str, read: Read, options: argparse.Namespace, name:
         raise RuntimeError(f"{name}: sound, yet {first}: {before}")
     shutil.rmtree(copy)
     shutil.copytree(whole, copy)
-    files = sorted(path for path in copy.glob(part) if path.is_file() and path.stat().st_size and "events" not in path.name)
+    files = sorted(
+        path
+        for path in copy.glob(part)
+        if path.is_file() and path.stat().st_size and "events" not in path.name
+    )
     for path, byte, bit in flips_of(files, options.flips, Random(f"{options.seed}/{name}")):
         data = bytearray(path.read_bytes())
         data[byte] ^= 1 << bit
@@ -216,20 +273,29 @@ def trial(whole: Path, part: str, read: Read, options: argparse.Namespace, name:
 def trials(base: Path) -> Mapping[str, tuple[Path, str, Callable[[], Read]]]:
     """Return what is damaged, a pattern of its files, and what then reads it, by name."""
     runs = ("retrieval", "vqa")
-    found = {f"use {name}": (base / name, "best/*", lambda name=name: use(base, name)) for name in runs}
-    found |= {f"resume {name}": (base / name, "**/*", lambda name=name: resume(base, name)) for name in runs}
+    found = {
+        f"use {name}": (base / name, "best/*", lambda name=name: use(base, name)) for name in runs
+    }
+    found |= {
+        f"resume {name}": (base / name, "**/*", lambda name=name: resume(base, name))
+        for name in runs
+    }
     return {**found, "index": (base / "index", "**/*", lambda: search(base))}
 
 
 def main() -> int:
     """Flip bits; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--flips", type=int, default=100, help="of each trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="trials whose names begin so")
     parser.add_argument("--rows", type=int, default=10_000, help="of the index")
     parser.add_argument("--timeout", type=float, default=60, help="seconds that one flip may take")
-    parser.add_argument("--out", type=Path, help="empty folder to work in; default: a new temporary one")
+    parser.add_argument(
+        "--out", type=Path, help="empty folder to work in; default: a new temporary one"
+    )
     options = parser.parse_args()
     options.out = options.out or Path(tempfile.mkdtemp(prefix="eve_flips_"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -237,7 +303,11 @@ def main() -> int:
         parser.error(f"--out {options.out}: is not empty")
     print(f"works in {options.out}", flush=True)
     torch.set_num_threads(1)  # threads would not survive a fork
-    chosen = {name: each for name, each in trials(options.out).items() if name.startswith(tuple(options.only or [""]))}
+    chosen = {
+        name: each
+        for name, each in trials(options.out).items()
+        if name.startswith(tuple(options.only or [""]))
+    }
     start = time.perf_counter()
     make_runs(options.out)
     if "index" in chosen:
@@ -248,9 +318,13 @@ def main() -> int:
         print(f"\n{name:58}{''.join(f'{each:>10}' for each in OUTCOMES)}")
         for shown, counts in sorted(table.items()):
             print(f"  {shown:56}{''.join(f'{counts[each]:10}' for each in OUTCOMES)}", flush=True)
-            total.update({each: counts[each] for each in OUTCOMES if not shown.endswith("config.json")})
+            total.update(
+                {each: counts[each] for each in OUTCOMES if not shown.endswith("config.json")}
+            )
     faults = sum(total[each] for each in OUTCOMES[2:])
-    print(f"{total.total()} flips outside config.json in {time.perf_counter() - start:.0f} s: {dict(total)}; {eve_vl.__file__}")
+    print(
+        f"{total.total()} flips outside config.json in {time.perf_counter() - start:.0f} s: {dict(total)}; {eve_vl.__file__}"
+    )
     return bool(faults)
 
 

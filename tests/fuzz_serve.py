@@ -36,25 +36,64 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mutations import mutate, mutate_bytes, mutate_json, write_json
 from PIL import Image
-from serving import BOMB, CALLS, SHOWN, png, sent
-from tiny_runs import TEXTS, tiny_run, write_run
 
 from eve_vl.eve import Eve
 from eve_vl.serve import DECODERS, MB, Limits
+from helpers.mutations import mutate, mutate_bytes, mutate_json, write_json
+from helpers.serving import BOMB, CALLS, SHOWN, png, sent
+from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
 NAMES = ("queue", "memory_mb", "body_mb", "pixels", "body_seconds")
-FLAGS = [word for name in NAMES for word in (f"--{name.replace('_', '-')}", str(getattr(LIMITS, name)))]
+FLAGS = [
+    word for name in NAMES for word in (f"--{name.replace('_', '-')}", str(getattr(LIMITS, name)))
+]
 BATCH_MB = 64  # of states, if a batch is full, and of gaps: the server keeps freed memory, so its growth ends at a plateau
 STATUSES = {200, 400, 401, 404, 405, 408, 411, 413, 415, 431, 503}
 ODD: tuple[Any, ...] = (
-    *(None, True, 0, -1, 1.5, 2**31, 2**63 - 1, -(2**63), 10**30, 1e308, -0.0, "", " ", "a", "\0", "\ud7ff", "ä" * 50),
-    *([], {}, [[]], [None], {"a": {}}, ["a"] * 70, "../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "[MASK]", "\u202e"),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        2**31,
+        2**63 - 1,
+        -(2**63),
+        10**30,
+        1e308,
+        -0.0,
+        "",
+        " ",
+        "a",
+        "\0",
+        "\ud7ff",
+        "ä" * 50,
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": {}},
+        ["a"] * 70,
+        "../../etc/passwd",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "[MASK]",
+        "\u202e",
+    ),
 )
 TOKEN = "open sesame"
-GETS = ("/v1/runs", "/v1/images/1", "/v1/images/3?size=1024", "/v1/images/9999", "/v1/images/x?size=0", "/healthz")
+GETS = (
+    "/v1/runs",
+    "/v1/images/1",
+    "/v1/images/3?size=1024",
+    "/v1/images/9999",
+    "/v1/images/x?size=0",
+    "/healthz",
+)
 RUNS = ("retrieval", "masked", "vqa", "nlvr2")
 FORMS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 SIZES = ((1, 1), (3, 1), (1, 2000), (64, 64), (700, 500), (2500, 1500), (4000, 1100))
@@ -82,15 +121,27 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
         for run, call, given in CALLS + SHOWN
         if run in RUNS
     ]
-    search = {"query": '2:circle "a red" -blue', "by": "both", "top": 3, "folder": "photos/old", "where": {"class": "old"}}
-    return [*calls, ("/v1/search", search), ("/v1/search", {"image": sent(png(3)), "captions": True, "rerank": 2})]
+    search = {
+        "query": '2:circle "a red" -blue',
+        "by": "both",
+        "top": 3,
+        "folder": "photos/old",
+        "where": {"class": "old"},
+    }
+    return [
+        *calls,
+        ("/v1/search", search),
+        ("/v1/search", {"image": sent(png(3)), "captions": True, "rerank": 2}),
+    ]
 
 
 def damaged_image(rng: Random) -> str:
     """Return an image that is broken, odd or none, as base64."""
     form, mode, size = rng.choice(IMAGES)
     data = whole_image(form, mode, size)
-    return base64.b64encode(rng.choice((data, mutate(rng, f"image.{form.lower()}", data), BOMB))).decode()
+    return base64.b64encode(
+        rng.choice((data, mutate(rng, f"image.{form.lower()}", data), BOMB))
+    ).decode()
 
 
 @functools.cache
@@ -105,7 +156,9 @@ def with_damage(rng: Random, path: str, given: dict[str, Any]) -> tuple[str, byt
     """Return a path and a body in which something is wrong, perhaps."""
     given, kind, name = copy.deepcopy(given), rng.randrange(5), rng.choice([*given])
     if kind == 0:
-        given[rng.choice((name, name, "x", "batch_size", "progress", "format", "image_root"))] = rng.choice(ODD)
+        given[rng.choice((name, name, "x", "batch_size", "progress", "format", "image_root"))] = (
+            rng.choice(ODD)
+        )
     elif kind == 1:
         one = damaged_image(rng)
         places = [each for each in given if each in ("image", "images", "left", "right")]
@@ -114,7 +167,14 @@ def with_damage(rng: Random, path: str, given: dict[str, Any]) -> tuple[str, byt
     body = mutate_bytes(rng, body) if kind == 3 else body
     if rng.random() < 0.05:
         path = rng.choice(
-            (f"{path}x", path.replace("v1", "v2"), "/v1/runs/../../etc/passwd", "/v1/images/%2e%2e", "/%00", "//")
+            (
+                f"{path}x",
+                path.replace("v1", "v2"),
+                "/v1/runs/../../etc/passwd",
+                "/v1/images/%2e%2e",
+                "/%00",
+                "//",
+            )
         )
     return path, body
 
@@ -157,7 +217,9 @@ async def send(rng: Random, port: int, path: str, body: bytes, secret: str, seen
         answer = await asyncio.wait_for(reader.read(), 60)
     except (ConnectionError, TimeoutError) as error:
         seen.statuses[type(error).__name__] += 1
-        if isinstance(error, TimeoutError) and not 0.11 < how < 0.17:  # the time for headers has no limit
+        if (
+            isinstance(error, TimeoutError) and not 0.11 < how < 0.17
+        ):  # the time for headers has no limit
             seen.escapes.append(f"no answer in 60 s: {data[:300]!r}")
     finally:
         writer.close()
@@ -165,7 +227,9 @@ async def send(rng: Random, port: int, path: str, body: bytes, secret: str, seen
         look_at(answer, method, data, secret, seen)
     else:
         seen.statuses["closed"] += 1
-        if not 0.11 < how < 0.17 and length == len(body) and method.isalpha():  # nothing around the body is damaged
+        if (
+            not 0.11 < how < 0.17 and length == len(body) and method.isalpha()
+        ):  # nothing around the body is damaged
             seen.escapes.append(f"no answer: {data[:300]!r}")
 
 
@@ -246,20 +310,27 @@ def slow_images() -> list[bytes]:
     """Return images that cost more than they seem to, each within the server's limits."""
     zeros, side = zlib.compressobj(9), 64
     inflated = (
-        zeros.compress(bytes((3 * side + 1) * side)) + b"".join(zeros.compress(bytes(MB)) for _ in range(2000)) + zeros.flush()
+        zeros.compress(bytes((3 * side + 1) * side))
+        + b"".join(zeros.compress(bytes(MB)) for _ in range(2000))
+        + zeros.flush()
     )
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", inflated), (b"IEND", b""))
     surplus = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
     )
     box = io.BytesIO()
-    Image.linear_gradient("L").resize((1500, 1500)).convert("RGB").save(box, "JPEG", progressive=True)
+    Image.linear_gradient("L").resize((1500, 1500)).convert("RGB").save(
+        box, "JPEG", progressive=True
+    )
     scans = box.getvalue()
     last = scans[scans.rfind(b"\xff\xc4", 0, scans.rfind(b"\xff\xda")) : -2]
     jpeg = whole_image("JPEG", "RGB", (64, 64))
     gif = whole_image("GIF", "P", (64, 64))
-    runs = struct.pack("<2sIHHIIiiHHIIIIII", b"BM", 0, 0, 0, 1078, 40, 2000, 2000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+    runs = struct.pack(
+        "<2sIHHIIiiHHIIIIII", b"BM", 0, 0, 0, 1078, 40, 2000, 2000, 1, 8, 1, 0, 0, 0, 256, 0
+    ) + bytes(1024)
     return [
         b"P6\n#" + b"c" * 11_000_000 + b"\n30 30\n255\n" + bytes(2700),
         surplus,
@@ -274,8 +345,14 @@ def slow_images() -> list[bytes]:
 async def compared(port: int, seconds: float) -> list[float]:
     """Return and print the 99th percentiles of a client's seconds, without and with two hostile clients."""
     text, image = "/v1/runs/retrieval/encode_text", sent(png(3))
-    texts = [{"texts": [(sign * 10_000)[:10_000]] * 64} for sign in ("\ufdfa", "a", "\U0001f600", "a- ", "\u65e5")]
-    bodies = {text: texts, "/v1/runs/vqa/encode_image": [{"images": [sent(one)]} for one in slow_images()]}
+    texts = [
+        {"texts": [(sign * 10_000)[:10_000]] * 64}
+        for sign in ("\ufdfa", "a", "\U0001f600", "a- ", "\u65e5")
+    ]
+    bodies = {
+        text: texts,
+        "/v1/runs/vqa/encode_image": [{"images": [sent(one)]} for one in slow_images()],
+    }
     usual: list[tuple[str, dict[str, Any]]] = [
         ("/v1/search", {"query": "a red circle", "top": 3}),
         ("/v1/search", {"image": image, "top": 3}),
@@ -283,7 +360,9 @@ async def compared(port: int, seconds: float) -> list[float]:
         ("/v1/runs/vqa/answer", {"image": image, "question": "what color is it"}),
     ]
     requests = [(path, json.dumps(body).encode()) for path, body in usual]
-    hostile_requests = [[(path, json.dumps(body).encode()) for body in each] for path, each in bodies.items()]
+    hostile_requests = [
+        [(path, json.dumps(body).encode()) for body in each] for path, each in bodies.items()
+    ]
     until, seen = time.monotonic() + seconds, Counter[Any]()
 
     async def hostile(requests: list[tuple[str, bytes]]) -> None:
@@ -313,7 +392,9 @@ async def compared(port: int, seconds: float) -> list[float]:
     await others
     print(f"answers: {dict(seen)}; slowest of the hostile clients: {slowest}")
     for name, times in (("alone", alone), ("beside two hostile clients", beside)):
-        shown = ", ".join(f"p{share} {times[len(times) * share // 100]:.3f} s" for share in (50, 99))
+        shown = ", ".join(
+            f"p{share} {times[len(times) * share // 100]:.3f} s" for share in (50, 99)
+        )
         print(f"third client, {name}: {len(times)} requests, {shown}, max {times[-1]:.3f} s")
     return [times[len(times) * 99 // 100] for times in (alone, beside)]
 
@@ -324,7 +405,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=50, help="connections at a time")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--beside", type=float, default=0, help="seconds to measure a client beside two hostile ones")
+    parser.add_argument(
+        "--beside",
+        type=float,
+        default=0,
+        help="seconds to measure a client beside two hostile ones",
+    )
     args = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="secret_") as place,
@@ -339,14 +425,22 @@ def main() -> None:
         server.send_signal(signal.SIGTERM)
         code, said = server.wait(60), log.read_text(errors="replace")
     # each decoding thread holds a body as text, its base64, its bytes, and an image in its format's worst case
-    bound = LIMITS.memory_mb + DECODERS * (3 * LIMITS.body_mb + min(18 * LIMITS.pixels / MB, 600)) + BATCH_MB
+    bound = (
+        LIMITS.memory_mb
+        + DECODERS * (3 * LIMITS.body_mb + min(18 * LIMITS.pixels / MB, 600))
+        + BATCH_MB
+    )
     growth = (peak - idle) / MB
-    seen.escapes += [f"exit status {code}"] * (code != 0) + [f"the log: {said[-3000:]}"] * ("Traceback" in said)
+    seen.escapes += [f"exit status {code}"] * (code != 0) + [f"the log: {said[-3000:]}"] * (
+        "Traceback" in said
+    )
     seen.escapes += [f"memory grew by {growth:.0f} MB"] * (growth > bound)
     print(
         f"{args.requests:,} requests, seed {args.seed}, {time.monotonic() - started:.0f} s: {dict(seen.statuses.most_common())}"
     )
-    print(f"memory: {idle / MB:.0f} MB idle, at most {growth:.0f} MB more (bound {bound:.0f}); exit status {code}")
+    print(
+        f"memory: {idle / MB:.0f} MB idle, at most {growth:.0f} MB more (bound {bound:.0f}); exit status {code}"
+    )
     for escape in seen.escapes[:20]:
         print(f"ESCAPE {escape}")
     print(f"{len(seen.escapes)} escapes")
@@ -354,7 +448,9 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, flags: Sequence[str]) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
+def serving(
+    folder: Path, flags: Sequence[str]
+) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
     """Serve small runs and an index; yield the process, its port and its log."""
     paths = [write_run(tiny_run(name), folder / "runs" / name) for name in RUNS]
     for number in range(6):
@@ -363,9 +459,20 @@ def serving(folder: Path, flags: Sequence[str]) -> Iterator[tuple["subprocess.Po
         path.write_bytes(png(number))
         path.with_suffix(".txt").write_text(TEXTS[number % 3])
     Eve.load(paths[0]).index(folder / "photos", folder / "index")
-    command = [sys.executable, "-m", "eve_vl", "serve", *map(str, paths), "--index", str(folder / "index")]
+    command = [
+        sys.executable,
+        "-m",
+        "eve_vl",
+        "serve",
+        *map(str, paths),
+        "--index",
+        str(folder / "index"),
+    ]
     command += ["--port", "0", "--token", TOKEN, *flags]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+    ):
         assert server.stdout is not None
         try:
             yield server, int(re.findall(r":(\d+) ", server.stdout.readline())[0]), folder / "log"

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from twins import router_sums
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
@@ -33,6 +32,7 @@ from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Sizes, routing_terms
+from helpers.twins import router_sums
 
 ABSOLUTE = 2e-5  # tolerance of recorded outputs
 RELATIVE = 2e-5  # additional tolerance of gradients and their norms
@@ -62,7 +62,9 @@ class Comparison:
             self.failed.append(f"{name}: shape {tuple(ours.shape)}, recorded {tuple(theirs.shape)}")
             return
         difference = (ours.detach().double() - theirs.double()).abs()
-        allowed = ABSOLUTE + (RELATIVE * theirs.double().abs() if kind.startswith("gradient") else 0)
+        allowed = ABSOLUTE + (
+            RELATIVE * theirs.double().abs() if kind.startswith("gradient") else 0
+        )
         self.worst[kind] = max(self.worst[kind], difference.max().item())
         if not (difference <= (0 if "exact" in kind else allowed)).all():
             self.failed.append(f"{name}: differs by {difference.max():.2e}")
@@ -74,7 +76,9 @@ class Fixture:
     def __init__(self, folder: Path):
         self.manifest = json.loads((folder / "manifest.json").read_text())
         self.inputs = load_file(folder / "inputs.safetensors")
-        self.outputs = {version: load_file(folder / f"outputs_{version}.safetensors") for version in VERSIONS}
+        self.outputs = {
+            version: load_file(folder / f"outputs_{version}.safetensors") for version in VERSIONS
+        }
         self.backbone = load_file(folder / "state_backbone.safetensors")
         self.heads = {name: load_file(folder / f"state_head_{name}.safetensors") for name in HEADS}
 
@@ -82,17 +86,23 @@ class Fixture:
         """Return a task with the recorded weights (evaluation mode, all states computed) and its key table."""
         tensors = self.backbone | self.heads[name]
         manifest, derived = self.manifest, self.manifest["derived"]
-        sizes, model, section = published.infer(tensors, name, manifest["vlmo_config"]["num_attention_heads"])
+        sizes, model, section = published.infer(
+            tensors, name, manifest["vlmo_config"]["num_attention_heads"]
+        )
         expected = HEADS[name]
         if isinstance(expected, RetrievalConfig):
             expected = replace(expected, projection_dim=len(tensors["itc_vision_proj_head.weight"]))
         assert section == expected, section
         sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
-        model = replace(model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"])
+        model = replace(
+            model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"]
+        )
         plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
         config: Config = config_for(plan, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(tensors.get("output.3.bias", ()))))
-        task = build_untrained(config, Sizes(vocab_size=len(tensors[published.WORDS]), labels=labels))
+        task = build_untrained(
+            config, Sizes(vocab_size=len(tensors[published.WORDS]), labels=labels)
+        )
         own = task.state_dict()
         table = sources(key_table(model, section), own)
         ours = {key: computed(key, made, tensors, own[key], name) for key, made in table.items()}
@@ -113,7 +123,9 @@ class Fixture:
 
 
 @contextmanager
-def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = False) -> Iterator[list[Tensor]]:
+def watching(
+    encoder: Any, check: Comparison, tag: str, *, has_states: bool = False
+) -> Iterator[list[Tensor]]:
     """Give the routers the recorded noise, compare routers and blocks, and yield the balance of each call."""
     balances: list[Tensor] = []
     undo: list[Callable[[], None]] = []
@@ -135,7 +147,11 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
                 check("slots (exact)", f"{name}.slot", found.slots_S2)
             stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.long))
             balances.append(
-                objectives.balance(router_sums(stats).first_E, router_sums(stats).gate_E, router_sums(stats).num_tokens)
+                objectives.balance(
+                    router_sums(stats).first_E,
+                    router_sums(stats).gate_E,
+                    router_sums(stats).num_tokens,
+                )
             )
             check("balance loss", f"{name}.l_aux", balances[-1][None])
             return found
@@ -148,11 +164,17 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
             moe.route = watched(moe)
             undo.append(lambda moe=moe: delattr(moe, "route"))
             if has_states:
-                handles.append(moe.register_forward_hook(_compare_ffn(check, f"{tag}.layer{number}")))
+                handles.append(
+                    moe.register_forward_hook(_compare_ffn(check, f"{tag}.layer{number}"))
+                )
         if has_states:
-            handles.append(block.register_forward_hook(_compare_state(check, f"{tag}.layer{number}")))
+            handles.append(
+                block.register_forward_hook(_compare_state(check, f"{tag}.layer{number}"))
+            )
     if has_states:
-        handles.append(encoder.blocks[0].register_forward_pre_hook(_compare_input(check, f"{tag}.embed")))
+        handles.append(
+            encoder.blocks[0].register_forward_pre_hook(_compare_input(check, f"{tag}.embed"))
+        )
     yield balances
     for each in undo:
         each()
@@ -231,7 +253,11 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     for tag, tokens in (("vision", (image, None)), ("text", (None, text))):
         with watching(encoder, check, f"retrieval_eval_feats.{tag}"):
             projected_Bd = task._state(*tokens)
-        check("features", f"retrieval_eval_feats.{tag}.feat", torch.nn.functional.normalize(projected_Bd, dim=1))
+        check(
+            "features",
+            f"retrieval_eval_feats.{tag}.feat",
+            torch.nn.functional.normalize(projected_Bd, dim=1),
+        )
     with watching(encoder, check, "retrieval_itm"):
         check("logits", "retrieval_itm.itm_logits", contrast.match(encoder, image, text)[0])
 
@@ -252,7 +278,11 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
 
     def recorded_negatives(similarity_BB: Tensor, is_match_BB: Tensor, *_: Any) -> Tensor:
         weights, chosen = next(order)
-        check("weights of negatives", f"{tag}.{weights}", objectives.negative_weights(similarity_BB, is_match_BB))
+        check(
+            "weights of negatives",
+            f"{tag}.{weights}",
+            objectives.negative_weights(similarity_BB, is_match_BB),
+        )
         check.compared.add(f"{tag}.{chosen}")
         return check.recorded[f"{tag}.{chosen}"].long()
 
@@ -271,7 +301,15 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     check("losses", f"{tag}.itc_loss", losses["itc"])
     check("losses", f"{tag}.itm_loss", losses["itm"])
     check("losses", f"{tag}.gate_loss", gate)
-    check_gradients(fixture, check, f"{tag}.total", "retrieval", task, table, losses["itc"] + losses["itm"] + gate)
+    check_gradients(
+        fixture,
+        check,
+        f"{tag}.total",
+        "retrieval",
+        task,
+        table,
+        losses["itc"] + losses["itm"] + gate,
+    )
 
 
 def check_gradients(
@@ -287,18 +325,25 @@ def check_gradients(
     if f"{tag}.grad_norms" not in check.recorded:
         return
     parameters = dict(task.named_parameters())
-    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    grads = torch.autograd.grad(
+        loss, list(parameters.values()), allow_unused=True, retain_graph=True
+    )
     used = {key: grad is not None for key, grad in zip(parameters, grads, strict=True)}
     full = {
-        key: torch.zeros_like(parameters[key]) if grad is None else grad for key, grad in zip(parameters, grads, strict=True)
+        key: torch.zeros_like(parameters[key]) if grad is None else grad
+        for key, grad in zip(parameters, grads, strict=True)
     }
-    theirs = to_published(full, sources(key_table(task.config.model, task.settings), full), task.config.input)
+    theirs = to_published(
+        full, sources(key_table(task.config.model, task.settings), full), task.config.input
+    )
     is_used = {other: used[key] for key, others in table.items() for other in others}
     norms, recorded = [], check.recorded[f"{tag}.grad_norms"]
     for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):
         # a stacked tensor has a gradient of 0 where the published parameter has none
         value = theirs[key].double().norm().item()
-        norms.append(norm if norm < 0 and value == 0 else value if is_used[key] or norm >= 0 else -1)
+        norms.append(
+            norm if norm < 0 and value == 0 else value if is_used[key] or norm >= 0 else -1
+        )
     check("gradient norms", f"{tag}.grad_norms", torch.tensor(norms, dtype=torch.float64))
     for key in [key for key in check.recorded if key.startswith(f"{tag}.grad/")]:
         check("gradients", key, theirs[key.partition(".grad/")[2]])
@@ -313,7 +358,9 @@ def main(folder: Path) -> int:
         for part in (check_encoder, check_classifiers, check_retrieval):
             part(fixture, version, check)
         left = sorted(check.recorded.keys() - check.compared)
-        print(f"{version}: {len(check.compared)} of {len(check.recorded)} recorded tensors compared")
+        print(
+            f"{version}: {len(check.compared)} of {len(check.recorded)} recorded tensors compared"
+        )
         for kind, worst in sorted(check.worst.items()):
             print(f"  {kind:22} {worst:.1e}")
         for problem in check.failed + [f"{name}: not compared" for name in left]:

@@ -37,11 +37,26 @@ import eve_vl.tasks.classifiers
 import eve_vl.tasks.masked_signal
 from eve_vl.cli import main as eve
 
-SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")  # the last as a terminal and a parent process send them
+SIGNALS = (
+    "KILL",
+    "TERM",
+    "INT",
+    "HUP",
+    "INT TERM",
+)  # the last as a terminal and a parent process send them
 MOMENTS = ("start-up", "step", "save", "validation")
 TIMING = ("samples_per_second", "loader_share", "seconds", "core_seconds")
 STEPS = 12
-OFTEN = ("--train.steps", STEPS, "--train.save-every", 3, "--train.val-every", 4, "--train.log-every", 2)
+OFTEN = (
+    "--train.steps",
+    STEPS,
+    "--train.save-every",
+    3,
+    "--train.val-every",
+    4,
+    "--train.log-every",
+    2,
+)
 NOISE = ("--model.dropout", 0.1, "--model.drop-path", 0.2, "--data.flip", "--data.augment", "color")
 SMALL = ("--train.batch-size", 8, "--train.accumulation", 2)
 PATIENCE = 120  # seconds until a training counts as one that does not end
@@ -78,7 +93,9 @@ class Training:
         if self.is_command:
             with self.console.open("w") as out:
                 full = [sys.executable, "-m", "eve_vl", *self.command]
-                self.process = subprocess.Popen(full, cwd=self.folder, stdout=out, stderr=out, start_new_session=True)
+                self.process = subprocess.Popen(
+                    full, cwd=self.folder, stdout=out, stderr=out, start_new_session=True
+                )
         else:
             self.process = multiprocessing.get_context("fork").Process(target=self._run)
             self.process.start()
@@ -123,7 +140,9 @@ class Training:
     def saves(self) -> bool:
         """Whether a checkpoint or best weights are being written."""
         names = [*_inside(self.folder / "run"), *_inside(self.folder / "run/checkpoints")]
-        return any(re.fullmatch(r"\.(step_\d+|best)\.(eve-\w+\.)?(tmp|old)", name) for name in names)
+        return any(
+            re.fullmatch(r"\.(step_\d+|best)\.(eve-\w+\.)?(tmp|old)", name) for name in names
+        )
 
 
 def _inside(folder: Path) -> list[str]:
@@ -138,12 +157,21 @@ def aim(rng: Random, training: Training, moment: str, durations: Mapping[str, fl
     reached = max([0, *training.rows("train")])
     match moment:
         case "start-up":
-            delay = rng.random() * rng.choice((0.2, 1)) * durations["start command" if training.is_command else "start fork"]
-            return not training.wait(lambda: time.perf_counter() - training.start > delay) or training.status is None
+            delay = (
+                rng.random()
+                * rng.choice((0.2, 1))
+                * durations["start command" if training.is_command else "start fork"]
+            )
+            return (
+                not training.wait(lambda: time.perf_counter() - training.start > delay)
+                or training.status is None
+            )
         case "save":
             skipped = rng.randrange(3)
             for _ in range(skipped):
-                if not training.wait(training.saves, 0.0002) or not training.wait(lambda: not training.saves(), 0.0002):
+                if not training.wait(training.saves, 0.0002) or not training.wait(
+                    lambda: not training.saves(), 0.0002
+                ):
                     return False
             hit = training.wait(training.saves, 0.0002)
             time.sleep(rng.choice((0, rng.random() * 0.02)))
@@ -178,9 +206,14 @@ def kill(rng: Random, training: Training, one: Kill, durations: Mapping[str, flo
         one.odd = "does not end"
     one.status = training.status
     text = training.console.read_text(errors="replace")
-    if "Traceback" in text and not one.odd and one.signal != "KILL":  # loader workers of a killed run say that it is gone
+    if (
+        "Traceback" in text and not one.odd and one.signal != "KILL"
+    ):  # loader workers of a killed run say that it is gone
         one.odd = f"traceback: {text.strip().splitlines()[-1][:150]}"
-    elif one.status not in {0, *(status for number in numbers for status in (-number, 128 + number))} and not one.odd:
+    elif (
+        one.status not in {0, *(status for number in numbers for status in (-number, 128 + number))}
+        and not one.odd
+    ):
         one.odd = f"status {one.status}: {text.strip().splitlines()[-1:]}"
     return True
 
@@ -191,8 +224,14 @@ def differences(one: Path, two: Path) -> Iterator[str]:
         for path in run.rglob("*"):
             if path.suffix in (".tmp", ".old") or path.name == ".lock":
                 yield f"{path.name} left behind"
-    last = (f"checkpoints/step_{STEPS:08d}", "best")  # a signal that saves at once leaves other earlier checkpoints
-    names = [{f"{part}/{path.name}" for part in last for path in (run / part).glob("*.safetensors")} for run in (one, two)]
+    last = (
+        f"checkpoints/step_{STEPS:08d}",
+        "best",
+    )  # a signal that saves at once leaves other earlier checkpoints
+    names = [
+        {f"{part}/{path.name}" for part in last for path in (run / part).glob("*.safetensors")}
+        for run in (one, two)
+    ]
     if names[0] != names[1]:
         yield f"files {sorted(names[0] ^ names[1])}"
     for name in sorted(names[0] & names[1]):
@@ -205,14 +244,22 @@ def differences(one: Path, two: Path) -> Iterator[str]:
             if a[key].numpy().tobytes() != b[key].numpy().tobytes():
                 yield f"{key} in {name}"
                 break
-    for name in ("metrics.json", "best/state.json", "answers.json", "tokenizer.json", "config.json"):
+    for name in (
+        "metrics.json",
+        "best/state.json",
+        "answers.json",
+        "tokenizer.json",
+        "config.json",
+    ):
         a, b = ((run / name).read_bytes() if (run / name).is_file() else b"" for run in (one, two))
         if a != b:
             yield name
     for name in ("log.jsonl", "bad_samples.jsonl"):
         a, b = (_rows(run / name) for run in (one, two))
         if a != b:
-            first = next((pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]), (len(a), len(b)))
+            first = next(
+                (pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]), (len(a), len(b))
+            )
             yield f"{name}: {str(first)[:300]}"
 
 
@@ -238,10 +285,35 @@ def make_data(folder: Path) -> None:
 
 def recipes(base: Path) -> dict[str, tuple[str, ...]]:
     """Return the commands whose runs are killed, by name."""
-    data = ("--data.train", base / "train.jsonl", "--data.val", base / "val.jsonl", "--data.max-invalid-fraction", 1)
+    data = (
+        "--data.train",
+        base / "train.jsonl",
+        "--data.val",
+        base / "val.jsonl",
+        "--data.max-invalid-fraction",
+        1,
+    )
     pretrain = ("pretrain", "tiny", "--out", "run", *OFTEN, *NOISE, *SMALL, *data)
-    tuned = ("finetune", "scenes_vqa", "--init", base / "alone pretrain/run", "--out", "run", *OFTEN, *NOISE, *SMALL)
-    tuned = (*tuned, "--data.train", "scenes:val", "--data.val-samples", 48, "--data.num-workers", 0)
+    tuned = (
+        "finetune",
+        "scenes_vqa",
+        "--init",
+        base / "alone pretrain/run",
+        "--out",
+        "run",
+        *OFTEN,
+        *NOISE,
+        *SMALL,
+    )
+    tuned = (
+        *tuned,
+        "--data.train",
+        "scenes:val",
+        "--data.val-samples",
+        48,
+        "--data.num-workers",
+        0,
+    )
     commands: dict[str, Sequence[object]] = {
         "pretrain": (*pretrain, "--data.num-workers", 0),
         "workers": (*pretrain, "--data.num-workers", 2),
@@ -259,7 +331,9 @@ def run_alone(base: Path, name: str, command: tuple[str, ...]) -> None:
         raise RuntimeError(training.console.read_text())
 
 
-def trial(rng: Random, folder: Path, command: tuple[str, ...], durations: Mapping[str, float]) -> tuple[list[Kill], str]:
+def trial(
+    rng: Random, folder: Path, command: tuple[str, ...], durations: Mapping[str, float]
+) -> tuple[list[Kill], str]:
     """Kill a run one to three times, let it go on to its end; return the kills, and how it failed to end if it did."""
     folder.mkdir()
     kills = []
@@ -272,16 +346,24 @@ def trial(rng: Random, folder: Path, command: tuple[str, ...], durations: Mappin
         kills.append(one)
     training = Training(folder=folder, command=command, is_command=False)
     training.wait()
-    failed = f"status {training.status}: {training.console.read_text()[-1000:]}" if training.status else ""
+    failed = (
+        f"status {training.status}: {training.console.read_text()[-1000:]}"
+        if training.status
+        else ""
+    )
     return kills, failed
 
 
 def main() -> int:
     """Kill runs; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="empty folder to work in; default: a new temporary one")
+    parser.add_argument(
+        "--out", type=Path, help="empty folder to work in; default: a new temporary one"
+    )
     options = parser.parse_args()
     options.out = options.out or Path(tempfile.mkdtemp(prefix="eve_kills_"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +384,11 @@ def main() -> int:
         name = list(commands)[number % len(commands)]
         folder, rng = options.out / f"{number} {name}", Random(f"{options.seed}/{number}")
         kills, failed = trial(rng, folder, commands[name], durations)
-        problems = [failed] if failed else list(differences(options.out / f"alone {name}/run", folder / "run"))
+        problems = (
+            [failed]
+            if failed
+            else list(differences(options.out / f"alone {name}/run", folder / "run"))
+        )
         shown = ", ".join(map(str, kills))
         faults += [f"{folder.name} ({shown}): {problem}" for problem in problems]
         for one in kills:
@@ -312,12 +398,18 @@ def main() -> int:
         number, done = number + 1, done + len(kills)
         if not problems and not any(one.odd for one in kills):
             shutil.rmtree(folder)
-    print(f"{'signal':10}{'moment':12}{'kills':>7}{'equal':>7}{'unequal':>9}{'odd end':>9}{'command line':>14}")
-    for (name, moment), row in sorted(table.items(), key=lambda item: (SIGNALS.index(item[0][0]), MOMENTS.index(item[0][1]))):
+    print(
+        f"{'signal':10}{'moment':12}{'kills':>7}{'equal':>7}{'unequal':>9}{'odd end':>9}{'command line':>14}"
+    )
+    for (name, moment), row in sorted(
+        table.items(), key=lambda item: (SIGNALS.index(item[0][0]), MOMENTS.index(item[0][1]))
+    ):
         counts = f"{row['kills']:7}{row['kills'] - row['unequal']:7}{row['unequal']:9}{row['odd']:9}{row['commands']:14}"
         print(f"{name:10}{moment:12}{counts}")
     print("\n".join(faults))
-    print(f"{done} kills of {number} runs in {time.perf_counter() - start:.0f} s, {len(faults)} faults; {eve_vl.__file__}")
+    print(
+        f"{done} kills of {number} runs in {time.perf_counter() - start:.0f} s, {len(faults)} faults; {eve_vl.__file__}"
+    )
     return bool(faults)
 
 

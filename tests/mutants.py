@@ -53,15 +53,21 @@ def mutants_of(meta: Path) -> dict[str, Mutant]:
     found = {}
     for key, code in json.loads(meta.read_text())["exit_code_by_key"].items():
         name = key.rpartition(".")[2]
-        difference = difflib.unified_diff(lines[f"{name.rpartition('_')[0]}_orig"], lines[name], lineterm="", n=0)
-        if change := "\n".join(line for line in difference if not line.startswith(("---", "+++", "@@"))):
+        difference = difflib.unified_diff(
+            lines[f"{name.rpartition('_')[0]}_orig"], lines[name], lineterm="", n=0
+        )
+        if change := "\n".join(
+            line for line in difference if not line.startswith(("---", "+++", "@@"))
+        ):
             found[key] = Mutant(change=change, code=code)
     return found
 
 
 def main() -> None:
     """Test a sample of mutants of each file; print shares and survivors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sample", type=int, default=80, help="mutants per file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--children", type=int, default=1, help="processes")
@@ -80,7 +86,9 @@ def main() -> None:
         mutants = mutants_of(meta)
         survivors = [name for name in sorted(sample) if mutants[name].code not in NOTICED]
         share = 1 - len(survivors) / len(sample)
-        print(f"{meta.with_suffix('').relative_to(FOLDER)}: {share:.3f} of {len(sample)} noticed, of {len(mutants)} mutants")
+        print(
+            f"{meta.with_suffix('').relative_to(FOLDER)}: {share:.3f} of {len(sample)} noticed, of {len(mutants)} mutants"
+        )
         for name in survivors:
             print(f"  {name}\n{mutants[name].change}")
 

@@ -30,8 +30,30 @@ MAY_IMPORT = {
     "tasks": {"utils", "config", "data", "model", "objectives", "metrics", "train"},
     "evaluation": {"utils", "config", "data", "model", "metrics", "train", "tasks"},
     "predict": {"utils", "config", "data", "model", "metrics", "tasks", "evaluation"},
-    "run": {"utils", "builtin", "config", "data", "model", "metrics", "train", "tasks", "evaluation"},
-    "interop": {"utils", "builtin", "config", "recipes", "data", "model", "objectives", "train", "tasks", "predict", "run"},
+    "run": {
+        "utils",
+        "builtin",
+        "config",
+        "data",
+        "model",
+        "metrics",
+        "train",
+        "tasks",
+        "evaluation",
+    },
+    "interop": {
+        "utils",
+        "builtin",
+        "config",
+        "recipes",
+        "data",
+        "model",
+        "objectives",
+        "train",
+        "tasks",
+        "predict",
+        "run",
+    },
     "search": {"utils", "__init__", "builtin", "config", "data", "train", "predict", "run"},
     "eve": {"utils", "builtin", "config", "train", "predict", "run", "search"},
     "serve": {"utils", "__init__", "config", "data", "synthetic", "predict", "search", "eve"},
@@ -51,12 +73,45 @@ MAY_IMPORT = {
         "run",
     },
     "systems": {
-        *("utils", "config", "recipes", "data", "model", "objectives", "metrics", "train", "tasks", "evaluation", "predict"),
+        *(
+            "utils",
+            "config",
+            "recipes",
+            "data",
+            "model",
+            "objectives",
+            "metrics",
+            "train",
+            "tasks",
+            "evaluation",
+            "predict",
+        ),
         *("interop", "report"),
     },
-    "demo": {"utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "report"},
+    "demo": {
+        "utils",
+        "config",
+        "recipes",
+        "data",
+        "metrics",
+        "train",
+        "evaluation",
+        "run",
+        "report",
+    },
     "learn": {
-        *("utils", "config", "recipes", "data", "metrics", "train", "evaluation", "run", "eve", "report"),
+        *(
+            "utils",
+            "config",
+            "recipes",
+            "data",
+            "metrics",
+            "train",
+            "evaluation",
+            "run",
+            "eve",
+            "report",
+        ),
     },
     "cli": {
         "utils",
@@ -136,7 +191,11 @@ def found_imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 def own_imports(path: Path) -> list[tuple[str, bool]]:
     """Those of this package."""
-    return [(name, is_nested) for name, is_nested in imports(path) if name == "eve_vl" or name.startswith("eve_vl.")]
+    return [
+        (name, is_nested)
+        for name, is_nested in imports(path)
+        if name == "eve_vl" or name.startswith("eve_vl.")
+    ]
 
 
 def test_every_room_has_its_line_in_the_table():
@@ -157,7 +216,9 @@ def test_imports_go_one_way(module):
 
 def test_no_room_may_import_what_it_does_not():
     """A permission that nobody uses would hide the first import that should not be."""
-    used = {(room_of(m), room_of(name)) for m, path in MODULES.items() for name, _ in own_imports(path)}
+    used = {
+        (room_of(m), room_of(name)) for m, path in MODULES.items() for name, _ in own_imports(path)
+    }
     allowed = {(room, other) for room, others in MAY_IMPORT.items() for other in others}
     assert {(room, other) for room, other in used if room != other} == allowed | INSIDE_A_FUNCTION
 
@@ -165,12 +226,20 @@ def test_no_room_may_import_what_it_does_not():
 def test_files_do_not_import_each_other_in_a_circle():
     """Nor inside functions. A package's __init__ may collect its files; a file that imports the package closes a circle."""
     edges = {
-        module: {name for name, _ in own_imports(path) if (room_of(module), room_of(name)) not in INSIDE_A_FUNCTION}
+        module: {
+            name
+            for name, _ in own_imports(path)
+            if (room_of(module), room_of(name)) not in INSIDE_A_FUNCTION
+        }
         for module, path in MODULES.items()
     }
     finished: set[str] = set()
     while len(finished) < len(edges):
-        ready = {module for module, others in edges.items() if module not in finished and others <= finished}
+        ready = {
+            module
+            for module, others in edges.items()
+            if module not in finished and others <= finished
+        }
         assert ready, f"a circle among {sorted(set(edges) - finished)}"
         finished |= ready
 
@@ -180,7 +249,9 @@ def test_a_system_is_imported_from_its_own_folder_only():
     for module, path in MODULES.items():
         own = ".".join(module.split(".")[:3])
         foreign = [
-            name for name, _ in own_imports(path) if name.startswith("eve_vl.systems") and not f"{name}.".startswith(f"{own}.")
+            name
+            for name, _ in own_imports(path)
+            if name.startswith("eve_vl.systems") and not f"{name}.".startswith(f"{own}.")
         ]
         assert not foreign, f"{module} imports {foreign}"
 
@@ -199,20 +270,33 @@ def test_a_system_is_imported_from_its_own_folder_only():
     ],
 )
 def test_one_owner_per_library(library, only):
-    users = {m for m, path in MODULES.items() for name, _ in imports(path) if name == library or name.startswith(f"{library}.")}
+    users = {
+        m
+        for m, path in MODULES.items()
+        for name, _ in imports(path)
+        if name == library or name.startswith(f"{library}.")
+    }
     assert users == only
 
 
 def test_libraries_that_stay_in_their_rooms():
     rooms = {"transformers": {"interop"}, "fastapi": {"serve", "cli"}, "pydantic": {"serve"}}
-    users = {(name.split(".")[0], room_of(m)) for m, path in MODULES.items() for name, _ in imports(path)}
-    assert {library: {room for name, room in users if name == library} for library in rooms} == rooms
+    users = {
+        (name.split(".")[0], room_of(m)) for m, path in MODULES.items() for name, _ in imports(path)
+    }
+    assert {
+        library: {room for name, room in users if name == library} for library in rooms
+    } == rooms
 
 
 def test_configs_and_recipes_know_no_tensors():
     for module, path in MODULES.items():
         if room_of(module) in ("config", "recipes"):
-            assert not {name.split(".")[0] for name, _ in imports(path)} & {"torch", "numpy", "torchvision"}, module
+            assert not {name.split(".")[0] for name, _ in imports(path)} & {
+                "torch",
+                "numpy",
+                "torchvision",
+            }, module
 
 
 TASKS = list(all_kinds(TaskConfig, "tasks"))
@@ -227,10 +311,21 @@ def test_the_training_loop_knows_no_tasks_name():
 def test_no_room_compares_a_name_with_a_tasks():
     """But the tasks, the forms of earlier versions and each task's own page."""
     for module, path in MODULES.items():
-        if room_of(module) in ("tasks", "config", "systems") or (room_of(module) == "report" and path.stem in TASKS):
+        if room_of(module) in ("tasks", "config", "systems") or (
+            room_of(module) == "report" and path.stem in TASKS
+        ):
             continue
-        compared = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Compare | ast.MatchValue)]
-        words = {word.value for node in compared for word in ast.walk(node) if isinstance(word, ast.Constant)}
+        compared = [
+            node
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.Compare | ast.MatchValue)
+        ]
+        words = {
+            word.value
+            for node in compared
+            for word in ast.walk(node)
+            if isinstance(word, ast.Constant)
+        }
         assert not words & {*TASKS}, f"{module} compares a name with {words & {*TASKS}}"
 
 
@@ -245,17 +340,27 @@ def test_rooms_ask_a_task_what_it_has_and_never_which_it_is():
         own = path.stem if room_of(module) in ("report", "evaluation") else None
         concrete = {f"eve_vl.tasks.{name}" for name in TASKS if name != own}
         if own is None or own in TASKS:  # what report files share is theirs
-            found = [name for name, _ in own_imports(path) if name.rpartition(".")[0] in concrete or name in concrete]
+            found = [
+                name
+                for name, _ in own_imports(path)
+                if name.rpartition(".")[0] in concrete or name in concrete
+            ]
             assert not found, f"{module} imports {found}"
 
 
 def test_a_task_has_few_members():
     """Its section, dataset, training and raw outputs; metrics, calls and other formats have rooms of their own."""
-    body = next(node for node in parsed(PACKAGE / "tasks/task.py").body if getattr(node, "name", None) == "Task")
+    body = next(
+        node
+        for node in parsed(PACKAGE / "tasks/task.py").body
+        if getattr(node, "name", None) == "Task"
+    )
     assert isinstance(body, ast.ClassDef)
     functions = [node.name for node in body.body if isinstance(node, ast.FunctionDef)]
     attributes = [node.target for node in body.body if isinstance(node, ast.AnnAssign)]
-    attributes += [target for node in body.body if isinstance(node, ast.Assign) for target in node.targets]
+    attributes += [
+        target for node in body.body if isinstance(node, ast.Assign) for target in node.targets
+    ]
     names = {*functions, *(name.id for name in attributes if isinstance(name, ast.Name))}
     assert len([name for name in names if not name.startswith("_")]) <= 15, sorted(names)
 
@@ -263,7 +368,9 @@ def test_a_task_has_few_members():
 def tree() -> dict[str, Path]:
     """The paths of the tree, as written and on disk."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.search(rf"^{HEADING}$(?:(?!^## ).)*?^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^{HEADING}$(?:(?!^## ).)*?^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
     assert found is not None, f"CONTRIBUTING.md has no fenced block under {HEADING!r}"
     written = [line.split()[0] for line in found[1].splitlines() if line.strip()]
     assert len(written) == len(set(written)), "a path is listed twice"
@@ -278,6 +385,12 @@ def test_the_tree_exists_on_disk():
 def test_the_tree_lists_every_room():
     """Files of a folder are covered by the folder's line; the folders' own files may be listed too."""
     listed = set(tree())
-    rooms = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))]
-    missing = sorted(str(path.relative_to(ROOT)) for path in rooms if str(path.relative_to(ROOT)) not in listed)
+    rooms = [
+        path
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))
+    ]
+    missing = sorted(
+        str(path.relative_to(ROOT)) for path in rooms if str(path.relative_to(ROOT)) not in listed
+    )
     assert not missing, f"CONTRIBUTING.md does not list {missing}"

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from forked import demo_work
-from report_page import Page, assert_self_contained
 
 from eve_vl import demo
 from eve_vl.config import Config
@@ -23,6 +21,8 @@ from eve_vl.report.drawing import percent, points
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
+from helpers.forked import demo_work
+from helpers.report_page import Page, assert_self_contained
 
 READ = demo.read
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
@@ -33,7 +33,11 @@ def small(config: Config, pretrain: Config) -> Config:
     train = replace(config.train, steps=4, batch_size=8, val_every=4, save_every=2, log_every=2)
     task = config.task if config.init else pretrain.task
     return replace(
-        config, model=pretrain.model, task=task, data=replace(config.data, val_samples=8, num_workers=0), train=train
+        config,
+        model=pretrain.model,
+        task=task,
+        data=replace(config.data, val_samples=8, num_workers=0),
+        train=train,
     )
 
 
@@ -49,7 +53,11 @@ def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo")
     plan = demo.plan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
+        patch.setattr(
+            demo,
+            "plan",
+            lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()},
+        )
         patch.setattr(demo, "work", demo_work)
         patch.setattr(demo, "usable_cores", lambda: 2)
         patch.setattr(demo, "read", damaged_search)
@@ -58,14 +66,27 @@ def folder(tmp_path_factory) -> Path:
         patch.setattr(demo, "usable_cores", lambda: 1)
         patch.setattr(demo, "read", READ)
         demo.run_demo(out, num_test=12)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
+    assert {
+        path: path.stat().st_mtime_ns for path in out.rglob("step_*")
+    } == before  # nothing was trained again
     return out
 
 
 def test_metrics_hold_the_numbers_of_all_runs(folder: Path):
     numbers = from_json(json.loads((folder / "metrics.json").read_text()))
-    expected = {f"{name}{arm}{split}" for name in NAMES for arm in ("", "_scratch") for split in ("", "_novel")}
-    expected |= {"vqa_acc_blind", "vqa_acc_blind_novel", "mlm_acc", "retrieval_texts_per_image", "retrieval_images_per_text"}
+    expected = {
+        f"{name}{arm}{split}"
+        for name in NAMES
+        for arm in ("", "_scratch")
+        for split in ("", "_novel")
+    }
+    expected |= {
+        "vqa_acc_blind",
+        "vqa_acc_blind_novel",
+        "mlm_acc",
+        "retrieval_texts_per_image",
+        "retrieval_images_per_text",
+    }
     assert expected <= numbers.keys()
     assert all(math.isfinite(value) for value in numbers.values())
     assert numbers["vqa_acc"] == json.loads((folder / "vqa" / "test.json").read_text())["vqa_acc"]
@@ -77,19 +98,34 @@ def test_metrics_hold_the_numbers_of_all_runs(folder: Path):
     ):
         for split in ("", "_novel"):
             gain = numbers[f"{key}_gain{split}"]
-            assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), key
-            assert isinstance(gain, MeasuredValue) and (gain.n >= 12, gain.method) == (True, "paired t")
+            assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), (
+                key
+            )
+            assert isinstance(gain, MeasuredValue) and (gain.n >= 12, gain.method) == (
+                True,
+                "paired t",
+            )
             assert isinstance(numbers[key + split], MeasuredValue)
             rows = json.loads((folder / task / "test_rows.json").read_text())[f"test{split}"]
-            assert rows.keys() == json.loads((folder / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()
+            assert (
+                rows.keys()
+                == json.loads((folder / f"{task}_scratch/test_rows.json").read_text())[
+                    f"test{split}"
+                ].keys()
+            )
     assert (
-        numbers["retrieval_ir1_scratch_novel"] == json.loads((folder / "retrieval_scratch/test.json").read_text())["ir1_novel"]
+        numbers["retrieval_ir1_scratch_novel"]
+        == json.loads((folder / "retrieval_scratch/test.json").read_text())["ir1_novel"]
     )
 
 
 @pytest.mark.parametrize(
     ("name", "damaged"),
-    [("test_rows.json", None), ("test_rows.json", '{"test": {"x": 1}, "test_novel": {}}'), ("test.json", "{}")],
+    [
+        ("test_rows.json", None),
+        ("test_rows.json", '{"test": {"x": 1}, "test_novel": {}}'),
+        ("test.json", "{}"),
+    ],
 )
 def test_missing_or_damaged_results_are_measured_again(folder: Path, monkeypatch, name, damaged):
     """Measured without a step of training."""
@@ -136,7 +172,9 @@ def test_a_stopped_job_leaves_no_process_that_loads_its_data(tmp_path: Path, sto
     """Also, one that is asked to end saves its state."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
     train = replace(config.train, steps=100_000, save_every=100_000, val_every=100_000)
-    job = demo.Job.start("pre", demo_work, replace(config, train=train, data=replace(config.data, num_workers=1)), 12)
+    job = demo.Job.start(
+        "pre", demo_work, replace(config, train=train, data=replace(config.data, num_workers=1)), 12
+    )
     pid = job.process.pid or 0
     while not read_log(config.out):
         assert job.process.is_alive()
@@ -173,9 +211,14 @@ def run_long_demo(out: Path) -> None:
     """Run the demo with a tiny model and endless pre-training."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config = small(replace(get_recipe("demo"), out=out / demo.PRETRAIN), get_recipe("tiny"))
-    config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
+    config = replace(
+        config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000)
+    )
     demo.plan, demo.usable_cores = lambda _: {demo.PRETRAIN: config}, lambda: 1
-    demo.CONTEXT, demo.start_fork_server = multiprocessing.get_context("fork"), int  # a second server imports torch again
+    demo.CONTEXT, demo.start_fork_server = (
+        multiprocessing.get_context("fork"),
+        int,
+    )  # a second server imports torch again
     demo.run_demo(out)
 
 
@@ -190,8 +233,13 @@ def failing(error: Exception) -> None:
 
 def test_a_bug_in_a_job_shows_its_traceback(capfd, monkeypatch):
     """A user error is a sentence."""
-    monkeypatch.setattr(demo, "CONTEXT", multiprocessing.get_context("fork"))  # a fork server has another stderr
-    bug, mistake = (demo.Job.start("vqa", failing, error) for error in (KeyError("gone"), UserError("no such file")))
+    monkeypatch.setattr(
+        demo, "CONTEXT", multiprocessing.get_context("fork")
+    )  # a fork server has another stderr
+    bug, mistake = (
+        demo.Job.start("vqa", failing, error)
+        for error in (KeyError("gone"), UserError("no such file"))
+    )
     with pytest.raises(UserError, match=r"^it failed; the traceback is on stderr$"):
         bug.result()
     assert "in failing" in capfd.readouterr().err
@@ -206,31 +254,63 @@ def test_a_run_that_the_report_cannot_read_is_named(folder: Path):
 
 def test_the_page_compares_the_seven_runs_below_a_table(folder: Path):
     assert_self_contained(folder / "report.html")
-    page, numbers = Page(folder / "report.html"), from_json(json.loads((folder / "metrics.json").read_text()))
-    assert page.ids[:4] == ["results", "images", "captions", "routing"]  # the last three are of pre-training
+    page, numbers = (
+        Page(folder / "report.html"),
+        from_json(json.loads((folder / "metrics.json").read_text())),
+    )
+    assert page.ids[:4] == [
+        "results",
+        "images",
+        "captions",
+        "routing",
+    ]  # the last three are of pre-training
     assert [name for name in page.ids if name.endswith("-numbers")] == [
         *(f"{task}-numbers" for task in ("masked_signal", "vqa", "nlvr2", "retrieval")),
     ]
     assert "7 runs compared" in page.text and "Unreadable run" not in page.text
-    tables = re.findall(r'<table class="numbers">.*?</table>', (folder / "report.html").read_text(), re.DOTALL)
+    tables = re.findall(
+        r'<table class="numbers">.*?</table>', (folder / "report.html").read_text(), re.DOTALL
+    )
     assert len(tables) == 2
     for table, suffix in zip(tables, ("", "_novel"), strict=True):
-        rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]]
+        rows = [
+            re.findall(r"<td>(.*?)</td>", row, re.DOTALL)
+            for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]
+        ]
         chance = {name: numbers.get(f"{name}_chance{suffix}", math.nan) for name in NAMES}
-        guesses = [numbers[f"vqa_acc_blind{suffix}"], 0.5, chance["retrieval_tr1"], chance["retrieval_ir1"]]
+        guesses = [
+            numbers[f"vqa_acc_blind{suffix}"],
+            0.5,
+            chance["retrieval_tr1"],
+            chance["retrieval_ir1"],
+        ]
         for (ours, scratch, gain, guess), name, baseline in zip(rows, NAMES, guesses, strict=True):
             measured = numbers[f"{name}_gain{suffix}"]
             assert isinstance(measured, MeasuredValue)
-            assert (ours, scratch) == (f"<b>{percent(numbers[name + suffix])}</b>", percent(numbers[f"{name}_scratch{suffix}"]))
-            assert gain.startswith(f"<b>{points(measured)}</b> <small>{points(measured.low)} to {points(measured.high)}, n ")
+            assert (ours, scratch) == (
+                f"<b>{percent(numbers[name + suffix])}</b>",
+                percent(numbers[f"{name}_scratch{suffix}"]),
+            )
+            assert gain.startswith(
+                f"<b>{points(measured)}</b> <small>{points(measured.low)} to {points(measured.high)}, n "
+            )
             assert guess == percent(baseline)
 
 
 def test_the_printed_table_has_a_line_per_number_and_split():
     gain = MeasuredValue(0.41, n=1000, low=0.37, high=0.45, method="paired t")
-    numbers = {"vqa_acc": 0.9, "vqa_acc_scratch": 0.49, "vqa_acc_blind": 0.35, "vqa_acc_gain": gain, "nlvr2_acc_novel": 0.75}
+    numbers = {
+        "vqa_acc": 0.9,
+        "vqa_acc_scratch": 0.49,
+        "vqa_acc_blind": 0.35,
+        "vqa_acc_gain": gain,
+        "nlvr2_acc_novel": 0.75,
+    }
     lines = demo.table_lines(demo.results(numbers))
     assert len(lines) == 1 + 2 * len(NAMES)
-    assert " ".join(lines[1].split()) == "Questions: accuracy 0.900 0.490 0.350 +0.410 (+0.370 to +0.450), n 1,000"
+    assert (
+        " ".join(lines[1].split())
+        == "Questions: accuracy 0.900 0.490 0.350 +0.410 (+0.370 to +0.450), n 1,000"
+    )
     assert " ".join(lines[2].split()) == "test_novel nan nan nan"
     assert " ".join(lines[4].split()) == "test_novel 0.750 nan 0.500"

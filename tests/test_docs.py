@@ -28,8 +28,6 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving
-from tiny_runs import TASKS, tiny_run, write_run
 
 from eve_vl import cli
 from eve_vl.cli import common, main, predict, runs, train
@@ -37,13 +35,18 @@ from eve_vl.config import Config
 from eve_vl.eve import Eve
 from eve_vl.recipes import EITHER, get_recipe, recipes
 from eve_vl.recipes.finetune import CONTRAST_ONLY
+from helpers.serving import serving
+from helpers.tiny_runs import TASKS, tiny_run, write_run
 
 ROOT = Path(__file__).parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 MEASURED = [
     ROOT / "README.md",
-    *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "features", "systems", "methodology")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("index", "tour", "search", "features", "systems", "methodology")
+    ),
 ]
 FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
@@ -62,7 +65,13 @@ TITLES = {
 }
 MAX_LETTERS = 88  # per line of code
 MAX_PROSE = 100  # per line of prose, without the targets of links
-PROSE = [*PAGES, *DOCS.glob("api/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/*.md")]
+PROSE = [
+    *PAGES,
+    *DOCS.glob("api/*.md"),
+    *ROOT.glob("*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+    *ROOT.glob("examples/*/*.md"),
+]
 # words that these pages avoid, and the field's terms
 GLOSSARY = {
     r"pictures?": "image",
@@ -79,7 +88,12 @@ GLOSSARY = {
     r"blind": "image-ablated",
     r"is of no use": "has no effect",
 }
-COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
+COLORS = {
+    "red": (220, 30, 30),
+    "blue": (30, 30, 220),
+    "green": (30, 160, 30),
+    "white": (250, 250, 250),
+}
 # flags that make a recipe tiny, unless the command sets them
 SHORT = {
     "--train.steps": "1",
@@ -109,13 +123,18 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(language, runs_here(title), text) for language, title, text in FENCE.findall(page.read_text())]
+    return [
+        Block(language, runs_here(title), text)
+        for language, title, text in FENCE.findall(page.read_text())
+    ]
 
 
 def runs_here(title: str) -> bool:
     """Whether a block of this title, in quotes, runs."""
     package = re.fullmatch(r'"pip install ([\w-]+)"', title)
-    return not title or (package is not None and importlib.util.find_spec(package[1].replace("-", "_")) is not None)
+    return not title or (
+        package is not None and importlib.util.find_spec(package[1].replace("-", "_")) is not None
+    )
 
 
 def with_blocks(*, is_run: bool) -> list[Any]:
@@ -134,19 +153,33 @@ def world(tmp_path_factory) -> Path:
     contrast = replace(CONTRAST_ONLY, projection_dim=8)
     for name, task in {"retrieval": contrast, "vqa": TASKS["vqa"], "nlvr2": TASKS["nlvr2"]}.items():
         write_run(tiny_run(name, task=task), folder / "runs/demo" / name)
-    for name, like in {"tiny": "pretrain", "pretrained": "pretrain", "mine/final": "retrieval"}.items():
+    for name, like in {
+        "tiny": "pretrain",
+        "pretrained": "pretrain",
+        "mine/final": "retrieval",
+    }.items():
         shutil.copytree(folder / "runs/demo" / like, folder / "runs" / name)
     return folder
 
 
 def _write_data() -> None:
     captions = {}
-    for folder, count in (("photos", 24), ("more", 4), ("drawings", 4), ("labelled/red", 4), ("labelled/blue", 4)):
+    for folder, count in (
+        ("photos", 24),
+        ("more", 4),
+        ("drawings", 4),
+        ("labelled/red", 4),
+        ("labelled/blue", 4),
+    ):
         Path(folder).mkdir(parents=True)
         for number in range(count):
             name = folder.partition("/")[2] or list(COLORS)[number % len(COLORS)]
-            pixels = np.random.default_rng(number + 1).integers(0, 40, (24, 32, 3)) + np.array(COLORS[name])
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path := Path(folder, f"{number}.png"))
+            pixels = np.random.default_rng(number + 1).integers(0, 40, (24, 32, 3)) + np.array(
+                COLORS[name]
+            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                path := Path(folder, f"{number}.png")
+            )
             if folder != "labelled":
                 captions[str(path)] = f"a {name} thing number {number}"
     for path in captions:
@@ -156,11 +189,17 @@ def _write_data() -> None:
         shutil.copy("photos/1.png", f"{name}.png")
     photos = [path for path in captions if path.startswith("photos")]
     _write_rows("pairs", [{"image": path, "caption": captions[path]} for path in photos])
-    questions = [{"image": path, "question": "what color is it", "answer": captions[path].split()[1]} for path in photos * 3]
+    questions = [
+        {"image": path, "question": "what color is it", "answer": captions[path].split()[1]}
+        for path in photos * 3
+    ]
     _write_rows("questions", questions)
     _write_rows("test_questions", questions[:8])
     pairs = itertools.pairwise(photos)
-    _write_rows("statements", [{"left": a, "right": b, "sentence": "both are red", "label": a < b} for a, b in pairs])
+    _write_rows(
+        "statements",
+        [{"left": a, "right": b, "sentence": "both are red", "label": a < b} for a, b in pairs],
+    )
     Path("texts.txt").write_text("\n".join(captions.values()))
     Path("prompts.json").write_text(json.dumps({"red": ["a red thing"], "blue": ["a blue thing"]}))
 
@@ -177,11 +216,29 @@ def run_command(words: list[str]) -> None:
     argv, known = words[1:], set(words)
     if argv[0] in ("pretrain", "finetune"):
         share = {"--data.val-fraction": "0.25"} if "held-out" in known else {}
-        argv = argv + [word for flag, value in (SHORT | share).items() if flag not in known for word in (flag, value)]
+        argv = argv + [
+            word
+            for flag, value in (SHORT | share).items()
+            if flag not in known
+            for word in (flag, value)
+        ]
     if argv[:2] == ["bench", "base"]:
-        argv = [*argv, "--model.depth", "2", "--model.num-deep-blocks", "1"]  # twelve blocks take seconds
-    is_training = argv[0] in ("pretrain", "finetune")  # its report takes longer than the step; pages that need one write it
-    with mock.patch("eve_vl.report.page.write_report", str) if is_training else contextlib.nullcontext():
+        argv = [
+            *argv,
+            "--model.depth",
+            "2",
+            "--model.num-deep-blocks",
+            "1",
+        ]  # twelve blocks take seconds
+    is_training = argv[0] in (
+        "pretrain",
+        "finetune",
+    )  # its report takes longer than the step; pages that need one write it
+    with (
+        mock.patch("eve_vl.report.page.write_report", str)
+        if is_training
+        else contextlib.nullcontext()
+    ):
         main(argv)
 
 
@@ -191,7 +248,9 @@ def check_other(words: list[str]) -> None:
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), words
     elif program == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+            "optional-dependencies"
+        ]
         assert rest[0] == "install" and set(re.findall(r"\[(\w+)\]", rest[-1])) <= {*extras}, words
     elif program == "python3":
         assert rest == ["-m", "venv", ".venv"], words
@@ -200,7 +259,9 @@ def check_other(words: list[str]) -> None:
         source = "".join(path.read_text() for path in (ROOT / rest[0]).parents[0].rglob("*.py"))
         shared = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
         flags = [word for word in rest if word.startswith("--")]
-        assert all(f'"{flag}"' in source + shared or f'"{flag[2:]}"' in source for flag in flags), words
+        assert all(f'"{flag}"' in source + shared or f'"{flag[2:]}"' in source for flag in flags), (
+            words
+        )
     else:
         assert words == ["source", ".venv/bin/activate"], words
 
@@ -256,9 +317,20 @@ def test_other_blocks_parse(page: Path, monkeypatch):
 def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
     """Run the block in a shell whose curl prints its arguments; serve the runs of the page's command."""
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
-    (script,) = (text for language, text in OTHER.findall((DOCS / "serve.md").read_text()) if language == "console")
+    (script,) = (
+        text
+        for language, text in OTHER.findall((DOCS / "serve.md").read_text())
+        if language == "console"
+    )
     env = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(["bash", "-euc", CURL + script], env=env, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-euc", CURL + script],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     runs = [Eve.load(f"runs/demo/{name}") for name in ("retrieval", "vqa")]
     with serving(*runs, index=runs[0].index("photos", "photos.index")) as client:
         answers = {}
@@ -267,7 +339,10 @@ def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
             body = Path(given["-d"][1:]).read_text() if given["-d"].startswith("@") else given["-d"]
             path, (name, value) = urlsplit(url).path, given["-H"].split(": ")
             answers[path] = client.post(path, content=body, headers={name: value})
-    assert {path: answer.status_code for path, answer in answers.items()} == {"/v1/search": 200, "/v1/runs/vqa/answer": 200}
+    assert {path: answer.status_code for path, answer in answers.items()} == {
+        "/v1/search": 200,
+        "/v1/runs/vqa/answer": 200,
+    }
 
 
 def test_rows_and_settings_parse():
@@ -283,7 +358,12 @@ def test_rows_and_settings_parse():
 
 
 def test_code_fits_on_a_page_without_scrolling():
-    lines = {line: page.name for page in DOCS.glob("*.md") for block in blocks(page) for line in block.text.splitlines()}
+    lines = {
+        line: page.name
+        for page in DOCS.glob("*.md")
+        for block in blocks(page)
+        for line in block.text.splitlines()
+    }
     assert not {line: page for line, page in lines.items() if len(line) > MAX_LETTERS}
 
 
@@ -302,18 +382,33 @@ def test_lines_of_prose_are_short():
 def test_pages_use_the_terms_of_the_field(words: str):
     avoided = re.compile(rf"\b({words})\b", re.I)
     quoted = re.compile(r"`[^`]*`|\"[^\"]*\"")
-    found = {line: page.name for page in PROSE for line in prose(page) if avoided.search(quoted.sub("", line))}
+    found = {
+        line: page.name
+        for page in PROSE
+        for line in prose(page)
+        if avoided.search(quoted.sub("", line))
+    }
     assert not found, f"write {GLOSSARY[words]}"
 
 
 def test_flags_in_the_text_exist():
-    sources = [ROOT / "tests/test_command_line.py", *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/*/*.py")]
-    known = {flag for path in sources for flag in FLAG.findall(path.read_text())} | {"--help", "--code"}
+    sources = [
+        ROOT / "tests/cli/test_command_line.py",
+        *ROOT.glob("benchmarks/**/*.py"),
+        *ROOT.glob("examples/*/*.py"),
+    ]
+    known = {flag for path in sources for flag in FLAG.findall(path.read_text())} | {
+        "--help",
+        "--code",
+    }
     for page in PAGES:
         named = {flag.replace("--no-", "--") for flag in FLAG.findall(page.read_text())}
         texts = {flag for flag in named - known if flag.replace(".no-", ".") not in known}
         assert not {
-            flag for flag in texts if "nproc" not in flag and not re.search("node|master|restarts|rdzv|standalone|array", flag)
+            flag
+            for flag in texts
+            if "nproc" not in flag
+            and not re.search("node|master|restarts|rdzv|standalone|array", flag)
         }, page.name
 
 
@@ -321,7 +416,9 @@ def test_numbers_in_the_text_were_measured():
     sources = [ROOT / "benchmarks/RESULTS.md", ROOT / "LOG.md", ROOT / "pyproject.toml"]
     known = {number for path in sources for number in re.findall(r"\d+\.\d+", path.read_text())}
     for page in MEASURED:
-        text = re.sub(r"```.*?```|`[^`]*`|arXiv\s[\d.]+|\]\([^)]*\)", "", page.read_text(), flags=re.S)
+        text = re.sub(
+            r"```.*?```|`[^`]*`|arXiv\s[\d.]+|\]\([^)]*\)", "", page.read_text(), flags=re.S
+        )
         assert set(re.findall(r"\d+\.\d+", text)) <= known, page.name
 
 
@@ -361,7 +458,11 @@ def test_the_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path: 
                 continue
             target = (path.parent / unquote(url.path)).resolve() if url.path else path
             assert target.exists(), where
-            assert not url.fragment or url.fragment.startswith("__") or unquote(url.fragment) in ids[target], where
+            assert (
+                not url.fragment
+                or url.fragment.startswith("__")
+                or unquote(url.fragment) in ids[target]
+            ), where
 
 
 if __name__ == "__main__":

@@ -19,7 +19,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import (
+
+import eve_vl
+from eve_vl.config import DualEncoderConfig, HeadlessConfig, MaskedSignalConfig, RetrievalConfig
+from eve_vl.eve import Eve
+from eve_vl.model.packing import Tokens
+from eve_vl.predict.predictors import FilledText
+from eve_vl.run.loading import LoadedRun
+from eve_vl.tasks.classifiers import NLVR2, VQA
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
+from eve_vl.train.processes import pick_device, pick_dtype
+from eve_vl.utils.errors import UserError
+from helpers.tiny_runs import (
     ANSWERS,
     BASELINE,
     TASKS,
@@ -35,18 +47,6 @@ from tiny_runs import (
     token_probabilities,
     write_run,
 )
-
-import eve_vl
-from eve_vl.config import DualEncoderConfig, HeadlessConfig, MaskedSignalConfig, RetrievalConfig
-from eve_vl.eve import Eve
-from eve_vl.model.packing import Tokens
-from eve_vl.predict.predictors import FilledText
-from eve_vl.run.loading import LoadedRun
-from eve_vl.tasks.classifiers import NLVR2, VQA
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
-from eve_vl.train.processes import pick_device, pick_dtype
-from eve_vl.utils.errors import UserError
 
 MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
 
@@ -78,7 +78,9 @@ def test_features_of_other_runs_are_the_cls_state():
         state = run.task.encoder.encode(image_tokens(run.task, noise(0)), None).x_BND[:, 0]
         found = Eve(run).encode_image(noise(0))
         assert_close(found, (state / state.norm()))
-        state = run.task.encoder.encode(None, run.task.encoder.text(ids_of(Eve(run), TEXT), None)).x_BND[:, 0]
+        state = run.task.encoder.encode(
+            None, run.task.encoder.text(ids_of(Eve(run), TEXT), None)
+        ).x_BND[:, 0]
         assert_close(Eve(run).encode_text(TEXT), (state / state.norm()))
 
 
@@ -133,7 +135,9 @@ def test_answer():
     assert {each.answer: each.probability for each in found} == pytest.approx(
         dict(zip(ANSWERS, expected_A, strict=True)), rel=1e-4
     )
-    assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+    assert [each.probability for each in found] == sorted(
+        (each.probability for each in found), reverse=True
+    )
     assert eve.answer(noise(0), TEXT, top=2) == found[:2]
     with pytest.raises(UserError, match="top 0 is not positive"):
         eve.answer(noise(0), TEXT, top=0)
@@ -166,8 +170,12 @@ def test_fill_mask():
     found = eve.fill_mask(noise(0), "a [MASK] circle, [MASK] heart", top=3)
     best_MV = expected_MV.topk(3)
     for row, guesses in enumerate(found.guesses):
-        assert [guess.text for guess in guesses] == [eve.tokenizer.word(token) for token in best_MV.indices[row].tolist()]
-        assert [guess.probability for guess in guesses] == pytest.approx(best_MV.values[row].tolist(), rel=1e-4)
+        assert [guess.text for guess in guesses] == [
+            eve.tokenizer.word(token) for token in best_MV.indices[row].tolist()
+        ]
+        assert [guess.probability for guess in guesses] == pytest.approx(
+            best_MV.values[row].tolist(), rel=1e-4
+        )
     first, second = (guesses[0].text for guesses in found.guesses)
     assert found.text == f"a {first} circle, {second} heart"
     assert isinstance(found, FilledText)
@@ -231,7 +239,9 @@ def test_reconstruct_draws_what_to_hide():
         with pytest.raises(UserError, match="not in"):
             eve.reconstruct(noise(0), TEXT, share=bad)
     for keep in ([], [16], [-1], range(16)):
-        with pytest.raises(UserError, match=r"give at least one of the patches 0 to 15, and not all"):
+        with pytest.raises(
+            UserError, match=r"give at least one of the patches 0 to 15, and not all"
+        ):
             eve.reconstruct(noise(0), TEXT, keep=keep)
 
 
@@ -248,8 +258,14 @@ RUNS = {
     "pixels": (replace(MASKED, mlm_weight=0.0), "reconstruct"),
     "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask explain"),
     "baseline": (BASELINE, "match zero_shot explain fill_mask reconstruct"),
-    "baseline_without_pixels": (replace(BASELINE, mim_weight=0.0), "match zero_shot explain fill_mask"),
-    "baseline_without_matching": (replace(BASELINE, itm_weight=0.0), "zero_shot fill_mask explain reconstruct"),
+    "baseline_without_pixels": (
+        replace(BASELINE, mim_weight=0.0),
+        "match zero_shot explain fill_mask",
+    ),
+    "baseline_without_matching": (
+        replace(BASELINE, itm_weight=0.0),
+        "zero_shot fill_mask explain reconstruct",
+    ),
     "contrast": (replace(BASELINE, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
     "encoder": (HeadlessConfig(), ""),
     "retrieval": (None, "match zero_shot explain"),
@@ -274,7 +290,10 @@ RECIPES = {
     "verify": "demo_nlvr2",
     "explain": "scenes_retrieval",
 }
-MLM, MIM = (f"eve pretrain with --task.{name}-weight 1 (here it is 0) and another --out" for name in ("mlm", "mim"))
+MLM, MIM = (
+    f"eve pretrain with --task.{name}-weight 1 (here it is 0) and another --out"
+    for name in ("mlm", "mim")
+)
 PRETRAIN = "eve pretrain, or the run that this one started from"
 
 
@@ -287,10 +306,21 @@ def how_to_get(name: str, call: str) -> str:
     """The advice by hand: train this task with the head that is off, else fine-tune from here or from where this came from."""
     switched_off = {
         **dict.fromkeys(
-            [("pixels", "fill_mask"), ("pixels", "explain"), ("contrast", "fill_mask"), ("contrast", "explain")], MLM
+            [
+                ("pixels", "fill_mask"),
+                ("pixels", "explain"),
+                ("contrast", "fill_mask"),
+                ("contrast", "explain"),
+            ],
+            MLM,
         ),
         **dict.fromkeys(
-            [("tokens", "reconstruct"), ("baseline_without_pixels", "reconstruct"), ("contrast", "reconstruct")], MIM
+            [
+                ("tokens", "reconstruct"),
+                ("baseline_without_pixels", "reconstruct"),
+                ("contrast", "reconstruct"),
+            ],
+            MIM,
         ),
     }
     if (name, call) in switched_off:
@@ -308,7 +338,9 @@ def test_calls(name):
     assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split(), "experts")
     assert set(eve.calls) <= set(dir(eve))
     assert not (ARGUMENTS.keys() - set(eve.calls)) & set(dir(eve))
-    assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, eve.task.feature_dim)
+    assert (
+        eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, eve.task.feature_dim)
+    )
     for call in ARGUMENTS:
         assert hasattr(eve, call) == (call in eve.calls)
         if call in eve.calls:
@@ -327,17 +359,29 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
     run, start = tiny_run("vqa"), tmp_path / "start"
     eve = Eve(replace(run, config=replace(run.config, init=start)))
     for init, named in (("tiny", ""), (start, f", {start}")):
-        with pytest.raises(UserError, match=rf"to get one that allows verify: eve finetune demo_nlvr2 --init {init}$"):
+        with pytest.raises(
+            UserError,
+            match=rf"to get one that allows verify: eve finetune demo_nlvr2 --init {init}$",
+        ):
             _ = eve.verify
-        with pytest.raises(UserError, match=rf"eve pretrain, or the run that this one started from{named}$"):
+        with pytest.raises(
+            UserError, match=rf"eve pretrain, or the run that this one started from{named}$"
+        ):
             _ = eve.fill_mask
         start.mkdir(exist_ok=True)
 
 
 def test_towers_that_never_meet_need_another_model_to_match():
     run = run_of("contrast_alone")
-    eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))))
-    with pytest.raises(UserError, match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs"):
+    eve = Eve(
+        replace(
+            run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))
+        )
+    )
+    with pytest.raises(
+        UserError,
+        match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs",
+    ):
         _ = eve.match
 
 
@@ -359,8 +403,14 @@ def test_threads_share_runs():
     """Eight threads, each with 70 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
     anything behind."""
     small = {"depth": 2, "num_deep_blocks": 1}
-    vqa, masked, long = Eve(tiny_run("vqa", model=small)), Eve(tiny_run("masked", model=small)), " ".join(TEXTS)
-    calls: list[tuple[int, Callable[[], Any]]] = [  # how often, what; those that take long are rarer
+    vqa, masked, long = (
+        Eve(tiny_run("vqa", model=small)),
+        Eve(tiny_run("masked", model=small)),
+        " ".join(TEXTS),
+    )
+    calls: list[
+        tuple[int, Callable[[], Any]]
+    ] = [  # how often, what; those that take long are rarer
         (16, lambda: vqa.encode_image(noise(0)).tolist()),
         (16, lambda: masked.encode_image(noise(1)).tolist()),
         (16, lambda: vqa.encode_text([TEXT, long]).tolist()),
@@ -376,7 +426,9 @@ def test_threads_share_runs():
     expected = [call() for _, call in calls]
 
     def work(thread: int) -> list[tuple[int, Any]]:
-        chosen = random.Random(thread).choices(range(len(calls)), [weight for weight, _ in calls], k=70)
+        chosen = random.Random(thread).choices(
+            range(len(calls)), [weight for weight, _ in calls], k=70
+        )
         return [(number, calls[number][1]()) for number in chosen]
 
     with ThreadPoolExecutor(8) as pool:
@@ -386,7 +438,9 @@ def test_threads_share_runs():
     assert all(result == expected[number] for number, result in found)
     for module in (*vqa.task.modules(), *masked.task.modules()):
         assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
-    assert all(parameter.grad is None for parameter in (*vqa.task.parameters(), *masked.task.parameters()))
+    assert all(
+        parameter.grad is None for parameter in (*vqa.task.parameters(), *masked.task.parameters())
+    )
 
 
 def test_load_from_a_folder(tmp_path: Path):
@@ -396,12 +450,17 @@ def test_load_from_a_folder(tmp_path: Path):
     assert not eve.task.training
     with pytest.raises(UserError, match="no such run folder"):
         Eve.load(tmp_path / "nowhere")
-    assert repr(eve) == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, explain, experts)"
+    assert (
+        repr(eve)
+        == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, explain, experts)"
+    )
 
 
 def test_auto_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch):
     for multiplies, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies)
+        monkeypatch.setattr(
+            "torch.cpu._is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies
+        )
         assert pick_dtype("auto", torch.device("cpu")) == dtype
 
 
@@ -411,7 +470,9 @@ def test_devices_are_those_of_torch():
     if not torch.cuda.is_available():
         assert pick_device("auto") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "cuda:", "meta", "", None, torch.device("xpu:3")):
-        with pytest.raises(UserError, match=rf"^device '{name}': torch has no such device here; give auto or cpu"):
+        with pytest.raises(
+            UserError, match=rf"^device '{name}': torch has no such device here; give auto or cpu"
+        ):
             pick_device(name)  # pyright: ignore[reportArgumentType]
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import TEXT, TEXTS, noise, tiny_run
 
 from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.predict.predictors import FilledText, Judgement
 from eve_vl.utils.errors import UserError
+from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run
 
 
 def hook(module: Any, look: Callable[[Any], None]) -> None:
@@ -27,7 +27,10 @@ def hook(module: Any, look: Callable[[Any], None]) -> None:
 def test_match_of_all_with_all():
     """Any sizes of lists and batches give what one by one gives; each image is embedded once."""
     eve = Eve(tiny_run("retrieval"))
-    source_images, texts = [noise(seed, 20 + seed, 30) for seed in range(5)], [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
+    source_images, texts = (
+        [noise(seed, 20 + seed, 30) for seed in range(5)],
+        [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"],
+    )
     expected = np.array([[eve.match(image, text) for text in texts] for image in source_images])
     assert expected.std(0).min() > 1e-3
     assert expected.std(1).min() > 1e-3
@@ -45,7 +48,11 @@ def test_match_of_all_with_all():
         np.testing.assert_allclose(eve.match(images, words), expected[rows][:, columns], atol=1e-5)
     np.testing.assert_allclose(eve.match(source_images, texts[0]), expected[:, :1], atol=1e-5)
     assert eve.match([source_images[0]], [texts[0]]).shape == (1, 1)
-    assert [eve.match(*sizes).shape for sizes in (([], []), (source_images, []), ([], texts))] == [(0, 0), (5, 0), (0, 7)]
+    assert [eve.match(*sizes).shape for sizes in (([], []), (source_images, []), ([], texts))] == [
+        (0, 0),
+        (5, 0),
+        (0, 7),
+    ]
     with pytest.raises(UserError, match="batch_size 0 is not positive"):
         eve.match(source_images, texts, 0)
 
@@ -54,8 +61,19 @@ def test_match_of_all_with_all():
 def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
     """One forward pass a batch, the same numbers as one by one; what is given alone goes with every row."""
     images = [noise(seed, 20 + seed, 30) for seed in range(5)]
-    texts = ["a [MASK] circle", "[MASK] two [MASK]", "a b c d e [MASK]", "[MASK]", "on gray, [MASK] [MASK] [MASK]"]
-    task = {"answer": None, "verify": None, "fill_mask": None, "classify": ClassificationConfig(inputs="both")}[call]
+    texts = [
+        "a [MASK] circle",
+        "[MASK] two [MASK]",
+        "a b c d e [MASK]",
+        "[MASK]",
+        "on gray, [MASK] [MASK] [MASK]",
+    ]
+    task = {
+        "answer": None,
+        "verify": None,
+        "fill_mask": None,
+        "classify": ClassificationConfig(inputs="both"),
+    }[call]
     eve = Eve(tiny_run({"answer": "vqa", "verify": "nlvr2"}.get(call, "masked"), task=task))
     columns = [images, images[::-1], texts] if call == "verify" else [images, texts]
     method, passes = getattr(eve, call), []
@@ -71,10 +89,13 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
             assert numbers(row) == pytest.approx(one, abs=1e-5)
     same = method(images[0], *columns[1:])
     assert [numbers(row) for row in same] == [
-        pytest.approx(numbers(method(images[0], *row)), abs=1e-5) for row in zip(*columns[1:], strict=True)
+        pytest.approx(numbers(method(images[0], *row)), abs=1e-5)
+        for row in zip(*columns[1:], strict=True)
     ]
     assert method(*([] for _ in columns)) == []
-    with pytest.raises(UserError, match="lists of 2 and 5 given: give lists of equal length, or one for all"):
+    with pytest.raises(
+        UserError, match="lists of 2 and 5 given: give lists of equal length, or one for all"
+    ):
         method(*columns[:-1], texts[:2])
     with pytest.raises(UserError, match="text 1: got int, expected one text"):
         method(*columns[:-1], ["[MASK]", 2])
@@ -83,7 +104,9 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
 def numbers(result: Any) -> dict[str, float]:
     """The probabilities that a call gives for one row, by what they are of."""
     if isinstance(result, FilledText):
-        guesses = [(place, guess) for place, guesses in enumerate(result.guesses) for guess in guesses]
+        guesses = [
+            (place, guess) for place, guesses in enumerate(result.guesses) for guess in guesses
+        ]
         return {f"{place} {guess.text}": guess.probability for place, guess in guesses}
     if isinstance(result, Judgement):
         return {"true": result.probability}
@@ -102,7 +125,10 @@ def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(names):
         size = (39, 7) if "thin" in name else (20 + number, 30)
         Image.fromarray(noise(number, *size)).save(folder / name)
-    rows = [{"photo": f"photos/{name}", "image": f"photos/{name}", "caption": [name, f"a {name}"]} for name in names]
+    rows = [
+        {"photo": f"photos/{name}", "image": f"photos/{name}", "caption": [name, f"a {name}"]}
+        for name in names
+    ]
     rows.insert(2, {"photo": "photos/gone.png", "image": "photos/gone.png", "caption": ["gone"]})
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     lines = [f"{row['image']},{row['caption'][0]}" for row in rows]
@@ -159,25 +185,41 @@ def test_texts_of_files_and_tables(photos, tmp_path):
         assert found.names == TEXTS
     found = eve.encode_text(tmp_path / "table.jsonl", batch_size=3)
     names = ["a.png", "b.png", "gone", "inner/c.png", "inner/d.png", "inner/thin.png"]
-    assert sorted(found.names) == sorted([*names, *(f"a {name}" for name in names if name != "gone")])
+    assert sorted(found.names) == sorted(
+        [*names, *(f"a {name}" for name in names if name != "gone")]
+    )
     np.testing.assert_allclose(found, eve.encode_text(list(found.names)), atol=1e-5)
     assert [error.where for error in found.skipped] == ["table.jsonl:7"]
     assert eve.encode_text(tmp_path / "table.csv", text_column="caption").names == tuple(names)
-    assert eve.encode_text(str(tmp_path / "lines.txt")).names == (str(tmp_path / "lines.txt"),)  # a text like any other
+    assert eve.encode_text(str(tmp_path / "lines.txt")).names == (
+        str(tmp_path / "lines.txt"),
+    )  # a text like any other
 
 
 def test_arrays_and_iterators_of_images():
     eve, array = Eve(tiny_run("retrieval")), np.stack([noise(seed) for seed in range(3)])
     expected = np.concatenate([eve.encode_image(image) for image in array])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
-    for several in (array, tensor, array / 255, tensor / 255, iter(array), (noise(seed) for seed in range(3)), tuple(array)):
+    for several in (
+        array,
+        tensor,
+        array / 255,
+        tensor / 255,
+        iter(array),
+        (noise(seed) for seed in range(3)),
+        tuple(array),
+    ):
         np.testing.assert_allclose(eve.encode_image(several), expected, atol=1e-5)
     assert eve.encode_image(array[0]).names == ("image",)
     assert eve.encode_image(array).names == ("image 0", "image 1", "image 2")
     assert eve.encode_image(array[:0]).shape == (0, 8)
-    with pytest.raises(UserError, match=r"^image 0: array of shape \(3, 16, 16\), expected \(height, width, 3\)"):
+    with pytest.raises(
+        UserError, match=r"^image 0: array of shape \(3, 16, 16\), expected \(height, width, 3\)"
+    ):
         eve.encode_image(array.transpose(0, 3, 1, 2))
-    with pytest.raises(UserError, match=r"^image 0: tensor of shape \(16, 16, 3\), expected \(3, height, width\)"):
+    with pytest.raises(
+        UserError, match=r"^image 0: tensor of shape \(16, 16, 3\), expected \(3, height, width\)"
+    ):
         eve.encode_image(torch.from_numpy(array))
 
 

@@ -7,16 +7,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import campaign
 import flips
 import kills
 import mutants
-import pytest
-
 from eve_vl.utils.errors import UserError
 
 
-@pytest.mark.parametrize(("tool", "first"), [(kills, "make_data"), (campaign, "make_base"), (flips, "make_runs")])
+@pytest.mark.parametrize(
+    ("tool", "first"), [(kills, "make_data"), (campaign, "make_base"), (flips, "make_runs")]
+)
 def test_each_start_has_a_folder_of_its_own(tool, first, tmp_path: Path, monkeypatch, capsys):
     """And nobody else can have made it, or know its name, beforehand."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -62,10 +64,19 @@ def test_a_flip_is_counted_by_what_it_changes(tmp_path: Path):
 
 def test_a_mutant_that_changes_an_assertion_only_does_not_count(tmp_path: Path):
     """In files as mutmut makes them: the original and its mutants, and a record of exit codes."""
-    bodies = {"orig": "zip(x, y, strict=True)", "1": "zip(x, y, strict=False)", "2": "zip(x, y)", "3": "zip(y, y, strict=True)"}
+    bodies = {
+        "orig": "zip(x, y, strict=True)",
+        "1": "zip(x, y, strict=False)",
+        "2": "zip(x, y)",
+        "3": "zip(y, y, strict=True)",
+    }
     code = [f"def x_f__mutmut_{name}(x, y):\n    return {body}\n" for name, body in bodies.items()]
     (tmp_path / "a.py").write_text("\n".join(code))
-    (tmp_path / "a.py.meta").write_text(json.dumps({"exit_code_by_key": {f"a.x_f__mutmut_{n}": 0 for n in (1, 2, 3)}}))
+    (tmp_path / "a.py.meta").write_text(
+        json.dumps({"exit_code_by_key": {f"a.x_f__mutmut_{n}": 0 for n in (1, 2, 3)}})
+    )
     assert mutants.mutants_of(tmp_path / "a.py.meta") == {
-        "a.x_f__mutmut_3": mutants.Mutant(change="-    return zip(x, y)\n+    return zip(y, y)", code=0)
+        "a.x_f__mutmut_3": mutants.Mutant(
+            change="-    return zip(x, y)\n+    return zip(y, y)", code=0
+        )
     }

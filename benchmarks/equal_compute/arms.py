@@ -48,7 +48,10 @@ STARTS = {
     "icons": ("icons", ""),
 }
 """Pre-training recipe and flags by family, without pixels and experts."""
-PIXELS, EXPERTS = "--task.mim-weight 1 --task.mim-share 0.25", "--model.deep-ffn moe --model.expert-ratio 1"
+PIXELS, EXPERTS = (
+    "--task.mim-weight 1 --task.mim-share 0.25",
+    "--model.deep-ffn moe --model.expert-ratio 1",
+)
 """The parts of EVE as in `demo`."""
 SEARCH = Stage("demo_retrieval", flags="--train.lr 1e-3")
 """Fine-tuning for search, with half of the recipe's rate, which suits many steps (LOG.md, 2026-11-30)."""
@@ -58,7 +61,12 @@ FINE_TUNING = {
     "emoji": {"retrieval": Stage("search_small", flags="--train.lr 1e-3")},
     "icons": {"retrieval": Stage("icons_search", flags="--train.lr-multipliers encoder.text.* 3")},
 }
-SHARES = {"scenes": 0.5, "phantoms": 0.5, "emoji": 0.4, "icons": 0.1}  # share of the budget for pre-training
+SHARES = {
+    "scenes": 0.5,
+    "phantoms": 0.5,
+    "emoji": 0.4,
+    "icons": 0.1,
+}  # share of the budget for pre-training
 # EVE as in the paper: linear patches, experts, MIM next to MLM, [MASK] for every masked token.
 ENCODER = (
     "--input.patch-size 8 --model.stem linear --model.depth 4 --model.num-deep-blocks 2 --model.deep-ffn moe "
@@ -79,19 +87,29 @@ def start(
     share: of the budget; by default the family's usual share.
     """
     recipe, own = STARTS[family]
-    return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task, model)
+    return Stage(
+        recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task, model
+    )
 
 
 def pretrained(
-    flags: str = "", task: type[TaskConfig] | None = None, *families: str, model: type[EveModelConfig] | None = None
+    flags: str = "",
+    task: type[TaskConfig] | None = None,
+    *families: str,
+    model: type[EveModelConfig] | None = None,
 ) -> dict[str, Arm]:
     """Return an arm that pre-trains the shared encoder."""
-    return {family: Arm((start(family, flags, task, model=model),)) for family in families or FAMILIES}
+    return {
+        family: Arm((start(family, flags, task, model=model),)) for family in families or FAMILIES
+    }
 
 
 def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> dict[str, Arm]:
     """Return an arm that fine-tunes the shared encoder from random weights."""
-    return {family: Arm((start(family, flags, share=0.0),), is_open_clip=is_open_clip) for family in families}
+    return {
+        family: Arm((start(family, flags, share=0.0),), is_open_clip=is_open_clip)
+        for family in families
+    }
 
 
 def upcycled(*families: str, flags: str = "") -> dict[str, Arm]:
@@ -119,14 +137,22 @@ ARMS: dict[str, dict[str, Arm]] = {
     "words, then experts": upcycled("scenes", "phantoms", "emoji"),
     "words+pixels, then experts": upcycled("scenes", "phantoms", "emoji", flags=PIXELS),
     "EVE": pretrained(PAPER),
-    "EVE+ITC": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
+    "EVE+ITC": pretrained(
+        f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig
+    ),
     "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),
     "contrast": {
-        **pretrained("--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0", ContrastMatchConfig, *GENERATED),
+        **pretrained(
+            "--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0",
+            ContrastMatchConfig,
+            *GENERATED,
+        ),
         **untrained("emoji", "icons"),
     },
     "nothing": untrained(*GENERATED),  # for emoji and icons it would equal contrast
-    "open_clip": untrained("scenes", "emoji", "icons", is_open_clip=True),  # its context is too short for a phantom's report
+    "open_clip": untrained(
+        "scenes", "emoji", "icons", is_open_clip=True
+    ),  # its context is too short for a phantom's report
 }
 """Arms by name and family of tasks."""
 REFERENCES = ("nothing", "open_clip")

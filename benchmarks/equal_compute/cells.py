@@ -28,7 +28,13 @@ from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import to_json
 from eve_vl.recipes import EITHER, find_recipe, start_of
 from eve_vl.run.loading import build_task, load_run, read_config
-from eve_vl.run.training import check_out_folder, train, train_tokenizer, with_absolute_paths, with_init_tokenizer
+from eve_vl.run.training import (
+    check_out_folder,
+    train,
+    train_tokenizer,
+    with_absolute_paths,
+    with_init_tokenizer,
+)
 from eve_vl.tasks import task_class
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log
@@ -40,7 +46,10 @@ from eve_vl.utils.runtime import core_seconds, keep_memory, seed_everything, set
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
-STEPS_PROBED, STEPS_BEFORE = 3, 2  # steps per round; uncounted steps before the first round, which are slower
+STEPS_PROBED, STEPS_BEFORE = (
+    3,
+    2,
+)  # steps per round; uncounted steps before the first round, which are slower
 NOT_COUNTED = 15  # core-seconds of starting a cell, and of each evaluation
 NUM_SCENES = 1000  # rows to evaluate on; other sets are evaluated whole
 NUM_GLANCED = 200  # validation rows after pre-training; nothing is chosen by them
@@ -62,7 +71,9 @@ class Planned:
     def key(self) -> str:
         """Key of the measured seconds per step."""
         init = None if self.config.init is None else Path("init")
-        text = json.dumps(to_dict(replace(self.config, out=Path("out"), init=init, code=())), sort_keys=True)
+        text = json.dumps(
+            to_dict(replace(self.config, out=Path("out"), init=init, code=())), sort_keys=True
+        )
         return f"{self.config.recipe} {hashlib.sha1(text.encode()).hexdigest()[:12]}"
 
 
@@ -79,15 +90,29 @@ def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
     else:
         config = make()
     if stage.task is not None:
-        values = {name: value for name, value in vars(config.task).items() if name in stage.task.__dataclass_fields__}
+        values = {
+            name: value
+            for name, value in vars(config.task).items()
+            if name in stage.task.__dataclass_fields__
+        }
         config = replace(config, task=stage.task(**values))
     if stage.model is not None:
         config = replace(config, model=stage.model(**vars(config.model)))
     if stage.flags:
-        config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
+        config = parse(
+            TrainArgs,
+            shlex.split(stage.flags),
+            stage.recipe,
+            None,
+            default=TrainArgs(config=config),
+        ).config
     # without workers, one process's clock counts everything
-    rows = replace(config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0)
-    return replace(config, data=rows, train=replace(config.train, threads=1, device="cpu", val_every=NEVER))
+    rows = replace(
+        config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0
+    )
+    return replace(
+        config, data=rows, train=replace(config.train, threads=1, device="cpu", val_every=NEVER)
+    )
 
 
 def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Planned]:
@@ -99,9 +124,15 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
         found.append(Planned(f"{number}_{stage.recipe}", config, stage.share))
     left = 1 - sum(each.share for each in found)
     if left <= 0:
-        raise UserError(f"{family}: the stages before fine-tuning take {1 - left:g} of the budget; leave some for fine-tuning")
+        raise UserError(
+            f"{family}: the stages before fine-tuning take {1 - left:g} of the budget; leave some for fine-tuning"
+        )
     after = arm.after or FINE_TUNING[family]
-    return found + [Planned(job, stage_config(after[job], found[-1].config, data), left, job) for job in jobs if job in after]
+    return found + [
+        Planned(job, stage_config(after[job], found[-1].config, data), left, job)
+        for job in jobs
+        if job in after
+    ]
 
 
 def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, float]) -> int | None:
@@ -127,16 +158,29 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
     tokenizers, trainers = {}, {}
     for name, config in configs.items():
         seed_everything(0)
-        kind, words = task_class(type(config.task)), (config.data.train, config.tokenizer.vocab_size)
+        kind, words = (
+            task_class(type(config.task)),
+            (config.data.train, config.tokenizer.vocab_size),
+        )
         if words not in tokenizers:
             data = replace(config.data, modality="image_text")  # image-only rows have no captions
             tokenizers[words] = train_tokenizer(words[0], data, words[1])
         tokenizer = tokenizers[words]
-        sources = open_sources(config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config))
+        sources = open_sources(
+            config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config)
+        )
         prepared = kind.prepare(config, sources, None)
         task = build_task(config, tokenizer, prepared.labels)
-        batches = train_loader(kind.dataset(prepared.sources, config, tokenizer, training=True), consumed=0, rank=0, world=1)
-        trainers[name] = Trainer(config.train, config.out, task, device=torch.device("cpu"), texts={}), iter(batches)
+        batches = train_loader(
+            kind.dataset(prepared.sources, config, tokenizer, training=True),
+            consumed=0,
+            rank=0,
+            world=1,
+        )
+        trainers[name] = (
+            Trainer(config.train, config.out, task, device=torch.device("cpu"), texts={}),
+            iter(batches),
+        )
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(rounds):
         for name, (trainer, batches) in trainers.items():
@@ -147,14 +191,21 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
                 trainer.train_step([next(batches) for _ in range(trainer.config.accumulation)])
                 trainer.step += 1
             times[name].append((core_seconds() - start) / STEPS_PROBED)
-        print_line(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.3g} s" for name, each in times.items()))
+        print_line(
+            f"round {number + 1} of {rounds}: "
+            + ", ".join(f"{name} {each[-1]:.3g} s" for name, each in times.items())
+        )
     return times
 
 
 def known_seconds(out: Path) -> dict[str, float]:
     """Return the measured core-seconds per step by key."""
     path = out / PROBE
-    return {key: statistics.median(times) for key, times in read_json(path, dict).items()} if path.is_file() else {}
+    return (
+        {key: statistics.median(times) for key, times in read_json(path, dict).items()}
+        if path.is_file()
+        else {}
+    )
 
 
 def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
@@ -166,7 +217,10 @@ def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
     if missing := {each.key: each.config for each in plans if each.share and each.key not in known}:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             times = pool.submit(probe, missing, rounds).result()
-        write_file(out / PROBE, json.dumps((read_json(out / PROBE, dict) if known else {}) | times, indent=1) + "\n")
+        write_file(
+            out / PROBE,
+            json.dumps((read_json(out / PROBE, dict) if known else {}) | times, indent=1) + "\n",
+        )
 
 
 # Cells
@@ -234,16 +288,29 @@ class Cell:
         for each in self.plan:
             if each.share and each.job in ("", job):
                 steps = num_steps(each, self.budget, self.unit, seconds)
-                found.append({"run": each.name, "key": each.key, "steps": steps, "batch": each.config.train.batch_size})
+                found.append(
+                    {
+                        "run": each.name,
+                        "key": each.key,
+                        "steps": steps,
+                        "batch": each.config.train.batch_size,
+                    }
+                )
         return found
 
     def cost(self) -> float:
         """Return the core-seconds of the missing runs, NaN until measured."""
-        todo = [each for each in self.plan if not (self.folder / each.name / "metrics.json").is_file()]
+        todo = [
+            each for each in self.plan if not (self.folder / each.name / "metrics.json").is_file()
+        ]
         if self.unit == "core-seconds":
             return sum(each.share * self.budget for each in todo)
         seconds = known_seconds(self.out)
-        steps = [(each.key, num_steps(each, self.budget, self.unit, seconds) or 0) for each in todo if each.share]
+        steps = [
+            (each.key, num_steps(each, self.budget, self.unit, seconds) or 0)
+            for each in todo
+            if each.share
+        ]
         return sum(num * seconds.get(key, math.nan) for key, num in steps)
 
     def configs(self) -> dict[str, Config]:
@@ -255,9 +322,14 @@ class Cell:
                 every = max(1, round(SAVED_EVERY / seconds[each.key]))
                 steps = num_steps(each, self.budget, self.unit, seconds)
                 assert steps is not None
-                config = replace(config, train=replace(config.train, seed=self.seed, steps=steps, save_every=every))
+                config = replace(
+                    config,
+                    train=replace(config.train, seed=self.seed, steps=steps, save_every=every),
+                )
             scratch = start is not None and not start.share
-            configs[each.name] = replace(config, out=self.folder / each.name, init=init, scratch=scratch)
+            configs[each.name] = replace(
+                config, out=self.folder / each.name, init=init, scratch=scratch
+            )
             start = start if each.job else each
         return configs
 
@@ -271,28 +343,47 @@ class Cell:
             if not (config.out / "metrics.json").is_file():
                 train(config)
             if each.job and self.result(each.job) is None:
-                runs = {stage["run"]: stage["steps"] * stage["batch"] for stage in self.stages(each.job)}
-                self.keep(each.job, [spent(self.folder / name) for name in runs], [*runs.values()], *self.read(config))
+                runs = {
+                    stage["run"]: stage["steps"] * stage["batch"] for stage in self.stages(each.job)
+                }
+                self.keep(
+                    each.job,
+                    [spent(self.folder / name) for name in runs],
+                    [*runs.values()],
+                    *self.read(config),
+                )
 
     def read(self, config: Config) -> tuple[dict[str, float], dict[str, float]]:
         """Evaluate a run as `eve evaluate` does; return its numbers and scores per row."""
         set_threads(1)
         run, numbers, rows = load_run(config.out), {}, {}
         for suffix, source in self.data.read[self.on].items():
-            sources = open_sources([source], config.data, config.input.image_size, run.task.dataset.kind_of(config))
+            sources = open_sources(
+                [source], config.data, config.input.image_size, run.task.dataset.kind_of(config)
+            )
             found = evaluated(run, num_read(source, sources), sources, ablations=False)
             numbers |= {name + suffix: value for name, value in found.numbers.items()}
             rows |= {suffix + name: value for name, value in found.row_scores.items()}
         return numbers, rows
 
     def keep(
-        self, job: str, spent: Sequence[float], pairs: Sequence[int], numbers: Mapping[str, float], rows: Mapping[str, float]
+        self,
+        job: str,
+        spent: Sequence[float],
+        pairs: Sequence[int],
+        numbers: Mapping[str, float],
+        rows: Mapping[str, float],
     ) -> None:
         """Write a job's result.
 
         spent, pairs: core-seconds and training rows of each stage.
         """
-        result = {"stages": self.stages(job), "core_seconds": spent, "pairs": pairs, "numbers": to_json(numbers)}
+        result = {
+            "stages": self.stages(job),
+            "core_seconds": spent,
+            "pairs": pairs,
+            "numbers": to_json(numbers),
+        }
         write_file(self.file(job, ".rows"), json.dumps(rows) + "\n")
         write_file(self.file(job), json.dumps(result, indent=1) + "\n")
 
@@ -300,7 +391,10 @@ class Cell:
 def refuse_other(config: Config) -> None:
     """Raise UserError if a folder holds a run with other settings."""
     check_out_folder(with_init_tokenizer(with_absolute_paths(config)), must_resume=False)
-    if checkpoint_folders(config.out) and (steps := read_config(config.out).train.steps) != config.train.steps:
+    if (
+        checkpoint_folders(config.out)
+        and (steps := read_config(config.out).train.steps) != config.train.steps
+    ):
         what = f"holds a run of {steps:,} steps, not {config.train.steps:,}"
         raise UserError(f"{config.out}: {what}; move it away or choose another --out")
 
@@ -335,7 +429,9 @@ def do(cell: Cell) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     keep_memory()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends its child processes
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # also ends its child processes
     try:
         cell.do()
     except UserError as error:
@@ -362,7 +458,9 @@ def do_all(cells: Sequence[Cell], at_once: int, done: Callable[[Cell], None]) ->
                 process.join()
                 if process.exitcode:
                     lines = cell.log.read_text("utf-8", "replace").splitlines()
-                    raise UserError(f"{cell}: {lines[-1] if lines else process.exitcode}; more in {cell.log}")
+                    raise UserError(
+                        f"{cell}: {lines[-1] if lines else process.exitcode}; more in {cell.log}"
+                    )
                 done(cell)
     finally:
         for process, _ in running:

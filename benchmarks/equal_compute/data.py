@@ -64,7 +64,11 @@ def scenes_hard(_folder: Path, _out: Path) -> Data:
 
 def phantoms(_folder: Path, _out: Path) -> Data:
     """Return the synthetic radiographs."""
-    return Data(train="phantoms:train", val="phantoms:val", read={name: {"": f"phantoms:{name}"} for name in ("val", "test")})
+    return Data(
+        train="phantoms:train",
+        val="phantoms:val",
+        read={name: {"": f"phantoms:{name}"} for name in ("val", "test")},
+    )
 
 
 def emoji(folder: Path, _out: Path) -> Data:
@@ -86,14 +90,18 @@ def emoji_style(folder: Path, out: Path) -> Data:
         for name, kept in (("others", False), ("unseen", True)):
             chosen = [line for line, unseen in zip(lines, is_unseen, strict=True) if unseen is kept]
             if not chosen:
-                raise UserError(f"{folder}: {split}.jsonl has no row in the {name} style, vendor {UNSEEN_STYLE}")
+                raise UserError(
+                    f"{folder}: {split}.jsonl has no row in the {name} style, vendor {UNSEEN_STYLE}"
+                )
             found[split, name] = out / f"{split}_{name}.jsonl"
             write_file(found[split, name], "".join(chosen))
     read = {
         "val": {"": str(found["val", "unseen"])},
         "test": {"": str(found["test_concepts", "unseen"]), SEEN: str(found["train", "unseen"])},
     }
-    return Data(train=str(found["train", "others"]), val=str(found["val", "others"]), read=read, root=folder)
+    return Data(
+        train=str(found["train", "others"]), val=str(found["val", "others"]), read=read, root=folder
+    )
 
 
 def icons(folder: Path, _out: Path) -> Data:
@@ -110,10 +118,16 @@ def icons_dev(folder: Path, out: Path) -> Data:
     if not all(path.is_file() for path in paths.values()):
         arrow, parquet = map(importlib.import_module, ("pyarrow.compute", "pyarrow.parquet"))
         table = parquet.read_table(folder / "train.parquet")
-        is_dev = arrow.is_in(table["set"], value_set=importlib.import_module("pyarrow").array(DEV_SETS))
+        is_dev = arrow.is_in(
+            table["set"], value_set=importlib.import_module("pyarrow").array(DEV_SETS)
+        )
         for kept, path in paths.items():
             with atomic_file(path) as temporary:
-                parquet.write_table(table.filter(is_dev if kept else arrow.invert(is_dev)), temporary, row_group_size=2000)
+                parquet.write_table(
+                    table.filter(is_dev if kept else arrow.invert(is_dev)),
+                    temporary,
+                    row_group_size=2000,
+                )
     dev = str(paths[True])
     return Data(train=str(paths[False]), val=dev, read={"val": {"": dev}, "test": {"": dev}})
 

@@ -59,10 +59,17 @@ def environment(out: Path) -> Path:
     if not ready.is_file():
         print_line(f"building {folder}: open_clip and torch")
         venv.create(folder, clear=True, with_pip=True)
-        versions = [f"{each.__name__}=={each.__version__.partition('+')[0]}" for each in (torch, torchvision)]
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *versions, "open_clip_torch"], check=False)
+        versions = [
+            f"{each.__name__}=={each.__version__.partition('+')[0]}"
+            for each in (torch, torchvision)
+        ]
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *versions, "open_clip_torch"], check=False
+        )
         if done.returncode:
-            raise UserError(f"{folder}: pip could not install open_clip_torch; see its output above")
+            raise UserError(
+                f"{folder}: pip could not install open_clip_torch; see its output above"
+            )
         ready.touch()
     return python
 
@@ -83,15 +90,23 @@ def write_training(folder: Path, config: Config) -> None:
         return
     (source,) = open_sources(config.data.train, config.data, config.input.image_size)
     with atomic_folder(folder) as temporary:
-        captions = write_images(temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config)
-        flips = [config.data.flip and not any(map(NAMES_A_SIDE.search, given)) for given in captions]
+        captions = write_images(
+            temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config
+        )
+        flips = [
+            config.data.flip and not any(map(NAMES_A_SIDE.search, given)) for given in captions
+        ]
         (temporary / "texts.json").write_text(json.dumps({"captions": captions, "may_flip": flips}))
 
 
-def write_images(folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config) -> list[Sequence[str]]:
+def write_images(
+    folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config
+) -> list[Sequence[str]]:
     """Write images.npy, uint8 (N, 3, S, S), and return the captions."""
     side, captions = config.input.image_size, []
-    pixels_NCHW = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(places), 3, side, side))
+    pixels_NCHW = np.lib.format.open_memmap(
+        folder / "images.npy", "w+", np.uint8, (len(places), 3, side, side)
+    )
     for number, (source, row) in enumerate(progress(places, "decoding images", len(places))):
         pair = source[row]
         pixels_NCHW[number] = decode(pair.image, pair.where, crop=Crop(size=side)).numpy()
@@ -104,7 +119,9 @@ def searched(source: str, config: Config) -> SearchSet:
     """Return the retrieval set of our own runs."""
     sources = open_sources([source], config.data, config.input.image_size)
     config = replace(config, data=replace(config.data, val_samples=num_read(source, sources)))
-    return SearchSet(sources, config, Tokenizer.train(["any will do"], 300))  # the tokenizer only affects batching
+    return SearchSet(
+        sources, config, Tokenizer.train(["any will do"], 300)
+    )  # the tokenizer only affects batching
 
 
 def write_reading(folder: Path, source: str, config: Config) -> None:
@@ -113,11 +130,15 @@ def write_reading(folder: Path, source: str, config: Config) -> None:
         return
     search = searched(source, config)
     with atomic_folder(folder) as temporary:
-        write_images(temporary, [(search.sources[number], row) for number, row in search.images], config)
+        write_images(
+            temporary, [(search.sources[number], row) for number, row in search.images], config
+        )
         (temporary / "texts.json").write_text(json.dumps({"texts": search.texts}))
 
 
-def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+def numbers_of(
+    search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray
+) -> tuple[dict[str, float], dict[str, float]]:
     """Evaluate features by our own protocol; return numbers and first hits per query.
 
     The protocol merges equal captions.
@@ -129,7 +150,9 @@ def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -
     ranks_I = metrics.best_ranks(images, texts, relevance.texts_of_image)
     ranks_T = metrics.best_ranks(texts, images, relevance.images_of_text)
     names = [row_name(search.sources[number][row]) for number, row in search.images]
-    return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(names, relevance, ranks_I, ranks_T)
+    return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(
+        names, relevance, ranks_I, ranks_T
+    )
 
 
 @dataclass(frozen=True)
@@ -156,8 +179,18 @@ class OpenClipCell(Cell):
         Its name has a hash of the rows and settings.
         """
         rows = Path(source).read_bytes() if Path(source).is_file() else b""
-        made_of = (source, self.config.input.image_size, self.config.data.flip, hashlib.sha1(rows).hexdigest())
-        return self.out / "data" / self.task / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"
+        made_of = (
+            source,
+            self.config.input.image_size,
+            self.config.data.flip,
+            hashlib.sha1(rows).hexdigest(),
+        )
+        return (
+            self.out
+            / "data"
+            / self.task
+            / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"
+        )
 
     def stages(self, job: str) -> list[dict[str, Any]]:
         """Return the settings that decide its numbers."""
@@ -176,15 +209,24 @@ class OpenClipCell(Cell):
     def trained_with(self) -> dict[str, Any]:
         """Return the flags of its training."""
         data = self.config.data
-        flags = {"data": str(self.given("train", self.data.train)), "budget": self.budget, "seed": self.seed, **self.settings}
+        flags = {
+            "data": str(self.given("train", self.data.train)),
+            "budget": self.budget,
+            "seed": self.seed,
+            **self.settings,
+        }
         dtype = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
         return flags | {"dtype": dtype, "augment": data.augment, "crop": [*data.crop_scale]}
 
     def refuse_other(self) -> None:
         """Raise UserError if other flags started this training; else write the flags."""
         path, flags = self.folder / TRAINED_WITH, self.trained_with()
-        if (self.folder / "state.pt").is_file() and (not path.is_file() or read_json(path, dict) != flags):
-            raise UserError(f"{self.folder}: was started with other settings than {self.arm} has now; move it away")
+        if (self.folder / "state.pt").is_file() and (
+            not path.is_file() or read_json(path, dict) != flags
+        ):
+            raise UserError(
+                f"{self.folder}: was started with other settings than {self.arm} has now; move it away"
+            )
         write_file(path, json.dumps(flags, indent=1) + "\n")
 
     def do(self) -> None:
@@ -199,12 +241,17 @@ class OpenClipCell(Cell):
                 "out": self.folder,
                 **self.trained_with(),
             }
-            values = {name: map(str, value if isinstance(value, list) else [value]) for name, value in flags.items()}
+            values = {
+                name: map(str, value if isinstance(value, list) else [value])
+                for name, value in flags.items()
+            }
             words = [word for name, given in values.items() for word in (f"--{name}", *given)]
             surroundings = {**os.environ, **LIBC, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
             subprocess.run([environment(self.out), SCRIPT, *words], check=True, env=surroundings)
             with np.load(features) as found:
-                of_part, hits = numbers_of(searched(source, self.config), found["images"], found["texts"])
+                of_part, hits = numbers_of(
+                    searched(source, self.config), found["images"], found["texts"]
+                )
             numbers |= {name + suffix: value for name, value in of_part.items()}
             rows |= {suffix + name: value for name, value in hits.items()}
         result = read_json(self.folder / "result.json", dict)
@@ -214,7 +261,13 @@ class OpenClipCell(Cell):
 def versions(cells: Sequence[OpenClipCell]) -> list[str]:
     """Return the open_clip versions of the finished cells."""
     files = [cell.folder / "result.json" for cell in cells]
-    return sorted({read_json(path, dict).get("open_clip", "of unknown version") for path in files if path.is_file()})
+    return sorted(
+        {
+            read_json(path, dict).get("open_clip", "of unknown version")
+            for path in files
+            if path.is_file()
+        }
+    )
 
 
 def choose(out: Path, family: str, cells: Sequence[OpenClipCell]) -> None:
@@ -223,8 +276,15 @@ def choose(out: Path, family: str, cells: Sequence[OpenClipCell]) -> None:
     Candidates are the settings of these cells and of earlier ones with the same budget.
     """
     tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
-    before, now = tuned.get(family, {"budget": cells[0].budget, "tried": []}), [dict(cell.settings) for cell in cells]
-    tried = [each for each in before["tried"] if before["budget"] == cells[0].budget and each["settings"] not in now]
+    before, now = (
+        tuned.get(family, {"budget": cells[0].budget, "tried": []}),
+        [dict(cell.settings) for cell in cells],
+    )
+    tried = [
+        each
+        for each in before["tried"]
+        if before["budget"] == cells[0].budget and each["settings"] not in now
+    ]
     for cell in cells:
         result = cell.result(JOB)
         assert result is not None

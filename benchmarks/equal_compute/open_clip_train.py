@@ -46,7 +46,9 @@ def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_rows)[number * batch :][:batch]
 
 
-def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray) -> Tensor:
+def cropped(
+    pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray
+) -> Tensor:
     """Return random crops in [-1, 1] at full size, some of them mirrored.
 
     crop: least and largest share of the area. The aspect ratio is at most 4/3. Half of the images that allow it are
@@ -69,7 +71,9 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
         ],
         1,
     )
-    grid = F.affine_grid(torch.from_numpy(theta_B23).float(), list(pixels_BCHW.shape), align_corners=False)
+    grid = F.affine_grid(
+        torch.from_numpy(theta_B23).float(), list(pixels_BCHW.shape), align_corners=False
+    )
     return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
 
 
@@ -104,10 +108,14 @@ def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
     of = outline_B < 0.2
     pixels_BCHW[of] += 255 - lightest(pixels_BCHW[of])
     of = invert_B < 0.15
-    pixels_BCHW[of] += 255 - pixels_BCHW[of].amax(1, keepdim=True) - pixels_BCHW[of].amin(1, keepdim=True)
+    pixels_BCHW[of] += (
+        255 - pixels_BCHW[of].amax(1, keepdim=True) - pixels_BCHW[of].amin(1, keepdim=True)
+    )
     for axis, shift_B in enumerate(shifts, start=2):
         last = pixels_BCHW.shape[axis] - 1
-        place_BS = (torch.arange(last + 1) - ((shift_B * 5).floor().long() - 2)[:, None]).clamp(0, last)
+        place_BS = (torch.arange(last + 1) - ((shift_B * 5).floor().long() - 2)[:, None]).clamp(
+            0, last
+        )
         place = place_BS[:, None, :, None] if axis == 2 else place_BS[:, None, None]
         pixels_BCHW = pixels_BCHW.gather(axis, place.expand_as(pixels_BCHW))
     return pixels_BCHW
@@ -122,8 +130,12 @@ def lightest(pixels_BCHW: Tensor) -> Tensor:
 
 AUGMENTATIONS = {
     "none": lambda pixels_BCHW, _: pixels_BCHW,
-    "random_ink": lambda pixels_BCHW, rng: random_inked(pixels_BCHW, rng.random((len(pixels_BCHW), 5))),
-    "strokes": lambda pixels_BCHW, rng: random_stroked(pixels_BCHW, rng.random((len(pixels_BCHW), 5))),
+    "random_ink": lambda pixels_BCHW, rng: random_inked(
+        pixels_BCHW, rng.random((len(pixels_BCHW), 5))
+    ),
+    "strokes": lambda pixels_BCHW, rng: random_stroked(
+        pixels_BCHW, rng.random((len(pixels_BCHW), 5))
+    ),
 }
 AUGMENTATIONS["ink_strokes"] = lambda pixels_BCHW, rng: AUGMENTATIONS["strokes"](
     AUGMENTATIONS["random_ink"](pixels_BCHW, rng), rng
@@ -144,7 +156,13 @@ def build(open_clip: object, side: int, patch: int, blocks: int, context: int) -
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
     return make(
         embed_dim=WIDTH,
-        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": blocks, "head_width": HEAD},
+        vision_cfg={
+            "image_size": side,
+            "patch_size": patch,
+            "width": WIDTH,
+            "layers": blocks,
+            "head_width": HEAD,
+        },
         text_cfg={
             "context_length": context,
             "vocab_size": VOCABULARY,
@@ -158,7 +176,11 @@ def build(open_clip: object, side: int, patch: int, blocks: int, context: int) -
 def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
     """Return AdamW with open_clip_train's betas, epsilon and weight decay for a ViT."""
     named = list(model.named_parameters())
-    plain = [each for name, each in named if each.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))]
+    plain = [
+        each
+        for name, each in named
+        if each.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+    ]
     decayed = [each for _, each in named if not any(each is other for other in plain)]
     groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-6, fused=True)
@@ -166,11 +188,23 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
 
 def arguments() -> argparse.Namespace:
     """Parse the flags; run.py gives all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of images.npy, uint8 (N, 3, S, S), and texts.json to train on")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of images.npy, uint8 (N, 3, S, S), and texts.json to train on",
+    )
     add("--read", type=Path, required=True, help="folder of the same form to encode")
-    add("--features", type=Path, required=True, help="file of the features to write: images (N, D) and texts (T, D)")
+    add(
+        "--features",
+        type=Path,
+        required=True,
+        help="file of the features to write: images (N, D) and texts (T, D)",
+    )
     add("--out", type=Path, required=True)
     add("--budget", type=float, required=True, help="core-seconds")
     add("--batch", type=int, required=True)
@@ -185,7 +219,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def tokenized(folder: Path, tokenizer: Callable[[list[str]], Tensor]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def tokenized(
+    folder: Path, tokenizer: Callable[[list[str]], Tensor]
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Return the captions' token ids, the first caption of each image, and `may_flip`.
 
     may_flip: which images may be mirrored.
@@ -193,18 +229,32 @@ def tokenized(folder: Path, tokenizer: Callable[[list[str]], Tensor]) -> tuple[T
     texts = json.loads((folder / "texts.json").read_text())
     ids_TT = tokenizer([caption for of_image in texts["captions"] for caption in of_image])
     context = int(ids_TT.argmax(1).max()) + 1  # the last token of a text has the highest id
-    return ids_TT[:, :context].clone(), np.cumsum([0, *map(len, texts["captions"])]), np.array(texts["may_flip"])
+    return (
+        ids_TT[:, :context].clone(),
+        np.cumsum([0, *map(len, texts["captions"])]),
+        np.array(texts["may_flip"]),
+    )
 
 
 def train(
-    args: argparse.Namespace, model: torch.nn.Module, loss_of: torch.nn.Module, pixels_NCHW: Tensor, texts: tuple[Any, ...]
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    loss_of: torch.nn.Module,
+    pixels_NCHW: Tensor,
+    texts: tuple[Any, ...],
 ) -> dict[str, float]:
     """Train for the budget; return core-seconds, steps, pairs and loss.
 
     Resumes from the last save if there is one. texts: result of `tokenized`.
     """
     ids_TT, starts_N, may_flip_N = texts
-    optimizer, state_file, used, step, loss = optimizer_of(model), args.out / "state.pt", 0.0, 0, math.nan
+    optimizer, state_file, used, step, loss = (
+        optimizer_of(model),
+        args.out / "state.pt",
+        0.0,
+        0,
+        math.nan,
+    )
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
@@ -212,7 +262,13 @@ def train(
         used, step, loss = state["used"], state["step"], state["loss"]
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "used": used, "step": step, "loss": loss}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "used": used,
+            "step": step,
+            "loss": loss,
+        }
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
 
@@ -222,7 +278,9 @@ def train(
         start = time.process_time()
         rows_B = rows_of(step, len(may_flip_N), args.batch, args.seed)
         rng = np.random.default_rng((args.seed, 1, step))
-        ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
+        ids_BT = ids_TT[
+            starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)
+        ]
         images_BCHW = AUGMENTATIONS[args.augment](pixels_NCHW[rows_B], rng)
         images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B])
         for group in optimizer.param_groups:
@@ -238,7 +296,10 @@ def train(
         loss, step = out.item(), step + 1
         used += time.process_time() - start
         if step % 50 == 0:
-            print(f"step {step}: {used:.0f} of {args.budget:g} core-seconds, loss {loss:.3f}", flush=True)
+            print(
+                f"step {step}: {used:.0f} of {args.budget:g} core-seconds, loss {loss:.3f}",
+                flush=True,
+            )
         if used - saved > SAVED_EVERY:
             saved = used
             save()
@@ -252,7 +313,10 @@ def main() -> None:
     open_clip = importlib.import_module("open_clip")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pixels_NCHW, tokenizer = loaded(args.data, args.patch), open_clip.SimpleTokenizer(context_length=LONGEST)
+    pixels_NCHW, tokenizer = (
+        loaded(args.data, args.patch),
+        open_clip.SimpleTokenizer(context_length=LONGEST),
+    )
     texts = tokenized(args.data, tokenizer)
     context = texts[0].shape[1]
     model = build(open_clip, pixels_NCHW.shape[-1], args.patch, args.blocks, context)
@@ -262,11 +326,21 @@ def main() -> None:
     pixels_NCHW = loaded(args.read, args.patch)
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
-        images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore
-        encoded = [model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)]  # pyright: ignore
-    images_ND, texts_TD = (torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, encoded))  # may have diverged
+        images = [
+            model.encode_image(part.float() / 127.5 - 1, normalize=True)
+            for part in pixels_NCHW.split(64)
+        ]  # pyright: ignore
+        encoded = [
+            model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)
+        ]  # pyright: ignore
+    images_ND, texts_TD = (
+        torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, encoded)
+    )  # may have diverged
     np.savez(args.features, images=images_ND, texts=texts_TD)
-    more = {"open_clip": open_clip.__version__, "parameters": sum(each.numel() for each in model.parameters())}
+    more = {
+        "open_clip": open_clip.__version__,
+        "parameters": sum(each.numel() for each in model.parameters()),
+    }
     (args.out / "result.json").write_text(json.dumps(result | more, indent=1) + "\n")
 
 

@@ -57,7 +57,11 @@ class PerModalityAttention(Attention):
     def project(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
         """Return queries, keys and values of rows, (S, 3·D)."""
         parts = x_SD.split([rows.num_image, x_SD.shape[0] - rows.num_image])
-        found = [own(part) for own, part in zip((self.image, self.text), parts, strict=True) if part.shape[0]]
+        found = [
+            own(part)
+            for own, part in zip((self.image, self.text), parts, strict=True)
+            if part.shape[0]
+        ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
 

@@ -60,30 +60,43 @@ def flags(about: str | None, on: str, out: str, tasks: Iterable[str]) -> argpars
 
     on, out: defaults of --on and --out.
     """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--tasks", nargs="+", choices=tasks, default=["scenes"])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     for family in sorted({TASKS[name].family for name in tasks} - {*GENERATED}):
         add(f"--{family}", type=Path, help=f"folder built by examples/{family}/build.py")
     add("--on", choices=("val", "test"), default=on, help=f"split to evaluate on {SHOWN}")
-    add("--jobs", type=int, default=1, help=f"cells to train at the same time, one thread each {SHOWN}")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help=f"cells to train at the same time, one thread each {SHOWN}",
+    )
     add("--rounds", type=int, default=5, help=f"rounds of measuring seconds per step {SHOWN}")
     add("--list", action="store_true", help="only print the planned runs and their time")
     add("--out", type=Path, default=Path(out), help=SHOWN)
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser, argv: Sequence[str], *budgets: str) -> argparse.Namespace:
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *budgets: str
+) -> argparse.Namespace:
     """Parse and check the flags. budgets: names of the flags that hold budgets."""
     args = parser.parse_args(argv)
     for name in args.tasks:
         family = TASKS[name].family
         if getattr(args, family, "") is None:
-            parser.error(f"--tasks {name} needs --{family} FOLDER, built by examples/{family}/build.py")
+            parser.error(
+                f"--tasks {name} needs --{family} FOLDER, built by examples/{family}/build.py"
+            )
     given = [value for name in budgets for value in getattr(args, name.replace("-", "_")) or ()]
     if min(given, default=1) <= 0 or min(args.jobs, args.rounds) < 1:
-        parser.error(f"{', '.join(f'--{name}' for name in (*budgets, 'jobs'))} and --rounds must be above 0")
+        parser.error(
+            f"{', '.join(f'--{name}' for name in (*budgets, 'jobs'))} and --rounds must be above 0"
+        )
     args.out = args.out.absolute()
     return args
 
@@ -92,9 +105,25 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the flags of this command."""
     parser = flags(__doc__, on="val", out="runs/equal_compute", tasks=TASKS)
     add = parser.add_argument
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train; the first is compared with the others")
-    add("--budgets", nargs="+", type=float, required=True, help="core-seconds of all stages of an arm together")
-    add("--tune", action="store_true", help="only tune open_clip, within the first budget, with the first seed")
+    add(
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        default=list(ARMS),
+        help="arms to train; the first is compared with the others",
+    )
+    add(
+        "--budgets",
+        nargs="+",
+        type=float,
+        required=True,
+        help="core-seconds of all stages of an arm together",
+    )
+    add(
+        "--tune",
+        action="store_true",
+        help="only tune open_clip, within the first budget, with the first seed",
+    )
     for name, values in open_clip_cells.GRID.items():
         add(f"--tune-{name}", nargs="+", type=type(values[0]), default=values, help=SHOWN)
     return parsed(parser, argv, "budgets")
@@ -103,7 +132,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def rows_of(name: str, args: argparse.Namespace) -> Data:
     """Return the data paths of a task. Raises UserError."""
     task = TASKS[name]
-    return task.data((getattr(args, task.family, None) or Path()).absolute(), args.out / "data" / name)
+    return task.data(
+        (getattr(args, task.family, None) or Path()).absolute(), args.out / "data" / name
+    )
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
@@ -117,10 +148,21 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         for arm in args.arms:
             if (entry := ARMS[arm].get(task.family)) is not None:
                 jobs = (open_clip_cells.JOB,) if entry.is_open_clip else task.jobs
-                plans.append((arm, name, data, planned(task.family, entry, jobs, data), entry.is_open_clip))
+                plans.append(
+                    (arm, name, data, planned(task.family, entry, jobs, data), entry.is_open_clip)
+                )
     cells = []
-    for seed, budget, (arm, name, data, plan, is_open_clip) in itertools.product(args.seeds, args.budgets, plans):
-        common = {"arm": arm, "task": name, "budget": budget, "seed": seed, "on": args.on, "out": args.out}
+    for seed, budget, (arm, name, data, plan, is_open_clip) in itertools.product(
+        args.seeds, args.budgets, plans
+    ):
+        common = {
+            "arm": arm,
+            "task": name,
+            "budget": budget,
+            "seed": seed,
+            "on": args.on,
+            "out": args.out,
+        }
         common |= {"data": data, "plan": plan}
         settings = open_clip_cells.settings_of(args.out, TASKS[name].family)[0]
         cells.append(OpenClipCell(**common, settings=settings) if is_open_clip else Cell(**common))
@@ -135,14 +177,19 @@ def tuned_cells(args: argparse.Namespace, cells: Sequence[Cell]) -> list[OpenCli
     first = [each for each in cells if isinstance(each, OpenClipCell)]
     if not first:
         raise UserError("--tune: needs the arm open_clip, which --arms leaves out; add it")
-    tasks = {TASKS[cell.task].family: cell.task for cell in reversed(first)}  # one task per family: the first given
+    tasks = {
+        TASKS[cell.task].family: cell.task for cell in reversed(first)
+    }  # one task per family: the first given
     values = [getattr(args, f"tune_{name}") for name in open_clip_cells.GRID]
-    settings = [dict(zip(open_clip_cells.GRID, each, strict=True)) for each in itertools.product(*values)]
+    settings = [
+        dict(zip(open_clip_cells.GRID, each, strict=True)) for each in itertools.product(*values)
+    ]
     names = ["_".join(f"{name}{value:g}" for name, value in each.items()) for each in settings]
     return [
         dataclasses.replace(cell, settings=each, name=name, on="val")
         for cell in first
-        if (cell.seed, cell.budget) == (args.seeds[0], args.budgets[0]) and cell.task in tasks.values()
+        if (cell.seed, cell.budget) == (args.seeds[0], args.budgets[0])
+        and cell.task in tasks.values()
         for each, name in zip(settings, names, strict=True)
     ]
 
@@ -163,8 +210,12 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
         note += f" open_clip on {family}: {', '.join(f'{name} {value:g}' for name, value in settings.items())} ({how})."
     for task, budgets in found.items():
         for budget, arms in sorted(budgets.items()):
-            print(f"\n{task}, {budget:,g} core-seconds, {args.on}\n\n{tables.markdown(tables.table(arms))}\n")
-            if of_first := [each for each in tables.comparisons(arms) if each.arm == next(iter(arms))]:
+            print(
+                f"\n{task}, {budget:,g} core-seconds, {args.on}\n\n{tables.markdown(tables.table(arms))}\n"
+            )
+            if of_first := [
+                each for each in tables.comparisons(arms) if each.arm == next(iter(arms))
+            ]:
                 print(tables.markdown(tables.differences(of_first)))
     print(f"\n{note}")
     write_file(args.out / "table.json", json.dumps(tables.to_json(found), indent=1) + "\n")
@@ -193,12 +244,17 @@ def do_missing(asked: Sequence[Cell], args: argparse.Namespace) -> bool:
     With --list, it only prints the cells.
     """
     todo = [cell for cell in asked if any(cell.result(job) is None for job in cell.jobs)]
-    if not args.list or any(cell.unit == "pairs" for cell in todo):  # the time of pairs is known only after measuring steps
+    if not args.list or any(
+        cell.unit == "pairs" for cell in todo
+    ):  # the time of pairs is known only after measuring steps
         args.out.mkdir(parents=True, exist_ok=True)
         plans = [each for cell in todo if not isinstance(cell, OpenClipCell) for each in cell.plan]
         probe_missing(args.out, plans, args.rounds)
     cost, minutes = sum(cell.cost() for cell in todo), sum(map(wall_minutes, todo)) / args.jobs
-    print(f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training, {minutes:,.0f} minutes", flush=True)
+    print(
+        f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training, {minutes:,.0f} minutes",
+        flush=True,
+    )
     if args.list:
         for cell in todo:
             stages = {stage["run"]: stage for job in cell.jobs for stage in cell.stages(job)}
@@ -216,7 +272,10 @@ def do_missing(asked: Sequence[Cell], args: argparse.Namespace) -> bool:
         outcome = tables.outcome(cell)
         assert outcome is not None
         shown = "  ".join(f"{name} {value:.3f}" for name, value in outcome.numbers.items())
-        print(f"{time.monotonic() - start:6.0f} s  {num_done} of {len(todo)}  {cell}: {shown}", flush=True)
+        print(
+            f"{time.monotonic() - start:6.0f} s  {num_done} of {len(todo)}  {cell}: {shown}",
+            flush=True,
+        )
 
     do_all(todo, args.jobs, done)
     return True
@@ -230,7 +289,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.tune:
         for family in sorted({TASKS[cell.task].family for cell in tuned}):
-            open_clip_cells.choose(args.out, family, [cell for cell in tuned if TASKS[cell.task].family == family])
+            open_clip_cells.choose(
+                args.out, family, [cell for cell in tuned if TASKS[cell.task].family == family]
+            )
             print(family, *open_clip_cells.settings_of(args.out, family))
         return
     show(cells, args)

@@ -13,7 +13,16 @@ from equal_compute.arms import REFERENCES
 from equal_compute.cells import Cell, Unit
 from equal_compute.data import NOVEL, SEEN
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
-from eve_vl.report.drawing import TEMPLATES, Frame, Section, Series, line_chart, number, percent, ticks
+from eve_vl.report.drawing import (
+    TEMPLATES,
+    Frame,
+    Section,
+    Series,
+    line_chart,
+    number,
+    percent,
+    ticks,
+)
 from eve_vl.synthetic import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
@@ -106,12 +115,27 @@ def outcome(cell: Cell) -> Outcome | None:
     for job in cell.jobs:
         if (result := cell.result(job)) is None:
             return None
-        own = {name: value for name, value in from_json(result["numbers"]).items() if SHOWN.fullmatch(name)}
+        own = {
+            name: value
+            for name, value in from_json(result["numbers"]).items()
+            if SHOWN.fullmatch(name)
+        }
         numbers |= own
-        image_ablated |= {name: best for name in own if (best := best_image_ablated(name, result["numbers"])) is not None}
+        image_ablated |= {
+            name: best
+            for name in own
+            if (best := best_image_ablated(name, result["numbers"])) is not None
+        }
         rows |= {name: rows_of(name, read_json(cell.file(job, ".rows"), dict)) for name in own}
         spent[job], pairs[job] = result["core_seconds"], result["pairs"]
-    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows, image_ablated=image_ablated)
+    return Outcome(
+        seed=cell.seed,
+        numbers=numbers,
+        core_seconds=spent,
+        pairs=pairs,
+        rows=rows,
+        image_ablated=image_ablated,
+    )
 
 
 def best_image_ablated(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
@@ -119,8 +143,14 @@ def best_image_ablated(name: str, numbers: Mapping[str, Any]) -> tuple[float, st
     found = SHOWN.fullmatch(name)
     assert found is not None
     base, suffix = found["base"], found["suffix"] or ""
-    known = [(float(numbers[key]), how) for end, how in IMAGE_ABLATED.items() if (key := f"{base}_{end}{suffix}") in numbers]
-    return max([*known, *((share, "chance") for even, share in EVEN.items() if even == base)], default=None)
+    known = [
+        (float(numbers[key]), how)
+        for end, how in IMAGE_ABLATED.items()
+        if (key := f"{base}_{end}{suffix}") in numbers
+    ]
+    return max(
+        [*known, *((share, "chance") for even, share in EVEN.items() if even == base)], default=None
+    )
 
 
 def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
@@ -130,7 +160,11 @@ def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
     if (start := ROWS.get(found["base"])) is None:
         return {}
     prefix, others = (found["suffix"] or "") + start, (SEEN, NOVEL) if not found["suffix"] else ()
-    return {row: value for row, value in rows.items() if row.startswith(prefix) and not row.startswith(others)}
+    return {
+        row: value
+        for row, value in rows.items()
+        if row.startswith(prefix) and not row.startswith(others)
+    }
 
 
 def collect(cells: Iterable[Cell]) -> Found:
@@ -138,7 +172,9 @@ def collect(cells: Iterable[Cell]) -> Found:
     found: dict[str, dict[float, dict[str, list[Outcome]]]] = {}
     for cell in cells:
         if (each := outcome(cell)) is not None:
-            found.setdefault(cell.task, {}).setdefault(cell.budget, {}).setdefault(cell.arm, []).append(each)
+            found.setdefault(cell.task, {}).setdefault(cell.budget, {}).setdefault(
+                cell.arm, []
+            ).append(each)
     return found
 
 
@@ -161,18 +197,27 @@ class Versus:
     """95 % interval of the difference over rows (scores averaged over seeds)."""
 
     def __str__(self) -> str:
-        rows = "" if self.interval is None else f" ({self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
+        rows = (
+            ""
+            if self.interval is None
+            else f" ({self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
+        )
         return f"{self.difference:+.3f}{rows}{' !' * self.is_beyond}"
 
 
 def versus(arms: Arms, arm: str, other: str, name: str) -> Versus | None:
     """Compare two arms on a metric; None without common seeds."""
-    of = {which: {each.seed: each for each in arms[which] if name in each.numbers} for which in (arm, other)}
+    of = {
+        which: {each.seed: each for each in arms[which] if name in each.numbers}
+        for which in (arm, other)
+    }
     seeds = sorted(of[arm].keys() & of[other].keys())
     if not seeds:
         return None
     a, b = ([of[which][seed].numbers[name] for seed in seeds] for which in (arm, other))
-    rows_a, rows_b = (mean_rows([of[which][seed].rows[name] for seed in seeds]) for which in (arm, other))
+    rows_a, rows_b = (
+        mean_rows([of[which][seed].rows[name] for seed in seeds]) for which in (arm, other)
+    )
     by_rows = paired(rows_a, rows_b) if rows_a.keys() & rows_b.keys() else None
     return Versus(
         arm=arm,
@@ -195,7 +240,12 @@ def comparisons(arms: Arms) -> list[Versus]:
     """Compare each arm with those after it."""
     names = list(arms)
     pairs = [(arm, other) for place, arm in enumerate(names) for other in names[place + 1 :]]
-    return [each for arm, other in pairs for name in names_of(arms) if (each := versus(arms, arm, other, name))]
+    return [
+        each
+        for arm, other in pairs
+        for name in names_of(arms)
+        if (each := versus(arms, arm, other, name))
+    ]
 
 
 # Tables
@@ -203,7 +253,11 @@ def comparisons(arms: Arms) -> list[Versus]:
 
 def names_of(arms: Arms) -> list[str]:
     """Return the metrics of all arms."""
-    return list(dict.fromkeys(name for outcomes in arms.values() for each in outcomes for name in each.numbers))
+    return list(
+        dict.fromkeys(
+            name for outcomes in arms.values() for each in outcomes for name in each.numbers
+        )
+    )
 
 
 def spread(values: Sequence[float], show: str = ".3f") -> str:
@@ -225,18 +279,26 @@ def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
     heads = ([f"{name}, n {n_of[name]:,}", *["paper"] * (name in given)] for name in names)
     lines = [["arm", "seeds", "core-seconds", "training rows", *itertools.chain(*heads)]]
     for arm, outcomes in arms.items():
-        values = ([each.numbers[name] for each in outcomes if name in each.numbers] for name in names)
-        pairs = dict.fromkeys(" + ".join(map(number, stages)) for stages in outcomes[0].pairs.values())
+        values = (
+            [each.numbers[name] for each in outcomes if name in each.numbers] for name in names
+        )
+        pairs = dict.fromkeys(
+            " + ".join(map(number, stages)) for stages in outcomes[0].pairs.values()
+        )
         used = [seconds for each in outcomes for seconds in each.used]
         cells: list[str] = []
         for name, each in zip(names, values, strict=True):
             cells += [spread(each) if each else "–"]
-            cells += [f"{known:.1f} %" if (known := paper.get(arm, {}).get(name)) else "–"] * (name in given)
+            cells += [f"{known:.1f} %" if (known := paper.get(arm, {}).get(name)) else "–"] * (
+                name in given
+            )
         lines.append([arm, str(len(outcomes)), spread(used, ",.0f"), "; ".join(pairs), *cells])
     if image_ablated := {name: best for each in every for name, best in each.image_ablated.items()}:
         cells = []
         for name in names:
-            cells += ["{:.3f} ({})".format(*image_ablated[name]) if name in image_ablated else "–"] + ["–"] * (name in given)
+            cells += [
+                "{:.3f} ({})".format(*image_ablated[name]) if name in image_ablated else "–"
+            ] + ["–"] * (name in given)
         lines.append(["without the image", *"–––", *cells])
     return lines
 
@@ -268,7 +330,10 @@ def to_json(found: Found) -> list[dict[str, Any]]:
         {
             "task": task,
             "budget": budget,
-            "arms": {arm: [{**asdict(each), "rows": None} for each in outcomes] for arm, outcomes in arms.items()},
+            "arms": {
+                arm: [{**asdict(each), "rows": None} for each in outcomes]
+                for arm, outcomes in arms.items()
+            },
             "comparisons": [asdict(each) for each in comparisons(arms)],
         }
         for task, budgets in found.items()
@@ -316,10 +381,22 @@ def dots(arms: Arms) -> Markup:
     """Return a chart per metric: each arm's mean and spread, image-ablated baseline."""
     drawn = []
     for name in names_of(arms):
-        of_arm = {arm: [each.numbers[name] for each in outcomes if name in each.numbers] for arm, outcomes in arms.items()}
-        known = [each.image_ablated[name][0] for outcomes in arms.values() for each in outcomes if name in each.image_ablated]
+        of_arm = {
+            arm: [each.numbers[name] for each in outcomes if name in each.numbers]
+            for arm, outcomes in arms.items()
+        }
+        known = [
+            each.image_ablated[name][0]
+            for outcomes in arms.values()
+            for each in outcomes
+            if name in each.image_ablated
+        ]
         rows = [(arm, values) for arm, values in of_arm.items() if values]
-        drawn.append(dot_chart(name, rows, show=percent, level=("without the image", max(known)) if known else None))
+        drawn.append(
+            dot_chart(
+                name, rows, show=percent, level=("without the image", max(known)) if known else None
+            )
+        )
     return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
 
 
@@ -335,13 +412,25 @@ def dot_chart(
     level: a dashed line for comparison.
     """
     values = [*(value for _, values in rows for value in values), *([level[1]] if level else ())]
-    x_ticks, left, right = ticks(min(values), max(values), 3), 12 + 7 * max(len(name) for name, _ in rows), Frame.right - 10
+    x_ticks, left, right = (
+        ticks(min(values), max(values), 3),
+        12 + 7 * max(len(name) for name, _ in rows),
+        Frame.right - 10,
+    )
 
     def place(value: float) -> float:
         return round(left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
 
     lines = [(name, statistics.fmean(of_row), min(of_row), max(of_row)) for name, of_row in rows]
-    values = {"title": title, "lines": lines, "x_ticks": x_ticks, "level": level, "show": show, "left": left, "x": place}
+    values = {
+        "title": title,
+        "lines": lines,
+        "x_ticks": x_ticks,
+        "level": level,
+        "show": show,
+        "left": left,
+        "x": place,
+    }
     return Markup(TEMPLATES.from_string(DOTS).render(**values))
 
 
@@ -363,8 +452,12 @@ def sections(found: Found) -> list[Section]:
     return made
 
 
-def page(sections: Sequence[Section], heading: str, note: str, kicker: str = "equal core-seconds") -> str:
+def page(
+    sections: Sequence[Section], heading: str, note: str, kicker: str = "equal core-seconds"
+) -> str:
     """Return a self-contained page."""
     values = {"heading": heading, "note": note, "kicker": kicker}
-    values["source_note"] = NO_MEDICINE if any("phantoms" in each.title for each in sections) else ""
+    values["source_note"] = (
+        NO_MEDICINE if any("phantoms" in each.title for each in sections) else ""
+    )
     return TEMPLATES.from_string(PAGE).render(sections=sections, **values)

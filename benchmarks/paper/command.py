@@ -31,7 +31,12 @@ from eve_vl.report.drawing import TEMPLATES, Section
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.file_io import write_file
 
-SAYS = {"vqa_acc": "questions", "nlvr2_acc": "statements", "tr1": "finding the text (R@1)", "ir1": "finding the image (R@1)"}
+SAYS = {
+    "vqa_acc": "questions",
+    "nlvr2_acc": "statements",
+    "tr1": "finding the text (R@1)",
+    "ir1": "finding the image (R@1)",
+}
 LIST = "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>"
 
 
@@ -76,7 +81,9 @@ class Table:
 
 def eve(flags: str = "", task: type[TaskConfig] | None = None) -> Mapping[str, Arm]:
     """Return EVE as in the paper on the built-in sets, with flags or another task."""
-    return pretrained(f"{PAPER} {flags}".strip(), task, *GENERATED) if flags or task else ARMS["EVE"]
+    return (
+        pretrained(f"{PAPER} {flags}".strip(), task, *GENERATED) if flags or task else ARMS["EVE"]
+    )
 
 
 def above_all(best: str, others: Sequence[str], numbers: tuple[str, ...]) -> tuple[Ordering, ...]:
@@ -128,19 +135,29 @@ def findings(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> list[Find
     for ordering in part.orderings:
         pair = (ordering.above, ordering.below)
         for number in ordering.numbers:
-            both = [(budget, arms) for budget, arms in sorted(budgets.items()) if all(arm in arms for arm in pair)]
+            both = [
+                (budget, arms)
+                for budget, arms in sorted(budgets.items())
+                if all(arm in arms for arm in pair)
+            ]
             compared = [(budget, tables.versus(arms, *pair, number)) for budget, arms in both]
             if at := [(budget, each) for budget, each in compared if each is not None]:
                 known = [part.paper.get(arm, {}).get(number) for arm in pair]
                 paper = None if None in known else known[0] - known[1]  # pyright: ignore[reportOperatorIssue]
-                found.append(Finding(ordering=ordering, number=number, unit=unit, paper=paper, at=at))
+                found.append(
+                    Finding(ordering=ordering, number=number, unit=unit, paper=paper, at=at)
+                )
     return found
 
 
 def how_many(found: Sequence[Finding]) -> str:
     """Count the orderings by verdict at their largest budget."""
     each = Counter(finding.verdict for finding in found)
-    return f"{pluralize(len(found), 'ordering')}: " + ", ".join(f"{count} × {words}" for words, count in each.items()) + "."
+    return (
+        f"{pluralize(len(found), 'ordering')}: "
+        + ", ".join(f"{count} × {words}" for words, count in each.items())
+        + "."
+    )
 
 
 # Cells
@@ -148,7 +165,9 @@ def how_many(found: Sequence[Finding]) -> str:
 
 def arguments(table: Table, argv: Sequence[str]) -> Any:
     """Parse the flags."""
-    parser = equal_compute.flags(table.about, on="test", out=f"runs/paper/{table.name}", tasks=table.tasks)
+    parser = equal_compute.flags(
+        table.about, on="test", out=f"runs/paper/{table.name}", tasks=table.tasks
+    )
     units = [unit for unit in get_args(Unit) if any(unit in part.budgets for part in table.parts)]
     for unit in units:
         default = "; ".join(
@@ -160,7 +179,14 @@ def arguments(table: Table, argv: Sequence[str]) -> Any:
         words = f"{'training rows' if unit == 'pairs' else unit}, all stages of a row together (default: {default}{others})"
         parser.add_argument(f"--{unit}", nargs="+", type=float, help=words)
     rows = list(dict.fromkeys(arm for part in table.parts for arm in part.arms))
-    parser.add_argument("--arms", nargs="+", choices=rows, default=rows, metavar="ROW", help="only these rows (default: all)")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=rows,
+        default=rows,
+        metavar="ROW",
+        help="only these rows (default: all)",
+    )
     args = equal_compute.parsed(parser, argv, *units)
     given = vars(args)
     names = [unit.replace("-", "_") for unit in units]
@@ -206,11 +232,15 @@ def figure(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> Markup:
         for arm, (line, place) in part.places.items():
             for name in tables.names_of({arm: arms.get(arm, ())}):
                 values = [each.numbers[name] for each in arms[arm] if name in each.numbers]
-                lines.setdefault(name, {}).setdefault(f"{line}, {budget:,.0f} {unit}", []).append((place, values))
+                lines.setdefault(name, {}).setdefault(f"{line}, {budget:,.0f} {unit}", []).append(
+                    (place, values)
+                )
     return tables.charts(lines, part.axis, from_zero=False)
 
 
-def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], found: Sequence[Finding]) -> Section:
+def section(
+    part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], found: Sequence[Finding]
+) -> Section:
     """Return a part's section on one task: findings, charts, a table per budget."""
     parts = []
     if found:
@@ -241,15 +271,23 @@ def show(table: Table, found: Sequence[Found], args: Any) -> None:
         for task, budgets in of_tasks.items():
             seen = findings(part, unit, budgets)
             sections.append(section(part, task, unit, budgets, seen))
-            kept += [{"part": part.name, "unit": unit, **each} for each in tables.to_json({task: budgets})]
+            kept += [
+                {"part": part.name, "unit": unit, **each}
+                for each in tables.to_json({task: budgets})
+            ]
             for budget, arms in sorted(budgets.items()):
                 lines = tables.table(arms, part.paper)
-                print(f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{tables.markdown(lines)}")
+                print(
+                    f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{tables.markdown(lines)}"
+                )
             print("", *map(str, seen), *([how_many(seen)] if seen else []), sep="\n")
             kept[-1]["findings"] = [str(each) for each in seen]
     write_file(args.out / "table.json", json.dumps(kept, indent=1) + "\n")
     heading = f"{table.name}: {'; '.join(part.name for part in table.parts)}"
-    write_file(args.out / f"{table.name}.html", tables.page(sections, heading, note, "the paper's rows at our size"))
+    write_file(
+        args.out / f"{table.name}.html",
+        tables.page(sections, heading, note, "the paper's rows at our size"),
+    )
     print(f"\n{note}\n{args.out / f'{table.name}.html'}")
 
 

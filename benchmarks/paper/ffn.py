@@ -58,7 +58,9 @@ TABLE = Table(
         Part(
             name="Figure 5",
             arms={
-                experts(number, top): eve(f"--model.num-experts {number} --model.top-k {top}" * ((number, top) != (4, 2)))
+                experts(number, top): eve(
+                    f"--model.num-experts {number} --model.top-k {top}" * ((number, top) != (4, 2))
+                )
                 for number, top in GRID
             },
             budgets=BUDGETS,

@@ -10,13 +10,21 @@ tokens. The paper plots its numbers without printing them; ours are accuracies o
 from command import Part, Table, above_all, eve, main
 
 QUESTIONS = ("vqa_acc",)
-IMAGE = {ratio: "EVE" if ratio == 0.75 else f"image {100 * ratio:.0f} %" for ratio in (0.25, 0.5, 0.75, 0.9)}
-TEXT = {ratio: "EVE" if ratio == 0.5 else f"text {100 * ratio:.0f} %" for ratio in (0.15, 0.3, 0.5, 0.7)}
+IMAGE = {
+    ratio: "EVE" if ratio == 0.75 else f"image {100 * ratio:.0f} %"
+    for ratio in (0.25, 0.5, 0.75, 0.9)
+}
+TEXT = {
+    ratio: "EVE" if ratio == 0.5 else f"text {100 * ratio:.0f} %" for ratio in (0.15, 0.3, 0.5, 0.7)
+}
 
 
 def part(modality: str, rows: dict[float, str]) -> Part:
     """Return the figure of one modality."""
-    flags = {name: f"--task.{modality}-mask-ratio {ratio:g}" * (name != "EVE") for ratio, name in rows.items()}
+    flags = {
+        name: f"--task.{modality}-mask-ratio {ratio:g}" * (name != "EVE")
+        for ratio, name in rows.items()
+    }
     return Part(
         name=f"Figure 4, {modality}",
         arms={name: eve(each) for name, each in flags.items()},
@@ -27,7 +35,9 @@ def part(modality: str, rows: dict[float, str]) -> Part:
     )
 
 
-TABLE = Table(name="masking", about=__doc__, jobs=("vqa",), parts=(part("image", IMAGE), part("text", TEXT)))
+TABLE = Table(
+    name="masking", about=__doc__, jobs=("vqa",), parts=(part("image", IMAGE), part("text", TEXT))
+)
 
 if __name__ == "__main__":
     main(TABLE)

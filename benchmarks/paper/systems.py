@@ -58,18 +58,25 @@ def in_stages(*stages: tuple[str, float], only: str = "") -> Mapping[str, Arm]:
 
 SYSTEMS = {
     # image-only data cannot train a tokenizer; the first stage (share 0) only makes it
-    "VLMo": in_stages(("vlmo_tiny", 0), ("vlmo_tiny_images", 0.25), ("vlmo_tiny_texts", 0.25), ("vlmo_tiny", 0.5)),
+    "VLMo": in_stages(
+        ("vlmo_tiny", 0), ("vlmo_tiny_images", 0.25), ("vlmo_tiny_texts", 0.25), ("vlmo_tiny", 0.5)
+    ),
     "MLIM": in_stages(("mlim_tiny", 1)),
     "M3AE": in_stages(("m3ae_tiny", 1)),
-    "MedFLIP": in_stages(("medflip_tiny", 1), only="retrieval"),  # two towers without fusion: no state of a pair
+    "MedFLIP": in_stages(
+        ("medflip_tiny", 1), only="retrieval"
+    ),  # two towers without fusion: no state of a pair
 }
 ALONE = f"{ENCODER} --task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0"
 ROWS = {
     "EVE": ARMS["EVE"],
     "words": ARMS["words"],
     **SYSTEMS,
-    "ITC+ITM+MLM": pretrained(f"{ENCODER} {ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig, *TASKS),
-    "contrast": pretrained(ALONE, ContrastMatchConfig, *GENERATED) | untrained("icons", flags=ENCODER),
+    "ITC+ITM+MLM": pretrained(
+        f"{ENCODER} {ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig, *TASKS
+    ),
+    "contrast": pretrained(ALONE, ContrastMatchConfig, *GENERATED)
+    | untrained("icons", flags=ENCODER),
     "nothing": untrained(*GENERATED, flags=ENCODER),  # on icons it would equal contrast
 }
 NUMBERS = ("vqa_acc", "nlvr2_acc", "tr1", "ir1")
@@ -83,7 +90,9 @@ TABLE = Table(
             name="Systems",
             arms=ROWS,
             budgets={"core-seconds": (40,), "pairs": (12_000,)},
-            orderings=tuple(Ordering("EVE", other, NUMBERS) for other in ("VLMo", "ITC+ITM+MLM", "nothing")),
+            orderings=tuple(
+                Ordering("EVE", other, NUMBERS) for other in ("VLMo", "ITC+ITM+MLM", "nothing")
+            ),
             paper={
                 "EVE": {"vqa_acc": 78.0, "nlvr2_acc": 83.93, "tr1": 95.6, "ir1": 84.1},
                 "VLMo": {"vqa_acc": 76.64, "nlvr2_acc": 83.34, "tr1": 92.3, "ir1": 79.3},

@@ -41,7 +41,9 @@ def located(run: str | Path) -> Path:
     if not is_named(run):
         return Path(run)
     if str(run).startswith(HUB):
-        return importlib.import_module("eve_vl.interop.clip").from_hub(str(run))  # only now: it needs nearly everything
+        return importlib.import_module("eve_vl.interop.clip").from_hub(
+            str(run)
+        )  # only now: it needs nearly everything
     if str(run) not in names():
         raise UserError(f"no run {nearest(str(run), names())}")
     return FOLDER / str(run).removeprefix(PREFIX)
@@ -75,7 +77,9 @@ def refuse(path: Path) -> None:
     """Raise UserError if a file or folder to write belongs to the package."""
     if is_named(path) or path.resolve().is_relative_to(FOLDER):
         what = "is a published model" if str(path).startswith(HUB) else "is part of the package"
-        raise UserError(f"{path}: {what}, and nothing is written there; choose another folder with --out")
+        raise UserError(
+            f"{path}: {what}, and nothing is written there; choose another folder with --out"
+        )
 
 
 def unpack_icons(folder: Path) -> Path:

@@ -17,7 +17,13 @@ from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError, UserError, nearest
 from eve_vl.utils.runtime import keep_memory, yield_cores
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # EPIPE: the reader of a pipe has gone
+DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EPIPE,
+}  # EPIPE: the reader of a pipe has gone
 FILES = {
     "search": ("try", "index", "features", "search", "serve", "app"),
     "learn": ("learn",),
@@ -50,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         # Files that the user named and full or failing disks are the user's to fix. An error about no file (a closed
         # descriptor, a call inside torch) or about a file of this package is a bug and keeps its traceback.
-        name = error.filename2 or error.filename  # the former: the target of a file that takes its place
-        is_named = isinstance(name, str) and not Path(name).is_relative_to(Path(__file__).parents[1])
+        name = (
+            error.filename2 or error.filename
+        )  # the former: the target of a file that takes its place
+        is_named = isinstance(name, str) and not Path(name).is_relative_to(
+            Path(__file__).parents[1]
+        )
         if not is_named and error.errno not in DISK:
             raise
         fail(f"{name}: {error.strerror}" if is_named else str(error.strerror), 2)
@@ -75,7 +85,9 @@ def _dispatch(argv: list[str]) -> None:
     group = [verb for verb in VERBS if " " in verb and argv[:1] == verb.split()[:1]]
     if not argv or argv[0] in HELP or (group and {*HELP} & {*argv[1:2]}):
         verbs = {verb: _find(verb) for verb in group or VERBS} | ({} if group else _calls())
-        print_list("usage: eve VERB …", {verb: run.__doc__ or "" for verb, run in verbs.items()}, NOTE)
+        print_list(
+            "usage: eve VERB …", {verb: run.__doc__ or "" for verb, run in verbs.items()}, NOTE
+        )
         return
     if argv[0] == "--version":
         print_line(__version__)
@@ -101,7 +113,9 @@ def _find(verb: str) -> Callable[[Any], None]:
         load_named()
         all_kinds(TaskConfig, "tasks")
     if verb not in _calls():
-        raise UserError(f"no verb {nearest(verb, [*VERBS, *_calls()])} (a verb of your own task needs --code FILE.py)")
+        raise UserError(
+            f"no verb {nearest(verb, [*VERBS, *_calls()])} (a verb of your own task needs --code FILE.py)"
+        )
     return _calls()[verb]
 
 

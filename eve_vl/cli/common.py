@@ -83,39 +83,68 @@ def run_completion(args: CompletionArgs) -> None:
     print_line(*(ZSH * (args.shell == "zsh") + script).split("\n"))
 
 
-def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
+def parse(
+    cls: type[Args],
+    argv: Sequence[str],
+    prog: str,
+    description: str | None,
+    default: Args | None = None,
+) -> Args:
     """Parse flags into a dataclass. Raises UserError in tyro's words, on one line."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(cls, SourceArgs):  # also accept these flags as `eve pretrain` spells them
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     if default is None:  # a recipe's flag may come twice: scripts override their own flags
-        hints, given = typing.get_type_hints(cls), Counter(re.sub("=.*", "", word) for word in argv if word.startswith("--"))
+        hints, given = (
+            typing.get_type_hints(cls),
+            Counter(re.sub("=.*", "", word) for word in argv if word.startswith("--")),
+        )
         for flag, number in given.items():
-            if number > 1 and typing.get_origin(hints.get(flag[2:].replace("-", "_"))) is tuple:  # tyro drops the first values
+            if (
+                number > 1 and typing.get_origin(hints.get(flag[2:].replace("-", "_"))) is tuple
+            ):  # tyro drops the first values
                 raise UserError(f"{flag}: given {number} times; give it once, with all its values")
         cls = _with_metavars(cls)
-    parse_flags = functools.partial(tyro.cli, cls, args=[*argv], prog=prog, description=description, **kwargs)
+    parse_flags = functools.partial(
+        tyro.cli, cls, args=[*argv], prog=prog, description=description, **kwargs
+    )
     box = io.StringIO()
     try:
-        with contextlib.redirect_stdout(box), contextlib.redirect_stderr(box):  # neither colours nor Unicode
+        with (
+            contextlib.redirect_stdout(box),
+            contextlib.redirect_stderr(box),
+        ):  # neither colours nor Unicode
             args = parse_flags()
     except SystemExit as stop:
         if not stop.code:  # --help
             parse_flags()
-        lines = [line.strip() for line in box.getvalue().splitlines()[2:]]  # after a title and a rule
+        lines = [
+            line.strip() for line in box.getvalue().splitlines()[2:]
+        ]  # after a title and a rule
         parts = [" ".join(part.split()) for part in re.split("-{9,}", "\n".join(lines))]
-        problem = next((part for part in parts if part.startswith("Unrecognized")), parts[0]).rstrip(".")  # before missing ones
+        problem = next(
+            (part for part in parts if part.startswith("Unrecognized")), parts[0]
+        ).rstrip(".")  # before missing ones
         problem, near = re.sub(r"^Error parsing (\w+: )?", "", problem), ""
         if word := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
-            with contextlib.redirect_stdout(usage := io.StringIO()), contextlib.suppress(SystemExit):
+            with (
+                contextlib.redirect_stdout(usage := io.StringIO()),
+                contextlib.suppress(SystemExit),
+            ):
                 parse_flags(args=["--help"])
-            near = "; ".join(("", did_you_mean(word[1], re.findall(r"--[\w.-]+", usage.getvalue())))).removesuffix("; ")
+            near = "; ".join(
+                ("", did_you_mean(word[1], re.findall(r"--[\w.-]+", usage.getvalue())))
+            ).removesuffix("; ")
         elif problem.startswith("Unrecognized options: -"):
             near = "; a text that begins with - needs a space before it"
         elif problem.startswith("Unrecognized options: "):
             near = "; a text of several words needs quotes"
         raise UserError(f"{problem}{near}; {prog} --help shows the usage") from None
-    if () in [getattr(args, field.name) for field in dataclasses.fields(args) if field.default is dataclasses.MISSING]:  # pyright: ignore[reportArgumentType]
+    if () in [
+        getattr(args, field.name)
+        for field in dataclasses.fields(args)
+        if field.default is dataclasses.MISSING
+    ]:  # pyright: ignore[reportArgumentType]
         raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
     check_writable(getattr(args, "json", None))
     refuse_missing_paths(args)
@@ -128,7 +157,9 @@ def refuse_missing_paths(args: object) -> None:
         if not str(run).startswith(builtin.HUB):
             builtin.existing(expand_user(run))
     values = [getattr(args, name, ()) for name in ("sources", "data", "val", "test")]
-    if specs := [spec for value in values if isinstance(value, tuple) for spec in value]:  # a user's own field may be anything
+    if specs := [
+        spec for value in values if isinstance(value, tuple) for spec in value
+    ]:  # a user's own field may be anything
         from eve_vl.data.sources import refuse_missing  # imports fsspec
 
         refuse_missing(specs)
@@ -139,9 +170,16 @@ def _with_metavars(cls: type[Args]) -> type[Args]:
     named, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         hint, word = hints[field.name], field.name.upper()
-        if typing.get_origin(hint) is typing.Annotated and (kind := typing.get_origin(typing.get_args(hint)[0])) is not Literal:
+        if (
+            typing.get_origin(hint) is typing.Annotated
+            and (kind := typing.get_origin(typing.get_args(hint)[0])) is not Literal
+        ):
             shown = f"[{word.removesuffix('S')} …]" if kind is tuple else word
-            shown = f"[{word}]" if kind is not tuple and field.default is not dataclasses.MISSING else shown
+            shown = (
+                f"[{word}]"
+                if kind is not tuple and field.default is not dataclasses.MISSING
+                else shown
+            )
             named[field.name] = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
     return type(cls.__name__, (cls,), {"__annotations__": named})  # pyright: ignore[reportReturnType]
 
@@ -166,7 +204,13 @@ def write_json(path: Path | None, values: Any) -> None:
 def print_list(usage: str, texts: Mapping[str, str], note: str) -> None:
     """Print the usage, the possible choices with their texts, and a note."""
     width = max(map(len, texts))
-    print_line(*usage.split("\n"), "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", *note.split("\n"))
+    print_line(
+        *usage.split("\n"),
+        "",
+        *(f"  {name:{width}} {text}" for name, text in texts.items()),
+        "",
+        *note.split("\n"),
+    )
 
 
 def fail(message: str, code: int) -> None:

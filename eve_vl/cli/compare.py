@@ -33,7 +33,9 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
     for name, result in results.items():
         groups.setdefault(result.measured, {})[name] = result
     if len(groups) > 1:
-        print_line("note: these runs were measured on different data; to compare all of them, name the data with --data")
+        print_line(
+            "note: these runs were measured on different data; to compare all of them, name the data with --data"
+        )
     found = []
     for group in groups.values():
         order = ranked(group)
@@ -41,14 +43,37 @@ def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
         apart = "difference to the best" + f" in {best.scored}" * bool(best.scored)
         lines = []
         for name, result, difference in order:
-            costs, numbers = cost_chain(Path(name)), {each: _number(result.numbers.get(each)) for each in best.main}
+            costs, numbers = (
+                cost_chain(Path(name)),
+                {each: _number(result.numbers.get(each)) for each in best.main},
+            )
             shown = "no common rows" if difference is None else f"{difference:+.4f}"
             if isinstance(difference, MeasuredValue):
                 shown += f" ({difference.low:+.4f} to {difference.high:+.4f}, n {difference.n:,})"
-            lines.append({"run": name, **numbers, apart: "best" if result is best else shown, "step": f"{result.step:,}"})
+            lines.append(
+                {
+                    "run": name,
+                    **numbers,
+                    apart: "best" if result is best else shown,
+                    "step": f"{result.step:,}",
+                }
+            )
             lines[-1][COST] = cost_text(costs)
-            values = {"run": name, "data": result.data, "step": result.step, "core_seconds": costs, **to_json(result.numbers)}
-            found.append(values | ({} if difference is None else {"difference_to_best": to_json({apart: difference})}))
+            values = {
+                "run": name,
+                "data": result.data,
+                "step": result.step,
+                "core_seconds": costs,
+                **to_json(result.numbers),
+            }
+            found.append(
+                values
+                | (
+                    {}
+                    if difference is None
+                    else {"difference_to_best": to_json({apart: difference})}
+                )
+            )
         _print_rows(lines)
     return {"best_first": found}
 
@@ -70,14 +95,32 @@ def run_runs(args: RunsArgs) -> None:
     for row in rows:
         steps = f"{row['step']:,} of {row['steps']:,}" + ", best" * row["is_best"]
         numbers = "\n".join(f"{name} {_number(value)}" for name, value in row["validation"].items())
-        named = "\n".join(f"{each['number']} {_number(each['value'])} on {each['data']}" for each in row["named_data"])
-        line = {"run": row["run"], "task": row["task"], "training data": " ".join(row["train"]), "weights of step": steps}
-        line |= {COST: cost_text(row["core_seconds"]), "validation": numbers, "named data (eve evaluate --data)": named}
+        named = "\n".join(
+            f"{each['number']} {_number(each['value'])} on {each['data']}"
+            for each in row["named_data"]
+        )
+        line = {
+            "run": row["run"],
+            "task": row["task"],
+            "training data": " ".join(row["train"]),
+            "weights of step": steps,
+        }
+        line |= {
+            COST: cost_text(row["core_seconds"]),
+            "validation": numbers,
+            "named data (eve evaluate --data)": named,
+        }
         lines.append(line | {"saved": row["saved"][:16].replace("T", " ")})
     if lines:
         _print_rows(lines)
     print_line(*(f"not listed: {reason}" for reason in broken.values()))
-    write_json(args.json, {"runs": [row | {"validation": to_json(row["validation"])} for row in rows], "broken": broken})
+    write_json(
+        args.json,
+        {
+            "runs": [row | {"validation": to_json(row["validation"])} for row in rows],
+            "broken": broken,
+        },
+    )
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -92,19 +135,39 @@ def _row(path: Path) -> dict[str, Any]:
     from eve_vl.train.log import read_log
 
     run = load_run(path)
-    rows = [row for row in read_log(root_of(run.folder)) if row["kind"] == "val" and row["step"] <= run.step]
+    rows = [
+        row
+        for row in read_log(root_of(run.folder))
+        if row["kind"] == "val" and row["step"] <= run.step
+    ]
     main, lower = main_numbers(run.evaluator, rows[-1] if rows else {})
     numbers = {name: rows[-1][name] for name in main}
     data = fingerprint.short(fingerprint.read(run.folder, fingerprint.VALIDATION))
     named = [
-        {"number": each.main[0], "value": each.numbers[each.main[0]], "data": " ".join(each.sources), "fingerprint": each.data}
+        {
+            "number": each.main[0],
+            "value": each.numbers[each.main[0]],
+            "data": " ".join(each.sources),
+            "fingerprint": each.data,
+        }
         for each in read_results(run.folder)
         if each.main
     ]
-    facts: dict[str, Any] = {"run": str(path), "task": run.config.task.name, "train": [*run.config.data.train]}
+    facts: dict[str, Any] = {
+        "run": str(path),
+        "task": run.config.task.name,
+        "train": [*run.config.data.train],
+    }
     facts |= {"step": run.step, "steps": run.config.train.steps, "is_best": run.folder.name == BEST}
-    facts |= {"core_seconds": cost_chain(path), "validation": numbers, "validation_data": data, "named_data": named}
-    saved = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
+    facts |= {
+        "core_seconds": cost_chain(path),
+        "validation": numbers,
+        "validation_data": data,
+        "named_data": named,
+    }
+    saved = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC).isoformat(
+        timespec="seconds"
+    )
     place = facts["task"], data, (numbers[main[0]] if lower else -numbers[main[0]]) if main else 0.0
     return facts | {"saved": saved, "order": place}
 
@@ -118,9 +181,14 @@ def _print_rows(lines: list[dict[str, str]]) -> None:
     console = Console(emoji=False, highlight=False)
     if not console.is_terminal:
         for line in lines:
-            print_line(*(f"{head}: {cell.replace(chr(10), '; ')}" for head, cell in line.items() if cell), "")
+            print_line(
+                *(f"{head}: {cell.replace(chr(10), '; ')}" for head, cell in line.items() if cell),
+                "",
+            )
         return
     table = Table(*(Column(head, overflow="fold") for head in lines[0]))
     for line in lines:
-        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in line.values()))
+        table.add_row(
+            *(Text("\n".join(map(printable, cell.split("\n")))) for cell in line.values())
+        )
     console.print(table)

@@ -25,7 +25,9 @@ class CheckArgs(JsonArgs, SourceArgs):
 
     path: Positional[str]
     """A source, as in --data.train."""
-    kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "images", "texts"] = "auto"
+    kind: Literal[
+        "auto", "captions", "questions", "statements", "items", "labels", "images", "texts"
+    ] = "auto"
     """Kind of its rows; auto: guessed from the fields of the first row."""
     recipe: str | None = None
     """Also check that the rows have what training with this recipe needs, its text length and vocabulary; a recipe or
@@ -82,20 +84,35 @@ def run_data_check(args: CheckArgs) -> None:
         from eve_vl.tasks import task_class
 
         if kind != "auto":
-            raise UserError("--kind has no effect with --recipe, which needs rows of one kind; leave one of them out")
+            raise UserError(
+                "--kind has no effect with --recipe, which needs rows of one kind; leave one of them out"
+            )
         config = recipe_config(args.recipe, args.init)
         task = task_class(type(config.task))
-        kind, require = task.dataset.kind_of(config), partial(task.dataset.require, config=config, training=True)
+        kind, require = (
+            task.dataset.kind_of(config),
+            partial(task.dataset.require, config=config, training=True),
+        )
     elif args.init is not None:
         raise UserError("--init has no effect without --recipe; name one")
-    (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
+    (source,) = open_sources(
+        (args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False
+    )
     report = check_source(source, require=require)
     print_line(*report_lines(report))
-    if isinstance(source, FolderTable) and report["kind"] != "captions" and (tables := tables_in(source.path)):
+    if (
+        isinstance(source, FolderTable)
+        and report["kind"] != "captions"
+        and (tables := tables_in(source.path))
+    ):
         print_line(f"note: {tables[0]} was not read, only the images; to check its rows, name it")
-    lacking, option = {"images": ("captions", "text"), "texts": ("images", "image")}.get(report["kind"], ("", ""))
+    lacking, option = {"images": ("captions", "text"), "texts": ("images", "image")}.get(
+        report["kind"], ("", "")
+    )
     if args.kind == "auto" and lacking and len(names := getattr(source, "names", ())) > 1:
-        print_line(f"note: none of the columns {', '.join(names)} was read as {lacking}; name one with --data.{option}-column")
+        print_line(
+            f"note: none of the columns {', '.join(names)} was read as {lacking}; name one with --data.{option}-column"
+        )
     if config is not None and report["usable"]:
         print_line(*_text_lines(config, args.init, source))
     write_json(args.json, report)
@@ -116,8 +133,14 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
     if config.data.modality == "image":
         return []
     path = config.tokenizer.path if init is None else chosen_checkpoint(init) / "tokenizer.json"
-    tokenizer = tokenizer_of([source], config.tokenizer.vocab_size) if path is None else Tokenizer.load(path)
-    train = replace(config.train, head_lr_multiplier=1.0) if init is None else config.train  # it needs an init
+    tokenizer = (
+        tokenizer_of([source], config.tokenizer.vocab_size)
+        if path is None
+        else Tokenizer.load(path)
+    )
+    train = (
+        replace(config.train, head_lr_multiplier=1.0) if init is None else config.train
+    )  # it needs an init
     return check_lines(replace(config, init=init, train=train), tokenizer, [source])
 
 
@@ -129,7 +152,9 @@ def run_data_answers(args: AnswersArgs) -> None:
     from eve_vl.metrics.vqa import build_answers
 
     sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
-    answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), min_count=1)
+    answers = build_answers(
+        (row.answers for source in sources for _, row in usable_rows(source)), min_count=1
+    )
     if not answers:
         raise UserError(f"{' '.join(args.data)}: no question has an answer")
     write_json(args.out, answers)
@@ -142,7 +167,9 @@ def run_data_write(args: WriteArgs) -> None:
 
     with reporting_write_errors(args.folder):
         write(args.generator, args.layout, args.folder, num_rows=args.rows, seed=args.seed)
-    note = "; they prove code and protocols, and say nothing about medicine" * (args.generator == "phantoms")
+    note = "; they prove code and protocols, and say nothing about medicine" * (
+        args.generator == "phantoms"
+    )
     print_line(f"{args.folder}: {args.generator} as {args.layout}{note}")
 
 

@@ -52,11 +52,21 @@ def run_learn(args: LearnArgs) -> None:
         for specs in (args.sources, args.val, args.test)
     )
     data = DataConfig(train=train, val=val, **args.reading())
-    learner = Learner(kind_of(data) if args.task == "auto" else args.task, data, test, out, seconds, args.device, Clock(start))
+    learner = Learner(
+        kind_of(data) if args.task == "auto" else args.task,
+        data,
+        test,
+        out,
+        seconds,
+        args.device,
+        Clock(start),
+    )
     code = 0
     if learner.stages:
         done = sum(bool(stage.get("is_done")) for stage in learner.stages.values())
-        print_line(f"resuming {out}: {done} of at least {len(learner.stages)} runs are done, {shown(learner.before)} spent")
+        print_line(
+            f"resuming {out}: {done} of at least {len(learner.stages)} runs are done, {shown(learner.before)} spent"
+        )
     try:
         check(learner)
         learner.probe()
@@ -64,7 +74,9 @@ def run_learn(args: LearnArgs) -> None:
         best = conclude(learner)
     except (StoppedError, KeyboardInterrupt) as stop:
         code = getattr(stop, "code", 130)
-        print_line("stopping: the best run so far is evaluated and indexed; stop again to skip this")
+        print_line(
+            "stopping: the best run so far is evaluated and indexed; stop again to skip this"
+        )
         best = conclude(learner)
         print_line("the same command resumes")
     print_line(*(result_lines(learner) if best else ["stopped before a run could be used"]))
@@ -74,7 +86,11 @@ def run_learn(args: LearnArgs) -> None:
 def seconds_of(text: str) -> float:
     """Return the seconds of a time such as 30m, 1h30m or 90s. Raises UserError."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.replace(" ", ""))
-    seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+        if found
+        else 0
+    )
     if not seconds:
         raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")
     return float(seconds)

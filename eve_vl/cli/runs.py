@@ -13,7 +13,17 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import HELP, DeviceArgs, JsonArgs, RunArgs, SourceArgs, check_writable, parse, print_list, write_json
+from eve_vl.cli.common import (
+    HELP,
+    DeviceArgs,
+    JsonArgs,
+    RunArgs,
+    SourceArgs,
+    check_writable,
+    parse,
+    print_list,
+    write_json,
+)
 from eve_vl.cli.train import early_flags, refuse_unused
 from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
 from eve_vl.config.base import find_kind, installed, load_installed
@@ -27,11 +37,29 @@ from eve_vl.utils.frozen import Frozen
 ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
 BENCHED = "demo"  # default recipe of eve bench
 UNUSED_IN_BENCH = [
-    *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
-    *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
+    *(
+        "out",
+        "init_allow_missing",
+        "scratch",
+        "data.val",
+        "data.val_fraction",
+        "data.val_samples",
+        "data.skip_invalid_val",
+    ),
+    *(
+        "data.num_workers",
+        "data.max_invalid_fraction",
+        "train.steps",
+        "train.log_every",
+        "train.val_every",
+        "train.patience",
+    ),
     *("train.save_every", "train.keep_checkpoints", "data.split_file"),
 ]
-USED_IN_PLAN = {"data.modality", *(f"train.{name}" for name in ("batch_size", "optimizer", "ema_decay", "dtype", "freeze"))}
+USED_IN_PLAN = {
+    "data.modality",
+    *(f"train.{name}" for name in ("batch_size", "optimizer", "ema_decay", "dtype", "freeze")),
+}
 
 
 class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
@@ -122,7 +150,11 @@ def with_own(cls: type[EvaluateArgs], own: type) -> type[EvaluateArgs]:
 
 def run_evaluate(argv: Sequence[str]) -> None:
     """Measure runs on a task, on any data: eve evaluate TASK RUN … [flags]."""
-    tasks = {name: kind.title for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers}
+    tasks = {
+        name: kind.title
+        for name, kind in all_kinds(TaskConfig, "tasks").items()
+        if kind.has_numbers
+    }
     tasks |= {ZERO_SHOT: "classification with prompts, without training"}
     usage = "usage: eve evaluate TASK RUN … [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
@@ -136,11 +168,20 @@ def run_evaluate(argv: Sequence[str]) -> None:
         return
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:
-        raise UserError(f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}")
-    args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
+        raise UserError(
+            f"no task {nearest(name, tasks)} (your own task needs --code FILE.py); {usage}"
+        )
+    args = parse(
+        with_own(EvaluateArgs, kind.evaluation),
+        argv[1:],
+        f"eve evaluate {name}",
+        run_evaluate.__doc__,
+    )
     check_writable(args.predictions)
     if len(args.runs) > 1 and args.predictions is not None:
-        raise UserError("--predictions: one file holds the predictions of one run; name a single run")
+        raise UserError(
+            "--predictions: one file holds the predictions of one run; name a single run"
+        )
     own = [field.name for field in dataclasses.fields(kind.evaluation)]
     flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     from eve_vl.cli.compare import show_ranking
@@ -168,18 +209,40 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     how = DataConfig(**args.reading())
     is_test = args.data == (HELD_OUT_TEST,)
     if (not args.data or is_test) and how != DataConfig():
-        raise UserError("--format, --image-root and the column flags have no effect without --data; name sources with it")
-    owner = next((each for each in args.runs if not builtin.is_named(each)), path) if is_test else path  # of the rows
+        raise UserError(
+            "--format, --image-root and the column flags have no effect without --data; name sources with it"
+        )
+    owner = (
+        next((each for each in args.runs if not builtin.is_named(each)), path) if is_test else path
+    )  # of the rows
     if (not args.data or is_test) and builtin.is_named(owner):
-        kept = ", or rows that another of the runs kept back with --data held-out-test" * (len(args.runs) > 1)
-        raise UserError(f"{owner}: the package does not contain the run's own data; name other data with --data PATH{kept}")
+        kept = ", or rows that another of the runs kept back with --data held-out-test" * (
+            len(args.runs) > 1
+        )
+        raise UserError(
+            f"{owner}: the package does not contain the run's own data; name other data with --data PATH{kept}"
+        )
     rows = run.task.dataset.kind_of(run.config)
-    sources = open_sources(args.data, how, run.config.input.image_size, rows) if args.data and not is_test else None
-    own = replace(read_config(chosen_checkpoint(expand_user(owner))), input=run.config.input) if is_test else run.config
+    sources = (
+        open_sources(args.data, how, run.config.input.image_size, rows)
+        if args.data and not is_test
+        else None
+    )
+    own = (
+        replace(read_config(chosen_checkpoint(expand_user(owner))), input=run.config.input)
+        if is_test
+        else run.config
+    )
     if is_test and not (sources := open_splits(own, rows)[2]):
-        raise UserError(f"--data {HELD_OUT_TEST}: {owner} kept nothing for a test (--data.test-fraction); name other data")
+        raise UserError(
+            f"--data {HELD_OUT_TEST}: {owner} kept nothing for a test (--data.test-fraction); name other data"
+        )
     skip = args.skip_invalid or (bool(is_test or not sources) and own.data.skips_invalid_val)
-    options: dict[str, Any] = {"flags": flags, "predictions": args.predictions, "ablations": args.ablations}
+    options: dict[str, Any] = {
+        "flags": flags,
+        "predictions": args.predictions,
+        "ablations": args.ablations,
+    }
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
     limited = {"samples": args.samples} if args.samples < EvaluateArgs.samples else {}
     result = result_of(run, found, args.data or run.config.data.val, {**flags, **limited})
@@ -210,7 +273,9 @@ def _as_task(run: Any, name: str) -> Any:
 def run_zero_shot(args: ZeroShotArgs) -> None:
     """Classify with prompts: eve evaluate zero_shot RUN --data PATH --prompts FILE."""
     if not args.data or not args.prompts:
-        raise UserError("zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE")
+        raise UserError(
+            "zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE"
+        )
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation.evaluator import comparison_of
     from eve_vl.evaluation.runner import leaks
@@ -220,7 +285,9 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
 
     read_prompts(args.prompts)  # fail before loading the run
     run = load_run(args.run, pick_device(args.device))
-    sources = open_sources(args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels")
+    sources = open_sources(
+        args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels"
+    )
     options = {"by": args.by, "skip_invalid": args.skip_invalid, "data": " ".join(args.data)}
     found = zero_shot(run, args.prompts, sources, args.samples, **options)
     numbers, notes = found.numbers, leaks(run, sources)
@@ -229,7 +296,13 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     _show(args.json, numbers, found.data, notes, comparison_of(numbers, BASELINES))
 
 
-def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: Sequence[str], comparison: str) -> None:
+def _show(
+    file: Path | None,
+    numbers: Mapping[str, float],
+    data: str,
+    warnings: Sequence[str],
+    comparison: str,
+) -> None:
     """Print numbers, warnings and the comparison with the baseline; write numbers."""
     from eve_vl.evaluation.evaluator import FEW
     from eve_vl.metrics.intervals import to_json
@@ -240,7 +313,9 @@ def _show(file: Path | None, numbers: Mapping[str, float], data: str, warnings: 
         few = "too few to tell" * (getattr(value, "groups", FEW) < FEW)
         words = ", ".join(filter(None, (meaning(number), few)))
         print_line(f"{number:28} {shown:10}{getattr(value, 'margin', ''):26}  {words}".rstrip())
-    print_line(f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings))
+    print_line(
+        f"{'fingerprint of the data':28} {data}", *(f"note: {warning}" for warning in warnings)
+    )
     if comparison:
         print_line(f"comparison: {comparison}")
     write_json(file, to_json(numbers) | {"data": data})
@@ -252,22 +327,36 @@ def run_inspect(args: InspectArgs) -> None:
 
     path = builtin.located(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
-    is_run = not is_recipe("pretrain", args.what) and not is_file and (path.exists() or "/" in args.what)
+    is_run = (
+        not is_recipe("pretrain", args.what) and not is_file and (path.exists() or "/" in args.what)
+    )
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     found = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
     sizes, console = found.config.input, Console(emoji=False)
     shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
-    console.print(f"[bold]{escape(printable(found.config.recipe))}[/bold]: {found.config.model}; {shapes}", highlight=False)
-    rows = [(name, found.parameters.get(name, 0), found.flops.get(name, 0.0)) for name in {**found.parameters, **found.flops}]
+    console.print(
+        f"[bold]{escape(printable(found.config.recipe))}[/bold]: {found.config.model}; {shapes}",
+        highlight=False,
+    )
+    rows = [
+        (name, found.parameters.get(name, 0), found.flops.get(name, 0.0))
+        for name in {**found.parameters, **found.flops}
+    ]
     rows.append(("total", sum(found.parameters.values()), sum(found.flops.values())))
-    rows.append(("active per token / forward + backward", found.active_parameters, found.flops_per_step))
-    table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))
+    rows.append(
+        ("active per token / forward + backward", found.active_parameters, found.flops_per_step)
+    )
+    table = Table(
+        "part",
+        *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")),
+    )
     for name, parameters, flops in rows:
         table.add_row(name, f"{parameters:,}", f"{flops / 1e9:.3f}")
     console.print(table)
     numbers = {
-        "parameters": found.parameters | {"total": sum(found.parameters.values()), "active": found.active_parameters},
+        "parameters": found.parameters
+        | {"total": sum(found.parameters.values()), "active": found.active_parameters},
         "flops_per_pair_forward": found.flops,
         "flops_per_pair_step": found.flops_per_step,
     }
@@ -287,7 +376,9 @@ def run_bench(argv: Sequence[str]) -> None:
     write_json(args.json, measured)
 
 
-def _with_recipe(cls: Any, argv: Sequence[str], verb: str, description: str | None) -> tuple[str, Config, Any]:
+def _with_recipe(
+    cls: Any, argv: Sequence[str], verb: str, description: str | None
+) -> tuple[str, Config, Any]:
     """Return a recipe's name and config, and the flags of a verb about it."""
     is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
     name, *words = argv if is_named else (BENCHED, *argv)
@@ -311,21 +402,39 @@ def _refuse(config: Config, recipe: Config, unused: Sequence[str], what: str) ->
 def run_plan(argv: Sequence[str]) -> None:
     """Show memory and traffic of a recipe on GPUs: eve plan RECIPE [flags]."""
     if not {*HELP} & {*argv} and (not argv or argv[0].startswith("-")):
-        raise UserError("name a recipe first, for example eve plan base; eve help pretrain and eve help finetune list all")
+        raise UserError(
+            "name a recipe first, for example eve plan base; eve help pretrain and eve help finetune list all"
+        )
     name, recipe, args = _with_recipe(PlanArgs, argv, "plan", run_plan.__doc__)
     if args.gpus < 1 or args.per_machine < 1 or args.memory <= 0:
-        raise UserError(f"--gpus {args.gpus}, --per-machine {args.per_machine}, --memory {args.memory:g}: must be positive")
-    names = [field for field in flat(to_dict(recipe)) if not field.startswith(("input.", "model.", "task.", "tokenizer."))]
-    _refuse(args.config, recipe, [field for field in names if field not in USED_IN_PLAN], "the plan")
+        raise UserError(
+            f"--gpus {args.gpus}, --per-machine {args.per_machine}, --memory {args.memory:g}: must be positive"
+        )
+    names = [
+        field
+        for field in flat(to_dict(recipe))
+        if not field.startswith(("input.", "model.", "task.", "tokenizer."))
+    ]
+    _refuse(
+        args.config, recipe, [field for field in names if field not in USED_IN_PLAN], "the plan"
+    )
     from eve_vl.run.plan import command, plan
 
     choices = plan(args.config, args.gpus, args.per_machine, args.memory * 2**30)
-    table = Table("GiB of memory per GPU", *(Column(each.name, justify="right", max_width=12) for each in choices))
+    table = Table(
+        "GiB of memory per GPU",
+        *(Column(each.name, justify="right", max_width=12) for each in choices),
+    )
     for kind in choices[0].cells():
         table.add_row(kind, *(each.cells()[kind] for each in choices))
     Console(emoji=False).print(table)
-    print_line("replicate: each GPU holds all weights; shard: the GPUs of a machine share them; recomputed: slower")
-    print_line("micro-batches: in a step; rows: of a GPU in each; sent: in a step", command(name, recipe, args.config, choices))
+    print_line(
+        "replicate: each GPU holds all weights; shard: the GPUs of a machine share them; recomputed: slower"
+    )
+    print_line(
+        "micro-batches: in a step; rows: of a GPU in each; sent: in a step",
+        command(name, recipe, args.config, choices),
+    )
     write_json(args.json, {"layouts": [dataclasses.asdict(each) for each in choices]})
 
 
@@ -337,7 +446,9 @@ def recipe_config(name: str, init: Path | None) -> Config:
     make = find_recipe(EITHER, name)
     if (start := start_of(name, make)) is None:
         if init is not None:
-            raise UserError(f"--init has no effect: {name} is not a fine-tuning recipe; leave it out")
+            raise UserError(
+                f"--init has no effect: {name} is not a fine-tuning recipe; leave it out"
+            )
         return make()
     print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN selects a run'}")
     if init is None:
@@ -365,7 +476,13 @@ def run_export(args: ExportArgs) -> None:
 
     exported = export_run(args.run, args.folder, args.parts)
     print_line(*map(str, exported))
-    write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})
+    write_json(
+        args.json,
+        {
+            one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference}
+            for one in exported
+        },
+    )
 
 
 def run_convert(args: ConvertArgs) -> None:
@@ -376,7 +493,10 @@ def run_convert(args: ConvertArgs) -> None:
     from eve_vl.interop.vision import IMAGE_ENCODERS
     from eve_vl.train import checkpoint
 
-    families, folder = [FAMILY, IMAGE_ENCODERS, EVE], builtin.located(args.source)  # EVE takes all and says what is missing
+    families, folder = (
+        [FAMILY, IMAGE_ENCODERS, EVE],
+        builtin.located(args.source),
+    )  # EVE takes all and says what is missing
     if is_published(folder):
         print_line(f"{args.target}: {import_weights([FAMILY], read_folder(folder), args)}")
         return
@@ -387,4 +507,6 @@ def run_convert(args: ConvertArgs) -> None:
         print_line(f"{args.target}: {export_published(args.source, args.target)}")
         return
     registered = [load_installed("converters", name) for name in installed("converters")]
-    print_line(f"{args.target}: {import_weights([*filter(None, registered), *families], read_tensors(args.source), args)}")
+    print_line(
+        f"{args.target}: {import_weights([*filter(None, registered), *families], read_tensors(args.source), args)}"
+    )

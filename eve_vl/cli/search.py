@@ -14,7 +14,14 @@ from typing import Any
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import DeviceArgs, JsonArgs, SourceArgs, check_writable, print_line, write_json
+from eve_vl.cli.common import (
+    DeviceArgs,
+    JsonArgs,
+    SourceArgs,
+    check_writable,
+    print_line,
+    write_json,
+)
 from eve_vl.config import DataConfig
 from eve_vl.serve import Limits
 from eve_vl.utils.console import pluralize
@@ -123,7 +130,9 @@ class AppArgs(ServeArgs):
 
 def run_try(args: TryArgs) -> None:
     """Search the package's icons and your own images on a page: eve try [FOLDER …]."""
-    print_line("indexing the icons of the package" + " and your images" * bool(args.sources))  # torch takes seconds
+    print_line(
+        "indexing the icons of the package" + " and your images" * bool(args.sources)
+    )  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint, source_name
@@ -139,10 +148,19 @@ def run_try(args: TryArgs) -> None:
     _print_changes(folder, index)
     if args.sources:
         _print_recalls(eve.run, args.sources)
-        print_line(f"note: {ICON_RUN} was trained on drawings only; for photos, index them with CLIP (docs/inference.md)")
+        print_line(
+            f"note: {ICON_RUN} was trained on drawings only; for photos, index them with CLIP (docs/inference.md)"
+        )
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     others = [name for name in builtin.names() if name != ICON_RUN]
-    run_app(AppArgs(runs=tuple(map(Path, (ICON_RUN, *others))), index=folder, port=args.port, browser=args.browser))
+    run_app(
+        AppArgs(
+            runs=tuple(map(Path, (ICON_RUN, *others))),
+            index=folder,
+            port=args.port,
+            browser=args.browser,
+        )
+    )
 
 
 def _print_recalls(run: Any, specs: Sequence[str]) -> None:
@@ -154,7 +172,11 @@ def _print_recalls(run: Any, specs: Sequence[str]) -> None:
     for spec in specs:
         with contextlib.suppress(UserError):  # without captions
             sources += open_sources([spec], DataConfig(), run.config.input.image_size)
-    found = evaluated(run, MOST_MEASURED, sources, ablations=False, skip_invalid=True).numbers if sources else {}
+    found = (
+        evaluated(run, MOST_MEASURED, sources, ablations=False, skip_invalid=True).numbers
+        if sources
+        else {}
+    )
     if found.get("num_images", 0) > 10:
         first, ten = (found.get(f"{name}_merged", found[name]) for name in ("ir1", "ir10"))
         kept = f"{first:.1%} (chance {found['ir1_chance']:.1%}) find their image first among {found['num_images']:,} of yours"
@@ -166,19 +188,30 @@ def run_index(args: IndexArgs) -> None:
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
     eve = load_encoder(args.out, args.run, args.device)
-    index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
+    index = eve.index(
+        args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading()
+    )
     _print_changes(args.out, index)
     if not eve.task.is_comparable:
-        print_line("note: this run finds only images by an image; to search by text, fine-tune it with a retrieval recipe")
+        print_line(
+            "note: this run finds only images by an image; to search by text, fine-tune it with a retrieval recipe"
+        )
 
 
 def _print_changes(folder: Path, index: Any) -> None:
     """Print the content of an `Index` and the changes of its update."""
     changes, counts = index.changes, index.counts()
-    for problem, names in {"skipped": changes.broken, "without captions": changes.bad_captions}.items():
+    for problem, names in {
+        "skipped": changes.broken,
+        "without captions": changes.bad_captions,
+    }.items():
         for name, reason in names.items():
             print_line(f"{problem}: {name}: {reason}")
-    done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
+    done = ", ".join(
+        f"{number:,} {what}"
+        for what in ("new", "changed", "gone")
+        if (number := getattr(changes, what))
+    )
     images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
     same = pluralize(counts["images"] - counts["distinct"], "exact duplicate")
     near = pluralize(counts["near"], "near-duplicate")
@@ -194,30 +227,55 @@ def run_features(args: FeaturesArgs) -> None:
 
     options = {"part_rows": args.part_rows, "batch_size": args.batch_size} | args.reading()
     counts = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
-    print_line(f"{args.out}: {', '.join(pluralize(number, what) for what, number in counts.items())}")
+    print_line(
+        f"{args.out}: {', '.join(pluralize(number, what) for what, number in counts.items())}"
+    )
 
 
 def run_search(args: SearchArgs) -> None:
     """Find images or captions by text or image: eve search INDEX "TEXT" --image FILE."""
     check_writable(args.html)
-    where = {name: value for name, equals, value in (text.partition("=") for text in args.where) if name and equals}
+    where = {
+        name: value
+        for name, equals, value in (text.partition("=") for text in args.where)
+        if name and equals
+    }
     if len(where) < len(args.where):
-        raise UserError(f"--where: {' '.join(args.where)!r} was given, expected COLUMN=VALUE, each column once")
-    encoder = load_encoder(args.index, args.run, args.device)  # first: it refuses a missing index at once
+        raise UserError(
+            f"--where: {' '.join(args.where)!r} was given, expected COLUMN=VALUE, each column once"
+        )
+    encoder = load_encoder(
+        args.index, args.run, args.device
+    )  # first: it refuses a missing index at once
     from eve_vl.search.index import Index
 
     index = Index.open(args.index, encoder)
     names = ("image", "by", "min_score", "top", "rerank", "folder")
-    hits = index.search(args.query, captions=args.caption, where=where, **{name: getattr(args, name) for name in names})
+    hits = index.search(
+        args.query,
+        captions=args.caption,
+        where=where,
+        **{name: getattr(args, name) for name in names},
+    )
     print_line(*[f"note: {hits.note}"] * bool(hits.note))
     if hits.nothing_fits:
-        print_line(f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits))
+        print_line(
+            f"nothing here fits{args.query and f' {args.query!r}'}" + "; the nearest:" * bool(hits)
+        )
     for hit in hits:
-        score, others = hit.score if hit.match is None else hit.match, hit.images[:1] if args.caption else hit.captions
+        score, others = (
+            hit.score if hit.match is None else hit.match,
+            hit.images[:1] if args.caption else hit.captions,
+        )
         shown = "      –" if score is None else f"{score:7.3f}"
         print_line(f"{shown}  {hit.name}  {'; '.join(others)}  ({hit.why})")
     write_json(
-        args.json, {"nothing_fits": hits.nothing_fits, "note": hits.note, "hits": [dataclasses.asdict(hit) for hit in hits]}
+        args.json,
+        {
+            "nothing_fits": hits.nothing_fits,
+            "note": hits.note,
+            "hits": [dataclasses.asdict(hit) for hit in hits],
+        },
     )
     if args.html is not None:
         title = [args.query, args.image and f"like {args.image}"]
@@ -236,8 +294,17 @@ def _write_page(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path
         with contextlib.suppress(UserError):  # its file is gone
             return index.image(hit.id).whole(THUMBNAIL_SIDE)
 
-    section = Section("found", "Hits", draw("search_sections.html", "found", shown=[(hit, thumbnail(hit)) for hit in hits]))
-    return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
+    section = Section(
+        "found",
+        "Hits",
+        draw("search_sections.html", "found", shown=[(hit, thumbnail(hit)) for hit in hits]),
+    )
+    return write_page(
+        path,
+        document(
+            "search.html", [section], title=title, facts=index.database.facts, counts=index.counts()
+        ),
+    )
 
 
 def run_serve(args: ServeArgs) -> None:
@@ -249,7 +316,12 @@ def run_serve(args: ServeArgs) -> None:
     runs, index = load_served(args.runs, args.index, args.device)
     is_app = isinstance(args, AppArgs)
     app = application(runs, index, args, token=token, page=page_files() if is_app else None)
-    serve(app, args.host, args.port, opened=open_browser if is_app and args.browser else lambda _: None)
+    serve(
+        app,
+        args.host,
+        args.port,
+        opened=open_browser if is_app and args.browser else lambda _: None,
+    )
 
 
 def run_app(args: AppArgs) -> None:
@@ -278,11 +350,19 @@ def check_server(args: ServeArgs) -> str | None:
     token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
     if token == "":
         name = "EVE_TOKEN" if args.token is None else "--token"
-        raise UserError(f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine only")
+        raise UserError(
+            f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine only"
+        )
     if token is None and not is_loopback(args.host):
-        raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
-    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
-        raise UserError("--token: a header cannot carry it; use ASCII letters without spaces at the ends")
+        raise UserError(
+            f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment"
+        )
+    if token is not None and not (
+        token.isascii() and token.isprintable() and token == token.strip()
+    ):
+        raise UserError(
+            "--token: a header cannot carry it; use ASCII letters without spaces at the ends"
+        )
     listening(args.host, args.port).close()
     return token
 
@@ -319,7 +399,9 @@ def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
 
     if run is None:
         folder = expand_user(folder)
-        run = Path(Database.open(folder, verified=False).facts["run"])  # who searches opens it again
+        run = Path(
+            Database.open(folder, verified=False).facts["run"]
+        )  # who searches opens it again
         if not builtin.located(run).exists():
             fix = "name its new folder: --run RUN, or eve serve RUN --index INDEX"
             raise UserError(f"{run}: no such run, which made {folder}; {fix}")

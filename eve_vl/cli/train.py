@@ -85,14 +85,18 @@ def run_finetune(argv: Sequence[str]) -> None:
         shown = "Defaults of --input, --model and --tokenizer below are from the usual start; a run takes these values"
         description = f"{description}\n\n{shown} from --init. eve help finetune {argv[0]} --init RUN shows those of RUN."
     elif not is_of_run:
-        raise UserError(f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape")
+        raise UserError(
+            f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape"
+        )
     _train("finetune", argv, description, recipe, start)
 
 
 def run_average(args: AverageArgs) -> None:
     """Average the weights of fine-tunings of one run: eve average RUN RUN … --out RUN."""
     if len({run.absolute() for run in args.runs}) < max(2, len(args.runs)):
-        raise UserError("name at least two runs, each once, for example eve average runs/seed_0 runs/seed_1 --out runs/average")
+        raise UserError(
+            "name at least two runs, each once, for example eve average runs/seed_0 runs/seed_1 --out runs/average"
+        )
     from eve_vl.run.writing import average
 
     average([expand_user(run) for run in args.runs], expand_user(args.out))
@@ -120,22 +124,36 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     if named.init is None:
         return None
     if not {*HELP} & {*argv[1:]}:
-        print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # reading it imports torch, which takes seconds
+        print_line(
+            f"eve {verb} {argv[0]}: starts from {named.init}"
+        )  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder
 
-    return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
+    return read_config(
+        settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out))
+    )
 
 
-def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:
-    args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
+def _train(
+    verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None
+) -> None:
+    args = parse(
+        TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe)
+    )
     config = args.config
     if config.init is not None and config.tokenizer != recipe.tokenizer:
-        raise UserError("--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out")
+        raise UserError(
+            "--tokenizer flags have no effect with --init: the run keeps the tokenizer of --init; leave them out"
+        )
     refuse_unused(config, recipe)
     refuse_missing(config.data.train + config.data.val)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
-    print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
-    if start is not None and not any(word.partition("=")[0].replace("_", "-") == "--data.train" for word in argv):
+    print_line(
+        f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}"
+    )
+    if start is not None and not any(
+        word.partition("=")[0].replace("_", "-") == "--data.train" for word in argv
+    ):
         _confirm_data(config, start)
     from eve_vl.run.training import train
 
@@ -166,21 +184,31 @@ def _confirm_data(config: Config, start: Config) -> None:
     print_line(f"training on {own}, the recipe's data; --data.train PATH selects other data")
     if any(map(generated, start.data.train)) or not all(map(generated, config.data.train)):
         return
-    what = printable(f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})")
+    what = printable(
+        f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
+    )
     is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
     if not is_asked or not Confirm.ask(Text(f"{what}. Continue?", "prompt"), default=False):
-        raise UserError(f"{what}; name your data with --data.train PATH and --data.val, or confirm with --data.train {own}")
+        raise UserError(
+            f"{what}; name your data with --data.train PATH and --data.val, or confirm with --data.train {own}"
+        )
 
 
 def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
     """Return the named recipe; for help, print the list and return None."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
-        raise UserError(f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(recipes(verb))}")
+        raise UserError(
+            f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(recipes(verb))}"
+        )
     if argv[0] not in HELP:
         return find_recipe(verb, argv[0])
     known = recipes(verb)
     texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in known.items()}
-    texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in known if origins(known[name])}
+    texts |= {
+        name: f"{texts[name]} ({package_of(installed('recipes')[name])})"
+        for name in known
+        if origins(known[name])
+    }
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)\n\nrecipes: {FIRST[verb]}"
     print_list(usage, texts, "or a recipe of your own, FILE.py:NAME, or the config.json of a run")
     return None

@@ -51,7 +51,11 @@ class Values(Frozen):
             value, allowed = getattr(self, name, None), typing.get_args(hint)
             if typing.get_origin(hint) is Literal and value not in allowed:
                 found.append(f"{name} {value!r} is not one of {', '.join(allowed)}")
-            elif typing.get_origin(hint) is Annotated and isinstance(allowed[1], str) and not _is_in(allowed[1], value):
+            elif (
+                typing.get_origin(hint) is Annotated
+                and isinstance(allowed[1], str)
+                and not _is_in(allowed[1], value)
+            ):
                 found.append(f"{name} {value} is not in {allowed[1]}")
         return found or [sentence for sentence, holds in self.conflicts().items() if holds]
 
@@ -67,7 +71,9 @@ class Values(Frozen):
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
         found: dict[str, str] = {}
-        for field, value, names in (rule for kind in reversed(type(self).__mro__) for rule in vars(kind).get("unused", ())):
+        for field, value, names in (
+            rule for kind in reversed(type(self).__mro__) for rule in vars(kind).get("unused", ())
+        ):
             if getattr(self, field.partition(".")[2]) == value:
                 found = dict.fromkeys(names.split(), f"as {field} is {value}") | found
         return found
@@ -100,7 +106,9 @@ def _is_in(interval: str, value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_in(interval, item) for item in value)
     low, high = map(float, interval[1:-1].split(","))
-    return (low < value or (value == low and interval[0] == "[")) and (value < high or (value == high and interval[-1] == "]"))
+    return (low < value or (value == low and interval[0] == "[")) and (
+        value < high or (value == high and interval[-1] == "]")
+    )
 
 
 def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
@@ -139,13 +147,17 @@ def load_file(path: str | Path) -> ModuleType:
     """
     path = expand_user(path).resolve()
     if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
-        raise UserError(f"{path}: {'has no name that can be imported' if path.is_file() else 'no such Python file'}")
+        raise UserError(
+            f"{path}: {'has no name that can be imported' if path.is_file() else 'no such Python file'}"
+        )
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     importlib.invalidate_caches()
     spec = importlib.util.find_spec(path.stem)
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
-        raise UserError(f"{path}: there is another module called {path.stem} ({spec and spec.origin}); rename the file")
+        raise UserError(
+            f"{path}: there is another module called {path.stem} ({spec and spec.origin}); rename the file"
+        )
     return importlib.import_module(path.stem)
 
 
@@ -155,8 +167,12 @@ def installed(group: str) -> dict[str, metadata.EntryPoint]:
 
     They come from all installed packages and from the related systems.
     """
-    systems = [metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))]
-    ours = [entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")]
+    systems = [
+        metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))
+    ]
+    ours = [
+        entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")
+    ]
     return {entry.name: entry for entry in (*metadata.entry_points(group=f"{OURS}.{group}"), *ours)}
 
 
@@ -192,9 +208,15 @@ def define(room: str, name: str) -> None:
     It is ROOM.NAME, or for a kind of a related system or a package the module with the room's name next to the kind's section,
     else its module `tasks`.
     """
-    modules = [sys.modules[kind.__module__] for kind in subclasses(Section) if vars(kind).get("name") == name]
+    modules = [
+        sys.modules[kind.__module__]
+        for kind in subclasses(Section)
+        if vars(kind).get("name") == name
+    ]
     files = (room.rpartition(".")[2], "tasks")
-    own = [f"{module.__package__}.{file}" for module in modules if module.__package__ for file in files]
+    own = [
+        f"{module.__package__}.{file}" for module in modules if module.__package__ for file in files
+    ]
     for module in (f"{room}.{name}", *own):
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module)
@@ -233,7 +255,11 @@ def origins(*codes: Any) -> dict[str, str]:
     found = {}
     for module in (sys.modules[code.__module__] for code in codes):
         name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
-        if packages := metadata.packages_distributions().get(name) if name != OURS and file else None:
+        if (
+            packages := metadata.packages_distributions().get(name)
+            if name != OURS and file
+            else None
+        ):
             found[packages[0]] = metadata.version(packages[0])
         elif name != OURS and file:
             found[file] = f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"

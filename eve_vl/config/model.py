@@ -75,7 +75,9 @@ class EveModelConfig(ModelConfig):
     """
 
     name: ClassVar[str] = "eve"
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("model.positions", "relative", "pos_embed_init_std"),)
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("model.positions", "relative", "pos_embed_init_std"),
+    )
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping convolutions of stride 2
     with batch normalisation (Xiao et al. 2021), which see masked patches as grey; small models learn sooner (LOG.md).
@@ -137,7 +139,9 @@ class EveModelConfig(ModelConfig):
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
         """Feed-forward policy of each block, first to last."""
-        return (self.shallow_ffn,) * (self.depth - self.num_deep_blocks) + (self.deep_ffn,) * self.num_deep_blocks
+        return (self.shallow_ffn,) * (self.depth - self.num_deep_blocks) + (
+            self.deep_ffn,
+        ) * self.num_deep_blocks
 
     @property
     def ffn_dim(self) -> int:
@@ -149,12 +153,19 @@ class EveModelConfig(ModelConfig):
 
         Each comes with whether it holds.
         """
-        width, heads, depth, deep, k = self.embed_dim, self.num_heads, self.depth, self.num_deep_blocks, self.top_k
+        width, heads, depth, deep, k = (
+            self.embed_dim,
+            self.num_heads,
+            self.depth,
+            self.num_deep_blocks,
+            self.top_k,
+        )
         return {
             f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
             f"num_deep_blocks {deep} is not between 0 and depth {depth}": not 0 <= deep <= depth,
             f"top_k {k} is larger than num_experts {self.num_experts}": k > self.num_experts,
-            f"top_k {k}, but routing {self.routing} is always top 2": self.routing != "dropless" and k != 2,
+            f"top_k {k}, but routing {self.routing} is always top 2": self.routing != "dropless"
+            and k != 2,
         }
 
     def unused_fields(self) -> dict[str, str]:
@@ -163,7 +174,10 @@ class EveModelConfig(ModelConfig):
         if "moe" not in self.ffn_policies:
             experts = "num_experts expert_ratio top_k modality_routing routing balance_weight"
             found |= dict.fromkeys(experts.split(), "without a block of experts (moe)")
-        for name, count in (("shallow_ffn", self.depth - self.num_deep_blocks), ("deep_ffn", self.num_deep_blocks)):
+        for name, count in (
+            ("shallow_ffn", self.depth - self.num_deep_blocks),
+            ("deep_ffn", self.num_deep_blocks),
+        ):
             found |= {} if count else {name: "as no block has it (model.num_deep_blocks)"}
         return found
 
@@ -175,14 +189,23 @@ class EveModelConfig(ModelConfig):
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
         idle = {*self.unused_fields(), *other.unused_fields()}
-        names = [name for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler") if name not in idle]
+        names = [
+            name
+            for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler")
+            if name not in idle
+        ]
         if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
-            names.append("num_deep_blocks")  # 0 in one of them: what the other's deep blocks do, none of its blocks does
+            names.append(
+                "num_deep_blocks"
+            )  # 0 in one of them: what the other's deep blocks do, none of its blocks does
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     def __str__(self) -> str:
         """Return the shape in one line."""
-        policies = ", ".join(f"{policy} × {len(list(blocks))}" for policy, blocks in itertools.groupby(self.ffn_policies))
+        policies = ", ".join(
+            f"{policy} × {len(list(blocks))}"
+            for policy, blocks in itertools.groupby(self.ffn_policies)
+        )
         return f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim} ({policies})"
 
 
@@ -255,7 +278,12 @@ class DualEncoderConfig(ModelConfig):
         names = "embed_dim layer_scale_init num_heads mlp_ratio activation"
         shape: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
         shape |= {"activation": "quick_gelu"} if self.towers == "clip_roberta" else {}
-        return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
+        return EveModelConfig(
+            **shape,
+            depth=self.image_depth + self.fusion_depth,
+            deep_ffn="shared",
+            shallow_ffn="shared",
+        )
 
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
@@ -266,12 +294,15 @@ class DualEncoderConfig(ModelConfig):
         text, of_text = self.text_width, self.text_num_heads or heads
         own_text = self.text_dim or self.text_num_heads or self.text_mlp_ratio
         return {
-            f"text_dim {text} is not divisible by text_num_heads {of_text}": own_text and text % of_text,
+            f"text_dim {text} is not divisible by text_num_heads {of_text}": own_text
+            and text % of_text,
             f"fusion_depth {last} with towers {self.towers}, which have no co-attention: set it to 0": self.reads_text_end
             and last,
             "text_dim, text_num_heads and text_mlp_ratio need fusion_depth 0": own_text and last,
             f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
-            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not 0 <= self.pixel_layer <= last,
+            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not 0
+            <= self.pixel_layer
+            <= last,
         }
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
@@ -281,9 +312,13 @@ class DualEncoderConfig(ModelConfig):
             without = "needs states of pairs, which model.fusion_depth 0 does not give"
             found += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
         if self.towers == "siglip" and (weight := getattr(task, "mim_weight", 0)):
-            found.append(f"mim_weight {weight:g} needs an image [CLS], which towers siglip do not have; set it to 0")
+            found.append(
+                f"mim_weight {weight:g} needs an image [CLS], which towers siglip do not have; set it to 0"
+            )
         if getattr(task, "joint_masking", False):
-            found.append("joint_masking masks both modalities in one pass, but the towers reconstruct pixels in their own pass")
+            found.append(
+                "joint_masking masks both modalities in one pass, but the towers reconstruct pixels in their own pass"
+            )
         return found
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
@@ -301,6 +336,7 @@ class DualEncoderConfig(ModelConfig):
         depths = f"{self.image_depth} and {self.text_depth} blocks, {self.fusion_depth} layers of co-attention"
         towers = dict.fromkeys((self, self.of_text))
         shapes = dict.fromkeys(
-            f"width {one.embed_dim}, {one.num_heads} heads, feed-forward {one.block.ffn_dim}" for one in towers
+            f"width {one.embed_dim}, {one.num_heads} heads, feed-forward {one.block.ffn_dim}"
+            for one in towers
         )
         return f"towers of {depths}, {' and '.join(shapes)}"

@@ -44,7 +44,9 @@ class TaskConfig(Section):
         if rows == "image_text":
             return []
         if (lacking := self.alone.get(rows)) is None:
-            return [f"name {self.name} does not train on data.modality {rows}; leave it at image_text"]
+            return [
+                f"name {self.name} does not train on data.modality {rows}; leave it at image_text"
+            ]
         weight = getattr(self, lacking)
         return [f"{lacking} {weight:g}, but data.modality is {rows}: set it to 0"] if weight else []
 
@@ -76,8 +78,16 @@ class MaskedSignalConfig(TaskConfig):
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
     unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.mim_weight", 0, "mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"),
-        ("task.mlm_weight", 0, "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"),
+        (
+            "task.mim_weight",
+            0,
+            "mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads",
+        ),
+        (
+            "task.mlm_weight",
+            0,
+            "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source",
+        ),
         ("task.mask_replace_prob", 0, "mask_replace_source"),
         ("task.joint_masking", True, "mim_share"),
     )
@@ -114,10 +124,17 @@ class MaskedSignalConfig(TaskConfig):
 
         Each comes with whether it holds.
         """
-        learns_nothing = type(self) is MaskedSignalConfig and not (self.mim_weight or self.mlm_weight)
-        lacks_one, width, heads = 0 in (self.mim_weight, self.mlm_weight), self.decoder_dim, self.decoder_num_heads
+        learns_nothing = type(self) is MaskedSignalConfig and not (
+            self.mim_weight or self.mlm_weight
+        )
+        lacks_one, width, heads = (
+            0 in (self.mim_weight, self.mlm_weight),
+            self.decoder_dim,
+            self.decoder_num_heads,
+        )
         return {
-            "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking and lacks_one,
+            "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking
+            and lacks_one,
             "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
             f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
         }
@@ -126,7 +143,9 @@ class MaskedSignalConfig(TaskConfig):
 class ContrastOptions(Values):
     """Options of contrast in pre-training and in fine-tuning."""
 
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("task.itc_weight", 0, "memory_batches image_image_weight"),)
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.itc_weight", 0, "memory_batches image_image_weight"),
+    )
     memory_batches: CountOrZero = 0
     """Batches whose features stay as further negatives of contrast (cross-batch memory), once 20 % of the steps are done; 0:
     none. They are meant for batches that are small for the data. 8 batches of 128 pairs lengthen a step of icons_search by 3 %.
@@ -266,7 +285,9 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
         """Return the problems of a micro-batch of num_pairs, one sentence each."""
         if self.itm_loss != "ranking" or num_pairs >= self.ranking_candidates:
             return []
-        return [f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"]
+        return [
+            f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"
+        ]
 
     def conflicts(self) -> dict[str, object]:
         """Return sentences about values that do not go together.
@@ -278,12 +299,14 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
         head = f"rerank {rerank} needs the matching head, but itm_weight is 0: set it to 0 too"
         pairs = f"rerank {rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
         return {
-            "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1": rerank == 1,
+            "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1": rerank
+            == 1,
             "itc_weight and itm_weight are both 0: nothing to learn": not contrasts and not matches,
             pairs: rerank and not contrasts,
             "pooling mean takes states after the final norm: leave final_norm at True": is_unnormed,
             head: rerank and contrasts and not matches,
-            "itm_batchnorm has no effect while itm_weight is 0: there is no matching head": self.itm_batchnorm and not matches,
+            "itm_batchnorm has no effect while itm_weight is 0: there is no matching head": self.itm_batchnorm
+            and not matches,
         }
 
 

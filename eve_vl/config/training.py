@@ -23,7 +23,9 @@ def generated(source: str) -> tuple[str, str] | None:
     if name not in GENERATORS:
         return None
     if not colon and Path(name).exists():
-        raise UserError(f"{name}: is both a path and built-in data; write ./{name} for the path, {name}:train for the data")
+        raise UserError(
+            f"{name}: is both a path and built-in data; write ./{name} for the path, {name}:train for the data"
+        )
     return name, split or "train"
 
 
@@ -69,13 +71,23 @@ class InputConfig(Values):
 
         Each comes with whether it holds.
         """
-        size, patch, padded, longest = self.image_size, self.patch_size, self.padded_text_length, self.text_length
+        size, patch, padded, longest = (
+            self.image_size,
+            self.patch_size,
+            self.padded_text_length,
+            self.text_length,
+        )
         divisible = patch * max(1, round(size / patch))
         return {
             f"image_size {size} is smaller than patch_size {patch}": size < patch,
-            f"image_size {size} is not divisible by patch_size {patch} (nearest: {divisible})": size > patch and size % patch,
-            f"image_size {size} is a single patch (patch_size {patch}); masking needs more": size == patch,
-            f"padded_text_length {padded} is not between 0 and text_length {longest}": not 0 <= padded <= longest,
+            f"image_size {size} is not divisible by patch_size {patch} (nearest: {divisible})": size
+            > patch
+            and size % patch,
+            f"image_size {size} is a single patch (patch_size {patch}); masking needs more": size
+            == patch,
+            f"padded_text_length {padded} is not between 0 and text_length {longest}": not 0
+            <= padded
+            <= longest,
         }
 
 
@@ -153,33 +165,76 @@ class DataConfig(Values):
 
         Each comes with whether it holds.
         """
-        holds_out, made, crop, weights = HELD_OUT in self.val, _generators(self.train), self.crop_scale, len(self.train_weights)
-        own, lacking = next(iter(made), ""), next((name for name in _generators(self.val) if name not in made), "")
+        holds_out, made, crop, weights = (
+            HELD_OUT in self.val,
+            _generators(self.train),
+            self.crop_scale,
+            len(self.train_weights),
+        )
+        own, lacking = (
+            next(iter(made), ""),
+            next((name for name in _generators(self.val) if name not in made), ""),
+        )
         splits = f"generated {own} have a split of their own: give --data.val {own}:val"
         give = f"give --data.val PATH, or --data.val {HELD_OUT}"
         tests = f"test_fraction has no effect on generated {own}, which have a split for tests; leave it out"
         return {
             "train and val must each name a source": not self.train or not self.val,
-            f"val is {HELD_OUT} and something else; give one of the two": holds_out and len(self.val) > 1,
+            f"val is {HELD_OUT} and something else; give one of the two": holds_out
+            and len(self.val) > 1,
             tests: self.test_fraction and own,
             f"val is {HELD_OUT}, but {splits}": self.val == (HELD_OUT,) and own,
-            f"val is {' '.join(self.val)}, but train has no {lacking}: {give}": self.train and lacking and not holds_out,
-            f"train_weights has {weights} values for {len(self.train)} train sources": weights not in (0, len(self.train)),
-            f"crop_scale {crop} is not within (0, 1], smaller first": not 0 < crop[0] <= crop[1] <= 1,
+            f"val is {' '.join(self.val)}, but train has no {lacking}: {give}": self.train
+            and lacking
+            and not holds_out,
+            f"train_weights has {weights} values for {len(self.train)} train sources": weights
+            not in (0, len(self.train)),
+            f"crop_scale {crop} is not within (0, 1], smaller first": not 0
+            < crop[0]
+            <= crop[1]
+            <= 1,
         }
 
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
-        is_generated, is_text = all(map(generated, (*self.train, *self.val))), self.modality == "text"
-        reading = ("format", "image_root", "image_column", "text_column", "label_column", "batches_from", "pair_captions")
-        unused: dict[str, str] = dict.fromkeys((*reading, "split_file", "order") if is_generated else (), "on generated data")
-        by_shards = ("train_weights", "batches_from", "pair_captions", "split_file") if self.order == "shards" else ()
+        is_generated, is_text = (
+            all(map(generated, (*self.train, *self.val))),
+            self.modality == "text",
+        )
+        reading = (
+            "format",
+            "image_root",
+            "image_column",
+            "text_column",
+            "label_column",
+            "batches_from",
+            "pair_captions",
+        )
+        unused: dict[str, str] = dict.fromkeys(
+            (*reading, "split_file", "order") if is_generated else (), "on generated data"
+        )
+        by_shards = (
+            ("train_weights", "batches_from", "pair_captions", "split_file")
+            if self.order == "shards"
+            else ()
+        )
         unused |= dict.fromkeys(by_shards, "with order shards")
         holds_out = HELD_OUT in self.val
-        unused |= {"skip_invalid_val": "as held-out always skips"} if holds_out else {"val_fraction": f"without val {HELD_OUT}"}
-        unused |= dict.fromkeys(("val_fraction", "test_fraction") if self.split_file else (), "with split_file")
-        unused |= dict.fromkeys(("caption_augment",) if self.modality != "image_text" else (), "without image–text pairs")
-        return unused | dict.fromkeys(("crop_scale", "flip", "augment") if is_text else (), "on texts without images")
+        unused |= (
+            {"skip_invalid_val": "as held-out always skips"}
+            if holds_out
+            else {"val_fraction": f"without val {HELD_OUT}"}
+        )
+        unused |= dict.fromkeys(
+            ("val_fraction", "test_fraction") if self.split_file else (), "with split_file"
+        )
+        unused |= dict.fromkeys(
+            ("caption_augment",) if self.modality != "image_text" else (),
+            "without image–text pairs",
+        )
+        return unused | dict.fromkeys(
+            ("crop_scale", "flip", "augment") if is_text else (), "on texts without images"
+        )
 
 
 class TokenizerConfig(Values):
@@ -264,7 +319,11 @@ class TrainConfig(Values):
         """
         size, parts = self.batch_size, self.accumulation
         factors: dict[str, object] = {
-            f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": not 0 < factor < math.inf
+            f"lr_multipliers: the factor of {name!r} must be above 0, got {factor}": not 0
+            < factor
+            < math.inf
             for name, factor in self.lr_multipliers
         }
-        return {f"batch_size {size} is not divisible by accumulation {parts}": size % parts} | factors
+        return {
+            f"batch_size {size} is not divisible by accumulation {parts}": size % parts
+        } | factors

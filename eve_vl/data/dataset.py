@@ -21,7 +21,15 @@ from torch.utils.data import BatchSampler, Dataset
 from eve_vl.config import Config
 from eve_vl.data.decoding import decode_bytes, read_image
 from eve_vl.data.order import generator
-from eve_vl.data.records import ImageBytes, ImageRef, Place, Source, Unencoded, fetch_places, row_name
+from eve_vl.data.records import (
+    ImageBytes,
+    ImageRef,
+    Place,
+    Source,
+    Unencoded,
+    fetch_places,
+    row_name,
+)
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, augment, eval_crop, to_tensor, train_crop
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -30,7 +38,9 @@ from eve_vl.utils.frozen import Frozen
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a wrong setting, not a few broken files
 EVAL_SEED = 0  # random choices of evaluation do not depend on the seed of the run
-NAMES_A_SIDE = re.compile(r"(?<![^\W_])(left|right|(anti|counter)?-?clockwise)", re.IGNORECASE)  # mirroring would make it false
+NAMES_A_SIDE = re.compile(
+    r"(?<![^\W_])(left|right|(anti|counter)?-?clockwise)", re.IGNORECASE
+)  # mirroring would make it false
 SAMPLE, PICKS = 3, 5  # purposes of random streams, next to those of the loader and of masking
 
 
@@ -51,7 +61,9 @@ def normalize(images_BCHW: Tensor) -> Tensor:
 
     Floats stay as they are: already normalised.
     """
-    return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
+    return (
+        images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
+    )
 
 
 # How the values of all samples become a field of their batch; each rule takes (values, pad_id, length).
@@ -81,7 +93,9 @@ def plain(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def each(name: str, combine: Callable[[Sequence[Any], int, int], Any] = plain, **default: Any) -> Any:
+def each(
+    name: str, combine: Callable[[Sequence[Any], int, int], Any] = plain, **default: Any
+) -> Any:
     """Return a batch field made by `combine` from the attribute `name` of the samples."""
     return dataclasses.field(metadata={"name": name, "combine": combine}, **default)
 
@@ -107,7 +121,10 @@ class Sample(SimpleNamespace):
     @classmethod
     def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
         """Return the sample of a row: its fields, and the values made from them."""
-        return cls(batch=batch, **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made)
+        return cls(
+            batch=batch,
+            **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made,
+        )
 
 
 class RowBatch(Frozen):
@@ -116,7 +133,9 @@ class RowBatch(Frozen):
     where: tuple[str, ...] = each("where")
     names: tuple[str, ...] = each("name", default=())
     positions: tuple[tuple[int, int], ...] = each("position", default=())
-    skipped: tuple[BadSampleError, ...] = each("skipped", lambda values, *_: sum(values, ()), default=())
+    skipped: tuple[BadSampleError, ...] = each(
+        "skipped", lambda values, *_: sum(values, ()), default=()
+    )
 
     @property
     def parts(self) -> "Sequence[RowBatch]":
@@ -133,12 +152,20 @@ class RowBatch(Frozen):
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor | RowBatch)}
+        changed = {
+            name: change(value)
+            for name, value in values.items()
+            if isinstance(value, Tensor | RowBatch)
+        }
         return dataclasses.replace(self, **changed)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the plain fields of each row, by the names of the sample's attributes."""
-        fields = {field.metadata["name"]: field.name for field in dataclasses.fields(self) if plain in field.metadata.values()}
+        fields = {
+            field.metadata["name"]: field.name
+            for field in dataclasses.fields(self)
+            if plain in field.metadata.values()
+        }
         columns = zip(*(getattr(self, name) for name in fields.values()), strict=True)
         return (dict(zip(fields, row, strict=True)) for row in columns)
 
@@ -149,8 +176,13 @@ class RowBatch(Frozen):
         length: tokens to pad texts to; 0: those of the longest of the batch.
         """
         rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
-        columns = {name: [getattr(sample, rule["name"]) for sample in samples] for name, rule in rules.items()}
-        return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
+        columns = {
+            name: [getattr(sample, rule["name"]) for sample in samples]
+            for name, rule in rules.items()
+        }
+        return cls(
+            **{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()}
+        )
 
 
 class ImageBatch(RowBatch):
@@ -178,7 +210,9 @@ class Batch(ImageBatch, TextBatch):
     """Images, each with a text."""
 
 
-def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
+def decode(
+    image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None
+) -> Tensor:
     """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width).
 
     longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or decoded.
@@ -186,7 +220,9 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
     if isinstance(image, Unencoded):
         return to_tensor(image, crop)
     is_upload = isinstance(image, ImageBytes) and image.is_upload
-    return decode_bytes(read_image(image, where), where, crop=crop, longest=longest, is_upload=is_upload).pixels
+    return decode_bytes(
+        read_image(image, where), where, crop=crop, longest=longest, is_upload=is_upload
+    ).pixels
 
 
 class SampleSet(Dataset[Sample], ABC):
@@ -238,7 +274,14 @@ class RowDataset(SampleSet):
     truth: ClassVar[str] = ""
     """The row's field that test sets withhold, e.g. its answers; "" if there is none."""
 
-    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+    def __init__(
+        self,
+        sources: Sequence[Source[Any]],
+        config: Config,
+        tokenizer: Tokenizer,
+        *,
+        training: bool,
+    ):
         super().__init__(config, tokenizer)
         self.sources, self.training = sources, training
         self.seed = config.train.seed if training else EVAL_SEED
@@ -297,10 +340,14 @@ class RowDataset(SampleSet):
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
-        positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
+        positions = eval_positions(
+            [len(source) for source in self.sources], self.config.data.val_samples
+        )
         return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
-    def load_image(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
+    def load_image(
+        self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]
+    ) -> Tensor:
         """Return an image as uint8 (3, H, W), augmented in training.
 
         It is not mirrored if that made it or a text false.
@@ -330,7 +377,12 @@ def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     total = sum(lengths)
     num = min(num_samples, total)
     edges = np.arange(num + 1) * total // max(num, 1)
-    picks = generator(EVAL_SEED, PICKS).integers(edges[:-1], edges[1:])  # one of each stretch, since rows may alternate
+    picks = generator(EVAL_SEED, PICKS).integers(
+        edges[:-1], edges[1:]
+    )  # one of each stretch, since rows may alternate
     ends = np.cumsum(lengths)
     sources = np.searchsorted(ends, picks, side="right")
-    return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]
+    return [
+        (0, int(source), int(pick - ends[source] + lengths[source]))
+        for source, pick in zip(sources, picks, strict=True)
+    ]

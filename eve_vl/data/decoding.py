@@ -24,15 +24,25 @@ from eve_vl.data.records import ImageFile, ImageRef, Unencoded
 from eve_vl.data.transforms import Crop
 from eve_vl.utils.errors import BadSampleError
 
-MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
+MAX_PIXELS: Final = (
+    178_956_970 // 2
+)  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
 # Pillow knows more formats; EPS, e.g., runs an interpreter on the file.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-WEB_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")  # Pillow parses parts of the others in Python
+WEB_FORMATS: Final = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "AVIF",
+)  # Pillow parses parts of the others in Python
 STRIP_PIXELS: Final = 2**20  # converted at a time
 # Peak memory of decoding, rotation included; other formats need 8: 4 in Pillow, 3 as RGB, and strips.
 BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
 MAX_BYTES: Final = 600 * 2**20  # keeps a process with its libraries below 1 GB
-MAX_SCANNED: Final = 2**31  # pixels of a JPEG over all scans: seconds, because 73 bytes can hold a scan
+MAX_SCANNED: Final = (
+    2**31
+)  # pixels of a JPEG over all scans: seconds, because 73 bytes can hold a scan
 USUAL_SCANS: Final = 10
 JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\x01\xd0-\xd7\xff]")
 NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, in messages
@@ -83,7 +93,12 @@ def read_image(image: ImageRef, where: str) -> bytes:
 
 
 def decode_bytes(
-    data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None, is_upload: bool = False
+    data: bytes,
+    where: str,
+    *,
+    crop: Crop | None = None,
+    longest: int | None = None,
+    is_upload: bool = False,
 ) -> DecodedImage:
     """Return an encoded image, or a crop of it, as RGB.
 
@@ -96,11 +111,16 @@ def decode_bytes(
         image = _open(data)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise BadSampleError(where, f"image is {width}x{height} pixels, at most {MAX_PIXELS} in all are accepted")
+            raise BadSampleError(
+                where, f"image is {width}x{height} pixels, at most {MAX_PIXELS} in all are accepted"
+            )
         _check_cost(data, image, where)
         # libpng inflates all of the data, Pillow as much as the image takes: 0.3 ms instead of 3 s for 512 MB in 0.5 MB
         is_bounded = is_upload and image.format == "PNG"
-        form, pixels = str(image.format), None if is_bounded else _decode_fast(data, image, crop, longest)
+        form, pixels = (
+            str(image.format),
+            None if is_bounded else _decode_fast(data, image, crop, longest),
+        )
         conversions = [f"{NAMES[image.mode]} to RGB"] if image.mode in NAMES else []
         if pixels is None:
             pixels, conversions = _decode_special(image, where)
@@ -154,12 +174,16 @@ def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     This process ignores Pillow's warnings (large images, odd metadata) from then on. A process-wide filter, because
     `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
     """
-    if not (warnings.filters and warnings.filters[0][3] == _PILLOW_MODULES):  # else another filter may be first
+    if not (
+        warnings.filters and warnings.filters[0][3] == _PILLOW_MODULES
+    ):  # else another filter may be first
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
     file = _ImageFile(data)
     image = Image.open(file, formats=formats)
     # pixels in very many strips (TIFF), or decoded in Python (runs of BMP, odd PPM)
-    if image.format == "TIFF" or any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
+    if image.format == "TIFF" or any(
+        tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())
+    ):
         file.reads_left = math.inf
     return image
 
@@ -174,13 +198,19 @@ def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
     most = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
     if most > 1:  # the decoder keeps coefficients of a JPEG in several scans
         per_pixel += 2 * len(image.getbands())
-    if width * height * most > MAX_SCANNED and width * height * (scans := _num_scans(data)) > MAX_SCANNED:
+    if (
+        width * height * most > MAX_SCANNED
+        and width * height * (scans := _num_scans(data)) > MAX_SCANNED
+    ):
         accepted = f"at most {MAX_SCANNED // (width * height)} of so large an image are accepted"
         raise BadSampleError(where, f"{width}x{height} JPEG has {scans} scans, {accepted}")
     needed = width * height * per_pixel + len(data)
     if needed > MAX_BYTES:
         what = f"{width}x{height} {image.mode} image ({image.format})"
-        raise BadSampleError(where, f"{what} needs {needed >> 20} MB to decode, at most {MAX_BYTES >> 20} are accepted")
+        raise BadSampleError(
+            where,
+            f"{what} needs {needed >> 20} MB to decode, at most {MAX_BYTES >> 20} are accepted",
+        )
 
 
 def _num_scans(data: bytes) -> int:
@@ -208,7 +238,9 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: int | None) -> Tensor | None:
+def _decode_fast(
+    data: bytes, image: Image.Image, crop: Crop | None, longest: int | None
+) -> Tensor | None:
     """Return the pixels, or a crop, of a plain JPEG or PNG; None for anything else.
 
     image: its header. Pillow gets what these decoders refuse; it has the better messages and now and then succeeds.
@@ -220,23 +252,34 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: in
             return _decode_jpeg(data, *image.size, crop, longest)
         is_plain = _raw_mode(image) == image.mode or image.mode == "P"
         is_animated = getattr(image, "is_animated", False)
-        special = image.info.keys() & {"transparency", "icc_profile"}  # libpng prints warnings about colour profiles
+        special = image.info.keys() & {
+            "transparency",
+            "icc_profile",
+        }  # libpng prints warnings about colour profiles
         if image.format == "PNG" and is_plain and not is_animated and not special:
-            pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            pixels = decode_png(
+                torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+            )
             return crop(pixels) if crop else pixels
     return None
 
 
-def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None, longest: int | None) -> Tensor:
+def _decode_jpeg(
+    data: bytes, width: int, height: int, crop: Crop | None, longest: int | None
+) -> Tensor:
     if crop is None:
         share = 1 if longest is None else min(1, longest / max(width, height))
-        array = simplejpeg.decode_jpeg(data, min_height=math.ceil(height * share), min_width=math.ceil(width * share))
+        array = simplejpeg.decode_jpeg(
+            data, min_height=math.ceil(height * share), min_width=math.ceil(width * share)
+        )
         return torch.from_numpy(array).permute(2, 0, 1)
     box = crop.choose(height, width)
     divisor = crop.divisor(box)
     least_height, least_width = -(-height // divisor), -(-width // divisor)
     is_shrunk = min(box[2:]) >= crop.size  # hides the coarser colour of fastupsample
-    array = simplejpeg.decode_jpeg(data, min_height=least_height, min_width=least_width, fastupsample=is_shrunk)
+    array = simplejpeg.decode_jpeg(
+        data, min_height=least_height, min_width=least_width, fastupsample=is_shrunk
+    )
     return crop.cut(torch.from_numpy(array).permute(2, 0, 1), box, divisor)
 
 
@@ -245,9 +288,13 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
     conversions = ["first frame of several"] if getattr(image, "is_animated", False) else []
     is_16_bit = "16" in _raw_mode(image)
     image.load()
-    is_16_bit_gray = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    is_16_bit_gray = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    )
     if image.mode in ("I", "F") and not is_16_bit_gray:
-        raise BadSampleError(where, "pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
+        raise BadSampleError(
+            where, "pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits"
+        )
     if is_16_bit or is_16_bit_gray:
         conversions.append("16-bit to 8-bit")
     has_alpha = {"A", "a"}.intersection(image.getbands()) or "transparency" in image.info
@@ -260,7 +307,9 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
     for top in range(0, height, rows):  # the whole image would take five times its memory
         strip = image.crop((0, top, width, min(top + rows, height)))
         if is_16_bit_gray:  # Pillow's own conversion clips at 255
-            array[top : top + rows] = (np.asarray(strip).astype(np.int64).clip(0, 65535) >> 8)[:, :, None]
+            array[top : top + rows] = (np.asarray(strip).astype(np.int64).clip(0, 65535) >> 8)[
+                :, :, None
+            ]
         else:
             if has_alpha:
                 layer = strip.convert("RGBA")

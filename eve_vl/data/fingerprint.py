@@ -35,19 +35,26 @@ def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, objec
         num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
         length = -(-num // NUM_RUNS)
         starts = np.linspace(0, len(source) - length, NUM_RUNS).round().astype(int)
-        for index in fetched(source, np.unique(starts[:, None] + np.arange(length)).tolist(), images=True):
+        for index in fetched(
+            source, np.unique(starts[:, None] + np.arange(length)).tolist(), images=True
+        ):
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
                 found[f"{name}, row {row.where}"] = _digest(_content(row))
         rows = getattr(source, "indices", ())
-        known = (*getattr(getattr(source, "dataset", source), "listing", ()), np.array(getattr(rows, "first", rows)))
+        known = (
+            *getattr(getattr(source, "dataset", source), "listing", ()),
+            np.array(getattr(rows, "first", rows)),
+        )
         found[f"{name}, names or sizes"] = _digest(map(np.ascontiguousarray, known))
     return found
 
 
 def _content(row: Record) -> Iterable[Any]:
     """Yield the encoded images and the values of a row. Raises OSError."""
-    for value in (getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "where"):
+    for value in (
+        getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "where"
+    ):
         if isinstance(value, ImagePixels):
             yield np.ascontiguousarray(value.pixels)
         elif not isinstance(value, ImageDrawing):  # it follows from its row

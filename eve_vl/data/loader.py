@@ -26,14 +26,25 @@ from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import start_method, usable_cores
 
-OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
+OPTIONS = (
+    "format",
+    "image_root",
+    "image_column",
+    "text_column",
+    "label_column",
+)  # of reading files
 Group = Callable[[np.ndarray, int], np.ndarray] | None
 BATCHES = 7  # purpose of a random stream, next to those of the order and of the datasets
 SHARDS = "shards"  # of data.order
 
 
 def open_sources(
-    specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions", *, must_be_usable: bool = True
+    specs: Sequence[str],
+    data: DataConfig,
+    image_size: int,
+    kind: str = "captions",
+    *,
+    must_be_usable: bool = True,
 ) -> list[Source[Any]]:
     """Open every source. Raises UserError.
 
@@ -46,16 +57,22 @@ def open_sources(
             own = "captions" if kind == "auto" else kind
             kinds = find_generator(named[0]).ROWS
             if own not in kinds:
-                raise UserError(f"{spec}: the generated {named[0]} hold no {own}, but {', '.join(kinds)}")
+                raise UserError(
+                    f"{spec}: the generated {named[0]} hold no {own}, but {', '.join(kinds)}"
+                )
             sources.append(kinds[own](split=named[1], image_size=image_size))
         else:
-            options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
+            options = {
+                name: value for name in OPTIONS if (value := getattr(data, name)) is not None
+            }
             options |= {"must_be_usable": must_be_usable, "by_shards": data.order == SHARDS}
             sources.append(open_source(spec, kind=kind, **options))
     return sources
 
 
-def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
+def open_train_and_val(
+    config: Config, kind: str = "captions"
+) -> tuple[list[Source[Any]], list[Source[Any]]]:
     """Open the training and validation sources of a run. Raises UserError.
 
     `held-out` splits the training sources; see `held_out_split`.
@@ -63,7 +80,9 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
     return open_splits(config, kind)[:2]
 
 
-def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
+def open_splits(
+    config: Config, kind: str
+) -> tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]:
     """Open the sources of a run for training, validation and the test.
 
     Raises UserError. There are none for the test without data.test_fraction or split_file.
@@ -76,7 +95,9 @@ def open_splits(config: Config, kind: str) -> tuple[list[Source[Any]], list[Sour
         train, held, test = read_split(data.split_file, train, data.train)
     elif val is None or data.test_fraction:
         shares = 0.0 if val is not None else data.val_fraction, data.test_fraction
-        train, held, test = held_out_split(train, data.train, *shares, by_shards=data.order == SHARDS)
+        train, held, test = held_out_split(
+            train, data.train, *shares, by_shards=data.order == SHARDS
+        )
     return train, held if val is None else val, test
 
 
@@ -89,14 +110,24 @@ def hashes_of(source: Any, name: str | None) -> np.ndarray:
         return hashes_of(source.dataset, name)[np.asarray(source.indices)]
     if not isinstance(source, Table):
         fix = "give --data.batches-from None, or leave --data.pair-captions out"
-        raise UserError(f"data.batches_from and data.pair_captions: generated rows have no columns; {fix}")
+        raise UserError(
+            f"data.batches_from and data.pair_captions: generated rows have no columns; {fix}"
+        )
     name = source.columns.texts[0] if name is None else name
-    texts = ("" if cell is None else str(cell).strip() for cell in progress(source.values(name), f"column {name}", len(source)))
-    hash_N = np.fromiter((hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source))
+    texts = (
+        "" if cell is None else str(cell).strip()
+        for cell in progress(source.values(name), f"column {name}", len(source))
+    )
+    hash_N = np.fromiter(
+        (hash_of(text.encode(errors="surrogatepass")) for text in texts), np.int64, len(source)
+    )
     missing = np.flatnonzero(hash_N == hash_of(b""))
     if len(missing) == len(source):
         problem = f"no row has a value in column {name!r}"
-        raise source.lacks(problem, "Name another column of a JSON lines, CSV, TSV or Parquet file, or leave the option out")
+        raise source.lacks(
+            problem,
+            "Name another column of a JSON lines, CSV, TSV or Parquet file, or leave the option out",
+        )
     hash_N[missing] = missing
     return hash_N
 
@@ -113,7 +144,15 @@ def first_of_groups(hash_N: np.ndarray, size: int) -> np.ndarray:
     return first_N
 
 
-def grouped(order_N2: np.ndarray, epoch: int, starts: Any, value_R: Any, caption_R: Any, size: int, seed: int) -> np.ndarray:
+def grouped(
+    order_N2: np.ndarray,
+    epoch: int,
+    starts: Any,
+    value_R: Any,
+    caption_R: Any,
+    size: int,
+    seed: int,
+) -> np.ndarray:
     """Return an epoch's order, changed by what comes together in a batch.
 
     starts: number of the first row of each source. value_R: hashes of values or None; half of the whole batches of `size` rows
@@ -131,7 +170,9 @@ def grouped(order_N2: np.ndarray, epoch: int, starts: Any, value_R: Any, caption
     return order_N2[new_N]
 
 
-def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sharing_batches(
+    value_N: np.ndarray, epoch: int, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of batches that share a value, and their new places.
 
     Groups of `size` rows with one value are chosen at random, so that each value comes about as often as its rows.
@@ -140,7 +181,9 @@ def sharing_batches(value_N: np.ndarray, epoch: int, size: int, seed: int) -> tu
     first_N = first_of_groups(value_N, size)
     lead = -epoch * N % size  # rows in a batch that began in the epoch before
     num_batches = max(N - lead, 0) // size
-    groups = rng.permutation(np.flatnonzero(np.bincount(first_N, minlength=N) == size))[: num_batches // 2]
+    groups = rng.permutation(np.flatnonzero(np.bincount(first_N, minlength=N) == size))[
+        : num_batches // 2
+    ]
     batches = rng.permutation(num_batches)[: len(groups)]
     by_group_N = np.argsort(first_N, kind="stable")
     places = lead + batches[:, None] * size + np.arange(size)
@@ -152,11 +195,20 @@ def grouping(dataset: RowDataset) -> Group:
 
     Raises UserError for columns that change nothing.
     """
-    data, train, task, sources = dataset.config.data, dataset.config.train, dataset.config.task, dataset.sources
-    merges = getattr(task, "dedup_captions", False) or getattr(task, "itc_targets", "") == "same_text"
+    data, train, task, sources = (
+        dataset.config.data,
+        dataset.config.train,
+        dataset.config.task,
+        dataset.sources,
+    )
+    merges = (
+        getattr(task, "dedup_captions", False) or getattr(task, "itc_targets", "") == "same_text"
+    )
     if data.pair_captions and not (merges and getattr(task, "itc_weight", 0)):
         needs = "contrast (task.itc_weight) that counts equal captions as positives"
-        raise UserError(f"data.pair_captions needs {needs}: task.dedup_captions, or task.itc_targets same_text")
+        raise UserError(
+            f"data.pair_captions needs {needs}: task.dedup_captions, or task.itc_targets same_text"
+        )
 
     def hashes(name: str | None) -> np.ndarray:
         return np.concatenate([hashes_of(source, name) for source in sources])
@@ -165,12 +217,18 @@ def grouping(dataset: RowDataset) -> Group:
     caption_R = hashes(None) if data.pair_captions else None
     if value_R is not None and np.unique(value_R, return_counts=True)[1].max() < train.batch_size:
         problem = f"no value has as many rows as a batch, {train.batch_size}"
-        raise UserError(f"data.batches_from {data.batches_from}: {problem}; give a smaller --train.batch-size, or leave it out")
+        raise UserError(
+            f"data.batches_from {data.batches_from}: {problem}; give a smaller --train.batch-size, or leave it out"
+        )
     if caption_R is not None and len(np.unique(caption_R)) == len(caption_R):
         raise UserError("data.pair_captions: no caption comes twice; leave it out")
     if value_R is None and caption_R is None:
         return None
-    known = {"starts": np.cumsum([0, *map(len, sources)]), "size": train.batch_size, "seed": train.seed}
+    known = {
+        "starts": np.cumsum([0, *map(len, sources)]),
+        "size": train.batch_size,
+        "seed": train.seed,
+    }
     return partial(grouped, value_R=value_R, caption_R=caption_R, **known)
 
 
@@ -179,7 +237,11 @@ def blocks_of(source: Any) -> np.ndarray:
     whole, rows = (source.dataset, source.indices) if isinstance(source, Subset) else (source, None)
     if isinstance(rows, BlockRows):
         return rows.lengths
-    return np.array([rows for _, rows in whole.blocks()] if isinstance(whole, Table) and rows is None else [len(source)])
+    return np.array(
+        [rows for _, rows in whole.blocks()]
+        if isinstance(whole, Table) and rows is None
+        else [len(source)]
+    )
 
 
 def train_batches(
@@ -222,15 +284,26 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     They start after `consumed` samples of the whole run.
     """
     config, lengths = dataset.config, [len(source) for source in dataset.sources]
-    micro_batch, seed = config.train.batch_size // (config.train.accumulation * world), config.train.seed
+    micro_batch, seed = (
+        config.train.batch_size // (config.train.accumulation * world),
+        config.train.seed,
+    )
     weights, start = config.data.train_weights, consumed + rank * micro_batch
-    lanes = ([*map(blocks_of, dataset.sources)], config.train.batch_size) if config.data.order == SHARDS else None
+    lanes = (
+        ([*map(blocks_of, dataset.sources)], config.train.batch_size)
+        if config.data.order == SHARDS
+        else None
+    )
     group = None if lanes else grouping(dataset)
-    order = train_batches(lengths, weights, seed, start, micro_batch, micro_batch * world, group, lanes)
+    order = train_batches(
+        lengths, weights, seed, start, micro_batch, micro_batch * world, group, lanes
+    )
     return _loader(dataset, order)
 
 
-def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:
+def eval_loader(
+    dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int
+) -> DataLoader[Any]:
     """Return each evaluation sample once, this process's share of them."""
     batches = dataset.eval_batches(batch_size, rank, world)
     if batches:

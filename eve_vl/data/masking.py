@@ -13,7 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.dataset import ImageBatch, Position, RowBatch, RowDataset, Sample, TextBatch, each, generator, pad_ids, stack
+from eve_vl.data.dataset import (
+    ImageBatch,
+    Position,
+    RowBatch,
+    RowDataset,
+    Sample,
+    TextBatch,
+    each,
+    generator,
+    pad_ids,
+    stack,
+)
 from eve_vl.data.kinds.captions import CaptionBatch, ImageText, augmented_caption, caption_key
 from eve_vl.data.records import Place, Record, hash_of, image_key
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -29,7 +40,9 @@ def num_masked_patches(num_patches: int, ratio: float) -> int:
     return min(max(round(num_patches * ratio), 1), num_patches - 1) if ratio else 0
 
 
-def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def mask_patches(
+    num_patches: int, ratio: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample the patches to mask; return sorted positions, kept and masked, int64.
 
     There is at least one of each, unless ratio is 0.
@@ -39,7 +52,10 @@ def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tu
 
 
 def mask_tokens(
-    is_special_T: np.ndarray, ratio: float, rng: np.random.Generator, word_T: np.ndarray | None = None
+    is_special_T: np.ndarray,
+    ratio: float,
+    rng: np.random.Generator,
+    word_T: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sample the tokens to mask: bool (T,), True = masked; no special token.
 
@@ -95,8 +111,14 @@ class MaskedImages(ImageBatch):
     def first(self, num_rows: int) -> Self:
         """Return the first rows, without the masks of their texts."""
         names = "images_BCHW", "keep_BK", "hidden_BM", "ids_BT", "is_padding_BT"
-        found: dict[str, Any] = {name: value[:num_rows] for name in names if (value := getattr(self, name, None)) is not None}
-        return dataclasses.replace(self, **found | ({"num_real": None} if "ids_BT" in found else {}))
+        found: dict[str, Any] = {
+            name: value[:num_rows]
+            for name in names
+            if (value := getattr(self, name, None)) is not None
+        }
+        return dataclasses.replace(
+            self, **found | ({"num_real": None} if "ids_BT" in found else {})
+        )
 
 
 class MaskedTexts(TextBatch):
@@ -104,7 +126,9 @@ class MaskedTexts(TextBatch):
 
     is_masked_BT: Tensor = each("is_masked_T", lambda masks, _, T: pad_ids(masks, False, T).bool())
     """True = masked."""
-    masked_M: Tensor | None = each("is_masked_T", lambda masks, _, T: _positions(pad_ids(masks, False, T)), default=None)
+    masked_M: Tensor | None = each(
+        "is_masked_T", lambda masks, _, T: _positions(pad_ids(masks, False, T)), default=None
+    )
     """The result of `places`, computed by the loader to avoid a GPU sync; None: `places` computes it."""
     num_targets: Tensor | None = None
     """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
@@ -119,7 +143,11 @@ class MaskedTexts(TextBatch):
 
 
 def _wrong_pairs(samples: Sequence[Sample | None], *sizes: int) -> "PairBatch | None":
-    return PairBatch.collate([sample for sample in samples if sample], *sizes) if any(samples) else None
+    return (
+        PairBatch.collate([sample for sample in samples if sample], *sizes)
+        if any(samples)
+        else None
+    )
 
 
 class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
@@ -139,7 +167,11 @@ class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
         return dataclasses.replace(self, **{name: getattr(other, name) for name in fields})
 
 
-MASKED: dict[str, type[RowBatch]] = {"image_text": PairBatch, "image": MaskedImages, "text": MaskedTexts}
+MASKED: dict[str, type[RowBatch]] = {
+    "image_text": PairBatch,
+    "image": MaskedImages,
+    "text": MaskedTexts,
+}
 
 
 class MaskedPairs(RowDataset):
@@ -158,7 +190,10 @@ class MaskedPairs(RowDataset):
         """Return the row of a sample; in the evaluation of pairs also its usual partner."""
         _, source, row = position
         has_partner = not self.training and self.config.data.modality == "image_text"
-        return [(self.sources[source], each) for each in (row, self._opposite(source, row))[: 1 + has_partner]]
+        return [
+            (self.sources[source], each)
+            for each in (row, self._opposite(source, row))[: 1 + has_partner]
+        ]
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return one pair, image or text. Raises BadSampleError.
@@ -173,9 +208,18 @@ class MaskedPairs(RowDataset):
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
         """Return one pair, image or text with its masks. Raises BadSampleError."""
         task = cast(MaskedSignalConfig, self.config.task)
-        return self.masked(row, self.config.data.modality, task.image_mask_ratio, task.text_mask_ratio, rng)
+        return self.masked(
+            row, self.config.data.modality, task.image_mask_ratio, task.text_mask_ratio, rng
+        )
 
-    def masked(self, row: Record, shown: str, image_ratio: float, text_ratio: float, rng: np.random.Generator) -> Sample:
+    def masked(
+        self,
+        row: Record,
+        shown: str,
+        image_ratio: float,
+        text_ratio: float,
+        rng: np.random.Generator,
+    ) -> Sample:
         """Return a row, masked by these ratios. Raises BadSampleError.
 
         shown: the part of the row to return, one of MASKED.
@@ -191,10 +235,17 @@ class MaskedPairs(RowDataset):
             if self.training and isinstance(row, ImageText):
                 text = augmented_caption(text, self.config.data.caption_augment, rng)
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
-            word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.whole_word_masking else None
+            word_T = (
+                self.tokenizer.words(text, sizes.max_text_tokens)
+                if task.whole_word_masking
+                else None
+            )
             sample.is_masked_T = mask_tokens(is_special_T, text_ratio, rng, word_T)
         if isinstance(row, ImageText):
-            sample.image_id, sample.caption = image_key(row.image, row.where), caption_key(row, texts[0], self.config)
+            sample.image_id, sample.caption = (
+                image_key(row.image, row.where),
+                caption_key(row, texts[0], self.config),
+            )
             sample.draw = rng.random(3, dtype=np.float32)
             if self.training and getattr(task, "itc_targets", "") == "semantic":
                 sample.label_L = label_hashes(row)
@@ -223,6 +274,13 @@ def label_hashes(row: ImageText) -> np.ndarray:
     They are padded with 0. Raises BadSampleError for none or too many.
     """
     if not 0 < (number := len(row.labels) + len(row.absent)) <= MAX_LABELS:
-        raise BadSampleError(row.where, f"{number or 'no'} labels, but task.itc_targets semantic needs 1 to {MAX_LABELS}")
-    present, absent = ([hash_of(name.encode()) & 2**62 - 1 for name in names] for names in (row.labels, row.absent))
-    return np.array([*present, *(-label for label in absent), *[0] * (MAX_LABELS - number)], dtype=np.int64)
+        raise BadSampleError(
+            row.where,
+            f"{number or 'no'} labels, but task.itc_targets semantic needs 1 to {MAX_LABELS}",
+        )
+    present, absent = (
+        [hash_of(name.encode()) & 2**62 - 1 for name in names] for names in (row.labels, row.absent)
+    )
+    return np.array(
+        [*present, *(-label for label in absent), *[0] * (MAX_LABELS - number)], dtype=np.int64
+    )

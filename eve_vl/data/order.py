@@ -10,7 +10,12 @@ from functools import lru_cache
 import numpy as np
 
 LARGE = 2**24  # rows; their order as an array takes 0.8 GB at its peak, in every process
-ORDER, ROWS, SHARDS, WINDOWS = 1, 2, 8, 9  # purposes of random streams, next to those of loader, datasets and evaluation
+ORDER, ROWS, SHARDS, WINDOWS = (
+    1,
+    2,
+    8,
+    9,
+)  # purposes of random streams, next to those of loader, datasets and evaluation
 NUM_LANES = 64  # that a step reads from; each process reads its share of them
 WINDOW = 16  # shards whose rows a lane mixes
 ROUNDS = 6  # of the Feistel network; four are the least for a pseudo-random permutation (Luby and Rackoff, 1988)
@@ -22,7 +27,9 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
+def epoch_order(
+    lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int
+) -> np.ndarray:
     """Return source and row of every sample of one epoch, int64 (sum of lengths, 2).
 
     Without weights each row comes once. With weights each source fills its share of the epoch. It cycles through its own
@@ -34,9 +41,13 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
         length, num = lengths[source], end - start
         if not length:  # a split can keep no row of a source
             continue
-        turn, first = divmod(epoch * num, length)  # in an endless sequence of permutations of the rows
+        turn, first = divmod(
+            epoch * num, length
+        )  # in an endless sequence of permutations of the rows
         turns = range(turn, turn + 1 + (first + max(num, 1) - 1) // length)
-        rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in turns])
+        rows = np.concatenate(
+            [generator(seed, ROWS, turn, source).permutation(length) for turn in turns]
+        )
         order[start:end, 0], order[start:end, 1] = source, rows[first : first + num]
     return order[generator(seed, ORDER, epoch).permutation(total)]
 
@@ -110,10 +121,18 @@ class LaneOrder:
         else:
             lane = at * lanes // self._batch
             first, end = (-(-each * self._batch // lanes) for each in (lane, lane + 1))
-            start, length, place = steps * first, steps * (end - first), step * (end - first) + at - first
+            start, length, place = (
+                steps * first,
+                steps * (end - first),
+                step * (end - first) + at - first,
+            )
         window, place = divmod(place, self._window)
         length = min(self._window, length - window * self._window)
-        line = start + window * self._window + permuted(place, length, self._seed, WINDOWS, self._epoch, lane, window)
+        line = (
+            start
+            + window * self._window
+            + permuted(place, length, self._seed, WINDOWS, self._epoch, lane, window)
+        )
         shard = int(np.searchsorted(self._ends, line, side="right")) - 1
         row = int(self._first[shard]) + line - int(self._ends[shard])
         source = int(np.searchsorted(self._sources, row, side="right")) - 1

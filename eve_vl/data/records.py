@@ -69,7 +69,9 @@ class ImageSpan(Frozen):
 
 def changed(path: Path, how: str) -> StorageError:
     """Return the error of a shard that is not as its index says."""
-    return StorageError(f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again")
+    return StorageError(
+        f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again"
+    )
 
 
 class ImageBytes(Frozen):
@@ -177,7 +179,9 @@ def fetched(source: Any, rows: Iterable[int], *, images: bool = False) -> Iterat
         yield from some
 
 
-def usable_rows(source: Source[Row_co], rows: Sequence[int] | None = None, *, images: bool = False) -> Rows[Row_co]:
+def usable_rows(
+    source: Source[Row_co], rows: Sequence[int] | None = None, *, images: bool = False
+) -> Rows[Row_co]:
     """Yield index and row of all usable rows, or of those at `rows`.
 
     Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be read.
@@ -211,7 +215,9 @@ def row_name(row: Record) -> str:
     Files may share a name.
     """
     values = (getattr(row, field.name) for field in dataclasses.fields(row))
-    held = [image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
+    held = [
+        image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values
+    ]
     return f"{row.where} {hash_of(repr(held).encode()):x}"
 
 

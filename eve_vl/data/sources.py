@@ -60,11 +60,16 @@ def expand(path: Path) -> list[Path]:
     if parts is None:
         raise UserError(explain_missing(path))
     before, first, last, after = parts.groups()
-    paths = [type(path)(f"{before}{number:0{len(first)}}{after}") for number in range(int(first), int(last) + 1)]
+    paths = [
+        type(path)(f"{before}{number:0{len(first)}}{after}")
+        for number in range(int(first), int(last) + 1)
+    ]
     if not paths:
         raise UserError(f"{path}: the range from {first} to {last} is empty")
     if missing := [path for path in paths if not path.exists()]:
-        raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
+        raise UserError(
+            f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}"
+        )
     return paths
 
 
@@ -73,8 +78,16 @@ def explain_missing(path: Path) -> str:
     folder = next(parent for parent in path.parents if parent.exists())
     child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
-    hint = f"{path.name} is a run, not data" if path.name.startswith("builtin:") else did_you_mean(child.name, names)
+    names = (
+        [entry.name for entry in folder.iterdir()]
+        if folder.is_dir() and os.access(folder, os.R_OK)
+        else []
+    )
+    hint = (
+        f"{path.name} is a run, not data"
+        if path.name.startswith("builtin:")
+        else did_you_mean(child.name, names)
+    )
     return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
 
 

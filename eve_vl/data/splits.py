@@ -18,7 +18,17 @@ from torch.utils.data import Subset
 
 from eve_vl.data import fingerprint
 from eve_vl.data.order import LARGE, BlockRows
-from eve_vl.data.records import ImageFile, ImageSpan, Record, Source, fetched, hash_of, image_key, row_keys, usable_rows
+from eve_vl.data.records import (
+    ImageFile,
+    ImageSpan,
+    Record,
+    Source,
+    fetched,
+    hash_of,
+    image_key,
+    row_keys,
+    usable_rows,
+)
 from eve_vl.data.validate import MIN_NOISE, NOISE_SHARE
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -29,7 +39,12 @@ Blocks = Sequence[tuple[str, int]]
 
 
 def held_out_split(
-    sources: Sequence[Source[Any]], names: Sequence[str], val: float, test: float = 0.0, *, by_shards: bool = False
+    sources: Sequence[Source[Any]],
+    names: Sequence[str],
+    val: float,
+    test: float = 0.0,
+    *,
+    by_shards: bool = False,
 ) -> Parts:
     """Move shares of each source's images or texts to validation and test.
 
@@ -39,7 +54,10 @@ def held_out_split(
     """
     tables: Sequence[Any] = sources
     blocks = [source.blocks() if by_shards or len(source) > LARGE else [] for source in tables]
-    keys = [_keys_of_shards(own) if len(own) > 1 else _keys_of_rows(source) for source, own in zip(tables, blocks, strict=True)]
+    keys = [
+        _keys_of_shards(own) if len(own) > 1 else _keys_of_rows(source)
+        for source, own in zip(tables, blocks, strict=True)
+    ]
     left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
     for share in (test, val):
         total += share
@@ -51,24 +69,42 @@ def held_out_split(
             lowest(each, total, 1 if len(own) > 1 else 2) if share else np.zeros(len(each), bool)
             for each, own in zip(places, blocks, strict=True)
         ]
-        in_part = [contents for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held)]
+        in_part = [
+            contents
+            for rows, is_held in zip(keys, held, strict=True)
+            for _, contents in compress(rows, is_held)
+        ]
         shown = {*chain.from_iterable(in_part)}
         alone = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
         left = [still & apart for still, apart in zip(left, alone, strict=True)]
         for name, own, is_kept, is_held in zip(names, blocks, left, held, strict=True):
             sizes = np.array([num for _, num in own])
-            if len(own) > 1 > share * len(own) > 0 and (taken := sizes[is_held].sum() / sizes.sum()) > 2 * share:
+            if (
+                len(own) > 1 > share * len(own) > 0
+                and (taken := sizes[is_held].sum() / sizes.sum()) > 2 * share
+            ):
                 problem = f"whole shards are held out (data.order shards), {taken:.1%} of its rows instead of {share:.1%}"
-                raise UserError(f"{name}: {problem}; give --data.val, more shards or a larger fraction")
+                raise UserError(
+                    f"{name}: {problem}; give --data.val, more shards or a larger fraction"
+                )
             if not (is_kept.any() and (is_held.any() or not share)):
-                raise UserError(f"{name}: has too few images or texts for a held-out split; name other data with --data.val")
+                raise UserError(
+                    f"{name}: has too few images or texts for a held-out split; name other data with --data.val"
+                )
         parts.append(_subsets(sources, blocks, held) if share else [])
     return _subsets(sources, blocks, left), parts[1], parts[0]
 
 
-def _subsets(sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
+def _subsets(
+    sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[np.ndarray]
+) -> list[Source[Any]]:
     return [
-        Subset(source, BlockRows([rows for _, rows in parts], is_in) if len(parts) > 1 else np.flatnonzero(is_in))  # pyright: ignore
+        Subset(
+            source,
+            BlockRows([rows for _, rows in parts], is_in)
+            if len(parts) > 1
+            else np.flatnonzero(is_in),
+        )  # pyright: ignore
         for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
     ]
 
@@ -138,17 +174,24 @@ def write_split(path: Path, sources: Sequence[Source[Any]], num_val: int, num_te
     """
     rows = [[*usable_rows(source)] for source in sources]
     starts = np.cumsum([0, *map(len, sources)])
-    row_R = np.array([start + place for start, found in zip(starts, rows, strict=False) for place, _ in found])
+    row_R = np.array(
+        [start + place for start, found in zip(starts, rows, strict=False) for place, _ in found]
+    )
     group_R = groups(_keys(row for found in rows for _, row in found))
     size_G, parts = np.bincount(group_R), []
-    order_G = np.random.default_rng(0).permutation(np.flatnonzero((size_G > 0) & (size_G <= max(num_val, num_test) // 4 + 1)))
+    order_G = np.random.default_rng(0).permutation(
+        np.flatnonzero((size_G > 0) & (size_G <= max(num_val, num_test) // 4 + 1))
+    )
     for num in (num_test, num_val):
         last = int(np.searchsorted(np.cumsum(size_G[order_G]), num)) + 1 if num else 0
         parts.append(np.sort(row_R[np.isin(group_R, order_G[:last])]))
         if len(parts[-1]) < num:
             return False
         order_G = order_G[last:]
-    test, val = ([(part[(part >= a) & (part < b)] - a).tolist() for a, b in pairwise(starts)] for part in parts)
+    test, val = (
+        [(part[(part >= a) & (part < b)] - a).tolist() for a, b in pairwise(starts)]
+        for part in parts
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps({"data": _fingerprint(sources), "val": val, "test": test}) + "\n")
     return True
@@ -167,15 +210,28 @@ def read_split(path: Path, sources: Sequence[Source[Any]], names: Sequence[str])
     if not has_fields(found, data=str, val=list, test=list):
         raise UserError(f"data.split_file {path}: is no split of eve learn; {fix}")
     if found["data"] != _fingerprint(sources):
-        problem = f"belongs to other rows than {' '.join(names)} has now, or to rows read as another kind"
-        raise UserError(f"data.split_file {path}: {problem}; run eve learn with another --out, or {fix}")
-    held = [np.array(val + test, int) for val, test in zip(found["val"], found["test"], strict=True)]
-    rest = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held, strict=True)]
+        problem = (
+            f"belongs to other rows than {' '.join(names)} has now, or to rows read as another kind"
+        )
+        raise UserError(
+            f"data.split_file {path}: {problem}; run eve learn with another --out, or {fix}"
+        )
+    held = [
+        np.array(val + test, int) for val, test in zip(found["val"], found["test"], strict=True)
+    ]
+    rest = [
+        np.setdiff1d(np.arange(len(source)), rows)
+        for source, rows in zip(sources, held, strict=True)
+    ]
     train, val, test = (
         [Subset(source, rows) for source, rows in zip(sources, part, strict=True)]  # pyright: ignore
         for part in (rest, found["val"], found["test"])
     )
-    return train, [source for source in val if len(source)], [source for source in test if len(source)]  # pyright: ignore
+    return (
+        train,
+        [source for source in val if len(source)],
+        [source for source in test if len(source)],
+    )  # pyright: ignore
 
 
 def groups(keys: Sequence[Iterable[int]]) -> np.ndarray:
@@ -184,7 +240,9 @@ def groups(keys: Sequence[Iterable[int]]) -> np.ndarray:
     Rows that share a key are in one group. keys: of each row.
     """
     row_P = np.repeat(np.arange(len(keys)), [len({*own}) for own in keys])
-    _, key_P = np.unique(np.array([key for own in keys for key in {*own}], np.int64), return_inverse=True)
+    _, key_P = np.unique(
+        np.array([key for own in keys for key in {*own}], np.int64), return_inverse=True
+    )
     group_R = np.arange(len(keys))
     while True:  # as often as the longest chain of shared keys
         lowest_K, before_R = np.full(len(key_P), len(keys)), group_R.copy()
@@ -206,8 +264,13 @@ def _keys(rows: Iterable[Record]) -> list[list[int]]:
         texts.append({hash_of(text.encode()) for text in words})
     counts = Counter(text for own in texts for text in own)
     most = max(MIN_NOISE, NOISE_SHARE * counts.total())
-    return [[*own, *(text for text in its if counts[text] <= most)] for own, its in zip(images, texts, strict=True)]
+    return [
+        [*own, *(text for text in its if counts[text] <= most)]
+        for own, its in zip(images, texts, strict=True)
+    ]
 
 
 def _fingerprint(sources: Sequence[Source[Any]]) -> str:
-    return fingerprint.short(fingerprint.of_sources((place, source) for place, source in enumerate(sources)))
+    return fingerprint.short(
+        fingerprint.of_sources((place, source) for place, source in enumerate(sources))
+    )

@@ -22,7 +22,14 @@ WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try
 SCAN_BYTES = 2**22  # of one request of a scan: about what arrives in the time of a request
 GAP = 2**15  # bytes between two ranges that are rather read than requested separately
 THREADS = 32  # for requests that fsspec does not bundle
-VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "created")  # what stores call it
+VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "LastModified",
+    "Last-Modified",
+    "created",
+)  # what stores call it
 _fetched: defaultdict["RemotePath", list[tuple[int, bytes]]] = defaultdict(list)
 """First byte and content of the ranges that this process has read ahead."""
 
@@ -48,13 +55,17 @@ class RemotePath(type(Path())):
 
     def iterdir(self) -> Generator["RemotePath", None, None]:
         """Yield what is in the folder."""
-        yield from (self / name.rstrip("/").rpartition("/")[2] for name in _ask(self, "ls", detail=False))
+        yield from (
+            self / name.rstrip("/").rpartition("/")[2] for name in _ask(self, "ls", detail=False)
+        )
 
     def stamp(self) -> tuple[int, int]:
         """Return its size and a hash of its version."""
         info = _ask(self, "info")
         if info.get("size") is None:
-            raise StorageError(f"{self}: the server tells no size, so parts of it cannot be read; copy it to a disk")
+            raise StorageError(
+                f"{self}: the server tells no size, so parts of it cannot be read; copy it to a disk"
+            )
         return info["size"], zlib.crc32(str([info.get(name) for name in VERSIONS]).encode())
 
     def open(self, *_: Any, **__: Any) -> Any:
@@ -98,11 +109,17 @@ def _read(ranges: Sequence[Range], tries: int = 1) -> dict[Range, bytes]:
     paths, starts, ends = (list(each) for each in zip(*ranges, strict=True))
     answers = _store().cat_ranges([*map(str, paths)], starts, ends, on_error="return")
     pairs = [*zip(ranges, answers, strict=True)]
-    found = {each: answer for each, answer in pairs if isinstance(answer, bytes) and len(answer) == each[2] - each[1]}
+    found = {
+        each: answer
+        for each, answer in pairs
+        if isinstance(answer, bytes) and len(answer) == each[2] - each[1]
+    }
     if left := {each: answer for each, answer in pairs if each not in found}:
         (path, start, end), answer = next(iter(left.items()))
         is_cut = not isinstance(answer, BaseException)
-        error = OSError(f"{len(answer):,} bytes came instead of {end - start:,}") if is_cut else answer
+        error = (
+            OSError(f"{len(answer):,} bytes came instead of {end - start:,}") if is_cut else answer
+        )
         _wait(path, error, tries, is_whole=is_cut and len(answer) > end - start)
         found |= _read([*left], tries + 1)
     return found
@@ -118,7 +135,9 @@ def _ask(path: RemotePath, method: str, tries: int = 1, **options: Any) -> Any:
 
 
 def _store() -> Any:
-    return fsspec.filesystem("generic")  # the stores of all protocols; fsspec keeps one in each process
+    return fsspec.filesystem(
+        "generic"
+    )  # the stores of all protocols; fsspec keeps one in each process
 
 
 def _wait(path: RemotePath, error: BaseException, tries: int, *, is_whole: bool = False) -> None:
@@ -126,13 +145,26 @@ def _wait(path: RemotePath, error: BaseException, tries: int, *, is_whole: bool 
 
     is_whole: more bytes came than were requested, which a cache between may do once.
     """
-    error = (isinstance(error, FileNotFoundError) and error.__cause__) or error  # fsspec: any fault of asking for a size
-    status, reason = getattr(error, "status", None), next(iter(str(error).splitlines()), "") or type(error).__name__
-    if isinstance(error, ImportError) or type(error) is ValueError:  # no package of this protocol, or no such protocol
-        problem = f"cannot be read ({reason}); pip install 'eve-vl[remote]' for s3://, gs:// and https://"
+    error = (
+        isinstance(error, FileNotFoundError) and error.__cause__
+    ) or error  # fsspec: any fault of asking for a size
+    status, reason = (
+        getattr(error, "status", None),
+        next(iter(str(error).splitlines()), "") or type(error).__name__,
+    )
+    if (
+        isinstance(error, ImportError) or type(error) is ValueError
+    ):  # no package of this protocol, or no such protocol
+        problem = (
+            f"cannot be read ({reason}); pip install 'eve-vl[remote]' for s3://, gs:// and https://"
+        )
     elif isinstance(error, FileNotFoundError) or status in (404, 416):  # 416: it has become shorter
         problem = "no such file, or it has changed since it was indexed; check the name, or start again to index it again"
-    elif isinstance(error, PermissionError) or "Credential" in type(error).__name__ or status in (401, 403):
+    elif (
+        isinstance(error, PermissionError)
+        or "Credential" in type(error).__name__
+        or status in (401, 403)
+    ):
         problem = f"access was refused ({reason}); check the credentials and their rights"
     elif is_whole and tries > 1:
         problem = f"the server does not support byte ranges ({reason}); use one that does, such as nginx, or copy it to a disk"

@@ -15,12 +15,17 @@ from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
 from eve_vl.utils.frozen import Frozen
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
-MAX_CAPTION_LETTERS, MAX_CAPTION_WORDS = 10_000, 1000  # longer "captions" are documents or a mix-up of columns
+MAX_CAPTION_LETTERS, MAX_CAPTION_WORDS = (
+    10_000,
+    1000,
+)  # longer "captions" are documents or a mix-up of columns
 NUM_PROBED = 16  # rows read on opening, to catch a wrong column or image root before a run starts
 Fields = Mapping[str, object]
 Row = tuple[str, Fields | str]
@@ -81,14 +86,19 @@ def _image_file(value: object, root: Path) -> ImageFile:
     `..` and absolute paths in a downloaded table are not.
     """
     if not isinstance(value, str):
-        raise ValueError("image is " + ("missing" if value is None else f"{type(value).__name__}, expected a path"))
+        raise ValueError(
+            "image is "
+            + ("missing" if value is None else f"{type(value).__name__}, expected a path")
+        )
     if not value.strip():
         raise ValueError("image path is empty")
     if value.startswith(("http://", "https://")):
         raise ValueError(f"image is a web address ({value[:80]}); download the images first")
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
-        raise ValueError(f"image path '{value}' leaves {root}; name the images' folder: --data.image-root")
+        raise ValueError(
+            f"image path '{value}' leaves {root}; name the images' folder: --data.image-root"
+        )
     return ImageFile(path=path)
 
 
@@ -117,11 +127,19 @@ def to_texts(value: object, name: str) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise ValueError(f"{name} is {type(text).__name__}, expected text")
         text = text.strip()
-        if len(text) > MAX_CAPTION_LETTERS:  # without spaces it is one word, on which training a tokenizer takes hours
-            raise ValueError(f"{name} has {len(text)} characters, at most {MAX_CAPTION_LETTERS} are accepted")
+        if (
+            len(text) > MAX_CAPTION_LETTERS
+        ):  # without spaces it is one word, on which training a tokenizer takes hours
+            raise ValueError(
+                f"{name} has {len(text)} characters, at most {MAX_CAPTION_LETTERS} are accepted"
+            )
         if (num_words := len(text.split())) > MAX_CAPTION_WORDS:
-            raise ValueError(f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
-        if any(letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name)):
+            raise ValueError(
+                f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted"
+            )
+        if any(
+            letter.isprintable() and not letter.isspace() for letter in _valid_unicode(text, name)
+        ):
             kept.append(text)
     return tuple(kept)
 
@@ -179,7 +197,11 @@ class PackedStrings:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        return self.blob[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")
+        return (
+            self.blob[self.ends[index] : self.ends[index + 1]]
+            .tobytes()
+            .decode("utf-8", "surrogatepass")
+        )
 
 
 # Columns and tables
@@ -237,7 +259,9 @@ class RowColumns(Frozen, ABC):
         given: those that the user names.
         """
         options = ("image", "text", "label")
-        images, texts, labels = (cls.pick_some(table, name, given[name]) if name in cls.USUAL else () for name in options)
+        images, texts, labels = (
+            cls.pick_some(table, name, given[name]) if name in cls.USUAL else () for name in options
+        )
         if not images and not texts:
             advice = "Name one with --data.image-column or --data.text-column"
             raise table.lacks("none of its columns is a usual one of images or texts", advice)
@@ -248,7 +272,11 @@ class RowColumns(Frozen, ABC):
         """Pick the columns for image, text or label. Raises UserError."""
         usual = cls.USUAL[option]
         if given is None and option in cls.OPTIONAL:
-            return usual if option == "label" else tuple(name for name in usual if name in table.names)[:1]
+            return (
+                usual
+                if option == "label"
+                else tuple(name for name in usual if name in table.names)[:1]
+            )
         return (table.column(given, usual, cls.TEXT_ROLE if option == "text" else option, option),)
 
     @abstractmethod
@@ -261,7 +289,9 @@ class RowColumns(Frozen, ABC):
     def image(self, fields: Fields, root: Path) -> ImageRef:
         """Return the image of a row. Raises ValueError."""
         value = field(fields, self.images[0])
-        return find_image(str(value), root, self.folders) if self.folders else image_ref(value, root)
+        return (
+            find_image(str(value), root, self.folders) if self.folders else image_ref(value, root)
+        )
 
 
 class Table(ABC):
@@ -290,7 +320,9 @@ class Table(ABC):
         """Prepare to read these columns and no others. Raises UserError."""
         self.wanted, self.optional = columns.used, columns.optional
 
-    def open(self, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True) -> Self:
+    def open(
+        self, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True
+    ) -> Self:
         """Select the columns and return the table, a source of records.
 
         must_be_usable: raise UserError if none of the first rows is usable.
@@ -305,27 +337,41 @@ class Table(ABC):
                 problems.append(error)
                 continue
             if image_root is not None and any(isinstance(image, ImageBytes) for image in images):
-                raise UserError(f"{self.path}: holds the images themselves; leave out --data.image-root")
-            missing = [image.path for image in images if isinstance(image, ImageFile) and not is_file(image.path)]
+                raise UserError(
+                    f"{self.path}: holds the images themselves; leave out --data.image-root"
+                )
+            missing = [
+                image.path
+                for image in images
+                if isinstance(image, ImageFile) and not is_file(image.path)
+            ]
             if not missing:
                 return self
-            problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
+            problems.append(
+                f"no such image: {missing[0]}. Name the images' folder: --data.image-root"
+            )
         if problems:
-            raise UserError(f"{self.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
+            raise UserError(
+                f"{self.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}"
+            )
         return self
 
     def __getitem__(self, index: int, /) -> Any:
         index = range(len(self))[index]
         where = printable(self.where(index))
         try:
-            return self.columns.record(self.fields(index), root=self.root(index), where=where, row=index)
+            return self.columns.record(
+                self.fields(index), root=self.root(index), where=where, row=index
+            )
         except StorageError:
             raise
         except OSError as error:
             reason = f"cannot read {error.filename}: {error.strerror or error}"
         except ValueError as error:
             reason = str(error)
-        raise BadSampleError(where, reason)  # only here: as its context, the other error would keep the row in memory
+        raise BadSampleError(
+            where, reason
+        )  # only here: as its context, the other error would keep the row in memory
 
     def name(self, index: int) -> str:
         """Return a row's name that is unique over all sources: `where` with its folder."""
@@ -379,7 +425,14 @@ class Table(ABC):
         candidates = usual if given is None else [given]
         if found := next((name for name in candidates if name in self.names), None):
             return found
-        hint = next((f" ({hint})" for hint in (did_you_mean(name, self.names) for name in candidates) if hint), "")
+        hint = next(
+            (
+                f" ({hint})"
+                for hint in (did_you_mean(name, self.names) for name in candidates)
+                if hint
+            ),
+            "",
+        )
         problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
         problem = problem if given is None else f"it has no column {given!r}"
         raise self.lacks(problem + hint, f"Name one with --data.{option}-column")

@@ -15,7 +15,9 @@ from eve_vl.data.records import Unencoded
 from eve_vl.utils.frozen import Frozen
 
 MAX_ASPECT = 4 / 3
-LONGEST = 64  # times the shorter side that a centre crop resizes: a line of pixels would fill the memory
+LONGEST = (
+    64  # times the shorter side that a centre crop resizes: a line of pixels would fill the memory
+)
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
@@ -30,7 +32,9 @@ def centre_box(height: int, width: int) -> Box:
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+def random_box(
+    height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]
+) -> Box:
     """Sample a box that covers `scale` of an image; its aspect ratio is 3/4 to 4/3.
 
     Like torchvision's RandomResizedCrop, it falls back to the centre after ten failed attempts.
@@ -40,8 +44,16 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
         aspect = MAX_ASPECT ** (2 * aspect - 1)
         box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < box_height <= height and 0 < box_width <= width:
-            return int(y * (height - box_height + 1)), int(x * (width - box_width + 1)), box_height, box_width
-    box_height, box_width = min(height, round(width * MAX_ASPECT)), min(width, round(height * MAX_ASPECT))
+            return (
+                int(y * (height - box_height + 1)),
+                int(x * (width - box_width + 1)),
+                box_height,
+                box_width,
+            )
+    box_height, box_width = (
+        min(height, round(width * MAX_ASPECT)),
+        min(width, round(height * MAX_ASPECT)),
+    )
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
@@ -64,7 +76,14 @@ class Crop(Frozen):
 
         libjpeg-turbo has fast code for these divisors.
         """
-        return next((divisor for divisor in (8, 4, 2) if min(box[2:]) >= divisor * self.sharpness * self.size), 1)
+        return next(
+            (
+                divisor
+                for divisor in (8, 4, 2)
+                if min(box[2:]) >= divisor * self.sharpness * self.size
+            ),
+            1,
+        )
 
     def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
         """Return uint8 (3, size, size) from an image whose sides were divided.
@@ -90,7 +109,9 @@ def eval_crop(sizes: InputConfig) -> Crop:
     """Return the square of a whole image, without chance."""
     if sizes.resize == "squash":
         return Crop(size=sizes.image_size, interpolation=sizes.interpolation)
-    return Crop(size=sizes.image_size, choose=centre_box, interpolation=sizes.interpolation, is_centre=True)
+    return Crop(
+        size=sizes.image_size, choose=centre_box, interpolation=sizes.interpolation, is_centre=True
+    )
 
 
 def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
@@ -99,12 +120,16 @@ def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[flo
     An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops are decoded at half size.
     """
     choose = partial(random_box, rng=rng, scale=scale)
-    return Crop(size=sizes.image_size, choose=choose, sharpness=7 / 8, interpolation=sizes.interpolation)
+    return Crop(
+        size=sizes.image_size, choose=choose, sharpness=7 / 8, interpolation=sizes.interpolation
+    )
 
 
 def to_tensor(image: Unencoded, crop: Crop | None = None) -> Tensor:
     """Return an image in memory, or a crop of it, as uint8 (3, height, width)."""
-    pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)  # in memory the channels stay last
+    pixels = torch.from_numpy(image.pixels.copy()).permute(
+        2, 0, 1
+    )  # in memory the channels stay last
     return crop(pixels) if crop else pixels
 
 
@@ -136,7 +161,9 @@ def random_strokes(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if outline < 0.2:
         pixels = pixels + (255 - lightest(pixels))  # the ink less that of thinner lines
     if invert < 0.15:
-        pixels = pixels + (255 - pixels.max(0) - pixels.min(0))  # lightness of HSL; uint8 wraps, the sum fits
+        pixels = pixels + (
+            255 - pixels.max(0) - pixels.min(0)
+        )  # lightness of HSL; uint8 wraps, the sum fits
     for axis, part in enumerate(shift, start=1):
         side, by = pixels.shape[axis], int(part * 5) - 2
         pixels = pixels.take(np.arange(side) - by, axis, mode="clip")  # repeats the border
@@ -157,7 +184,11 @@ def lightest(pixels: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(rows[:, :, 2:], rows[:, :, :-2]), rows[:, :, 1:-1])
 
 
-DRAWING_AUGMENTATIONS = {"random_ink": random_ink, "strokes": random_strokes, "ink_strokes": ink_strokes}
+DRAWING_AUGMENTATIONS = {
+    "random_ink": random_ink,
+    "strokes": random_strokes,
+    "ink_strokes": ink_strokes,
+}
 PHOTO_AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
@@ -169,8 +200,12 @@ def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
 
     All randomness comes from `rng`.
     """
-    if change := DRAWING_AUGMENTATIONS.get(name):  # NumPy takes a third of torch's time at 64 pixels (LOG 2026-12-01)
+    if change := DRAWING_AUGMENTATIONS.get(
+        name
+    ):  # NumPy takes a third of torch's time at 64 pixels (LOG 2026-12-01)
         return torch.from_numpy(change(np.ascontiguousarray(pixels), rng))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
+        torch.default_generator.manual_seed(
+            int(rng.integers(2**63))
+        )  # torch.manual_seed would seed the GPU's too
         return PHOTO_AUGMENTATIONS[name](pixels)

@@ -10,7 +10,16 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.decoding import DecodedImage, decode_bytes, read_image
-from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded, fetch_places, hash_of
+from eve_vl.data.records import (
+    Fact,
+    ImagePixels,
+    ImageRef,
+    Record,
+    Source,
+    Unencoded,
+    fetch_places,
+    hash_of,
+)
 from eve_vl.data.transforms import to_tensor
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
@@ -19,7 +28,10 @@ from eve_vl.utils.runtime import start_method
 CHUNK = 64  # rows per message from a worker
 NUM_SHOWN = 10  # frequent answers or labels
 MOST_BROKEN = 20  # lines on broken rows
-MIN_NOISE, NOISE_SHARE = 20, 0.01  # equal captions that may be noise: more than this number and share (LOG.md, 2026-11-30)
+MIN_NOISE, NOISE_SHARE = (
+    20,
+    0.01,
+)  # equal captions that may be noise: more than this number and share (LOG.md, 2026-11-30)
 LONGEST_SHOWN = 80  # characters of a frequent text
 ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
 
@@ -49,7 +61,10 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
             return error
         facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
         for text in row.texts:
-            facts += [("text_words", len(text.split())), ("text", (hash_of(text.encode()), text[:LONGEST_SHOWN]))]
+            facts += [
+                ("text_words", len(text.split())),
+                ("text", (hash_of(text.encode()), text[:LONGEST_SHOWN])),
+            ]
         return [*facts, *row.facts()]
 
     def __getitems__(self, indices: Sequence[int]) -> list[list[Fact] | BadSampleError]:
@@ -60,16 +75,26 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     if isinstance(image, Unencoded):
         drawn = ImagePixels(pixels=image.pixels)  # draw only once
-        data, decoded = drawn.pixels.tobytes(), DecodedImage(pixels=to_tensor(drawn), format="pixels", conversions=())
+        data, decoded = (
+            drawn.pixels.tobytes(),
+            DecodedImage(pixels=to_tensor(drawn), format="pixels", conversions=()),
+        )
     else:
         data = read_image(image, where)
         decoded = decode_bytes(data, where)
     _, height, width = decoded.pixels.shape
-    facts: list[Fact] = [("width", width), ("height", height), ("formats", decoded.format), ("image", hash_of(data))]
+    facts: list[Fact] = [
+        ("width", width),
+        ("height", height),
+        ("formats", decoded.format),
+        ("image", hash_of(data)),
+    ]
     return facts + [("conversions", conversion) for conversion in decoded.conversions]
 
 
-def check_source(source: Source, *, require: Require | None = None, num_workers: int | None = None) -> Report:
+def check_source(
+    source: Source, *, require: Require | None = None, num_workers: int | None = None
+) -> Report:
     """Read every row, decode its images, and return counts as JSON values, by name.
 
     A text is a caption, question, statement or plain text. `width` and `height` are in pixels, after EXIF rotation, and
@@ -81,8 +106,13 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
     rows."""
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
-    workers: dict[str, Any] = {"num_workers": num_workers, "multiprocessing_context": start_method(num_workers)}
-    chunks = DataLoader(_Facts(source, require), CHUNK, collate_fn=list, **workers)  # list: rows stay as they are
+    workers: dict[str, Any] = {
+        "num_workers": num_workers,
+        "multiprocessing_context": start_method(num_workers),
+    }
+    chunks = DataLoader(
+        _Facts(source, require), CHUNK, collate_fn=list, **workers
+    )  # list: rows stay as they are
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BadSampleError] = []
@@ -104,26 +134,40 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
         "usable": usable,
         "broken": [{"where": row.where, "reason": row.reason} for row in broken],
         "texts": counts["text"].total(),
-        "frequent_texts": {frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if num > most},
+        "frequent_texts": {
+            frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if num > most
+        },
         "distinct_answers": len(counts["answer"]),
         "top_answers": dict(counts["answer"].most_common(NUM_SHOWN)),
         **{name: _spread(counts[name]) for name in SPREADS},
         **{name: dict(counts[name].most_common()) for name in TALLIES},
-        **{f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")},
+        **{
+            f"duplicate_{name}s": counts[name].total() - len(counts[name])
+            for name in ("image", "text", "id")
+        },
     }
 
 
 def _spread(counts: Counter[int]) -> dict[str, float] | None:
     values = list(counts.elements())
-    return {"min": min(values), "median": float(np.median(values)), "max": max(values)} if values else None
+    return (
+        {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+        if values
+        else None
+    )
 
 
 def report_lines(report: Report) -> list[str]:
     """Return the result of `check_source` as lines of text."""
     kind, found = report["kind"], {name: report[name] for name in SPREADS}
-    spreads = {name: f"{s['min']} / {s['median']:g} / {s['max']}" if s else "-" for name, s in found.items()}
+    spreads = {
+        name: f"{s['min']} / {s['median']:g} / {s['max']}" if s else "-"
+        for name, s in found.items()
+    }
     texts = kind if kind in ("captions", "questions", "statements") else "texts"
-    has_images, has_texts = (bool(report[name]) or not report["usable"] for name in ("formats", "texts"))
+    has_images, has_texts = (
+        bool(report[name]) or not report["usable"] for name in ("formats", "texts")
+    )
     answer_types = {name or "none": count for name, count in report["answer_types"].items()}
     table = [
         (True, "rows", report["rows"]),
@@ -150,7 +194,9 @@ def report_lines(report: Report) -> list[str]:
         broken.append(f"broken: {more:,} more; --json FILE lists all")
     frequent = report["frequent_texts"] if kind == "captions" else {}
     tells_little = "such a caption tells little about each image"
-    noise = [f"note: {num:,} captions are {text!r}; {tells_little}" for text, num in frequent.items()]
+    noise = [
+        f"note: {num:,} captions are {text!r}; {tells_little}" for text, num in frequent.items()
+    ]
     return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + noise + broken
 
 

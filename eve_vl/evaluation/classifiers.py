@@ -26,8 +26,16 @@ from eve_vl.train.processes import gather_objects
 from eve_vl.utils.errors import UserError
 
 AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
-ABLATED = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
-ABLATIONS: dict[str, tuple[How, ...]] = {"image": ("noise",), "text": (), "both": ("noise", "wrong_image", "image_only")}
+ABLATED = {
+    "noise": "looking at noise",
+    "wrong_image": "looking at a wrong image",
+    "image_only": "not reading the text",
+}
+ABLATIONS: dict[str, tuple[How, ...]] = {
+    "image": ("noise",),
+    "text": (),
+    "both": ("noise", "wrong_image", "image_only"),
+}
 """By task.inputs."""
 GENERATED_ROWS = 10_000  # the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
 
@@ -72,8 +80,13 @@ def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, An
     from 0, before the values of `line`.
     """
     rows = sorted(predictions, key=lambda each: each.position)
-    named = ({"source": each.position[0], "position": each.position[1], "row": each.where} for each in rows)
-    return "".join(json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True))
+    named = (
+        {"source": each.position[0], "position": each.position[1], "row": each.where}
+        for each in rows
+    )
+    return "".join(
+        json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True)
+    )
 
 
 class VQAEvaluator(ClassifierEvaluator[VQA]):
@@ -83,7 +96,13 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
     main_metric = "vqa_acc"
     baselines = (
         Baseline(
-            *("vqa_acc", "question", "vqa_acc_blind", "answering without the image", "uses the image"),
+            *(
+                "vqa_acc",
+                "question",
+                "vqa_acc_blind",
+                "answering without the image",
+                "uses the image",
+            ),
             others={
                 "vqa_acc_words": "guessing from the question's words",
                 "vqa_acc_noise": "looking at noise instead of the image",
@@ -91,7 +110,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
                 "vqa_acc_image_only": "not reading the question",
             },
         ),
-        Baseline("vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the image"),
+        Baseline(
+            "vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the image"
+        ),
     )
     ablations = ABLATIONS["both"]
 
@@ -100,7 +121,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         probability_B, best_B = self.task.probabilities(self.task.predict(batch)[0]).max(1)
         return [
             Prediction(answer=self.task.answers[best], probability=probability, **row)
-            for row, probability, best in zip(batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True)
+            for row, probability, best in zip(
+                batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True
+            )
         ]
 
     def order(self, prediction: Prediction) -> Any:
@@ -112,7 +135,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
 
         The latter counts the questions without an answer in the list.
         """
-        numbers = vqa_metrics.summary(*_columns(predictions, "answer answers answer_type image_id content_type group"))
+        numbers = vqa_metrics.summary(
+            *_columns(predictions, "answer answers answer_type image_id content_type group")
+        )
         known = (map(vqa_metrics.normalize, each.answers) for each in predictions if each.answers)
         outside = sum(self.task.answer_ids.keys().isdisjoint(given) for given in known)
         return numbers | ({"num_outside_list": outside} if outside else {})
@@ -122,7 +147,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         found = super().warnings(numbers)
         if outside := numbers.get("num_outside_list"):
             rows = f"of {numbers['num_questions'] - numbers['num_unanswered']:,} questions, {outside:,}"
-            found.append(f"{rows} have an answer that is not among the run's {len(self.task.answers)} answers: always wrong")
+            found.append(
+                f"{rows} have an answer that is not among the run's {len(self.task.answers)} answers: always wrong"
+            )
         return found
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -131,7 +158,10 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         Questions about one image belong together.
         """
         known = [each for each in predictions if each.answers]
-        return {f"{each.name}{GROUP}{each.image_id}": vqa_metrics.accuracy_of(each.answer, each.answers) for each in known}
+        return {
+            f"{each.name}{GROUP}{each.image_id}": vqa_metrics.accuracy_of(each.answer, each.answers)
+            for each in known
+        }
 
     def data_baselines(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return baselines that see no image.
@@ -147,19 +177,36 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             "vqa_acc_blind": vqa_metrics.answers_by_question(train, questions),
             "vqa_acc_words": vqa_metrics.answers_by_words(train, questions),
             # as if all questions were equal
-            "vqa_acc_majority": vqa_metrics.answers_by_question([("", given) for _, given in train], [""] * len(questions)),
+            "vqa_acc_majority": vqa_metrics.answers_by_question(
+                [("", given) for _, given in train], [""] * len(questions)
+            ),
         }
         found: dict[str, float] = {}
         for name, answers in guesses.items():
-            guessed = [Prediction(**vars(each) | {"answer": text}) for each, text in zip(predictions, answers, strict=True)]
-            found |= {key.replace("vqa_acc", name): value for key, value in self.metrics(guessed).items() if "vqa_acc" in key}
-            gain_R = np.subtract([*scores.values()], [*self.per_row_scores(guessed).values()]) / len(scores)
+            guessed = [
+                Prediction(**vars(each) | {"answer": text})
+                for each, text in zip(predictions, answers, strict=True)
+            ]
+            found |= {
+                key.replace("vqa_acc", name): value
+                for key, value in self.metrics(guessed).items()
+                if "vqa_acc" in key
+            }
+            gain_R = np.subtract(
+                [*scores.values()], [*self.per_row_scores(guessed).values()]
+            ) / len(scores)
             found["vqa_acc"] = intervals.over(own, name, gain_R, [*map(intervals.group_of, scores)])
         return found
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the JSON that the VQA server takes: a list of question_id and answer."""
-        return json.dumps([{"question_id": each.question_id, "answer": each.answer} for each in predictions], indent=0) + "\n"
+        return (
+            json.dumps(
+                [{"question_id": each.question_id, "answer": each.answer} for each in predictions],
+                indent=0,
+            )
+            + "\n"
+        )
 
 
 def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
@@ -174,7 +221,9 @@ def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
     questions = []
     for name, source in zip(config.data.train, sources, strict=True):
         count = min(len(source), GENERATED_ROWS) if generated(name) else len(source)
-        rows = usable_rows(source, np.linspace(0, len(source), count, endpoint=False).astype(int).tolist())
+        rows = usable_rows(
+            source, np.linspace(0, len(source), count, endpoint=False).astype(int).tolist()
+        )
         questions += [(row.question, row.answers) for _, row in rows if row.answers]
     return questions
 
@@ -211,7 +260,10 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         Pairs of one statement belong together.
         """
         known = [each for each in predictions if each.label is not None]
-        return {f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label) for each in known}
+        return {
+            f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label)
+            for each in known
+        }
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the CSV that NLVR2's evaluation takes.
@@ -219,7 +271,9 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         Each line holds the identifier and True or False. There is no header.
         """
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((each.identifier, each.is_true) for each in predictions)
+        csv.writer(text, lineterminator="\n").writerows(
+            (each.identifier, each.is_true) for each in predictions
+        )
         return text.getvalue()
 
 
@@ -232,7 +286,13 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
     section = ClassificationConfig
     score_name = "acc"
     baselines = tuple(
-        Baseline(metric, "row", baseline, than, others={f"{metric}_{how}": words for how, words in ABLATED.items()})
+        Baseline(
+            metric,
+            "row",
+            baseline,
+            than,
+            others={f"{metric}_{how}": words for how, words in ABLATED.items()},
+        )
         for metric, baseline, than in (
             ("acc", "acc_majority", "always giving the most frequent label"),
             ("mean_ap", "mean_ap_chance", "a constant score"),
@@ -249,7 +309,11 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         probability_BC = self.task.probabilities(self.task.predict(batch)[0]).cpu().numpy()
         return [
             # a view would keep its whole batch in memory
-            Prediction(probability_C=each_C.copy(), label=self.task.sizes.labels[int(each_C.argmax())], **row)
+            Prediction(
+                probability_C=each_C.copy(),
+                label=self.task.sizes.labels[int(each_C.argmax())],
+                **row,
+            )
             for row, each_C in zip(batch.rows(), probability_BC, strict=True)
         ]
 
@@ -262,9 +326,21 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         numbers = {"num_unknown": unknown} if unknown else {}
         if not self.task.settings.multilabel:
             true = [each.labels[0] for each in known]
-            return classification_metrics.summary([each.label == each.labels[0] for each in known], true) | numbers
-        is_true_RC = np.array([[label in each.labels for label in self.task.sizes.labels] for each in known])
-        return classification_metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
+            return (
+                classification_metrics.summary(
+                    [each.label == each.labels[0] for each in known], true
+                )
+                | numbers
+            )
+        is_true_RC = np.array(
+            [[label in each.labels for label in self.task.sizes.labels] for each in known]
+        )
+        return (
+            classification_metrics.ranking_summary(
+                np.stack([each.probability_C for each in known]), is_true_RC
+            )
+            | numbers
+        )
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the most probable label of each row is one of its labels.
@@ -281,8 +357,13 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
 
         def line(each: Prediction) -> dict[str, object]:
             named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)
-            likely: dict[str, object] = {"labels": {label: value for label, value in named if value >= 0.5}}
-            most: dict[str, object] = {"label": each.label, "probability": float(each.probability_C.max())}
+            likely: dict[str, object] = {
+                "labels": {label: value for label, value in named if value >= 0.5}
+            }
+            most: dict[str, object] = {
+                "label": each.label,
+                "probability": float(each.probability_C.max()),
+            }
             return most | likely if self.task.settings.multilabel else most
 
         return json_lines(predictions, line)
@@ -292,5 +373,7 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         found = super().warnings(numbers)
         if unknown := numbers.get("num_unknown"):
             of_rows = f"of {numbers['num_rows']} rows, {unknown}"
-            found.append(f"{of_rows} have no label that the run knows ({self.task.labels_file}): always wrong")
+            found.append(
+                f"{of_rows} have no label that the run knows ({self.task.labels_file}): always wrong"
+            )
         return found

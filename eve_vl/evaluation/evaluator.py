@@ -49,7 +49,11 @@ class Baseline:
         None if one of the two is unknown. The interval of the difference decides if both are of the same rows, else whether
         their intervals are apart.
         """
-        known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
+        known = {
+            name: numbers[name]
+            for name in self.others
+            if not math.isnan(numbers.get(name, math.nan))
+        }
         if known and self.baseline in numbers:
             words = {str(self.baseline): self.than, **self.others}
             known[str(self.baseline)] = numbers[str(self.baseline)]
@@ -57,19 +61,34 @@ class Baseline:
             than = f"the best of {len(known)} baselines, {words[best]}"
             return replace(self, baseline=best, than=than, others={}).compare(numbers)
         ours = numbers.get(self.number, math.nan)
-        base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline
+        base = (
+            numbers.get(self.baseline, math.nan)
+            if isinstance(self.baseline, str)
+            else self.baseline
+        )
         if math.isnan(ours) or math.isnan(base):
             return None
         low, high, how = self._difference(ours, base)
-        our_text, base_text, *ends = _written(ours, base, *([low, high] if how == DIFFERENCE else []))
+        our_text, base_text, *ends = _written(
+            ours, base, *([low, high] if how == DIFFERENCE else [])
+        )
         both = f"{self.number} {ours:.3f}, {self.than} {base:.3f}"
         is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
-        if isinstance(ours, MeasuredValue) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
-            groups = f" in {pluralize(ours.groups, 'group')} (rows of one image or one text)" * (ours.groups < ours.n)
-            shrink = 1.0 if is_apart else (high - low) / (WIDE * (base if self.lower else 1) or math.inf)
+        if isinstance(ours, MeasuredValue) and (
+            is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))
+        ):
+            groups = f" in {pluralize(ours.groups, 'group')} (rows of one image or one text)" * (
+                ours.groups < ours.n
+            )
+            shrink = (
+                1.0 if is_apart else (high - low) / (WIDE * (base if self.lower else 1) or math.inf)
+            )
             needed = f"{max(FEW, ours.groups * shrink**2):.2g}"  # intervals shrink with the root of the number
             more = f", about {float(needed):,.0f}{' groups' * bool(groups)} are needed"
-            return f"too few rows to decide: {pluralize(ours.n, self.of)}{groups}{more} ({both})", False
+            return (
+                f"too few rows to decide: {pluralize(ours.n, self.of)}{groups}{more} ({both})",
+                False,
+            )
         if not is_apart:
             return f"{both}: no significant difference", False
         is_better = (low > 0) is not self.lower
@@ -85,7 +104,9 @@ class Baseline:
             return ours - base, ours - base, ""
         if (ends := ours.versus.get(str(self.baseline))) is not None:
             return ends[0], ends[1], DIFFERENCE
-        base_low, base_high = (base.low, base.high) if isinstance(base, MeasuredValue) else (base, base)
+        base_low, base_high = (
+            (base.low, base.high) if isinstance(base, MeasuredValue) else (base, base)
+        )
         return ours.low - base_high, ours.high - base_low, ", intervals apart"
 
 
@@ -95,7 +116,9 @@ def _written(ours: float, base: float, *ends: float) -> list[str]:
     The first two then differ, and no end of a difference reads 0.
     """
     tries = [[f"{each:.{decimals}f}" for each in (ours, base, *ends)] for decimals in range(3, 10)]
-    return next((texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1])
+    return next(
+        (texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1]
+    )
 
 
 def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -> str:

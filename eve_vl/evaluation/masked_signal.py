@@ -39,7 +39,9 @@ class Sums:
         self.targets: list[tuple[Sequence[str], Tensor, Tensor]] = []
         """Per batch: names of the rows, and row and id of each masked token, int64 (M,)."""
 
-    def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor, row_M: Tensor, where: Sequence[str]) -> None:
+    def add_tokens(
+        self, name: str, logits_MV: Tensor, targets_M: Tensor, row_M: Tensor, where: Sequence[str]
+    ) -> None:
         """Add right first guesses and, with `mlm_acc`, the cross-entropy.
 
         row_M: row of each token.
@@ -47,9 +49,16 @@ class Sums:
         self.add(name, where, row_M, logits_MV.argmax(-1) == targets_M)
         if name == "mlm_acc":
             self.targets.append((where, row_M.cpu(), targets_M.cpu()))
-            self.add("mlm_loss", where, row_M, F.cross_entropy(logits_MV.float(), targets_M, reduction="none"))
+            self.add(
+                "mlm_loss",
+                where,
+                row_M,
+                F.cross_entropy(logits_MV.float(), targets_M, reduction="none"),
+            )
 
-    def add_pixels(self, name: str, predicted_BMX: Tensor, target_BMX: Tensor, where: Sequence[str]) -> None:
+    def add_pixels(
+        self, name: str, predicted_BMX: Tensor, target_BMX: Tensor, where: Sequence[str]
+    ) -> None:
         """Add the squared error of each row over its patches."""
         error_BMX = (predicted_BMX.double() - target_BMX.double()).square()
         row_BM = torch.arange(len(where))[:, None].expand(error_BMX.shape[:2])
@@ -58,7 +67,9 @@ class Sums:
     def add(self, name: str, where: Sequence[str], row_X: Tensor, value_X: Tensor) -> None:
         """Add values of a batch. row_X: row of each value."""
         rows, values = row_X.cpu().numpy(), value_X.double().cpu().numpy()
-        row_B2 = np.stack([np.bincount(rows, each, len(where)) for each in (values, np.ones(len(rows)))], 1)
+        row_B2 = np.stack(
+            [np.bincount(rows, each, len(where)) for each in (values, np.ones(len(rows)))], 1
+        )
         self.rows.setdefault(name, []).append((where, row_B2))
 
     @classmethod
@@ -70,7 +81,9 @@ class Sums:
             for name, rows in part.rows.items():
                 whole.rows[name] = whole.rows.get(name, []) + rows
         if whole.targets:
-            most_frequent = torch.cat([targets_M for *_, targets_M in whole.targets]).bincount().argmax()
+            most_frequent = (
+                torch.cat([targets_M for *_, targets_M in whole.targets]).bincount().argmax()
+            )
             for where, row_M, targets_M in whole.targets:
                 whole.add("mlm_acc_unigram", where, row_M, targets_M == most_frequent)
         return whole
@@ -100,12 +113,17 @@ class Sums:
         numbers: dict[str, float] = {}
         by_row = {name: found for name in self.rows if (found := self.by_row(name))}
         for name, found in by_row.items():
-            (sum_R, count_R), groups = np.array([*found.values()]).T, [*map(intervals.group_of, found)]
+            (sum_R, count_R), groups = (
+                np.array([*found.values()]).T,
+                [*map(intervals.group_of, found)],
+            )
             numbers[name] = intervals.ratio(sum_R, count_R, groups)
             for other in by_row:
                 if other.startswith(f"{name}_") and by_row[other].keys() == found.keys():
                     gain_R = sum_R - np.array([each[0] for each in by_row[other].values()])
-                    numbers[name] = intervals.over(numbers[name], other, gain_R / count_R.sum(), groups)
+                    numbers[name] = intervals.over(
+                        numbers[name], other, gain_R / count_R.sum(), groups
+                    )
         return numbers
 
 
@@ -117,13 +135,32 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
     baselines = (
         Baseline("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
         Baseline("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong image", "uses the image"),
-        Baseline("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
-        Baseline("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
+        Baseline(
+            "mim_mse",
+            PATCHES,
+            "mim_mse_mean_baseline",
+            "painting the mean of the neighbours",
+            lower=True,
+        ),
+        Baseline(
+            "mim_mse",
+            PATCHES,
+            "mim_mse_wrong_caption",
+            "with a wrong caption",
+            "uses the caption",
+            lower=True,
+        ),
     )
 
     def __init__(self, task: AnyMasked):
         super().__init__(task)
-        self.main_loss = "mlm_loss" if task.settings.mlm_weight else "mim_mse" if task.settings.mim_weight else None
+        self.main_loss = (
+            "mlm_loss"
+            if task.settings.mlm_weight
+            else "mim_mse"
+            if task.settings.mim_weight
+            else None
+        )
 
     @torch.no_grad()
     def evaluate_with_rows(self, loader: Iterable[MaskedBatch]) -> Evaluated:
@@ -132,17 +169,25 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
         for batch in loader:
             self.add_batch(sums, batch, names_of(batch))
         sums = Sums.whole(gather_objects(sums))
-        row_scores = {row: float(right / count) for row, (right, count) in sums.by_row("mlm_acc").items()}
+        row_scores = {
+            row: float(right / count) for row, (right, count) in sums.by_row("mlm_acc").items()
+        }
         return Evaluated(numbers=sums.result(), row_scores=row_scores)
 
     def add_batch(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
         """Add a batch, pairs also with a wrong partner. names: of its rows."""
-        task, settings, wrong = self.task, self.task.settings, batch.wrong if isinstance(batch, PairBatch) else None
+        task, settings, wrong = (
+            self.task,
+            self.task.settings,
+            batch.wrong if isinstance(batch, PairBatch) else None,
+        )
         if settings.mlm_weight and isinstance(batch, MaskedTexts):
             targets_M, row_M = batch.targets(), batch.places() // batch.ids_BT.shape[1]
             rows: dict[str, Any] = {"mlm_acc": batch}
             if wrong is not None:
-                rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
+                rows["mlm_acc_wrong_image"] = dataclasses.replace(
+                    batch, images_BCHW=wrong.images_BCHW
+                )
             for name, each in rows.items():
                 encoded = task.encode(each, keep=settings.joint_masking, mask=True)
                 sums.add_tokens(name, task.predict_tokens(encoded, batch), targets_M, row_M, names)
@@ -155,7 +200,10 @@ class MaskedSignalEvaluator(Evaluator[AnyMasked]):
                 encoded = task.encode_for_pixels(each)
                 sums.add_pixels(name, task.predict_pixels(encoded, batch), hidden_BMX, names)
             visible_BMX, image_BMX = visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
-            for name, guess_BMX in (("mim_mse_mean_baseline", visible_BMX), ("mim_mse_image_mean", image_BMX)):
+            for name, guess_BMX in (
+                ("mim_mse_mean_baseline", visible_BMX),
+                ("mim_mse_image_mean", image_BMX),
+            ):
                 # with targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if settings.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX, names)
@@ -169,8 +217,14 @@ def names_of(batch: MaskedBatch) -> list[str]:
     names = batch.names
     if isinstance(batch, MaskedTexts):
         hidden_BT = batch.ids_BT.masked_fill(~batch.is_masked_BT, -1).tolist()
-        hidden = [[(place, token) for place, token in enumerate(hidden_T) if token >= 0] for hidden_T in hidden_BT]
-        names = [f"{name} {hash_of(repr(each).encode()):x}" for name, each in zip(names, hidden, strict=True)]
+        hidden = [
+            [(place, token) for place, token in enumerate(hidden_T) if token >= 0]
+            for hidden_T in hidden_BT
+        ]
+        names = [
+            f"{name} {hash_of(repr(each).encode()):x}"
+            for name, each in zip(names, hidden, strict=True)
+        ]
     images = batch.image_id_B.tolist() if isinstance(batch, PairBatch) else names
     return [f"{name}{intervals.GROUP}{image}" for name, image in zip(names, images, strict=True)]
 
@@ -184,12 +238,18 @@ def visible_means(patches_BPX: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> tu
     B, P, X = patches_BPX.shape
     side = round(P**0.5)
     color_BPC = patches_BPX.unflatten(2, (3, X // 3)).mean(3)
-    is_visible_BP1 = torch.zeros(B, P, 1, device=patches_BPX.device).scatter_(1, keep_BK[:, :, None], 1.0)
+    is_visible_BP1 = torch.zeros(B, P, 1, device=patches_BPX.device).scatter_(
+        1, keep_BK[:, :, None], 1.0
+    )
     planes = torch.cat([color_BPC * is_visible_BP1, is_visible_BP1], dim=2)
     image_B1C = planes[:, :, :3].sum(1, keepdim=True) / planes[:, :, 3:].sum(1, keepdim=True)
     window = torch.ones(4, 1, 3, 3, device=patches_BPX.device)
     grid = planes.transpose(1, 2).reshape(B, 4, side, side)
     near_BP4 = F.conv2d(grid, window, padding=1, groups=4).flatten(2).transpose(1, 2)
-    near_BPC = torch.where(near_BP4[:, :, 3:] > 0.5, near_BP4[:, :, :3] / near_BP4[:, :, 3:].clamp(min=1), image_B1C)
+    near_BPC = torch.where(
+        near_BP4[:, :, 3:] > 0.5, near_BP4[:, :, :3] / near_BP4[:, :, 3:].clamp(min=1), image_B1C
+    )
     near_BMC = near_BPC.gather(1, hidden_BM[:, :, None].expand(-1, -1, 3))
-    return near_BMC.repeat_interleave(X // 3, 2), image_B1C.expand_as(near_BMC).repeat_interleave(X // 3, 2)
+    return near_BMC.repeat_interleave(X // 3, 2), image_B1C.expand_as(near_BMC).repeat_interleave(
+        X // 3, 2
+    )

@@ -20,7 +20,14 @@ from eve_vl.data.records import Source, hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
-from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchBatch, SearchSet, gathered, pair_scores, rerank_scores
+from eve_vl.evaluation.retrieval_set import (
+    RetrievalSet,
+    SearchBatch,
+    SearchSet,
+    gathered,
+    pair_scores,
+    rerank_scores,
+)
 from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP
@@ -42,7 +49,12 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         Baseline("tr1", "image", "tr1_chance", "chance"),
         Baseline("ir1", "caption", "ir1_chance", "chance"),
         Baseline(
-            *("tr1_hard", "image", "tr1_hard_chance", "chance among false texts that differ in one place"),
+            *(
+                "tr1_hard",
+                "image",
+                "tr1_hard_chance",
+                "chance among false texts that differ in one place",
+            ),
             others={HARD_ABLATED: "looking at a wrong image"},
         ),
         Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
@@ -54,24 +66,36 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         self.main_metric = "r_mean" if task.is_validated else None
 
     @classmethod
-    def dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
+    def dataset(
+        cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer
+    ) -> SearchSet:
         """Return the images and texts to search among.
 
         They are of at most MAX_SEARCHED rows if every pair takes a fusion pass.
         """
         if not cast(RetrievalConfig, config.task).itc_weight:
             if (num := min(sum(map(len, sources)), config.data.val_samples)) > MAX_SEARCHED:
-                print_line(f"searched among {MAX_SEARCHED:,} of {num:,} rows: without contrast each pair takes a fusion pass")
-            config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)))
+                print_line(
+                    f"searched among {MAX_SEARCHED:,} of {num:,} rows: without contrast each pair takes a fusion pass"
+                )
+            config = replace(
+                config,
+                data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)),
+            )
         return SearchSet(sources, config, tokenizer)
 
-    def validate(self, loader: Iterable[SearchBatch]) -> tuple[dict[str, float], Mapping[str, float]]:
+    def validate(
+        self, loader: Iterable[SearchBatch]
+    ) -> tuple[dict[str, float], Mapping[str, float]]:
         """Return the metrics of validation, which selects rerank_k, and shares of r_mean.
 
         The mean of the shares of all queries is r_mean.
         """
         found = self.evaluate_with_rows(loader, selects=True, recalls=metrics.RECALLS)
-        ways = [{row: score for row, score in found.row_scores.items() if row.startswith(way)} for way in ("tr1", "ir1")]
+        ways = [
+            {row: score for row, score in found.row_scores.items() if row.startswith(way)}
+            for way in ("tr1", "ir1")
+        ]
         return found.numbers, macro_averaged(*ways)
 
     @torch.no_grad()
@@ -88,8 +112,15 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         numbers, ranks = self.search(gallery, self.task.settings.rerank, selects=selects)
         rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))
         if len(gallery.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(gallery.part(images, texts, fold), k)[0])
-            numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith(("num", "rerank"))}
+            folds = metrics.folds_1k(
+                rel,
+                lambda images, texts, fold: self.search(gallery.part(images, texts, fold), k)[0],
+            )
+            numbers |= {
+                f"{name}_1k": value
+                for name, value in folds.items()
+                if not name.startswith(("num", "rerank"))
+            }
         num_pairs = len(rel.texts_of_image.candidate_M)
         counts = {
             "num_images": len(gallery.image_Id),
@@ -97,12 +128,24 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             "texts_per_image": num_pairs / len(gallery.image_Id),
             "images_per_text": num_pairs / len(gallery.text_T),
             "tr1_chance": num_pairs / len(gallery.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
-            "ir1_chance": num_pairs / len(gallery.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
+            "ir1_chance": num_pairs
+            / len(gallery.image_Id)
+            / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
         by_tag, tag_scores = self.by_tag(gallery)
-        numbers |= counts | self.merged(gallery) | self.precisions(gallery) | by_tag | self.hard(gallery, k)
+        numbers |= (
+            counts
+            | self.merged(gallery)
+            | self.precisions(gallery)
+            | by_tag
+            | self.hard(gallery, k)
+        )
         choice = macro_averaged(first_hits(gallery.names, rel, *ranks, metrics.RECALLS), tag_scores)
-        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks, recalls), choice_scores=choice)
+        return Evaluated(
+            numbers=numbers,
+            row_scores=first_hits(gallery.names, rel, *ranks, recalls),
+            choice_scores=choice,
+        )
 
     def merged(self, gallery: RetrievalSet) -> dict[str, float]:
         """Return recalls with equal captions merged, named `…_merged`.
@@ -114,12 +157,18 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         if len(texts) == len(text_T):
             return {}
         image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
-        rel = metrics.Relevance.from_pairs(image_P, text_T[caption_P], len(gallery.image_Id), len(texts))
+        rel = metrics.Relevance.from_pairs(
+            image_P, text_T[caption_P], len(gallery.image_Id), len(texts)
+        )
         text_Nd = gallery.text_Nd[texts.to(gallery.text_Nd.device)]
         ranks_I = metrics.best_ranks(gallery.image_Id, text_Nd, rel.texts_of_image)
         ranks_T = metrics.best_ranks(text_Nd, gallery.image_Id, rel.images_of_text)
         found = metrics.summary(ranks_I, ranks_T, rel.image_T)
-        return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
+        return {
+            f"{name}_merged": value
+            for name, value in found.items()
+            if not name.startswith(("num", "rsum"))
+        }
 
     def precisions(self, gallery: RetrievalSet) -> dict[str, float]:
         """Return precision_tr1 … precision_ir10 and their chance.
@@ -133,16 +182,29 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         numbers: dict[str, float] = {}
         label_IL = torch.tensor([[name in given for name in names] for given in gallery.labels])
         image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
-        label_TL = torch.zeros(len(gallery.text_T), len(names)).index_add(0, caption_P, label_IL[image_P].float()) > 0
+        label_TL = (
+            torch.zeros(len(gallery.text_T), len(names)).index_add(
+                0, caption_P, label_IL[image_P].float()
+            )
+            > 0
+        )
         images, captions = (gallery.image_Id, label_IL), (gallery.caption_Td, label_TL)
-        for way, (query_QD, query_QL), (other_CD, other_CL) in (("tr", images, captions), ("ir", captions, images)):
+        for way, (query_QD, query_QL), (other_CD, other_CL) in (
+            ("tr", images, captions),
+            ("ir", captions, images),
+        ):
             chance = f"precision_{way}_chance"
             found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
-            asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T
+            asked_Q, groups = (
+                query_QL.any(1),
+                torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T,
+            )
             for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
                 found = intervals.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
                 gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
-                numbers[f"precision_{way}{k}"] = intervals.over(found, chance, gain_Q, groups[asked_Q].tolist())
+                numbers[f"precision_{way}{k}"] = intervals.over(
+                    found, chance, gain_Q, groups[asked_Q].tolist()
+                )
             numbers[chance] = float(chance_Q[asked_Q].mean())
         return numbers
 
@@ -153,10 +215,16 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         """
         if not gallery.tags or not self.task.is_comparable:
             return {}, {}
-        tags, has_IL = list(gallery.tags), torch.zeros(len(gallery.image_Id), len(gallery.tags), dtype=torch.bool)
+        tags, has_IL = (
+            list(gallery.tags),
+            torch.zeros(len(gallery.image_Id), len(gallery.tags), dtype=torch.bool),
+        )
         for number, images in enumerate(gallery.tags.values()):
             has_IL[images, number] = True
-        tag_Ld, own_LL = gallery.text_Nd[torch.tensor(tags, device=gallery.text_Nd.device)], torch.eye(len(tags)) > 0
+        tag_Ld, own_LL = (
+            gallery.text_Nd[torch.tensor(tags, device=gallery.text_Nd.device)],
+            torch.eye(len(tags)) > 0,
+        )
         found_LK, chance_L = metrics.precisions(tag_Ld, gallery.image_Id, own_LL, has_IL)
         found_L = found_LK[:, metrics.PRECISIONS.index(5)].numpy()
         gain_L = (found_L - chance_L.numpy()) / len(tags)
@@ -172,20 +240,41 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
         """
         same: dict[tuple[int, ...], int] = {}  # texts cut to the same tokens tie, with any rounding
         first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
-        groups = [(image, [first[text] for text in texts]) for image, texts in enumerate(gallery.hard) if texts]
+        groups = [
+            (image, [first[text] for text in texts])
+            for image, texts in enumerate(gallery.hard)
+            if texts
+        ]
         if not groups:
             return {}
-        sizes, text_P = [len(texts) for _, texts in groups], torch.tensor([text for _, texts in groups for text in texts])
+        sizes, text_P = (
+            [len(texts) for _, texts in groups],
+            torch.tensor([text for _, texts in groups for text in texts]),
+        )
         own_G = torch.tensor([image for image, _ in groups])
-        other_G = own_G.roll(len(groups) // 2)  # not the next row, which may be another view of the same patient
-        image_P, other_P = (image_G.repeat_interleave(torch.tensor(sizes)) for image_G in (own_G, other_G))
+        other_G = own_G.roll(
+            len(groups) // 2
+        )  # not the next row, which may be another view of the same patient
+        image_P, other_P = (
+            image_G.repeat_interleave(torch.tensor(sizes)) for image_G in (own_G, other_G)
+        )
         if num_reranked or not self.task.is_comparable:
-            scores = pair_scores(self.task, gallery, *(each_P * len(gallery.ids) + text_P for each_P in (image_P, other_P)))
+            scores = pair_scores(
+                self.task,
+                gallery,
+                *(each_P * len(gallery.ids) + text_P for each_P in (image_P, other_P)),
+            )
         else:
             image_Id, text_Pd = gallery.image_Id.cpu(), gallery.text_Nd.cpu()[text_P]
             scores = [(image_Id[each_P] * text_Pd).sum(1) for each_P in (image_P, other_P)]
-        hit_G, ablated_G = (np.array([first_is_best(each.tolist()) for each in score_P.split(sizes)]) for score_P in scores)
-        numbers = {"tr1_hard": intervals.mean(hit_G, is_share=True), "tr1_hard_chance": float(np.mean(1 / np.array(sizes)))}
+        hit_G, ablated_G = (
+            np.array([first_is_best(each.tolist()) for each in score_P.split(sizes)])
+            for score_P in scores
+        )
+        numbers = {
+            "tr1_hard": intervals.mean(hit_G, is_share=True),
+            "tr1_hard_chance": float(np.mean(1 / np.array(sizes))),
+        }
         if len(groups) > 1:
             intervals.over(numbers["tr1_hard"], HARD_ABLATED, (hit_G - ablated_G) / len(groups))
             numbers[HARD_ABLATED] = intervals.mean(ablated_G, is_share=True)
@@ -200,21 +289,35 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         """Add sentences on captions left out, and on the effect of re-ranking."""
-        ranked, alone, found = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().warnings(numbers)
+        ranked, alone, found = (
+            numbers["r_mean"],
+            numbers.get("r_mean_itc_only", 0.0),
+            super().warnings(numbers),
+        )
         if left_out := numbers.get("num_captions_skipped"):
             found.append(f"captions left out with their images: {left_out:,}")
         if not self.task.is_comparable:
             num_pairs = pluralize(int(numbers["num_images"] * numbers["num_texts"]), "pair")
-            found.append(f"no contrast: the matching head scored each of {num_pairs} of an image and a caption")
+            found.append(
+                f"no contrast: the matching head scored each of {num_pairs} of an image and a caption"
+            )
         if tried := r_means_tried(numbers):
             k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
             low, high = gain(tried[k or best])
             worth = f"r_mean {tried[k or best]:.3f}, with ITC only {alone:.3f}, difference {low:.3f} to {high:.3f}"
-            chosen = f"the best {k} ({worth})" if k else f"none: not even the best {best} are surely worth it ({worth})"
-            found.append(f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}")
+            chosen = (
+                f"the best {k} ({worth})"
+                if k
+                else f"none: not even the best {best} are surely worth it ({worth})"
+            )
+            found.append(
+                f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}"
+            )
         elif ranked < alone:
             worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, with ITC only {alone:.3f})"
-            found.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
+            found.append(
+                f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)"
+            )
         return found
 
     def search(
@@ -235,18 +338,30 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             return by_contrast, alone
         found = {0: (by_contrast, alone)}
         if most:
-            best = [metrics.top_candidates(queries, candidates, most) for queries, candidates, _ in ways]
+            best = [
+                metrics.top_candidates(queries, candidates, most) for queries, candidates, _ in ways
+            ]
             scores = rerank_scores(self.task, gallery, best[0][0].cpu(), best[1][0].cpu())
             for k in halves(most) if selects else [most]:
                 both = [
-                    metrics.reranked_ranks(order[:, :k], first[:, :k], score[:, :k], ways[way][2], alone[way])
+                    metrics.reranked_ranks(
+                        order[:, :k], first[:, :k], score[:, :k], ways[way][2], alone[way]
+                    )
                     for way, ((order, first), score) in enumerate(zip(best, scores, strict=True))
                 ]
                 found[k] = metrics.summary(both[0], both[1], rel.image_T, alone), (both[0], both[1])
         r_mean = {k: numbers["r_mean"] for k, (numbers, _) in found.items()}
         if selects:
-            most = max((k for k in r_mean if gain(r_mean[k])[0] > 0), key=lambda k: (r_mean[k], -k), default=0)
-        itc_only = {f"{name}_itc_only": value for name, value in by_contrast.items() if not name.startswith("num")}
+            most = max(
+                (k for k in r_mean if gain(r_mean[k])[0] > 0),
+                key=lambda k: (r_mean[k], -k),
+                default=0,
+            )
+        itc_only = {
+            f"{name}_itc_only": value
+            for name, value in by_contrast.items()
+            if not name.startswith("num")
+        }
         tried = {f"{TRIED}{k}": r_mean[k] for k in r_mean if k and selects}
         numbers, ranks = found[most]
         return numbers | itc_only | {"rerank_k": most} | tried, ranks
@@ -264,7 +379,9 @@ def macro_averaged(*parts: Mapping[str, float]) -> dict[str, float]:
     """
     given = [part for part in parts if part]
     total = sum(map(len, given))
-    return {row: score * total / len(part) / len(given) for part in given for row, score in part.items()}
+    return {
+        row: score * total / len(part) / len(given) for part in given for row, score in part.items()
+    }
 
 
 def halves(k: int) -> list[int]:
@@ -277,7 +394,9 @@ def r_means_tried(numbers: Mapping[str, float]) -> dict[int, float]:
 
     The largest number comes first.
     """
-    return {int(name[len(TRIED) :]): value for name, value in numbers.items() if name.startswith(TRIED)}
+    return {
+        int(name[len(TRIED) :]): value for name, value in numbers.items() if name.startswith(TRIED)
+    }
 
 
 def gain(r_mean: float) -> tuple[float, float]:
@@ -308,7 +427,9 @@ def first_hits(
     hits = {}
     both = ranks_I, ranks_T
     is_asked = torch.cat([each.is_asked_Q for each in both]).tolist()
-    hit = torch.cat([sum((each.hits(k) for k in recalls), torch.zeros(())) / len(recalls) for each in both]).tolist()
+    hit = torch.cat(
+        [sum((each.hits(k) for k in recalls), torch.zeros(())) / len(recalls) for each in both]
+    ).tolist()
     for (way, image, number), has_match, value in zip(asked, is_asked, hit, strict=True):
         if has_match:
             hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = value
@@ -336,7 +457,10 @@ class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
         assert isinstance(batch, PairBatch) and batch.wrong is not None
         rows = torch.arange(len(batch.where))
         if task.is_comparable:
-            image_Bd, text_Bd = task.image_features(batch.images_BCHW), task.text_features(batch.ids_BT, batch.is_padding_BT)
+            image_Bd, text_Bd = (
+                task.image_features(batch.images_BCHW),
+                task.text_features(batch.ids_BT, batch.is_padding_BT),
+            )
             wrong_image_Bd = task.image_features(batch.wrong.images_BCHW)
             wrong_text_Bd = task.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
             own_B = (image_Bd * text_Bd).sum(1)

@@ -16,9 +16,26 @@ from torch.utils.data import BatchSampler
 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data import dataset
-from eve_vl.data.dataset import ImageBatch, Position, RowBatch, Sample, SampleSet, TextBatch, each, stack
+from eve_vl.data.dataset import (
+    ImageBatch,
+    Position,
+    RowBatch,
+    Sample,
+    SampleSet,
+    TextBatch,
+    each,
+    stack,
+)
 from eve_vl.data.kinds.captions import TAG_ROWS, ImageText, common_tags
-from eve_vl.data.records import GeneratedSource, Place, Source, fetched, image_key, is_generated, row_name
+from eve_vl.data.records import (
+    GeneratedSource,
+    Place,
+    Source,
+    fetched,
+    image_key,
+    is_generated,
+    row_name,
+)
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
 from eve_vl.metrics.retrieval import Relevance
@@ -77,17 +94,32 @@ class SearchSet(SampleSet):
         found = self._read_rows()
         self.images = [place for place, _, _ in found.values()]
         limit = task.captions_per_image or None
-        own = [given for (number, _), given, _ in found.values() if not is_generated(sources[number])]
-        self.num_own, self.num_searched = (sum(len(given[:most]) for given in own) for most in (None, limit))
-        searched = [(image, text) for image, (_, given, _) in enumerate(found.values()) for text in given[:limit]]
+        own = [
+            given for (number, _), given, _ in found.values() if not is_generated(sources[number])
+        ]
+        self.num_own, self.num_searched = (
+            sum(len(given[:most]) for given in own) for most in (None, limit)
+        )
+        searched = [
+            (image, text)
+            for image, (_, given, _) in enumerate(found.values())
+            for text in given[:limit]
+        ]
         distinct = list(dict.fromkeys(text for _, text in searched))
         false = [
-            source.distractors(row) if given and isinstance(source := sources[number], GeneratedSource) else []
+            source.distractors(row)
+            if given and isinstance(source := sources[number], GeneratedSource)
+            else []
             for (number, row), given, _ in found.values()
         ]
         self.texts = list(dict.fromkeys([*distinct, *(text for texts in false for text in texts)]))
         self.num_before_tags = len(self.texts)
-        tags = common_tags([[] if is_generated(sources[number]) else given for (number, _), given, _ in found.values()])
+        tags = common_tags(
+            [
+                [] if is_generated(sources[number]) else given
+                for (number, _), given, _ in found.values()
+            ]
+        )
         self.texts = list(dict.fromkeys([*self.texts, *tags]))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
@@ -98,9 +130,14 @@ class SearchSet(SampleSet):
         ]
         if task.dedup_captions:
             self.captions = distinct
-            self.captions_in = [(text,) if text < len(distinct) else () for text in range(len(self.texts))]
+            self.captions_in = [
+                (text,) if text < len(distinct) else () for text in range(len(self.texts))
+            ]
             index_of = {text: index_of[text] for text in distinct}
-            self.captions_of = [tuple(sorted(index_of[text] for text in true & index_of.keys())) for *_, true in found.values()]
+            self.captions_of = [
+                tuple(sorted(index_of[text] for text in true & index_of.keys()))
+                for *_, true in found.values()
+            ]
         else:
             self.captions = [text for _, text in searched]
             self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
@@ -109,18 +146,30 @@ class SearchSet(SampleSet):
     def _read_rows(self) -> dict[int, tuple[tuple[int, int], list[str], set[str]]]:
         """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
-        positions = dataset.eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
-        wanted = [[row for _, number, row in positions if number == at] for at in range(len(self.sources))]
-        for number, row in ((at, row) for at, rows in enumerate(wanted) for row in fetched(self.sources[at], rows)):
+        positions = dataset.eval_positions(
+            [len(source) for source in self.sources], self.config.data.val_samples
+        )
+        wanted = [
+            [row for _, number, row in positions if number == at] for at in range(len(self.sources))
+        ]
+        for number, row in (
+            (at, row) for at, rows in enumerate(wanted) for row in fetched(self.sources[at], rows)
+        ):
             source = self.sources[number]
             try:
                 pair = source[row]
             except BadSampleError as error:
                 if not self.config.data.skips_invalid_val:
                     raise unusable(error) from None
-                found[-len(found) - 1] = (number, row), [], set()  # evaluation reads it again and counts it
+                found[-len(found) - 1] = (
+                    (number, row),
+                    [],
+                    set(),
+                )  # evaluation reads it again and counts it
                 continue
-            _, captions, true = found.setdefault(image_key(pair.image, pair.where), ((number, row), [], set()))
+            _, captions, true = found.setdefault(
+                image_key(pair.image, pair.where), ((number, row), [], set())
+            )
             captions += pair.captions
             known = source.true_captions(row) if isinstance(source, GeneratedSource) else None
             true.update(pair.captions if known is None else known)
@@ -133,7 +182,9 @@ class SearchSet(SampleSet):
         limit = cast(RetrievalConfig, self.config.task).captions_per_image
         first = "caption" if limit == 1 else f"{limit} captions"
         all_ = "eve evaluate … --captions-per-image 0 and eve finetune … --task.captions-per-image 0 search among all"
-        return [f"searches are among the first {first} of each image, {self.num_searched:,} of {self.num_own:,}; {all_}"]
+        return [
+            f"searches are among the first {first} of each image, {self.num_searched:,} of {self.num_own:,}; {all_}"
+        ]
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and images.
@@ -153,12 +204,20 @@ class SearchSet(SampleSet):
     def places(self, position: Position) -> list[Place]:
         """Return the row of an image; texts are here."""
         _, which, index = position
-        return [(self.sources[source], row) for source, row in self.images[index : index + 1] if which == IMAGE]
+        return [
+            (self.sources[source], row)
+            for source, row in self.images[index : index + 1]
+            if which == IMAGE
+        ]
 
     def __getitem__(self, position: Position) -> Sample:
         _, which, index = position
         if which == TEXT:
-            known = {"index": index, "captions": self.captions_in[index], "tagged": self.tagged.get(index, ())}
+            known = {
+                "index": index,
+                "captions": self.captions_in[index],
+                "tagged": self.tagged.get(index, ()),
+            }
             return Sample(batch=SearchTexts, ids_T=self.ids[index], where=f"text {index}", **known)
         source, row = self.images[index]
         try:
@@ -168,7 +227,9 @@ class SearchSet(SampleSet):
             return dataset.unusable(error)
         names = {"where": pair.where, "name": row_name(pair), "labels": pair.labels}
         captions, hard = self.captions_of[index], self.hard[index]
-        return Sample(batch=SearchImages, index=index, captions=captions, hard=hard, image=image, **names)
+        return Sample(
+            batch=SearchImages, index=index, captions=captions, hard=hard, image=image, **names
+        )
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
@@ -231,7 +292,11 @@ class RetrievalSet:
             image_Id=self.image_Id[images.to(self.image_Id.device)],
             text_T=self.text_T[captions],
             owner_I=self.owner_I[images],
-            pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
+            pixels={
+                new: self.pixels[old]
+                for new, old in enumerate(images.tolist())
+                if old in self.pixels
+            },
             relevance=relevance,
         )
 
@@ -246,28 +311,48 @@ def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
     texts: dict[int, dict[str, Any]] = {}
     pixels: dict[int, Tensor] = {}
     for batch in loader:
-        indices, rows = batch.index_B.tolist(), zip(batch.rows(), _features(task, batch), strict=True)
-        found = [row | {"features": features_d.clone()} for row, features_d in rows]  # a view would keep its batch in memory
+        indices, rows = (
+            batch.index_B.tolist(),
+            zip(batch.rows(), _features(task, batch), strict=True),
+        )
+        found = [
+            row | {"features": features_d.clone()} for row, features_d in rows
+        ]  # a view would keep its batch in memory
         if isinstance(batch, SearchImages):
-            images |= {index: row | {"owner": rank()} for index, row in zip(indices, found, strict=True)}
+            images |= {
+                index: row | {"owner": rank()} for index, row in zip(indices, found, strict=True)
+            }
             pixels |= dict(zip(indices, batch.images_BCHW, strict=True))
         elif isinstance(batch, SearchTexts):
             lengths = (~batch.is_padding_BT).sum(1).tolist()
-            for index, row, ids_T, num in zip(indices, found, batch.ids_BT.cpu(), lengths, strict=True):
-                texts[index] = row | {"ids": ids_T[: task.config.input.padded_text_length or num].clone(), "length": num}
+            for index, row, ids_T, num in zip(
+                indices, found, batch.ids_BT.cpu(), lengths, strict=True
+            ):
+                texts[index] = row | {
+                    "ids": ids_T[: task.config.input.padded_text_length or num].clone(),
+                    "length": num,
+                }
     images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
     order = sorted(images)  # unusable images are missing
     place = {old: new for new, old in enumerate(order)}
-    all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
+    all_images, all_texts = (
+        [images[index] for index in order],
+        [texts[index] for index in sorted(texts)],
+    )
     text_of = {caption: text for text, row in enumerate(all_texts) for caption in row["captions"]}
-    matches = [(image, caption) for image, row in enumerate(all_images) for caption in row["captions"]]
+    matches = [
+        (image, caption) for image, row in enumerate(all_images) for caption in row["captions"]
+    ]
     if not matches:
         how = "repair such rows or name other data (eve data check lists the broken rows)"
         raise SharedError(f"none of the images to search among can be used; {how}")
     kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
     text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
     device = next(task.parameters()).device
-    tagged = ((text, [place[old] for old in row["tagged"] if old in place]) for text, row in enumerate(all_texts))
+    tagged = (
+        (text, [place[old] for old in row["tagged"] if old in place])
+        for text, row in enumerate(all_texts)
+    )
     gallery = RetrievalSet(
         image_Id=torch.stack([row["features"] for row in all_images]).to(device),
         text_Nd=torch.stack([row["features"] for row in all_texts]).to(device),
@@ -276,7 +361,9 @@ def gathered(task: AnyTask, loader: Iterable[SearchBatch]) -> RetrievalSet:
         lengths=[row["length"] for row in all_texts],
         owner_I=torch.tensor([row["owner"] for row in all_images]),
         pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
-        relevance=Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
+        relevance=Relevance.from_pairs(
+            [image for image, _ in matches], caption_P, len(all_images), len(text_T)
+        ),
         names=[row["name"] for row in all_images],
         labels=[row["labels"] for row in all_images],
         hard=[row["hard"] for row in all_images],
@@ -310,35 +397,49 @@ def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
     num_pairs = len(gallery.owner_I) * num_texts
     if num_pairs >= MANY_PAIRS:
         fewer = "fewer: --samples, or data.val_samples in training"
-        print_line(f"{num_pairs:,} fusion passes: {len(gallery.owner_I):,} images with each of {num_texts:,} texts ({fewer})")
+        print_line(
+            f"{num_pairs:,} fusion passes: {len(gallery.owner_I):,} images with each of {num_texts:,} texts ({fewer})"
+        )
     score_IN = torch.zeros(len(own_I), len(gallery.ids))
     by_length_N = searched_N[torch.tensor(gallery.lengths)[searched_N].argsort(stable=True)]
     chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
     what = f"{ONE_SIDE_AT_ONCE} images with {num_texts:,} texts"
     for number, images in enumerate(progress(chunks, what, len(chunks))):
-        image = task.encoder.image(dataset.normalize(torch.stack([gallery.pixels[image] for image in images.tolist()])))
+        image = task.encoder.image(
+            dataset.normalize(torch.stack([gallery.pixels[image] for image in images.tolist()]))
+        )
         rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
         for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
-            score_IN[rows, texts] = task.match_each(image, *_padded(gallery, texts, device))[:, :, 1].float().cpu()
+            score_IN[rows, texts] = (
+                task.match_each(image, *_padded(gallery, texts, device))[:, :, 1].float().cpu()
+            )
     parts = gather_objects((own_I, score_IN))
-    return torch.cat([scores for _, scores in parts])[torch.cat([images for images, _ in parts]).argsort()]
+    return torch.cat([scores for _, scores in parts])[
+        torch.cat([images for images, _ in parts]).argsort()
+    ]
 
 
-def _padded(gallery: RetrievalSet, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _padded(
+    gallery: RetrievalSet, texts: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """Return the ids of texts (N, L), and which are padding; None if none are."""
     ids_NL = pad_sequence([gallery.ids[text] for text in texts.tolist()], batch_first=True)
     is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(gallery.lengths)[texts, None]
     return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
 
 
-def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+def rerank_scores(
+    task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, images_TK: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the match logits of the candidates in both directions.
 
     They are of each image's captions (I, K) and of each caption's images (T, K).
     """
     num_texts = len(gallery.ids)
     pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + gallery.text_T[captions_IK]
-    score_IK, score_TK = pair_scores(task, gallery, pairs_IK, images_TK * num_texts + gallery.text_T[:, None])
+    score_IK, score_TK = pair_scores(
+        task, gallery, pairs_IK, images_TK * num_texts + gallery.text_T[:, None]
+    )
     return score_IK, score_TK
 
 
@@ -351,7 +452,9 @@ def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Te
     num_texts = len(gallery.ids)
     pair_P = torch.cat([each.flatten() for each in pairs]).unique()
     own_P = pair_P[gallery.owner_I[pair_P // num_texts] == rank()]
-    parts = gather_objects((own_P, match_scores(task, gallery, own_P // num_texts, own_P % num_texts)))
+    parts = gather_objects(
+        (own_P, match_scores(task, gallery, own_P // num_texts, own_P % num_texts))
+    )
     all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
     score_P = torch.cat([scores for _, scores in parts])[order_P]
     return [score_P[torch.searchsorted(all_P, each)] for each in pairs]
@@ -368,9 +471,13 @@ def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: 
         return score_P
     for chosen in torch.tensor(gallery.lengths)[text_P].argsort(stable=True).split(PAIRS_AT_ONCE):
         images, texts = image_P[chosen], text_P[chosen]
-        similarity_B = (gallery.image_Id[images.to(device)] * gallery.text_Nd[texts.to(device)]).sum(1)
+        similarity_B = (
+            gallery.image_Id[images.to(device)] * gallery.text_Nd[texts.to(device)]
+        ).sum(1)
         # what is in several pairs is embedded once: of towers that is most of the work
-        (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
+        (images, image_B), (texts, text_B) = (
+            rows.unique(return_inverse=True) for rows in (images, texts)
+        )
         pixels = torch.stack([gallery.pixels[image] for image in images.tolist()])
         ids_BL, padding = _padded(gallery, texts, device)
         pairs = image_B.to(device), text_B.to(device)

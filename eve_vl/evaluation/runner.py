@@ -18,7 +18,15 @@ from torch import Tensor
 
 from eve_vl.config import HELD_OUT, Config, TaskConfig, config_from_dict, generated
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, Sample, SampleSet, eval_positions, generator
+from eve_vl.data.dataset import (
+    EVAL_SEED,
+    Position,
+    RowDataset,
+    Sample,
+    SampleSet,
+    eval_positions,
+    generator,
+)
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Place, Source, hash_of, row_keys, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
@@ -31,7 +39,10 @@ from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
 
-NUM_KNOWN, NUM_COMPARED = 50_000, 500  # training rows, and rows of each source, that `leaks` compares
+NUM_KNOWN, NUM_COMPARED = (
+    50_000,
+    500,
+)  # training rows, and rows of each source, that `leaks` compares
 
 
 class Run(Protocol):
@@ -68,11 +79,18 @@ def evaluated(
     UserError. ablations: also evaluate without image or text (`Evaluator.ablations`), each as long as the evaluation itself.
     """
     flags = flags or {}
-    data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
+    data = dataclasses.replace(
+        run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid
+    )
     settings = dataclasses.replace(run.config.task, **flags)
     if problems := settings.validate():
-        raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")
-    config, task = dataclasses.replace(run.config, data=data, task=settings), with_settings(run.task, settings)
+        raise UserError(
+            f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}"
+        )
+    config, task = (
+        dataclasses.replace(run.config, data=data, task=settings),
+        with_settings(run.task, settings),
+    )
     evaluator = evaluator_of(task)
     if sources is None:
         sources = open_train_and_val(config, task.dataset.kind_of(config))[1]
@@ -81,22 +99,30 @@ def evaluated(
         those = "those that answer, verify, compare or classify have one; --json FILE writes the numbers"
         raise UserError(f"--predictions: a {settings.name} run has no prediction file, {those}")
     if predictions is not None and num_samples < num_rows:
-        raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
+        raise UserError(
+            f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out"
+        )
     dataset = evaluator.dataset(sources, config, run.tokenizer)
     skipped = [] if skip_invalid else None
-    with evaluation_batches(task, eval_loader(dataset, rank=0, world=1), run.device, torch.float32, skipped) as batches:
+    with evaluation_batches(
+        task, eval_loader(dataset, rank=0, world=1), run.device, torch.float32, skipped
+    ) as batches:
         found = evaluator.evaluate_with_rows(batches)
     if predictions is not None:
         if skipped:
             lacks = f"the file holds all {num_rows} rows, but {len(skipped)} cannot be used, the first: {skipped[0]}"
-            raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
+            raise UserError(
+                f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out"
+            )
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, evaluator.prediction_file(found.examples))
     numbers = found.numbers | evaluator.data_baselines(found.examples) | num_skipped(skipped)
     data = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
     found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes(), data=data)
     if ablations:
-        numbers.update(ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid))
+        numbers.update(
+            ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid)
+        )
     return found
 
 
@@ -108,7 +134,12 @@ def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
 
 
 def ablated_metrics(
-    evaluator: Evaluator[Any], rows: RowDataset, whole: Evaluated, device: torch.device, *, skip_invalid: bool
+    evaluator: Evaluator[Any],
+    rows: RowDataset,
+    whole: Evaluated,
+    device: torch.device,
+    *,
+    skip_invalid: bool,
 ) -> dict[str, float]:
     """Return the main metrics with a part of each row taken away.
 
@@ -116,10 +147,15 @@ def ablated_metrics(
     these.
     """
     numbers: dict[str, float] = {}
-    main, score_name = evaluator.main_metric or "", evaluator.score_name or evaluator.main_metric or ""
+    main, score_name = (
+        evaluator.main_metric or "",
+        evaluator.score_name or evaluator.main_metric or "",
+    )
     for how in evaluator.ablations:
         loader = eval_loader(AblatedRows(rows, how), rank=0, world=1)
-        with evaluation_batches(evaluator.task, loader, device, torch.float32, [] if skip_invalid else None) as batches:
+        with evaluation_batches(
+            evaluator.task, loader, device, torch.float32, [] if skip_invalid else None
+        ) as batches:
             found = evaluator.evaluate_with_rows(batches)
         for name, value in found.numbers.items():
             if (stem := name.partition("/")[0]) in (main, score_name):
@@ -127,7 +163,12 @@ def ablated_metrics(
         ours, theirs = whole.row_scores, found.row_scores
         if ours and ours.keys() == theirs.keys() and score_name in whole.numbers:
             gain_R = np.array([ours[row] - theirs[row] for row in ours]) / len(ours)
-            intervals.over(whole.numbers[score_name], f"{score_name}_{how}", gain_R, [*map(intervals.group_of, ours)])
+            intervals.over(
+                whole.numbers[score_name],
+                f"{score_name}_{how}",
+                gain_R,
+                [*map(intervals.group_of, ours)],
+            )
     return numbers
 
 
@@ -142,17 +183,31 @@ def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
     with contextlib.suppress(UserError):
         train, val = open_train_and_val(run.config, run.task.dataset.kind_of(run.config))
         known: dict[str, tuple[Sequence[str], Sequence[Source[Any]]]] = {}
-        if sources is not None or data.val != (HELD_OUT,):  # else both sides are disjoint by construction
+        if sources is not None or data.val != (
+            HELD_OUT,
+        ):  # else both sides are disjoint by construction
             known["this run was trained on"] = (data.train, train)
         if sources is not None and data.val != (HELD_OUT,) and evaluator_of(run.task).main_metric:
-            known["validation has chosen these weights by, so that they say too much"] = (data.val, val)
+            known["validation has chosen these weights by, so that they say too much"] = (
+                data.val,
+                val,
+            )
         for folder, config in _ancestors(run.config):
             with contextlib.suppress(UserError):
-                rows, _ = open_train_and_val(config, task_class(type(config.task)).dataset.kind_of(config))
-                known[f"{folder}, which this run started from, was trained on"] = (config.data.train, rows)
+                rows, _ = open_train_and_val(
+                    config, task_class(type(config.task)).dataset.kind_of(config)
+                )
+                known[f"{folder}, which this run started from, was trained on"] = (
+                    config.data.train,
+                    rows,
+                )
         for what, (names, rows) in known.items():
             num_seen, num_compared = _seen(names, rows, val if sources is None else sources)
-            found += [f"of {num_compared:,} rows compared, {num_seen:,} show what {what}"] if num_seen else []
+            found += (
+                [f"of {num_compared:,} rows compared, {num_seen:,} show what {what}"]
+                if num_seen
+                else []
+            )
     return found
 
 
@@ -169,7 +224,9 @@ def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
             yield folder, config
 
 
-def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]) -> tuple[int, int]:
+def _seen(
+    names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]
+) -> tuple[int, int]:
     """Return the numbers of rows that are known and of rows that were compared.
 
     Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a text. Of large sources only a
@@ -179,13 +236,18 @@ def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[
     keys = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
     rows = [(source, row) for source in sources for row in eval_rows([source], NUM_COMPARED)]
     # scenes of one split are equal
-    return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
+    return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(
+        rows
+    )
 
 
 def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
     """Return the usable rows at `eval_positions`."""
     positions = eval_positions([len(source) for source in sources], num_samples)
-    by_source = ((source, [row for _, at, row in positions if at == number]) for number, source in enumerate(sources))
+    by_source = (
+        (source, [row for _, at, row in positions if at == number])
+        for number, source in enumerate(sources)
+    )
     return [row for source, rows in by_source for _, row in usable_rows(source, rows)]
 
 
@@ -205,7 +267,9 @@ class AblatedRows(SampleSet):
         """Read the rows' groups and texts for `wrong_image`, but no images."""
         super().__init__(rows.config, rows.tokenizer)
         self.rows, self.how = rows, how
-        self.positions: list[Position] = [position for batch in rows.eval_batches(1, 0, 1) for position in batch]
+        self.positions: list[Position] = [
+            position for batch in rows.eval_batches(1, 0, 1) for position in batch
+        ]
         self.place = {position: place for place, position in enumerate(self.positions)}
         self.alike = [self._alike(number) for number in (0, 1)] if how == "wrong_image" else []
 
@@ -217,7 +281,9 @@ class AblatedRows(SampleSet):
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         keys: dict[Position, tuple[str, ...]] = {}
         for at, source in enumerate(self.rows.sources):
-            for index, row in usable_rows(source, [row for _, each, row in self.positions if each == at]):
+            for index, row in usable_rows(
+                source, [row for _, each, row in self.positions if each == at]
+            ):
                 if any(key := (getattr(row, "group", ""),) if number == 0 else row.texts):
                     keys[0, at, index] = key
                     members[key].append(self.place[0, at, index])
@@ -243,7 +309,9 @@ class AblatedRows(SampleSet):
         else:
             others = (self.rows[other] for other in self._others(position))
             images = (other.image for other in others if not other.skipped)
-            sample.image = next((image for image in images if not torch.equal(image, sample.image)), sample.image)
+            sample.image = next(
+                (image for image in images if not torch.equal(image, sample.image)), sample.image
+            )
         return sample
 
     def _others(self, position: Position) -> Iterator[Position]:
@@ -258,5 +326,7 @@ class AblatedRows(SampleSet):
 def noise_like(image_CHW: Tensor, name: str) -> Tensor:
     """Return the pixels of an image in random order, which depends only on a name."""
     rng = generator(EVAL_SEED, NOISE, hash_of(name.encode()) % 2**63)
-    order = torch.from_numpy(rng.permutation(image_CHW[0].numel()).astype(np.int64)).to(image_CHW.device)
+    order = torch.from_numpy(rng.permutation(image_CHW[0].numel()).astype(np.int64)).to(
+        image_CHW.device
+    )
     return image_CHW.flatten(1)[:, order].view_as(image_CHW)

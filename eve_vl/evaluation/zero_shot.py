@@ -39,8 +39,20 @@ MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast
 FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
 PROMPTS_AT_ONCE = 64
 BASELINES = (
-    Baseline("acc", "row", "acc_majority", "always giving the most frequent class", others={"acc_noise": "looking at noise"}),
-    Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others={"mean_ap_noise": "looking at noise"}),
+    Baseline(
+        "acc",
+        "row",
+        "acc_majority",
+        "always giving the most frequent class",
+        others={"acc_noise": "looking at noise"},
+    ),
+    Baseline(
+        "mean_ap",
+        "row",
+        "mean_ap_chance",
+        "a constant score",
+        others={"mean_ap_noise": "looking at noise"},
+    ),
 )
 By = Literal["mean", "max"]
 Prompts = Mapping[str, tuple[str, ...]]
@@ -60,15 +72,22 @@ def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
     else:
         path = expand_user(given)
         values, where = read_json(path, dict), str(path)
-    prompts = {name: _texts(parts, f"{where}: the class {name!r}") for name, parts in values.items()}
+    prompts = {
+        name: _texts(parts, f"{where}: the class {name!r}") for name, parts in values.items()
+    }
     if len(prompts) < 2:
-        raise UserError(f"{where}: names {len(prompts)} classes, expected at least 2, each with {FORM}")
+        raise UserError(
+            f"{where}: names {len(prompts)} classes, expected at least 2, each with {FORM}"
+        )
     return prompts, where
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     lists = [*given.values()] if isinstance(given, Mapping) else [given]
-    are_texts = all(isinstance(each, list | tuple) and all(isinstance(text, str) for text in each) for each in lists)
+    are_texts = all(
+        isinstance(each, list | tuple) and all(isinstance(text, str) for text in each)
+        for each in lists
+    )
     if not are_texts or not 0 < math.prod(map(len, lists)) <= MAX_PROMPTS:
         raise UserError(f"{where} has no prompts, or more than {MAX_PROMPTS:,}; expected {FORM}")
     texts = tuple(dict.fromkeys(" ".join(" ".join(parts).split()) for parts in product(*lists)))
@@ -112,14 +131,24 @@ class ZeroShot:
             fix = "eve finetune search_small --init RUN --data.train FOLDER makes one that has"
             raise UserError(f"{needs}; a {task.section.name} run has neither; {fix}")
         texts = [text for given in prompts.values() for text in given]
-        self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
+        self.class_P = np.repeat(
+            np.arange(len(prompts)), [len(given) for given in prompts.values()]
+        )
         sizes, device = task.config.input, next(task.parameters()).device
         ids = [tokenizer.encode(text, sizes.max_text_tokens)[0] for text in texts]
-        chunks = (ids[start : start + PROMPTS_AT_ONCE] for start in range(0, len(ids), PROMPTS_AT_ONCE))
+        chunks = (
+            ids[start : start + PROMPTS_AT_ONCE] for start in range(0, len(ids), PROMPTS_AT_ONCE)
+        )
         batches = (padded(chunk, tokenizer.pad_id, sizes.padded_text_length) for chunk in chunks)
-        self.ids = [(ids_BT.to(device), is_padding_BT.to(device)) for ids_BT, is_padding_BT in batches]
+        self.ids = [
+            (ids_BT.to(device), is_padding_BT.to(device)) for ids_BT, is_padding_BT in batches
+        ]
         with torch.no_grad():
-            self.text_Pd = torch.cat([self.task.text_features(*ids) for ids in self.ids]) if self.task.is_comparable else None
+            self.text_Pd = (
+                torch.cat([self.task.text_features(*ids) for ids in self.ids])
+                if self.task.is_comparable
+                else None
+            )
 
     @torch.no_grad()
     def scores(self, images_BCHW: Tensor) -> np.ndarray:
@@ -135,7 +164,10 @@ class ZeroShot:
     def best(self, images_BCHW: Tensor, top: int) -> list[list[ClassScore]]:
         """Return the `top` classes of the highest scores of each image, best first."""
         return [
-            [ClassScore(label=self.classes[c], score=float(score_C[c])) for c in np.argsort(-score_C, kind="stable")[:top]]
+            [
+                ClassScore(label=self.classes[c], score=float(score_C[c]))
+                for c in np.argsort(-score_C, kind="stable")[:top]
+            ]
             for score_C in self.scores(images_BCHW)
         ]
 
@@ -153,7 +185,11 @@ class ZeroShot:
         if several:
             return metrics.ranking_summary(score_RC, is_true_RC), right_R
         right, true = right_R.tolist(), [given[0] for given in labels]
-        numbers = metrics.summary(right, true) | {"acc_chance": 1 / len(self.classes)} | metrics.by_class(right, true)
+        numbers = (
+            metrics.summary(right, true)
+            | {"acc_chance": 1 / len(self.classes)}
+            | metrics.by_class(right, true)
+        )
         return numbers, right_R
 
 
@@ -176,30 +212,48 @@ def zero_shot(
     """
     texts, where = read_prompts(prompts)
     kinds = {row.labels for source in sources for _, row in usable_rows(source)}
-    classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
+    classes, several = (
+        {name for given in kinds for name in given},
+        any(len(given) > 1 for given in kinds),
+    )
     if not classes:
         raise UserError(f"{data}: no row has a label to compare with")
     if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
     if differ := sorted(texts.keys() ^ classes):
         there, lacking = (where, data) if differ[0] in texts else (data, where)
-        raise UserError(f"{there} has the class {differ[0]!r}, {lacking} does not; give prompts of the same classes")
+        raise UserError(
+            f"{there} has the class {differ[0]!r}, {lacking} does not; give prompts of the same classes"
+        )
     scorer = ZeroShot(run.task, run.tokenizer, texts, by)
-    values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
+    values = dataclasses.replace(
+        run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid
+    )
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
-    rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None
+    rows, skipped = (
+        LabeledRows(sources, config, run.tokenizer, training=False),
+        [] if skip_invalid else None,
+    )
     score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
     if not labels:
-        raise UserError(f"{data}: none of the {num_unlabelled} rows read has a label to compare with; raise --samples")
+        raise UserError(
+            f"{data}: none of the {num_unlabelled} rows read has a label to compare with; raise --samples"
+        )
     of_noise_RC, *_ = _scored(run, scorer, AblatedRows(rows, "noise"), [] if skip_invalid else None)
     given = [*labels.values()]
     numbers, right_R = scorer.metrics(score_RC, given, several=several)
     of_noise, of_noise_R = scorer.metrics(of_noise_RC, given, several=several)
     intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
-    numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
+    numbers |= {
+        f"{name}_noise": of_noise[name]
+        for name in ("acc", "balanced_acc", "mean_ap")
+        if name in of_noise
+    }
     numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)
     data_id = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
-    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)), data=data_id)
+    return Evaluated(
+        numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)), data=data_id
+    )
 
 
 def _scored(
@@ -210,7 +264,9 @@ def _scored(
     Scores are (R, C); labels are by name of the row.
     """
     scores, labels, num_rows = [], {}, 0
-    with evaluation_batches(run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped) as batches:
+    with evaluation_batches(
+        run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped
+    ) as batches:
         for batch in batches:
             known = [row for row, given in enumerate(batch.labels) if given]
             scores.append(scorer.scores(batch.images_BCHW)[known])

@@ -53,6 +53,9 @@ class ConvertArgs(Frozen):
         Raises UserError for a flag that was set and is not in `allowed`.
         """
         for each in fields(self):
-            if each.name not in ("source", "target", *allowed) and getattr(self, each.name) != each.default:
+            if (
+                each.name not in ("source", "target", *allowed)
+                and getattr(self, each.name) != each.default
+            ):
                 flag = each.name.replace("_", "-")
                 raise UserError(f"{self.source}: --{flag} has no effect on {title}; leave it out")

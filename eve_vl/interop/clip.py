@@ -120,8 +120,14 @@ def weight_files(names: Iterable[str]) -> list[str]:
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """Return the weights in a folder. Raises UserError."""
     if not (names := weight_files(path.name for path in folder.iterdir())):
-        raise UserError(f"{folder}: holds no weights (model.safetensors, open_clip_model.safetensors or pytorch_model.bin)")
-    return {name: tensor for file in names for name, tensor in convert.read_tensors(folder / file).items()}
+        raise UserError(
+            f"{folder}: holds no weights (model.safetensors, open_clip_model.safetensors or pytorch_model.bin)"
+        )
+    return {
+        name: tensor
+        for file in names
+        for name, tensor in convert.read_tensors(folder / file).items()
+    }
 
 
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -129,58 +135,121 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     folder = args.source if args.source.is_dir() else args.source.parent
     is_open_clip = (folder / OPEN_CLIP).is_file() and not _is_of_transformers(folder)
     about = _of_open_clip(folder) if is_open_clip else _of_transformers(folder)
-    named = {_name(name): tensor for name, tensor in tensors.items() if not name.endswith("attn_mask")}
+    named = {
+        _name(name): tensor for name, tensor in tensors.items() if not name.endswith("attn_mask")
+    }
     named = convert.without(named, args.drop, where)
-    tokenizer, fill = read_published(args.tokenizer or folder, is_siglip=about.is_siglip, cleans=about.cleans)
+    tokenizer, fill = read_published(
+        args.tokenizer or folder, is_siglip=about.is_siglip, cleans=about.cleans
+    )
     least, words = tokenizer.vocab_size - len(tokenizer.added), len(named["text.words"])
     if words < least:
-        raise UserError(f"{args.tokenizer or folder}: has {least} tokens, but the checkpoint has embeddings for {words}")
-    num_positions, text_length = named["image.positions"].shape[:-1].numel(), len(named["text.positions"])
-    patch_size, side = named["image.patches.weight"].shape[-1], convert.side_of(num_positions + about.is_siglip, where)
+        raise UserError(
+            f"{args.tokenizer or folder}: has {least} tokens, but the checkpoint has embeddings for {words}"
+        )
+    num_positions, text_length = (
+        named["image.positions"].shape[:-1].numel(),
+        len(named["text.positions"]),
+    )
+    patch_size, side = (
+        named["image.patches.weight"].shape[-1],
+        convert.side_of(num_positions + about.is_siglip, where),
+    )
     shape: dict[str, Any] = {"num_heads": args.num_heads} if args.num_heads else {}
-    for tower, dim_name, ratio in (("image", "embed_dim", "mlp_ratio"), ("text", "text_dim", "text_mlp_ratio")):
-        dim, hidden = (named[f"{tower}.{name}"].numel() for name in ("norm.weight", "blocks.0.mlp.fc1.bias"))
-        shape |= {dim_name: dim, ratio: hidden / dim, f"{tower}_depth": convert.count(f"{tower}.blocks.*.", named)}
-    sizes: dict[str, Any] = {"image_size": side * patch_size, "patch_size": patch_size, "text_length": text_length}
+    for tower, dim_name, ratio in (
+        ("image", "embed_dim", "mlp_ratio"),
+        ("text", "text_dim", "text_mlp_ratio"),
+    ):
+        dim, hidden = (
+            named[f"{tower}.{name}"].numel() for name in ("norm.weight", "blocks.0.mlp.fc1.bias")
+        )
+        shape |= {
+            dim_name: dim,
+            ratio: hidden / dim,
+            f"{tower}_depth": convert.count(f"{tower}.blocks.*.", named),
+        }
+    sizes: dict[str, Any] = {
+        "image_size": side * patch_size,
+        "patch_size": patch_size,
+        "text_length": text_length,
+    }
     sizes |= {"padded_text_length": text_length * about.is_siglip}
     embed = partial(_with_padding, tokenizer.vocab_size, tokenizer.pad_id, fill)
     of_text = named.get("text.projection.weight", named.get("text.projection", torch.empty(0, 0)).T)
     model = DualEncoderConfig(fusion_depth=0, pixel_layer=0, dropout=0.0, **about.model | shape)
     section = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=len(of_text))
-    table = key_table(named, about) | {"encoder.text.embed.words.weight": Made(embed, ("text.words",))}
-    more: dict[str, Any] = {"section": section, "table": table, "name": about.model["towers"], "tokenizer": tokenizer}
-    return Plan(tensors=named, sizes=InputConfig(**(about.sizes | sizes)), model=model, unused=UNUSED, **more)
+    table = key_table(named, about) | {
+        "encoder.text.embed.words.weight": Made(embed, ("text.words",))
+    }
+    more: dict[str, Any] = {
+        "section": section,
+        "table": table,
+        "name": about.model["towers"],
+        "tokenizer": tokenizer,
+    }
+    return Plan(
+        tensors=named,
+        sizes=InputConfig(**(about.sizes | sizes)),
+        model=model,
+        unused=UNUSED,
+        **more,
+    )
 
 
 FAMILY = Family(
-    "a CLIP or SigLIP checkpoint", (), lambda tensors: {"image.patches.weight", "text.words"} <= {*map(_name, tensors)}, plan
+    "a CLIP or SigLIP checkpoint",
+    (),
+    lambda tensors: {"image.patches.weight", "text.words"} <= {*map(_name, tensors)},
+    plan,
 )
 
 
 def key_table(tensors: Mapping[str, Tensor], about: About) -> dict[str, Any]:
     """Return the source of each of our tensors outside the tokens' embeddings."""
-    copied = {name: name for name in ("norm1", "norm2")} | {"attn.proj": "attn.out_proj", "scale1": 1.0, "scale2": 1.0}
+    copied = {name: name for name in ("norm1", "norm2")} | {
+        "attn.proj": "attn.out_proj",
+        "scale1": 1.0,
+        "scale2": 1.0,
+    }
     copied |= {f"ffn.{layer}": f"mlp.{layer}" for layer in ("fc1", "fc2")}
     mean, std = about.mean, about.std
-    patches = ("image.patches.weight", *(["image.patches.bias"] if "image.patches.bias" in tensors else []))
+    patches = (
+        "image.patches.weight",
+        *(["image.patches.bias"] if "image.patches.bias" in tensors else []),
+    )
     table: dict[str, Any] = {
-        "encoder.image.embed.proj.weight": Made(lambda conv: convert.of_our_pixels(conv, std).flatten(1), patches[:1]),
-        "encoder.image.embed.proj.bias": Made(partial(convert.bias_of_our_pixels, mean=mean, std=std), patches),
+        "encoder.image.embed.proj.weight": Made(
+            lambda conv: convert.of_our_pixels(conv, std).flatten(1), patches[:1]
+        ),
+        "encoder.image.embed.proj.bias": Made(
+            partial(convert.bias_of_our_pixels, mean=mean, std=std), patches
+        ),
         "encoder.image.embed.cls": "image.cls",
         "encoder.image.norm_pre": "image.norm_pre",
-        "contrast.features.temperature": Made(lambda log_scale: (-log_scale).exp().squeeze(), ("logit_scale",)),
+        "contrast.features.temperature": Made(
+            lambda log_scale: (-log_scale).exp().squeeze(), ("logit_scale",)
+        ),
         "contrast.features.logit_bias": Made(torch.squeeze, ("logit_bias",)),
         "contrast.features.text.bias": "text.projection.bias",
     }
     for side in ("image", "text"):
         block = copied | under("attn.", "attn.", _attention(f"{side}.blocks.0.attn.", tensors))
         table |= under(f"encoder.{side}.blocks.*.", f"{side}.blocks.*.", block)
-        table[f"encoder.{side}.embed.positions"] = Made(lambda positions: positions.flatten(0, -2), (f"{side}.positions",))
+        table[f"encoder.{side}.embed.positions"] = Made(
+            lambda positions: positions.flatten(0, -2), (f"{side}.positions",)
+        )
         table |= {f"encoder.{side}.embed.type_embed": 0.0, f"encoder.{side}.norm": f"{side}.norm"}
         table[f"contrast.features.{side}.weight"] = _projection(f"{side}.projection", tensors)
     if about.is_siglip:
-        pool = {"norm": "norm", "attn.proj": "attn.out_proj", "ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2"}
-        pool |= {"query": Made(torch.flatten, ("query",))} | under("attn.", "attn.", _attention("image.pool.attn.", tensors))
+        pool = {
+            "norm": "norm",
+            "attn.proj": "attn.out_proj",
+            "ffn.fc1": "mlp.fc1",
+            "ffn.fc2": "mlp.fc2",
+        }
+        pool |= {"query": Made(torch.flatten, ("query",))} | under(
+            "attn.", "attn.", _attention("image.pool.attn.", tensors)
+        )
         table |= under("encoder.image.pool.", "image.pool.", pool)
     return table
 
@@ -215,29 +284,50 @@ def _of_transformers(folder: Path) -> About:
     config = read_json(where, dict)
     kind = config.get("model_type")
     if kind == "siglip2":
-        raise UserError(f"{where}: SigLIP 2 with images of any aspect ratio (NaFlex) is not supported; take a fixed resolution")
+        raise UserError(
+            f"{where}: SigLIP 2 with images of any aspect ratio (NaFlex) is not supported; take a fixed resolution"
+        )
     if kind not in ("clip", "siglip"):
-        raise UserError(f"{where}: is a {kind} model; CLIP, SigLIP and SigLIP 2 of fixed resolution can be read")
+        raise UserError(
+            f"{where}: is a {kind} model; CLIP, SigLIP and SigLIP 2 of fixed resolution can be read"
+        )
     is_clip = kind == "clip"
     act, eps = ("quick_gelu", 1e-5) if is_clip else ("gelu_pytorch_tanh", 1e-6)
     usual = {"hidden_act": act, "layer_norm_eps": eps, "image_size": 224}
     image, text = (
-        usual | {"num_attention_heads": heads} | config.get(f"{side}_config", {}) | (config.get(f"{side}_config_dict") or {})
+        usual
+        | {"num_attention_heads": heads}
+        | config.get(f"{side}_config", {})
+        | (config.get(f"{side}_config_dict") or {})
         for side, heads in (("vision", 12), ("text", 8 if is_clip else 12))
     )
     found = {(each["hidden_act"], each["layer_norm_eps"]) for each in (image, text)}
     if len(found) > 1 or image["hidden_act"] not in ACTIVATIONS or image["layer_norm_eps"] != eps:
-        raise UserError(f"{where}: towers with hidden_act and layer_norm_eps {sorted(found)} are not supported")
-    files = [path for name in ("preprocessor_config.json", "processor_config.json") if (path := folder / name).is_file()]
+        raise UserError(
+            f"{where}: towers with hidden_act and layer_norm_eps {sorted(found)} are not supported"
+        )
+    files = [
+        path
+        for name in ("preprocessor_config.json", "processor_config.json")
+        if (path := folder / name).is_file()
+    ]
     images = read_json(files[0], dict) if files else {}
     images = images.get("image_processor", images)
-    size, resample = images.get("size", {"shortest_edge": image["image_size"]} if is_clip else {}), images.get("resample", 3)
+    size, resample = (
+        images.get("size", {"shortest_edge": image["image_size"]} if is_clip else {}),
+        images.get("resample", 3),
+    )
     sides = {size} if isinstance(size, int) else {*size.values()}
     if resample not in RESAMPLING or not sides <= {image["image_size"]}:
         wanted = f"2 (bilinear) or 3 (bicubic), and size {image['image_size']}"
-        raise UserError(f"{files[0]}: has resample {resample} and size {size}; only resample {wanted} can be read")
+        raise UserError(
+            f"{files[0]}: has resample {resample} and size {size}; only resample {wanted} can be read"
+        )
     half = (0.5, 0.5, 0.5)
-    heads = {"num_heads": image["num_attention_heads"], "text_num_heads": text["num_attention_heads"]}
+    heads = {
+        "num_heads": image["num_attention_heads"],
+        "text_num_heads": text["num_attention_heads"],
+    }
     resize = "crop" if isinstance(size, int) or "shortest_edge" in size else "squash"
     return About(
         {"towers": kind, "activation": ACTIVATIONS[image["hidden_act"]], **heads},
@@ -260,11 +350,19 @@ def _of_open_clip(folder: Path) -> About:
         raise UserError(f"{where}: {', '.join(odd)} of open_clip is not supported")
     pool_type, resize = text.get("pool_type", "argmax"), images.get("resize_mode", "shortest")
     if pool_type != ("last" if is_siglip else "argmax") or resize not in RESIZING:
-        raise UserError(f"{where}: pool_type {pool_type} with resize_mode {resize} is not supported")
+        raise UserError(
+            f"{where}: pool_type {pool_type} with resize_mode {resize} is not supported"
+        )
     width = model["embed_dim"] if is_siglip else image["width"]
     wide = WIDE_HEADS if width > 1024 else width // convert.HEAD_WIDTH
-    heads = {"num_heads": wide if is_siglip else width // image.get("head_width", convert.HEAD_WIDTH)}
-    kind, act = ("siglip", "gelu_tanh") if is_siglip else ("clip", "quick_gelu" if model.get("quick_gelu") else "gelu")
+    heads = {
+        "num_heads": wide if is_siglip else width // image.get("head_width", convert.HEAD_WIDTH)
+    }
+    kind, act = (
+        ("siglip", "gelu_tanh")
+        if is_siglip
+        else ("clip", "quick_gelu" if model.get("quick_gelu") else "gelu")
+    )
     return About(
         {"towers": kind, "activation": act, "text_num_heads": text["heads"], **heads},
         {"resize": RESIZING[resize], "interpolation": images.get("interpolation", "bicubic")},
@@ -294,7 +392,9 @@ def from_hub(name: str) -> Path:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another download
             if not (run / "best").is_dir():
                 folder = download(repository)
-                summary = convert.import_weights([FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run))
+                summary = convert.import_weights(
+                    [FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run)
+                )
                 print_line(f"{name}: {summary}, kept in {run}")
     return run
 
@@ -311,11 +411,19 @@ def download(repository: str) -> Path:
         folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS]))
         if is_published(folder):
             names = weight_files(huggingface_hub.list_repo_files(repository))
-            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS, *names]))
+            return Path(
+                huggingface_hub.snapshot_download(repository, allow_patterns=[*TEXTS, *names])
+            )
     except UserError:  # of a damaged config
         raise
     except Exception as error:  # of the network, in the library's and other libraries' classes
         is_missing = isinstance(error, ModuleNotFoundError)
-        fix = "pip install 'eve-vl[hf]'" if is_missing else "check the name and the internet connection"
+        fix = (
+            "pip install 'eve-vl[hf]'"
+            if is_missing
+            else "check the name and the internet connection"
+        )
         raise UserError(f"{where}: cannot be downloaded ({type(error).__name__}); {fix}") from None
-    raise UserError(f"{where}: is none of CLIP, SigLIP and SigLIP 2, of transformers or open_clip; name another model")
+    raise UserError(
+        f"{where}: is none of CLIP, SigLIP and SigLIP 2, of transformers or open_clip; name another model"
+    )

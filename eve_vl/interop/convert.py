@@ -33,7 +33,10 @@ FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
 """Flags of `eve convert` for all families."""
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
 HEAD_WIDTH = 64  # of an attention head in all published sizes
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of pixels in [0, 1]
 MAX_LISTED = 10  # keys in a message
 ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError)
 """Errors of reading or computing with tensors of another kind of file."""
@@ -97,7 +100,9 @@ class Family(NamedTuple):
     """Returns what the tensors of a file become; `--drop` and odd tensors are dealt with. Raises UserError."""
 
 
-def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], args: ConvertArgs) -> str:
+def import_weights(
+    families: Sequence[Family], tensors: Mapping[str, Tensor], args: ConvertArgs
+) -> str:
     """Write a checkpoint's run folder and return a summary.
 
     The first family that matches plans it. Raises UserError.
@@ -111,9 +116,13 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
         raise UserError(f"{where}: holds no tokenizer; name the file with --tokenizer")
     config = replace(config_for(plan, run, where), recipe=plan.name)
     words = plan.tokenizer or Tokenizer.load(args.tokenizer or Path())
-    if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (size := embedded.shape[:1].numel()):
+    if (embedded := plan.tensors.get(plan.words)) is not None and words.vocab_size != (
+        size := embedded.shape[:1].numel()
+    ):
         fix = "bring the tokenizer that it was trained with"
-        raise UserError(f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; {fix}")
+        raise UserError(
+            f"{args.tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {size}; {fix}"
+        )
     if plan.max_words is not None:
         words.clean_as_published(plan.max_words)
     labels = [] if args.answers is None else read_answers(args.answers)
@@ -126,7 +135,9 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
     found = {name for name in plan.tensors if name in wanted or not re.match(plan.unused, name)}
     check_keys(wanted, found, where)
     check_answers(labels, plan, made, where)
-    ours = {name: computed(name, each, plan.tensors, own[name], where) for name, each in made.items()}
+    ours = {
+        name: computed(name, each, plan.tensors, own[name], where) for name, each in made.items()
+    }
     task.load_state_dict(ours, strict=not plan.is_partial, assign=not plan.is_partial)
     sizes = replace(plan.sizes, text_length=plan.text_length or plan.sizes.text_length)
     if (sizes := replace(sizes, image_size=args.image_size or sizes.image_size)) != plan.sizes:
@@ -138,7 +149,9 @@ def import_weights(families: Sequence[Family], tensors: Mapping[str, Tensor], ar
     write_run(run, task.config, words, task)
     start = ", a start for other runs (--init)" * plan.section.is_pretraining
     shape = f"{plan.model}, {sizes.image_size} pixels, texts of at most {sizes.max_text_tokens} tokens of {words.vocab_size}"
-    return f"{len(ours)} tensors of {family.title}: {shape}; {plan.section.title}{start}{plan.notes}"
+    return (
+        f"{len(ours)} tensors of {family.title}: {shape}; {plan.section.title}{start}{plan.notes}"
+    )
 
 
 def planned(family: Family, tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -152,7 +165,9 @@ def planned(family: Family, tensors: dict[str, Tensor], where: str, args: Conver
         raise
     except ODD as error:
         problem = f"{str(error) or 'a tensor'} is missing or unusual"
-        raise UserError(f"{where}: not {family.title} ({problem}); it holds {', '.join(sorted(tensors)[:3])} …") from error
+        raise UserError(
+            f"{where}: not {family.title} ({problem}); it holds {', '.join(sorted(tensors)[:3])} …"
+        ) from error
 
 
 def same(tensor: Tensor) -> Tensor:
@@ -194,10 +209,15 @@ def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
 
     Without sources it is a constant.
     """
-    patterns = [(re.compile(re.escape(key).replace(r"\*", r"(\d+)") + r"(\..+)?"), rule) for key, rule in table.items()]
+    patterns = [
+        (re.compile(re.escape(key).replace(r"\*", r"(\d+)") + r"(\..+)?"), rule)
+        for key, rule in table.items()
+    ]
     made: dict[str, Made] = {}
     for name in names:
-        fitting = ((found, rule) for pattern, rule in patterns if (found := pattern.fullmatch(name)))
+        fitting = (
+            (found, rule) for pattern, rule in patterns if (found := pattern.fullmatch(name))
+        )
         if (first := next(fitting, None)) is None:
             continue
         (*number, rest), rule = first[0].groups(), first[1]
@@ -205,11 +225,15 @@ def sources(table: Table, names: Iterable[str]) -> dict[str, Made]:
             made[name] = Made(lambda value=rule: torch.tensor(value), ())
             continue
         compute, theirs = (same, (rule,)) if isinstance(rule, str) else rule
-        made[name] = Made(compute, tuple(source.replace("*", "".join(number)) + (rest or "") for source in theirs))
+        made[name] = Made(
+            compute, tuple(source.replace("*", "".join(number)) + (rest or "") for source in theirs)
+        )
     return made
 
 
-def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, where: str) -> Tensor:
+def computed(
+    name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, where: str
+) -> Tensor:
     """Return one of our tensors, a copy, since a file may tie some.
 
     `own` has the shape that it must have. Raises UserError for foreign tensors of other shapes or types.
@@ -226,7 +250,9 @@ def computed(name: str, made: Made, tensors: Mapping[str, Tensor], own: Tensor, 
         result = None
     if result is None or checkpoint.form(result) != wanted:
         pairs = zip(made.sources, given, strict=True)
-        shapes = ", ".join(f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in pairs)
+        shapes = ", ".join(
+            f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in pairs
+        )
         needs = "the other tensors ask for" if made.compute is same else f"{name} needs"
         raise UserError(f"{where}: {shapes}, but {needs} {wanted}")
     return result.clone()
@@ -246,21 +272,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        if zipfile.is_zipfile(path) and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > path.stat().st_size:
-            raise UserError(f"{path}: refused: it is compressed, which torch never does, and may unpack to any size")
+        if (
+            zipfile.is_zipfile(path)
+            and sum(part.file_size for part in zipfile.ZipFile(path).infolist())
+            > path.stat().st_size
+        ):
+            raise UserError(
+                f"{path}: refused: it is compressed, which torch never does, and may unpack to any size"
+            )
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: no torch checkpoint, or it holds more than tensors, which may run code") from None
+        raise UserError(
+            f"{path}: refused: no torch checkpoint, or it holds more than tensors, which may run code"
+        ) from None
     except Exception as error:  # torch raises nearly anything
-        raise UserError(f"{path}: not a torch or safetensors checkpoint ({type(error).__name__})") from None
+        raise UserError(
+            f"{path}: not a torch or safetensors checkpoint ({type(error).__name__})"
+        ) from None
     for name in NESTED:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
     entries = found.items() if isinstance(found, dict) else ()
-    tensors = {name: tensor for name, tensor in entries if isinstance(name, str) and isinstance(tensor, Tensor)}
+    tensors = {
+        name: tensor
+        for name, tensor in entries
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
     if not tensors:
         raise UserError(f"{path}: holds no weights by name")
     return tensors
@@ -278,14 +318,24 @@ def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> d
 
     Raises UserError for unusual tensors.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+    kept = {
+        name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)
+    }
     checkpoint.check_tensors(kept, where)
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in kept.items()
+    }
 
 
 def token_head(theirs: str) -> Table:
     """Return the sources of the token head, which VLMo and M3AE call `theirs`."""
-    layers = {"fc1": "transform.dense", "norm": "transform.LayerNorm", "fc2.weight": "decoder.weight", "fc2.bias": "bias"}
+    layers = {
+        "fc1": "transform.dense",
+        "norm": "transform.LayerNorm",
+        "fc2.weight": "decoder.weight",
+        "fc2.bias": "bias",
+    }
     return under("token_head.", f"{theirs}.", layers)
 
 
@@ -294,9 +344,13 @@ def of_our_pixels(conv_DCPP: Tensor, std: Sequence[float]) -> Tensor:
     return conv_DCPP / (2 * torch.tensor(std)[:, None, None])
 
 
-def bias_of_our_pixels(conv_DCPP: Tensor, *biases: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def bias_of_our_pixels(
+    conv_DCPP: Tensor, *biases: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """Return the bias of that projection."""
-    added = (of_our_pixels(conv_DCPP, std) * (1 - 2 * torch.tensor(mean))[:, None, None]).sum((1, 2, 3))
+    added = (of_our_pixels(conv_DCPP, std) * (1 - 2 * torch.tensor(mean))[:, None, None]).sum(
+        (1, 2, 3)
+    )
     return sum(biases, start=added)
 
 
@@ -316,7 +370,9 @@ def side_of(positions: int, where: str) -> int:
     """
     side = round(max(positions - 1, 0) ** 0.5)
     if side < 2 or side**2 + 1 != positions:
-        raise UserError(f"{where}: {positions} image positions are no [CLS] and a square of patches")
+        raise UserError(
+            f"{where}: {positions} image positions are no [CLS] and a square of patches"
+        )
     return side
 
 
@@ -335,10 +391,15 @@ def relative_side_of(rows: int, others: int, where: str) -> int:
 def check_keys(wanted: Set[str], found: Set[str], where: str) -> None:
     """Raise UserError that lists unknown and missing keys."""
     lists = {"unknown": sorted(found - wanted), "missing": sorted(wanted - found)}
-    listed = {what: ", ".join(names[:MAX_LISTED]) + " …" * (len(names) > MAX_LISTED) for what, names in lists.items()}
+    listed = {
+        what: ", ".join(names[:MAX_LISTED]) + " …" * (len(names) > MAX_LISTED)
+        for what, names in lists.items()
+    }
     texts = [f"{len(names)} {what}: {listed[what]}" for what, names in lists.items() if names]
     if texts:
-        hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if lists["unknown"] else ""
+        hint = (
+            "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if lists["unknown"] else ""
+        )
         raise UserError(f"{where}: {'; '.join(texts)}{hint}")
 
 
@@ -347,7 +408,9 @@ def check_answers(labels: Sequence[str], plan: Plan, made: Mapping[str, Made], w
     bias = made.get(f"{task_class(type(plan.section)).label_layer}.bias")
     wanted = 0 if bias is None else plan.tensors[bias.sources[0]].numel()
     if len(labels) != wanted:
-        raise UserError(f"{where}: has a head for {wanted} answers, but --answers names {len(labels)}")
+        raise UserError(
+            f"{where}: has a head for {wanted} answers, but --answers names {len(labels)}"
+        )
 
 
 def config_for(plan: Plan, run: Path, where: str) -> Config:
@@ -359,8 +422,14 @@ def config_for(plan: Plan, run: Path, where: str) -> Config:
     config = get_recipe(plan.recipe)
     if is_recipe("finetune", finetune := plan.prefix + plan.section.name):
         config = get_finetune_recipe(finetune, config)
-    own = {"recipe": "published", "init": None, "train": replace(config.train, head_lr_multiplier=1.0)}
+    own = {
+        "recipe": "published",
+        "init": None,
+        "train": replace(config.train, head_lr_multiplier=1.0),
+    }
     try:
-        return replace(config, **own, out=run, input=plan.sizes, model=plan.model, task=plan.section)
+        return replace(
+            config, **own, out=run, input=plan.sizes, model=plan.model, task=plan.section
+        )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -72,7 +72,9 @@ class Heads:
             raise UserError("give pixel_values, input_ids or both")
         encoder = self.task.encoder
         image = encoder.image(tensors["pixels"]) if "pixels" in tensors else None
-        return encoder.encode(image, encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None)
+        return encoder.encode(
+            image, encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None
+        )
 
 
 class HeadlessHeads(Heads):
@@ -99,7 +101,9 @@ class MaskedSignalHeads(Heads):
 
     def __init__(self, task: Any):
         super().__init__(task)
-        self.missing = None if task.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
+        self.missing = (
+            None if task.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
+        )
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, T, V) of texts with [MASK] and whole images.
@@ -111,7 +115,9 @@ class MaskedSignalHeads(Heads):
         if labels is None:
             return {"logits": logits_BTV}
         is_masked_BT = labels != IGNORED
-        loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
+        loss = objectives.masked_tokens(
+            logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1)
+        )
         # transformers expects only the tokens' loss and the balance loss of the weighted sum
         return {"loss": loss + self.task.output({}, encoded.routers).loss, "logits": logits_BTV}
 
@@ -127,8 +133,12 @@ class ContrastHeads(Heads):
         order = "the second alone"
         if task.orders_by_sum:
             order = f"the second less the first plus the features' dot product over {task.contrast.features.temperature:.6g}"
-        meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
-        return super().graphs() | {"matcher": Graph(PAIR, "logits", meaning, lambda *pair: task.match(*pair)[0])}
+        meaning = (
+            f"no match, match; their softmax is the probability; {order} puts candidates in order"
+        )
+        return super().graphs() | {
+            "matcher": Graph(PAIR, "logits", meaning, lambda *pair: task.match(*pair)[0])
+        }
 
 
 class ContrastMatchHeads(MaskedSignalHeads, ContrastHeads):
@@ -157,10 +167,23 @@ class RetrievalHeads(ContrastHeads):
             raise UserError("give pixel_values, input_ids or both")
         outputs: dict[str, Tensor] = {}
         if labels is not None:
-            if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
-                raise UserError("labels need as many pixel_values and input_ids: an image and its text in each row")
-            given: dict[str, Any] = {"images_BCHW": images, "ids_BT": ids, "is_padding_BT": is_padding}
-            outputs["loss"] = task(CaptionBatch(**given, where=(), image_id_B=labels, caption_B=labels)).loss
+            if (
+                images is None
+                or ids is None
+                or is_padding is None
+                or not len(images) == len(ids) == len(labels)
+            ):
+                raise UserError(
+                    "labels need as many pixel_values and input_ids: an image and its text in each row"
+                )
+            given: dict[str, Any] = {
+                "images_BCHW": images,
+                "ids_BT": ids,
+                "is_padding_BT": is_padding,
+            }
+            outputs["loss"] = task(
+                CaptionBatch(**given, where=(), image_id_B=labels, caption_B=labels)
+            ).loss
             if task.training:
                 return outputs
         if images is not None:
@@ -169,7 +192,9 @@ class RetrievalHeads(ContrastHeads):
             outputs["text_embeds"] = task.text_features(ids, is_padding)
         if images is not None and ids is not None:
             if task.is_comparable:
-                similarity_IC = task.contrast.features.logits(outputs["image_embeds"], outputs["text_embeds"])
+                similarity_IC = task.contrast.features.logits(
+                    outputs["image_embeds"], outputs["text_embeds"]
+                )
                 outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
             if task.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = task.match(images, ids, is_padding)[0]
@@ -192,9 +217,15 @@ class ClassifierHeads(Heads):
         """Return the graphs of the encoders and of the classifier."""
         task = self.task
         multilabel = self.has_sigmoids or getattr(task.settings, "multilabel", False)
-        logits = f"one per label of {task.labels_file}" if task.labels_file else ", ".join(self.class_names).lower()
+        logits = (
+            f"one per label of {task.labels_file}"
+            if task.labels_file
+            else ", ".join(self.class_names).lower()
+        )
         meaning = f"{logits}; {'the sigmoid of each is its' if multilabel else 'their softmax is the'} probability"
-        return super().graphs() | {self.name: Graph(task.reads, "logits", meaning, lambda *given: task.logits(*given)[0])}
+        return super().graphs() | {
+            self.name: Graph(task.reads, "logits", meaning, lambda *given: task.logits(*given)[0])
+        }
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, C) and with labels the `loss`.
@@ -202,10 +233,15 @@ class ClassifierHeads(Heads):
         Labels are those that the task's `loss` takes. `pixels` may be those of the left image.
         """
         task = self.task
-        logits_BC, routers = task.logits(*(tensors["pixels" if name == "left" else name] for name in task.reads))
+        logits_BC, routers = task.logits(
+            *(tensors["pixels" if name == "left" else name] for name in task.reads)
+        )
         if labels is None:
             return {"logits": logits_BC}
-        return {"loss": task.output({task.section.name: task.loss(logits_BC, labels)}, routers).loss, "logits": logits_BC}
+        return {
+            "loss": task.output({task.section.name: task.loss(logits_BC, labels)}, routers).loss,
+            "logits": logits_BC,
+        }
 
 
 class VQAHeads(ClassifierHeads):
@@ -226,7 +262,9 @@ def heads_class(section: type[sections.TaskConfig]) -> type[Heads]:
     Without heads of its own, it has those of the section that it refines, else those of its kind of task.
     """
     define("eve_vl.interop", section.name)
-    return class_for(Heads, section) or (ClassifierHeads if hasattr(task_class(section), "reads") else Heads)
+    return class_for(Heads, section) or (
+        ClassifierHeads if hasattr(task_class(section), "reads") else Heads
+    )
 
 
 def heads_of(task: Task[Any]) -> Heads:

@@ -22,10 +22,24 @@ except ModuleNotFoundError:
     raise ImportError("eve_vl.interop.hf needs transformers: pip install 'eve-vl[hf]'") from None
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
 from transformers.utils.generic import ModelOutput
 
-from eve_vl.config import FORMAT, Config, RetrievalConfig, TaskConfig, all_kinds, check_format, from_dict, kinds_of, to_dict
+from eve_vl.config import (
+    FORMAT,
+    Config,
+    RetrievalConfig,
+    TaskConfig,
+    all_kinds,
+    check_format,
+    from_dict,
+    kinds_of,
+    to_dict,
+)
 from eve_vl.config.base import Section
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop.heads import heads_class, heads_of
@@ -41,7 +55,9 @@ from eve_vl.utils.file_io import expand_user
 
 DEFAULTS = to_dict(Config(recipe="transformers", out=Path()))
 SECTIONS = ("input", "model", "task")
-ALIGNMENT = 64  # bytes; products of matrices mapped from a file at other offsets differ in the last bit
+ALIGNMENT = (
+    64  # bytes; products of matrices mapped from a file at other offsets differ in the last bit
+)
 
 
 class EveConfig(PreTrainedConfig):
@@ -71,7 +87,9 @@ class EveConfig(PreTrainedConfig):
     @property
     def run(self) -> Config:
         """The run config with these sections and default other sections."""
-        return from_dict(Config, DEFAULTS | {name: getattr(self, name) for name in SECTIONS}, "config.json")
+        return from_dict(
+            Config, DEFAULTS | {name: getattr(self, name) for name in SECTIONS}, "config.json"
+        )
 
     hidden_size = property(lambda self: self.model["embed_dim"])
     """Width of the encoder."""
@@ -83,14 +101,22 @@ class EveConfig(PreTrainedConfig):
 
 def portable(section: Section) -> dict[str, Any]:
     """Return the JSON values of a section without paths."""
-    return {name: value for name, value in to_dict(section).items() if not isinstance(getattr(section, name), Path)}
+    return {
+        name: value
+        for name, value in to_dict(section).items()
+        if not isinstance(getattr(section, name), Path)
+    }
 
 
 class Given(dict[str, Tensor]):
     """Inputs by our names; a missing one is the caller's mistake."""
 
     def __missing__(self, name: str) -> Tensor:
-        inputs = {"pixels": "pixel_values", "right": "pixel_values_right", "right_ids": "input_ids_right"}
+        inputs = {
+            "pixels": "pixel_values",
+            "right": "pixel_values_right",
+            "right_ids": "input_ids_right",
+        }
         raise UserError(f"{inputs.get(name, 'input_ids')} is missing")
 
 
@@ -128,8 +154,15 @@ class EvePreTrainedModel(PreTrainedModel):
         Never loads a pickle, which can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises
         UserError for another dtype, OSError for a missing file.
         """
-        if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (None, "auto", "float32", torch.float32):
-            raise UserError("the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True")
+        if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (
+            None,
+            "auto",
+            "float32",
+            torch.float32,
+        ):
+            raise UserError(
+                "the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True"
+            )
         found = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
         model = found[0] if isinstance(found, tuple) else found
         for parameter in model.parameters():
@@ -144,7 +177,11 @@ class EvePreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Initialise weights that a checkpoint lacks as in a new task."""
         tensors = self.task.state_dict(keep_vars=True)
-        lacking = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        lacking = [
+            name
+            for name, tensor in tensors.items()
+            if not getattr(tensor, "_is_hf_initialized", False)
+        ]
         new = self._build().state_dict() if lacking else {}
         for name in lacking:
             tensors[name].copy_(new[name])
@@ -166,30 +203,53 @@ class EvePreTrainedModel(PreTrainedModel):
         """
         if pixel_values_right is not None and "right" not in getattr(self.task, "reads", ()):
             raise UserError(f"{type(self).__name__} reads one image; leave out pixel_values_right")
-        tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
+        tensors = self._given(
+            input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right
+        )
         of_right = self._given(input_ids_right, attention_mask_right)
         tensors |= {f"right_{name}": tensor for name, tensor in of_right.items()}
         output = self.output_type(**heads_of(self.task).outputs(tensors, labels))
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return (
+            output
+            if (self.config.return_dict if return_dict is None else return_dict)
+            else output.to_tuple()
+        )
 
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """Return the features of `Eve.encode_image` as `pooler_output`, float32 (B, d)."""
-        return BaseModelOutputWithPooling(pooler_output=self.task.image_features(**self._given(images_BCHW=pixel_values)))
+        return BaseModelOutputWithPooling(
+            pooler_output=self.task.image_features(**self._given(images_BCHW=pixel_values))
+        )
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
         """Return the features of `Eve.encode_text` as `pooler_output`, float32 (B, d)."""
         given = self._given(input_ids, attention_mask)
-        return BaseModelOutputWithPooling(pooler_output=self.task.text_features(given["ids"], given["is_padding"]))
+        return BaseModelOutputWithPooling(
+            pooler_output=self.task.text_features(given["ids"], given["is_padding"])
+        )
 
-    def _given(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **pixels: Tensor | None) -> Given:
+    def _given(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **pixels: Tensor | None,
+    ) -> Given:
         """Return inputs by our names. Raises UserError for images that do not fit."""
         tensors, size = Given(), self.task.config.input.image_size
         for name, given in pixels.items():
             if given is None:
                 continue
-            if given.ndim != 4 or given.shape[1:] != (3, size, size) or not given.is_floating_point():
+            if (
+                given.ndim != 4
+                or given.shape[1:] != (3, size, size)
+                or not given.is_floating_point()
+            ):
                 found = f"{given.dtype} {tuple(given.shape)}"
-                raise UserError(f"pixel_values are {found}, expected float (B, 3, {size}, {size}) from EveImageProcessor")
+                raise UserError(
+                    f"pixel_values are {found}, expected float (B, 3, {size}, {size}) from EveImageProcessor"
+                )
             tensors[name] = given
         if input_ids is not None:
             is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -200,8 +260,12 @@ class EvePreTrainedModel(PreTrainedModel):
         config, run = self.config, self.config.run
         assert config.id2label is not None
         has_labels = task_class(type(run.task)).labels_file is not None
-        labels = tuple(str(label) for _, label in sorted(config.id2label.items())) if has_labels else ()
-        return build_untrained(run, Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels))
+        labels = (
+            tuple(str(label) for _, label in sorted(config.id2label.items())) if has_labels else ()
+        )
+        return build_untrained(
+            run, Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels)
+        )
 
 
 @dataclass
@@ -274,7 +338,9 @@ class EveForNLVR2(EvePreTrainedModel):
     kind = "nlvr2"
 
 
-NAMED: dict[str, type[EvePreTrainedModel]] = {each.kind: each for each in EvePreTrainedModel.__subclasses__()}
+NAMED: dict[str, type[EvePreTrainedModel]] = {
+    each.kind: each for each in EvePreTrainedModel.__subclasses__()
+}
 
 
 @functools.cache
@@ -288,8 +354,12 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
     parent: Any = section.__base__
     base = model_class(parent) if "name" in vars(parent) else EvePreTrainedModel
     name = "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))
-    words = f"{section.title[0].upper()}{section.title[1:]}.\n\n{heads_class(section).outputs.__doc__}"
-    globals()[name] = kind = type(name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words})
+    words = (
+        f"{section.title[0].upper()}{section.title[1:]}.\n\n{heads_class(section).outputs.__doc__}"
+    )
+    globals()[name] = kind = type(
+        name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words}
+    )
     return kind  # pyright: ignore[reportReturnType]
 
 
@@ -300,12 +370,21 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     gives retrieval or, without contrast and matching, its encoder. Raises UserError.
     """
     run = load_run(path)
-    found = run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
-    task, kind = (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
+    found = (
+        run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
+    )
+    task, kind = (
+        (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
+    )
     labels = task.sizes.labels or heads_of(task).class_names
-    given: dict[str, Any] = {"input": to_dict(run.config.input), "model": portable(run.config.model)}
+    given: dict[str, Any] = {
+        "input": to_dict(run.config.input),
+        "model": portable(run.config.model),
+    }
     given |= {"vocab_size": run.tokenizer.vocab_size, "mask_token_id": run.tokenizer.mask_id}
-    config = EveConfig(task=portable(task.settings), id2label=dict(enumerate(labels)) if labels else None, **given)
+    config = EveConfig(
+        task=portable(task.settings), id2label=dict(enumerate(labels)) if labels else None, **given
+    )
     model = kind(config).eval()
     tensors = task.state_dict()
     model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})
@@ -318,9 +397,13 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
     Raises UserError.
     """
     folder = expand_user(path)
-    tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str(), ends=model.config.run.model.reads_text_end)
+    tokenizer = Tokenizer.from_json(
+        processor.tokenizer.backend_tokenizer.to_str(), ends=model.config.run.model.reads_text_end
+    )
     if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}"
+        )
     write_run(folder, dataclasses.replace(model.config.run, out=folder), tokenizer, model.task)
     return folder
 
@@ -338,6 +421,8 @@ _transformers.AutoModel.register(EveConfig, EveModel)
 _transformers.AutoModelForMaskedLM.register(EveConfig, EveForMaskedModeling)
 _transformers.AutoModelForVisualQuestionAnswering.register(EveConfig, EveForVisualQuestionAnswering)
 _transformers.AutoModelForZeroShotImageClassification.register(EveConfig, EveForRetrieval)
-_transformers.AutoImageProcessor.register(EveConfig, image_processor_classes={"torchvision": EveImageProcessor})
+_transformers.AutoImageProcessor.register(
+    EveConfig, image_processor_classes={"torchvision": EveImageProcessor}
+)
 _transformers.AutoTokenizer.register(EveConfig, EveTokenizerFast)
 _transformers.AutoProcessor.register(EveConfig, EveProcessor)

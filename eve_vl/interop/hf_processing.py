@@ -31,13 +31,21 @@ class EveImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
-    def __init__(self, size: dict[str, int] | None = None, form: Any = "squash", interpolation: Any = "bicubic", **kwargs: Any):
+    def __init__(
+        self,
+        size: dict[str, int] | None = None,
+        form: Any = "squash",
+        interpolation: Any = "bicubic",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.form, self.interpolation = form, interpolation
         side = InputConfig.image_size
         self.size = size or {"height": side, "width": side}
         if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
-            raise UserError(f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}')
+            raise UserError(
+                f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}'
+            )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Images, return_tensors: str | None = "pt"
@@ -46,11 +54,15 @@ class EveImageProcessor(BaseImageProcessor):
 
         Raises UserError.
         """
-        sizes = InputConfig(image_size=self.size["height"], resize=self.form, interpolation=self.interpolation)
+        sizes = InputConfig(
+            image_size=self.size["height"], resize=self.form, interpolation=self.interpolation
+        )
         pixels = [image.pixels(sizes) for image in given_images(images)]
         if not pixels:
             raise UserError("images is an empty list")
-        return BatchFeature({"pixel_values": normalize(torch.stack(pixels))}, tensor_type=return_tensors)
+        return BatchFeature(
+            {"pixel_values": normalize(torch.stack(pixels))}, tensor_type=return_tensors
+        )
 
 
 class EveTokenizerFast(PreTrainedTokenizerFast):
@@ -66,10 +78,24 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     @classmethod
     def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
         """Return a wrapper of one of our tokenizers."""
-        ids = {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "mask": tokenizer.mask_id, "eos": tokenizer.end_id}
-        names: Any = {f"{kind}_token": tokenizer.backend.id_to_token(id_) for kind, id_ in ids.items() if id_ is not None}
+        ids = {
+            "pad": tokenizer.pad_id,
+            "cls": tokenizer.cls_id,
+            "mask": tokenizer.mask_id,
+            "eos": tokenizer.end_id,
+        }
+        names: Any = {
+            f"{kind}_token": tokenizer.backend.id_to_token(id_)
+            for kind, id_ in ids.items()
+            if id_ is not None
+        }
         longest = sizes.max_text_tokens
-        return cls(tokenizer_object=tokenizer.backend, model_max_length=longest, split_special_tokens=True, **names)
+        return cls(
+            tokenizer_object=tokenizer.backend,
+            model_max_length=longest,
+            split_special_tokens=True,
+            **names,
+        )
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -96,11 +122,18 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
             backend.encode_special_tokens = True
             rows = [each.ids for each in backend.encode_batch(texts)]
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
-            end = [] if self.eos_token_id is None else [self.eos_token_id]  # which a text that is cut keeps
+            end = (
+                [] if self.eos_token_id is None else [self.eos_token_id]
+            )  # which a text that is cut keeps
             longest = max_length or WHOLE
             rows = [row if len(row) <= longest else row[: longest - len(end)] + end for row in rows]
-        padding: dict[str, Any] = {name: kwargs.get(name) for name in ("pad_to_multiple_of", "padding_side", "return_tensors")}
-        found = self.pad({"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding)
+        padding: dict[str, Any] = {
+            name: kwargs.get(name)
+            for name in ("pad_to_multiple_of", "padding_side", "return_tensors")
+        }
+        found = self.pad(
+            {"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding
+        )
         if not is_one or padding["return_tensors"] is not None:
             return found
         return BatchEncoding({name: row for name, (row,) in found.items()})
@@ -112,7 +145,12 @@ class EveProcessor(ProcessorMixin):
     padding: "longest" of the batch, or "max_length" for runs with input.padded_text_length.
     """
 
-    def __init__(self, image_processor: EveImageProcessor, tokenizer: EveTokenizerFast, padding: str = "longest"):
+    def __init__(
+        self,
+        image_processor: EveImageProcessor,
+        tokenizer: EveTokenizerFast,
+        padding: str = "longest",
+    ):
         super().__init__(image_processor, tokenizer)
         self.padding = padding
 
@@ -142,14 +180,24 @@ class EveProcessor(ProcessorMixin):
         if images is None and text is None:
             raise UserError("give images, text or both")
         found: dict[str, Any] = {}
-        options = {"padding": self.padding, "truncation": True, "return_tensors": return_tensors} | kwargs
+        options = {
+            "padding": self.padding,
+            "truncation": True,
+            "return_tensors": return_tensors,
+        } | kwargs
         for pixels, given, ending in ((images, text, ""), (images_right, text_right, "_right")):
             if pixels is not None:
-                found[f"pixel_values{ending}"] = self.image_processor(pixels, return_tensors)["pixel_values"]
+                found[f"pixel_values{ending}"] = self.image_processor(pixels, return_tensors)[
+                    "pixel_values"
+                ]
             if given is None:
                 continue
             texts = [given] if isinstance(given, str) else list(listed(given) or ())
             if not texts or not all(isinstance(each, str) for each in texts):
-                raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, which may be empty")
-            found |= {f"{name}{ending}": each for name, each in self.tokenizer(texts, **options).items()}
+                raise UserError(
+                    f"text is {str(given)[:80]!r}, expected a text or a list of texts, which may be empty"
+                )
+            found |= {
+                f"{name}{ending}": each for name, each in self.tokenizer(texts, **options).items()
+            }
         return BatchFeature(found)

@@ -36,7 +36,10 @@ TRACED_BATCH = 3
 LONGEST = 1_000_000  # tokens; cut to the run's longest text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
-FORMS = {"squash": "the whole image resized to a square", "crop": "the middle of an image whose shorter side is resized"}
+FORMS = {
+    "squash": "the whole image resized to a square",
+    "crop": "the middle of an image whose shorter side is resized",
+}
 
 
 class Exported(Frozen):
@@ -81,7 +84,9 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     known = heads_of(run.task).graphs()
     if unknown := [name for name in parts if name not in known]:
         name = run.config.task.name
-        raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
+        raise UserError(
+            f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})"
+        )
     if run.task.encoder.results_depend_on_batch:
         why = "samples second experts and drops tokens over capacity, so no file gives the same numbers"
         fix = "export a run with routing dropless or reference-dropless"
@@ -93,25 +98,36 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     return exported
 
 
-def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
+def example(
+    run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True
+) -> tuple[Tensor, ...]:
     """Return fixed random inputs.
 
     padded: texts of all lengths from 1 to T, else all of T tokens.
     """
     length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
     generator = torch.Generator().manual_seed(batch * 1000 + length)
-    lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
+    lengths_B1 = (
+        torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
+    )
     ids_BT = torch.randint(run.tokenizer.vocab_size, (batch, length), generator=generator)
     texts = {"ids": ids_BT, "is_padding": torch.arange(length) >= lengths_B1}
     texts |= {f"right_{name}": tensor.flip(0) for name, tensor in texts.items()}
-    pixels = {name: torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator) for name in inputs}
+    pixels = {
+        name: torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+        for name in inputs
+    }
     return tuple(texts.get(name, pixels[name]) for name in inputs)
 
 
 def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
     """Write one file and compare it with torch. Raises UserError for other numbers."""
     part, path = Part(run.task, name).eval(), folder / f"{name}.onnx"
-    _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
+    _trace(
+        Part(traceable(run.task), name).eval(),
+        example(run, part.inputs, TRACED_BATCH, LONGEST),
+        path,
+    )
     onnx = opened(path, part.inputs)
     largest, shape = 0.0, ()
     for (batch, length), padded in itertools.product(CHECKED, (False, True)):
@@ -123,7 +139,9 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
             problem = f"differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}"
             raise UserError(f"{path.name}: {problem}; nothing was written")
         largest, shape = max(largest, difference), ("batch", *found.shape[1:])
-    num_bytes = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))  # large weights are in a second file
+    num_bytes = sum(
+        file.stat().st_size for file in folder.glob(f"{path.name}*")
+    )  # large weights are in a second file
     return Exported(name=name, output_shape=shape, bytes=num_bytes, largest_difference=largest)
 
 
@@ -135,7 +153,9 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
         warnings.simplefilter("ignore")  # about the exporter's own code
         names: dict[str, Any] = {"input_names": part.inputs, "output_names": (part.graph.output,)}
         shapes = (tuple(axes.get(name, {0: "batch"}) for name in part.inputs),)
-        program = torch.onnx.export(part, given, **names, dynamic_shapes=shapes, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            part, given, **names, dynamic_shapes=shapes, dynamo=True, verbose=False
+        )
         assert program is not None
         for node in program.model.graph:
             node.metadata_props.clear()
@@ -149,7 +169,9 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)})[0]
+    return lambda *given: session.run(
+        None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)}
+    )[0]
 
 
 def inputs_of(run: LoadedRun) -> dict[str, dict[str, Any]]:
@@ -160,10 +182,21 @@ def inputs_of(run: LoadedRun) -> dict[str, dict[str, Any]]:
     if run.tokenizer.end_id is not None:
         order = "[CLS] last, which a text cut to max_text_tokens keeps"
     filled = f" to {sizes.padded_text_length} tokens" if sizes.padded_text_length else ""
-    image = {"dtype": "uint8", "meaning": pixels, "shape": ["batch", 3, sizes.image_size, sizes.image_size]}
-    ids = {"dtype": "int64", "meaning": f"of the tokenizer, {order}, then filled with pad_id{filled}", "shape": text}
+    image = {
+        "dtype": "uint8",
+        "meaning": pixels,
+        "shape": ["batch", 3, sizes.image_size, sizes.image_size],
+    }
+    ids = {
+        "dtype": "int64",
+        "meaning": f"of the tokenizer, {order}, then filled with pad_id{filled}",
+        "shape": text,
+    }
     is_padding = {"dtype": "bool", "meaning": "true where a text has no token", "shape": text}
-    shaped = dict.fromkeys(("pixels", "left", "right"), image) | {"ids": ids, "is_padding": is_padding}
+    shaped = dict.fromkeys(("pixels", "left", "right"), image) | {
+        "ids": ids,
+        "is_padding": is_padding,
+    }
     return shaped | {"right_ids": ids, "right_is_padding": is_padding}
 
 
@@ -175,10 +208,18 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
         graph = graphs[one.name]
         inputs = {name: shaped[name] for name in graph.inputs}
         output = {"dtype": "float32", "shape": one.output_shape, "meaning": graph.meaning}
-        parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {graph.output: output}}
+        parts[one.name] = {
+            "file": f"{one.name}.onnx",
+            "inputs": inputs,
+            "outputs": {graph.output: output},
+        }
     texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(run.task)}
     about = {"task": run.config.task.name, "step": run.step, "image_size": sizes.image_size}
-    about |= {"max_text_tokens": sizes.max_text_tokens, "cls_id": run.tokenizer.cls_id, "pad_id": run.tokenizer.pad_id}
+    about |= {
+        "max_text_tokens": sizes.max_text_tokens,
+        "cls_id": run.tokenizer.cls_id,
+        "pad_id": run.tokenizer.pad_id,
+    }
     about |= {"comparable": run.task.is_comparable, "parts": parts, "files": sorted(texts)}
     return texts | {"export.json": json.dumps(about, indent=1) + "\n"}
 
@@ -195,9 +236,13 @@ class TraceableMoE(nn.Module):
         self.experts_see_modality = isinstance(moe, ReferenceMoE)
         stacks = (all_.fc1_weight, all_.fc1_bias, all_.fc2_weight, all_.fc2_bias)
         # of each expert its own, so that a file holds them separately
-        self.experts: Any = nn.ModuleList(map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True)))
+        self.experts: Any = nn.ModuleList(
+            map(nn.ParameterList, zip(*(stack.detach() for stack in stacks), strict=True))
+        )
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, None]:
+    def forward(
+        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None
+    ) -> tuple[Tensor, None]:
         """Return what the experts make of rows (S, D), and no statistics."""
         assert read is None, "in evaluation, rows that are read are chosen before"
         seen_SD = x_SD
@@ -210,10 +255,14 @@ class TraceableMoE(nn.Module):
         if self.experts_see_modality:
             x_SD = seen_SD
         y_SD = torch.zeros_like(x_SD)
-        for gate_S, (weight, bias, out_weight, out_bias) in zip(gates_SE.unbind(1), self.experts, strict=True):
+        for gate_S, (weight, bias, out_weight, out_bias) in zip(
+            gates_SE.unbind(1), self.experts, strict=True
+        ):
             row_R = gate_S.nonzero().squeeze(1)
             hidden_RF = self.activation(F.linear(x_SD.index_select(0, row_R), weight, bias))
-            y_RD = gate_S.index_select(0, row_R)[:, None] * F.linear(hidden_RF, out_weight, out_bias)
+            y_RD = gate_S.index_select(0, row_R)[:, None] * F.linear(
+                hidden_RF, out_weight, out_bias
+            )
             y_SD = y_SD.index_add(0, row_R, y_RD)
         return y_SD, None
 

@@ -52,9 +52,22 @@ TRANSFORMERS = {
 """Patterns of transformers' names and their timm names."""
 _name = partial(convert.renamed, rules=TRANSFORMERS)
 FORMS: dict[str, tuple[Any, ...]] = {name: (name,) for name in ("norm1", "norm2", "attn.proj")} | {
-    "attn.qkv.weight": (Made(convert.joined, ("attn.q.weight", "attn.k.weight", "attn.v.weight")), "attn.qkv.weight"),
-    "attn.q_bias": ("attn.q_bias", "attn.q.bias", Made(lambda bias: bias.chunk(3)[0], ("attn.qkv.bias",)), 0.0),
-    "attn.v_bias": ("attn.v_bias", "attn.v.bias", Made(lambda bias: bias.chunk(3)[2], ("attn.qkv.bias",)), 0.0),
+    "attn.qkv.weight": (
+        Made(convert.joined, ("attn.q.weight", "attn.k.weight", "attn.v.weight")),
+        "attn.qkv.weight",
+    ),
+    "attn.q_bias": (
+        "attn.q_bias",
+        "attn.q.bias",
+        Made(lambda bias: bias.chunk(3)[0], ("attn.qkv.bias",)),
+        0.0,
+    ),
+    "attn.v_bias": (
+        "attn.v_bias",
+        "attn.v.bias",
+        Made(lambda bias: bias.chunk(3)[2], ("attn.qkv.bias",)),
+        0.0,
+    ),
     "scale1": ("gamma_1", 1.0),
     "scale2": ("gamma_2", 1.0),
     "ffn.fc1": ("mlp.fc1",),
@@ -71,7 +84,9 @@ def repeated(num: int, tensor: Tensor) -> Tensor:
 def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether tensors are those of an image encoder."""
     names = set(map(_name, tensors))
-    return "patch_embed.proj.weight" in names and not names.isdisjoint(f"blocks.0.attn.{part}.weight" for part in ("qkv", "q"))
+    return "patch_embed.proj.weight" in names and not names.isdisjoint(
+        f"blocks.0.attn.{part}.weight" for part in ("qkv", "q")
+    )
 
 
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
@@ -86,21 +101,38 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     width, _, patch_size, _ = tensors["patch_embed.proj.weight"].shape
     mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
     if not (image_size := side * patch_size or args.image_size):
-        raise UserError(f"{where}: has no positions, so the image size is unknown; give --image-size")
+        raise UserError(
+            f"{where}: has no positions, so the image size is unknown; give --image-size"
+        )
     depth = convert.count("blocks.*", tensors)
-    model, text_length = _model(args, (3 if depth >= 24 else 2) if args.num_deep_blocks is None else args.num_deep_blocks)
+    model, text_length = _model(
+        args, (3 if depth >= 24 else 2) if args.num_deep_blocks is None else args.num_deep_blocks
+    )
     is_relative = model.positions == "relative"
     if is_relative and (not side or "pos_embed" in tensors or args.image_size):
         problem = f"--architecture {args.architecture} takes relative positions only, which later runs resize"
-        raise UserError(f"{where}: {problem}: leave out --image-size, and take --architecture eve for absolute ones")
+        raise UserError(
+            f"{where}: {problem}: leave out --image-size, and take --architecture eve for absolute ones"
+        )
     if not is_relative and any(RELATIVE in name for name in tensors):
         raise UserError(where + RELATIVE_HINT)
     num_heads = args.num_heads or (WIDE if width > 1024 else max(width // convert.HEAD_WIDTH, 1))
     model = replace(model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
     sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
     notes = f"; other tensors are random; next: eve pretrain RECIPE --init {args.target}, which takes its shape"
-    more: dict[str, Any] = {"table": key_table(tensors, model, args), "name": "vision", "is_partial": True, "notes": notes}
-    return Plan(tensors=tensors, sizes=sizes, model=model, unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative, **more)
+    more: dict[str, Any] = {
+        "table": key_table(tensors, model, args),
+        "name": "vision",
+        "is_partial": True,
+        "notes": notes,
+    }
+    return Plan(
+        tensors=tensors,
+        sizes=sizes,
+        model=model,
+        unused=UNUSED + rf"|.*{RELATIVE}_index$" * is_relative,
+        **more,
+    )
 
 
 def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: ConvertArgs) -> Table:
@@ -110,22 +142,39 @@ def key_table(tensors: Mapping[str, Tensor], model: EveModelConfig, args: Conver
     block: dict[str, Any] = {}
     for ours, forms in FORMS.items():
         sources = ((form, form.sources[0] if isinstance(form, Made) else form) for form in forms)
-        block[ours] = next((form for form, source in sources if f"blocks.0.{source}" in tensors), forms[-1])
-    block |= {f"ffn.{network}": "mlp" for network in networks} | {f"ffn.norm_{network}": "norm2" for network in networks}
+        block[ours] = next(
+            (form for form, source in sources if f"blocks.0.{source}" in tensors), forms[-1]
+        )
+    block |= {f"ffn.{network}": "mlp" for network in networks} | {
+        f"ffn.norm_{network}": "norm2" for network in networks
+    }
     if copies == "all":  # experts start out alike
         repeat = partial(repeated, model.num_experts)
-        block |= {f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",)) for part in PARTS}
+        block |= {
+            f"ffn.experts.{part.replace('.', '_')}": Made(repeat, (f"mlp.{part}",))
+            for part in PARTS
+        }
     table: dict[str, Any] = {
         "encoder.image.cls": Made(torch.flatten, ("cls_token",)),
-        "encoder.image.proj.weight": Made(lambda weight: weight.flatten(1), ("patch_embed.proj.weight",)),
+        "encoder.image.proj.weight": Made(
+            lambda weight: weight.flatten(1), ("patch_embed.proj.weight",)
+        ),
         "encoder.image.proj.bias": "patch_embed.proj.bias",
-        "encoder.norm": "norm" if "norm.weight" in tensors else "fc_norm",  # the latter after a mean of the patches
+        "encoder.norm": "norm"
+        if "norm.weight" in tensors
+        else "fc_norm",  # the latter after a mean of the patches
     }
     if "pos_embed" in tensors:
-        table["encoder.image.positions"] = Made(lambda positions: positions.flatten(0, 1), ("pos_embed",))
+        table["encoder.image.positions"] = Made(
+            lambda positions: positions.flatten(0, 1), ("pos_embed",)
+        )
     if model.positions == "relative":
-        tables = tuple(f"blocks.{number}.attn.{RELATIVE}_bias_table" for number in range(model.depth))
-        table["encoder.relative.image_bias"] = Made(lambda *tables: torch.cat(tables, dim=1), tables)
+        tables = tuple(
+            f"blocks.{number}.attn.{RELATIVE}_bias_table" for number in range(model.depth)
+        )
+        table["encoder.relative.image_bias"] = Made(
+            lambda *tables: torch.cat(tables, dim=1), tables
+        )
     if args.architecture == "source":
         table["encoder.image.type_embed"] = 0.0
     return table | under("encoder.blocks.*.", "blocks.*.", block)
@@ -143,14 +192,20 @@ def _model(args: ConvertArgs, num_deep_blocks: int) -> tuple[EveModelConfig, int
     if args.architecture in ("eve", "source"):
         num_experts = EveModelConfig.num_experts if args.num_experts is None else args.num_experts
         experts = {"num_experts": num_experts, "top_k": min(EveModelConfig.top_k, num_experts)}
-        like_source: dict[str, Any] = {"activation": "gelu", "norm_pre": False} if args.architecture == "source" else {}
-        return EveModelConfig(num_deep_blocks=num_deep_blocks, **experts, **like_source), InputConfig.text_length
+        like_source: dict[str, Any] = (
+            {"activation": "gelu", "norm_pre": False} if args.architecture == "source" else {}
+        )
+        return EveModelConfig(
+            num_deep_blocks=num_deep_blocks, **experts, **like_source
+        ), InputConfig.text_length
     if (recipe := load_installed("architectures", args.architecture)) is None:
         known = ["eve", "source", *installed("architectures")]
         raise UserError(f"{args.source}: no --architecture {nearest(args.architecture, known)}")
     if args.num_experts is not None:
         name = args.architecture
-        raise UserError(f"{args.source}: --num-experts has no effect with --architecture {name}, without experts; leave it out")
+        raise UserError(
+            f"{args.source}: --num-experts has no effect with --architecture {name}, without experts; leave it out"
+        )
     return replace(recipe().model, num_deep_blocks=num_deep_blocks), recipe().input.text_length
 
 

@@ -34,7 +34,12 @@ from eve_vl.utils.file_io import has_fields, read_json, write_file
 
 PLAN, SPLIT = "plan.json", "split.json"
 BUNDLED = "builtin:drawings"
-AS_IT_IS, BASE, MASKED, FINAL = "bundled, as it is", "bundled", "masked", "final"  # BASE: the first pilot
+AS_IT_IS, BASE, MASKED, FINAL = (
+    "bundled, as it is",
+    "bundled",
+    "masked",
+    "final",
+)  # BASE: the first pilot
 MIN_STEPS = 20  # of a pilot
 FROM_OWN = 1e-3  # learning rate of a search that does not start from BUNDLED
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
@@ -81,24 +86,54 @@ class Clock:
 
     def cost(self, config: Config) -> float:
         """Return the seconds of a step that a run has logged; 0 if unknown."""
-        speeds = [row["samples_per_second"] for row in read_log(config.out) if row["kind"] == "train"]
+        speeds = [
+            row["samples_per_second"] for row in read_log(config.out) if row["kind"] == "train"
+        ]
         return config.train.batch_size / statistics.median(speeds) if speeds else 0.0
 
 
 class Plan:
     """The folder of one `eve learn` and its decisions."""
 
-    def __init__(self, job: str, data: DataConfig, test: tuple[str, ...], out: Path, seconds: float, device: str, clock: Clock):
+    def __init__(
+        self,
+        job: str,
+        data: DataConfig,
+        test: tuple[str, ...],
+        out: Path,
+        seconds: float,
+        device: str,
+        clock: Clock,
+    ):
         """Read the decisions of an earlier call.
 
         Raises UserError for those of another one.
         """
-        self.name, self.job, self.out, self.device, self.clock = job, JOBS[job], out.absolute(), device, clock
+        self.name, self.job, self.out, self.device, self.clock = (
+            job,
+            JOBS[job],
+            out.absolute(),
+            device,
+            clock,
+        )
         self.data, self.test = data, test
         processes.setup(processes.pick_device(device))
-        reading = {name: None if value is None else str(value) for name, value in self.reading().items()}
-        asked = {"task": job, "train": list(data.train), "val": list(data.val), "test": list(test), "reading": reading}
-        self.values: dict[str, Any] = {"asked": asked, "seconds": seconds, "spent": 0.0, "lines": []}
+        reading = {
+            name: None if value is None else str(value) for name, value in self.reading().items()
+        }
+        asked = {
+            "task": job,
+            "train": list(data.train),
+            "val": list(data.val),
+            "test": list(test),
+            "reading": reading,
+        }
+        self.values: dict[str, Any] = {
+            "asked": asked,
+            "seconds": seconds,
+            "spent": 0.0,
+            "lines": [],
+        }
         if (file := self.out / PLAN).is_file():
             found = read_json(file, dict)
             if not has_fields(found, asked=dict, seconds=float, spent=float, lines=list):
@@ -110,7 +145,9 @@ class Plan:
                     f"{out}: holds a run on other sources, with other options or for another task; choose another --out"
                 )
             if seconds < self.values["seconds"]:
-                raise UserError(f"{out}: was planned for {shown(self.values['seconds'])}; give --for that or more to resume")
+                raise UserError(
+                    f"{out}: was planned for {shown(self.values['seconds'])}; give --for that or more to resume"
+                )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{out}: holds files, but no {PLAN}; choose another --out")
         self.values["seconds"], self.before = seconds, self.values["spent"]
@@ -169,23 +206,60 @@ class Plan:
         stage, facts = self.stages[name], self.values["data"]
         if "start" not in stage:
             data = {"augment": "none", "crop_scale": (0.7, 1.0), "flip": True}
-            sizes, tokenizer = {"text_length": facts["text_length"], "patch_size": 16}, {"vocab_size": facts["vocab"]}
-            model = {"depth": 4, "num_deep_blocks": 2}  # with which the pilots were measured, like patch_size (LOG.md)
-            config = changed(get_recipe("icons"), "icons", data=data, input=sizes, model=model, tokenizer=tokenizer)
+            sizes, tokenizer = (
+                {"text_length": facts["text_length"], "patch_size": 16},
+                {"vocab_size": facts["vocab"]},
+            )
+            model = {
+                "depth": 4,
+                "num_deep_blocks": 2,
+            }  # with which the pilots were measured, like patch_size (LOG.md)
+            config = changed(
+                get_recipe("icons"),
+                "icons",
+                data=data,
+                input=sizes,
+                model=model,
+                tokenizer=tokenizer,
+            )
         else:
             init = Path(BUNDLED) if stage["start"] == BUNDLED else self.out / stage["start"]
-            folder = chosen_checkpoint(init) if stage["start"] == BUNDLED or not stage["scratch"] else init
+            folder = (
+                chosen_checkpoint(init)
+                if stage["start"] == BUNDLED or not stage["scratch"]
+                else init
+            )
             config = get_finetune_recipe(self.job.recipe, replace(read_config(folder), out=init))
-            task, caption = config.task, {"caption_augment": stage["caption"]} if self.name == "search" else {}
-            own = {"min_answer_count": max(1, min(9, facts["train"] // 500)), "multilabel": facts["many_labels"]}
-            task = replace(task, **{field: value for field, value in own.items() if hasattr(task, field)})
-            config = changed(replace(config, init=init, scratch=stage["scratch"], task=task), self.job.recipe, data=caption)
+            task, caption = (
+                config.task,
+                {"caption_augment": stage["caption"]} if self.name == "search" else {},
+            )
+            own = {
+                "min_answer_count": max(1, min(9, facts["train"] // 500)),
+                "multilabel": facts["many_labels"],
+            }
+            task = replace(
+                task, **{field: value for field, value in own.items() if hasattr(task, field)}
+            )
+            config = changed(
+                replace(config, init=init, scratch=stage["scratch"], task=task),
+                self.job.recipe,
+                data=caption,
+            )
         steps, batch = stage["steps"], min(config.train.batch_size, max(2, facts["train"] // 2))
         every = max(1, steps // 5) if name == FINAL else steps
         train = {"seed": stage.get("seed", 0), "steps": steps, "batch_size": batch}
         train |= {"threads": self.values.get("threads", 0), "device": self.device}
-        train |= {"lr": FROM_OWN} if self.name == "search" and stage.get("start", BUNDLED) != BUNDLED else {}
-        train |= {"val_every": every, "save_every": max(1, steps // 10), "log_every": max(1, min(50, steps // 10))}
+        train |= (
+            {"lr": FROM_OWN}
+            if self.name == "search" and stage.get("start", BUNDLED) != BUNDLED
+            else {}
+        )
+        train |= {
+            "val_every": every,
+            "save_every": max(1, steps // 10),
+            "log_every": max(1, min(50, steps // 10)),
+        }
         config = changed(config, config.recipe, train=train, input={"image_size": stage["size"]})
         return with_absolute_paths(replace(self.with_data(config), out=self.folder(name)))
 
@@ -210,17 +284,28 @@ def check(plan: Plan) -> None:
     """
     if "data" in plan.values:
         return
-    where, sources = " ".join(plan.data.train), open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows)
+    where, sources = (
+        " ".join(plan.data.train),
+        open_sources(plan.data.train, plan.data, SIZES[0], plan.job.rows),
+    )
     reports = [check_source(source) for source in sources]
-    rows, broken = (sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True))
-    many = pluralize(rows, plan.job.words) + f", {broken:,} unusable (eve data check lists them)" * (broken > 0)
+    rows, broken = (
+        sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True)
+    )
+    many = pluralize(
+        rows, plan.job.words
+    ) + f", {broken:,} unusable (eve data check lists them)" * (broken > 0)
     if rows < MIN_ROWS:
-        raise UserError(f"{where}: {many}; at least {MIN_ROWS} are needed to train and to measure on others")
+        raise UserError(
+            f"{where}: {many}; at least {MIN_ROWS} are needed to train and to measure on others"
+        )
     known = [row for source in sources for _, row in usable_rows(source)]
     texts = [text for row in known for text in row.texts]
     if plan.name == "search" and (distinct := len(set(texts))) < MIN_CAPTIONS:
         problem = f"{pluralize(distinct, 'distinct caption')} for {pluralize(rows, 'image')}"
-        raise UserError(f"{where}: {problem}, too few to tell images apart; give each image captions of its own")
+        raise UserError(
+            f"{where}: {problem}, too few to tell images apart; give each image captions of its own"
+        )
     used = {" ".join(plan.data.train): sources}
     for flag, specs in {"--val": plan.data.val, "--test": plan.test}.items():
         if specs and specs != (HELD_OUT,):
@@ -238,11 +323,20 @@ def check(plan: Plan) -> None:
         "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
     }
     plan.values["data"] = facts
-    parts = [sum(map(len, part)) for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)]
-    parts[0] -= broken  # held-out parts of a split file have usable rows only; of fractions, nearly so
-    parts[2] = parts[2] or sum(len(source) for source in open_sources(plan.test, plan.data, SIZES[0], plan.job.rows))
+    parts = [
+        sum(map(len, part))
+        for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)
+    ]
+    parts[0] -= (
+        broken  # held-out parts of a split file have usable rows only; of fractions, nearly so
+    )
+    parts[2] = parts[2] or sum(
+        len(source) for source in open_sources(plan.test, plan.data, SIZES[0], plan.job.rows)
+    )
     facts |= dict(zip(("train", "val", "test"), parts, strict=True))
-    kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(facts)
+    kept = "{train:,} to train on, {val:,} to choose by, {test:,} for the final numbers only".format_map(
+        facts
+    )
     plan.decide(f"data: {many}: {kept}", data=facts)
 
 
@@ -252,14 +346,23 @@ def held_of(plan: Plan, sources: Sequence[Source], rows: int) -> dict[str, Any]:
     In a search, rows that share a caption or an image are in one part.
     """
     share = min(MOST_HELD, HELD_ROWS / rows)
-    parts, file = [int(share * rows) * is_held for is_held in (plan.data.val == (HELD_OUT,), not plan.test)], plan.out / SPLIT
-    if plan.name == "search" and any(parts) and processes.from_main(lambda: write_split(file, sources, *parts)):
+    parts, file = (
+        [int(share * rows) * is_held for is_held in (plan.data.val == (HELD_OUT,), not plan.test)],
+        plan.out / SPLIT,
+    )
+    if (
+        plan.name == "search"
+        and any(parts)
+        and processes.from_main(lambda: write_split(file, sources, *parts))
+    ):
         return {"split_file": SPLIT}
     fractions = zip(("val_fraction", "test_fraction"), parts, strict=True)
     return {name: round(share, 4) for name, num in fractions if num}
 
 
-def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str, specs: Sequence[str]) -> list[Source]:
+def _refuse_overlap(
+    plan: Plan, used: Mapping[str, Sequence[Source]], flag: str, specs: Sequence[str]
+) -> list[Source]:
     """Return the sources of a flag.
 
     Raises UserError if they share more than MOST_SHARED of their images with others.
@@ -269,7 +372,9 @@ def _refuse_overlap(plan: Plan, used: Mapping[str, Sequence[Source]], flag: str,
     for where, sources in used.items():
         known = {content for row in _contents(sources) for content in row}
         if same := sum(not known.isdisjoint(row) for row in rows):
-            problem = f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {where}"
+            problem = (
+                f"{same:,} of {pluralize(len(rows), 'row')} show images that are also in {where}"
+            )
             if same > MOST_SHARED * len(rows):
                 fix = f"name other data, or leave {flag} out, and a part of the sources takes its place"
                 raise UserError(f"{flag} {' '.join(specs)}: {problem}; {fix}")
@@ -283,14 +388,21 @@ def _contents(sources: Iterable[Source]) -> Iterator[list[int]]:
         for _, row in usable_rows(source, images=True):
             images = [(each, row.where) for each in row.images]
             with contextlib.suppress(BadSampleError):
-                yield [image_key(*pair) if isinstance(pair[0], Unencoded) else hash_of(read_image(*pair)) for pair in images]
+                yield [
+                    image_key(*pair)
+                    if isinstance(pair[0], Unencoded)
+                    else hash_of(read_image(*pair))
+                    for pair in images
+                ]
 
 
 def kind_of(data: DataConfig) -> str:
     """Return the job that the columns of the sources suggest. Raises UserError."""
     (source, *_) = open_sources(data.train, data, SIZES[0], "auto")
     table: Any = source
-    found = next((row.KIND for _, row in usable_rows(source, range(min(len(source), 100)))), "captions")
+    found = next(
+        (row.KIND for _, row in usable_rows(source, range(min(len(source), 100)))), "captions"
+    )
     if found == "labels" and "captions" in getattr(table, "names", ()):
         return "search"
     jobs = {job.rows: name for name, job in JOBS.items()}
@@ -298,6 +410,8 @@ def kind_of(data: DataConfig) -> str:
         problem = f"holds {found} only; eve learn needs captions, questions, statements or labels"
         if len(getattr(table, "names", ())) > 1:
             lacking, option = ("images", "image") if found == "texts" else ("captions", "text")
-            raise table.lacks(problem, f"If one holds {lacking}, name it with --data.{option}-column")
+            raise table.lacks(
+                problem, f"If one holds {lacking}, name it with --data.{option}-column"
+            )
         raise UserError(f"{data.train[0]}: {problem}")
     return jobs[found]

@@ -15,7 +15,18 @@ from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.loader import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
-from eve_vl.learn.plan import AS_IT_IS, BASE, BUNDLED, FINAL, MASKED, MIN_STEPS, SIZES, Plan, pilot_of, shown
+from eve_vl.learn.plan import (
+    AS_IT_IS,
+    BASE,
+    BUNDLED,
+    FINAL,
+    MASKED,
+    MIN_STEPS,
+    SIZES,
+    Plan,
+    pilot_of,
+    shown,
+)
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.metrics.names import meaning
 from eve_vl.report.drawing import Section, draw
@@ -50,7 +61,13 @@ class Learner(Plan):
         """
         if "stages" in self.values:
             return
-        pilot = {"start": BUNDLED, "scratch": False, "caption": "none", "size": SIZES[0], "steps": 100}
+        pilot = {
+            "start": BUNDLED,
+            "scratch": False,
+            "caption": "none",
+            "size": SIZES[0],
+            "steps": 100,
+        }
         self.values["stages"], start = {BASE: pilot}, self.clock.now()
         print_line("measuring a training step")
         with self.output("probe"):
@@ -59,9 +76,17 @@ class Learner(Plan):
         self._refuse_if_short(cost, setup)
         left = PILOT_SHARE * (self.values["seconds"] - self.elapsed() - self.reserve(cost, setup))
         # at least half of a pilot is steps
-        num = max(2, min(7 if self.name == "search" else 3, int(left / (setup + max(setup, MIN_STEPS * cost)))))
+        num = max(
+            2,
+            min(
+                7 if self.name == "search" else 3,
+                int(left / (setup + max(setup, MIN_STEPS * cost))),
+            ),
+        )
         pilot["steps"] = steps = max(MIN_STEPS, int((left / num - setup) / cost))
-        is_usable = read_config(chosen_checkpoint(Path(BUNDLED))).task.name == self.job.task  # without training
+        is_usable = (
+            read_config(chosen_checkpoint(Path(BUNDLED))).task.name == self.job.task
+        )  # without training
         stages = ({AS_IT_IS: pilot} if is_usable else {}) | {BASE: pilot}
         plan = f"{num} pilots of {shown(steps * cost)} each, {steps:,} steps from {BUNDLED}"
         self.decide(f"a step takes {cost:.3g} s; {plan}", stages=stages, num_pilots=num, choices={})
@@ -71,18 +96,31 @@ class Learner(Plan):
 
         cost: of a step. setup: of a stage next to its steps.
         """
-        facts, forward = self.values["data"], cost / min(128, max(2, self.values["data"]["train"] // 2)) / 2
-        return setup + forward * (facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"])
+        facts, forward = (
+            self.values["data"],
+            cost / min(128, max(2, self.values["data"]["train"] // 2)) / 2,
+        )
+        return setup + forward * (
+            facts["rows"] * (self.name == "search") + 5 * facts["val"] + 2 * facts["test"]
+        )
 
     def _refuse_if_short(self, cost: float, setup: float) -> None:
-        spent, reserve, given = self.elapsed(), 2 * setup + self.reserve(cost, setup), self.values["seconds"]
+        spent, reserve, given = (
+            self.elapsed(),
+            2 * setup + self.reserve(cost, setup),
+            self.values["seconds"],
+        )
         steps, least = int(max(0.0, given - spent - reserve) / cost), 10 * MIN_STEPS
         if steps < least:
-            enough = math.ceil((spent + reserve + 1.3 * least * cost) / 60)  # the next call may measure slower steps
+            enough = math.ceil(
+                (spent + reserve + 1.3 * least * cost) / 60
+            )  # the next call may measure slower steps
             del self.values["stages"]  # the next call measures again, and may use all of its time
             self.before, self.values["seconds"] = -self.clock.now(), 0.0
             self.write()
-            where = f"--for {shown(given)}: is enough for {steps} of at least {least} training steps"
+            where = (
+                f"--for {shown(given)}: is enough for {steps} of at least {least} training steps"
+            )
             others = f"{spent:.0f} s of checks, {reserve:.0f} s for evaluation and index"
             raise UserError(f"{where} ({cost:.2g} s each, {others}); give at least --for {enough}m")
 
@@ -96,19 +134,32 @@ class Learner(Plan):
             self.stage(name)
         if "pilots_until" not in self.values:
             spent, num = self.elapsed(), self.values["num_pilots"]
-            left = (1 - FINAL_SHARE) * (self.values["seconds"] - spent - self.reserve(*self.measured(best)))
+            left = (1 - FINAL_SHARE) * (
+                self.values["seconds"] - spent - self.reserve(*self.measured(best))
+            )
             self.save(pilots_until=spent + min(left, 1.1 * (num - 1) * self.stages[best]["took"]))
         starts: dict[str, dict[str, Any]] = {"random": {"scratch": True}}
         if self.name == "search":
-            captions = {f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")}
-            best, half = self.choose("captions", best, captions), max(MIN_STEPS, self.stages[best]["steps"] // 2)
+            captions = {
+                f"{best}_{caption}": {"caption": caption} for caption in ("words", "phrases")
+            }
+            best, half = (
+                self.choose("captions", best, captions),
+                max(MIN_STEPS, self.stages[best]["steps"] // 2),
+            )
             self.stages.setdefault(MASKED, {"size": SIZES[0], "steps": half})
             starts = {"random": {"scratch": True}, "masked_first": {"steps": half}}
-            starts = {name: changed | {"start": f"pilots/{MASKED}"} for name, changed in starts.items()}
+            starts = {
+                name: changed | {"start": f"pilots/{MASKED}"} for name, changed in starts.items()
+            }
         best = self.choose("start", best, starts)
         for size in [size for size in SIZES[1:] if size <= self.values["data"]["side"]][:1]:
-            steps = max(MIN_STEPS, self.stages[best]["steps"] * SIZES[0] // size)  # of about equal time
-            best = self.choose("image size", best, {f"{best}_{size}": {"size": size, "steps": steps}})
+            steps = max(
+                MIN_STEPS, self.stages[best]["steps"] * SIZES[0] // size
+            )  # of about equal time
+            best = self.choose(
+                "image size", best, {f"{best}_{size}": {"size": size, "steps": steps}}
+            )
         return best
 
     def choose(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
@@ -123,11 +174,18 @@ class Learner(Plan):
             best = max(names, key=lambda name: self.stages[name]["score"])
             rows, others = self.rows(best), [name for name in names if name != best]
             gains = {name: certain(paired(rows, self.rows(name))) for name in others}
-            scores = ", ".join(f"{name} {self.stages[name]['score']:.3f}" for name in (best, *others))
+            scores = ", ".join(
+                f"{name} {self.stages[name]['score']:.3f}" for name in (best, *others)
+            )
             by = "; ".join(f"{in_words(gain)} over {name}" for name, gain in gains.items())
             missing = ", ".join(name for name in changes if name not in names)
-            line = f"{question}: {best} ({scores}{'; row by row ' * bool(by)}{by})" + f"; no time for {missing}" * bool(missing)
-            self.decide(line, choices=self.values["choices"] | {question: {"best": best, "gains": gains}})
+            line = (
+                f"{question}: {best} ({scores}{'; row by row ' * bool(by)}{by})"
+                + f"; no time for {missing}" * bool(missing)
+            )
+            self.decide(
+                line, choices=self.values["choices"] | {question: {"best": best, "gains": gains}}
+            )
         return self.values["choices"][question]["best"]
 
     def _is_trained(self, name: str) -> bool:
@@ -136,8 +194,12 @@ class Learner(Plan):
         A pilot is expected to take as long as the longest before it. One that has begun is finished.
         """
         starts = (Path(self.stages[name]["start"]).name, name)
-        names = [each for each in starts if each in self.stages and not self.stages[each].get("is_done")]
-        end = self.elapsed() + len(names) * max(stage.get("took", 0.0) for stage in self.stages.values())
+        names = [
+            each for each in starts if each in self.stages and not self.stages[each].get("is_done")
+        ]
+        end = self.elapsed() + len(names) * max(
+            stage.get("took", 0.0) for stage in self.stages.values()
+        )
         is_late = end > self.values["pilots_until"] and names and not self.folder(names[0]).exists()
         if processes.from_main(lambda: is_late):
             return False
@@ -147,7 +209,9 @@ class Learner(Plan):
 
     def measured(self, name: str) -> tuple[float, float]:
         """Return the seconds of a step of a pilot, and those of a stage next to its steps."""
-        return self.clock.cost(self.config(name)), max(stage.get("setup", 0.0) for stage in self.stages.values())
+        return self.clock.cost(self.config(name)), max(
+            stage.get("setup", 0.0) for stage in self.stages.values()
+        )
 
     def finish(self, best: str) -> None:
         """Train final runs with the settings of the best pilot in the rest of the time."""
@@ -157,15 +221,23 @@ class Learner(Plan):
             left = max(0.0, MARGIN * (self.values["seconds"] - self.elapsed() - reserve))
             new = self.final_runs(best, left, cost, setup)
             if new:
-                others = {name: stage for name, stage in self.stages.items() if name != FINAL}  # it comes last
+                others = {
+                    name: stage for name, stage in self.stages.items() if name != FINAL
+                }  # it comes last
                 steps, num = f"{new[FINAL]['steps']:,} steps", len(new) - 1
-                what = f"{num} final runs of {steps} each, as {best}, averaged" if num else f"final run: as {best}, {steps}"
+                what = (
+                    f"{num} final runs of {steps} each, as {best}, averaged"
+                    if num
+                    else f"final run: as {best}, {steps}"
+                )
                 why = f"{shown(left)} at {cost:.3g} s a step, {shown(reserve)} kept for evaluation and index"
                 self.decide(f"{what} ({why})", stages=others | new, planned=self.values["seconds"])
         runs = self.stages[FINAL].get("runs", [])
         for number, name in enumerate(runs):
             if number and self._is_late(name, runs[number - 1]):
-                stages = {each: stage for each, stage in self.stages.items() if each not in runs[number:]}
+                stages = {
+                    each: stage for each, stage in self.stages.items() if each not in runs[number:]
+                }
                 stages[FINAL] = stages[FINAL] | {"runs": runs[:number]}
                 self.decide(f"no time for {', '.join(runs[number:])}", stages=stages)
                 break
@@ -178,9 +250,13 @@ class Learner(Plan):
         One that has begun is finished.
         """
         end = self.elapsed() + self.stages[previous]["took"] / 2
-        return processes.from_main(lambda: end > self.values["seconds"] and not self.folder(name).exists())
+        return processes.from_main(
+            lambda: end > self.values["seconds"] and not self.folder(name).exists()
+        )
 
-    def final_runs(self, best: str, left: float, cost: float, setup: float) -> dict[str, dict[str, Any]]:
+    def final_runs(
+        self, best: str, left: float, cost: float, setup: float
+    ) -> dict[str, dict[str, Any]]:
         """Return the settings of new final runs, FINAL the last.
 
         They are empty if the time is too short for one more.
@@ -192,12 +268,22 @@ class Learner(Plan):
         pilot, given = pilot_of(self.stages[best]), self.stages.get(FINAL, {})
         if given and "runs" not in given:
             done = given["steps"] if given.get("is_done") else self.reached(FINAL)
-            return {FINAL: pilot_of(given) | {"steps": max(given["steps"], done + int(left / cost))}}
+            return {
+                FINAL: pilot_of(given) | {"steps": max(given["steps"], done + int(left / cost))}
+            }
         before = given.get("runs", [])
-        left -= sum(setup + self.stages[name]["steps"] * cost for name in before if not self.stages[name].get("is_done"))
-        steps = max(MIN_STEPS, EPOCHS * self.values["data"]["train"] / self.config(best).train.batch_size)
+        left -= sum(
+            setup + self.stages[name]["steps"] * cost
+            for name in before
+            if not self.stages[name].get("is_done")
+        )
+        steps = max(
+            MIN_STEPS, EPOCHS * self.values["data"]["train"] / self.config(best).train.batch_size
+        )
         num = min(MOST_RUNS, int(left / (setup + steps * cost)))
-        is_shared = AS_IT_IS in self.stages and pilot["start"] == BUNDLED and not pilot["scratch"]  # also the heads
+        is_shared = (
+            AS_IT_IS in self.stages and pilot["start"] == BUNDLED and not pilot["scratch"]
+        )  # also the heads
         if not before and (num < 2 or not is_shared):
             return {FINAL: pilot | {"steps": max(MIN_STEPS, int(left / cost))}}
         if num < 1:
@@ -220,11 +306,16 @@ class Learner(Plan):
         start, before, config = self.clock.now(), self.reached(name), self.config(name)
         if name == AS_IT_IS:
             done = stage | self.score(name) | {"is_done": True}
-            self.decide(f"{name}: score {done['score']:.3f} on the validation rows", stages=self.stages | {name: done})
+            self.decide(
+                f"{name}: score {done['score']:.3f} on the validation rows",
+                stages=self.stages | {name: done},
+            )
             return
 
         def line() -> str:
-            step = max((row["step"] for row in read_log(config.out) if row["kind"] == "train"), default=0)
+            step = max(
+                (row["step"] for row in read_log(config.out) if row["kind"] == "train"), default=0
+            )
             left = f"about {shown(max(self.values['seconds'] - self.elapsed(), 0))} left"
             return f"{name}: step {step:,} of {config.train.steps:,}, {left} of {shown(self.values['seconds'])}"
 
@@ -242,7 +333,11 @@ class Learner(Plan):
         measured, took = self.score(name) if "start" in stage else {}, self.clock.now() - start
         cost, steps = self.clock.cost(config), config.train.steps
         setup = max(0.0, took - (steps - before) * cost)
-        measured |= {"is_done": True, "took": setup + steps * cost, "setup": setup}  # also steps before an interruption
+        measured |= {
+            "is_done": True,
+            "took": setup + steps * cost,
+            "setup": setup,
+        }  # also steps before an interruption
         self.save(stages=self.stages | {name: stage | measured})
         if is_main() and name != FINAL and read_best(config.out):  # all that later commands use
             delete_folders(*checkpoint_folders(config.out))
@@ -264,7 +359,9 @@ class Learner(Plan):
         with self.output(config.out.relative_to(self.out)):
             sources = open_splits(config, self.job.rows)[1]
             run = load_run(Path(self.run(name)), processes.pick_device(self.device))
-            found = evaluated(run, config.data.val_samples, sources, ablations=False, skip_invalid=True)
+            found = evaluated(
+                run, config.data.val_samples, sources, ablations=False, skip_invalid=True
+            )
         rows = dict(found.choice_scores or found.row_scores)
         write_file(config.out / ROWS, json.dumps(rows, indent=1) + "\n")
         return {"score": statistics.fmean(rows.values()), "numbers": to_json(found.numbers)}
@@ -304,12 +401,20 @@ def conclude(learner: Learner) -> str:
     """
     stages = learner.stages
     for name in stages:
-        is_usable = "start" in stages[name] and (learner.reached(name) or read_best(learner.folder(name)))
+        is_usable = "start" in stages[name] and (
+            learner.reached(name) or read_best(learner.folder(name))
+        )
         if is_usable and not stages[name].get("is_done"):
             stages[name] |= learner.score(name)
     final = stages.get(FINAL, {})
-    parts = final.get("runs", ()) if final.get("is_done") else ()  # the best of several seeds is best by luck
-    scored = {name: stage["score"] for name, stage in stages.items() if "score" in stage and name not in parts}
+    parts = (
+        final.get("runs", ()) if final.get("is_done") else ()
+    )  # the best of several seeds is best by luck
+    scored = {
+        name: stage["score"]
+        for name, stage in stages.items()
+        if "score" in stage and name not in parts
+    }
     if not scored:
         return ""
     best = max(scored, key=lambda name: (scored[name], name == FINAL))
@@ -317,45 +422,74 @@ def conclude(learner: Learner) -> str:
     if final.get("is_done") and best != FINAL:
         gain = certain(paired(learner.rows(best), learner.rows(FINAL)))
         chance = ", which may be chance" * (gain[1] <= 0 <= gain[2])
-        notes = [f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"]
-    config, index, both = learner.config(best), learner.out / INDEX, [best, *[AS_IT_IS] * (AS_IT_IS in scored)]
+        notes = [
+            f"kept: {best}, {in_words(gain)} over the final run on the validation rows{chance}"
+        ]
+    config, index, both = (
+        learner.config(best),
+        learner.out / INDEX,
+        [best, *[AS_IT_IS] * (AS_IT_IS in scored)],
+    )
     with learner.output("."):
         tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
         tests = tests or open_splits(config, learner.job.rows)[2]
-        runs = {name: load_run(Path(learner.run(name)), processes.pick_device(learner.device)) for name in dict.fromkeys(both)}
+        runs = {
+            name: load_run(Path(learner.run(name)), processes.pick_device(learner.device))
+            for name in dict.fromkeys(both)
+        }
         measured = {
-            name: evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True) for name, run in runs.items()
+            name: evaluated(run, sum(map(len, tests)), tests, ablations=False, skip_invalid=True)
+            for name, run in runs.items()
         }
         run, found = runs[best], measured[best]
     if AS_IT_IS in measured and best != AS_IT_IS:
         notes.append(before_and_after(best, found.row_scores, measured[AS_IT_IS].row_scores))
     comparison = run.evaluator.comparison(found.numbers)
-    learner.values["result"] = {"run": best, "numbers": to_json(found.numbers), "comparison": comparison, "notes": notes}
+    learner.values["result"] = {
+        "run": best,
+        "numbers": to_json(found.numbers),
+        "comparison": comparison,
+        "notes": notes,
+    }
     processes.shutdown()
     if not is_main():
         return best
     with learner.output("."):
         if learner.name == "search":
-            if learner.values.get("indexed") != (weights := f"{best} {run.step}"):  # an index belongs to one run's weights
+            if learner.values.get("indexed") != (
+                weights := f"{best} {run.step}"
+            ):  # an index belongs to one run's weights
                 shutil.rmtree(index, ignore_errors=True)
             learner.values["indexed"] = weights
             Eve(run).index(learner.data.train, index, **learner.reading())
     learner.write()
     lines, given = [*learner.values["lines"], *notes], commands(learner)
-    write_file(learner.out / SCRIPT, "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]))
+    write_file(
+        learner.out / SCRIPT,
+        "\n".join(["#!/bin/sh", "set -e", *(f"# {line}" for line in lines), *given, ""]),
+    )
     result = result_of(run, found, learner.test or [HELD_OUT_TEST], {})
-    body = draw("run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result)
+    body = draw(
+        "run_sections.html", "learned", lines=lines, commands=given, app=app(learner), result=result
+    )
     data = config.data if best == AS_IT_IS else None  # the bundled run's own data are not here
     with learner.output("."):
-        write_page(learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)], data))
+        write_page(
+            learner.out / REPORT, run_page(run, [Section("decisions", "Decisions", body)], data)
+        )
     return best
 
 
 def result_lines(learner: Learner) -> list[str]:
     """Return the numbers of the best run so far and what to do with it."""
-    result, files = learner.values["result"], f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}"
+    result, files = (
+        learner.values["result"],
+        f"report: {learner.out / REPORT}; commands: {learner.out / SCRIPT}",
+    )
     where = f"{result['run']}, on {pluralize(learner.values['data']['test'], 'test row')} that no decision used"
-    found = re.sub(r"[a-z]\w+", lambda name: meaning(name[0]) or name[0], result["comparison"]).split("; ")
+    found = re.sub(
+        r"[a-z]\w+", lambda name: meaning(name[0]) or name[0], result["comparison"]
+    ).split("; ")
     return [
         f"{where}{' (R@1: the share of searches whose first hit is right)' * (learner.name == 'search')}:",
         *(f"  {line}" for line in found),
@@ -368,23 +502,47 @@ def result_lines(learner: Learner) -> list[str]:
 def commands(learner: Learner) -> list[str]:
     """Return the commands that repeat the stages, evaluation and index."""
     has_config = {name: (learner.folder(name) / "config.json").is_file() for name in learner.stages}
-    trained = [name for name in has_config if all(has_config[each] for each in (name, *learner.stages[name].get("runs", ())))]
+    trained = [
+        name
+        for name in has_config
+        if all(has_config[each] for each in (name, *learner.stages[name].get("runs", ())))
+    ]
     run, index = learner.run(learner.values["result"]["run"]), str(learner.out / INDEX)
-    given = {name: value for name, value in learner.reading().items() if value != getattr(DataConfig, name)}
-    reading = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    given = {
+        name: value
+        for name, value in learner.reading().items()
+        if value != getattr(DataConfig, name)
+    }
+    reading = [
+        part
+        for name, value in given.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     more = [["eve", "evaluate", learner.job.task, run, "--skip-invalid", "--data"]]
     more[0] += [*learner.test, *reading] if learner.test else [HELD_OUT_TEST]
-    more += [["eve", "index", *learner.data.train, "--run", run, "--out", index, *reading]] * (learner.name == "search")
+    more += [["eve", "index", *learner.data.train, "--run", run, "--out", index, *reading]] * (
+        learner.name == "search"
+    )
     return [*(command(learner, name) for name in trained), *map(shlex.join, more)]
 
 
 def command(learner: Learner, name: str) -> str:
     """Return the command that repeats a stage."""
     runs = [learner.run(run) for run in learner.stages[name].get("runs", ())]
-    return shlex.join(["eve", "average", *runs, "--out", learner.run(name)]) if runs else command_line(learner.config(name))
+    return (
+        shlex.join(["eve", "average", *runs, "--out", learner.run(name)])
+        if runs
+        else command_line(learner.config(name))
+    )
 
 
 def app(learner: Learner) -> str:
     """Return the command that opens the page."""
     run = learner.run(learner.values["result"]["run"])  # an index knows its run
-    return shlex.join(["eve", "app", *(["--index", str(learner.out / INDEX)] if learner.name == "search" else [run])])
+    return shlex.join(
+        [
+            "eve",
+            "app",
+            *(["--index", str(learner.out / INDEX)] if learner.name == "search" else [run]),
+        ]
+    )

@@ -22,7 +22,9 @@ def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[s
     Rows with a label outside the classes do not count.
     """
     counts = Counter(zip(true, predicted, strict=True))
-    return np.array([[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64)
+    return np.array(
+        [[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64
+    )
 
 
 def guess_shares(score_RC: np.ndarray) -> np.ndarray:
@@ -46,11 +48,17 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
     numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
     if right:
         balanced = math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right)
-        influences = [(np.array(rows) - np.mean(rows)) / (len(rows) * len(right)) for rows in right.values()]
+        influences = [
+            (np.array(rows) - np.mean(rows)) / (len(rows) * len(right)) for rows in right.values()
+        ]
         most = max(right, key=lambda name: len(right[name]))
-        gains = np.concatenate([np.subtract(rows, name == most, dtype=float) for name, rows in right.items()]) / len(true)
+        gains = np.concatenate(
+            [np.subtract(rows, name == most, dtype=float) for name, rows in right.items()]
+        ) / len(true)
         numbers |= {
-            "acc": intervals.over(intervals.share(sum(map(sum, right.values())), len(true)), "acc_majority", gains),
+            "acc": intervals.over(
+                intervals.share(sum(map(sum, right.values())), len(true)), "acc_majority", gains
+            ),
             "balanced_acc": intervals.linear(balanced, np.concatenate(influences)),
             "acc_majority": intervals.share(len(right[most]), len(true)),
         }
@@ -74,8 +82,13 @@ def by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
     They are its share of right rows (right_R: as in `summary`) and its share of all rows.
     """
     right = _by_class(right_R, true)
-    recall: dict[str, float] = {f"recall/{name}": intervals.share(sum(right[name]), len(right[name])) for name in sorted(right)}
-    return recall | {f"prior/{name}": intervals.share(len(right[name]), len(true)) for name in sorted(right)}
+    recall: dict[str, float] = {
+        f"recall/{name}": intervals.share(sum(right[name]), len(right[name]))
+        for name in sorted(right)
+    }
+    return recall | {
+        f"prior/{name}": intervals.share(len(right[name]), len(true)) for name in sorted(right)
+    }
 
 
 def _by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, list[float]]:
@@ -99,9 +112,13 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float
     gain = np.diff(recall, prepend=0.0)
     value = min(1.0, float(np.sum(gain * precision)))  # rounding may exceed 1
     # a row counts in its own step's recall, if true, and by (true − precision) / rows in this and each later precision
-    later, worth = (np.cumsum(each[::-1])[::-1] for each in (gain / (ends + 1), gain * precision / (ends + 1)))
+    later, worth = (
+        np.cumsum(each[::-1])[::-1] for each in (gain / (ends + 1), gain * precision / (ends + 1))
+    )
     step_R, influence_R = np.searchsorted(ends, np.arange(len(order_R))), np.empty(len(order_R))
-    influence_R[order_R] = is_true_R * ((precision - value) / hits[-1] + later)[step_R] - worth[step_R]
+    influence_R[order_R] = (
+        is_true_R * ((precision - value) / hits[-1] + later)[step_R] - worth[step_R]
+    )
     return value, influence_R
 
 
@@ -114,15 +131,21 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     there = np.flatnonzero(is_true_RC.any(0))
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
     if len(there):
-        values, influences = zip(*(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
+        values, influences = zip(
+            *(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True
+        )
         share_R, influence_R = is_true_RC[:, there].mean(1), np.mean(influences, 0)
         found = intervals.linear(value := math.fsum(values) / len(there), influence_R)
-        numbers["mean_ap"] = intervals.over(found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R))
+        numbers["mean_ap"] = intervals.over(
+            found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R)
+        )
         numbers["mean_ap_chance"] = intervals.mean(share_R)
     return numbers
 
 
-def nlvr2_summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
+def nlvr2_summary(
+    predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]
+) -> dict[str, float]:
     """Return the metrics of NLVR2's pairs, by metrics.py of its distribution.
 
     All sequences run over the pairs. Labels may be None, groups "" if unknown. nlvr2_acc: share of labelled pairs judged right.
@@ -138,11 +161,15 @@ def nlvr2_summary(predicted: Sequence[bool], labels: Sequence[bool | None], grou
         found["nlvr2_acc"] = intervals.mean(right, names if any(groups) else None)
         if any(groups):
             failed = {group for group, is_right in known if not is_right}
-            found["nlvr2_consistency"] = intervals.mean([group not in failed for group in dict.fromkeys(names)])
+            found["nlvr2_consistency"] = intervals.mean(
+                [group not in failed for group in dict.fromkeys(names)]
+            )
     return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - len(known)}
 
 
-def same_item_summary(probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool | None]) -> dict[str, float]:
+def same_item_summary(
+    probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool | None]
+) -> dict[str, float]:
     """Return the metrics of pairs of items.
 
     probabilities: of being the same, by the name of the metric. Labels may be None. pr_auc: average precision without
@@ -155,13 +182,23 @@ def same_item_summary(probabilities: Mapping[str, Sequence[float]], labels: Sequ
     numbers: dict[str, float] = {}
     if len(is_same_R):
         score_R = np.array(probabilities[PR_AUC])[known]
-        numbers["pair_acc"] = intervals.share(int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R))
+        numbers["pair_acc"] = intervals.share(
+            int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R)
+        )
     if is_same_R.any() and not is_same_R.all():
-        found = {name: average_precision(np.array(each)[known], is_same_R) for name, each in probabilities.items()}
+        found = {
+            name: average_precision(np.array(each)[known], is_same_R)
+            for name, each in probabilities.items()
+        }
         share = is_same_R.mean().item()
         found[f"{PR_AUC}_chance"] = share, (is_same_R - share) / len(is_same_R)
-        numbers |= {name: intervals.linear(value, influence_R) for name, (value, influence_R) in found.items()}
+        numbers |= {
+            name: intervals.linear(value, influence_R)
+            for name, (value, influence_R) in found.items()
+        }
         value, influence_R = found.pop(PR_AUC)
         for name, (other, of_other_R) in found.items():
-            intervals.over(numbers[PR_AUC], name, influence_R - of_other_R + (value - other) / len(is_same_R))
+            intervals.over(
+                numbers[PR_AUC], name, influence_R - of_other_R + (value - other) / len(is_same_R)
+            )
     return numbers | {"num_pairs": len(labels), "num_unlabelled": int((~known).sum())}

@@ -36,13 +36,23 @@ class MeasuredValue(float):
     versus: dict[str, list[float]]
 
     def __new__(
-        cls, value: float, *, n: int, low: float, high: float, method: str, groups: int = 0, versus: dict | None = None
+        cls,
+        value: float,
+        *,
+        n: int,
+        low: float,
+        high: float,
+        method: str,
+        groups: int = 0,
+        versus: dict | None = None,
     ) -> "MeasuredValue":
         """Create the number."""
         self = super().__new__(cls, value)
         self.n, self.low, self.high, self.method = int(n), float(low), float(high), method
         self.groups = int(groups or n)
-        self.versus = {other: [float(low), float(high)] for other, (low, high) in (versus or {}).items()}
+        self.versus = {
+            other: [float(low), float(high)] for other, (low, high) in (versus or {}).items()
+        }
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
@@ -89,10 +99,17 @@ def student(freedom: int) -> float:
 
     It is 4 % too high for 2 degrees of freedom, 1 % for 3.
     """
-    return math.sqrt(freedom * math.expm1((Z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom))
+    return math.sqrt(
+        freedom * math.expm1((Z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom)
+    )
 
 
-def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool = False) -> float:
+def mean(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    is_share: bool = False,
+) -> float:
     """Return a mean with its interval; n is the number of values.
 
     groups: group of each value, such as the image of a question. is_share: all values lie in [0, 1]; implied by 0s and 1s.
@@ -101,7 +118,13 @@ def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None
     return ratio(np.asarray(values, np.float64), np.ones(len(values)), groups, is_share=is_share)
 
 
-def ratio(sum_R: np.ndarray, count_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool = False) -> float:
+def ratio(
+    sum_R: np.ndarray,
+    count_R: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    is_share: bool = False,
+) -> float:
     """Return a ratio of sums over rows, such as right guesses over guesses.
 
     n is the sum of the counts. groups, is_share: as in `mean`.
@@ -109,11 +132,18 @@ def ratio(sum_R: np.ndarray, count_R: np.ndarray, groups: Sequence[Hashable] | N
     count = math.fsum(count_R)
     value = math.fsum(sum_R) / count
     is_share = is_share or bool(((sum_R % 1 == 0) & (sum_R >= 0) & (sum_R <= count_R)).all())
-    return linear(value, (sum_R - value * count_R) / count, groups, n=round(count), is_share=is_share)
+    return linear(
+        value, (sum_R - value * count_R) / count, groups, n=round(count), is_share=is_share
+    )
 
 
 def linear(
-    value: float, influence_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, n: int = 0, is_share: bool = True
+    value: float,
+    influence_R: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    n: int = 0,
+    is_share: bool = True,
 ) -> float:
     """Return any smooth statistic with its interval.
 
@@ -127,14 +157,18 @@ def linear(
     variance = math.fsum(np.square(influence_G)) * G / max(G - 1, 1)
     if is_share:
         of_a_row = value * (1 - value) * n / max(n - 1, 1)
-        effective = min(n, of_a_row / variance) if variance > 1e-12 * of_a_row > 0 else G  # at 0 or 1 all rows agree
+        effective = (
+            min(n, of_a_row / variance) if variance > 1e-12 * of_a_row > 0 else G
+        )  # at 0 or 1 all rows agree
         low, high = wilson(value, effective, Z if G in (1, n) else student(G - 1))
         return MeasuredValue(value, n=n, low=low, high=high, method="wilson", groups=G)
     half = student(G - 1) * math.sqrt(variance)
     return MeasuredValue(value, n=n, low=value - half, high=value + half, method="t", groups=G)
 
 
-def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool) -> float:
+def difference(
+    gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, is_share: bool
+) -> float:
     """Return the difference of two numbers of the same rows with its interval.
 
     gain_R: contribution of each row. is_share: both are shares; then one pseudo-group of average weight per side keeps the
@@ -145,7 +179,10 @@ def difference(gain_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, 
     if G < 2:
         return value
     each_G = np.append(G * gain_G, [1.0, -1.0] * is_share)
-    middle, half = each_G.mean().item(), student(len(each_G) - 1) * each_G.std(ddof=1).item() / math.sqrt(len(each_G))
+    middle, half = (
+        each_G.mean().item(),
+        student(len(each_G) - 1) * each_G.std(ddof=1).item() / math.sqrt(len(each_G)),
+    )
     low, high = min(value, middle - half), max(value, middle + half)
     return MeasuredValue(value, n=len(gain_R), low=low, high=high, method="paired t", groups=G)
 
@@ -162,7 +199,9 @@ def of_several(difference: float, num: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def over(number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
+def over(
+    number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None
+) -> float:
     """Add to a number the interval of its difference from another of the same rows.
 
     gain_R: as in `difference`.
@@ -176,7 +215,11 @@ def over(number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashabl
 def together(value_R: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     """Return the sums over each group of rows, (G,)."""
     index: dict[Hashable, int] = {}
-    return value_R if groups is None else np.bincount([index.setdefault(group, len(index)) for group in groups], value_R)
+    return (
+        value_R
+        if groups is None
+        else np.bincount([index.setdefault(group, len(index)) for group in groups], value_R)
+    )
 
 
 def group_of(row: str) -> str:
@@ -197,7 +240,11 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> float:
 
 def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return numbers for JSON, with their intervals under `certainty`."""
-    found = {name: value.certainty() for name, value in numbers.items() if isinstance(value, MeasuredValue)}
+    found = {
+        name: value.certainty()
+        for name, value in numbers.items()
+        if isinstance(value, MeasuredValue)
+    }
     return {**numbers, CERTAINTY: found} if found else {**numbers}
 
 

@@ -36,7 +36,9 @@ class Matches:
     num_candidates: int
 
     @classmethod
-    def from_pairs(cls, query_P: Tensor, candidate_P: Tensor, num_queries: int, num_candidates: int) -> "Matches":
+    def from_pairs(
+        cls, query_P: Tensor, candidate_P: Tensor, num_queries: int, num_candidates: int
+    ) -> "Matches":
         """Build it from int64 pairs in any order; duplicates are allowed."""
         pair_M, num = (query_P * num_candidates + candidate_P).unique(), max(num_candidates, 1)
         start_Q1 = F.pad((pair_M // num).bincount(minlength=num_queries).cumsum(0), (1, 0))
@@ -77,10 +79,17 @@ class Relevance:
 
     @classmethod
     def from_pairs(
-        cls, image_of_pairs: Tensor | Sequence[int], text_of_pairs: Tensor | Sequence[int], num_images: int, num_texts: int
+        cls,
+        image_of_pairs: Tensor | Sequence[int],
+        text_of_pairs: Tensor | Sequence[int],
+        num_images: int,
+        num_texts: int,
     ) -> "Relevance":
         """Build it from image and text of each pair, in any order; duplicates are allowed."""
-        image_P, text_P = (torch.as_tensor(each, dtype=torch.int64).cpu() for each in (image_of_pairs, text_of_pairs))
+        image_P, text_P = (
+            torch.as_tensor(each, dtype=torch.int64).cpu()
+            for each in (image_of_pairs, text_of_pairs)
+        )
         return cls(
             texts_of_image=Matches.from_pairs(image_P, text_P, num_images, num_texts),
             images_of_text=Matches.from_pairs(text_P, image_P, num_texts, num_images),
@@ -104,11 +113,15 @@ def rank_by_score(scores_QC: Tensor, k: int) -> Tensor:
     k, num = min(k, scores_QC.shape[1]), scores_QC.shape[1]
     best = scores_QC.topk(min(k + 1, num), dim=1)
     chosen_QK = best.indices[:, :k].sort(dim=1).values
-    if k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any():  # topk picks any of the ties
+    if (
+        k < num and (is_open_Q := best.values[:, k - 1] == best.values[:, k]).any()
+    ):  # topk picks any of the ties
         scores_oC, kth_o1 = scores_QC[is_open_Q], best.values[is_open_Q, k - 1, None]
         is_above_oC, is_tied_oC = scores_oC > kth_o1, scores_oC == kth_o1
         is_first_oC = is_tied_oC.cumsum(1, dtype=torch.int32) <= (k - _count(is_above_oC))[:, None]
-        chosen_QK[is_open_Q] = (is_above_oC | (is_tied_oC & is_first_oC)).nonzero()[:, 1].view(-1, k)
+        chosen_QK[is_open_Q] = (
+            (is_above_oC | (is_tied_oC & is_first_oC)).nonzero()[:, 1].view(-1, k)
+        )
     order_QK = scores_QC.gather(1, chosen_QK).sort(dim=1, descending=True, stable=True).indices
     return chosen_QK.gather(1, order_QK)
 
@@ -164,7 +177,10 @@ class Ranks:
         """
         missed_Q = torch.ones(len(self.better_Q), dtype=torch.float64)
         for place in range(k):  # of the ties, the first k - better count
-            wrong_Q, left_Q = (self.tied_Q - self.true_Q - place).clamp(min=0), (self.tied_Q - place).clamp(min=1)
+            wrong_Q, left_Q = (
+                (self.tied_Q - self.true_Q - place).clamp(min=0),
+                (self.tied_Q - place).clamp(min=1),
+            )
             missed_Q *= torch.where(self.better_Q + place < k, wrong_Q / left_Q.double(), 1.0)
         return 1 - missed_Q
 
@@ -180,14 +196,18 @@ def best_ranks(query_QD: Tensor, candidate_CD: Tensor, matches: Matches) -> Rank
         stop = start + len(scores_qC)
         query_m, candidate_m = (index.to(query_QD.device) for index in matches.rows(start, stop))
         score_m = scores_qC[query_m, candidate_m]
-        best_q = score_m.new_full((stop - start,), -torch.inf).scatter_reduce(0, query_m, score_m, "amax")
+        best_q = score_m.new_full((stop - start,), -torch.inf).scatter_reduce(
+            0, query_m, score_m, "amax"
+        )
         better_Q[start:stop] = _count(scores_qC > best_q[:, None])
         tied_Q[start:stop] = _count(scores_qC == best_q[:, None])
         true_Q[start:stop] = query_m[score_m == best_q[query_m]].bincount(minlength=stop - start)
     return Ranks(better_Q=better_Q.where(matches.has_any_Q, NO_MATCH), tied_Q=tied_Q, true_Q=true_Q)
 
 
-def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches: Matches, before: Ranks) -> Ranks:
+def reranked_ranks(
+    topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches: Matches, before: Ranks
+) -> Ranks:
     """Return the rank of each query's best match after re-ranking its top K.
 
     topk_QK: candidates by the first score, first_QK, best first. second_QK: the score to re-rank by; the first breaks its ties.
@@ -212,7 +232,9 @@ def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches
     )
 
 
-def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candidate_CL: Tensor) -> tuple[Tensor, Tensor]:
+def precisions(
+    query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candidate_CL: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return precision at each of PRECISIONS by shared labels, and its chance level.
 
     float64 (Q, P) and (Q,). query_QL, candidate_CL: bool, labels of each. Ties for the last places count by their mean. Chance
@@ -225,16 +247,24 @@ def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candida
         best_qK = scores_qC.topk(min(max(PRECISIONS), len(candidate_CD)), dim=1).values
         at_k = []
         for k in (min(k, len(candidate_CD)) for k in PRECISIONS):
-            is_above_qC, is_tied_qC = scores_qC > best_qK[:, k - 1, None], scores_qC == best_qK[:, k - 1, None]
+            is_above_qC, is_tied_qC = (
+                scores_qC > best_qK[:, k - 1, None],
+                scores_qC == best_qK[:, k - 1, None],
+            )
             share_q = (k - _count(is_above_qC)) / _count(is_tied_qC).double()
-            at_k.append(((is_true_qC * is_above_qC).sum(1) + share_q * (is_true_qC * is_tied_qC).sum(1)) / k)
+            at_k.append(
+                ((is_true_qC * is_above_qC).sum(1) + share_q * (is_true_qC * is_tied_qC).sum(1)) / k
+            )
         found.append(torch.stack(at_k, dim=1).cpu())
         chance.append(is_true_qC.mean(1).cpu())
     return torch.cat(found), torch.cat(chance)
 
 
 def summary(
-    ranks_I: Ranks, ranks_T: Ranks, image_T: Tensor | None = None, alone: tuple[Ranks, Ranks] | None = None
+    ranks_I: Ranks,
+    ranks_T: Ranks,
+    image_T: Tensor | None = None,
+    alone: tuple[Ranks, Ranks] | None = None,
 ) -> dict[str, float]:
     """Return the metrics of image→text (ranks_I) and text→image ranks.
 
@@ -248,14 +278,20 @@ def summary(
     influences, gains, groups, both = [], [], [], (ranks_I, ranks_T)
     own_I, own_T = torch.arange(len(ranks_I.better_Q)), -1 - torch.arange(len(ranks_T.better_Q))
     images_of = own_I, own_T if image_T is None else image_T
-    for way, of_way, before, image_Q in zip(("tr", "ir"), both, alone or both, images_of, strict=True):
+    for way, of_way, before, image_Q in zip(
+        ("tr", "ir"), both, alone or both, images_of, strict=True
+    ):
         images = image_Q[of_way.is_asked_Q].tolist()
         if not images:
             raise ValueError("no query has a match, so there is nothing to recall")
         hits_Qk, before_Qk = (
-            torch.stack([each.hits(k)[of_way.is_asked_Q] for k in RECALLS], dim=1).numpy() for each in (of_way, before)
+            torch.stack([each.hits(k)[of_way.is_asked_Q] for k in RECALLS], dim=1).numpy()
+            for each in (of_way, before)
         )
-        found |= {f"{way}{k}": intervals.mean(hits_Qk[:, i], images, is_share=True) for i, k in enumerate(RECALLS)}
+        found |= {
+            f"{way}{k}": intervals.mean(hits_Qk[:, i], images, is_share=True)
+            for i, k in enumerate(RECALLS)
+        }
         influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
         gains.append((hits_Qk.sum(1) - before_Qk.sum(1)) / (6 * len(images)))
         groups += images
@@ -271,7 +307,9 @@ def summary(
 
 
 def folds_1k(
-    relevance: Relevance, numbers: Callable[[Tensor, Tensor, Relevance], dict[str, float]], fold_size: int = 1000
+    relevance: Relevance,
+    numbers: Callable[[Tensor, Tensor, Relevance], dict[str, float]],
+    fold_size: int = 1000,
 ) -> dict[str, float]:
     """Return the means of metrics over five folds (COCO 1K).
 
@@ -290,9 +328,17 @@ def folds_1k(
 
 def mean_of_folds(numbers: Sequence[float]) -> float:
     """Return the mean of a number of several folds, with an interval if all have one."""
-    value, known = sum(numbers) / len(numbers), [number for number in numbers if isinstance(number, MeasuredValue)]
+    value, known = (
+        sum(numbers) / len(numbers),
+        [number for number in numbers if isinstance(number, MeasuredValue)],
+    )
     if len(known) < len(numbers):
         return value
-    below, above = (math.hypot(*(getattr(each, end) - each for each in known)) / len(known) for end in ("low", "high"))
+    below, above = (
+        math.hypot(*(getattr(each, end) - each for each in known)) / len(known)
+        for end in ("low", "high")
+    )
     n, groups = (sum(getattr(each, name) for each in known) for name in ("n", "groups"))
-    return MeasuredValue(value, n=n, low=value - below, high=value + above, method=known[0].method, groups=groups)
+    return MeasuredValue(
+        value, n=n, low=value - below, high=value + above, method=known[0].method, groups=groups
+    )

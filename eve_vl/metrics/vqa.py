@@ -15,7 +15,9 @@ from eve_vl.metrics import intervals
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")  # the official look-behind for digits is misspelt and always holds
-MAX_PERIODS = 32  # the official call passes re.UNICODE, which is 32, where the number of replacements belongs
+MAX_PERIODS = (
+    32  # the official call passes re.UNICODE, which is 32, where the number of replacements belongs
+)
 ARTICLES = ("a", "an", "the")
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
@@ -32,7 +34,10 @@ CONTRACTED = """
     y'all'd've you'd you'd've you'll you're you've
 """
 CONTRACTIONS = {
-    word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
+    word[:at] + word[at + 1 :]: word
+    for word in CONTRACTED.split()
+    for at, letter in enumerate(word)
+    if letter == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 
@@ -78,7 +83,9 @@ def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[
     all_answers: the annotators' answers of each training question. A question counts for its most frequent normalised answer,
     the first among ties. Answers with fewer than min_count questions are left out.
     """
-    votes = [Counter(normalize(answer) for answer in answers).most_common(1) for answers in all_answers]
+    votes = [
+        Counter(normalize(answer) for answer in answers).most_common(1) for answers in all_answers
+    ]
     counts = Counter(answer for vote in votes for answer, _ in vote)
     frequent = (answer for answer in counts if answer and counts[answer] >= min_count)
     return sorted(frequent, key=lambda answer: (-counts[answer], answer))
@@ -124,21 +131,30 @@ def summary(
     pairs: dict[str, list[float]] = {}
     num = len(answers)
     columns = images or range(num), content_types or [""] * num, groups or [""] * num
-    for prediction, given, kind, image, content, group in zip(predictions, answers, answer_types, *columns, strict=True):
+    for prediction, given, kind, image, content, group in zip(
+        predictions, answers, answer_types, *columns, strict=True
+    ):
         if given:
             score = accuracy_of(prediction, given)
-            of_types = [f"vqa_acc/{kind}"] * bool(kind) + [f"vqa_acc_about/{content}"] * bool(content)
+            of_types = [f"vqa_acc/{kind}"] * bool(kind) + [f"vqa_acc_about/{content}"] * bool(
+                content
+            )
             for name in ("vqa_acc", *of_types):
                 scores.setdefault(name, []).append((score, image))
             if group:
                 pairs.setdefault(group, []).append(score)
-    found: dict[str, float] = {name: intervals.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
+    found: dict[str, float] = {
+        name: intervals.mean(*zip(*scores[name], strict=True), is_share=True)
+        for name in sorted(scores)
+    }
     both = [min(pair) == 1 for pair in pairs.values() if len(pair) == 2]
     found |= {"vqa_acc_pair": intervals.share(sum(both), len(both))} if both else {}
     return found | {"num_questions": num, "num_unanswered": sum(not given for given in answers)}
 
 
-def answers_by_question(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
+def answers_by_question(
+    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]
+) -> list[str]:
     """Return, without the images, the most frequent training answer to each question.
 
     train: question and answers of each training row; some have answers. New questions get the most frequent answer of all.
@@ -147,11 +163,16 @@ def answers_by_question(train: Iterable[tuple[str, Sequence[str]]], questions: S
     for question, row in train:
         given.setdefault(question, []).append(row)
     most_frequent = build_answers((row for rows in given.values() for row in rows), 1)[0]
-    best = {question: next(iter(build_answers(given.get(question, ()), 1)), most_frequent) for question in set(questions)}
+    best = {
+        question: next(iter(build_answers(given.get(question, ()), 1)), most_frequent)
+        for question in set(questions)
+    }
     return [best[question] for question in questions]
 
 
-def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
+def answers_by_words(
+    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]
+) -> list[str]:
     """Return, without the images, the likeliest answer to each question by its words.
 
     Naive Bayes over the words of a question, with one added to each count and the full prior of each answer; it answers new
@@ -160,7 +181,9 @@ def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequ
     rows = [(set(question.lower().split()), build_answers([given], 1)) for question, given in train]
     names = build_answers((best for _, best in rows if best), 1)
     answer_of = {name: index for index, name in enumerate(names)}
-    word_of = {word: index for index, word in enumerate(sorted(set().union(*(words for words, _ in rows))))}
+    word_of = {
+        word: index for index, word in enumerate(sorted(set().union(*(words for words, _ in rows))))
+    }
     count_AW, count_A = np.zeros((len(names), len(word_of))), np.zeros(len(names))
     for words, best in rows:
         if best:

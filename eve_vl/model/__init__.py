@@ -26,7 +26,11 @@ class Encoded(Tokens):
     @classmethod
     def of(cls, tokens: Tokens, x_BND: Tensor, routers: list[list[Tensor]]) -> "Encoded":
         """Return the states of tokens."""
-        known = {"num_image": tokens.num_image, "is_padding_BN": tokens.is_padding_BN, "num_real": tokens.num_real}
+        known = {
+            "num_image": tokens.num_image,
+            "is_padding_BN": tokens.is_padding_BN,
+            "num_real": tokens.num_real,
+        }
         return cls(x_BND=x_BND, routers=routers, **known)
 
     @property
@@ -90,14 +94,21 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def cls(
-        self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
+        self,
+        image: Tokens | None,
+        text: Tokens | None,
+        *,
+        num_passes: int = 1,
+        final_norm: bool = True,
     ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return Encoded.cls_BD, or a pair's equivalent (B, pair_dim), and the routers.
 
         Only states that these need are computed. final_norm: False returns the states before it.
         """
 
-    def for_contrast(self, image: Tokens | None, text: Tokens | None) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def for_contrast(
+        self, image: Tokens | None, text: Tokens | None
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return states (B, D) of an image or a text for contrast, and the routers.
 
         There is one per contrastive head.
@@ -109,7 +120,9 @@ class Backbone(nn.Module):
         """Return states that reconstruct masked pixels, of pairs or of their images."""
         return self.encode(image, text)
 
-    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    def for_tokens(
+        self, image: Tokens | None, text: Tokens, token_M: Tensor
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and the routers.
 
         token_M: int64, among the flattened (B, T).

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from eve_vl.config import DualEncoderConfig, InputConfig
 from eve_vl.model import Backbone, Encoded
-from eve_vl.model.embeddings import ImageEmbed, TextEmbed, fitted_text_positions, join, resized_positions
+from eve_vl.model.embeddings import (
+    ImageEmbed,
+    TextEmbed,
+    fitted_text_positions,
+    join,
+    resized_positions,
+)
 from eve_vl.model.encoder import Block
 from eve_vl.model.layers import Attention, FeedForward, layer_norm
 from eve_vl.model.packing import PackedTokens, Tokens
@@ -44,7 +50,9 @@ class Tower(nn.Module):
     def __init__(self, embed: ImageEmbed | TextEmbed, config: DualEncoderConfig, depth: int):
         super().__init__()
         D, eps, is_image = config.embed_dim, config.tower_norm_eps, isinstance(embed, ImageEmbed)
-        is_post_norm = config.towers == "clip_roberta" and not is_image  # then the last block ends in a norm
+        is_post_norm = (
+            config.towers == "clip_roberta" and not is_image
+        )  # then the last block ends in a norm
         is_siglip = config.towers == "siglip"
         self.embed, self.reads_padding = embed, is_siglip and not is_image
         self.reads_end = config.reads_text_end and not is_image
@@ -52,7 +60,8 @@ class Tower(nn.Module):
         self.norm_pre = layer_norm(D, eps) if is_image and not is_siglip else nn.Identity()
         self.pool = AttentionPool(config) if is_image and is_siglip else None
         self.blocks = nn.ModuleList(
-            PostNormBlock(config) if is_post_norm else Block(config.block, "shared", norm_eps=eps) for _ in range(depth)
+            PostNormBlock(config) if is_post_norm else Block(config.block, "shared", norm_eps=eps)
+            for _ in range(depth)
         )
         self.norm = nn.Identity() if is_post_norm else layer_norm(D, eps)
         self.num_heads = config.num_heads
@@ -105,7 +114,9 @@ def causal_bias(x_BND: Tensor) -> Tensor:
     """Return the causal mask to add to scores, (1, 1, N, N)."""
     position_N = torch.arange(x_BND.shape[1], device=x_BND.device)
     is_later_NN = position_N > position_N[:, None]
-    return torch.zeros_like(is_later_NN, dtype=x_BND.dtype).masked_fill(is_later_NN, float("-inf"))[None, None]
+    return torch.zeros_like(is_later_NN, dtype=x_BND.dtype).masked_fill(is_later_NN, float("-inf"))[
+        None, None
+    ]
 
 
 class CoAttention(nn.Module):
@@ -119,17 +130,28 @@ class CoAttention(nn.Module):
         D, eps = config.embed_dim, config.text_norm_eps
         self.attn, self.cross = Attention(D, config.num_heads), Attention(D, config.num_heads)
         self.ffn = FeedForward(D, config.block.ffn_dim, config.activation)
-        self.norm1, self.norm2, self.norm3 = layer_norm(D, eps), layer_norm(D, eps), layer_norm(D, eps)
+        self.norm1, self.norm2, self.norm3 = (
+            layer_norm(D, eps),
+            layer_norm(D, eps),
+            layer_norm(D, eps),
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BND: Tensor, is_padding_BN: Tensor | None, other_BMD: Tensor, is_padding_BM: Tensor | None, num_read: int | None
+        self,
+        x_BND: Tensor,
+        is_padding_BN: Tensor | None,
+        other_BMD: Tensor,
+        is_padding_BM: Tensor | None,
+        num_read: int | None,
     ) -> Tensor:
         """Return the states after this layer, of all tokens or of the first num_read."""
         keys_BND = None if num_read is None else x_BND
         x_BND = x_BND[:, :num_read]
         x_BND = self.norm1(x_BND + self.dropout(self.attn(x_BND, is_padding_BN, keys_BMD=keys_BND)))
-        x_BND = self.norm2(x_BND + self.dropout(self.cross(x_BND, is_padding_BM, keys_BMD=other_BMD)))
+        x_BND = self.norm2(
+            x_BND + self.dropout(self.cross(x_BND, is_padding_BM, keys_BMD=other_BMD))
+        )
         return self.norm3(x_BND + self.dropout(self.ffn(x_BND)))
 
 
@@ -141,7 +163,11 @@ class FusionBlock(nn.Module):
         self.image, self.text = CoAttention(config), CoAttention(config)
 
     def forward(
-        self, image_BPD: Tensor, text_BTD: Tensor, is_padding_BT: Tensor | None, reads: Literal["all", "cls", "text"] = "all"
+        self,
+        image_BPD: Tensor,
+        text_BTD: Tensor,
+        is_padding_BT: Tensor | None,
+        reads: Literal["all", "cls", "text"] = "all",
     ) -> tuple[Tensor, Tensor]:
         """Return the states of images and texts after this layer.
 
@@ -175,7 +201,11 @@ class DualEncoder(Backbone):
     """
 
     find_unused_parameters = True
-    parts: ClassVar[Mapping[str, str]] = {"image": "image tower", "text": "text tower", "fusion": "co-attention"}
+    parts: ClassVar[Mapping[str, str]] = {
+        "image": "image tower",
+        "text": "text tower",
+        "fusion": "co-attention",
+    }
 
     def __init__(self, config: DualEncoderConfig, sizes: InputConfig, vocab_size: int):
         super().__init__()
@@ -197,7 +227,11 @@ class DualEncoder(Backbone):
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of images or texts after their tower, or of pairs."""
-        tokens = self._alone(image, text) if image is None or text is None else join(*self._fused(image, text))
+        tokens = (
+            self._alone(image, text)
+            if image is None or text is None
+            else join(*self._fused(image, text))
+        )
         return Encoded.of(tokens, tokens.x_BND, [[]])
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
@@ -209,7 +243,12 @@ class DualEncoder(Backbone):
         return Encoded.of(tokens, tokens.x_BND, [[]])
 
     def cls(
-        self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
+        self,
+        image: Tokens | None,
+        text: Tokens | None,
+        *,
+        num_passes: int = 1,
+        final_norm: bool = True,
     ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the [CLS] or end states of images or texts (B, D), and no routers.
 
@@ -219,29 +258,42 @@ class DualEncoder(Backbone):
             tower = self.text if image is None else self.image
             return tower.pooled(self._alone(image, text, final_norm=final_norm)), [[]]
         images, texts = self._fused(image, text, "all" if self.computes_all else "cls")
-        pooled = self.fusion.text_pooler(texts.x_BND[:, 0]), self.fusion.image_pooler(images.x_BND[:, 0])
+        pooled = (
+            self.fusion.text_pooler(texts.x_BND[:, 0]),
+            self.fusion.image_pooler(images.x_BND[:, 0]),
+        )
         return torch.cat(pooled, dim=1).tanh(), [[]]
 
-    def for_tokens(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    def for_tokens(
+        self, image: Tokens | None, text: Tokens, token_M: Tensor
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the states (M, D) of some text tokens, and no routers."""
         states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
         return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]
 
-    def _alone(self, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True) -> Tokens:
+    def _alone(
+        self, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> Tokens:
         """Return the states of images or of texts, after the tower's norm."""
         tokens, tower = (text, self.text) if image is None else (image, self.image)
         assert tokens is not None, "an image, a text or both"
         return _with_states(tokens, tower.norm(tokens.x_BND) if final_norm else tokens.x_BND)
 
     def _fused(
-        self, image: Tokens, text: Tokens, reads: Literal["all", "cls", "text"] = "all", stop: int | None = None
+        self,
+        image: Tokens,
+        text: Tokens,
+        reads: Literal["all", "cls", "text"] = "all",
+        stop: int | None = None,
     ) -> tuple[Tokens, Tokens]:
         """Return the states of images and texts after co-attention.
 
         stop: number of layers, by default all. After the last layer, only the states that `reads` names.
         """
         if not self.config.fusion_depth:
-            raise UserError("these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two")
+            raise UserError(
+                "these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two"
+            )
         fusion = self.fusion
         image_BPD = fusion.image_proj(self.image.norm(image.x_BND))
         text_BTD = fusion.text_proj(self.text.norm(text.x_BND))
@@ -253,8 +305,12 @@ class DualEncoder(Backbone):
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         """Resize another model's image and text positions to this model's sizes."""
         has_cls = self.config.towers != "siglip"
-        tensors, image = resized_positions(tensors, "image.embed.positions", self.sizes.num_patches, has_cls=has_cls)
-        tensors, text = fitted_text_positions(tensors, "text.embed.positions", self.sizes.text_length)
+        tensors, image = resized_positions(
+            tensors, "image.embed.positions", self.sizes.num_patches, has_cls=has_cls
+        )
+        tensors, text = fitted_text_positions(
+            tensors, "text.embed.positions", self.sizes.text_length
+        )
         return tensors, "; ".join(filter(None, (image, text))) or None
 
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
@@ -265,7 +321,9 @@ class DualEncoder(Backbone):
         if self.image.pool is not None:
             return ["image.pool.attn"], 0
         if at_pair:
-            return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)], 0
+            return [
+                f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)
+            ], 0
         return [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)], 0
 
 

@@ -38,8 +38,16 @@ def join(image: Tokens | None, text: Tokens | None) -> Tokens:
 
 def index_tokens(tokens: Tokens, rows: Tensor) -> Tokens:
     """Return rows of a batch by int64 indices, which may repeat."""
-    is_padding_BN, patch_BK = (None if each is None else each[rows] for each in (tokens.is_padding_BN, tokens.patch_BK))
-    return replace(tokens, x_BND=tokens.x_BND[rows], is_padding_BN=is_padding_BN, num_real=None, patch_BK=patch_BK)
+    is_padding_BN, patch_BK = (
+        None if each is None else each[rows] for each in (tokens.is_padding_BN, tokens.patch_BK)
+    )
+    return replace(
+        tokens,
+        x_BND=tokens.x_BND[rows],
+        is_padding_BN=is_padding_BN,
+        num_real=None,
+        patch_BK=patch_BK,
+    )
 
 
 def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -63,12 +71,16 @@ def gather_patches(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
 
 def scatter_patches(patches_BPX: Tensor, index_BM: Tensor, new_BMX: Tensor) -> Tensor:
     """Replace the patches at positions index_BM (int64), inverse to `gather_patches`."""
-    return patches_BPX.scatter(1, index_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
+    return patches_BPX.scatter(
+        1, index_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype)
+    )
 
 
 def gray_out(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
     """Return normalised patches with the masked ones in middle grey, for display."""
-    return scatter_patches(patches_BPX, hidden_BM, torch.zeros_like(gather_patches(patches_BPX, hidden_BM)))
+    return scatter_patches(
+        patches_BPX, hidden_BM, torch.zeros_like(gather_patches(patches_BPX, hidden_BM))
+    )
 
 
 def to_images(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
@@ -93,7 +105,9 @@ class ViewNorm(nn.Module):
         """Normalise by the batch, or by the running averages in evaluation."""
         norm = self.hidden if is_hidden else self.whole
         averages = norm.running_mean, norm.running_var
-        return F.batch_norm(x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps)
+        return F.batch_norm(
+            x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps
+        )
 
 
 class ConvStem(nn.Module):
@@ -108,7 +122,9 @@ class ConvStem(nn.Module):
         halvings = patch_size.bit_length() - 1
         doubled = [max(embed_dim >> left, 1) for left in reversed(range(min(halvings, 4)))]
         widths = [3, *doubled, *[embed_dim] * (halvings - 4)]
-        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths)
+        )
         self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
 
@@ -141,21 +157,34 @@ class ImageEmbed(nn.Module):
     """Patch embedding, image [CLS] and learned positions if any, image type embedding."""
 
     def __init__(
-        self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True, has_cls: bool = True
+        self,
+        embed_dim: int,
+        sizes: InputConfig,
+        stem: Stem = "linear",
+        *,
+        has_positions: bool = True,
+        has_cls: bool = True,
     ):
         super().__init__()
         self.sizes = sizes
         if stem == "linear":
             self.proj = nn.Linear(sizes.patch_dim, embed_dim)
         else:
-            self.proj = {"conv": ConvStem, "patch_conv": PatchConvStem}[stem](embed_dim, sizes.patch_size)
+            self.proj = {"conv": ConvStem, "patch_conv": PatchConvStem}[stem](
+                embed_dim, sizes.patch_size
+            )
         self.cls = nn.Parameter(torch.empty(embed_dim)) if has_cls else None
         num_positions = has_cls + sizes.num_patches
-        self.positions = nn.Parameter(torch.empty(num_positions, embed_dim)) if has_positions else None
+        self.positions = (
+            nn.Parameter(torch.empty(num_positions, embed_dim)) if has_positions else None
+        )
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(
-        self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None, instead: tuple[Tensor, Tensor] | None = None
+        self,
+        pixels_BCHW: Tensor,
+        keep_BK: Tensor | None = None,
+        instead: tuple[Tensor, Tensor] | None = None,
     ) -> Tokens:
         """Embed all patches, or those at the positions keep_BK (int64), with positions.
 
@@ -166,7 +195,9 @@ class ImageEmbed(nn.Module):
         x_BND = x_BND if instead is None else scatter_patches(x_BND, *instead)
         if self.positions is not None:
             positions = resize_positions(self.positions, side**2, has_cls=cls_D is not None)
-            cls_D, patch_PD = (None, positions) if cls_D is None else (positions[0] + cls_D, positions[1:])
+            cls_D, patch_PD = (
+                (None, positions) if cls_D is None else (positions[0] + cls_D, positions[1:])
+            )
             x_BND = x_BND + (patch_PD if keep_BK is None else patch_PD[keep_BK])
         if cls_D is not None:
             x_BND = torch.cat([cls_D.to(x_BND.dtype).expand(x_BND.shape[0], 1, -1), x_BND], dim=1)
@@ -183,11 +214,17 @@ class ImageEmbed(nn.Module):
             return x_BPD if keep_BK is None else gather_patches(x_BPD, keep_BK)
         if isinstance(self.proj, nn.Linear):
             patches_BPX = patchify(pixels_BCHW, self.sizes.patch_size)
-            return self.proj(patches_BPX if keep_BK is None else gather_patches(patches_BPX, keep_BK))
+            return self.proj(
+                patches_BPX if keep_BK is None else gather_patches(patches_BPX, keep_BK)
+            )
         if keep_BK is None:
             return self.proj(pixels_BCHW)
-        is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
-        is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
+        is_kept_BP = torch.zeros(
+            len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device
+        ).scatter_(1, keep_BK, 1)
+        is_kept_B1HW = F.interpolate(
+            is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size)
+        )
         return gather_patches(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
 
 
@@ -216,7 +253,9 @@ def resized_positions(
     return tensors | {name: resize_positions(there, num_patches, has_cls=has_cls)}, resized
 
 
-def fitted_text_positions(tensors: dict[str, Tensor], name: str, length: int) -> tuple[dict[str, Tensor], str | None]:
+def fitted_text_positions(
+    tensors: dict[str, Tensor], name: str, length: int
+) -> tuple[dict[str, Tensor], str | None]:
     """Cut or extend the learned text positions in another backbone's weights.
 
     Further ones start as the last one. Returns the weights, and a sentence on the change.
@@ -237,17 +276,28 @@ class TextEmbed(nn.Module):
     """
 
     def __init__(
-        self, config: Any, sizes: InputConfig, vocab_size: int, eps: float, *, is_bert: bool, has_positions: bool = True
+        self,
+        config: Any,
+        sizes: InputConfig,
+        vocab_size: int,
+        eps: float,
+        *,
+        is_bert: bool,
+        has_positions: bool = True,
     ):
         super().__init__()
         embed_dim, self.longest, self.is_bert = config.embed_dim, sizes.text_length, is_bert
         self.words = nn.Embedding(vocab_size, embed_dim)
         self.norm: nn.Module = layer_norm(embed_dim, eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
+        self.positions = (
+            nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
+        )
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
-    def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
+    def forward(
+        self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None
+    ) -> Tokens:
         """Embed int64 token ids, the text [CLS] first.
 
         Raises UserError for more tokens than positions. num_real: number of tokens without padding, if known.
@@ -260,7 +310,12 @@ class TextEmbed(nn.Module):
         else:
             x_BTD = self.without_place(ids_BT)
             x_BTD = x_BTD if self.positions is None else x_BTD + self.positions[:T]
-        return Tokens(x_BND=x_BTD + self.type_embed, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)
+        return Tokens(
+            x_BND=x_BTD + self.type_embed,
+            num_image=0,
+            is_padding_BN=is_padding_BT,
+            num_real=num_real,
+        )
 
     def without_place(self, ids_BT: Tensor) -> Tensor:
         """Embed int64 token ids without their positions: (B, T) to (B, T, D)."""

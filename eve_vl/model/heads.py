@@ -36,7 +36,12 @@ class MLPHead(nn.Sequential):
     """Two-layer classifier; (B, in_dim) to logits (B, out_dim)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
-        super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
+        super().__init__(
+            nn.Linear(in_dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, out_dim),
+        )
 
 
 class ITMHead(nn.Linear):
@@ -68,7 +73,9 @@ class PairedAttentionHead(nn.Module):
         super().__init__()
         self.attend_right = nn.MultiheadAttention(embed_dim, num_heads, dropout, batch_first=True)
         self.attend_left = nn.MultiheadAttention(embed_dim, num_heads, dropout, batch_first=True)
-        self.fuse = nn.Sequential(nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.fuse = nn.Sequential(
+            nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.score = nn.Linear(embed_dim, 1)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(2 * embed_dim, 2)
@@ -78,7 +85,9 @@ class PairedAttentionHead(nn.Module):
         pooled = []
         sides = (self.attend_right, left_BND, right_BND), (self.attend_left, right_BND, left_BND)
         for attention, own_BND, other_BND in sides:
-            attended_BND, _ = attention(own_BND, other_BND, other_BND, key_padding_mask=is_padding_BN, need_weights=False)
+            attended_BND, _ = attention(
+                own_BND, other_BND, other_BND, key_padding_mask=is_padding_BN, need_weights=False
+            )
             fused_BND = self.fuse(torch.cat([attended_BND, own_BND], dim=2))
             score_BN = self.score(fused_BND).squeeze(2).relu()
             if is_padding_BN is not None:
@@ -103,7 +112,9 @@ class SiameseHead(nn.Module):
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Return logits (B, 2) of two states (B, D)."""
         left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD]).float()).unflatten(0, (2, -1))
-        return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
+        return self.classify(
+            torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1)
+        )
 
 
 class ContrastHead(nn.Module):
@@ -112,7 +123,9 @@ class ContrastHead(nn.Module):
     is_siglip: texts have a bias, and `logit_bias` is the one of SigLIP's sigmoid, which no softmax needs.
     """
 
-    def __init__(self, image_dim: int, text_dim: int, projection_dim: int, *, is_siglip: bool = False):
+    def __init__(
+        self, image_dim: int, text_dim: int, projection_dim: int, *, is_siglip: bool = False
+    ):
         super().__init__()
         self.image = nn.Linear(image_dim, projection_dim, bias=False)
         self.text = nn.Linear(text_dim, projection_dim, bias=is_siglip)
@@ -141,7 +154,16 @@ class PixelDecoder(nn.Module):
     patches.
     """
 
-    def __init__(self, embed_dim: int, patch_dim: int, block: EveModelConfig, *, depth: int, dim: int, num_heads: int):
+    def __init__(
+        self,
+        embed_dim: int,
+        patch_dim: int,
+        block: EveModelConfig,
+        *,
+        depth: int,
+        dim: int,
+        num_heads: int,
+    ):
         """Build it.
 
         embed_dim: of the encoder. block: shape of the blocks, except for width and heads.
@@ -169,7 +191,12 @@ class PixelDecoder(nn.Module):
         image_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], hidden_BMd], dim=1)
         is_padding_BT = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:, 1 + K :]
         image = Tokens(x_BND=image_BNd, num_image=1 + K + M)
-        tokens = join(image, Tokens(x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real))
+        tokens = join(
+            image,
+            Tokens(
+                x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real
+            ),
+        )
         rows = PackedTokens.of(tokens, self.block.num_heads)
         hidden, x_Sd = rows.between(1 + K, 1 + K + M), rows.collect(tokens.x_BND)
         for block in self.blocks:
@@ -183,7 +210,9 @@ def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor
     One half is for the row, one for the column.
     """
     side = round(num_patches**0.5)
-    frequencies = 10_000 ** -(torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    frequencies = 10_000 ** -(
+        torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4)
+    )
     angles = torch.arange(side, device=device, dtype=torch.float32)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)

@@ -60,16 +60,24 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BND: Tensor, is_padding_BM: Tensor | None, *, keys_BMD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, is_padding_BM: Tensor | None, *, keys_BMD: Tensor | None = None
+    ) -> Tensor:
         """Attend from each of N tokens to M without padding: (B, N, D) to (B, N, D).
 
         keys_BMD: source of keys and values (co-attention), by default the tokens themselves. is_padding_BM: padding among
         them.
         """
-        return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, None)))
+        return self.join(
+            self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, None))
+        )
 
     def over_rows(
-        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
+        self,
+        x_SD: Tensor,
+        rows: PackedTokens,
+        read: ReadPositions | None = None,
+        bias_BHNN: Tensor | None = None,
     ) -> Tensor:
         """Attend from each row, or each that is read, to all real tokens of its sequence.
 
@@ -85,7 +93,9 @@ class Attention(nn.Module):
             if positions is not None:
                 q_BHNd = q_BHNd[:, :, positions]
                 bias_BHNN = None if bias_BHNN is None else bias_BHNN[:, :, positions]
-            out_BHNd = self.attend(q_BHNd, k_BHNd, v_BHNd, attention_mask(rows.is_padding_BN, bias_BHNN))
+            out_BHNd = self.attend(
+                q_BHNd, k_BHNd, v_BHNd, attention_mask(rows.is_padding_BN, bias_BHNN)
+            )
             if positions is not None:
                 return self.join(out_BHNd).flatten(0, 1)
             out_SD = rows.join_heads(out_BHNd)
@@ -112,7 +122,9 @@ class Attention(nn.Module):
 
     def _heads(self, x_BNX: Tensor, count: int) -> Any:
         B, N, X = x_BNX.shape
-        return x_BNX.view(B, N, count, self.num_heads, X // count // self.num_heads).permute(2, 0, 3, 1, 4)
+        return x_BNX.view(B, N, count, self.num_heads, X // count // self.num_heads).permute(
+            2, 0, 3, 1, 4
+        )
 
     def join(self, out_BHNd: Tensor) -> Tensor:
         """Concatenate and project the heads: (B, H, N, d) to (B, N, D)."""
@@ -146,9 +158,15 @@ def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) 
 
 def takes_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> bool:
     """Return whether to use `attend_by_lengths`: on padding, with a GPU's kernel."""
-    if rows.is_padding_BN is None or qkv_SX.device.type != "cuda" or qkv_SX.dtype not in (torch.bfloat16, torch.float16):
+    if (
+        rows.is_padding_BN is None
+        or qkv_SX.device.type != "cuda"
+        or qkv_SX.dtype not in (torch.bfloat16, torch.float16)
+    ):
         return False
-    return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(qkv_SX.device) >= (8, 0)
+    return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(
+        qkv_SX.device
+    ) >= (8, 0)
 
 
 def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Tensor:
@@ -159,7 +177,9 @@ def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Ten
     from torch.nn.attention.varlen import varlen_attn
 
     (order_S, back_S, starts), longest, (S, X) = rows.by_sequence, rows.shape[1], qkv_SX.shape
-    q_SHd, k_SHd, v_SHd = qkv_SX.index_select(0, order_S).view(S, 3, num_heads, X // 3 // num_heads).unbind(1)
+    q_SHd, k_SHd, v_SHd = (
+        qkv_SX.index_select(0, order_S).view(S, 3, num_heads, X // 3 // num_heads).unbind(1)
+    )
     out_SHd = varlen_attn(q_SHd, k_SHd, v_SHd, starts, starts, longest, longest)
     assert isinstance(out_SHd, Tensor)
     return out_SHd.flatten(1).index_select(0, back_S)
@@ -168,11 +188,15 @@ def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Ten
 def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Tensor:
     """Return attention weights, (B, H, N, M), with row sums of 1; 0 for masked keys."""
     scores_BHNM = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
-    if mask is not None and mask.dtype == torch.bool:  # adding −∞ costs nothing in the backward pass, filling does
+    if (
+        mask is not None and mask.dtype == torch.bool
+    ):  # adding −∞ costs nothing in the backward pass, filling does
         mask = torch.zeros_like(mask, dtype=scores_BHNM.dtype).masked_fill_(~mask, float("-inf"))
     if mask is not None:
         scores_BHNM = scores_BHNM + mask
-    return scores_BHNM.softmax(-1, dtype=torch.float32).to(q_BHNd.dtype)  # softmax in bfloat16 is slower on a CPU
+    return scores_BHNM.softmax(-1, dtype=torch.float32).to(
+        q_BHNd.dtype
+    )  # softmax in bfloat16 is slower on a CPU
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu} | {
@@ -199,8 +223,14 @@ class ModalityFeedForward(nn.Module):
 
     def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__()
-        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
-        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+        self.norm_image, self.image = (
+            layer_norm(embed_dim),
+            FeedForward(embed_dim, ffn_dim, activation),
+        )
+        self.norm_text, self.text = (
+            layer_norm(embed_dim),
+            FeedForward(embed_dim, ffn_dim, activation),
+        )
 
     def forward(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
         """(S, D) to (S, D)."""
@@ -209,7 +239,9 @@ class ModalityFeedForward(nn.Module):
         if rows.num_image == 0:
             return self.text(self.norm_text(x_SD))
         image_SD, text_SD = x_SD[: rows.num_image], x_SD[rows.num_image :]
-        return torch.cat([self.image(self.norm_image(image_SD)), self.text(self.norm_text(text_SD))])
+        return torch.cat(
+            [self.image(self.norm_image(image_SD)), self.text(self.norm_text(text_SD))]
+        )
 
 
 class PassFeedForward(ModalityFeedForward):
@@ -227,7 +259,11 @@ class PassFeedForward(ModalityFeedForward):
         return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
 
 
-FEED_FORWARDS = {"shared": FeedForward, "modality": ModalityFeedForward, "modality_vl": PassFeedForward}  # by policy
+FEED_FORWARDS = {
+    "shared": FeedForward,
+    "modality": ModalityFeedForward,
+    "modality_vl": PassFeedForward,
+}  # by policy
 
 
 def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:
@@ -251,5 +287,7 @@ def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module
     twin._modules = dict(module._modules)
     for name, part in parts.items():
         first, _, rest = name.partition(".")
-        twin._modules[first] = replace_submodules(twin.get_submodule(first), {rest: part}) if rest else part
+        twin._modules[first] = (
+            replace_submodules(twin.get_submodule(first), {rest: part}) if rest else part
+        )
     return twin

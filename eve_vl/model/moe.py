@@ -47,9 +47,15 @@ class Router(nn.Module):
         Gates are renormalised over the K, in at least float32.
         """
         with torch.autocast(x_SD.device.type, enabled=False):
-            logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
-            if self.modality_embed is not None:  # W (x + b_m) = W x + W b_m, without a second copy of x
-                logits_SE = logits_SE + F.linear(self.modality_embed, self.weight).index_select(0, rows.is_text_S)
+            logits_SE = F.linear(
+                x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight
+            )
+            if (
+                self.modality_embed is not None
+            ):  # W (x + b_m) = W x + W b_m, without a second copy of x
+                logits_SE = logits_SE + F.linear(self.modality_embed, self.weight).index_select(
+                    0, rows.is_text_S
+                )
             log_gates_SE = logits_SE.log_softmax(-1)
             gates_SE = log_gates_SE.exp()
             top_gates_SK, experts_SK = gates_SE.topk(self.top_k)
@@ -59,7 +65,11 @@ class Router(nn.Module):
 
 
 def router_stats(
-    gates_SE: Tensor, log_gates_SE: Tensor, experts_SK: Tensor, is_of_2S: Tensor, has_room_SK: Tensor | None = None
+    gates_SE: Tensor,
+    log_gates_SE: Tensor,
+    experts_SK: Tensor,
+    is_of_2S: Tensor,
+    has_room_SK: Tensor | None = None,
 ) -> Tensor:
     """Return sums over the real tokens of a `moe` block, float32 (2, 4·E).
 
@@ -70,8 +80,12 @@ def router_stats(
     """
     zeros_SE = torch.zeros_like(gates_SE.detach())
     first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)
-    chosen_SE = zeros_SE.scatter(1, experts_SK, 1 if has_room_SK is None else has_room_SK.to(gates_SE.dtype))
-    values_SX = torch.cat([first_SE, gates_SE, -gates_SE.detach() * log_gates_SE.detach(), chosen_SE], dim=1)
+    chosen_SE = zeros_SE.scatter(
+        1, experts_SK, 1 if has_room_SK is None else has_room_SK.to(gates_SE.dtype)
+    )
+    values_SX = torch.cat(
+        [first_SE, gates_SE, -gates_SE.detach() * log_gates_SE.detach(), chosen_SE], dim=1
+    )
     return is_of_2S @ values_SX.float()
 
 
@@ -83,7 +97,9 @@ def chosen_ME(stats_2X: Tensor) -> Tensor:
 class Experts(nn.Module):
     """E feed-forward networks as stacked weights, for rows sorted by expert."""
 
-    def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int, activation: Activation = "quick_gelu"):
+    def __init__(
+        self, embed_dim: int, ffn_dim: int, num_experts: int, activation: Activation = "quick_gelu"
+    ):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.fc1_weight = nn.Parameter(torch.empty(num_experts, ffn_dim, embed_dim))
@@ -105,20 +121,30 @@ class Experts(nn.Module):
         return self._sorted(x_tiled, experts, tiled_E).index_select(0, slot_R)
 
     def _sorted(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
-        h_RF = grouped_linear(x_RD, self.fc1_weight, counts_E) + _rows_of(self.fc1_bias, x_RD.dtype, expert_R)
+        h_RF = grouped_linear(x_RD, self.fc1_weight, counts_E) + _rows_of(
+            self.fc1_bias, x_RD.dtype, expert_R
+        )
         y_RD = grouped_linear(self.activation(h_RF), self.fc2_weight, counts_E)
         return y_RD + _rows_of(self.fc2_bias, x_RD.dtype, expert_R)
 
 
 def _rows_of(bias_EO: Tensor, dtype: torch.dtype, expert_R: Tensor) -> Tensor:
-    return bias_EO.to(dtype).index_select(0, expert_R)  # its backward pass is much faster than that of bias_EO[expert_R]
+    return bias_EO.to(dtype).index_select(
+        0, expert_R
+    )  # its backward pass is much faster than that of bias_EO[expert_R]
 
 
 class MoE(nn.Module):
     """Sparse mixture of experts over the rows of a batch."""
 
     def __init__(
-        self, embed_dim: int, ffn_dim: int, num_experts: int, top_k: int, modality_routing: bool, activation: Activation
+        self,
+        embed_dim: int,
+        ffn_dim: int,
+        num_experts: int,
+        top_k: int,
+        modality_routing: bool,
+        activation: Activation,
     ):
         super().__init__()
         self.router = Router(embed_dim, num_experts, top_k, modality_routing)
@@ -130,14 +156,18 @@ class MoE(nn.Module):
         experts = sum(parameter.numel() for parameter in self.experts.parameters())
         return experts - experts * self.router.top_k // len(self.router.weight)
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the experts' output for rows (S, D) and the statistics of all rows.
 
         read: output of these rows only.
         """
         gates_SK, experts_SK, stats = self.router(x_SD, rows)
         if read is not None:
-            x_SD, gates_SK, experts_SK = (each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK))
+            x_SD, gates_SK, experts_SK = (
+                each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK)
+            )
         return self.combined(x_SD, gates_SK, experts_SK), stats
 
     def combined(self, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
@@ -150,7 +180,9 @@ class MoE(nn.Module):
         counts_E = counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
         # a separate module, so that one that exchanges rows between processes can replace it
         y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, counts_E)
-        inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
+        inverse_R = torch.empty_like(order_R).scatter_(
+            0, order_R, torch.arange(S * K, device=order_R.device)
+        )
         y_SKD = y_RD.index_select(0, inverse_R).view(S, K, y_RD.shape[1])
         return torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1)
 
@@ -165,16 +197,25 @@ def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     (E, F_, D), K, own = moe.experts.fc1_weight.shape, moe.router.top_k, moe.router
     parts, rest = divmod(len(dense["image.fc1.bias"]), F_)
     is_as_wide = dense["image.fc1.weight"].shape[1] == D
-    if not is_as_wide or own.modality_embed is None or E % 2 or rest or (parts > 1 and not parts == K == E // 2):
+    if (
+        not is_as_wide
+        or own.modality_embed is None
+        or E % 2
+        or rest
+        or (parts > 1 and not parts == K == E // 2)
+    ):
         return None
     found: dict[str, list[Tensor]] = defaultdict(list)
     for name in ("image", "text"):
-        fc1, fc2, bias = (dense[f"{name}.{part}"].float() for part in ("fc1.weight", "fc2.weight", "fc1.bias"))
+        fc1, fc2, bias = (
+            dense[f"{name}.{part}"].float() for part in ("fc1.weight", "fc2.weight", "fc1.bias")
+        )
         scale, shift = (dense[f"norm_{name}.{part}"].float() for part in ("weight", "bias"))
         stacks = {  # the norm that experts share has no scale and shift of its own
             "fc1_weight": (fc1 * scale).view(parts, F_, D),
             "fc1_bias": (bias + fc1 @ shift).view(parts, F_),
-            "fc2_weight": fc2.unflatten(1, (parts, F_)).movedim(1, 0) * parts,  # gates of 1 / K weigh the parts
+            "fc2_weight": fc2.unflatten(1, (parts, F_)).movedim(1, 0)
+            * parts,  # gates of 1 / K weigh the parts
             "fc2_bias": dense[f"{name}.fc2.bias"].expand(parts, D),
         }
         for key, stack in stacks.items():
@@ -219,9 +260,16 @@ def grouped_mm_works(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     It takes float32 or half types on CPU, bfloat16 on CUDA, and 16-byte rows.
     """
     if x_RI.device.type == "cuda":
-        fits = x_RI.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RI.device) >= (8, 0)
+        fits = x_RI.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RI.device) >= (
+            8,
+            0,
+        )
     else:
-        fits = x_RI.device.type == "cpu" and x_RI.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        fits = x_RI.device.type == "cpu" and x_RI.dtype in (
+            torch.float32,
+            torch.bfloat16,
+            torch.float16,
+        )
     return fits and all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
 
 
@@ -249,7 +297,14 @@ def gumbel_noise(like_SE: Tensor) -> Tensor:
 class ReferenceMoE(MoE):
     """`MoE` by the published arithmetic, with the same weights."""
 
-    def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):
+    def __init__(
+        self,
+        *sizes: int,
+        modality_routing: bool,
+        activation: Activation,
+        num_image: int,
+        drops: bool,
+    ):
         """Set up weights and noise.
 
         sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole image, [CLS] included. drops: `reference` instead
@@ -260,7 +315,9 @@ class ReferenceMoE(MoE):
         self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
         """Noise added to the logits (S, E) before the second choice; torch.manual_seed seeds the default."""
 
-    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the experts' output for all tokens of a batch (S, D), and statistics.
 
         read: output of these rows only.
@@ -271,7 +328,9 @@ class ReferenceMoE(MoE):
             x_SD = x_SD + self.router.modality_embed.index_select(0, is_text_S)
         chosen = self.route(x_SD)
         y_SD = rows.collect(self.combined(x_SD, chosen.gates_S2, chosen.experts_S2))
-        return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(chosen, is_text_S)
+        return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(
+            chosen, is_text_S
+        )
 
     def fixed_boundary(self, rows: PackedTokens) -> Tensor:
         """Return each token's modality in the published code, int64 (S,), 1 for text.
@@ -281,7 +340,9 @@ class ReferenceMoE(MoE):
         S = len(rows.token_S)
         if rows.num_image in (0, S):
             return rows.is_text_S
-        return (torch.arange(S, device=rows.token_S.device) % rows.shape[1] >= self.num_image).long()
+        return (
+            torch.arange(S, device=rows.token_S.device) % rows.shape[1] >= self.num_image
+        ).long()
 
     def route(self, x_SD: Tensor) -> Assignment:
         """Choose two experts per token and assign places.
@@ -289,7 +350,9 @@ class ReferenceMoE(MoE):
         First choices come before second ones, each in token order.
         """
         with torch.autocast(x_SD.device.type, enabled=False):
-            logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight)
+            logits_SE = F.linear(
+                x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight
+            )
             gates_SE = logits_SE.softmax(1)
             first_S = gates_SE.argmax(1)
             noisy_SE = logits_SE if self.noise is None else logits_SE + self.noise(logits_SE)
@@ -300,14 +363,23 @@ class ReferenceMoE(MoE):
                 slots_S2 = slots_S2.masked_fill(slots_S2 >= capacity(*logits_SE.shape), -1)
             gates_S2 = gates_SE.gather(1, experts_S2).masked_fill(slots_S2 < 0, 0)
             total_S1 = gates_S2.sum(1, keepdim=True).clamp(min=torch.finfo(gates_S2.dtype).eps)
-        return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
+        return Assignment(
+            logits_SE=logits_SE,
+            experts_S2=experts_S2,
+            slots_S2=slots_S2,
+            gates_S2=gates_S2 / total_S1,
+        )
 
     def statistics(self, chosen: Assignment, is_text_S: Tensor) -> Tensor:
         """Return the sums over all tokens, padding included."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
         is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()
-        with torch.autocast(is_of_2S.device.type, enabled=False):  # bfloat16 has no whole numbers between 256 and 258
-            return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
+        with torch.autocast(
+            is_of_2S.device.type, enabled=False
+        ):  # bfloat16 has no whole numbers between 256 and 258
+            return router_stats(
+                log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0
+            )
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:
@@ -320,6 +392,8 @@ def queue(experts_S2: Tensor, num_experts: int) -> Tensor:
 
     First choices come before second ones.
     """
-    expert_R1 = experts_S2.T.flatten()[:, None]  # the first choices of all tokens, then the second ones
+    expert_R1 = experts_S2.T.flatten()[
+        :, None
+    ]  # the first choices of all tokens, then the second ones
     number_RE = (expert_R1 == torch.arange(num_experts, device=expert_R1.device)).cumsum(0)
     return (number_RE.gather(1, expert_R1) - 1).view(2, -1).T

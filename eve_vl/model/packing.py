@@ -75,19 +75,30 @@ class PackedTokens(Frozen):
 
         packs: leave out padding if its size is known without a GPU sync.
         """
-        (B, N, _), n, H, is_padding_BN = tokens.x_BND.shape, tokens.num_image, num_heads, tokens.is_padding_BN
+        (B, N, _), n, H, is_padding_BN = (
+            tokens.x_BND.shape,
+            tokens.num_image,
+            num_heads,
+            tokens.is_padding_BN,
+        )
         device, num_texts = tokens.x_BND.device, _num_texts(tokens, packs)
         token_BN = torch.arange(B * N, device=device).view(B, N)
         text_R = token_BN[:, n:].flatten()
         if is_padding_BN is not None and num_texts < text_R.shape[0]:
-            order_R = is_padding_BN[:, n:].flatten().sort(stable=True).indices[:num_texts]  # padding last
+            order_R = (
+                is_padding_BN[:, n:].flatten().sort(stable=True).indices[:num_texts]
+            )  # padding last
             text_R = text_R.index_select(0, order_R)
         token_S, S = torch.cat([token_BN[:, :n].flatten(), text_R]), B * n + num_texts
-        row_A = torch.full((B * N,), -1, device=device).scatter_(0, token_S, torch.arange(S, device=device))
+        row_A = torch.full((B * N,), -1, device=device).scatter_(
+            0, token_S, torch.arange(S, device=device)
+        )
         is_empty_A, row_A = row_A < 0 if S < B * N else None, row_A.clamp(min=0)
         sample_S = token_S // N
         H1, three = torch.arange(H, device=device)[:, None], torch.arange(3, device=device)
-        head_SH = (sample_S * (H * N) + token_S - sample_S * N)[:, None] + H1[:, 0] * N  # ONNX knows no remainder here
+        head_SH = (sample_S * (H * N) + token_S - sample_S * N)[:, None] + H1[
+            :, 0
+        ] * N  # ONNX knows no remainder here
         return cls(
             shape=(B, N),
             num_image=B * n,
@@ -95,7 +106,9 @@ class PackedTokens(Frozen):
             is_padding_BN=is_padding_BN,
             sample_S=sample_S,
             token_S=token_S,
-            is_real_S=None if is_padding_BN is None else ~is_padding_BN.flatten().index_select(0, token_S),
+            is_real_S=None
+            if is_padding_BN is None
+            else ~is_padding_BN.flatten().index_select(0, token_S),
             row_A=row_A,
             is_empty_A=is_empty_A,
             qkv_P=((row_A.view(B, 1, N) * 3 + three[:, None, None, None]) * H + H1).flatten(),
@@ -112,13 +125,17 @@ class PackedTokens(Frozen):
         is_padding_S = 0 if self.is_real_S is None else (~self.is_real_S).long()
         part_S = 2 * self.sample_S + is_padding_S
         order_S = (part_S * (B * N) + self.token_S).argsort()
-        lengths = torch.zeros(2 * B, dtype=torch.long, device=device).scatter_add_(0, part_S, torch.ones_like(part_S))
+        lengths = torch.zeros(2 * B, dtype=torch.long, device=device).scatter_add_(
+            0, part_S, torch.ones_like(part_S)
+        )
         return order_S, order_S.argsort(), F.pad(lengths.cumsum(0), (1, 0)).int()
 
     @property
     def is_text_S(self) -> Tensor:
         """int64, 1 for text rows."""
-        return (torch.arange(self.token_S.shape[0], device=self.token_S.device) >= self.num_image).long()
+        return (
+            torch.arange(self.token_S.shape[0], device=self.token_S.device) >= self.num_image
+        ).long()
 
     @property
     def is_of_2S(self) -> Tensor:
@@ -142,7 +159,10 @@ class PackedTokens(Frozen):
 
     def split_heads(self, qkv_SX: Tensor) -> Tensor:
         """Return queries, keys and values (3, B, H, N, d) of rows (S, 3·H·d)."""
-        (B, N), R = self.shape, 3 * self.head_R.shape[0]  # an exporter would take `len` for a constant
+        (B, N), R = (
+            self.shape,
+            3 * self.head_R.shape[0],
+        )  # an exporter would take `len` for a constant
         return qkv_SX.view(R, -1).index_select(0, self.qkv_P).view(3, B, -1, N, qkv_SX.numel() // R)
 
     def join_heads(self, out_BHNd: Tensor) -> Tensor:
@@ -153,7 +173,9 @@ class PackedTokens(Frozen):
         """Read tokens start to stop of each sequence, without padding, in order."""
         row_BM = self.row_A.view(self.shape)[:, start:stop]
         is_image = start * self.shape[0] < self.num_image
-        return ReadPositions(row_M=row_BM.flatten(), is_image=is_image, positions=slice(start, stop))
+        return ReadPositions(
+            row_M=row_BM.flatten(), is_image=is_image, positions=slice(start, stop)
+        )
 
     def of_texts(self, token_M: Tensor) -> ReadPositions:
         """Read text tokens, int64 among the flattened (B, T), without padding."""
@@ -170,8 +192,18 @@ class PackedTokens(Frozen):
         if read is None:
             return x_SD, self
         each_M = torch.arange(read.row_M.shape[0], device=read.row_M.device)
-        changes = {"num_image": each_M.shape[0] * read.is_image, "is_real_S": None, "is_empty_A": None}
-        rows = replace(self, sample_S=self.sample_S.index_select(0, read.row_M), token_S=each_M, row_A=each_M, **changes)
+        changes = {
+            "num_image": each_M.shape[0] * read.is_image,
+            "is_real_S": None,
+            "is_empty_A": None,
+        }
+        rows = replace(
+            self,
+            sample_S=self.sample_S.index_select(0, read.row_M),
+            token_S=each_M,
+            row_A=each_M,
+            **changes,
+        )
         return x_SD.index_select(0, read.row_M), rows
 
 

@@ -49,7 +49,9 @@ class RelativePositions(nn.Module):
         B is 1 if all samples have the same.
         """
         table = torch.cat([self.image_bias, self.cross_bias, self.text_bias])
-        bias_BNNX = F.embedding(self.rows_of(tokens), table)  # unlike indexing, it sums gradients in a fixed order
+        bias_BNNX = F.embedding(
+            self.rows_of(tokens), table
+        )  # unlike indexing, it sums gradients in a fixed order
         return bias_BNNX.unflatten(3, self.shape).permute(3, 0, 4, 1, 2).contiguous()
 
     def rows_of(self, tokens: Tokens) -> Tensor:
@@ -57,11 +59,22 @@ class RelativePositions(nn.Module):
 
         B is 1 if all samples have the same.
         """
-        n, device, R, T = tokens.num_image, tokens.x_BND.device, len(self.image_bias), self.text_length
+        n, device, R, T = (
+            tokens.num_image,
+            tokens.x_BND.device,
+            len(self.image_bias),
+            self.text_length,
+        )
         image_BNN = text_BNN = None
         if n:
-            patch_BK = torch.arange(n - 1, device=device)[None] if tokens.patch_BK is None else tokens.patch_BK
-            assert tokens.patch_BK is not None or n - 1 == self.side**2, "images are of input.image_size"
+            patch_BK = (
+                torch.arange(n - 1, device=device)[None]
+                if tokens.patch_BK is None
+                else tokens.patch_BK
+            )
+            assert tokens.patch_BK is not None or n - 1 == self.side**2, (
+                "images are of input.image_size"
+            )
             row_BK = patch_BK // self.side
             down, right = _between(row_BK), _between(patch_BK - row_BK * self.side)
             near = (down + self.side - 1) * (2 * self.side - 1) + right + self.side - 1
@@ -112,9 +125,13 @@ def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
     splines interpolate along rows, then along columns.
     """
     old, new = round(len(bias_SX) ** 0.5), 2 * side - 1
-    spline_MS = torch.from_numpy(spline(geometric_places(old // 2, new // 2), np.arange(new) - new // 2))
+    spline_MS = torch.from_numpy(
+        spline(geometric_places(old // 2, new // 2), np.arange(new) - new // 2)
+    )
     grid_SSX = bias_SX.double().unflatten(0, (old, old))
-    grid_MMX = torch.einsum("ap,bq,pqx->abx", spline_MS.to(bias_SX.device), spline_MS.to(bias_SX.device), grid_SSX)
+    grid_MMX = torch.einsum(
+        "ap,bq,pqx->abx", spline_MS.to(bias_SX.device), spline_MS.to(bias_SX.device), grid_SSX
+    )
     return grid_MMX.flatten(0, 1).to(bias_SX.dtype)
 
 
@@ -137,7 +154,10 @@ def spline(known_S: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
     They are those of a not-a-knot cubic spline. Beyond the last known places the spline keeps their values.
     """
     scale = np.abs(known_S).max()
-    known_S, wanted_M = known_S / scale, np.clip(wanted_M / scale, known_S.min() / scale, known_S.max() / scale)
+    known_S, wanted_M = (
+        known_S / scale,
+        np.clip(wanted_M / scale, known_S.min() / scale, known_S.max() / scale),
+    )
 
     def basis(x: np.ndarray) -> np.ndarray:  # cubics, plus each inner knot's term to its right
         powers = x[:, None] ** np.arange(min(4, len(known_S)))

@@ -12,8 +12,26 @@ from torch import Tensor
 
 from eve_vl.config import TaskConfig, class_for, define, kinds_of
 from eve_vl.evaluation.runner import Run
-from eve_vl.predict.explain import CLS, Evidence, ExpertMap, Heatmap, expert_map, heatmap, mixtures, word_positions
-from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Inputs, Strings, given_image, given_images, given_text
+from eve_vl.predict.explain import (
+    CLS,
+    Evidence,
+    ExpertMap,
+    Heatmap,
+    expert_map,
+    heatmap,
+    mixtures,
+    word_positions,
+)
+from eve_vl.predict.inputs import (
+    GivenImage,
+    ImageLike,
+    Images,
+    Inputs,
+    Strings,
+    given_image,
+    given_images,
+    given_text,
+)
 from eve_vl.predict.requests import Experts, Explain, Field, Request, fields_of
 from eve_vl.utils.errors import UserError
 
@@ -39,7 +57,11 @@ class Predictor:
         `explain` needs an `_evidence` of its own.
         """
         lacking = "explain" if cls._evidence is Predictor._evidence else ""
-        return {name: request for name, request in kinds_of(Request).items() if hasattr(cls, name) and name != lacking}
+        return {
+            name: request
+            for name, request in kinds_of(Request).items()
+            if hasattr(cls, name) and name != lacking
+        }
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow.
@@ -74,7 +96,9 @@ class Predictor:
             own = {"batch_size": given.pop("batch_size")} if "batch_size" in given else {}
             return method(request(**given), **own)
 
-        arguments = "\n".join(f"{field.name}: {field.text}" for field in fields_of(request).values())
+        arguments = "\n".join(
+            f"{field.name}: {field.text}" for field in fields_of(request).values()
+        )
         function.__name__, function.__doc__ = name, f"{request.about()}\n\n{arguments}"
         function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
         return function
@@ -85,12 +109,18 @@ class Predictor:
         images += [] if asked.right is None else given_images(asked.right)
         wanted = self.num_images
         if len(images) != wanted:
-            takes = f"a run of task {self.task.section.name} takes {wanted} image{'s'[: wanted - 1]}"
+            takes = (
+                f"a run of task {self.task.section.name} takes {wanted} image{'s'[: wanted - 1]}"
+            )
             raise UserError(f"explain: {takes} ({len(images)} given); give {wanted}")
         positions = word_positions(self.inputs, text, asked.word)
         if asked.answer is not None and self.task.labels_file is None:
-            raise UserError("explain: answer has no effect with a run that has no answers or labels; leave it out")
-        evidence = self._evidence(images, text, None if asked.word in (None, CLS) else positions, asked.answer)
+            raise UserError(
+                "explain: answer has no effect with a run that has no answers or labels; leave it out"
+            )
+        evidence = self._evidence(
+            images, text, None if asked.word in (None, CLS) else positions, asked.answer
+        )
         return heatmap(self.task, evidence, images, positions, word=asked.word, block=asked.block)
 
     @torch.no_grad()
@@ -101,14 +131,18 @@ class Predictor:
         image = None if asked.image is None else given_image(asked.image)
         return expert_map(self.task, self.inputs, image, asked.text and given_text(asked.text))
 
-    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
+    def _evidence(
+        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+    ) -> Evidence:
         """Return the score that `explain` differentiates.
 
         positions: tokens of the word, if one is given.
         """
         raise NotImplementedError
 
-    def _label_evidence(self, logits: Callable[[Any], Tensor], chosen: int | None, what: str) -> Evidence:
+    def _label_evidence(
+        self, logits: Callable[[Any], Tensor], chosen: int | None, what: str
+    ) -> Evidence:
         """Return the evidence for a label; None: the label with the highest logit.
 
         what: name of labels in messages.
@@ -117,7 +151,9 @@ class Predictor:
             with torch.no_grad():
                 chosen = int(logits(self.task).argmax())
         words = f'the {what} "{self.task.sizes.labels[chosen]}"'
-        return Evidence(logits=logits, classes=[chosen], words=words, is_one_of_many=not self.task.is_multilabel)
+        return Evidence(
+            logits=logits, classes=[chosen], words=words, is_one_of_many=not self.task.is_multilabel
+        )
 
 
 def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
@@ -129,17 +165,25 @@ def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
 
 def predictor_of(run: Run) -> Predictor:
     """Return the predictor of a loaded run."""
-    return predictor_class(run.task.section)(run.task, Inputs(run.config.input, run.tokenizer, run.device))
+    return predictor_class(run.task.section)(
+        run.task, Inputs(run.config.input, run.tokenizer, run.device)
+    )
 
 
 def python_parameter(field: Field) -> inspect.Parameter:
     """Return a field of a request as a parameter of its Python function."""
     hint = field.hint
     if field.given is not None:
-        hint = {"image": Images if field.given.several else ImageLike, "text": Strings, "prompts": Any}[field.given.kind]
+        hint = {
+            "image": Images if field.given.several else ImageLike,
+            "text": Strings,
+            "prompts": Any,
+        }[field.given.kind]
         hint = hint | None if field.default is None else hint
     default = inspect.Parameter.empty if field.is_required else field.default
-    return inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint
+    )
 
 
 def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:

@@ -26,7 +26,9 @@ from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.frozen import Frozen
 
 CLS = "[CLS]"
-_COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
+_COLORS = np.array(
+    [(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64
+)
 _OVERLAY = (0.3, 0.4)  # opacity at heat 0, and what heat 1 adds: cold parts stay visible
 
 
@@ -56,11 +58,19 @@ class Heatmap(Frozen):
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
         grids = [grid.tolist() for grid in self.grids]
-        return {"score": self.score, "probability": self.probability, "word": self.word, "block": self.block, "grids": grids}
+        return {
+            "score": self.score,
+            "probability": self.probability,
+            "word": self.word,
+            "block": self.block,
+            "grids": grids,
+        }
 
     def overlays(self) -> tuple[np.ndarray, ...]:
         """Return the images under their heatmaps, blue to red, uint8 (H, W, 3)."""
-        return tuple(overlay(image, heat) for image, heat in zip(self.images, self.heat, strict=True))
+        return tuple(
+            overlay(image, heat) for image, heat in zip(self.images, self.heat, strict=True)
+        )
 
 
 def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
@@ -79,7 +89,11 @@ def shown(image: GivenImage, sizes: InputConfig) -> np.ndarray:
 
     It is the whole image in its own form, or the middle.
     """
-    return image.whole() if sizes.resize == "squash" else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
+    return (
+        image.whole()
+        if sizes.resize == "squash"
+        else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
+    )
 
 
 class Evidence(Frozen):
@@ -110,7 +124,12 @@ class Evidence(Frozen):
 
 
 def heatmap(
-    task: Any, evidence: Evidence, images: list[GivenImage], positions: list[int] | None, word: str | None, block: int | None
+    task: Any,
+    evidence: Evidence,
+    images: list[GivenImage],
+    positions: list[int] | None,
+    word: str | None,
+    block: int | None,
 ) -> Heatmap:
     """Return where in the images the text tokens at `positions` find the evidence.
 
@@ -127,21 +146,41 @@ def heatmap(
     block %= depth
     cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", evidence.score)
     if not matters_BN[:, rows].any():
-        raise UserError(f'block {block}: the attention of "{word}" has no effect on {evidence.words}; choose an earlier block')
+        raise UserError(
+            f'block {block}: the attention of "{word}" has no effect on {evidence.words}; choose an earlier block'
+        )
     first = int(getattr(task.config.model, "towers", "") != "siglip")  # after the image's [CLS]
-    grids_B1rc = cam_BNN[:, rows, first : first + P].sum(1).float().cpu().view(len(images), 1, round(P**0.5), -1)
+    grids_B1rc = (
+        cam_BNN[:, rows, first : first + P]
+        .sum(1)
+        .float()
+        .cpu()
+        .view(len(images), 1, round(P**0.5), -1)
+    )
     source_images = tuple(shown(one, task.config.input) for one in images)
     heat = [
-        F.interpolate(grid_1rc[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
+        F.interpolate(grid_1rc[None], size=image.shape[:2], mode="bilinear", align_corners=False)[
+            0, 0
+        ].numpy()
         for grid_1rc, image in zip(grids_B1rc, source_images, strict=True)
     ]
     peak = max(np.finfo(np.float32).tiny, *(one.max() for one in heat))
-    drawn: dict[str, Any] = {"heat": tuple(one / peak for one in heat), "grids": tuple(grids_B1rc[:, 0].numpy())}
-    about: dict[str, Any] = {"score": evidence.words, "probability": evidence.probability(task), "word": word, "block": block}
+    drawn: dict[str, Any] = {
+        "heat": tuple(one / peak for one in heat),
+        "grids": tuple(grids_B1rc[:, 0].numpy()),
+    }
+    about: dict[str, Any] = {
+        "score": evidence.words,
+        "probability": evidence.probability(task),
+        "word": word,
+        "block": block,
+    }
     return Heatmap(images=source_images, **drawn, **about)
 
 
-def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
+def gradcam(
+    module: Module, attention: str, score: Callable[[Module], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return Grad-CAM of an attention, (B, N, N), and rows with effect, bool (B, N).
 
     It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
@@ -163,7 +202,9 @@ def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -
         value = score(replace_submodules(module, {attention: twin}))
     assert passes, "the score goes through the encoder"
     gradient_BHNN = torch.cat(torch.autograd.grad(value, passes))
-    return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)
+    return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(
+        3
+    ).any(1)
 
 
 def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
@@ -174,19 +215,29 @@ def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
     spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
     if word is None or word == CLS:
         return [0] if word else list(range(len(spans)))
-    place = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
+    place = (
+        re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE)
+        if word.strip()
+        else None
+    )
     if place is None:
         raise UserError(f'"{word}" is not a word of "{text}"; name one of its words')
-    positions = [t for t, (start, end) in enumerate(spans) if start < place.end() and place.start() < end]
+    positions = [
+        t for t, (start, end) in enumerate(spans) if start < place.end() and place.start() < end
+    ]
     if not positions:
-        raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads; shorten the text')
+        raise UserError(
+            f'"{word}" lies beyond the {len(spans)} tokens that this run reads; shorten the text'
+        )
     return positions
 
 
 SIDE = 336  # pixels, of the image of a block
 OPACITY = 0.55  # of an expert's colour over the image
 PAD, FONT_SIZE = 6, 13
-GOLDEN = 0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
+GOLDEN = (
+    0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
+)
 
 
 class Block(Frozen):
@@ -218,20 +269,38 @@ class ExpertMap(Frozen):
         return 0 if self.image is None else 1 + self.grid[0] * self.grid[1]
 
     def __str__(self) -> str:
-        return "\n".join(printable(f"block {block.number}: {self._shares(block)}") for block in self.blocks)
+        return "\n".join(
+            printable(f"block {block.number}: {self._shares(block)}") for block in self.blocks
+        )
 
     def _shares(self, block: Block) -> str:
         first = block.experts[:, 0].tolist()
         patches = first[1 : self.num_image]
-        shares = ", ".join(f"{count / len(patches):.0%} to {expert}" for expert, count in Counter(patches).most_common())
-        words = ", ".join(f"{word} to {expert}" for word, expert in zip(self.words, first[self.num_image :], strict=True))
-        return "; ".join(filter(None, (shares and f"patches: {shares}", words and f"words: {words}")))
+        shares = ", ".join(
+            f"{count / len(patches):.0%} to {expert}"
+            for expert, count in Counter(patches).most_common()
+        )
+        words = ", ".join(
+            f"{word} to {expert}"
+            for word, expert in zip(self.words, first[self.num_image :], strict=True)
+        )
+        return "; ".join(
+            filter(None, (shares and f"patches: {shares}", words and f"words: {words}"))
+        )
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
-        colors = [[f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)] for each in self.blocks]
+        colors = [
+            [f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)]
+            for each in self.blocks
+        ]
         blocks = [
-            {"block": each.number, "colors": color_E, "experts": each.experts.tolist(), "gates": each.gates.tolist()}
+            {
+                "block": each.number,
+                "colors": color_E,
+                "experts": each.experts.tolist(),
+                "gates": each.gates.tolist(),
+            }
             for each, color_E in zip(self.blocks, colors, strict=True)
         ]
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
@@ -253,13 +322,23 @@ class ExpertMap(Frozen):
         if self.image is not None:
             (rows, columns), size = self.grid, (SIDE, SIDE)
             patches = first[1 : self.num_image]
-            tints = Image.fromarray(np.array([colors[expert] for expert in patches], np.uint8).reshape(rows, columns, 3))
-            image, tints = (each.resize(size, Image.Resampling.NEAREST) for each in (Image.fromarray(self.image), tints))
+            tints = Image.fromarray(
+                np.array([colors[expert] for expert in patches], np.uint8).reshape(rows, columns, 3)
+            )
+            image, tints = (
+                each.resize(size, Image.Resampling.NEAREST)
+                for each in (Image.fromarray(self.image), tints)
+            )
             sheet.paste(Image.blend(image, tints, OPACITY), (0, line))
             for patch, expert in enumerate(patches):
-                center = ((patch % columns + 0.5) * SIDE / columns, line + (patch // columns + 0.5) * SIDE / rows)
+                center = (
+                    (patch % columns + 0.5) * SIDE / columns,
+                    line + (patch // columns + 0.5) * SIDE / rows,
+                )
                 draw.text(center, str(expert), "black", font, anchor="mm")
-        for number, (word, expert) in enumerate(zip(self.words, first[self.num_image :], strict=True)):
+        for number, (word, expert) in enumerate(
+            zip(self.words, first[self.num_image :], strict=True)
+        ):
             y = top + number * line
             draw.rectangle((0, y, SIDE, y + line), colors[expert])
             draw.text((PAD, y + PAD - 1), f"{word} {expert}", "black", font)
@@ -269,7 +348,9 @@ class ExpertMap(Frozen):
 def expert_colors(num_experts: int) -> list[tuple[int, int, int]]:
     """Return a light colour for each expert."""
     hues = (0.6 + GOLDEN * expert for expert in range(num_experts))
-    return [tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue % 1, 0.7, 0.75)) for hue in hues]  # pyright: ignore
+    return [
+        tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue % 1, 0.7, 0.75)) for hue in hues
+    ]  # pyright: ignore
 
 
 def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -> ExpertMap:

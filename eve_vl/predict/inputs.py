@@ -57,7 +57,9 @@ class GivenImage(Frozen):
 
         Its longer side is reduced to at most `longest` pixels. Raises UserError.
         """
-        pixels_HWC = decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
+        pixels_HWC = (
+            decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
+        )
         if longest is None or max(pixels_HWC.shape[:2]) <= longest:
             return pixels_HWC
         image = Image.fromarray(pixels_HWC)
@@ -76,7 +78,11 @@ def listed(value: object) -> Iterable[Any] | None:
     """Return a value that holds several images or texts, None for any other value."""
     if isinstance(value, np.ndarray | Tensor):
         return value if value.ndim == 4 else None
-    return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
+    return (
+        value
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+        else None
+    )
 
 
 def given_images(images: Images, where: str = "image") -> list[GivenImage]:
@@ -121,7 +127,9 @@ def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     return iter(lambda: list(islice(iterator, size)), [])
 
 
-def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]) -> Any:
+def in_batches(
+    compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]
+) -> Any:
     """Compute results row by row, with at most `batch_size` rows at a time.
 
     A value that is no list goes with every row. Without any list, the single result is returned instead of a list of results.
@@ -130,10 +138,18 @@ def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: t
     columns = [(read(value), listed(value) is not None) for read, value in given]
     lengths = {len(items) for items, are_several in columns if are_several}
     if len(lengths) > 1:
-        raise UserError(f"lists of {' and '.join(map(str, sorted(lengths)))} given: give lists of equal length, or one for all")
+        raise UserError(
+            f"lists of {' and '.join(map(str, sorted(lengths)))} given: give lists of equal length, or one for all"
+        )
     num = max(lengths, default=1)
-    rows = zip(*(items if are_several else items * num for items, are_several in columns), strict=True)
-    results = [result for chunk in chunked(rows, batch_size) for result in compute(*zip(*chunk, strict=True))]
+    rows = zip(
+        *(items if are_several else items * num for items, are_several in columns), strict=True
+    )
+    results = [
+        result
+        for chunk in chunked(rows, batch_size)
+        for result in compute(*zip(*chunk, strict=True))
+    ]
     return results if lengths else results[0]
 
 
@@ -147,7 +163,13 @@ class Inputs:
         self.config, self.tokenizer, self.device = config, tokenizer, device
 
     def stream(
-        self, given: Any, what: str, data: DataConfig, *, skipped: list[BadSampleError], progress: bool = False
+        self,
+        given: Any,
+        what: str,
+        data: DataConfig,
+        *,
+        skipped: list[BadSampleError],
+        progress: bool = False,
     ) -> Iterator[tuple[str, Any]]:
         """Yield (name, pixels) of each image, or (text, token ids) of each text.
 
@@ -156,18 +178,29 @@ class Inputs:
         takes long.
         """
         is_text, items = what == "text", listed(given)
-        text_kind = "auto" if data.text_column is None else "texts" if data.image_column is None else "captions"
+        text_kind = (
+            "auto"
+            if data.text_column is None
+            else "texts"
+            if data.image_column is None
+            else "captions"
+        )
         for number, item in enumerate([given] if items is None else items):
             if not (isinstance(item, Path) if is_text else is_source(item)):
                 yield self._named(item, what if items is None else f"{what} {number}", is_text)
                 continue
-            (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "images")
+            (source,) = open_sources(
+                [str(item)], data, self.config.image_size, text_kind if is_text else "images"
+            )
             rows = range(len(source))
             rows = console.progress(rows, str(item), len(rows)) if progress else rows
             for index in fetched(source, rows, images=not is_text):
                 try:
                     row = source[index]
-                    yield from [self._named(part, row.where, is_text) for part in (row.texts if is_text else row.images)]
+                    yield from [
+                        self._named(part, row.where, is_text)
+                        for part in (row.texts if is_text else row.images)
+                    ]
                 except BadSampleError as error:
                     skipped.append(error)
 
@@ -176,7 +209,9 @@ class Inputs:
             text = given_text(given, where)
             return text, self.tokens(text)[0]
         image = given_image(given, where)
-        return str(image.ref.path) if isinstance(image.ref, ImageFile) else where, self._pixels(image)
+        return str(image.ref.path) if isinstance(image.ref, ImageFile) else where, self._pixels(
+            image
+        )
 
     def images(self, images: Sequence[GivenImage]) -> Tensor:
         """Return images without texts, uint8 (B, 3, H, W)."""
@@ -195,23 +230,47 @@ class Inputs:
         """Return image–text pairs."""
         return self._batch(Batch, images, [self.tokens(text)[0] for text in texts])
 
-    def statements(self, left: Sequence[GivenImage], right: Sequence[GivenImage], texts: Sequence[str]) -> StatementBatch:
+    def statements(
+        self, left: Sequence[GivenImage], right: Sequence[GivenImage], texts: Sequence[str]
+    ) -> StatementBatch:
         """Return statements, each about two images."""
-        ids, right_pixels, unknown = [self.tokens(text)[0] for text in texts], map(self._pixels, right), [None] * len(texts)
-        more = {"right": right_pixels, "statement": texts, "label": unknown, "identifier": unknown, "group": unknown}
+        ids, right_pixels, unknown = (
+            [self.tokens(text)[0] for text in texts],
+            map(self._pixels, right),
+            [None] * len(texts),
+        )
+        more = {
+            "right": right_pixels,
+            "statement": texts,
+            "label": unknown,
+            "identifier": unknown,
+            "group": unknown,
+        }
         return self._batch(StatementBatch, left, ids, **more)
 
     def masked_pairs(
-        self, images: Sequence[GivenImage], ids: Sequence[np.ndarray], masks: Any = None, keep_K: np.ndarray | None = None
+        self,
+        images: Sequence[GivenImage],
+        ids: Sequence[np.ndarray],
+        masks: Any = None,
+        keep_K: np.ndarray | None = None,
     ) -> PairBatch:
         """Return image–text pairs with masks.
 
         masks: bool (T,) for each text, True for a masked token; None: no token. keep_K: sorted positions of the patches to keep
         in all images; None: all.
         """
-        all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
+        all_P, masks = (
+            np.arange(self.config.num_patches),
+            masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids],
+        )
         keep_K = all_P if keep_K is None else keep_K
-        same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "image_id": 0, "caption": 0}
+        same = {
+            "keep_K": keep_K,
+            "hidden_M": np.setdiff1d(all_P, keep_K),
+            "image_id": 0,
+            "caption": 0,
+        }
         more = {name: [value] * len(ids) for name, value in same.items()}
         return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
 
@@ -226,13 +285,25 @@ class Inputs:
         return image.pixels(self.config)
 
     def _batch(
-        self, kind: type[RowBatch], images: Sequence[GivenImage], ids: Iterable[np.ndarray], **columns: Iterable[Any]
+        self,
+        kind: type[RowBatch],
+        images: Sequence[GivenImage],
+        ids: Iterable[np.ndarray],
+        **columns: Iterable[Any],
     ) -> Any:
         """Return a batch of images with texts; columns: further fields of its samples."""
         names = ("image", "ids_T", "where", *columns)
-        rows = zip(map(self._pixels, images), ids, (image.where for image in images), *columns.values(), strict=True)
+        rows = zip(
+            map(self._pixels, images),
+            ids,
+            (image.where for image in images),
+            *columns.values(),
+            strict=True,
+        )
         samples = [Sample(batch=kind, **dict(zip(names, row, strict=True))) for row in rows]
-        return kind.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(self.device)
+        return kind.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(
+            self.device
+        )
 
 
 def given_image(image: ImageLike, where: str = "image") -> GivenImage:
@@ -241,7 +312,9 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
         case str() | Path():
             path = expand_user(image)
             if not os.path.isfile(path):  # noqa: PTH113 (it returns False for an impossible name)
-                problem = "is a folder; name the images in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+                problem = (
+                    "is a folder; name the images in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+                )
                 raise UserError(f"{where}: {problem}: {path}")
             return GivenImage(ref=ImageFile(path=path), where=str(path))
         case bytes():
@@ -255,9 +328,13 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
         case _ if isinstance(image, ImageRef):
             ref = image
         case list() | tuple():
-            raise UserError(f"{where}: got a {type(image).__name__}, but this call takes one at a time")
+            raise UserError(
+                f"{where}: got a {type(image).__name__}, but this call takes one at a time"
+            )
         case _:
-            raise UserError(f"{where}: got {type(image).__name__}, expected a path, bytes, a PIL image, an array or a tensor")
+            raise UserError(
+                f"{where}: got {type(image).__name__}, expected a path, bytes, a PIL image, an array or a tensor"
+            )
     return GivenImage(ref=ref, where=where)
 
 
@@ -278,13 +355,17 @@ def _from_pillow(image: Image.Image, where: str) -> ImageRef:
     It is a PNG if transparency, a palette or 16 bits need the treatment of a file. The EXIF orientation is applied.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; convert them to 8 or 16 bits")
+        raise UserError(
+            f"{where}: pixels are 32-bit numbers of unknown range; convert them to 8 or 16 bits"
+        )
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
             return ImagePixels(pixels=np.asarray(image))
         file = io.BytesIO()
-        (image if image.mode in _KEPT_BY_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
+        (image if image.mode in _KEPT_BY_PNG else image.convert("RGB")).save(
+            file, "PNG", compress_level=1
+        )
     except Exception as error:  # Pillow reads the file now, and its plugins raise nearly any error for a broken one
         raise UserError(f"{where}: cannot decode image: {error}") from None
     return ImageBytes(data=file.getvalue())
@@ -295,19 +376,29 @@ def _from_tensor(image: Tensor, where: str) -> ImageRef:
     if image.ndim == 3 and shape[0] == 3:
         image = image.permute(1, 2, 0)
     elif image.ndim != 2:
-        raise UserError(f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)")
+        raise UserError(
+            f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)"
+        )
     image = image.detach().cpu()
-    return _from_array((image.float() if image.is_floating_point() else image).numpy(), where, "tensor")
+    return _from_array(
+        (image.float() if image.is_floating_point() else image).numpy(), where, "tensor"
+    )
 
 
 def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:
     if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UserError(f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or (height, width)")
+        raise UserError(
+            f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or (height, width)"
+        )
     if np.issubdtype(image.dtype, np.floating):
         low, high = float(image.min()), float(image.max())
         if not (-_ROUNDING <= low <= high <= 1 + _ROUNDING):  # False for NaN too
-            raise UserError(f"{where}: float {name} from {low:g} to {high:g}, expected 0 to 1; give 0 to 255 as uint8")
+            raise UserError(
+                f"{where}: float {name} from {low:g} to {high:g}, expected 0 to 1; give 0 to 255 as uint8"
+            )
         image = (image.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise UserError(f"{where}: {name} of {image.dtype}, expected uint8 from 0 to 255, or float from 0 to 1")
+        raise UserError(
+            f"{where}: {name} of {image.dtype}, expected uint8 from 0 to 255, or float from 0 to 1"
+        )
     return ImagePixels(pixels=image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))

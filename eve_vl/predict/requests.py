@@ -20,7 +20,9 @@ from eve_vl.utils.frozen import Frozen
 if typing.TYPE_CHECKING:
     import numpy as np
 
-FIELD = re.compile(r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE)  # of a dataclass, with its docstring
+FIELD = re.compile(
+    r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE
+)  # of a dataclass, with its docstring
 
 
 class Given(Frozen):
@@ -181,7 +183,9 @@ class ZeroShot(Request):
     """
 
     name, key, title, by_rows = "zero_shot", "classes", "Compare labels", True
-    examples: ClassVar[Mapping[str, str]] = {"prompts": "animal: a dog; a cat\nplant: a tree; a flower"}
+    examples: ClassVar[Mapping[str, str]] = {
+        "prompts": "animal: a dog; a cat\nplant: a tree; a flower"
+    }
     image: Positional[Images]
     """Image."""
     prompts: Positional[Prompts]
@@ -291,11 +295,20 @@ class Field(NamedTuple):
 @functools.cache
 def fields_of(request: type[Request]) -> dict[str, Field]:
     """Return the fields of a request by name."""
-    marked, plain = typing.get_type_hints(request, include_extras=True), typing.get_type_hints(request)
+    marked, plain = (
+        typing.get_type_hints(request, include_extras=True),
+        typing.get_type_hints(request),
+    )
     kinds = [cls for cls in reversed(request.__mro__) if dataclasses.is_dataclass(cls)]
-    texts = {name: " ".join(text.split()) for cls in kinds for name, text in FIELD.findall(inspect.getsource(cls))}
+    texts = {
+        name: " ".join(text.split())
+        for cls in kinds
+        for name, text in FIELD.findall(inspect.getsource(cls))
+    }
     return {
-        name: Field(name, plain[name], next(_marks(marked[name]), None), each.default, texts.get(name, ""))
+        name: Field(
+            name, plain[name], next(_marks(marked[name]), None), each.default, texts.get(name, "")
+        )
         for name, each in ((each.name, each) for each in dataclasses.fields(request))
     }
 

@@ -35,7 +35,8 @@ def _recipes(module: ModuleType) -> dict[str, Recipe]:
     return {
         name: each
         for name, each in functions.items()
-        if each.__module__ == module.__name__ and list(inspect.signature(each).parameters) in ([], ["init"])
+        if each.__module__ == module.__name__
+        and list(inspect.signature(each).parameters) in ([], ["init"])
     }
 
 
@@ -48,7 +49,9 @@ def recipes(verb: str) -> dict[str, Recipe]:
 
     They are EVE's, those of related systems and those of installed packages.
     """
-    found = OWN | {name: load_installed("recipes", name) for name in installed("recipes") if name not in OWN}
+    found = OWN | {
+        name: load_installed("recipes", name) for name in installed("recipes") if name not in OWN
+    }
     return {name: each for name, each in found.items() if _is_for(verb, each)}
 
 
@@ -90,7 +93,11 @@ def find_recipe(verb: str, name: str) -> Recipe:
         return _known(verb, name)
     module = load_file(file or name)
     if not hasattr(module, function):
-        own = [name for name, each in vars(module).items() if getattr(each, "__module__", "") == module.__name__]
+        own = [
+            name
+            for name, each in vars(module).items()
+            if getattr(each, "__module__", "") == module.__name__
+        ]
         raise UserError(f"{file or name}: no recipe {nearest(function, own)}")
     return _wrap(verb, f"{Path(file).name}:{function}", getattr(module, function))
 
@@ -116,7 +123,9 @@ def _known(verb: str, name: str) -> Recipe:
         known = [each for each in OWN if _is_for(verb, OWN[each])]
         raise UserError(f"no recipe {nearest(name, [*known, *installed('recipes')])}")
     if not _is_for(verb, recipe) and _is_for(EITHER, recipe):
-        raise UserError(f"{name} is a recipe of eve {'finetune' if _is_for('finetune', recipe) else 'pretrain'}")
+        raise UserError(
+            f"{name} is a recipe of eve {'finetune' if _is_for('finetune', recipe) else 'pretrain'}"
+        )
     return recipe if name in OWN else _wrap(verb, name, recipe)
 
 

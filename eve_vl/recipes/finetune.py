@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import Config, DataConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.tasks import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config.tasks import (
+    ClassificationConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.recipes.pretrain import changed, starts_from
 
 PAPER_DATA = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
@@ -21,7 +27,12 @@ MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
 """Learns questions in half the steps (LOG.md)."""
 CONTRAST_ONLY = RetrievalConfig(itm_weight=0.0, rerank=0, pooling="mean", dedup_captions=True)
 """Search learns soonest this way (LOG.md)."""
-FAST_ANSWERS: dict[str, Any] = {"optimizer": "block_muon", "batch_size": 64, "lr": 1e-3, "head_lr_multiplier": 3.0}
+FAST_ANSWERS: dict[str, Any] = {
+    "optimizer": "block_muon",
+    "batch_size": 64,
+    "lr": 1e-3,
+    "head_lr_multiplier": 3.0,
+}
 FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "head_lr_multiplier": 1.0}
 
 
@@ -32,7 +43,9 @@ def vqa(init: Config) -> Config:
 
     eve finetune vqa --init runs/base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
-    return at_paper_scale(init, "vqa", VQAConfig(), 480, "rand", steps=34_000, batch_size=128, lr=3e-5, clip_norm=3.0)
+    return at_paper_scale(
+        init, "vqa", VQAConfig(), 480, "rand", steps=34_000, batch_size=128, lr=3e-5, clip_norm=3.0
+    )
 
 
 def nlvr2(init: Config) -> Config:
@@ -42,7 +55,9 @@ def nlvr2(init: Config) -> Config:
     """
     train = {"head_lr_multiplier": 15, "warmup": 0.2, "schedule": "cosine", "clip_norm": 3.0}
     task = NLVR2Config(head="paired")
-    return at_paper_scale(init, "nlvr2", task, 384, "rand", steps=6750, batch_size=128, lr=3.5e-5, **train)
+    return at_paper_scale(
+        init, "nlvr2", task, 384, "rand", steps=6750, batch_size=128, lr=3.5e-5, **train
+    )
 
 
 def retrieval(init: Config) -> Config:
@@ -52,7 +67,9 @@ def retrieval(init: Config) -> Config:
 
     eve finetune retrieval --init runs/base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
-    return at_paper_scale(init, "retrieval", RetrievalConfig(), 384, "color", steps=22_000, batch_size=256, lr=3e-5)
+    return at_paper_scale(
+        init, "retrieval", RetrievalConfig(), 384, "color", steps=22_000, batch_size=256, lr=3e-5
+    )
 
 
 def classification(init: Config) -> Config:
@@ -62,7 +79,9 @@ def classification(init: Config) -> Config:
 
     eve finetune classification --init runs/base --data.train FOLDER-PER-CLASS --data.val held-out
     """
-    return at_paper_scale(init, "classification", ClassificationConfig(), steps=10_000, batch_size=128, lr=3e-5)
+    return at_paper_scale(
+        init, "classification", ClassificationConfig(), steps=10_000, batch_size=128, lr=3e-5
+    )
 
 
 @starts_from("demo")
@@ -96,7 +115,14 @@ def demo_retrieval(init: Config) -> Config:
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
     train: dict[str, Any] = FAST_CONTRAST | {"optimizer": "block_muon", "lr": 2e-3}
-    return _small(init, "demo_retrieval", replace(CONTRAST_ONLY, captions_per_image=1), steps=200, validations=1, **train)
+    return _small(
+        init,
+        "demo_retrieval",
+        replace(CONTRAST_ONLY, captions_per_image=1),
+        steps=200,
+        validations=1,
+        **train,
+    )
 
 
 @starts_from("demo")
@@ -110,7 +136,9 @@ def demo_classification(init: Config) -> Config:
 
     eve finetune demo_classification --init runs/demo/pretrain
     """
-    return _small(init, "demo_classification", ClassificationConfig(multilabel=True), steps=300, validations=2)
+    return _small(
+        init, "demo_classification", ClassificationConfig(multilabel=True), steps=300, validations=2
+    )
 
 
 @starts_from("scenes")
@@ -132,7 +160,9 @@ def scenes_nlvr2(init: Config) -> Config:
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
-    return _small(init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=4500, validations=9, **MUON)
+    return _small(
+        init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=4500, validations=9, **MUON
+    )
 
 
 @starts_from("scenes")
@@ -143,7 +173,9 @@ def scenes_retrieval(init: Config) -> Config:
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    task = RetrievalConfig(rerank=16, rerank_by="sum", captions_per_image=1, dedup_captions=True, itm_batchnorm=True)
+    task = RetrievalConfig(
+        rerank=16, rerank_by="sum", captions_per_image=1, dedup_captions=True, itm_batchnorm=True
+    )
     return _small(init, "scenes_retrieval", task, steps=900, validations=3, **MUON)
 
 
@@ -173,7 +205,15 @@ def icons_search(init: Config) -> Config:
     own = {"augment": "ink_strokes", "batches_from": "set", "val_samples": 1500}
     data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), **own)
     return _small(
-        init, "icons_search", task, data, steps=6600, val_every=900, save_every=900, weight_decay=0.6, **FAST_CONTRAST
+        init,
+        "icons_search",
+        task,
+        data,
+        steps=6600,
+        val_every=900,
+        save_every=900,
+        weight_decay=0.6,
+        **FAST_CONTRAST,
     )
 
 
@@ -187,8 +227,14 @@ def search_small(init: Config) -> Config:
     eve finetune search_small --init builtin:drawings --data.train FOLDER
     """
     data = DataConfig(train=("photos",), crop_scale=(0.7, 1.0), **OF_YOURS)
-    more = {"weight_decay": 0.05, "ema_decay": 0.98, "lr": 3e-4}  # 1e-3 forgets what the start knows (LOG.md)
-    return _small(init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **FAST_CONTRAST | more)
+    more = {
+        "weight_decay": 0.05,
+        "ema_decay": 0.98,
+        "lr": 3e-4,
+    }  # 1e-3 forgets what the start knows (LOG.md)
+    return _small(
+        init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **FAST_CONTRAST | more
+    )
 
 
 @starts_from("demo")
@@ -199,7 +245,9 @@ def questions_small(init: Config) -> Config:
 
     eve finetune questions_small --init runs/pretrained --data.train questions.jsonl
     """
-    return changed(demo_vqa(init), "questions_small", data=OF_YOURS | {"train": ("questions.jsonl",)})
+    return changed(
+        demo_vqa(init), "questions_small", data=OF_YOURS | {"train": ("questions.jsonl",)}
+    )
 
 
 @starts_from("demo")
@@ -208,7 +256,9 @@ def statements_small(init: Config) -> Config:
 
     eve finetune statements_small --init runs/pretrained --data.train statements.jsonl
     """
-    return changed(demo_nlvr2(init), "statements_small", data=OF_YOURS | {"train": ("statements.jsonl",)})
+    return changed(
+        demo_nlvr2(init), "statements_small", data=OF_YOURS | {"train": ("statements.jsonl",)}
+    )
 
 
 @starts_from("demo")
@@ -232,18 +282,33 @@ def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
     Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have rate^(num_blocks + 1).
     """
     below = rate ** (num_blocks + 1)
-    blocks = ((f"encoder.blocks.{number}.*", rate ** (num_blocks - number)) for number in range(num_blocks))
-    return ("encoder.[!b]*", below), ("encoder.norm.*", 1 / below), *blocks  # the first is for all but the blocks
+    blocks = (
+        (f"encoder.blocks.{number}.*", rate ** (num_blocks - number))
+        for number in range(num_blocks)
+    )
+    return (
+        ("encoder.[!b]*", below),
+        ("encoder.norm.*", 1 / below),
+        *blocks,
+    )  # the first is for all but the blocks
 
 
-def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = PAPER_DATA, **train: Any) -> Config:
+def finetuned(
+    init: Config, recipe: str, task: TaskConfig, data: DataConfig = PAPER_DATA, **train: Any
+) -> Config:
     """Return a run on the encoder of another run.
 
     A search on towers such as CLIP's keeps their heads.
     """
-    if isinstance(task, RetrievalConfig) and isinstance(init.task, RetrievalConfig) and init.model.reads_text_end:
+    if (
+        isinstance(task, RetrievalConfig)
+        and isinstance(init.task, RetrievalConfig)
+        and init.model.reads_text_end
+    ):
         width = init.task.projection_dim
-        task = replace(task, itm_weight=0.0, rerank=0, rerank_by="match", pooling="cls", projection_dim=width)
+        task = replace(
+            task, itm_weight=0.0, rerank=0, rerank_by="match", pooling="cls", projection_dim=width
+        )
     return Config(
         recipe=recipe,
         out=Path("runs") / recipe,
@@ -258,7 +323,12 @@ def finetuned(init: Config, recipe: str, task: TaskConfig, data: DataConfig = PA
 
 
 def at_paper_scale(
-    init: Config, recipe: str, task: TaskConfig, image_size: int = 0, augment: Any = "none", **train: Any
+    init: Config,
+    recipe: str,
+    task: TaskConfig,
+    image_size: int = 0,
+    augment: Any = "none",
+    **train: Any,
 ) -> Config:
     """Return a run at the paper's scale.
 
@@ -274,12 +344,26 @@ def at_paper_scale(
 
 
 def _small(
-    init: Config, recipe: str, task: TaskConfig, data: DataConfig = SCENES, *, steps: int, validations: int = 4, **train: Any
+    init: Config,
+    recipe: str,
+    task: TaskConfig,
+    data: DataConfig = SCENES,
+    *,
+    steps: int,
+    validations: int = 4,
+    **train: Any,
 ) -> Config:
     """Return a run at the scale of the built-in data.
 
     New parameters learn ten times as fast. At one rate the encoder forgets before the head has learnt to use it (LOG.md).
     """
-    usual = {"steps": steps, "batch_size": 32, "lr": 3e-4, "head_lr_multiplier": 10, "warmup": 0.1, "log_every": 50}
+    usual = {
+        "steps": steps,
+        "batch_size": 32,
+        "lr": 3e-4,
+        "head_lr_multiplier": 10,
+        "warmup": 0.1,
+        "log_every": 50,
+    }
     usual |= dict.fromkeys(("val_every", "save_every"), max(steps // validations, 1))
     return finetuned(init, recipe, task, data, **usual | train)

@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig
 
 Recipe = TypeVar("Recipe", bound=Callable[..., Config])
@@ -13,7 +20,10 @@ SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale_init": 1.0, "init_std": 0.
 """Values of models that train in minutes."""
 QUICK: dict[str, Any] = {"optimizer": "block_muon", "warmup": 0.1, "log_every": 25}
 """Values of their training."""
-WORDS: dict[str, Any] = {"task": {"mim_weight": 0.0, "mim_share": 1.0}, "model": {"deep_ffn": "modality", "expert_ratio": 0.0}}
+WORDS: dict[str, Any] = {
+    "task": {"mim_weight": 0.0, "mim_share": 1.0},
+    "model": {"deep_ffn": "modality", "expert_ratio": 0.0},
+}
 """Values without pixels and experts."""
 LONGER: dict[str, Any] = {"steps": 4000, "log_every": 50, "val_every": 1000, "save_every": 1000}
 """Training of the demo for longer."""
@@ -42,10 +52,14 @@ def tiny() -> Config:
         out=Path("runs/tiny"),
         input=InputConfig(image_size=32, patch_size=8, text_length=32),
         model=EveModelConfig(embed_dim=48, depth=3, num_heads=3, num_experts=4, drop_path=0.0),
-        task=MaskedSignalConfig(decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False),
+        task=MaskedSignalConfig(
+            decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False
+        ),
         data=DataConfig(val_samples=64, crop_scale=(1.0, 1.0), flip=False, num_workers=0),
         tokenizer=TokenizerConfig(vocab_size=400),
-        train=TrainConfig(steps=20, batch_size=16, lr=1e-3, warmup=0.1, log_every=5, val_every=10, save_every=10),
+        train=TrainConfig(
+            steps=20, batch_size=16, lr=1e-3, warmup=0.1, log_every=5, val_every=10, save_every=10
+        ),
     )
 
 
@@ -59,17 +73,33 @@ def demo() -> Config:
 
     make demo  (eve pretrain demo)
     """
-    shape = SMALL | {"embed_dim": 192, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0, "num_experts": 4, "expert_ratio": 1.0}
-    decoder: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 96, "decoder_num_heads": 3, "normalize_targets": False}
+    shape = SMALL | {
+        "embed_dim": 192,
+        "depth": 2,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "num_experts": 4,
+        "expert_ratio": 1.0,
+    }
+    decoder: dict[str, Any] = {
+        "decoder_depth": 1,
+        "decoder_dim": 96,
+        "decoder_num_heads": 3,
+        "normalize_targets": False,
+    }
     return Config(
         recipe="demo",
         out=Path("runs/demo/pretrain"),
         input=InputConfig(image_size=48, patch_size=16, text_length=32),
-        model=EveModelConfig(stem="conv", num_deep_blocks=1, drop_path=0.0, pos_embed_init_std=0.3, **shape),
+        model=EveModelConfig(
+            stem="conv", num_deep_blocks=1, drop_path=0.0, pos_embed_init_std=0.3, **shape
+        ),
         task=MaskedSignalConfig(mask_replace_prob=0.5, mim_share=0.25, **decoder),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(steps=1600, batch_size=64, lr=1.2e-3, val_every=1600, save_every=400, **QUICK),
+        train=TrainConfig(
+            steps=1600, batch_size=64, lr=1.2e-3, val_every=1600, save_every=400, **QUICK
+        ),
     )
 
 
@@ -142,7 +172,12 @@ def emoji() -> Config:
         "emoji",
         input={"image_size": 64},
         model={"drop_path": 0.1, "dropout": 0.1},
-        data={"train": ("emoji/train.jsonl",), "val": ("emoji/val.jsonl",), "crop_scale": (0.7, 1.0), "flip": True},
+        data={
+            "train": ("emoji/train.jsonl",),
+            "val": ("emoji/val.jsonl",),
+            "crop_scale": (0.7, 1.0),
+            "flip": True,
+        },
         tokenizer={"vocab_size": 2000},
         train={"steps": 700, "weight_decay": 0.05, "val_every": 700, "save_every": 350},
     )
@@ -164,9 +199,20 @@ def icons() -> Config:
         "icons",
         input={"image_size": 64, "patch_size": 32, "text_length": 16},
         model={"depth": 1},
-        data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "random_ink"},
+        data={
+            "train": ("icons/train.parquet",),
+            "val": ("icons/val.parquet",),
+            "augment": "random_ink",
+        },
         tokenizer={"vocab_size": 4000},
-        train={"steps": 400, "batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "val_every": 400, "save_every": 200},
+        train={
+            "steps": 400,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "weight_decay": 0.05,
+            "val_every": 400,
+            "save_every": 200,
+        },
     )
 
 
@@ -179,7 +225,9 @@ def base() -> Config:
         recipe="base",
         out=Path("runs/base"),
         data=DataConfig(num_workers=8),
-        train=TrainConfig(steps=480_000, batch_size=2048, accumulation=4, lr=5e-4, val_every=5000, save_every=5000),
+        train=TrainConfig(
+            steps=480_000, batch_size=2048, accumulation=4, lr=5e-4, val_every=5000, save_every=5000
+        ),
     )
 
 
@@ -193,7 +241,9 @@ def base_mlm_itc_itm() -> Config:
     torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     baseline = _baseline(base(), "base_mlm_itc_itm", mim_weight=0.0)
-    return changed(baseline, "base_mlm_itc_itm", train={"accumulation": 16})  # four passes hold four times the activations
+    return changed(
+        baseline, "base_mlm_itc_itm", train={"accumulation": 16}
+    )  # four passes hold four times the activations
 
 
 def large() -> Config:
@@ -212,7 +262,9 @@ def large() -> Config:
 
 def changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
     """Return a run under another name with other values in its sections."""
-    changed = {section: replace(getattr(config, section), **values) for section, values in sections.items()}
+    changed = {
+        section: replace(getattr(config, section), **values) for section, values in sections.items()
+    }
     return replace(config, recipe=name, out=Path("runs") / name, **changed)
 
 

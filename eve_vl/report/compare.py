@@ -68,7 +68,12 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(builtin.located, paths):
-        below = [folder for pattern in ("*", "*/*", "*/*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
+        below = [
+            folder
+            for pattern in ("*", "*/*", "*/*/*")
+            for folder in sorted(path.glob(pattern))
+            if _is_run(folder)
+        ]
         if not _is_run(path) and not below:
             raise UserError(f"{path}: no such run folder, or folder of runs")
         found += [path] if _is_run(path) else below
@@ -95,8 +100,12 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
             unreadable[name] = str(error)
             warn(f"warning: left out: {error}")
     if not compared:
-        raise UserError(f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}")
-    return write_page(out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable))
+        raise UserError(
+            f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}"
+        )
+    return write_page(
+        out or folder / "comparison.html", comparison_page(folder.name, compared, unreadable)
+    )
 
 
 def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRun:
@@ -107,7 +116,9 @@ def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRu
     run = load_run(folder)
     log, report = read_log(root_of(run.folder)), task_report(run)
     facts, scored = run_facts(run, log), run.evaluator.score_name or run.evaluator.main_metric
-    found = ComparedRun(name=name, config=run.config, facts=facts, log=log, losses=report.losses, scored=scored)
+    found = ComparedRun(
+        name=name, config=run.config, facts=facts, log=log, losses=report.losses, scored=scored
+    )
     found.results = read_results(run.folder)
     if run.config.task.has_numbers:
         try:
@@ -116,10 +127,15 @@ def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRu
             found.examples = report.compared(NUM_EXAMPLES)
             if with_sections:
                 own = own_sections(report, Curves(log=log, step=run.step))
-                found.sections = [section._replace(title=f"{name}: {section.title.lower()}") for section in own]
+                found.sections = [
+                    section._replace(title=f"{name}: {section.title.lower()}") for section in own
+                ]
             now = report.evaluated(found.measured.num_samples)
             recorded = fingerprint.read(run.folder, fingerprint.VALIDATION)
-            found.scores, found.data = now.row_scores, fingerprint.short(recorded) if recorded else now.data
+            found.scores, found.data = (
+                now.row_scores,
+                fingerprint.short(recorded) if recorded else now.data,
+            )
             if found.data != now.data:
                 problem = "its validation data has changed since its training"
                 found.problem = f"{problem}, so its numbers were measured on the earlier rows"
@@ -128,7 +144,12 @@ def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRu
     return found
 
 
-def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[str, str], top: Sequence[Section] = ()) -> str:
+def comparison_page(
+    name: str,
+    runs: Sequence[ComparedRun],
+    unreadable: Mapping[str, str],
+    top: Sequence[Section] = (),
+) -> str:
     """Return the HTML of the page, with one group of sections per task.
 
     top: sections above the groups.
@@ -148,8 +169,12 @@ def comparison_page(name: str, runs: Sequence[ComparedRun], unreadable: Mapping[
             title = f"{task}: {shown}" if len(groups) > 1 else shown.capitalize()
             body = draw("compare_sections.html", part, runs=group, found=found)
             sections.append(Section(f"{task}-{part}", title, body))
-    note = source_note(source for run in runs for source in (*run.config.data.train, *run.config.data.val))
-    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=note)
+    note = source_note(
+        source for run in runs for source in (*run.config.data.train, *run.config.data.val)
+    )
+    return document(
+        "compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=note
+    )
 
 
 def tables(runs: Sequence[ComparedRun]) -> list[list[tuple[str, Result, float | None]]]:
@@ -167,7 +192,11 @@ def paired(runs: Sequence[ComparedRun]) -> list[tuple[str, str, intervals.Measur
     for a, b in itertools.combinations(runs, 2):
         difference = row_difference(*((each.data, each.scored, each.scores) for each in (a, b)))
         if isinstance(difference, intervals.MeasuredValue):
-            found.append((a, b, difference) if difference >= 0 else (b, a, intervals.paired(b.scores, a.scores)))
+            found.append(
+                (a, b, difference)
+                if difference >= 0
+                else (b, a, intervals.paired(b.scores, a.scores))
+            )
     return [(a.name, b.name, difference) for a, b, difference in found]
 
 
@@ -176,14 +205,26 @@ def measured_rows(run: ComparedRun) -> tuple[Any, ...]:
 
     A task without row scores gives the number of rows.
     """
-    return run.data, run.scored, frozenset(run.scores) or (run.measured and run.measured.num_samples)
+    return (
+        run.data,
+        run.scored,
+        frozenset(run.scores) or (run.measured and run.measured.num_samples),
+    )
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
     """Return config field → values of all runs, if they differ; without `out`."""
     values = [flat(to_dict(run.config)) for run in runs]
-    fields = {name: [each.get(name) for each in values] for name in dict.fromkeys(itertools.chain(*values)) if name != "out"}
-    return {name: each for name, each in fields.items() if len({json.dumps(value) for value in each}) > 1}
+    fields = {
+        name: [each.get(name) for each in values]
+        for name in dict.fromkeys(itertools.chain(*values))
+        if name != "out"
+    }
+    return {
+        name: each
+        for name, each in fields.items()
+        if len({json.dumps(value) for value in each}) > 1
+    }
 
 
 def curves(runs: Sequence[ComparedRun]) -> dict[str, list[Markup]]:
@@ -191,13 +232,29 @@ def curves(runs: Sequence[ComparedRun]) -> dict[str, list[Markup]]:
     keys = {(loss.title, "train", loss.term): loss.note for run in runs for loss in run.losses}
     for run in runs:
         rows = [row for row in run.log if row["kind"] == "val"]
-        changing = {name for row in rows for name in row if name != "step" and row[name] != rows[0].get(name)}
-        keys |= {(name, "val", name): "Validation." for name in rows[0] if name in changing} if rows else {}
+        changing = {
+            name
+            for row in rows
+            for name in row
+            if name != "step" and row[name] != rows[0].get(name)
+        }
+        keys |= (
+            {(name, "val", name): "Validation." for name in rows[0] if name in changing}
+            if rows
+            else {}
+        )
     drawn = {}
     for axis in AXES:
-        logs = {run.name: Curves(log=over(run.log, run.config.train.batch_size, axis), step=0) for run in runs}
-        lines = {key: [getattr(log, key[1])(key[2], name) for name, log in logs.items()] for key in keys}
-        drawn[axis] = [line_chart(key[0], lines[key], note=note, axis=axis) for key, note in keys.items()]
+        logs = {
+            run.name: Curves(log=over(run.log, run.config.train.batch_size, axis), step=0)
+            for run in runs
+        }
+        lines = {
+            key: [getattr(log, key[1])(key[2], name) for name, log in logs.items()] for key in keys
+        }
+        drawn[axis] = [
+            line_chart(key[0], lines[key], note=note, axis=axis) for key, note in keys.items()
+        ]
     return drawn
 
 

@@ -86,7 +86,11 @@ def png(pixels_HWC: np.ndarray) -> str:
 
 def interval(value: float, show: Show) -> str:
     """Return a MeasuredValue's 95 % interval and n as text, else ""."""
-    return f"{show(value.low)} to {show(value.high)}, n {value.n:,}" if isinstance(value, MeasuredValue) else ""
+    return (
+        f"{show(value.low)} to {show(value.high)}, n {value.n:,}"
+        if isinstance(value, MeasuredValue)
+        else ""
+    )
 
 
 def percent(share: float) -> str:
@@ -97,7 +101,11 @@ def percent(share: float) -> str:
 def number(value: float) -> str:
     """Return a number with three significant digits: 0.0839, 5.58e-05, 1234, 480k."""
     if math.isfinite(value) and abs(value) >= 10_000:
-        size, unit = next((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= size)
+        size, unit = next(
+            (size, unit)
+            for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+            if abs(value) >= size
+        )
         return f"{value / size:.3g}{unit}"
     return f"{value:.0f}" if 1000 <= abs(value) < 10_000 else f"{value:.3g}"
 
@@ -155,16 +163,42 @@ def line_chart(
         written = [f"{tick:.7g}" for tick in y_ticks]
     x_end = max(x for _, points in lines for x, _ in points) or 1
     frame = Frame(x_end=x_end, y_ticks=dict(zip(y_ticks, written, strict=True)))
-    colored, grey = itertools.count(), itertools.count()  # greys differ in the length of their dashes
-    styles = [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each, _ in lines]
-    drawn = [(style, each.name, points, each.spread) for style, (each, points) in zip(styles, lines, strict=True)]
-    bands = _bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show, axis)
-    values = {"frame": frame, "x_ticks": ticks(0, x_end), "lines": drawn, "mark": mark, "bands": bands}
+    colored, grey = (
+        itertools.count(),
+        itertools.count(),
+    )  # greys differ in the length of their dashes
+    styles = [
+        f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}"
+        for each, _ in lines
+    ]
+    drawn = [
+        (style, each.name, points, each.spread)
+        for style, (each, points) in zip(styles, lines, strict=True)
+    ]
+    bands = _bands(
+        x_end,
+        [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)],
+        show,
+        axis,
+    )
+    values = {
+        "frame": frame,
+        "x_ticks": ticks(0, x_end),
+        "lines": drawn,
+        "mark": mark,
+        "bands": bands,
+    }
     return draw("charts.html", "lines", **shared, **values)
 
 
 def bar_chart(
-    title: str, labels: Sequence[str], series: Bars, *, level: tuple[str, float] | None = None, show: Show, axis: str = ""
+    title: str,
+    labels: Sequence[str],
+    series: Bars,
+    *,
+    level: tuple[str, float] | None = None,
+    show: Show,
+    axis: str = "",
 ) -> Markup:
     """Return a <figure> of grouped bars: one group per label, one bar per series.
 
@@ -176,9 +210,26 @@ def bar_chart(
     group = (frame.right - frame.left) / len(labels)
     longest = max(map(len, labels), default=0) + 1
     font = min(12.0, group / (0.56 * longest))
-    every = 1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)  # smaller letters, else fewer labels
-    values = {"title": title, "labels": labels, "series": series, "level": level, "show": show, "axis": axis}
-    return draw("charts.html", "bars", frame=frame, group=group, every=every, font=font if every == 1 else 12.0, **values)
+    every = (
+        1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)
+    )  # smaller letters, else fewer labels
+    values = {
+        "title": title,
+        "labels": labels,
+        "series": series,
+        "level": level,
+        "show": show,
+        "axis": axis,
+    }
+    return draw(
+        "charts.html",
+        "bars",
+        frame=frame,
+        group=group,
+        every=every,
+        font=font if every == 1 else 12.0,
+        **values,
+    )
 
 
 class Frame(Frozen):
@@ -208,7 +259,9 @@ class Frame(Frozen):
         return round(self.top + (self.bottom - self.top) * (high - value) / (high - low), 1)
 
 
-def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axis: str) -> list[tuple[float, float, str]]:
+def _bands(
+    x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axis: str
+) -> list[tuple[float, float, str]]:
     """Return (start, end, text) of an invisible band per step that lists all values."""
     at_step: dict[float, list[str]] = {}
     for each, points in lines:
@@ -216,7 +269,10 @@ def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axi
             at_step.setdefault(x, []).append(f"{each.name}: {show(y)}")
     steps = sorted(at_step)
     edges = [0, *((a + b) / 2 for a, b in itertools.pairwise(steps)), x_end]
-    hints = ["\n".join([f"{axis} {step:.4g}" if step % 1 else f"{axis} {step:.0f}", *at_step[step]]) for step in steps]
+    hints = [
+        "\n".join([f"{axis} {step:.4g}" if step % 1 else f"{axis} {step:.0f}", *at_step[step]])
+        for step in steps
+    ]
     return list(zip(edges, edges[1:], hints, strict=False))
 
 
@@ -227,7 +283,11 @@ class Curves(Frozen):
     step: int
 
     def _points(self, kind: str, key: str) -> Points:
-        return [(row["step"], row[key]) for row in self.log if row["kind"] == kind and isinstance(row.get(key), float | int)]
+        return [
+            (row["step"], row[key])
+            for row in self.log
+            if row["kind"] == kind and isinstance(row.get(key), float | int)
+        ]
 
     def train(self, key: str, name: str = "") -> Series:
         """Return a training number as a line."""
@@ -235,7 +295,11 @@ class Curves(Frozen):
 
     def val(self, key: str, name: str = "", *, is_reference: bool = False) -> Series:
         """Return a validation number as a line."""
-        return Series(name=name or f"{key}, validation", points=self._points("val", key), is_reference=is_reference)
+        return Series(
+            name=name or f"{key}, validation",
+            points=self._points("val", key),
+            is_reference=is_reference,
+        )
 
     def constant(self, name: str, value: float) -> Series:
         """Return a horizontal line over all steps of the log."""
@@ -246,13 +310,17 @@ class Curves(Frozen):
         """Return a chart with the checkpoint's mark. how: options of `line_chart`."""
         return line_chart(title, series, note=note, mark=self.step, **how)
 
-    def shares(self, title: str, series: Sequence[Series], note: str = "Validation; higher is better.") -> Markup:
+    def shares(
+        self, title: str, series: Sequence[Series], note: str = "Validation; higher is better."
+    ) -> Markup:
         """Return a chart of shares in [0, 1]."""
         return self.chart(title, series, note, show=percent, from_zero=True)
 
     def names(self, start: str = "") -> list[str]:
         """Return the names of the log's numbers that start with a prefix, in log order."""
-        return list(dict.fromkeys(name for row in self.log for name in row if name.startswith(start)))
+        return list(
+            dict.fromkeys(name for row in self.log for name in row if name.startswith(start))
+        )
 
     def others(self, known: Sequence[Loss]) -> list[str]:
         """Return the names of numbers without a chart of their own."""
@@ -265,14 +333,27 @@ def clock(log: Sequence[dict], batch_size: int) -> tuple[list[int], list[float]]
     steps, seconds = [0], [0.0]
     for row in log:
         if row["kind"] == "train" and row.get("samples_per_second", 0) > 0:
-            seconds.append(seconds[-1] + (row["step"] - steps[-1]) * batch_size / row["samples_per_second"])
+            seconds.append(
+                seconds[-1] + (row["step"] - steps[-1]) * batch_size / row["samples_per_second"]
+            )
             steps.append(row["step"])
     return steps, seconds
 
 
 TEMPLATES = Environment(
-    loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=PackageLoader("eve_vl.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
-TEMPLATES.filters |= {each.__name__: each for each in (png, pluralize, interval, percent, number, points)}
-TEMPLATES.globals |= {"percent": percent, "number": number, "bar_chart": bar_chart, "isfinite": math.isfinite}
+TEMPLATES.filters |= {
+    each.__name__: each for each in (png, pluralize, interval, percent, number, points)
+}
+TEMPLATES.globals |= {
+    "percent": percent,
+    "number": number,
+    "bar_chart": bar_chart,
+    "isfinite": math.isfinite,
+}
 TEMPLATES.globals |= {"nan": math.nan, "source_note": ""}

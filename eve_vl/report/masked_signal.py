@@ -65,7 +65,9 @@ class MaskedSignalReport(TaskReport):
     passes = " (masked as in validation)"
     num_each = 8
     losses = (
-        Loss("mlm", "Masked-token loss", "Cross-entropy of the masked tokens, in nats.", "mlm_loss"),
+        Loss(
+            "mlm", "Masked-token loss", "Cross-entropy of the masked tokens, in nats.", "mlm_loss"
+        ),
         Loss("mim", "Masked-pixel loss", "Mean squared error of the masked patches.", "mim_mse"),
     )
 
@@ -73,16 +75,28 @@ class MaskedSignalReport(TaskReport):
 
     def __init__(self, run: LoadedRun):
         super().__init__(run)
-        if run.config.data.modality != "image_text":  # rows without partners get the general template
-            self.template, self.row, self.passes = TaskReport.template, run.config.data.modality, TaskReport.passes
+        if (
+            run.config.data.modality != "image_text"
+        ):  # rows without partners get the general template
+            self.template, self.row, self.passes = (
+                TaskReport.template,
+                run.config.data.modality,
+                TaskReport.passes,
+            )
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the sections of images and of captions, if the rows have them."""
         rows = self.run.config.data.modality
         values = {"pairs": self.compared(num_each), "settings": self.task.settings, "rows": rows}
-        titles = [("images", "Images"), ("captions", "Masked texts" if rows == "text" else "Masked captions")]
+        titles = [
+            ("images", "Images"),
+            ("captions", "Masked texts" if rows == "text" else "Masked captions"),
+        ]
         shown = {"image": titles[:1], "text": titles[1:]}.get(rows, titles)
-        return [Section(name, title, draw("masked_signal.html", name, **values)) for name, title in shown]
+        return [
+            Section(name, title, draw("masked_signal.html", name, **values))
+            for name, title in shown
+        ]
 
     @torch.inference_mode()
     def compared(self, num: int) -> list[ShownPair]:
@@ -95,11 +109,19 @@ class MaskedSignalReport(TaskReport):
             shown = task.reconstructions(batch)
         if isinstance(batch, PairBatch) and wrong is not None:
             if shown:
-                shown["wrong caption"] = task.reconstructions(batch.with_text_of(wrong))["reconstructed"]
+                shown["wrong caption"] = task.reconstructions(batch.with_text_of(wrong))[
+                    "reconstructed"
+                ]
             seen = {"image": task.patches(batch), "wrong image": task.patches(wrong)}
             if task.settings.joint_masking:
-                seen = {name: gray_out(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
-            seen = {name: to_images(patches_BPX, self.run.config.input.patch_size) for name, patches_BPX in seen.items()}
+                seen = {
+                    name: gray_out(patches_BPX, batch.hidden_BM)
+                    for name, patches_BPX in seen.items()
+                }
+            seen = {
+                name: to_images(patches_BPX, self.run.config.input.patch_size)
+                for name, patches_BPX in seen.items()
+            }
         none = [[] for _ in batch.where]
         tokens = self.guesses(texts) if task.settings.mlm_weight and texts else none
         ids, masks = (texts.ids_BT.tolist(), texts.is_masked_BT.tolist()) if texts else (none, none)
@@ -108,11 +130,18 @@ class MaskedSignalReport(TaskReport):
                 where=where,
                 images={name: made[row] for name, made in shown.items() if name in GIVEN},
                 text=tokenizer.decode(ids[row]),
-                choices=[each.guesses[0]._replace(text=f"{each.truth} → {each.guesses[0].text}") for each in tokens[row]],
+                choices=[
+                    each.guesses[0]._replace(text=f"{each.truth} → {each.guesses[0].text}")
+                    for each in tokens[row]
+                ],
                 made={name: made[row] for name, made in shown.items() if name == "reconstructed"},
-                with_wrong_caption={name: made[row] for name, made in shown.items() if name == "wrong caption"},
+                with_wrong_caption={
+                    name: made[row] for name, made in shown.items() if name == "wrong caption"
+                },
                 pieces=caption_pieces(tokenizer, ids[row], masks[row]),
-                wrong_caption=tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
+                wrong_caption=tokenizer.decode(wrong.ids_BT[row].tolist())
+                if wrong is not None
+                else "",
                 seen_by_text={name: made[row] for name, made in seen.items()},
                 masked_tokens=tokens[row],
             )
@@ -125,13 +154,20 @@ class MaskedSignalReport(TaskReport):
         if isinstance(batch, PairBatch) and batch.wrong is not None:
             batches.append(replace(batch, images_BCHW=batch.wrong.images_BCHW))
         encoded = (self.task.encode(rows, keep=joint, mask=True) for rows in batches)
-        probabilities = [self.task.predict_tokens(each, batch).float().softmax(-1).cpu() for each in encoded]
+        probabilities = [
+            self.task.predict_tokens(each, batch).float().softmax(-1).cpu() for each in encoded
+        ]
         tokens: list[list[MaskedToken]] = [[] for _ in batch.where]
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()
         for row, truth, *each_V in zip(rows.tolist(), truths, *probabilities, strict=True):
-            first, *others = (best_choices(one_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for one_V in each_V)
-            wrong, both = others[0][0] if others else None, (each_V[0][truth].item(), each_V[-1][truth].item())
+            first, *others = (
+                best_choices(one_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for one_V in each_V
+            )
+            wrong, both = (
+                others[0][0] if others else None,
+                (each_V[0][truth].item(), each_V[-1][truth].item()),
+            )
             guessed: Any = {"guesses": first, "wrong_image": wrong, "truth_probability": both}
             tokens[row].append(MaskedToken(truth=tokenizer.word(truth), **guessed))
         return tokens
@@ -146,11 +182,17 @@ class ContrastMatchReport(MaskedSignalReport):
     losses = (
         *MaskedSignalReport.losses,
         *CONTRAST_LOSSES,
-        Loss("svd", "Singular-value term", "Largest singular value of the similarities, in task.svd_form."),
+        Loss(
+            "svd",
+            "Singular-value term",
+            "Largest singular value of the similarities, in task.svd_form.",
+        ),
     )
 
 
-def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_masked: Sequence[bool]) -> tuple[Piece, ...]:
+def caption_pieces(
+    tokenizer: Tokenizer, ids: Sequence[int], is_masked: Sequence[bool]
+) -> tuple[Piece, ...]:
     """Return the tokens as they read in the caption, without special tokens."""
     pieces, before = [], ""
     for end, masked in enumerate(is_masked, start=1):
@@ -159,6 +201,12 @@ def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_masked: Sequence
             continue
         is_plain = after.startswith(before) and after != before
         text = after[len(before) :] if is_plain else tokenizer.word(ids[end - 1])
-        pieces.append(Piece(text=text.strip() or text, starts_word=not pieces or text[:1].isspace(), is_masked=masked))
+        pieces.append(
+            Piece(
+                text=text.strip() or text,
+                starts_word=not pieces or text[:1].isspace(),
+                is_masked=masked,
+            )
+        )
         before = after
     return tuple(pieces)

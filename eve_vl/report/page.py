@@ -48,7 +48,11 @@ def task_report(run: LoadedRun) -> TaskReport:
 
     A package with tasks of its own defines their reports next to the task or in its file report.py.
     """
-    import_module("eve_vl.report.masked_signal" if run.config.task.is_pretraining else "eve_vl.report.finetuned")
+    import_module(
+        "eve_vl.report.masked_signal"
+        if run.config.task.is_pretraining
+        else "eve_vl.report.finetuned"
+    )
     if package := type(run.task).__module__.rpartition(".")[0]:
         define(package, "report")
     return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
@@ -60,11 +64,21 @@ def run_page(run: LoadedRun, top: Sequence[Section] = (), data: DataConfig | Non
     top: sections above its own. data: other data than its own, to measure and to show.
     """
     folder, config = root_of(run.folder), run.config
-    report = task_report(run if data is None else dataclasses.replace(run, config=dataclasses.replace(config, data=data)))
+    report = task_report(
+        run
+        if data is None
+        else dataclasses.replace(run, config=dataclasses.replace(config, data=data))
+    )
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, comparison = [], [None, None], "", ""
     if config.task.has_numbers:
-        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
+        body = draw(
+            "run_sections.html",
+            "curves",
+            curves=curves,
+            report=report,
+            charts=report.draw("charts", curves=curves),
+        )
         sections = [drawn := Section("curves", "Curves", body)]
         try:
             if data is None:
@@ -73,37 +87,72 @@ def run_page(run: LoadedRun, top: Sequence[Section] = (), data: DataConfig | Non
                 problem = f"Numbers, examples and routing are of {', '.join(data.train)}, which this run was not trained on."
             measured = report.measured(curves.log)
             comparison = run.evaluator.comparison(measured.values)
-            shown = {"shown": report.numbers(measured), "remarks": run.evaluator.warnings(measured.values)}
-            body = draw("run_sections.html", "numbers", measured=measured, comparison=comparison, **shown)
+            shown = {
+                "shown": report.numbers(measured),
+                "remarks": run.evaluator.warnings(measured.values),
+            }
+            body = draw(
+                "run_sections.html", "numbers", measured=measured, comparison=comparison, **shown
+            )
             others = own_sections(report, curves)
             sections = [Section("numbers", "Numbers", body), drawn, *others]
         except UserError as error:  # without the data, the run folder still gives curves and config
             problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
             warn(f"warning: {problem}")
     if results := read_results(run.folder):
-        sections.insert(1, Section("data", "Other data", draw("run_sections.html", "results", results=results)))
+        sections.insert(
+            1, Section("data", "Other data", draw("run_sections.html", "results", results=results))
+        )
     notes = [row["text"] for row in curves.log if row["kind"] == "note"]
     if comparison:  # training has no baselines
         notes = [text for text in notes if not text.endswith((comparison, NO_BASELINE))]
     sections.append(config_section(config))
-    facts = {"name": folder.resolve().name, "run": run, "config": config, "problem": problem, "notes": notes}
-    facts |= run_facts(run, curves.log, counts) | {"source_note": source_note((*config.data.train, *config.data.val))}
+    facts = {
+        "name": folder.resolve().name,
+        "run": run,
+        "config": config,
+        "problem": problem,
+        "notes": notes,
+    }
+    facts |= run_facts(run, curves.log, counts) | {
+        "source_note": source_note((*config.data.train, *config.data.val))
+    }
     return document("run.html", [*top, *sections], **facts)
 
 
-def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)) -> dict[str, Any]:
+def run_facts(
+    run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)
+) -> dict[str, Any]:
     """Return facts about a run. counts: training and validation rows, if known."""
     folder, config, is_best = root_of(run.folder), run.config, run.folder.name == BEST
-    reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
+    reached = (
+        [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)]
+        if is_best
+        else []
+    )
     last = max([run.step, *reached, *(row["step"] for row in log)])
-    has_stalled = any(row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log)
+    has_stalled = any(
+        row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log
+    )
     is_unfinished = max([run.step, *reached]) < config.train.steps and not has_stalled
     facts: dict[str, Any] = {"step": run.step, "is_best": is_best, "is_unfinished": is_unfinished}
     facts["saved"] = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC)
     facts["core_seconds"] = cost_text(chain) if any((chain := cost_chain(folder)).values()) else ""
-    facts |= {"duration": clock(log, config.train.batch_size)[1][-1], "inspection": inspect_run(run.folder)}
-    sources = zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)
-    return facts | {"sources": [*sources], "environment_of": read_environment(folder), "rejected": read_bad_samples(folder)}
+    facts |= {
+        "duration": clock(log, config.train.batch_size)[1][-1],
+        "inspection": inspect_run(run.folder),
+    }
+    sources = zip(
+        ("training data", "validation data"),
+        (config.data.train, config.data.val),
+        counts,
+        strict=True,
+    )
+    return facts | {
+        "sources": [*sources],
+        "environment_of": read_environment(folder),
+        "rejected": read_bad_samples(folder),
+    }
 
 
 def config_section(config: Config) -> Section:
@@ -113,7 +162,13 @@ def config_section(config: Config) -> Section:
     with suppress(UserError):  # the recipe may be unknown to this version
         recipe, is_exact = recipe_of(config)
         defaults, command = to_dict(recipe), command_line(config, recipe)
-    shown = {"config": config, "command": command, "is_exact": is_exact, "values": values, "defaults": defaults}
+    shown = {
+        "config": config,
+        "command": command,
+        "is_exact": is_exact,
+        "values": values,
+        "defaults": defaults,
+    }
     return Section("config", "Config", draw("run_sections.html", "config", **shown))
 
 
@@ -128,7 +183,9 @@ def recipe_of(config: Config) -> tuple[Config, bool]:
     try:
         return get_finetune_recipe(config.recipe, read_config(chosen_checkpoint(config.init))), True
     except UserError:
-        return get_finetune_recipe(config.recipe, dataclasses.replace(config, out=config.init)), False
+        return get_finetune_recipe(
+            config.recipe, dataclasses.replace(config, out=config.init)
+        ), False
 
 
 def command_line(config: Config, recipe: Config | None = None) -> str:

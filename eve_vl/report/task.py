@@ -32,8 +32,16 @@ NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never valida
 NUM_SEEN = 128  # rows from which examples are chosen and whose routing is counted
 BATCH = 32
 CONTRAST_LOSSES = (
-    Loss("itc", "Contrastive loss", "Cross-entropy of the true partner in a batch, mean of both directions, in nats."),
-    Loss("itm", "Matching loss", "Cross-entropy in nats: match or no match, or an image's own caption among others."),
+    Loss(
+        "itc",
+        "Contrastive loss",
+        "Cross-entropy of the true partner in a batch, mean of both directions, in nats.",
+    ),
+    Loss(
+        "itm",
+        "Matching loss",
+        "Cross-entropy in nats: match or no match, or an image's own caption among others.",
+    ),
 )
 
 
@@ -86,7 +94,9 @@ class TaskReport:
         for_evaluation: rows as evaluation takes them, not as training does.
         """
         config, val, tokenizer = self.run.config, self.sources[1], self.run.tokenizer
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num_samples, num_workers=0))
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, val_samples=num_samples, num_workers=0)
+        )
         if for_evaluation:
             return self.run.evaluator.dataset(val, config, tokenizer)
         return self.task.dataset(val, config, tokenizer, training=False)
@@ -105,13 +115,22 @@ class TaskReport:
         """
         num_samples, step = self.run.config.data.val_samples, self.run.step
         if rows := [row for row in log if row["kind"] == "val" and row["step"] <= step]:
-            values = {name: value for name, value in rows[-1].items() if name != "step" and isinstance(value, float | int)}
+            values = {
+                name: value
+                for name, value in rows[-1].items()
+                if name != "step" and isinstance(value, float | int)
+            }
             values |= self.evaluated(num_samples).numbers if self.has_baselines else {}
             step, before = rows[-1]["step"], step
-            where = "the run's validation data" + ", the last time before this checkpoint" * (step < before)
+            where = "the run's validation data" + ", the last time before this checkpoint" * (
+                step < before
+            )
         else:
             num_samples = min(num_samples, NUM_MEASURED)
-            values, where = self.evaluated(num_samples).numbers, f"at most {pluralize(num_samples, f'validation {self.row}')}"
+            values, where = (
+                self.evaluated(num_samples).numbers,
+                f"at most {pluralize(num_samples, f'validation {self.row}')}",
+            )
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
     def numbers(self, measured: Measured) -> Markup:
@@ -130,7 +149,9 @@ class TaskReport:
         """Return numbers, rows and row scores on validation data; cached."""
         if num_samples not in self.known:
             skip = self.run.config.data.skips_invalid_val
-            self.known[num_samples] = evaluated(self.run, num_samples, self.sources[1], skip_invalid=skip)
+            self.known[num_samples] = evaluated(
+                self.run, num_samples, self.sources[1], skip_invalid=skip
+            )
         return self.known[num_samples]
 
     def draw(self, macro: str, **values: Any) -> Markup:
@@ -161,14 +182,18 @@ class Example(Frozen):
         return self.choices[0].is_right if self.truth else None
 
 
-def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
+def best_choices(
+    probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]
+) -> list[Choice]:
     """Return the num most probable classes, best first.
 
     text, is_right: functions of the class index.
     """
     values, classes = probability_C.topk(min(num, len(probability_C)))
     best = zip(classes.tolist(), values.tolist(), strict=True)
-    return [Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best]
+    return [
+        Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best
+    ]
 
 
 @torch.inference_mode()
@@ -187,8 +212,14 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> tuple[dict[int, Tenso
         num_rows += len(batch.where)
         for blocks in twin.routers(batch):
             more = [chosen_ME(stats).cpu() for stats in blocks]
-            chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, more, strict=True)] if chosen else more
-    policies = getattr(task.config.model, "ffn_policies", ("moe",) * len(chosen))  # without policies: count all routers
+            chosen = (
+                [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, more, strict=True)]
+                if chosen
+                else more
+            )
+    policies = getattr(
+        task.config.model, "ffn_policies", ("moe",) * len(chosen)
+    )  # without policies: count all routers
     blocks = [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
     shares = [sum_ME / sum_ME.sum(1, keepdim=True).clamp(min=1) for sum_ME in chosen]
     return dict(zip(blocks, shares, strict=False)), num_rows  # no rows: empty
@@ -208,9 +239,20 @@ def routing_sections(report: TaskReport, curves: Curves) -> list[Section]:
     charts, E = [], 1
     for block, shares_ME in blocks.items():
         E = shares_ME.shape[1]
-        bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
+        bars = [
+            (f"{name} tokens", shares_E.tolist())
+            for name, shares_E in zip(("image", "text"), shares_ME, strict=True)
+        ]
         even = {"level": ("even load, 1/E", 1 / E), "show": percent, "axis": "expert"}
-        charts.append(bar_chart(f"Experts by modality, block {block}", list(map(str, range(E))), bars, **even))
-    values = {"report": report, "blocks": blocks, "num_rows": num_rows, "charts": charts, "curves": curves}
+        charts.append(
+            bar_chart(f"Experts by modality, block {block}", list(map(str, range(E))), bars, **even)
+        )
+    values = {
+        "report": report,
+        "blocks": blocks,
+        "num_rows": num_rows,
+        "charts": charts,
+        "curves": curves,
+    }
     body = draw("routing.html", "routing", E=E, ln_E=math.log(E), **values)
     return [Section("routing", "Routing", body)] * bool(charts)

@@ -51,7 +51,10 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     trainer, loader = _started(config, num_steps)
     config, train = trainer.task.config, trainer.config
     device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
-    micro_batches, start = [next(loader)], time.process_time()  # the first draws the order of an epoch
+    micro_batches, start = (
+        [next(loader)],
+        time.process_time(),
+    )  # the first draws the order of an epoch
     micro_batches += itertools.islice(loader, (WARM + num_steps) * train.accumulation - 1)
     loading = (time.process_time() - start) / (len(micro_batches) - 1)
     try:
@@ -60,16 +63,44 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
         raise UserError(f"a step does not fit the memory of {device}; {LESS}") from None
     memory, (peak, peak_of) = peak_memory(), reachable(device, dtype)
     tokens, text_length = _tokens(micro_batches, config)
-    texts = dataclasses.replace(config.input, text_length=max(1, round(text_length)), padded_text_length=0)
-    flops = 3 * sum(forward_flops(dataclasses.replace(config, input=texts), trainer.task.sizes).values())
+    texts = dataclasses.replace(
+        config.input, text_length=max(1, round(text_length)), padded_text_length=0
+    )
+    flops = 3 * sum(
+        forward_flops(dataclasses.replace(config, input=texts), trainer.task.sizes).values()
+    )
     rows, speed = train.batch_size, flops * train.batch_size / seconds["step"]
-    found: dict[str, Any] = {"recipe": config.recipe, "machine": machine_line(device, dtype).removeprefix("machine: ")}
-    found |= {"clock": "processor time" if has_processor_clock(device) else "wall time", "steps": num_steps}
-    found |= {"rows": rows, "text_length": text_length, "seconds": seconds, "rows_per_second": rows / wall}
-    found |= {"rows_per_core_second": rows / cores, "tokens_per_second": rows * tokens / wall, "flops_per_row": flops}
-    found |= {"peak": peak, "peak_of": peak_of, "memory": memory, "flops_per_second": speed, "mfu": speed / peak}
+    found: dict[str, Any] = {
+        "recipe": config.recipe,
+        "machine": machine_line(device, dtype).removeprefix("machine: "),
+    }
+    found |= {
+        "clock": "processor time" if has_processor_clock(device) else "wall time",
+        "steps": num_steps,
+    }
+    found |= {
+        "rows": rows,
+        "text_length": text_length,
+        "seconds": seconds,
+        "rows_per_second": rows / wall,
+    }
+    found |= {
+        "rows_per_core_second": rows / cores,
+        "tokens_per_second": rows * tokens / wall,
+        "flops_per_row": flops,
+    }
+    found |= {
+        "peak": peak,
+        "peak_of": peak_of,
+        "memory": memory,
+        "flops_per_second": speed,
+        "mfu": speed / peak,
+    }
     share = loading * train.accumulation / (cores if device.type == "cpu" else wall)
-    return found | {"loader_rows_per_core_second": len(micro_batches[0].where) / loading, "loader_share": share}
+    return found | {
+        "loader_rows_per_core_second": len(micro_batches[0].where) / loading,
+        "loader_share": share,
+    }
 
 
 def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
@@ -102,26 +133,39 @@ def now(device: torch.device) -> float:
 def _started(config: Config, num_steps: int) -> tuple[Trainer, Iterator[RowBatch]]:
     """Return the trainer of an untrained run, and its micro-batches. Raises UserError."""
     train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0), train=train)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, num_workers=0), train=train
+    )
     config = with_init_tokenizer(config)
     device, kind = pick_device(config.train.device), task_class(type(config.task))
     set_threads(config.train.threads)
     seed_everything(config.train.seed)
-    sources = open_sources(config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config))
+    sources = open_sources(
+        config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config)
+    )
     few: Any = [Subset(source, range(min(len(source), NUM_TEXTS))) for source in sources]  # pyright: ignore[reportArgumentType]
     tokenizer = obtain_tokenizer(config, few)
     is_known = config.init is not None or config.tokenizer.path is not None
     prepared = kind.prepare(config, sources, None)
     vocab_size = tokenizer.vocab_size if is_known else config.tokenizer.vocab_size
     with device:
-        task = build_untrained(config, Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels))
-    needed, there = expected_memory(config, task), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        task = build_untrained(
+            config, Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels)
+        )
+    needed, there = (
+        expected_memory(config, task),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     if device.type == "cpu" and needed > there:
-        raise UserError(f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {LESS}")
+        raise UserError(
+            f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {LESS}"
+        )
     trainer = Trainer(config.train, config.out, task, device=device, texts={})
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     tune_threads(trainer, dataset)
-    return trainer, iter(train_loader(dataset, consumed=0, rank=processes.rank(), world=processes.world_size()))
+    return trainer, iter(
+        train_loader(dataset, consumed=0, rank=processes.rank(), world=processes.world_size())
+    )
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -142,13 +186,17 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return [text.format_map(values) for text in texts]
 
 
-def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
+def _time_steps(
+    trainer: Trainer, micro_batches: Sequence[RowBatch]
+) -> tuple[dict[str, float], float, float]:
     """Return medians over steps.
 
     These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
     """
     device, num, found, wall, cores = trainer.device, trainer.config.accumulation, [], [], []
-    for first in progress(range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num):
+    for first in progress(
+        range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num
+    ):
         parts: dict[str, float] = defaultdict(float)
         last = start = now(device)
 
@@ -171,9 +219,22 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
 def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
     """Return the mean tokens per row and per text."""
     parts = [part for batch in batches for part in batch.parts]
-    num_images = sum(len(part.where) * hasattr(part, name) for part in parts for name in ("images_BCHW", "right_BCHW"))
-    masks = (getattr(part, name, None) for part in parts for name in ("is_padding_BT", "right_is_padding_BT"))
-    lengths = [int(length) for is_padding_BT in masks if is_padding_BT is not None for length in (~is_padding_BT).sum(1)]
+    num_images = sum(
+        len(part.where) * hasattr(part, name)
+        for part in parts
+        for name in ("images_BCHW", "right_BCHW")
+    )
+    masks = (
+        getattr(part, name, None)
+        for part in parts
+        for name in ("is_padding_BT", "right_is_padding_BT")
+    )
+    lengths = [
+        int(length)
+        for is_padding_BT in masks
+        if is_padding_BT is not None
+        for length in (~is_padding_BT).sum(1)
+    ]
     tokens = num_images * (1 + config.input.num_patches) + sum(lengths)
     return tokens / sum(len(batch.where) for batch in batches), sum(lengths) / max(len(lengths), 1)
 

@@ -63,19 +63,31 @@ def inspect_run(path: Path) -> Inspection:
     return inspect_config(config, tokenizer.vocab_size, read_labels(folder, config))
 
 
-def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequence[str] = ()) -> Inspection:
+def inspect_config(
+    config: Config, vocab_size: int | None = None, labels: Sequence[str] = ()
+) -> Inspection:
     """Count a config.
 
     Defaults: a vocabulary of tokenizer.vocab_size and NUM_LABELS labels.
     """
-    sizes = Sizes(vocab_size=vocab_size or config.tokenizer.vocab_size, labels=tuple(labels) or ("",) * NUM_LABELS)
+    sizes = Sizes(
+        vocab_size=vocab_size or config.tokenizer.vocab_size,
+        labels=tuple(labels) or ("",) * NUM_LABELS,
+    )
     with torch.device("meta"):
         task = build_untrained(config, sizes)
     parameters = Counter[str]()
     for name, parameter in task.named_parameters():
         parameters[_part(task, name)] += parameter.numel()
-    active = parameters.total() - sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
-    return Inspection(config=config, parameters=parameters, active_parameters=active, flops=forward_flops(config, sizes))
+    active = parameters.total() - sum(
+        experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE)
+    )
+    return Inspection(
+        config=config,
+        parameters=parameters,
+        active_parameters=active,
+        flops=forward_flops(config, sizes),
+    )
 
 
 def _part(task: Task[Any], name: str) -> str:
@@ -117,10 +129,22 @@ def _essential(config: Config, sizes: Sizes) -> tuple[Config, Sizes]:
     rows = TrainConfig(batch_size=max(2, train.batch_size // train.accumulation), dtype=dtype)
     # routing that drops tokens and negatives from other processes would need values
     dropless: Any = {"routing": "dropless"} if hasattr(config.model, "routing") else {}
-    local: Any = {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
-    model, task = dataclasses.replace(config.model, **dropless), dataclasses.replace(config.task, **local)
+    local: Any = (
+        {"itm_negatives": "local"} if getattr(config.task, "itm_negatives", "") == "global" else {}
+    )
+    model, task = (
+        dataclasses.replace(config.model, **dropless),
+        dataclasses.replace(config.task, **local),
+    )
     same = Config(
-        recipe="", out=Path(), data=data, train=rows, input=config.input, model=model, task=task, tokenizer=config.tokenizer
+        recipe="",
+        out=Path(),
+        data=data,
+        train=rows,
+        input=config.input,
+        model=model,
+        task=task,
+        tokenizer=config.tokenizer,
     )
     labels = () if config.task.is_pretraining else ("",) * len(sizes.labels)
     return same, Sizes(vocab_size=sizes.vocab_size, labels=labels)
@@ -143,13 +167,23 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     task = _without_values(config, sizes)
     # the meta device knows no autocast, and torch does not count the fused attention of CPUs
     no_autocast = mock.patch.multiple(
-        torch, autocast=lambda *_, **__: contextlib.nullcontext(), is_autocast_enabled=lambda *_: False
+        torch,
+        autocast=lambda *_, **__: contextlib.nullcontext(),
+        is_autocast_enabled=lambda *_: False,
     )
     counter = FlopCounterMode(display=False)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_autocast, sdpa_kernel(SDPBackend.MATH), counter:
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+        no_autocast,
+        sdpa_kernel(SDPBackend.MATH),
+        counter,
+    ):
         batch = _example_batch(task)
         task(batch)
-    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    counts = {
+        name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()
+    }
     names, found = [name for name in counts if name not in WRAPPERS], Counter[str]()
     for name in names:
         if not any(name.startswith(f"{other}.") for other in names):
@@ -161,10 +195,16 @@ def _forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
 @lru_cache
 def _kept_bytes(config: Config, sizes: Sizes) -> tuple[int, int]:
     task = _without_values(config, sizes)
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors, with autocast
+    with (
+        torch.random.fork_rng(devices=[]),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):  # unlike meta tensors, with autocast
         batch = _example_batch(task)
         kept = _Kept(task.to_empty(device="cpu"))
-        with saved_tensors_hooks(kept.add, lambda x: x), autocast(CPU, getattr(torch, config.train.dtype)):
+        with (
+            saved_tensors_hooks(kept.add, lambda x: x),
+            autocast(CPU, getattr(torch, config.train.dtype)),
+        ):
             task(batch)
     return kept.total()
 
@@ -174,7 +214,11 @@ class _Kept:
 
     def __init__(self, task: nn.Module):
         self.seen = {StorageWeakRef(each.untyped_storage()) for each in task.parameters()}
-        self.bytes, self.inputs, self.call = [0], 0, 0  # of each call of a block; first: outside of blocks
+        self.bytes, self.inputs, self.call = (
+            [0],
+            0,
+            0,
+        )  # of each call of a block; first: outside of blocks
         for block in transformer_blocks(task):
             block.register_forward_pre_hook(self._enter)
             block.register_forward_hook(lambda *_: setattr(self, "call", 0))
@@ -200,7 +244,9 @@ def _through_one(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
 
     Without values, no row knows its expert.
     """
-    fc1, fc2 = (weight.to(x_RD.dtype)[0].t() for weight in (experts.fc1_weight, experts.fc2_weight))  # all are kept
+    fc1, fc2 = (
+        weight.to(x_RD.dtype)[0].t() for weight in (experts.fc1_weight, experts.fc2_weight)
+    )  # all are kept
     return experts.activation(x_RD @ fc1) @ fc2
 
 
@@ -211,17 +257,37 @@ def _example_batch(task: Task[Any]) -> RowBatch:
         shown = tuple(MASKED) if getattr(settings, "modality_dropout", False) else ("image_text",)
         return _filled(ItemBatch, config, B * len(shown), shown=shown * B)
     kind = MASKED[config.data.modality]
-    if (by_mask := getattr(task.dataset, "by_mask", None)) is not None:  # rows masked in several ways
-        parts = {name: _filled(kind, config, B, *both) for name, both in settings.hidden_shares().items()}
+    if (
+        by_mask := getattr(task.dataset, "by_mask", None)
+    ) is not None:  # rows masked in several ways
+        parts = {
+            name: _filled(kind, config, B, *both) for name, both in settings.hidden_shares().items()
+        }
         return by_mask(where=("",) * B * len(parts), **parts)
-    return _filled(kind, config, B, getattr(settings, "image_mask_ratio", 0.0), getattr(settings, "text_mask_ratio", 0.0))
+    return _filled(
+        kind,
+        config,
+        B,
+        getattr(settings, "image_mask_ratio", 0.0),
+        getattr(settings, "text_mask_ratio", 0.0),
+    )
 
 
-def _filled(kind: type[RowBatch], config: Config, B: int, of_image: float = 0.0, of_text: float = 0.0, **more: Any) -> RowBatch:
+def _filled(
+    kind: type[RowBatch],
+    config: Config,
+    B: int,
+    of_image: float = 0.0,
+    of_text: float = 0.0,
+    **more: Any,
+) -> RowBatch:
     """Return a batch of B rows with shares of patches and tokens masked."""
     side, T, P = config.input.image_size, config.input.text_length, config.input.num_patches
     num_masked = num_masked_patches(P, of_image)
-    integers, pixels = partial(torch.empty, dtype=torch.long), torch.empty(B, 3, side, side, dtype=torch.uint8)
+    integers, pixels = (
+        partial(torch.empty, dtype=torch.long),
+        torch.empty(B, 3, side, side, dtype=torch.uint8),
+    )
     values: dict[str, Any] = {
         "where": ("",) * B,
         **dict.fromkeys(("images_BCHW", "right_BCHW"), pixels),
@@ -235,4 +301,10 @@ def _filled(kind: type[RowBatch], config: Config, B: int, of_image: float = 0.0,
         "masked_M": integers(B * round((T - 1) * of_text)),
         **more,
     }
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+    return kind(
+        **{
+            field.name: values[field.name]
+            for field in dataclasses.fields(kind)
+            if field.name in values
+        }
+    )

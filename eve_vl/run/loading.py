@@ -25,7 +25,9 @@ from eve_vl.utils.file_io import expand_user, read_json
 
 LOCK, ENCODER = ".lock", "encoder."
 IN_USE = "is in use by {}; wait for it to end, or choose another folder with --out"
-_HELD: dict[str, object] = {}  # folders that this process has locked: fcntl does not lock out its other threads
+_HELD: dict[
+    str, object
+] = {}  # folders that this process has locked: fcntl does not lock out its other threads
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,9 @@ def root_of(checkpoint_folder: Path) -> Path:
     """Return the run folder of a checkpoint; a folder of neither kind is one itself."""
     if checkpoint_folder.parent.name == checkpoint.CHECKPOINTS:
         return checkpoint_folder.parents[1]
-    return checkpoint_folder.parent if checkpoint_folder.name == checkpoint.BEST else checkpoint_folder
+    return (
+        checkpoint_folder.parent if checkpoint_folder.name == checkpoint.BEST else checkpoint_folder
+    )
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
@@ -80,12 +84,21 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     with torch.device("meta"):  # random initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
-    return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+    return LoadedRun(
+        config=config,
+        tokenizer=tokenizer,
+        task=task.to(device or "cpu").eval(),
+        step=step,
+        folder=folder,
+    )
 
 
 def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:
     """Return the untrained task of a config, sized for a tokenizer and labels."""
-    return build_untrained(config, Sizes(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, labels=tuple(labels)))
+    return build_untrained(
+        config,
+        Sizes(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, labels=tuple(labels)),
+    )
 
 
 def build_untrained(config: Config, sizes: Sizes) -> Task[Any]:
@@ -130,7 +143,11 @@ def locked(run: Path) -> Iterator[None]:
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     key, holder = os.path.realpath(run), object()
     is_holder = is_main() and _HELD.setdefault(key, holder) is holder  # in one step
-    file, problem = _acquire(run) if is_holder else (None, IN_USE.format("another thread") if is_main() else None)
+    file, problem = (
+        _acquire(run)
+        if is_holder
+        else (None, IN_USE.format("another thread") if is_main() else None)
+    )
     problem = processes.gather_objects(problem)[0]
     try:
         if problem is not None:
@@ -154,7 +171,9 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
         run.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", errors="replace")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by loader workers of a killed run
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # unlike flock's, not kept by loader workers of a killed run
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
@@ -162,7 +181,9 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
             return None, IN_USE.format(f"process {holder}")
         except OSError:  # a file system without locks
             return file, None
-        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:  # its last holder has deleted it
+        if (
+            not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino
+        ):  # its last holder has deleted it
             file.close()
             return _acquire(run)
         file.truncate(0)
@@ -172,7 +193,10 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
             if file is not None:
                 path.unlink(missing_ok=True)
                 file.close()
-        return None, f"cannot be written ({error.strerror}); make room, or choose another folder with --out"
+        return (
+            None,
+            f"cannot be written ({error.strerror}); make room, or choose another folder with --out",
+        )
     return file, None
 
 
@@ -197,9 +221,16 @@ def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
     """
     ours, theirs, sizes = recipe.model, start.model, start.input
     if differ := ours.incompatible_fields(theirs):
-        what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
-        raise UserError(f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe")
-    if getattr(theirs, "positions", "") == "relative":  # its weights, resized, fit other images and shorter texts
+        what = ", ".join(
+            f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}"
+            for name in differ
+        )
+        raise UserError(
+            f"{init}: another system than {recipe.recipe} ({what}); start from a run of that recipe"
+        )
+    if (
+        getattr(theirs, "positions", "") == "relative"
+    ):  # its weights, resized, fit other images and shorter texts
         sizes = replace(recipe.input, patch_size=sizes.patch_size)
     shown, usual = (
         f"{model}, {size.image_size}² pixels in patches of {size.patch_size}"
@@ -207,7 +238,9 @@ def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
     )
     if shown != usual:
         print_line(f"{init} keeps its shape instead of that of {recipe.recipe}: {shown}")
-    return replace(recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None))
+    return replace(
+        recipe, input=sizes, model=theirs, tokenizer=replace(recipe.tokenizer, path=None)
+    )
 
 
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
@@ -225,13 +258,21 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     start = read_config(folder)
     tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
     done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)
-    new = f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
+    new = (
+        f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}"
+        if done.new
+        else None
+    )
     unused = f"not used: {parts(done.unused)}" if done.unused else None
     return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))
 
 
 def transfer(
-    tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = (), text_length: int | None = None
+    tensors: Mapping[str, Tensor],
+    task: Any,
+    where: str,
+    may_lack: Sequence[str] = (),
+    text_length: int | None = None,
 ) -> Transfer:
     """Copy the weights of another run that fit.
 
@@ -239,28 +280,48 @@ def transfer(
     messages. text_length: of the source run. Raises UserError, also for a pattern without a match.
     """
     own = task.state_dict()
-    encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    encoder = {
+        name.removeprefix(ENCODER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(ENCODER)
+    }
     encoder, resized = task.encoder.resized(encoder)
     heads = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
     tensors = heads | {ENCODER + name: tensor for name, tensor in encoder.items()}
-    fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
-    of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may differ
-    may_differ = {name for pattern in may_lack for name in matching(pattern, of_encoder, "init_allow_missing")}
+    fitting = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape == own[name].shape
+    }
+    of_encoder = {
+        name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)
+    }  # heads may differ
+    may_differ = {
+        name for pattern in may_lack for name in matching(pattern, of_encoder, "init_allow_missing")
+    }
     if wrong := of_encoder - fitting.keys() - may_differ:
         name = min(wrong)
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
-        differ = f"{len(wrong)} tensors differ, the first {name}" if len(wrong) > 1 else f"1 tensor differs, {name}"
+        differ = (
+            f"{len(wrong)} tensors differ, the first {name}"
+            if len(wrong) > 1
+            else f"1 tensor differs, {name}"
+        )
         problem = f"its encoder does not fit this model: {differ}: {here}, {there}; leave out the flags that change shapes"
         fix = f"give the run's --input.text-length {text_length}, or name what may start at random: --init-allow-missing"
         raise UserError(f"{where}: {problem}, {fix}")
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    return Transfer(frozenset(own.keys() - fitting.keys()), frozenset(tensors.keys() - fitting.keys()), resized)
+    return Transfer(
+        frozenset(own.keys() - fitting.keys()), frozenset(tensors.keys() - fitting.keys()), resized
+    )
 
 
 def parts(names: Iterable[str]) -> str:
     """Return the model parts of parameters, as in `answer_head, contrast.match_head`."""
     depth = {"contrast": 2, "encoder": 2}
-    return ", ".join(sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}))
+    return ", ".join(
+        sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names})
+    )

@@ -43,12 +43,20 @@ def step_memory(config: Config, task: Task[Any], layout: Layout, kept: float) ->
     """
     train, parts = config.train, layout.gpus if layout.shards else 1
     trained = {name: each for name, each in task.named_parameters() if each.requires_grad}
-    total, num = (4 * sum(each.numel() for each in them) for them in (task.parameters(), trained.values()))
+    total, num = (
+        4 * sum(each.numel() for each in them) for them in (task.parameters(), trained.values())
+    )
     of_shape = Counter[torch.Size]()  # of Muon's matrices, which have one moment
     for name, each in trained.items():
-        of_shape[each.shape[-2:]] += 4 * each.numel() * (muon_parts(name, each, train.optimizer) > 0)
-    copies = MUON_COPIES * max(of_shape.values(), default=0) / (1 if train.dtype == "float32" else 2)
-    whole = [4 * sum(each.numel() for each in block.parameters()) for block in transformer_blocks(task)]
+        of_shape[each.shape[-2:]] += (
+            4 * each.numel() * (muon_parts(name, each, train.optimizer) > 0)
+        )
+    copies = (
+        MUON_COPIES * max(of_shape.values(), default=0) / (1 if train.dtype == "float32" else 2)
+    )
+    whole = [
+        4 * sum(each.numel() for each in block.parameters()) for block in transformer_blocks(task)
+    ]
     unit = max([total - sum(whole), *whole])  # gradients are whole until those of a unit are summed
     return {
         "weights": total / parts + total * layout.shards,
@@ -69,7 +77,10 @@ def step_traffic(config: Config, task: Task[Any], layout: Layout) -> dict[str, f
     gradients = 4 * sum(each.numel() for each in task.parameters() if each.requires_grad)
     if layout.shards:
         between = 2 * gradients * (machines - 1) / machines
-        return {"process": (weights + accumulation * gradients) * (gpus - 1) / gpus + between / gpus, "machine": between}
+        return {
+            "process": (weights + accumulation * gradients) * (gpus - 1) / gpus + between / gpus,
+            "machine": between,
+        }
     times = accumulation if task.find_unused_parameters else 1  # see processes.without_sharing
     sent = 2 * times * gradients * (1 - 1 / (machines * gpus))
     return {"process": sent, "machine": sent * (machines > 1)}
@@ -103,7 +114,11 @@ class Choice:
             "micro-batches × rows": f"{self.accumulation} × {self.rows}",
             **{kind: f"{value / 2**30:,.2f}" for kind, value in memory.items()},
             "fits": "yes" if self.fits else "no",
-            **{f"GB sent by a {who}": f"{value / 1e9:,.2f}" for who, value in self.sent.items() if value},
+            **{
+                f"GB sent by a {who}": f"{value / 1e9:,.2f}"
+                for who, value in self.sent.items()
+                if value
+            },
         }
 
 
@@ -114,9 +129,13 @@ def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choi
     """
     machines, rest = divmod(gpus, min(gpus, per_machine))
     if rest:
-        raise UserError(f"--gpus: {gpus} is not a multiple of {per_machine} per machine; give --per-machine N")
+        raise UserError(
+            f"--gpus: {gpus} is not a multiple of {per_machine} per machine; give --per-machine N"
+        )
     world = Layout(machines=machines, gpus=gpus // machines)
-    config = _with_train(config, accumulation=1, dtype=config.train.dtype.replace("auto", "bfloat16"))
+    config = _with_train(
+        config, accumulation=1, dtype=config.train.dtype.replace("auto", "bfloat16")
+    )
     check_batch_size(config, gpus)
     sizes = Sizes(vocab_size=config.tokenizer.vocab_size, labels=("",) * NUM_LABELS)
     with torch.device("meta"):
@@ -124,11 +143,18 @@ def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choi
     freeze(task, config.train.freeze)
     few = kept_bytes(_with_train(config, batch_size=2), sizes)
     if not any(few):
-        raise UserError(f"{config.recipe}: only tasks of this package can be planned, because their batches are known")
+        raise UserError(
+            f"{config.recipe}: only tasks of this package can be planned, because their batches are known"
+        )
     can_shard = world.gpus > 1 and not getattr(task, "passes_vary", False)  # see train/shard.py
     found, accumulation = dict[tuple[bool, bool], Choice](), 1
-    while config.train.batch_size % (gpus * accumulation) == 0 and not (found and all(each.fits for each in found.values())):
-        now, rows = _with_train(config, accumulation=accumulation), config.train.batch_size // accumulation
+    while config.train.batch_size % (gpus * accumulation) == 0 and not (
+        found and all(each.fits for each in found.values())
+    ):
+        now, rows = (
+            _with_train(config, accumulation=accumulation),
+            config.train.batch_size // accumulation,
+        )
         if config.task.problems_with_pairs(rows // gpus):
             break
         for shards, recomputes in itertools.product({False, can_shard}, (False, True)):
@@ -136,12 +162,19 @@ def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choi
                 continue
             layout = dataclasses.replace(world, shards=shards)
             small, kept = few[recomputes], kept_bytes(now, sizes)[recomputes]
-            fixed = max(0.0, small - 2 * (kept - small) / max(rows - 2, 1))  # copies of weights in half precision
+            fixed = max(
+                0.0, small - 2 * (kept - small) / max(rows - 2, 1)
+            )  # copies of weights in half precision
             memory = step_memory(now, task, layout, fixed + (kept - fixed) / gpus)
             sent, fits = step_traffic(now, task, layout), sum(memory.values()) <= limit
-            found[shards, recomputes] = Choice(layout, recomputes, accumulation, rows // gpus, memory, sent, fits)
+            found[shards, recomputes] = Choice(
+                layout, recomputes, accumulation, rows // gpus, memory, sent, fits
+            )
         accumulation *= 2
-    return sorted(found.values(), key=lambda each: (not each.fits, each.recomputes, each.accumulation, each.layout.shards))
+    return sorted(
+        found.values(),
+        key=lambda each: (not each.fits, each.recomputes, each.accumulation, each.layout.shards),
+    )
 
 
 def command(name: str, recipe: Config, config: Config, choices: Sequence[Choice]) -> str:
@@ -150,10 +183,21 @@ def command(name: str, recipe: Config, config: Config, choices: Sequence[Choice]
         least = min(sum(each.memory.values()) for each in choices) / 2**30
         return f"no layout fits, the least needs {least:,.1f} GiB; take a smaller model, or GPUs with more memory"
     layout, verb = choice.layout, "pretrain" if recipe.task.is_pretraining else "finetune"
-    several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (layout.machines > 1)
-    launch = f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl" if layout.gpus * layout.machines > 1 else "eve"
-    chosen = _with_train(config, accumulation=choice.accumulation, checkpoint_activations=choice.recomputes)
-    flags = ["--init", str(recipe.init)] * (recipe.init is not None) + ["--train.layout", "shard"] * layout.shards
+    several = f"--nnodes {layout.machines} --node-rank N --master-addr HOST " * (
+        layout.machines > 1
+    )
+    launch = (
+        f"torchrun {several}--nproc-per-node {layout.gpus} -m eve_vl"
+        if layout.gpus * layout.machines > 1
+        else "eve"
+    )
+    chosen = _with_train(
+        config, accumulation=choice.accumulation, checkpoint_activations=choice.recomputes
+    )
+    flags = ["--init", str(recipe.init)] * (recipe.init is not None) + [
+        "--train.layout",
+        "shard",
+    ] * layout.shards
     flags += changed_flags(chosen, recipe)
     return f"{launch} {shlex.join([verb, name, *flags])}"
 

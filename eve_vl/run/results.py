@@ -54,7 +54,9 @@ class Result(Frozen):
 
     def difference(self, other: "Result") -> float | None:
         """Return the mean score of this minus the other's on common rows, or None."""
-        return row_difference((self.data, self.scored, self.rows), (other.data, other.scored, other.rows))
+        return row_difference(
+            (self.data, self.scored, self.rows), (other.data, other.scored, other.rows)
+        )
 
 
 def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tuple[list[str], bool]:
@@ -62,7 +64,12 @@ def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tup
 
     Runs are compared by the first.
     """
-    names = [evaluator.main_metric, evaluator.score_name, *(each.number for each in evaluator.baselines), evaluator.main_loss]
+    names = [
+        evaluator.main_metric,
+        evaluator.score_name,
+        *(each.number for each in evaluator.baselines),
+        evaluator.main_loss,
+    ]
     found = [name for name in dict.fromkeys(names) if name in numbers]
     lowers = {each.number for each in evaluator.baselines if each.lower} | {evaluator.main_loss}
     return [name for name in found if name], bool(found) and found[0] in lowers
@@ -77,27 +84,49 @@ def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
     return intervals.paired(a[-1], b[-1]) if is_same else None
 
 
-def result_of(run: LoadedRun, found: Evaluated, sources: Sequence[str], options: Mapping[str, Any]) -> Result:
+def result_of(
+    run: LoadedRun, found: Evaluated, sources: Sequence[str], options: Mapping[str, Any]
+) -> Result:
     """Return the result of a run from its evaluation."""
     main, lower = main_numbers(run.evaluator, found.numbers)
-    about: dict[str, Any] = {"task": run.config.task.name, "data": found.data, "sources": [*sources], "options": options}
-    about |= {"step": run.step, "date": datetime.now(UTC).isoformat(timespec="seconds"), "main": main, "lower": lower}
-    about |= {"scored": run.evaluator.score_name or run.evaluator.main_metric or "", "numbers": found.numbers}
-    return Result(**about, comparison=run.evaluator.comparison(found.numbers), rows=found.row_scores)
+    about: dict[str, Any] = {
+        "task": run.config.task.name,
+        "data": found.data,
+        "sources": [*sources],
+        "options": options,
+    }
+    about |= {
+        "step": run.step,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "main": main,
+        "lower": lower,
+    }
+    about |= {
+        "scored": run.evaluator.score_name or run.evaluator.main_metric or "",
+        "numbers": found.numbers,
+    }
+    return Result(
+        **about, comparison=run.evaluator.comparison(found.numbers), rows=found.row_scores
+    )
 
 
 def store(run: LoadedRun, result: Result) -> None:
     """Keep a result in its run folder; print a note if it cannot be written there."""
     key = hashlib.blake2b(json.dumps([*result.measured]).encode(), digest_size=8).hexdigest()
     path = root_of(run.folder) / FOLDER / f"{result.step:08}-{key}.json"
-    values = dataclasses.asdict(result) | {"numbers": intervals.to_json(result.numbers), "weights": _weights(run.folder)}
+    values = dataclasses.asdict(result) | {
+        "numbers": intervals.to_json(result.numbers),
+        "weights": _weights(run.folder),
+    }
     try:
         builtin.refuse(path)
         path.parent.mkdir(exist_ok=True)
         write_file(path, json.dumps(values) + "\n")
     except (UserError, OSError) as error:
         reason = "it is part of the package" if isinstance(error, UserError) else error.strerror
-        print_line(f"note: the result is not kept in {run.shown} ({reason}), so eve report will not show it")
+        print_line(
+            f"note: the result is not kept in {run.shown} ({reason}), so eve report will not show it"
+        )
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -106,15 +135,31 @@ def read_results(folder: Path) -> list[Result]:
     Damaged files are left out.
     """
     found, names = [], [field.name for field in dataclasses.fields(Result)]
-    kinds = {"rows": dict, "numbers": dict, "main": list, "date": str, "task": str, "data": str, "options": dict}
+    kinds = {
+        "rows": dict,
+        "numbers": dict,
+        "main": list,
+        "date": str,
+        "task": str,
+        "data": str,
+        "options": dict,
+    }
     for path in sorted((root_of(folder) / FOLDER).glob("*.json")):
         with suppress(UserError):
             values = read_json(path, dict)
-            if not (values.keys() >= {*names} and has_fields(values, **kinds) and values.get("weights") == _weights(folder)):
+            if not (
+                values.keys() >= {*names}
+                and has_fields(values, **kinds)
+                and values.get("weights") == _weights(folder)
+            ):
                 continue
             numbers = intervals.from_json(values["numbers"])
-            if all(has_fields(each, **dict.fromkeys(each, float)) for each in (numbers, values["rows"])):
-                given: dict[str, Any] = {name: values[name] for name in names} | {"numbers": numbers}
+            if all(
+                has_fields(each, **dict.fromkeys(each, float)) for each in (numbers, values["rows"])
+            ):
+                given: dict[str, Any] = {name: values[name] for name in names} | {
+                    "numbers": numbers
+                }
                 found.append(Result(**given))
     return sorted(found, key=lambda each: each.date)
 
@@ -133,11 +178,18 @@ def ranked(results: Mapping[str, Result]) -> list[tuple[str, Result, float | Non
     """
     if not results:
         return []
-    name, is_lower = next(((each.main[0], each.lower) for each in results.values() if each.main), ("", False))
+    name, is_lower = next(
+        ((each.main[0], each.lower) for each in results.values() if each.main), ("", False)
+    )
     worst = float("inf") if is_lower else float("-inf")
-    order = sorted(results, key=lambda run: results[run].numbers.get(name, worst), reverse=not is_lower)
+    order = sorted(
+        results, key=lambda run: results[run].numbers.get(name, worst), reverse=not is_lower
+    )
     best = results[order[0]]
-    return [(run, results[run], results[run].difference(best) if run != order[0] else None) for run in order]
+    return [
+        (run, results[run], results[run].difference(best) if run != order[0] else None)
+        for run in order
+    ]
 
 
 def cost_chain(run: Path) -> dict[str, float | None]:
@@ -166,7 +218,12 @@ def cost_text(chain: Mapping[str, float | None]) -> str:
     names = [Path(name).name if "/" in name else name for name in list(chain)[1:]]
     if not others:
         return _seconds(own)
-    parts = " + ".join([_seconds(own), *(f"{_seconds(value)} {name}" for name, value in zip(names, others, strict=True))])
+    parts = " + ".join(
+        [
+            _seconds(own),
+            *(f"{_seconds(value)} {name}" for name, value in zip(names, others, strict=True)),
+        ]
+    )
     known = sum(value or 0 for value in chain.values())
     return printable(f"{_seconds(known)}{' or more' * (None in chain.values())} ({parts})")
 

@@ -30,7 +30,12 @@ MANY_EPOCHS = 100  # more than any recipe has on data of its intended size
 FREE_TRAIN = ("device", "threads", "log_every", "save_every", "keep_checkpoints")
 FREE_TRAIN += ("steps", "val_every", "patience", "accumulation", "layout")
 FREE_DATA = ("num_workers", "max_invalid_fraction", "skip_invalid_val", "val_samples")
-OPERATIONAL = {"out", "code", *(f"train.{name}" for name in FREE_TRAIN), *(f"data.{name}" for name in FREE_DATA)}
+OPERATIONAL = {
+    "out",
+    "code",
+    *(f"train.{name}" for name in FREE_TRAIN),
+    *(f"data.{name}" for name in FREE_DATA),
+}
 """Fields that a resumed run may change, since they do not affect the steps so far.
 
 accumulation changes the steps to come by rounding and by what is computed per micro-batch (docs/design_choices.md), layout by
@@ -41,7 +46,9 @@ rounding.
 def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any]) -> list[str]:
     """Return lines on the number of rows per source."""
     train, val = (
-        ", ".join(f"{len(source):,} rows of {spec}" for spec, source in zip(specs, given, strict=False))
+        ", ".join(
+            f"{len(source):,} rows of {spec}" for spec, source in zip(specs, given, strict=False)
+        )
         for specs, given in ((config.data.train, sources), (config.data.val, val_sources))
     )
     num_val = sum(map(len, val_sources))
@@ -49,13 +56,19 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
         total = sum(len(getattr(source, "dataset", source)) for source in sources)
         lost = total - num_val - sum(map(len, sources))
         is_test = config.data.test_fraction or config.data.split_file
-        why = "kept for a test" if is_test else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
+        why = (
+            "kept for a test"
+            if is_test
+            else f"that {'shows' if lost == 1 else 'show'} a held-out image too"
+        )
         val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}"
         val += f"; left out: {pluralize(lost, 'row')} {why}" if lost else ""
         if num_val < FEW_ROWS:
             enough = math.ceil(min(50.0, 100 * FEW_ROWS / max(total, 1))) / 100
             val += f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {enough:g} keeps more"
-    used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
+    used = (
+        f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
+    )
     return [f"training data: {train}", f"validation data: {val}{used}"]
 
 
@@ -70,27 +83,45 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
     notes = []
     if share > MANY_CUT:
         fitting = lengths[int(0.99 * (len(lengths) - 1))]
-        is_free = config.init is None or (getattr(config.model, "positions", "learned") == "learned" and limit < fitting)
-        more = f"--input.text-length {fitting} holds 99% of them" if is_free else f"as {config.init} reads them"
-        notes.append(f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}")
+        is_free = config.init is None or (
+            getattr(config.model, "positions", "learned") == "learned" and limit < fitting
+        )
+        more = (
+            f"--input.text-length {fitting} holds 99% of them"
+            if is_free
+            else f"as {config.init} reads them"
+        )
+        notes.append(
+            f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}"
+        )
     if pieces > MANY_PIECES:
         small = f"note: the vocabulary of {tokenizer.vocab_size:,} cuts words into {pieces:.1f} pieces on average"
         larger = "a larger --tokenizer.vocab-size keeps more of them whole"
-        notes.append(f"{small}; {larger if config.init is None else f'it is that of {config.init}'}")
+        notes.append(
+            f"{small}; {larger if config.init is None else f'it is that of {config.init}'}"
+        )
     return notes
 
 
-def text_lengths(tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> tuple[list[int], float]:
+def text_lengths(
+    tokenizer: Tokenizer, sources: Sequence[Source[Record]]
+) -> tuple[list[int], float]:
     """Return sorted lengths of some texts of each source, and the tokens of a word."""
     picks = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
-    rows = [row for source, some in zip(sources, picks, strict=True) for _, row in usable_rows(source, some)]
+    rows = [
+        row
+        for source, some in zip(sources, picks, strict=True)
+        for _, row in usable_rows(source, some)
+    ]
     texts = [text for row in rows for text in row.texts]
     lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for text in texts)
     num_words = sum(len(text.split()) for text in texts)
     return lengths, (sum(lengths) - len(lengths)) / max(num_words, 1)
 
 
-def check_lines(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
+def check_lines(
+    config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]
+) -> list[str]:
     """Return lines for `eve data check --recipe` on text lengths and vocabulary."""
     lengths, pieces = text_lengths(tokenizer, sources)
     if not lengths:
@@ -118,13 +149,23 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
     num_rows: of the training data.
     """
     train, bytes_needed = config.train, expected_memory(config, task)
-    memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
+    memory = (
+        f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data"
+        if device.type == "cpu"
+        else ""
+    )
     total = sum(each.numel() for each in task.parameters())
     trained = sum(each.numel() for each in task.parameters() if each.requires_grad)
-    flops = 3 * sum(forward_flops(config, task.sizes).values()) * train.batch_size  # the backward pass costs two forward ones
+    flops = (
+        3 * sum(forward_flops(config, task.sizes).values()) * train.batch_size
+    )  # the backward pass costs two forward ones
     cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
     epochs = train.steps * train.batch_size / num_rows
-    shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
+    shorter = (
+        ""
+        if config.recipe.startswith("demo")
+        else ", as do the recipes for little data, whose names start with demo"
+    )
     many = f"note: each row comes {epochs:,.0f} times; fewer --train.steps take less time{shorter}"
     whole = "note: train.layout shard has no effect in one process, which holds all weights; torchrun starts several"
     return [
@@ -143,7 +184,10 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
     """
     world = processes.world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # as in train/shard.py
-    layout = Layout(gpus=here if here > 1 and world % here == 0 else world, shards=config.train.layout == "shard")
+    layout = Layout(
+        gpus=here if here > 1 and world % here == 0 else world,
+        shards=config.train.layout == "shard",
+    )
     kept = kept_bytes(config, task.sizes)[config.train.checkpoint_activations] / world
     memory = step_memory(config, task, layout, kept)
     return LIBRARIES + sum(memory.values()) + max(0.0, memory["optimizer"] - memory["activations"])
@@ -162,7 +206,9 @@ def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str
     if now.train.steps < step:
         refused.append(f"train.steps {now.train.steps}, below step {step}, which it has reached")
     elif before.train.steps != now.train.steps:
-        rates = " to ".join(f"{learning_rate(step, train):.3g}" for train in (before.train, now.train))
+        rates = " to ".join(
+            f"{learning_rate(step, train):.3g}" for train in (before.train, now.train)
+        )
         text = f"the learning rate follows the schedule of {now.train.steps:,} steps from here on"
         allowed.append(f"{text}: at step {step:,} it goes from {rates}")
     return refused, allowed

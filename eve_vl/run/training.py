@@ -23,7 +23,14 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.run.inspect import forward_flops
-from eve_vl.run.loading import build_task, locked, read_config, read_labels, settings_folder, start_from
+from eve_vl.run.loading import (
+    build_task,
+    locked,
+    read_config,
+    read_labels,
+    settings_folder,
+    start_from,
+)
 from eve_vl.run.plan import check_batch_size
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
@@ -58,7 +65,9 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
     set_threads(config.train.threads)
     is_first = is_main()
     with locked(config.out):
-        numbers = _fit(config, device, must_resume, accepts_data)  # its own call: the model must be gone before the group is
+        numbers = _fit(
+            config, device, must_resume, accepts_data
+        )  # its own call: the model must be gone before the group is
     gc.collect()
     processes.barrier()
     if has_joined:
@@ -68,9 +77,14 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
     return is_first
 
 
-def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: bool) -> dict[str, float]:
+def _fit(
+    config: Config, device: torch.device, must_resume: bool, accepts_data: bool
+) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
-    changed, folders = check_out_folder(config, must_resume), checkpoint.known_checkpoints(config.out)
+    changed, folders = (
+        check_out_folder(config, must_resume),
+        checkpoint.known_checkpoints(config.out),
+    )
     rank, world = processes.rank(), processes.world_size()
     check_batch_size(config, world)
     kind = task_class(type(config.task))
@@ -84,7 +98,11 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     seed_everything(config.train.seed)
     with device:  # on the training device, so that initial values need no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
+    texts = {
+        "config.json": config_to_json(config),
+        "tokenizer.json": tokenizer.to_json(),
+        **label_files(task),
+    }
     texts[fingerprint.FILE] = json.dumps(data, indent=1)
     notes = changed + more if folders else list(prepared.notes)
     if tokenizer.added and not folders:
@@ -93,51 +111,83 @@ def _fit(config: Config, device: torch.device, must_resume: bool, accepts_data: 
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     if config.init is not None and new is None:
         new, note = start_from(config, task)
-        notes += filter(None, [note, "" if config.scratch else fit_temperatures(task, dataset, device)])
+        notes += filter(
+            None, [note, "" if config.scratch else fit_temperatures(task, dataset, device)]
+        )
     elif config.train.freeze and not folders:
-        notes.append("train.freeze keeps random weights here; give weights to start from with --init RUN")
+        notes.append(
+            "train.freeze keeps random weights here; give weights to start from with --init RUN"
+        )
     skip = config.data.skips_invalid_val
-    evaluator, options = evaluator_of(task), {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip}
+    evaluator, options = (
+        evaluator_of(task),
+        {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip},
+    )
     trainer = Trainer(config.train, config.out, task, evaluator, device=device, **options)
     trainer.best_texts = lambda numbers: {
-        "config.json": config_to_json(dataclasses.replace(config, task=evaluator.selected_settings(numbers)))
+        "config.json": config_to_json(
+            dataclasses.replace(config, task=evaluator.selected_settings(numbers))
+        )
     }
     num_rows = sum(map(len, prepared.sources))
     print_line(*cut_texts(config, tokenizer, sources), *run_lines(config, task, device, num_rows))
-    tune_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)
+    tune_threads(
+        trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0
+    )
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     has_resumed = trainer.resume()
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = evaluator.dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
     num_seen = min(config.data.val_samples, sum(map(len, val_sources)))
-    seen = dataclasses.replace(config, data=dataclasses.replace(config.data, val_samples=num_seen, skip_invalid_val=True))
-    trainer.training_rows = lambda: eval_loader(evaluator.dataset(prepared.sources, seen, tokenizer), rank=rank, world=world)
+    seen = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, val_samples=num_seen, skip_invalid_val=True)
+    )
+    trainer.training_rows = lambda: eval_loader(
+        evaluator.dataset(prepared.sources, seen, tokenizer), rank=rank, world=world
+    )
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     processes.barrier()
     if is_main():  # only now: a failed start leaves nothing
         if not has_resumed:
-            (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of an earlier run that a signal ended
+            (config.out / BAD_SAMPLES).unlink(
+                missing_ok=True
+            )  # of an earlier run that a signal ended
         for name, text in texts.items():
             write_file(config.out / name, text)
         record(config.out, device)
     processes.barrier()
-    bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_invalid_fraction, writes=rank == 0)
+    bad_samples = BadSamples(
+        config.out, num_rows=num_rows, max_share=config.data.max_invalid_fraction, writes=rank == 0
+    )
     return trainer.fit(loader, val_loader, bad_samples)
 
 
-def check_data(config: Config, opened: Sequence[Source[Any]], folders: Sequence[Path], accepts: bool) -> tuple[dict, list[str]]:
+def check_data(
+    config: Config, opened: Sequence[Source[Any]], folders: Sequence[Path], accepts: bool
+) -> tuple[dict, list[str]]:
     """Return the fingerprint of all sources, and a sentence if they have changed.
 
     folders: checkpoints; the newest has the fingerprint to compare with. Raises UserError for a change that is not accepted.
     """
     val = config.data.train if config.data.val == (HELD_OUT,) else config.data.val
-    names = [f"training data {spec}" for spec in config.data.train] + [f"{fingerprint.VALIDATION} {spec}" for spec in val]
+    names = [f"training data {spec}" for spec in config.data.train] + [
+        f"{fingerprint.VALIDATION} {spec}" for spec in val
+    ]
     found = processes.from_main(lambda: fingerprint.of_sources(zip(names, opened, strict=True)))
-    now, before = {"version": fingerprint.VERSION} | found, fingerprint.read(folders[-1]) if folders else {}
-    changed = f"its data has changed: {what}" if before and (what := fingerprint.difference(before, now)) else ""
+    now, before = (
+        {"version": fingerprint.VERSION} | found,
+        fingerprint.read(folders[-1]) if folders else {},
+    )
+    changed = (
+        f"its data has changed: {what}"
+        if before and (what := fingerprint.difference(before, now))
+        else ""
+    )
     if accepts and not changed:
-        raise UserError(f"{config.out}: --accept-changed-data has no effect, because no data has changed; leave it out")
+        raise UserError(
+            f"{config.out}: --accept-changed-data has no effect, because no data has changed; leave it out"
+        )
     if changed and not accepts:
         fix = "restore the data, choose another folder with --out, or give --accept-changed-data"
         raise UserError(f"{config.out}: {changed}; {fix}")
@@ -153,7 +203,9 @@ def fit_temperatures(task: Task[Any], dataset: RowDataset, device: torch.device)
     if reset is None:
         return ""
     rows = min(dataset.config.train.batch_size, ROWS_PROBED)
-    batch = dataset.collate(dataset.__getitems__(eval_positions([*map(len, dataset.sources)], rows)))
+    batch = dataset.collate(
+        dataset.__getitems__(eval_positions([*map(len, dataset.sources)], rows))
+    )
     task.eval()
     note = str(reset(batch.to(device))) if len(batch.where) > 1 else ""
     task.train()
@@ -172,15 +224,21 @@ def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> Non
     rows = min(train.batch_size // train.accumulation, ROWS_TIMED)
     if isinstance(kept, int) and kept:
         torch.set_num_threads(min(kept, most))
-    elif sum(forward_flops(task.config, task.sizes).values()) * rows < SMALL:  # large products always gain from threads
-        batch = dataset.collate(dataset.__getitems__([(0, 0, row % len(dataset.sources[0])) for row in range(rows)]))
+    elif (
+        sum(forward_flops(task.config, task.sizes).values()) * rows < SMALL
+    ):  # large products always gain from threads
+        batch = dataset.collate(
+            dataset.__getitems__([(0, 0, row % len(dataset.sources[0])) for row in range(rows)])
+        )
         seconds: dict[int, list[float]] = {1: [], most: []}
         for threads in (1, most) * (1 + ROUNDS_TIMED):
             torch.set_num_threads(threads)
             seconds[threads].append(trainer.time_one_pass(batch))
         one, all_ = (statistics.median(found[1:]) for found in seconds.values())
         torch.set_num_threads(most if one / all_ >= PAYS else 1)
-        print_line(f"threads: {torch.get_num_threads()} (with {most} a step takes {all_ / one:.2f} times as long as with one)")
+        print_line(
+            f"threads: {torch.get_num_threads()} (with {most} a step takes {all_ / one:.2f} times as long as with one)"
+        )
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
@@ -191,7 +249,11 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
     dataset = task_class(type(config.task)).dataset
     if not (truth := dataset.truth.removesuffix("s")):
         return
-    first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
+    first_rows = (
+        row
+        for source in sources
+        for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED)))
+    )
     if not any(map(dataset.has_truth, first_rows)):
         problem = f"no {truth} in the first {ROWS_PROBED} validation rows, so the best weights cannot be chosen"
         fix = "name validation data that has them, or the column that has them with --data.label-column"
@@ -206,12 +268,26 @@ def with_absolute_paths(config: Config) -> Config:
         return ":".join(named) if named else spec if spec == HELD_OUT else absolute_spec(spec)
 
     def with_paths(section: Any, **others: Any) -> Any:
-        paths = {name: path for name, path in vars(section).items() if isinstance(path, Path) and not builtin.is_named(path)}
-        return dataclasses.replace(section, **{name: expand_user(path).absolute() for name, path in paths.items()} | others)
+        paths = {
+            name: path
+            for name, path in vars(section).items()
+            if isinstance(path, Path) and not builtin.is_named(path)
+        }
+        return dataclasses.replace(
+            section, **{name: expand_user(path).absolute() for name, path in paths.items()} | others
+        )
 
-    data = with_paths(config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val)))
+    data = with_paths(
+        config.data,
+        train=tuple(map(absolute, config.data.train)),
+        val=tuple(map(absolute, config.data.val)),
+    )
     code = tuple((dict(config.code) | origins(type(config.task), type(config.model))).items())
-    sections = {"data": data, "task": with_paths(config.task), "tokenizer": with_paths(config.tokenizer)}
+    sections = {
+        "data": data,
+        "task": with_paths(config.task),
+        "tokenizer": with_paths(config.tokenizer),
+    }
     return with_paths(config, **sections, out=config.out, code=code)
 
 
@@ -224,12 +300,18 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
 def tokenizer_of(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of rows spread evenly over all sources."""
     stride = max(1, -(-sum(map(len, sources)) // (ROWS_PER_TOKEN * vocab_size)))
-    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
+    rows = (
+        row for source in sources for _, row in usable_rows(source, range(0, len(source), stride))
+    )
     texts = [text for row in rows for text in row.texts]
     if not texts:
-        fix = "name the column of texts with --data.text-column, or a tokenizer with --tokenizer.path"
+        fix = (
+            "name the column of texts with --data.text-column, or a tokenizer with --tokenizer.path"
+        )
         raise UserError(f"the sources hold no usable text to train a tokenizer on; {fix}")
-    print_line(f"training a tokenizer of at most {vocab_size:,} tokens on {pluralize(len(texts), 'text')}")
+    print_line(
+        f"training a tokenizer of at most {vocab_size:,} tokens on {pluralize(len(texts), 'text')}"
+    )
     return Tokenizer.train(texts, vocab_size)
 
 
@@ -242,11 +324,15 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
     if folders := checkpoint.known_checkpoints(config.out):
         return Tokenizer.load(folders[-1] / "tokenizer.json", ends=ends)
     if config.init is not None:
-        return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json", ends=ends)
+        return Tokenizer.load(
+            settings_folder(config.init, config.scratch, config.out) / "tokenizer.json", ends=ends
+        )
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path, ends=ends)
     vocab_size, data = config.tokenizer.vocab_size, config.data
-    if data.modality == "image" and all(map(generated, data.train)):  # rows without the captions that the data has
+    if data.modality == "image" and all(
+        map(generated, data.train)
+    ):  # rows without the captions that the data has
         text = processes.from_main(lambda: train_tokenizer(data.train, data, vocab_size).to_json())
     else:
         text = processes.from_main(lambda: tokenizer_of(sources, vocab_size).to_json())
@@ -257,8 +343,12 @@ def with_init_tokenizer(config: Config) -> Config:
     """Return the config with the vocabulary size of an --init run. Raises UserError."""
     if config.init is None:
         return config
-    vocab_size = read_config(settings_folder(config.init, config.scratch, config.out)).tokenizer.vocab_size
-    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
+    vocab_size = read_config(
+        settings_folder(config.init, config.scratch, config.out)
+    ).tokenizer.vocab_size
+    return dataclasses.replace(
+        config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size)
+    )
 
 
 def check_out_folder(config: Config, must_resume: bool) -> list[str]:
@@ -270,10 +360,18 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     folders = checkpoint.known_checkpoints(config.out)
     if not folders:
         if must_resume:
-            raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
+            raise UserError(
+                f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start"
+            )
         if (config.out / "plan.json").is_file() and (config.out / "probe").is_dir():
-            raise UserError(f"{config.out}: is a folder of eve learn, which holds runs; choose another folder with --out")
-        for name, section in (("data", config.data), ("task", config.task), ("tokenizer", config.tokenizer)):
+            raise UserError(
+                f"{config.out}: is a folder of eve learn, which holds runs; choose another folder with --out"
+            )
+        for name, section in (
+            ("data", config.data),
+            ("task", config.task),
+            ("tokenizer", config.tokenizer),
+        ):
             for field, path in vars(section).items():
                 if isinstance(path, Path) and not path.exists():
                     raise UserError(f"{name}.{field}: {explain_missing(path)}")

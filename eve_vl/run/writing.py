@@ -33,7 +33,11 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
 def _write(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], step: int) -> None:
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # the limits of tokenizer.vocab_size
     config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=bound))
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
+    texts = {
+        "config.json": config_to_json(config),
+        "tokenizer.json": tokenizer.to_json(),
+        **label_files(task),
+    }
     with reporting_write_errors(run), atomic_folder(run) as folder:
         checkpoint.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
@@ -50,14 +54,19 @@ def average(runs: Sequence[Path], out: Path, *, replaces: bool = False) -> None:
     if not replaces:
         check_new(out)
     first = load_run(runs[0])
-    step, total = first.step, {name: tensor.double() for name, tensor in first.task.state_dict().items()}
+    step, total = (
+        first.step,
+        {name: tensor.double() for name, tensor in first.task.state_dict().items()},
+    )
     for path in runs[1:]:
         run = load_run(path)
         ours, theirs = _compared(first), _compared(run)
         if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             more = f" and {len(unlike) - 3} more" * (len(unlike) > 3)
             both = f"differs from {runs[0]} in {', '.join(unlike[:3])}{more}"
-            raise UserError(f"{path}: {both}; average runs that started alike, such as fine-tunings with several seeds")
+            raise UserError(
+                f"{path}: {both}; average runs that started alike, such as fine-tunings with several seeds"
+            )
         step += run.step
         for name, tensor in run.task.state_dict().items():
             total[name] += tensor
@@ -71,7 +80,19 @@ def _compared(run: LoadedRun) -> dict[str, Any]:
 
     Re-ranking is chosen by validation after training.
     """
-    parts = ("init", "scratch", "input.", "model.", "task.", "data.train", "data.val", "data.test", "data.split")
-    fields = {name: value for name, value in flat(to_dict(run.config)).items() if name.startswith(parts)}
+    parts = (
+        "init",
+        "scratch",
+        "input.",
+        "model.",
+        "task.",
+        "data.train",
+        "data.val",
+        "data.test",
+        "data.split",
+    )
+    fields = {
+        name: value for name, value in flat(to_dict(run.config)).items() if name.startswith(parts)
+    }
     found = {name: value for name, value in fields.items() if not name.startswith("task.rerank")}
     return found | {"tokenizer": run.tokenizer.to_json(), "labels": run.task.sizes.labels}

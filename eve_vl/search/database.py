@@ -91,7 +91,9 @@ ADVICE = {
 }
 """Words of an error of SQLite or of the disk → the advice that follows it."""
 
-_READING = threading.Lock()  # closing the database's file drops the locks that SQLite has on it in this process
+_READING = (
+    threading.Lock()
+)  # closing the database's file drops the locks that SQLite has on it in this process
 
 Encode = Callable[[list[Any]], np.ndarray]
 
@@ -133,20 +135,28 @@ class VectorFile:
         Raises DamagedError if rows are missing.
         """
         if self.num_rows < num:
-            raise DamagedError(f"{self.path}: lacks features that the database lists; {recreate_hint(self.path.parent)}")
+            raise DamagedError(
+                f"{self.path}: lacks features that the database lists; {recreate_hint(self.path.parent)}"
+            )
         for start in range(0, num, BLOCK):
             # copy on write, because torch refuses read-only arrays; in blocks, because Linux may refuse such a map above RAM
-            yield np.memmap(self.path, "<f2", "c", 2 * self.dim * start, (min(BLOCK, num - start), self.dim))
+            yield np.memmap(
+                self.path, "<f2", "c", 2 * self.dim * start, (min(BLOCK, num - start), self.dim)
+            )
 
     def take(self, slots: np.ndarray) -> np.ndarray:
         """Return the rows of some slots, float32 (B, d)."""
-        return np.memmap(self.path, "<f2", "r", shape=(self.num_rows, self.dim))[slots].astype(np.float32)
+        return np.memmap(self.path, "<f2", "r", shape=(self.num_rows, self.dim))[slots].astype(
+            np.float32
+        )
 
 
 class FeatureWriter:
     """Computes features batch by batch and writes them to the first free slots."""
 
-    def __init__(self, vectors: VectorFile, encode: Encode | None, used: Sequence[int], batch_size: int):
+    def __init__(
+        self, vectors: VectorFile, encode: Encode | None, used: Sequence[int], batch_size: int
+    ):
         """encode: returns the features of values; None if the run has none.
         used: slots that are not free.
 
@@ -155,7 +165,9 @@ class FeatureWriter:
         self.vectors, self.encode, self.batch_size = vectors, encode, batch_size
         end = max(used, default=-1) + 1
         if encode is not None:
-            next(vectors.first(end), None)  # rows written behind the end of a truncated file would hide the damage
+            next(
+                vectors.first(end), None
+            )  # rows written behind the end of a truncated file would hide the damage
         self._free = chain(np.setdiff1d(np.arange(end), used).tolist(), count(end))
         self.waiting: list[tuple[int, Any]] = []
         """Slots and values whose features are not written yet."""
@@ -185,10 +197,17 @@ class Database:
         weakref.finalize(self, db.close)
         self.facts: dict[str, Any] = {}
         with contextlib.suppress(TypeError, ValueError):
-            self.facts |= {name: parse_json(value) for name, value in db.execute("SELECT name, value FROM fact")}
+            self.facts |= {
+                name: parse_json(value)
+                for name, value in db.execute("SELECT name, value FROM fact")
+            }
         if not has_fields(self.facts, **FACTS):
-            raise DamagedError(f"{folder / DATABASE}: its table of facts is damaged; {recreate_hint(folder)}")
-        self.images, self.texts = (VectorFile(folder, name, self.facts["dim"], check) for name in ("images", "captions"))
+            raise DamagedError(
+                f"{folder / DATABASE}: its table of facts is damaged; {recreate_hint(folder)}"
+            )
+        self.images, self.texts = (
+            VectorFile(folder, name, self.facts["dim"], check) for name in ("images", "captions")
+        )
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -204,9 +223,17 @@ class Database:
         """Open an index, or start one. Raises UserError if another run made it."""
         if not (path := folder / DATABASE).exists():
             facts = run_fingerprint(run) | {"columns": []}
-            with index_errors(folder), atomic_file(path) as new, contextlib.closing(sqlite3.connect(new)) as db, db:
+            with (
+                index_errors(folder),
+                atomic_file(path) as new,
+                contextlib.closing(sqlite3.connect(new)) as db,
+                db,
+            ):
                 db.executescript(SCHEMA)
-                db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
+                db.executemany(
+                    "INSERT INTO fact VALUES (?, ?)",
+                    [(name, json.dumps(fact)) for name, fact in facts.items()],
+                )
         database = cls.open(folder)
         database.check(run)
         if (name := builtin.name_of(run.folder)) != database.facts["run"]:  # the run was moved
@@ -224,21 +251,36 @@ class Database:
         path = folder / DATABASE
         if not path.is_file():
             inside = sorted(folder.glob(f"*/{DATABASE}"))  # as in the folder of `eve try`
-            source, out = (folder, f"{folder.absolute().name}.index") if folder.is_dir() else ("FOLDER", folder)
-            near = did_you_mean(folder.name, [each.parent.name for each in folder.absolute().parent.glob(f"*/{DATABASE}")])
+            source, out = (
+                (folder, f"{folder.absolute().name}.index")
+                if folder.is_dir()
+                else ("FOLDER", folder)
+            )
+            near = did_you_mean(
+                folder.name,
+                [each.parent.name for each in folder.absolute().parent.glob(f"*/{DATABASE}")],
+            )
             fix = f"{near} eve index {source} --run RUN --out {out} makes one".strip()
             fix = f"did you mean '{inside[0].parent}'?" if inside else fix
-            raise UserError(f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}")
+            raise UserError(
+                f"{folder}: {f'holds no {DATABASE}' if folder.is_dir() else 'no such index'}; {fix}"
+            )
         with index_errors(folder):
             if verified:
                 verify(folder)
             check = functools.partial(_refuse_another, path.absolute(), path.stat().st_ino)
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
+            db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                check_same_thread=sqlite3.threadsafety < 3,
+            )
             found = db.execute("SELECT value FROM fact WHERE name = 'format'").fetchall()
             if found == [(str(FORMAT),)]:
                 return cls(folder, db, check)
             db.close()
-        raise UserError(f"{folder}: is not in the format of version {__version__} of eve_vl; {recreate_hint(folder)}")
+        raise UserError(
+            f"{folder}: is not in the format of version {__version__} of eve_vl; {recreate_hint(folder)}"
+        )
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -248,7 +290,10 @@ class Database:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError, DamagedError), _READING:  # without them, nothing is verified
+            with (
+                contextlib.suppress(OSError, DamagedError),
+                _READING,
+            ):  # without them, nothing is verified
                 self._check()
                 write_file(self.folder / CHECKSUMS, json.dumps(_computed(self.folder)))
 
@@ -280,7 +325,9 @@ class Database:
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             problem = f"was made by another run ({made}) than {run.shown}, step {run.step}; their features do not compare"
-            raise UserError(f"{self.folder}: {problem}; name that run, or make another index with another --out")
+            raise UserError(
+                f"{self.folder}: {problem}; name that run, or make another index with another --out"
+            )
 
 
 def verify(folder: Path) -> None:
@@ -314,7 +361,9 @@ def checksum(path: Path) -> int:
     value = 0
     with path.open("rb") as file:
         while part := file.read(2**20):
-            value = zlib.crc32(part, value)  # twice as fast as SHA-256: 0.16 s instead of 0.34 s for 512 MiB (EPYC)
+            value = zlib.crc32(
+                part, value
+            )  # twice as fast as SHA-256: 0.16 s instead of 0.34 s for 512 MiB (EPYC)
     return value
 
 
@@ -335,7 +384,9 @@ def _refuse_another(path: Path, inode: int) -> None:
     """Raise DamagedError if the database at `path` is not the one that was opened."""
     if not path.exists() or path.stat().st_ino != inode:
         problem = f"was {'replaced' if path.exists() else 'deleted'} since it was opened"
-        raise DamagedError(f"{path}: {problem}; open the index again, or restart the server", is_gone=True)
+        raise DamagedError(
+            f"{path}: {problem}; open the index again, or restart the server", is_gone=True
+        )
 
 
 @contextlib.contextmanager
@@ -349,8 +400,13 @@ def index_errors(folder: Path) -> Iterator[None]:
         where, reason = error.filename or folder, error.strerror or str(error)
     else:
         return
-    advice = next((f"; {advice}" for errors, advice in ADVICE.items() if re.search(errors, reason)), "")
-    raise DamagedError(f"{where}: {reason}{advice.format(recreate=recreate_hint(folder))}", is_locked="locked" in reason)
+    advice = next(
+        (f"; {advice}" for errors, advice in ADVICE.items() if re.search(errors, reason)), ""
+    )
+    raise DamagedError(
+        f"{where}: {reason}{advice.format(recreate=recreate_hint(folder))}",
+        is_locked="locked" in reason,
+    )
 
 
 def run_fingerprint(run: "LoadedRun") -> dict[str, Any]:
@@ -373,7 +429,9 @@ def _sha256(run: "LoadedRun", name: str) -> str:
     """
     from eve_vl.train import checkpoint
 
-    return checkpoint.read_state(run.folder).get("sha256", {}).get(name) or checkpoint.checksum(run.folder / name)
+    return checkpoint.read_state(run.folder).get("sha256", {}).get(name) or checkpoint.checksum(
+        run.folder / name
+    )
 
 
 def source_name(spec: str | Path) -> str:

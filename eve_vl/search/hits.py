@@ -107,7 +107,10 @@ class Hits(list[Hit]):
 
 
 def read_hits(
-    database: Database, rows: Sequence[tuple[Query, Target, Ranked]], chosen: Filter, how: SearchOptions
+    database: Database,
+    rows: Sequence[tuple[Query, Target, Ranked]],
+    chosen: Filter,
+    how: SearchOptions,
 ) -> list[list[Hit]]:
     """Return the hits of all queries, by one SQL query.
 
@@ -127,24 +130,45 @@ def read_hits(
         if how.captions:
             return Hit(id=number, name=texts[0][1], images=names, **why)
         other = next((other for _, other in near if other != name), None)
-        return Hit(id=number, name=name, captions=tuple(text for _, text in texts), images=names, near=other, **why)
+        return Hit(
+            id=number,
+            name=name,
+            captions=tuple(text for _, text in texts),
+            images=names,
+            near=other,
+            **why,
+        )
 
     background = {} if how.captions else database.read_fact(BACKGROUND) or {}
     found = []
     for one, target, ranked in rows:
         reasons = _reasons(database, one, target, ranked, background, how)
         hits = [hit(slot, why) for slot, why in zip(ranked.slots_K.tolist(), reasons, strict=True)]
-        is_cut = lambda hit: hit.by not in ("both", "words") and hit.fit is not None and hit.fit < how.min_score  # noqa: E731
+
+        def is_cut(hit):
+            return (
+                hit.by not in ("both", "words") and hit.fit is not None and hit.fit < how.min_score
+            )
+
         found.append([each for each in hits if each is not None and not is_cut(each)])
     return found
 
 
 def _reasons(
-    database: Database, query: Query, target: Target, ranked: Ranked, background: dict[str, Any], how: SearchOptions
+    database: Database,
+    query: Query,
+    target: Target,
+    ranked: Ranked,
+    background: dict[str, Any],
+    how: SearchOptions,
 ) -> list[dict[str, Any]]:
     """Return the fields of each hit that say why it was found."""
     slots, table = ranked.slots_K.tolist(), "text_words" if how.captions else "image_words"
-    words = found_words(database, table, query, slots) if how.by != "vectors" and query.terms else dict.fromkeys(slots, ())
+    words = (
+        found_words(database, table, query, slots)
+        if how.by != "vectors" and query.terms
+        else dict.fromkeys(slots, ())
+    )
     num, has_vector = sum(len(term) for term, _ in query.terms), target.vector_d is not None
     fits_K = fit_of(database, background, ranked, target) if has_vector else None
     if fits_K is not None:  # at least that of each hit with a lower cosine
@@ -155,8 +179,21 @@ def _reasons(
         fit = None if fits_K is None else float(fits_K[place])
         by_words = bool(words[slot]) and sum(map(len, words[slot])) >= SHARE_OF_LETTERS * num
         by_vector = has_vector and (fit is None or fit >= FITS)
-        by = "both" if by_words and by_vector else "words" if by_words else "vectors" if by_vector else ""
-        why = {"by": by, "words": words[slot], "is_literal": bool(ranked.is_literal_K[place]), "fit": fit}
+        by = (
+            "both"
+            if by_words and by_vector
+            else "words"
+            if by_words
+            else "vectors"
+            if by_vector
+            else ""
+        )
+        why = {
+            "by": by,
+            "words": words[slot],
+            "is_literal": bool(ranked.is_literal_K[place]),
+            "fit": fit,
+        }
         reasons.append(why | {"score": score if has_vector else None})
     return reasons
 
@@ -179,19 +216,32 @@ def measure_background(database: Database, encoder: Any, is_used_N: np.ndarray) 
     if not is_used_N.any() or database.read_fact(BACKGROUND) is not None:
         return
     slots, rng = np.flatnonzero(is_used_N), np.random.default_rng(0)
-    sample_Sd = database.images.take(np.sort(rng.choice(slots, min(NUM_IMAGES, len(slots)), replace=False)))
+    sample_Sd = database.images.take(
+        np.sort(rng.choice(slots, min(NUM_IMAGES, len(slots)), replace=False))
+    )
     mean_d = sample_Sd.mean(0)
     cosines = _cosines(sample_Sd - mean_d, sample_Sd - mean_d)[~np.eye(len(sample_Sd), dtype=bool)]
     facts: dict[str, Any] = {}
     if len(cosines):
-        facts["image"] = {"mean": mean_d.tolist(), "scores": np.quantile(cosines, np.linspace(0, 1, 101)).tolist()}
+        facts["image"] = {
+            "mean": mean_d.tolist(),
+            "scores": np.quantile(cosines, np.linspace(0, 1, 101)).tolist(),
+        }
     if encoder.task.is_comparable and (texts := _nonsense(database, encoder)):
         query_Qd, known_Q = encode_texts(encoder, texts)
         mean_d = query_Qd.mean(0)
-        best_Q = topk_exact(database.images.first(len(is_used_N)), query_Qd - mean_d, 1, is_used_N)[1][:, 0]
+        best_Q = topk_exact(database.images.first(len(is_used_N)), query_Qd - mean_d, 1, is_used_N)[
+            1
+        ][:, 0]
         spread = [[float(each.mean()), float(each.std()) + 1e-6] for each in (best_Q, known_Q)]
-        scores = sum((each - mean) / std for each, (mean, std) in zip((best_Q, known_Q), spread, strict=True))
-        facts["text"] = {"mean": mean_d.tolist(), "spread": spread, "scores": np.sort(scores).tolist()}
+        scores = sum(
+            (each - mean) / std for each, (mean, std) in zip((best_Q, known_Q), spread, strict=True)
+        )
+        facts["text"] = {
+            "mean": mean_d.tolist(),
+            "spread": spread,
+            "scores": np.sort(scores).tolist(),
+        }
     with index_errors(database.folder), database.db:
         database.write_fact(BACKGROUND, facts)
 
@@ -202,10 +252,20 @@ def _nonsense(database: Database, encoder: Any) -> list[str]:
     Words come from captions, else from the tokenizer.
     """
     rng, tokenizer = random.Random(0), encoder.tokenizer
-    some = "SELECT text FROM text WHERE slot % (SELECT count(*) / ? + 1 FROM text) = 0 ORDER BY slot"
-    words = [word for (text,) in database.rows(some, [NUM_CAPTIONS]) for word in WORD.findall(text.lower())]
+    some = (
+        "SELECT text FROM text WHERE slot % (SELECT count(*) / ? + 1 FROM text) = 0 ORDER BY slot"
+    )
+    words = [
+        word
+        for (text,) in database.rows(some, [NUM_CAPTIONS])
+        for word in WORD.findall(text.lower())
+    ]
     if len({*words}) < NUM_QUERIES:
-        words += [word for token in range(tokenizer.vocab_size) for word in WORD.findall(tokenizer.word(token))]
+        words += [
+            word
+            for token in range(tokenizer.vocab_size)
+            for word in WORD.findall(tokenizer.word(token))
+        ]
     texts = []
     for num in rng.choices(range(1, 4), k=NUM_QUERIES) if words else ():
         text = " ".join("".join(rng.sample(word, len(word))) for word in rng.choices(words, k=num))
@@ -215,7 +275,9 @@ def _nonsense(database: Database, encoder: Any) -> list[str]:
     return texts
 
 
-def fit_of(database: Database, background: dict[str, Any], ranked: Ranked, target: Target) -> np.ndarray | None:
+def fit_of(
+    database: Database, background: dict[str, Any], ranked: Ranked, target: Target
+) -> np.ndarray | None:
     """Return the fits of hits, (K,), None without a background.
 
     background: the fact, perhaps empty.
@@ -235,5 +297,7 @@ def fit_of(database: Database, background: dict[str, Any], ranked: Ranked, targe
 
 def _cosines(one_Nd: np.ndarray, other_Nd: np.ndarray) -> np.ndarray:
     """Return the cosines of all pairs, (N, N); 0 for vectors of zeros."""
-    length_N1, other_N1 = (np.linalg.norm(each, axis=1, keepdims=True) for each in (one_Nd, other_Nd))
+    length_N1, other_N1 = (
+        np.linalg.norm(each, axis=1, keepdims=True) for each in (one_Nd, other_Nd)
+    )
     return one_Nd @ other_Nd.T / np.maximum(length_N1 * other_N1.T, 1e-12)

@@ -34,7 +34,14 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, fetc
 from eve_vl.data.table import Table
 from eve_vl.data.transforms import Crop, eval_crop
 from eve_vl.search import nearest, words
-from eve_vl.search.database import NO_CAPTION, Database, FeatureWriter, digest_of, index_errors, source_name
+from eve_vl.search.database import (
+    NO_CAPTION,
+    Database,
+    FeatureWriter,
+    digest_of,
+    index_errors,
+    source_name,
+)
 from eve_vl.search.hits import BACKGROUND
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError, printable
@@ -44,7 +51,9 @@ from eve_vl.utils.runtime import usable_cores
 
 SECONDS_PER_COMMIT = 2.0
 SECONDS_FOR_READERS = 60.0  # that an update waits for another process to finish reading
-THREADS = min(usable_cores(), 4)  # each may need decoding.MAX_BYTES; more decode faster than small encoders compute
+THREADS = min(
+    usable_cores(), 4
+)  # each may need decoding.MAX_BYTES; more decode faster than small encoders compute
 MOST_WAITING = 4 * THREADS  # rows that are read before the encoder needs them
 SEEN_TABLES = """
 PRAGMA temp_store = MEMORY; -- a few numbers per image
@@ -79,14 +88,19 @@ class OpenSource(Frozen):
         """Open a source. Raises UserError."""
         if not is_text(spec):
             raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
-        (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
+        (source,) = open_sources(
+            [spec], DataConfig(**reading), 1, "findable"
+        )  # the size matters for generated data only
         assert isinstance(source, Table)  # generated rows have no place to find them again
         return cls(spec=spec, reading=reading, source=source)
 
     @classmethod
     def each(cls, sources: Iterable[str | Path], reading: dict[str, Any]) -> "list[OpenSource]":
         """Open sources, each once. Raises UserError."""
-        own = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
+        own = {
+            name: os.path.abspath(value) if isinstance(value, Path) else value  # noqa: PTH100
+            for name, value in reading.items()
+        }
         own = {name: value for name, value in own.items() if value not in (None, "auto")}
         return [cls.of(spec, own) for spec in dict.fromkeys(map(source_name, sources))]
 
@@ -106,7 +120,10 @@ class Changes:
 
 
 def prefetch(
-    threads: ThreadPoolExecutor, work: Callable[[Item], None], items: Iterable[Item], is_needed: Callable[[Item], bool]
+    threads: ThreadPoolExecutor,
+    work: Callable[[Item], None],
+    items: Iterable[Item],
+    is_needed: Callable[[Item], bool],
 ) -> Iterator[Item]:
     """Yield items in order after threads have worked on those that need it.
 
@@ -127,7 +144,10 @@ def stat_of(path: Path) -> tuple[int | None, int | None]:
     """Return size of a file and time of its last change, in ns; None if unreadable."""
     with contextlib.suppress(OSError, ValueError):
         found = path.stat()
-        return found.st_size, found.st_ctime_ns % 2**63  # of the year 2262 on, SQLite could not store it
+        return (
+            found.st_size,
+            found.st_ctime_ns % 2**63,
+        )  # of the year 2262 on, SQLite could not store it
     return None, None
 
 
@@ -169,9 +189,14 @@ class PendingImage:
         assert isinstance(record, IndexableImage)
         image = record.image
         # an image with a file of its own is named by its path
-        name, stamp = str(image.path) if isinstance(image, ImageFile) else source.name(number), stamp_of(image, stat)
+        name, stamp = (
+            str(image.path) if isinstance(image, ImageFile) else source.name(number),
+            stamp_of(image, stat),
+        )
         if not is_text(name) or not is_text(stamp[0] or ""):
-            return cls(number, printable(name), reason="the name of its file is not UTF-8; rename it")
+            return cls(
+                number, printable(name), reason="the name of its file is not UTF-8; rename it"
+            )
         return cls(number, name, record, stamp)
 
     def is_as(self, known: tuple[Any, ...] | None) -> bool:
@@ -201,13 +226,24 @@ class Update:
 
     def __init__(self, database: Database, encoder: Any, batch_size: int):
         """encoder: an `Eve`."""
-        self.database, self.db, self.changes, self.batch_size = database, database.db, Changes(), batch_size
+        self.database, self.db, self.changes, self.batch_size = (
+            database,
+            database.db,
+            Changes(),
+            batch_size,
+        )
         database.wait_for_lock(SECONDS_FOR_READERS)
         # spilling a large transaction would lock out searches long before its commit
         self.db.execute("PRAGMA cache_spill = OFF")
         self.encoder, self.crop = encoder, eval_crop(encoder.run.config.input)
-        encode_texts = partial(encoder.encode_text, batch_size=batch_size) if encoder.task.is_comparable else None
-        self.images = FeatureWriter(database.images, self._encode_images, self._slots("feature"), batch_size)
+        encode_texts = (
+            partial(encoder.encode_text, batch_size=batch_size)
+            if encoder.task.is_comparable
+            else None
+        )
+        self.images = FeatureWriter(
+            database.images, self._encode_images, self._slots("feature"), batch_size
+        )
         self.texts = FeatureWriter(database.texts, encode_texts, self._slots("text"), batch_size)
         self._reading: set[str] = set()  # names of images on their way
         self._columns: set[str] = {*database.read_fact("columns")}
@@ -220,7 +256,11 @@ class Update:
     def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
         self.db.execute(STALE)
         # not `encode_image`: it would decode and crop each of them, which threads have done
-        return self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device)).cpu().numpy()
+        return (
+            self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device))
+            .cpu()
+            .numpy()
+        )
 
     def run(self, sources: Sequence[OpenSource], dropped: Sequence[str] = ()) -> None:
         """Update the index from sources, and forget missing images. Raises UserError.
@@ -234,7 +274,9 @@ class Update:
                 for spec in dropped:
                     self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
                     self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
-                self._delete_captions("image NOT IN (SELECT id FROM image)")  # now, as new images may get the freed ids
+                self._delete_captions(
+                    "image NOT IN (SELECT id FROM image)"
+                )  # now, as new images may get the freed ids
                 for source in sources:
                     self._source(source)
                 self._forget([source.spec for source in sources])
@@ -245,12 +287,18 @@ class Update:
 
     def _source(self, opened: OpenSource) -> None:
         put = "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading"
-        self.db.execute(f"{put} WHERE reading != excluded.reading", [opened.spec, json.dumps(opened.reading)])
-        (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
+        self.db.execute(
+            f"{put} WHERE reading != excluded.reading", [opened.spec, json.dumps(opened.reading)]
+        )
+        (number,) = self.db.execute(
+            "SELECT id FROM source WHERE spec = ?", [opened.spec]
+        ).fetchone()
         threads = ThreadPoolExecutor(THREADS, "decode")
         try:
             work = partial(PendingImage.read, crop=self.crop)
-            for row in prefetch(threads, work, self._rows(number, opened), lambda row: row.is_unread):
+            for row in prefetch(
+                threads, work, self._rows(number, opened), lambda row: row.is_unread
+            ):
                 self._reading.discard(row.name)
                 self._image(number, row)
                 for writer in (self.images, self.texts):
@@ -265,13 +313,17 @@ class Update:
         """Yield all rows of a source, and mark those whose image must be read."""
         source = opened.source
         stat = lru_cache(maxsize=16)(stat_of)  # one call for all images of a shard
-        for number in fetched(source, progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source))):
+        for number in fetched(
+            source, progress(range(len(source)), f"indexing {Path(opened.spec).name}", len(source))
+        ):
             row = PendingImage.of(source, number, stat)
             if row.record is not None:
                 if row.record.problem is not None:
                     self.changes.bad_captions[source.name(number)] = row.record.problem
                 known = self._known(source_id, row.name)
-                row.is_unread = not (row.name in self._reading or row.is_as(known) or (known and known[7]))
+                row.is_unread = not (
+                    row.name in self._reading or row.is_as(known) or (known and known[7])
+                )
                 row.known_digest = known[8] if known else None
                 self._reading.add(row.name)
             yield row
@@ -288,7 +340,9 @@ class Update:
         if known and known[7]:  # another row about this image
             image, slot = known[0], known[5]
         else:
-            slot, row.reason = known[5:7] if known and row.is_as(known) else (self._content(row), row.reason)
+            slot, row.reason = (
+                known[5:7] if known and row.is_as(known) else (self._content(row), row.reason)
+            )
             image = self._put(source, row, slot, known)
         if slot is not None:
             self._captions(image, row.record)
@@ -297,18 +351,27 @@ class Update:
         """Return the slot of an image's bytes, None if the image is unusable."""
         if row.reason is not None:
             return None
-        if found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [row.digest]).fetchone():
+        if found := self.db.execute(
+            "SELECT slot FROM feature WHERE hash = ?", [row.digest]
+        ).fetchone():
             return found[0]
         assert row.pixels is not None
-        slot, query = self.images.add(row.pixels), "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)"
+        slot, query = (
+            self.images.add(row.pixels),
+            "INSERT INTO feature (slot, hash, thumbprint) VALUES (?, ?, ?)",
+        )
         self.db.execute(query, [slot, row.digest, nearest.thumbprint(row.pixels)])
         return slot
 
-    def _put(self, source: int, row: PendingImage, slot: int | None, known: tuple[Any, ...] | None = None) -> int:
+    def _put(
+        self, source: int, row: PendingImage, slot: int | None, known: tuple[Any, ...] | None = None
+    ) -> int:
         """Write the row of an image if it differs from `known`; return its id."""
         values = (row.number, *row.stamp[1:], slot, row.reason)
         unchanged = known if known is not None and known[1:7] == values else None
-        (image, *_) = unchanged or self.db.execute(PUT, [source, row.name, row.stamp[0], *values]).fetchone()
+        (image, *_) = (
+            unchanged or self.db.execute(PUT, [source, row.name, row.stamp[0], *values]).fetchone()
+        )
         self.db.execute("INSERT OR IGNORE INTO seen_image VALUES (?)", [image])
         if row.reason is None:
             self._count(source, row.name, None if known is None else known[5], slot)
@@ -323,7 +386,9 @@ class Update:
         """
         # SQLite takes slot from the row with the maximum; listing the sources lets it use the index (source, name)
         others = "name = ? AND source IN (SELECT id FROM source WHERE id != ?) AND slot IS NOT NULL"
-        other, is_seen = self.db.execute(f"SELECT slot, max({SEEN}) FROM image WHERE {others}", [name, source]).fetchone()
+        other, is_seen = self.db.execute(
+            f"SELECT slot, max({SEEN}) FROM image WHERE {others}", [name, source]
+        ).fetchone()
         if is_seen:
             return
         before = other if before is None else before
@@ -335,9 +400,15 @@ class Update:
         """Write the captions and the columns of a row."""
         self._columns.update(record.columns)
         columns = json.dumps(record.columns, ensure_ascii=False, sort_keys=True)
-        for slot in map(self._text, record.captions) if record.captions else [NO_CAPTION] * bool(record.columns):
+        for slot in (
+            map(self._text, record.captions)
+            if record.captions
+            else [NO_CAPTION] * bool(record.columns)
+        ):
             for table in ("caption", "seen_caption"):
-                self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", [image, slot, columns])
+                self.db.execute(
+                    f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", [image, slot, columns]
+                )
 
     def _text(self, text: str) -> int:
         """Return the slot of a caption."""
@@ -349,7 +420,9 @@ class Update:
 
     def _delete(self, which: str, specs: Sequence[str]) -> None:
         """Delete images, and count those that no other source lists."""
-        rows = self.db.execute(f"DELETE FROM image WHERE {which} RETURNING name, slot", specs).fetchall()
+        rows = self.db.execute(
+            f"DELETE FROM image WHERE {which} RETURNING name, slot", specs
+        ).fetchall()
         kept = "SELECT 1 FROM image WHERE source IN (SELECT id FROM source) AND name = ? AND slot IS NOT NULL"
         for name in {name for name, slot in rows if slot is not None}:
             self.changes.gone += self.db.execute(kept, [name]).fetchone() is None
@@ -360,7 +433,10 @@ class Update:
         Texts and features without an image follow.
         """
         seen, marks = "SELECT id FROM seen_image", ", ".join("?" * len(specs))
-        self._delete(f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN ({seen})", specs)
+        self._delete(
+            f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN ({seen})",
+            specs,
+        )
         self.images.flush()  # before their slots may become free
         self.texts.flush()
         listed = "(image, slot, columns) IN (SELECT image, slot, columns FROM seen_caption)"
@@ -370,7 +446,9 @@ class Update:
         shown = "SELECT slot FROM image WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
             self.db.execute(STALE)
-            self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
+            self.db.execute(
+                "UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)"
+            )
         nearest.mark_near_duplicates(self.db)
 
     def _delete_captions(self, condition: str) -> None:
@@ -386,7 +464,9 @@ class Update:
         for writer in (self.images, self.texts):
             writer.flush()
             writer.vectors.sync()
-        if sorted(self._columns) != self.database.read_fact("columns"):  # or searches would take the index for changed
+        if sorted(self._columns) != self.database.read_fact(
+            "columns"
+        ):  # or searches would take the index for changed
             self.database.write_fact("columns", sorted(self._columns))
         words.refresh(self.db)
         self.db.commit()

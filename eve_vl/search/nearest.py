@@ -44,7 +44,9 @@ OTHERS_AT_ONCE = 8192  # bound on the others: blank pages resemble each other in
 SAMPLE = 256  # images by which a cut is chosen
 MAX_PAIRS = 0.9  # share of all pairs that both sides of a cut may leave
 ALL = slice(None)
-FIRST = slice(None, None, 7)  # numbers from all over the image, compared first: most pairs already differ in these
+FIRST = slice(
+    None, None, 7
+)  # numbers from all over the image, compared first: most pairs already differ in these
 
 
 @torch.no_grad()
@@ -57,16 +59,24 @@ def topk_exact(
     bool, one per slot; slots beyond its end are not wanted. Products are float32, so memory stays at one block.
     """
     query_dQ = torch.from_numpy(np.ascontiguousarray(query_Qd.T, dtype=np.float32))
-    score_KQ, slot_KQ = torch.empty((0, len(query_Qd))), torch.empty((0, len(query_Qd)), dtype=torch.int64)
+    score_KQ, slot_KQ = (
+        torch.empty((0, len(query_Qd))),
+        torch.empty((0, len(query_Qd)), dtype=torch.int64),
+    )
     start, k = 0, min(k, int(is_wanted.sum()))
     for block in blocks:
         wanted_B = torch.from_numpy(is_wanted[start : start + len(block)])
         block_Bd = torch.from_numpy(block[: len(wanted_B)])
         if wanted_B.any():
-            score_BQ = torch.cat([part_Cd.float() @ query_dQ for part_Cd in block_Bd.split(ROWS_AT_ONCE)])
+            score_BQ = torch.cat(
+                [part_Cd.float() @ query_dQ for part_Cd in block_Bd.split(ROWS_AT_ONCE)]
+            )
             score_BQ[~wanted_B] = -torch.inf
             found_KQ, row_KQ = score_BQ.topk(min(k, len(score_BQ)), dim=0)
-            score_KQ, slot_KQ = torch.cat([score_KQ, found_KQ]), torch.cat([slot_KQ, row_KQ + start])
+            score_KQ, slot_KQ = (
+                torch.cat([score_KQ, found_KQ]),
+                torch.cat([slot_KQ, row_KQ + start]),
+            )
             score_KQ, place_KQ = score_KQ.topk(min(k, len(score_KQ)), dim=0)
             slot_KQ = slot_KQ.gather(0, place_KQ)
         start += len(block)
@@ -91,17 +101,31 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
     if num <= EXACT_MOST or cell_facts(database) is not None:
         return
     if (faiss := load_faiss()) is None:
-        print_line(f"note: faiss makes a search among {num:,} images faster: pip install 'eve-vl[search]', then index again")
+        print_line(
+            f"note: faiss makes a search among {num:,} images faster: pip install 'eve-vl[search]', then index again"
+        )
         return
-    slots, rng, facts = np.flatnonzero(is_used), np.random.default_rng(0), database.read_fact(FACT) or {}
+    slots, rng, facts = (
+        np.flatnonzero(is_used),
+        np.random.default_rng(0),
+        database.read_fact(FACT) or {},
+    )
     cells, missing = _kept_cells(faiss, database, facts, num), slots
     if cells is None:
         num_cells = 2 ** round(np.log2(4 * num**0.5))
-        cells = faiss.index_factory(database.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-        cells.train(database.images.take(np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))))
+        cells = faiss.index_factory(
+            database.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT
+        )
+        cells.train(
+            database.images.take(
+                np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))
+            )
+        )
         facts = {"cells": num_cells, "trained": num}
     else:
-        changed = np.array(database.rows("SELECT slot FROM cell_change ORDER BY slot"), dtype=np.int64).reshape(-1)
+        changed = np.array(
+            database.rows("SELECT slot FROM cell_change ORDER BY slot"), dtype=np.int64
+        ).reshape(-1)
         cells.remove_ids(changed)
         missing = np.intersect1d(changed, slots)
     for rows in np.array_split(missing, -(-len(missing) // BLOCK) or 1):
@@ -112,7 +136,11 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
     while recall < RECALL and cells.nprobe < cells.nlist:
         cells.nprobe = min(2 * cells.nprobe, cells.nlist)
         recall = recall_of(cells, query_Qd, exact_QK)
-    with index_errors(database.folder), atomic_file(database.folder / FILE) as temporary, temporary.open("wb") as file:
+    with (
+        index_errors(database.folder),
+        atomic_file(database.folder / FILE) as temporary,
+        temporary.open("wb") as file,
+    ):
         # faiss's own writer does not report a disk that is full at the last piece
         faiss.write_index(cells, faiss.PyCallbackIOWriter(file.write))
     path = database.folder / FILE
@@ -131,14 +159,22 @@ def _kept_cells(faiss: ModuleType, database: Database, facts: dict[str, Any], nu
     path = database.folder / FILE
     if not facts or not facts["trained"] / 2 < num < 2 * facts["trained"]:
         return None
-    is_whole = path.is_file() and path.stat().st_size == facts["size"] and checksum(path) == facts["checksum"]
+    is_whole = (
+        path.is_file()
+        and path.stat().st_size == facts["size"]
+        and checksum(path) == facts["checksum"]
+    )
     return faiss.read_index(str(path)) if is_whole else None
 
 
 def recall_of(cells: Any, query_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
     """Return the share of the exact results that cells find."""
     found_QK = cells.search(query_Qd, exact_QK.shape[1])[1]
-    return float(np.mean([np.isin(exact, found).mean() for exact, found in zip(exact_QK, found_QK, strict=True)]))
+    return float(
+        np.mean(
+            [np.isin(exact, found).mean() for exact, found in zip(exact_QK, found_QK, strict=True)]
+        )
+    )
 
 
 def cell_facts(database: Database) -> dict[str, Any] | None:
@@ -161,7 +197,11 @@ class Cells:
 
         That is without cells or faiss, for a large k, or if the probed cells hold fewer than k images. Raises DamagedError.
         """
-        faiss, facts = (load_faiss(), cell_facts(self.database)) if num > EXACT_MOST and k <= MOST_FOUND else (None, None)
+        faiss, facts = (
+            (load_faiss(), cell_facts(self.database))
+            if num > EXACT_MOST and k <= MOST_FOUND
+            else (None, None)
+        )
         if faiss is None or facts is None:
             return None
         path = self.database.folder / FILE
@@ -172,7 +212,9 @@ class Cells:
                 self._opened = facts, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             score_QK, slot_QK = self._opened[1].search(query_Qd, k)
         except RuntimeError:  # all that faiss raises for a damaged file
-            raise DamagedError(f"{path}: is damaged; delete it, then eve index --out {self.database.folder}") from None
+            raise DamagedError(
+                f"{path}: is damaged; delete it, then eve index --out {self.database.folder}"
+            ) from None
         return (slot_QK, score_QK) if (slot_QK >= 0).all() else None
 
 
@@ -181,10 +223,14 @@ def _sample_queries(database: Database, slots: np.ndarray, rng: np.random.Genera
 
     They are of captions, which resemble queries, or else of images.
     """
-    captions = np.array(database.rows("SELECT slot FROM text ORDER BY slot"), dtype=np.int64).reshape(-1)
+    captions = np.array(
+        database.rows("SELECT slot FROM text ORDER BY slot"), dtype=np.int64
+    ).reshape(-1)
     has_captions = len(captions) >= NUM_QUERIES and database.texts.num_rows
     vectors, candidates = (database.texts, captions) if has_captions else (database.images, slots)
-    return vectors.take(np.sort(rng.choice(candidates, min(NUM_QUERIES, len(candidates)), replace=False)))
+    return vectors.take(
+        np.sort(rng.choice(candidates, min(NUM_QUERIES, len(candidates)), replace=False))
+    )
 
 
 def mark_near_duplicates(db: sqlite3.Connection) -> None:
@@ -239,14 +285,18 @@ def _cut(prints_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray) -> tupl
     some_R = rows_R[:: -(-len(rows_R) // SAMPLE)]
     some_RC, reach_R1 = prints_NC[some_R], limit_N[some_R, None] / 2
     cut_C = some_RC.mean(0, dtype=np.float32)
-    pairs_C = (some_RC <= cut_C + reach_R1).mean(0) ** 2 + (some_RC >= cut_C - reach_R1).mean(0) ** 2  # as a share of all
+    pairs_C = (some_RC <= cut_C + reach_R1).mean(0) ** 2 + (some_RC >= cut_C - reach_R1).mean(
+        0
+    ) ** 2  # as a share of all
     column = int(pairs_C.argmin())
     values_R, reach_R, cut = prints_NC[rows_R, column], limit_N[rows_R] / 2, cut_C[column]
     sides = rows_R[values_R <= cut + reach_R], rows_R[values_R >= cut - reach_R]
     return sides if sum(len(side) ** 2 for side in sides) < MAX_PAIRS * len(rows_R) ** 2 else ()
 
 
-def _compare(prints_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray) -> None:
+def _compare(
+    prints_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray
+) -> None:
     """Write the first near-duplicate of each of some ordered images into `first`."""
     left = rows_R
     for start in range(0, len(rows_R), ONES_AT_ONCE):
@@ -261,11 +311,15 @@ def _compare(prints_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, fir
         left = left[~np.isin(left, np.concatenate(found))]
 
 
-def _is_near(prints_NC: np.ndarray, limit_N: np.ndarray, ones: np.ndarray, others: np.ndarray, numbers: slice) -> np.ndarray:
+def _is_near(
+    prints_NC: np.ndarray, limit_N: np.ndarray, ones: np.ndarray, others: np.ndarray, numbers: slice
+) -> np.ndarray:
     """Return whether the other of each pair comes later and is a near-duplicate.
 
     numbers: of the thumbprints, that are compared.
     """
-    one_RC, other_RC = (torch.from_numpy(prints_NC[rows, numbers]).float() for rows in (ones, others))
+    one_RC, other_RC = (
+        torch.from_numpy(prints_NC[rows, numbers]).float() for rows in (ones, others)
+    )
     distance = torch.cdist(one_RC, other_RC, p=torch.inf).numpy()
     return (distance <= np.minimum(limit_N[ones, None], limit_N[others])) & (ones[:, None] < others)

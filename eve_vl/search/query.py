@@ -23,11 +23,15 @@ from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.frozen import Frozen
 
 AT_ONCE = 64  # texts or pairs
-NOTHING_LEFT = 1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides
+NOTHING_LEFT = (
+    1e-3  # length of a query's vector, a sum of vectors of length 1: below it, rounding decides
+)
 UNKNOWN = "[UNK]"
 BY = ("both", "words", "vectors")
 MOST_WORDS = 32  # of a query, that are looked up
-PART = re.compile(r"""(?<!\S)(-?)(?:(\d(?:\.\d+)?):(?!(?i:[ap]\.?m)\b))?(?:"([^"]*)"(?!\S)|(\S+))""")
+PART = re.compile(
+    r"""(?<!\S)(-?)(?:(\d(?:\.\d+)?):(?!(?i:[ap]\.?m)\b))?(?:"([^"]*)"(?!\S)|(\S+))"""
+)
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
@@ -52,7 +56,9 @@ class Query(Frozen):
         for part in PART.finditer(given):
             minus, number, phrase, word = part.groups()
             own, weight = (word or phrase or "").strip(), float(number or 1)
-            if weight == 0 or not (any(map(str.isalnum, own)) if phrase else own[:1].isalpha()):  # as in 16:9, - or 5"
+            if weight == 0 or not (
+                any(map(str.isalnum, own)) if phrase else own[:1].isalpha()
+            ):  # as in 16:9, - or 5"
                 minus, number, own, phrase, weight = "", None, part[0], None, 1.0
             is_plain &= not (minus or number or phrase)
             if minus or number:
@@ -65,7 +71,13 @@ class Query(Frozen):
         text = given if is_plain else " ".join(plain)
         parts = ([(text, 1.0)] if text else []) + parts
         words = (*terms.values(),)[:MOST_WORDS]
-        return cls(text=text, parts=(*parts,), terms=words, phrases=(*phrases[:MOST_WORDS],), is_plain=is_plain)
+        return cls(
+            text=text,
+            parts=(*parts,),
+            terms=words,
+            phrases=(*phrases[:MOST_WORDS],),
+            is_plain=is_plain,
+        )
 
     @property
     def excluded(self) -> list[str]:
@@ -107,12 +119,20 @@ class SearchOptions(Frozen):
 
     def __post_init__(self):
         if self.top < 1 or (self.rerank or 0) < 0:
-            raise UserError(f"top {self.top} is not positive" if self.top < 1 else f"rerank {self.rerank} is negative")
+            raise UserError(
+                f"top {self.top} is not positive"
+                if self.top < 1
+                else f"rerank {self.rerank} is negative"
+            )
         if self.by not in BY:
             raise UserError(f"by {nearest(self.by, BY)}")
         has_fit = not self.captions and self.by != "words"
         if not 0 <= self.min_score <= has_fit:
-            fix = "give a number from 0 to 1" if has_fit else "only images found by vectors have a fit"
+            fix = (
+                "give a number from 0 to 1"
+                if has_fit
+                else "only images found by vectors have a fit"
+            )
             raise UserError(f"min_score {self.min_score} has no effect; {fix}")
 
 
@@ -135,8 +155,15 @@ def filter_of(how: SearchOptions) -> Filter:
         tests.append("substr(name, 1, ?) = ?")
         values += [len(prefix), prefix]
     if where:
-        has = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
-        tests.append(has if how.captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.image = image.id AND {has})")
+        has = " AND ".join(
+            ["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"]
+            * len(where)
+        )
+        tests.append(
+            has
+            if how.captions
+            else f"EXISTS (SELECT 1 FROM caption WHERE caption.image = image.id AND {has})"
+        )
         values += [part for pair in where.items() for part in pair]
     test = " AND ".join(tests)
     slots = f"SELECT slot FROM image WHERE slot IS NOT NULL AND {test}"
@@ -148,7 +175,9 @@ def filter_of(how: SearchOptions) -> Filter:
     return Filter(test, tuple(values), slots)
 
 
-_OF_CAPTIONS = f"SELECT image.slot FROM caption JOIN image ON id = image WHERE caption.slot != {NO_CAPTION}"
+_OF_CAPTIONS = (
+    f"SELECT image.slot FROM caption JOIN image ON id = image WHERE caption.slot != {NO_CAPTION}"
+)
 CAPTIONED = Filter("TRUE", (), f"{_OF_CAPTIONS} AND image.slot IS NOT NULL")
 """Images with a caption."""
 
@@ -159,7 +188,9 @@ def slots_that_pass(database: Database, chosen: Filter = CAPTIONED) -> np.ndarra
     chosen: by default the images with captions.
     """
     with index_errors(database.folder):
-        slots = np.fromiter((slot for (slot,) in database.db.execute(chosen.slots, chosen.values)), dtype=np.int64)
+        slots = np.fromiter(
+            (slot for (slot,) in database.db.execute(chosen.slots, chosen.values)), dtype=np.int64
+        )
     is_wanted_N = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
     is_wanted_N[slots] = True
     return is_wanted_N
@@ -172,12 +203,17 @@ def encode_queries(
 
     A vector is the weighted sum of its parts and its image, of length 1. encoder: an `Eve`. Raises UserError.
     """
-    parts = [(row, text, weight) for row, query in enumerate(queries) for text, weight in query.parts]
+    parts = [
+        (row, text, weight) for row, query in enumerate(queries) for text, weight in query.parts
+    ]
     if (parts or captions) and not encoder.task.is_comparable:
         problem = "images and texts of this run do not compare, so it finds only images by an image"
         fix = "to search by text: eve finetune search_small --init RUN --data.train FOLDER"
         raise UserError(f"{encoder.run.shown}: {problem}; {fix}")
-    query_Qd, known = np.zeros((len(queries), encoder.task.feature_dim), np.float32), [[1.0] for _ in queries]
+    query_Qd, known = (
+        np.zeros((len(queries), encoder.task.feature_dim), np.float32),
+        [[1.0] for _ in queries],
+    )
     if parts:
         features, shares = encode_texts(encoder, [text for _, text, _ in parts])
         for (row, _, weight), feature_d, share in zip(parts, features, shares, strict=True):
@@ -192,8 +228,12 @@ def encode_queries(
         query_Qd[[*by_row]] += encoder.encode_image(only[0] if len(only) == 1 else only)
     lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
     if (lengths_Q1 < NOTHING_LEFT).any():
-        raise UserError("nothing is left to search for: the excluded words cancel the query; change one of them")
-    return query_Qd / lengths_Q1, np.array([float(np.mean(shares[1:] or shares)) for shares in known])
+        raise UserError(
+            "nothing is left to search for: the excluded words cancel the query; change one of them"
+        )
+    return query_Qd / lengths_Q1, np.array(
+        [float(np.mean(shares[1:] or shares)) for shares in known]
+    )
 
 
 @torch.no_grad()
@@ -202,7 +242,10 @@ def encode_texts(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray
 
     Raises UserError.
     """
-    inputs, names = encoder.inputs, ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))]
+    inputs, names = (
+        encoder.inputs,
+        ["text"] if len(texts) == 1 else [f"text {number}" for number in range(len(texts))],
+    )
     given = map(given_text, texts, names)
     both = [known_ids(text, encoder.tokenizer, inputs.config.max_text_tokens) for text in given]
     batches = chunked((ids for ids, _ in both), AT_ONCE)
@@ -218,23 +261,37 @@ def known_ids(text: str, tokenizer: Tokenizer, longest: int) -> tuple[np.ndarray
     without letters: sign) as more than single bytes: features of unknown letters would match anything.
     """
     encoding, has_letters = tokenizer.encoding(text, longest), any(map(str.isalnum, text))
-    tokens = zip(encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False)
+    tokens = zip(
+        encoding.offsets, encoding.ids[:longest], encoding.special_tokens_mask, strict=False
+    )
     unknown = tokenizer.backend.token_to_id(UNKNOWN)
     spans = [span for span, token, special in tokens if token != unknown and not special]
     tokens_of = Counter(place for start, end in spans for place in range(start, end))
-    places = [place for place, sign in enumerate(text) if (sign.isalnum() if has_letters else not sign.isspace())]
+    places = [
+        place
+        for place, sign in enumerate(text)
+        if (sign.isalnum() if has_letters else not sign.isspace())
+    ]
     if places and not any(tokens_of[place] == 1 for place in places):
         unit = "letter" if has_letters else "sign"
         problem = f"no {unit} of its first {longest - 1} tokens is known to the run's tokenizer"
         raise UserError(f"{text!r}: {problem}; use the language of its training")
-    words = sum(len(word) ** 2 for word in re.findall(r"\w+", text[: max((end for _, end in spans), default=0)]))
+    words = sum(
+        len(word) ** 2
+        for word in re.findall(r"\w+", text[: max((end for _, end in spans), default=0)])
+    )
     pieces = sum(len(text[start:end].strip()) ** 2 for start, end in spans)
-    return np.array(tokenizer.cut(encoding.ids, longest, tokenizer.end_id)), min(1.0, pieces / max(words, 1))
+    return np.array(tokenizer.cut(encoding.ids, longest, tokenizer.end_id)), min(
+        1.0, pieces / max(words, 1)
+    )
 
 
 def shrunk(image: GivenImage, sizes: InputConfig) -> GivenImage:
     """Return an image as the run sees it, decoded. Raises UserError."""
-    return GivenImage(ref=ImagePixels(pixels=image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()), where=image.where)
+    return GivenImage(
+        ref=ImagePixels(pixels=image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()),
+        where=image.where,
+    )
 
 
 @torch.no_grad()
@@ -251,5 +308,9 @@ def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -
         images, texts, cosines = zip(*some, strict=True)
         batch = inputs.pairs(images, texts)
         cosine_B = torch.tensor(cosines, device=batch.ids_BT.device)
-        parts.append(task.pair_scores(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, cosine_B).cpu().numpy())
+        parts.append(
+            task.pair_scores(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, cosine_B)
+            .cpu()
+            .numpy()
+        )
     return np.concatenate(parts)

@@ -40,8 +40,27 @@ REFRESH = f"""INSERT INTO image_words (rowid, captions, names, columns) SELECT s
 {_JOINED.format("stem(CASE WHEN start IS NULL THEN path END) AS value FROM image")},
 {_JOINED.format(f"value {_OF_IMAGE} JOIN json_each(caption.columns)")}
 FROM (SELECT DISTINCT slot FROM touched) AS changed WHERE slot IN (SELECT slot FROM image)"""
-LITERAL, ALL, SOME, NONE = range(4)  # the query word by word in a caption or a name; all its words; some; none
-STOP_WORDS = {"a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to", "with"}
+LITERAL, ALL, SOME, NONE = range(
+    4
+)  # the query word by word in a caption or a name; all its words; some; none
+STOP_WORDS = {
+    "a",
+    "an",
+    "and",
+    "at",
+    "by",
+    "for",
+    "from",
+    "in",
+    "is",
+    "it",
+    "of",
+    "on",
+    "or",
+    "the",
+    "to",
+    "with",
+}
 MOST_RANKED = 4000  # matches that are ranked by bm25, at 2 µs each; more: in the order of slots
 MOST_LISTED = 20_000  # matches of one expression, at 0.3 µs each
 
@@ -93,7 +112,9 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\0", " ").replace('"', " ") + '"'
 
 
-def rank(database: Database, table: str, query: Query, is_wanted_N: np.ndarray, *, is_filtered: bool) -> Matches:
+def rank(
+    database: Database, table: str, query: Query, is_wanted_N: np.ndarray, *, is_filtered: bool
+) -> Matches:
     """Return the wanted slots that match a query, by tier, then by bm25.
 
     Raises DamagedError.
@@ -102,19 +123,31 @@ def rank(database: Database, table: str, query: Query, is_wanted_N: np.ndarray, 
     for tier, expressions in enumerate(_expressions(table, query)):
         sum_N = np.zeros(len(is_wanted_N))
         for expression, weight in expressions:
-            ((num,),) = database.rows(f"SELECT count(*) FROM {table} WHERE {table} MATCH ?", [expression])
+            ((num,),) = database.rows(
+                f"SELECT count(*) FROM {table} WHERE {table} MATCH ?", [expression]
+            )
             if not num or (num > MOST_RANKED and tier == SOME):
                 continue  # a word that common tells little about images that lack the others
-            what, most = "rank" if num <= MOST_RANKED else "-1.0", -1 if is_filtered else MOST_LISTED
-            rows = database.rows(f"SELECT rowid, {what} FROM {table} WHERE {table} MATCH ? LIMIT ?", [expression, most])
+            what, most = (
+                "rank" if num <= MOST_RANKED else "-1.0",
+                -1 if is_filtered else MOST_LISTED,
+            )
+            rows = database.rows(
+                f"SELECT rowid, {what} FROM {table} WHERE {table} MATCH ? LIMIT ?",
+                [expression, most],
+            )
             slots, ranks = np.array(rows).reshape(-1, 2).T
             is_known = slots < len(sum_N)  # an update may have added others meanwhile
-            sum_N[slots[is_known].astype(np.int64)] -= weight * ranks[is_known]  # FTS5's bm25 is negative
+            sum_N[slots[is_known].astype(np.int64)] -= (
+                weight * ranks[is_known]
+            )  # FTS5's bm25 is negative
         is_new_N = (sum_N > 0) & (tier_N == NONE) & is_wanted_N
         tier_N[is_new_N], score_N[is_new_N] = tier, sum_N[is_new_N]
     slots_W = np.flatnonzero(tier_N != NONE)
     slots_W = slots_W[np.lexsort((-score_N[slots_W], tier_N[slots_W]))]
-    is_tie_W = (np.diff(tier_N[slots_W], prepend=-1) == 0) & (np.diff(score_N[slots_W], prepend=0.0) == 0)
+    is_tie_W = (np.diff(tier_N[slots_W], prepend=-1) == 0) & (
+        np.diff(score_N[slots_W], prepend=0.0) == 0
+    )
     place_N = np.full(len(is_wanted_N), np.inf)
     place_N[slots_W] = np.maximum.accumulate(np.where(is_tie_W, 0, np.arange(1, len(slots_W) + 1)))
     return Matches(slots_W, tier_N, place_N)
@@ -128,14 +161,21 @@ def _expressions(table: str, query: Query) -> list[list[tuple[str, float]]]:
         return []
     together = " AND ".join(phrase for phrase, _ in phrases)
     literal = quoted(query.text) if query.is_plain else together
-    return [[(f"{{captions names}} : ({literal})" if table == "image_words" else literal, 1.0)], [(together, 1.0)], phrases]
+    return [
+        [(f"{{captions names}} : ({literal})" if table == "image_words" else literal, 1.0)],
+        [(together, 1.0)],
+        phrases,
+    ]
 
 
 def has_phrase(database: Database, table: str, phrase: str, is_wanted_N: np.ndarray) -> bool:
     """Return whether a wanted slot has a phrase. Raises DamagedError."""
     query = f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?"
     with index_errors(database.folder):  # reads no further than the first
-        return any(is_wanted_N[slot] for (slot,) in database.db.execute(query, [quoted(phrase), len(is_wanted_N)]))
+        return any(
+            is_wanted_N[slot]
+            for (slot,) in database.db.execute(query, [quoted(phrase), len(is_wanted_N)])
+        )
 
 
 def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarray) -> np.ndarray:
@@ -145,13 +185,17 @@ def without(database: Database, table: str, query: Query, is_wanted_N: np.ndarra
     """
     if not (match := " OR ".join(quoted(text) for text in query.excluded)):
         return is_wanted_N
-    rows = database.rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [match, len(is_wanted_N)])
+    rows = database.rows(
+        f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", [match, len(is_wanted_N)]
+    )
     is_left_N = is_wanted_N.copy()
     is_left_N[[slot for (slot,) in rows]] = False
     return is_left_N
 
 
-def found_words(database: Database, table: str, query: Query, slots: list[int]) -> dict[int, tuple[str, ...]]:
+def found_words(
+    database: Database, table: str, query: Query, slots: list[int]
+) -> dict[int, tuple[str, ...]]:
     """Return the words and phrases of a query that some slots have.
 
     Raises DamagedError.
@@ -160,17 +204,29 @@ def found_words(database: Database, table: str, query: Query, slots: list[int]) 
     texts = " || char(10) || ".join(f"coalesce({name}, '')" for name in names)
     found: dict[int, tuple[str, ...]] = dict.fromkeys(slots, ())
     which = f"SELECT rowid, {texts} FROM {table} WHERE rowid IN (SELECT value FROM json_each(?))"
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:  # faster than the index, where a common word has long lists
+    with contextlib.closing(
+        sqlite3.connect(":memory:")
+    ) as db:  # faster than the index, where a common word has long lists
         db.execute(f"CREATE VIRTUAL TABLE words USING fts5 (text, {TOKENS})")
-        db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", database.rows(which, [json.dumps(slots)]))
+        db.executemany(
+            "INSERT INTO words (rowid, text) VALUES (?, ?)",
+            database.rows(which, [json.dumps(slots)]),
+        )
         for term, _ in query.terms:
-            for (slot,) in db.execute("SELECT rowid FROM words WHERE words MATCH ?", [quoted(term)]):
+            for (slot,) in db.execute(
+                "SELECT rowid FROM words WHERE words MATCH ?", [quoted(term)]
+            ):
                 found[slot] += (term,)
     return found
 
 
 def fuse(
-    near: Nearest | None, matches: Matches | None, has_words_N: np.ndarray, of: VectorFile, to: Target, num: int
+    near: Nearest | None,
+    matches: Matches | None,
+    has_words_N: np.ndarray,
+    of: VectorFile,
+    to: Target,
+    num: int,
 ) -> Ranked:
     """Return the first `num` hits of a query in the fused order.
 
@@ -182,7 +238,9 @@ def fuse(
         return Ranked(slots_K[:num], score_K[:num], np.zeros(min(num, len(slots_K)), dtype=bool))
     more = matches.slots_W[:MOST_MATCHES]
     if near is None:
-        return Ranked(more[:num], np.full(len(more[:num]), np.nan), matches.tier_N[more[:num]] == LITERAL)
+        return Ranked(
+            more[:num], np.full(len(more[:num]), np.nan), matches.tier_N[more[:num]] == LITERAL
+        )
     more = np.setdiff1d(more, slots_K)
     slots_K, score_K = np.append(slots_K, more), np.append(score_K, of.take(more) @ to.vector_d)
     near_K = np.arange(1, len(slots_K) + 1, dtype=float)

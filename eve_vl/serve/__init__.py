@@ -44,7 +44,9 @@ class Limits(Frozen):
     def __post_init__(self):
         for each in fields(Limits):
             if not getattr(self, each.name) > 0:
-                raise UserError(f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0")
+                raise UserError(
+                    f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0"
+                )
 
 
 class RequestRefusedError(Exception):
@@ -57,4 +59,6 @@ class RequestRefusedError(Exception):
 
 def busy(why: str, seconds: int = 1) -> RequestRefusedError:
     """Return a 503 for a request that may be sent again."""
-    return RequestRefusedError(503, f"{why}; send it again in {seconds} s", {"retry-after": str(seconds)})
+    return RequestRefusedError(
+        503, f"{why}; send it again in {seconds} s", {"retry-after": str(seconds)}
+    )

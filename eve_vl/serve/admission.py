@@ -62,13 +62,21 @@ class Reservation:
         Raises RequestRefusedError if it is too large or too slow.
         """
         limits, parts, size = self.room.limits, [], 0
-        status, problem = 408, f"was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images"
+        status, problem = (
+            408,
+            f"was incomplete after {limits.body_seconds:g} s; send it faster, or smaller images",
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.body_seconds):
-                async for chunk in request.stream():  # to the end: to close before would lose the answer
+                async for (
+                    chunk
+                ) in request.stream():  # to the end: to close before would lose the answer
                     size += len(chunk)
                     if size > limits.body_mb * MB:
-                        status, problem = 413, f"has more than {limits.body_mb} MB; send fewer or smaller images"
+                        status, problem = (
+                            413,
+                            f"has more than {limits.body_mb} MB; send fewer or smaller images",
+                        )
                     else:
                         self.resize(size)
                         parts.append(chunk)
@@ -84,12 +92,24 @@ class Counts:
         self.registry, self.limits = CollectorRegistry(), room.limits
         more: Any = {"registry": self.registry, "namespace": "eve"}
         self.requests = Counter("requests", "Requests answered.", ["call", "status"], **more)
-        self.seconds = Histogram("request_seconds", "Seconds from a request to its answer.", ["call"], buckets=SECONDS, **more)
+        self.seconds = Histogram(
+            "request_seconds",
+            "Seconds from a request to its answer.",
+            ["call"],
+            buckets=SECONDS,
+            **more,
+        )
         self.rows = Histogram("batch_rows", "Images or texts of a batch.", buckets=ROWS, **more)
-        self.computing = Histogram("batch_seconds", "Seconds to compute a batch.", buckets=SECONDS, **more)
+        self.computing = Histogram(
+            "batch_seconds", "Seconds to compute a batch.", buckets=SECONDS, **more
+        )
         self.queue = Gauge("queue_length", "Jobs that wait to be computed.", **more)
-        Gauge("requests_accepted", "Requests that wait or are computed.", **more).set_function(lambda: room.requests)
-        Gauge("held_bytes", "Bytes of bodies, decoded images and results.", **more).set_function(lambda: room.held)
+        Gauge("requests_accepted", "Requests that wait or are computed.", **more).set_function(
+            lambda: room.requests
+        )
+        Gauge("held_bytes", "Bytes of bodies, decoded images and results.", **more).set_function(
+            lambda: room.held
+        )
         ProcessCollector(registry=self.registry)
 
     def batch(self, rows: int, seconds: float) -> None:
@@ -145,10 +165,14 @@ class AdmissionMiddleware:
             host = headers.get(b"host", b"localhost").decode("latin-1")
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if not is_loopback(name.strip("[]").lower()):  # DNS rebinding by a page of another site
-                return answer_of(RequestRefusedError(400, f"host {name}: this server answers as localhost only"))
+                return answer_of(
+                    RequestRefusedError(400, f"host {name}: this server answers as localhost only")
+                )
         elif scope["path"] not in self.open_paths:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(self.token.encode(), given.strip()):
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(
+                self.token.encode(), given.strip()
+            ):
                 message = "this server needs its token: send the header Authorization: Bearer TOKEN"
                 return answer_of(RequestRefusedError(401, message, {"www-authenticate": "Bearer"}))
         return None

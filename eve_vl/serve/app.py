@@ -34,7 +34,16 @@ from eve_vl.search.query import SearchOptions
 from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy, endpoints
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
 from eve_vl.serve.batching import Compute, Job
-from eve_vl.serve.endpoints import Endpoint, Row, Search, as_json, bodies, encoded, generated_names, served_calls
+from eve_vl.serve.endpoints import (
+    Endpoint,
+    Row,
+    Search,
+    as_json,
+    bodies,
+    encoded,
+    generated_names,
+    served_calls,
+)
 from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
 from eve_vl.synthetic import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
@@ -50,11 +59,16 @@ LOCKED = 0.25  # seconds to wait for an index that another process writes, while
 GONE = "the index was deleted or made again since the server opened it; restart the server"
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 WORD = r"[^\s/:;,'\"()]+"
-PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # a path without its last name
+PATH = re.compile(
+    rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})"
+)  # a path without its last name
 WELCOME = "EVE answers JSON requests: /openapi.json describes them, /v1/runs lists the runs. eve app serves a page here.\n"
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
 ERRORS: Any = {
-    status: {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": ERROR}}}
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"schema": ERROR}},
+    }
     for status in (400, 401, 404, 408, 413, 415, 500, 503)
 } | {"default": {"description": "Any other error."}}  # or FastAPI would list 422
 
@@ -73,32 +87,87 @@ def application(
     page: files of the page by their URL paths (`server.page_files`).
     """
     server = Service(runs, index, limits or Limits())
-    about: dict[str, Any] = {"title": "EVE", "version": __version__, "docs_url": None, "redoc_url": None}
-    guarded: Any = {"responses": ERRORS} | ({} if token is None else {"dependencies": [Security(BEARER)]})
+    about: dict[str, Any] = {
+        "title": "EVE",
+        "version": __version__,
+        "docs_url": None,
+        "redoc_url": None,
+    }
+    guarded: Any = {"responses": ERRORS} | (
+        {} if token is None else {"dependencies": [Security(BEARER)]}
+    )
     app = FastAPI(**about, lifespan=lambda _: server.running())
     app.state.service = server
-    app.add_middleware(AdmissionMiddleware, counts=server.counts, token=token, open_paths=page or ())
-    for error in (RequestRefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
+    app.add_middleware(
+        AdmissionMiddleware, counts=server.counts, token=token, open_paths=page or ()
+    )
+    for error in (
+        RequestRefusedError,
+        HTTPException,
+        RequestValidationError,
+        UserError,
+        ClientDisconnect,
+        Exception,
+    ):
         app.add_exception_handler(error, server.answer_to)
-    app.add_api_route("/healthz", server.health, summary="Whether the server computes and has its index.")
+    app.add_api_route(
+        "/healthz", server.health, summary="Whether the server computes and has its index."
+    )
     app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
-    about_metrics: Any = {"summary": "Counters of the server, for Prometheus.", "response_class": PlainTextResponse}
+    about_metrics: Any = {
+        "summary": "Counters of the server, for Prometheus.",
+        "response_class": PlainTextResponse,
+    }
     app.add_api_route("/metrics", server.metrics, **about_metrics, **guarded)
-    app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded)
-    served = {f"/v1/runs/{run}/{call}": each for run, calls in server.calls.items() for call, each in calls.items()}
-    for path, call in (served | ({} if server.search is None else {"/v1/search": server.search})).items():
-        body = {"required": True, "content": {"application/json": {"schema": call.model.model_json_schema()}}}
-        shown: dict[str, Any] = {"description": call.request.about(), "operation_id": path.strip("/").replace("/", "_")}
-        shown |= {"summary": call.request.about().split("\n")[0], "openapi_extra": {"requestBody": body}}
-        app.add_api_route(path, functools.partial(server.answer, call), methods=["POST"], **shown, **guarded)
-    app.add_api_route("/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False)
-    images = {"": "An image of the index as JPEG.", "/{digest}": "The same, if its content has this digest."}
+    app.add_api_route(
+        "/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded
+    )
+    served = {
+        f"/v1/runs/{run}/{call}": each
+        for run, calls in server.calls.items()
+        for call, each in calls.items()
+    }
+    for path, call in (
+        served | ({} if server.search is None else {"/v1/search": server.search})
+    ).items():
+        body = {
+            "required": True,
+            "content": {"application/json": {"schema": call.model.model_json_schema()}},
+        }
+        shown: dict[str, Any] = {
+            "description": call.request.about(),
+            "operation_id": path.strip("/").replace("/", "_"),
+        }
+        shown |= {
+            "summary": call.request.about().split("\n")[0],
+            "openapi_extra": {"requestBody": body},
+        }
+        app.add_api_route(
+            path, functools.partial(server.answer, call), methods=["POST"], **shown, **guarded
+        )
+    app.add_api_route(
+        "/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False
+    )
+    images = {
+        "": "An image of the index as JPEG.",
+        "/{digest}": "The same, if its content has this digest.",
+    }
     for path, summary in images.items() if index is not None else ():
-        app.add_api_route(f"/v1/images/{{number}}{path}", server.image, summary=summary, response_class=Response, **guarded)
+        app.add_api_route(
+            f"/v1/images/{{number}}{path}",
+            server.image,
+            summary=summary,
+            response_class=Response,
+            **guarded,
+        )
     if page is None:
         app.add_route("/", lambda _: PlainTextResponse(WELCOME), include_in_schema=False)
     for path, file in (page or {}).items():
-        app.add_route(path, lambda _, file=file: FileResponse(file, headers=PAGE_HEADERS), include_in_schema=False)
+        app.add_route(
+            path,
+            lambda _, file=file: FileResponse(file, headers=PAGE_HEADERS),
+            include_in_schema=False,
+        )
     return app
 
 
@@ -111,7 +180,9 @@ class Service:
         self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         data = {name: eve.run.config.data for name, eve in self.runs.items()}
-        self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it reads the disk
+        self.notes = {
+            name: source_note((*each.train, *each.val)) for name, each in data.items()
+        }  # once: it reads the disk
         self.rows = {name: endpoints.generated_rows(eve) for name, eve in self.runs.items()}
         self.index, self.search = index, None
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
@@ -120,12 +191,21 @@ class Service:
             index.database.wait_for_lock(LOCKED)
             index.most_reranked = MOST_RERANKED
             sizes = index.encoder.run.config.input
-            own: Any = {"sizes": sizes, "by_rows": True, "num_reranked": self._num_reranked, "limits": limits}
-            self.search = Endpoint(request=Search, call=functools.partial(self._search, index), **own)
+            own: Any = {
+                "sizes": sizes,
+                "by_rows": True,
+                "num_reranked": self._num_reranked,
+                "limits": limits,
+            }
+            self.search = Endpoint(
+                request=Search, call=functools.partial(self._search, index), **own
+            )
         self.compute, self.is_gone = Compute(limits, self.counts.batch), False
         self.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = anyio.CapacityLimiter(DECODERS)
-        self.disk = anyio.CapacityLimiter(1)  # images and facts of the index: a disk that hangs stops nothing else
+        self.disk = anyio.CapacityLimiter(
+            1
+        )  # images and facts of the index: a disk that hangs stops nothing else
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -140,7 +220,10 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             given = kind[:80] or "missing"
-            raise RequestRefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
+            raise RequestRefusedError(
+                415,
+                f"the content-type is {given}, expected application/json and an object of arguments",
+            )
         with Reservation(self.room) as place:
             body = await place.body(request)
             until = asyncio.get_running_loop().time() + self.limits.wait_seconds
@@ -156,13 +239,21 @@ class Service:
             place.resize(len(written))
             return Response(written, media_type="application/json")
 
-    async def _in_thread(self, limiter: anyio.CapacityLimiter, work: Callable[..., Any], *given: Any, until: float = 0) -> Any:
+    async def _in_thread(
+        self,
+        limiter: anyio.CapacityLimiter,
+        work: Callable[..., Any],
+        *given: Any,
+        until: float = 0,
+    ) -> Any:
         """Return the result of work on a thread.
 
         until: of the event loop's time; 0: as long as any request may wait. Raises RequestRefusedError if no thread is free
         in time.
         """
-        with anyio.CancelScope(deadline=until or asyncio.get_running_loop().time() + self.limits.wait_seconds):
+        with anyio.CancelScope(
+            deadline=until or asyncio.get_running_loop().time() + self.limits.wait_seconds
+        ):
             return await anyio.to_thread.run_sync(work, *given, limiter=limiter)
         raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
 
@@ -172,43 +263,79 @@ class Service:
         A job that has not started in time, or whose client has gone, is withdrawn; one that has started is waited for.
         """
         result = asyncio.wrap_future(self.compute.submit(job))
-        gone, left = asyncio.ensure_future(_gone(request)), until - asyncio.get_running_loop().time()
+        gone, left = (
+            asyncio.ensure_future(_gone(request)),
+            until - asyncio.get_running_loop().time(),
+        )
         try:
-            done, _ = await asyncio.wait([result, gone], timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                [result, gone], timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             gone.cancel()
         if result not in done and self.compute.withdraw(job):
             result.cancel()
-            raise ClientDisconnect if gone in done else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
+            raise (
+                ClientDisconnect
+                if gone in done
+                else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
+            )
         return await result
 
     async def health(self) -> JSONResponse:
         """Return whether the server computes and had its index at the last request."""
-        if self.is_gone:  # no look at the disk: one that hangs must not look like a server that is down
+        if (
+            self.is_gone
+        ):  # no look at the disk: one that hangs must not look like a server that is down
             raise RequestRefusedError(503, GONE)
-        return JSONResponse({"status": "ok"}) if self.compute.is_alive() else JSONResponse({"status": "failed"}, 503)
+        return (
+            JSONResponse({"status": "ok"})
+            if self.compute.is_alive()
+            else JSONResponse({"status": "failed"}, 503)
+        )
 
     async def metrics(self) -> Response:
         """Return the counters."""
-        return Response(generate_latest(self.counts.registry), media_type="text/plain; version=0.0.4")
+        return Response(
+            generate_latest(self.counts.registry), media_type="text/plain; version=0.0.4"
+        )
 
     async def list_runs(self) -> JSONResponse:
         """Return the runs, their calls and forms, and the index."""
         about, rows = None, {}
         if (index := self.index) is not None:
-            about, shown = await self._in_thread(self.disk, lambda: self.about_index(index, index.version))
+            about, shown = await self._in_thread(
+                self.disk, lambda: self.about_index(index, index.version)
+            )
             rows = {about["run"]: shown} if shown else {}
         return JSONResponse(
-            {"runs": [self._about(name, rows.get(name, self.rows[name])) for name in self.runs], "index": about}
+            {
+                "runs": [self._about(name, rows.get(name, self.rows[name])) for name in self.runs],
+                "index": about,
+            }
         )
 
     def _about(self, name: str, rows: Sequence[Row]) -> dict[str, Any]:
         run = self.runs[name].run
         sizes, labels = run.config.input, list(run.task.sizes.labels)
         forms = {call: form for call, served in self.calls[name].items() if (form := served.form())}
-        shown = {call: bodies(served, rows) for call, served in self.calls[name].items() if call in (*forms, *OTHER_TABS)}
-        about = {"name": name, "task": run.config.task.name, "step": run.step, "calls": list(self.calls[name]), "forms": forms}
-        about |= {"image_size": sizes.image_size, "patch_size": sizes.patch_size, "text_length": sizes.text_length}
+        shown = {
+            call: bodies(served, rows)
+            for call, served in self.calls[name].items()
+            if call in (*forms, *OTHER_TABS)
+        }
+        about = {
+            "name": name,
+            "task": run.config.task.name,
+            "step": run.step,
+            "calls": list(self.calls[name]),
+            "forms": forms,
+        }
+        about |= {
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch_size,
+            "text_length": sizes.text_length,
+        }
         about |= {"labels": labels} if labels else {}
         about["examples"] = {call: found for call, found in shown.items() if found}
         about["generated"] = generated_names(run.config.data.train)
@@ -217,20 +344,44 @@ class Service:
     def _about_index(self, index: Index, _: int) -> tuple[dict[str, Any], list[Row]]:
         """Return the facts of a version of the index, and rows for examples."""
         counts, text_queries = index.counts(), bool(index.encoder.task.is_comparable)
-        about: dict[str, Any] = {"images": counts["images"], "captions": counts["captions"], "text_queries": text_queries}
+        about: dict[str, Any] = {
+            "images": counts["images"],
+            "captions": counts["captions"],
+            "text_queries": text_queries,
+        }
         about["run"] = next((name for name, eve in self.runs.items() if eve is index.encoder), None)
-        about |= {"folders": list(self._roots_of(index)), "captions_searchable": text_queries and counts["captions"] > 0}
-        return about | {"columns": index.columns(), "examples": index.examples()}, endpoints.index_rows(index)
+        about |= {
+            "folders": list(self._roots_of(index)),
+            "captions_searchable": text_queries and counts["captions"] > 0,
+        }
+        return about | {
+            "columns": index.columns(),
+            "examples": index.examples(),
+        }, endpoints.index_rows(index)
 
-    def _search(self, index: Index, query: Any = "", image: Any = None, folder: str | None = None, **options: Any) -> Any:
+    def _search(
+        self,
+        index: Index,
+        query: Any = "",
+        image: Any = None,
+        folder: str | None = None,
+        **options: Any,
+    ) -> Any:
         """Return the hits of one query, or of each of several."""
         started, roots = time.perf_counter(), self._roots_of(index)
         path = None if folder is None else folder_of(roots, folder)
         found = index.search_each(*in_rows(query, image), folder=path, **options)
-        shown = [hits_as_values(index, roots, hits, is_captions=options["captions"]) for hits in found]
+        shown = [
+            hits_as_values(index, roots, hits, is_captions=options["captions"]) for hits in found
+        ]
         seconds = time.perf_counter() - started
         each = [
-            {"hits": values, "nothing_fits": hits.nothing_fits, "note": hits.note, "seconds": seconds}
+            {
+                "hits": values,
+                "nothing_fits": hits.nothing_fits,
+                "note": hits.note,
+                "seconds": seconds,
+            }
             for values, hits in zip(shown, found, strict=True)
         ]
         return each if isinstance(query, list) or isinstance(image, list) else each[0]
@@ -239,8 +390,12 @@ class Service:
         """Return how many hits of a row are re-ranked, at most."""
         assert self.index is not None
         how = SearchOptions(**{name: given[name] for name in ("by", "captions", "rerank")})
-        pairs = zip(*in_rows(given["query"], given["image"]), strict=False)  # lists of other lengths are refused later
-        return max((self.index.num_reranked(query, image, how) for query, image in pairs), default=0)
+        pairs = zip(
+            *in_rows(given["query"], given["image"]), strict=False
+        )  # lists of other lengths are refused later
+        return max(
+            (self.index.num_reranked(query, image, how) for query, image in pairs), default=0
+        )
 
     def _roots_of(self, index: Index) -> dict[str, str]:
         """Return the folders of the sources by public name.
@@ -258,9 +413,13 @@ class Service:
         """Refuse an unknown run or call, and name the known ones."""
         if name not in self.runs:
             raise RequestRefusedError(404, f"no run {nearest(name, self.runs)}")
-        raise RequestRefusedError(404, f"the run {name} has no call {nearest(call, self.calls[name])}")
+        raise RequestRefusedError(
+            404, f"the run {name} has no call {nearest(call, self.calls[name])}"
+        )
 
-    async def image(self, number: int, digest: str | None = None, size: Side = THUMBNAIL) -> Response:
+    async def image(
+        self, number: int, digest: str | None = None, size: Side = THUMBNAIL
+    ) -> Response:
         """Return an image of the index, its longer side at most `size` pixels.
 
         digest: of its content, because an update may give the number to another image.
@@ -273,15 +432,21 @@ class Service:
             try:
                 image = index.image(number)
                 if digest not in (None, index.digests([number]).get(number)):
-                    raise RequestRefusedError(404, f"image {number} is another one by now; search again")
+                    raise RequestRefusedError(
+                        404, f"image {number} is another one by now; search again"
+                    )
                 return encoded(image.whole(size), "JPEG")
             except BadSampleError as error:  # which may name any file of a source
                 LOG.warning("%s", error)
-                raise RequestRefusedError(404, f"image {number} cannot be shown; the server's log says why") from None
+                raise RequestRefusedError(
+                    404, f"image {number} cannot be shown; the server's log says why"
+                ) from None
 
         with Reservation(self.room):
             data = await self._in_thread(self.disk, thumbnail)
-        return Response(data, media_type="image/jpeg", headers=UNCACHED if digest is None else CACHED)
+        return Response(
+            data, media_type="image/jpeg", headers=UNCACHED if digest is None else CACHED
+        )
 
     def _cleaned(self, message: str) -> str:
         """Return a message without paths of the server."""
@@ -289,7 +454,11 @@ class Service:
         if self.index is not None:
             folders[self.index.database.folder] = "index"
         known = {root: name for name, root in self._roots[1].items()}
-        known |= {str(path): name for folder, name in folders.items() for path in (folder, folder.absolute())}
+        known |= {
+            str(path): name
+            for folder, name in folders.items()
+            for path in (folder, folder.absolute())
+        }
         return without_paths(message, known)
 
     async def answer_to(self, _: Request, error: Exception) -> Response:
@@ -313,10 +482,14 @@ class Service:
                 first = error.errors()[0]
                 return answer_of(RequestRefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
             case HTTPException():
-                return answer_of(RequestRefusedError(error.status_code, error.detail, error.headers))
+                return answer_of(
+                    RequestRefusedError(error.status_code, error.detail, error.headers)
+                )
             case ClientDisconnect():
                 return answer_of(RequestRefusedError(400, "the body is incomplete"))
-        return answer_of(RequestRefusedError(500, "the server failed at this request; its log says why"))
+        return answer_of(
+            RequestRefusedError(500, "the server failed at this request; its log says why")
+        )
 
 
 async def _gone(request: Request) -> None:
@@ -347,7 +520,9 @@ def without_paths(text: str, known: Mapping[str, str]) -> str:
     """
     for path in sorted(known, key=len, reverse=True):
         if os.sep in path.strip(os.sep) or os.path.isabs(path):  # noqa: PTH117
-            text = re.sub(rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", lambda _, name=known[path]: name, text)
+            text = re.sub(
+                rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", lambda _, name=known[path]: name, text
+            )
     return PATH.sub("", text)
 
 
@@ -357,11 +532,15 @@ def folder_of(roots: Mapping[str, str], given: str) -> str:
     if label not in roots:
         raise RequestRefusedError(400, f"folder: no folder {nearest(label, roots)}")
     if {"..", "."} & {*parts}:
-        raise RequestRefusedError(400, f"folder: {given!r} has . or .. in it; name a folder of the index")
+        raise RequestRefusedError(
+            400, f"folder: {given!r} has . or .. in it; name a folder of the index"
+        )
     return os.path.join(roots[label], *parts)  # noqa: PTH118
 
 
-def hits_as_values(index: Index, roots: Mapping[str, str], hits: list[Hit], *, is_captions: bool) -> list[dict[str, Any]]:
+def hits_as_values(
+    index: Index, roots: Mapping[str, str], hits: list[Hit], *, is_captions: bool
+) -> list[dict[str, Any]]:
     """Return hits as JSON values, with public names of images."""
 
     def public(name: str) -> str:
@@ -373,8 +552,15 @@ def hits_as_values(index: Index, roots: Mapping[str, str], hits: list[Hit], *, i
     digests = index.digests([hit.id for hit in hits])
     return [
         vars(hit)
-        | {"why": hit.why, "name": hit.name if is_captions else public(hit.name), "images": [*map(public, hit.images)]}
+        | {
+            "why": hit.why,
+            "name": hit.name if is_captions else public(hit.name),
+            "images": [*map(public, hit.images)],
+        }
         # with its content, because numbers of deleted images are used again
-        | {"near": hit.near and public(hit.near), "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}"}
+        | {
+            "near": hit.near and public(hit.near),
+            "image": f"/v1/images/{hit.id}/{digests.get(hit.id, 'gone')}",
+        }
         for hit in hits
     ]

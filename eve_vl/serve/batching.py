@@ -80,7 +80,11 @@ class Compute(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._ends)
             for job in list(self._jobs):
-                is_alike = batch and batch[0].key == job.key is not None and rows + job.rows <= self.limits.batch
+                is_alike = (
+                    batch
+                    and batch[0].key == job.key is not None
+                    and rows + job.rows <= self.limits.batch
+                )
                 if not batch or is_alike:
                     self._jobs.remove(job)
                     if job.result.set_running_or_notify_cancel():
@@ -96,7 +100,9 @@ def _compute(jobs: list[Job]) -> None:
         pairs = list(zip(jobs, results, strict=True))
     except BaseException as error:  # any error, also SystemExit: the thread continues
         if len(jobs) == 1:
-            jobs[0].result.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            jobs[0].result.set_exception(
+                error if isinstance(error, Exception) else RuntimeError(repr(error))
+            )
         for job in jobs if len(jobs) > 1 else ():
             _compute([job])
         return

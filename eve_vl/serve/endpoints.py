@@ -33,7 +33,15 @@ from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
 from eve_vl.search.index import Index
 from eve_vl.search.query import SearchOptions
-from eve_vl.serve import MAX_LENGTH, MAX_VALUES, MOST_HITS, MOST_RERANKED, MOST_RESULTS, Limits, RequestRefusedError
+from eve_vl.serve import (
+    MAX_LENGTH,
+    MAX_VALUES,
+    MOST_HITS,
+    MOST_RERANKED,
+    MOST_RESULTS,
+    Limits,
+    RequestRefusedError,
+)
 from eve_vl.serve.batching import Job
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 
@@ -71,7 +79,10 @@ class Search(Request, SearchOptions):
     """
 
     by_rows = True
-    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {"top": (1, MOST_HITS), "rerank": (0, MOST_RERANKED)}
+    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "top": (1, MOST_HITS),
+        "rerank": (0, MOST_RERANKED),
+    }
     query: Texts = ""
     """Query, in which -WORD excludes, 2:WORD counts twice, and quotes keep words together."""
     image: Images | None = None
@@ -99,13 +110,22 @@ class Endpoint:
 
     def __post_init__(self):
         self.fields, bounds = fields_of(self.request), getattr(self.request, "bounds", {})
-        self.images = [name for name, field in self.fields.items() if field.given is not None and field.given.kind == "image"]
+        self.images = [
+            name
+            for name, field in self.fields.items()
+            if field.given is not None and field.given.kind == "image"
+        ]
         columns: dict[str, Any] = {}
         for name, field in self.fields.items():
             hint = _served_type(field, self.limits, bounds.get(name, (-LARGEST, LARGEST)))
-            columns[name] = hint, Field(... if field.is_required else field.default, description=field.text)
+            columns[name] = (
+                hint,
+                Field(... if field.is_required else field.default, description=field.text),
+            )
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        self.model: type[BaseModel] = create_model(self.request.__name__, __config__=strict, **columns)
+        self.model: type[BaseModel] = create_model(
+            self.request.__name__, __config__=strict, **columns
+        )
 
     def has_images(self, body: bytes) -> bool:
         """Return whether a body holds images to decode. Raises RequestRefusedError."""
@@ -118,7 +138,9 @@ class Endpoint:
         Raises RequestRefusedError or UserError.
         """
         values, size = parsed(self.model, body), len(body)
-        kinds = {name: field.given for name, field in self.fields.items() if field.given is not None}
+        kinds = {
+            name: field.given for name, field in self.fields.items() if field.given is not None
+        }
         images = {name: kinds[name] for name in self.images if values[name] is not None}
         opened = {name: _opened(values[name], name, self.limits) for name in images}
         pixels = [num for each in opened.values() for _, num in each]
@@ -127,34 +149,57 @@ class Endpoint:
             most = f"at most {self.limits.pixels:,} are accepted in a request"
             raise RequestRefusedError(400, f"{found}, {most}; send fewer, or smaller ones")
         for name, each in opened.items():
-            found = [decoded(image, None if images[name].is_shown else self.sizes) for image, _ in each]
+            found = [
+                decoded(image, None if images[name].is_shown else self.sizes) for image, _ in each
+            ]
             is_list = isinstance(values[name], list)
-            size += sum(one.pixels.nbytes for one in found) - sum(map(len, values[name] if is_list else [values[name]]))
+            size += sum(one.pixels.nbytes for one in found) - sum(
+                map(len, values[name] if is_list else [values[name]])
+            )
             values[name] = found if is_list else found[0]
-        rows = {name: values[name] for name, kind in kinds.items() if kind.several and values[name] is not None}
+        rows = {
+            name: values[name]
+            for name, kind in kinds.items()
+            if kind.several and values[name] is not None
+        }
         lengths = [len(value) for value in rows.values() if isinstance(value, list)]
         num = max(lengths, default=1) if self.request.by_rows else math.prod(lengths)
         self._check_results(values, num)
         if not self.by_rows:
-            return Job(compute=lambda given: [self.call(**each) for each in given], given=values), size
+            return Job(
+                compute=lambda given: [self.call(**each) for each in given], given=values
+            ), size
         if len({*lengths}) > 1:
             found = " and ".join(map(str, sorted({*lengths})))
-            raise RequestRefusedError(400, f"lists of {found}: give lists of equal length, or one for all")
+            raise RequestRefusedError(
+                400, f"lists of {found}: give lists of equal length, or one for all"
+            )
         options = {name: value for name, value in values.items() if name not in rows}
         key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
-        return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
+        return Job(
+            compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num
+        ), size
 
     def _check_results(self, values: Mapping[str, Any], rows: int) -> None:
         """Refuse results that would occupy the computing thread too long."""
-        each = {"lists": 1, "top": values.get("top") or 1 if rows > 1 else 1, "rerank": self.num_reranked(values)}
+        each = {
+            "lists": 1,
+            "top": values.get("top") or 1 if rows > 1 else 1,
+            "rerank": self.num_reranked(values),
+        }
         for name, value in values.items():
             if isinstance(value, dict):  # prompts, each of which is compared with every row
                 each[name] = sum(len(texts) for texts in value.values() if isinstance(texts, list))
         name, most = max(each.items(), key=lambda item: item[1])
         if rows * most > MOST_RESULTS:
-            raise RequestRefusedError(400, f"{name}: {rows} × {most} results are asked for, at most {MOST_RESULTS:,} at a time")
+            raise RequestRefusedError(
+                400,
+                f"{name}: {rows} × {most} results are asked for, at most {MOST_RESULTS:,} at a time",
+            )
 
-    def _together(self, given: Sequence[tuple[dict[str, Any], dict[str, Any], bool, int]]) -> list[Any]:
+    def _together(
+        self, given: Sequence[tuple[dict[str, Any], dict[str, Any], bool, int]]
+    ) -> list[Any]:
         """Return the results of several clients with the same options."""
         if len(given) == 1:
             rows, options, *_ = given[0]
@@ -177,7 +222,11 @@ class Endpoint:
         if not self.request.title:
             return None
         fields = [
-            {"name": field.name, "label": re.split("[,;:.]", field.text)[0], "kind": field.given.kind}
+            {
+                "name": field.name,
+                "label": re.split("[,;:.]", field.text)[0],
+                "kind": field.given.kind,
+            }
             | {"required": field.is_required, "example": self.request.examples.get(field.name, "")}
             for field in self.fields.values()
             if field.given is not None
@@ -196,7 +245,9 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
         if "batch_size" in inspect.signature(call).parameters:
             call = functools.partial(call, batch_size=limits.batch)
         sizes, by_rows = eve.run.config.input, is_exact and request.by_rows
-        found[name] = Endpoint(request=request, call=call, limits=limits, sizes=sizes, by_rows=by_rows)
+        found[name] = Endpoint(
+            request=request, call=call, limits=limits, sizes=sizes, by_rows=by_rows
+        )
     return found
 
 
@@ -207,7 +258,10 @@ def _served_type(field: requests.Field, limits: Limits, bounds: tuple[int, int])
         return _bounded(field.hint, limits, bounds)
     hint: Any = IMAGE if given.kind == "image" else TEXT
     if given.kind == "prompts":
-        hint = Annotated[dict[str, Annotated[list[TEXT], Field(max_length=limits.items)]], Field(max_length=limits.items)]
+        hint = Annotated[
+            dict[str, Annotated[list[TEXT], Field(max_length=limits.items)]],
+            Field(max_length=limits.items),
+        ]
     if given.several:
         most = 2 if given.is_shown else limits.items
         hint = Union[hint, Annotated[list[hint], Field(max_length=most)]]  # noqa: UP007 (| lacks bounds)
@@ -230,8 +284,12 @@ def _bounded(hint: Any, limits: Limits, bounds: tuple[int, int]) -> Any:
 
 def parsed(model: type[BaseModel], body: bytes) -> dict[str, Any]:
     """Return the fields of a body, with defaults. Raises RequestRefusedError."""
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # base64 has none of these; small values take 100 bytes each
-        raise RequestRefusedError(400, f"the body has more than {MAX_VALUES:,} commas and brackets; send fewer values")
+    if (
+        sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES
+    ):  # base64 has none of these; small values take 100 bytes each
+        raise RequestRefusedError(
+            400, f"the body has more than {MAX_VALUES:,} commas and brackets; send fewer values"
+        )
     try:
         return dict(model.model_validate_json(body))
     except ValidationError as error:
@@ -250,7 +308,11 @@ def parsed(model: type[BaseModel], body: bytes) -> dict[str, Any]:
 
 def _opened(value: str | list[str], name: str, limits: Limits) -> list[tuple[GivenImage, int]]:
     """Return the images of a field and the pixels of each."""
-    named = {f"{name} {number}": one for number, one in enumerate(value)} if isinstance(value, list) else {name: value}
+    named = (
+        {f"{name} {number}": one for number, one in enumerate(value)}
+        if isinstance(value, list)
+        else {name: value}
+    )
     return [opened_image(one, where, limits) for where, one in named.items()]
 
 
@@ -260,12 +322,16 @@ def opened_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int
     try:
         data = base64.b64decode(text[start.end() :] if start else text, validate=True)
     except (binascii.Error, ValueError):
-        raise UserError(f"{where}: is not base64; send the bytes of an image file as base64 text") from None
+        raise UserError(
+            f"{where}: is not base64; send the bytes of an image file as base64 text"
+        ) from None
     width, height, cost = size_of(data, where)
     if cost > limits.pixels:
         scans = f"JPEG scans that cost as much as {cost:,} pixels"
         found = f"{width}×{height} pixels" if cost == width * height else scans
-        raise UserError(f"{where}: has {found}, at most {limits.pixels:,} are accepted; send it smaller")
+        raise UserError(
+            f"{where}: has {found}, at most {limits.pixels:,} are accepted; send it smaller"
+        )
     return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
 
 
@@ -274,7 +340,11 @@ def decoded(given: GivenImage, square: Any) -> ImagePixels:
 
     Raises UserError.
     """
-    whole = given.whole(SHOWN_SIDE) if square is None else given.pixels(square).permute(1, 2, 0).contiguous().numpy()
+    whole = (
+        given.whole(SHOWN_SIDE)
+        if square is None
+        else given.pixels(square).permute(1, 2, 0).contiguous().numpy()
+    )
     return ImagePixels(pixels=whole)
 
 
@@ -312,7 +382,10 @@ def generated_rows(eve: Eve) -> list[Row]:
     config, found = eve.run.config, []
     with contextlib.suppress(UserError):
         for source in open_sources(
-            generated_names(config.data.val)[:1], config.data, EXAMPLE_SIDE, eve.task.dataset.kind_of(config)
+            generated_names(config.data.val)[:1],
+            config.data,
+            EXAMPLE_SIDE,
+            eve.task.dataset.kind_of(config),
         ):
             rows = [source[index] for index in range(min(NUM_EXAMPLES, len(source)))]
             found = [([_text(image.pixels) for image in row.images], row.texts) for row in rows]
@@ -334,7 +407,9 @@ def bodies(endpoint: Endpoint, rows: Sequence[Row]) -> list[dict[str, Any]]:
     Images and texts fill its fields in their order. Prompts are the first texts of all rows, each a class. The last word of a
     text to fill in is masked.
     """
-    given = {name: field.given.kind for name, field in endpoint.fields.items() if field.given is not None}
+    given = {
+        name: field.given.kind for name, field in endpoint.fields.items() if field.given is not None
+    }
     required, found = {name for name, field in endpoint.fields.items() if field.is_required}, []
     prompts = {texts[0]: [texts[0]] for _, texts in rows if texts}
     for images, texts in rows:

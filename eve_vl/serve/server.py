@@ -24,7 +24,9 @@ MOST_CONNECTIONS = 900  # most systems allow a process 1,024 open files
 # Each small operation of a batch releases Python's lock and takes it again. Threads that decode and answer would hand it back
 # after 5 ms only, hundreds of times a batch (LOG.md).
 SWITCH_INTERVAL = 1e-4  # seconds
-OWN_PAGES: Mapping[str, str] = {"cross-origin-resource-policy": "same-origin"}  # other sites cannot show or measure images
+OWN_PAGES: Mapping[str, str] = {
+    "cross-origin-resource-policy": "same-origin"
+}  # other sites cannot show or measure images
 PAGE_HEADERS: Mapping[str, str] = {
     **OWN_PAGES,
     # the page loads these files and the server's answers only; no code or style in a text is run
@@ -47,7 +49,9 @@ class Server(uvicorn.Server):
         self.force_exit, self.should_exit = self.should_exit, True
 
 
-def serve(app: FastAPI, host: str, port: int | None, *, opened: Callable[[str], object] = lambda _: None) -> None:
+def serve(
+    app: FastAPI, host: str, port: int | None, *, opened: Callable[[str], object] = lambda _: None
+) -> None:
     """Serve until a signal comes.
 
     opened: called with the address. Raises UserError if the port is not available.
@@ -55,7 +59,9 @@ def serve(app: FastAPI, host: str, port: int | None, *, opened: Callable[[str], 
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         sys.setswitchinterval(SWITCH_INTERVAL)
-        keep_memory(arenas=1 + DECODERS)  # dozens of threads take turns, and each would keep the memory of its largest image
+        keep_memory(
+            arenas=1 + DECODERS
+        )  # dozens of threads take turns, and each would keep the memory of its largest image
         address = f"http://{name}:{listener.getsockname()[1]}"
         print_line(f"serving on {address} (Ctrl-C stops)")
         opened(address)
@@ -66,10 +72,19 @@ def settings(app: FastAPI) -> uvicorn.Config:
     """Return uvicorn's settings."""
     limits = app.state.service.limits
     seconds = math.ceil(limits.body_seconds + limits.wait_seconds)
-    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in record.getMessage())  # it advises to install
+    quiet: Any = {
+        "log_config": None,
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+    }
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: "WebSocket" not in record.getMessage()
+    )  # it advises to install
     bounds: Any = {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": seconds}
-    return uvicorn.Config(app, http="h11", ws="none", **bounds, **quiet)  # h11 bounds the size of headers
+    return uvicorn.Config(
+        app, http="h11", ws="none", **bounds, **quiet
+    )  # h11 bounds the size of headers
 
 
 def listening(host: str, port: int | None) -> socket.socket:
@@ -89,11 +104,17 @@ def listening(host: str, port: int | None) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--host {host} --port {port}: cannot listen ({reason}); --port 0 takes a free port") from None
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen ({reason}); --port 0 takes a free port"
+        ) from None
 
 
 def page_files() -> dict[str, Path]:
     """Return the files of the page by their URL paths."""
     package = Path(str(files("eve_vl")))
     own = {f"/{path.name}": path for path in sorted((package / "serve" / "page").iterdir())}
-    return {"/": own.pop("/index.html"), "/report.css": package / "report" / "templates" / "style.css", **own}
+    return {
+        "/": own.pop("/index.html"),
+        "/report.css": package / "report" / "templates" / "style.css",
+        **own,
+    }

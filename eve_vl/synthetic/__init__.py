@@ -19,9 +19,7 @@ from eve_vl.utils.frozen import Frozen
 
 T = TypeVar("T")
 MIN_IMAGE_SIZE = 16
-NO_MEDICINE = (
-    "Phantoms are schematic drawings: what is learnt from them proves code and protocols, and says nothing about medicine."
-)
+NO_MEDICINE = "Phantoms are schematic drawings: what is learnt from them proves code and protocols, and says nothing about medicine."
 MARKER = "PHANTOMS.txt"
 _FOLDERS_BELOW = 3  # at most, from the marker's folder to a file that a source may name: train/radiology/captions.txt
 

@@ -63,7 +63,12 @@ class Folder(NamedTuple):
         if file.endswith(".jsonl"):
             self.lines(file, list(map(json.dumps, rows)))
         elif file.endswith(".json"):
-            self.text(file, json.dumps(rows, ensure_ascii=False) if "q_lang" in rows[0] else json.dumps(rows, indent=1))
+            self.text(
+                file,
+                json.dumps(rows, ensure_ascii=False)
+                if "q_lang" in rows[0]
+                else json.dumps(rows, indent=1),
+            )
         else:
             writer = csv.DictWriter(text := io.StringIO(), rows[0], lineterminator="\n")
             writer.writeheader()
@@ -93,7 +98,9 @@ def write(generator: str, layout: str, folder: Path, *, num_rows: int = 200, see
 
 
 def _scenes(kind: type[Any], out: Folder) -> Any:
-    return enumerate(kind(split="test", image_size=IMAGE_SIZE, num_rows=out.num_rows, seed=out.seed))
+    return enumerate(
+        kind(split="test", image_size=IMAGE_SIZE, num_rows=out.num_rows, seed=out.seed)
+    )
 
 
 def _captions(out: Folder) -> None:
@@ -113,7 +120,10 @@ def _questions(out: Folder) -> None:
 def _statements(out: Folder) -> None:
     rows = []
     for index, row in _scenes(SceneStatements, out):
-        images = [out.image(f"{index:05d}-{side}.png", getattr(row, side).pixels) for side in ("left", "right")]
+        images = [
+            out.image(f"{index:05d}-{side}.png", getattr(row, side).pixels)
+            for side in ("left", "right")
+        ]
         rows.append({"images": images, "statement": row.statement, "label": row.label})
     out.table("statements.jsonl", rows)
 
@@ -121,7 +131,11 @@ def _statements(out: Folder) -> None:
 # Phantoms
 
 
-def write_tables(out: Folder, make: Callable[[int, str, int], tuple[Row, str, np.ndarray]], files: Mapping[str, str]) -> None:
+def write_tables(
+    out: Folder,
+    make: Callable[[int, str, int], tuple[Row, str, np.ndarray]],
+    files: Mapping[str, str],
+) -> None:
     """Write a table per split.
 
     make returns row, image file and pixels for a seed, a split and an index.
@@ -158,16 +172,30 @@ def _slake(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
         language, asked = "zh", ["这是什么检查?", "X光", "OPEN", "Modality"]
     row = {"img_id": index, "qid": index, "img_name": image, "q_lang": language}
     asked = dict(zip(("question", "answer", "answer_type", "content_type"), asked, strict=True))
-    more = {"location": "Lung", "modality": "X-Ray", "base_type": "vqa", "triple": ["vhead", "_", "_"]}
+    more = {
+        "location": "Lung",
+        "modality": "X-Ray",
+        "base_type": "vqa",
+        "triple": ["vhead", "_", "_"],
+    }
     return row | asked | more, f"imgs/{image}", pixels_of(phantom)
 
 
 def _chexpert(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
     phantom, folder = sample_phantom(split, seed, index), "valid" if split == "val" else split
     labels = sample_report(split, phantom).labels
-    path = f"CheXpert-v1.0/{folder}/patient{phantom.patient.number:05d}/study1/view{index}_frontal.jpg"
-    row = {"Path": path, "Sex": phantom.patient.sex, "Age": phantom.patient.age, "Frontal/Lateral": "Frontal"}
-    row |= {"AP/PA": phantom.view.upper()} | {name: f"{labels[name]:.1f}" if name in labels else "" for name in COLUMNS}
+    path = (
+        f"CheXpert-v1.0/{folder}/patient{phantom.patient.number:05d}/study1/view{index}_frontal.jpg"
+    )
+    row = {
+        "Path": path,
+        "Sex": phantom.patient.sex,
+        "Age": phantom.patient.age,
+        "Frontal/Lateral": "Frontal",
+    }
+    row |= {"AP/PA": phantom.view.upper()} | {
+        name: f"{labels[name]:.1f}" if name in labels else "" for name in COLUMNS
+    }
     return row, path, pixels_of(phantom)
 
 
@@ -175,9 +203,20 @@ def _five_row(seed: int, _split: str, index: int) -> tuple[Row, str, np.ndarray]
     label, rng = FIVE[index % len(FIVE)], world.stream("five", "test", seed, index)
     findings = world.sample_findings(rng, [Finding(COLUMNS[label])])
     patient = world.sample_anatomy(rng, "test", findings, _FIRST_OF_FIVE + index)
-    phantom, image = world.take_view(rng, patient, pick(rng, world.VIEWS)), f"images/{patient.number}.png"
-    row = {"imgpath": image, "subject_id": patient.number, "report": sample_report("test", phantom).text}
-    return row | {column: "1.0" if column == label else "0.0" for column in COLUMNS}, image, pixels_of(phantom)
+    phantom, image = (
+        world.take_view(rng, patient, pick(rng, world.VIEWS)),
+        f"images/{patient.number}.png",
+    )
+    row = {
+        "imgpath": image,
+        "subject_id": patient.number,
+        "report": sample_report("test", phantom).text,
+    }
+    return (
+        row | {column: "1.0" if column == label else "0.0" for column in COLUMNS},
+        image,
+        pixels_of(phantom),
+    )
 
 
 def _five(out: Folder) -> None:
@@ -185,18 +224,28 @@ def _five(out: Folder) -> None:
 
     prompts.json words each unlike any training report.
     """
-    write_tables(out._replace(num_rows=len(FIVE) * out.num_rows), _five_row, {"train": "chexpert_5x200.csv"})
+    write_tables(
+        out._replace(num_rows=len(FIVE) * out.num_rows), _five_row, {"train": "chexpert_5x200.csv"}
+    )
     prompts = class_prompts()
-    out.text("prompts.json", json.dumps({label: prompts[COLUMNS[label]] for label in FIVE}, indent=1))
+    out.text(
+        "prompts.json", json.dumps({label: prompts[COLUMNS[label]] for label in FIVE}, indent=1)
+    )
 
 
 LAYOUTS: dict[str, dict[str, Callable[[Folder], None]]] = {
     "scenes": {"captions": _captions, "questions": _questions, "statements": _statements},
     "phantoms": {
         "roco": _roco,
-        "slake": partial(write_tables, make=_slake, files={"train": "train.json", "val": "validate.json", "test": "test.json"}),
+        "slake": partial(
+            write_tables,
+            make=_slake,
+            files={"train": "train.json", "val": "validate.json", "test": "test.json"},
+        ),
         "chexpert": partial(
-            write_tables, make=_chexpert, files={"train": "CheXpert-v1.0/train.csv", "val": "CheXpert-v1.0/valid.csv"}
+            write_tables,
+            make=_chexpert,
+            files={"train": "CheXpert-v1.0/train.csv", "val": "CheXpert-v1.0/valid.csv"},
         ),
         "chexpert-5x200": _five,
     },

@@ -12,7 +12,11 @@ from eve_vl.utils.errors import UserError
 
 def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
     """Return the task of a section. Raises UserError if there is none."""
-    for name in ("retrieval", "classifiers", section.name):  # retrieval.py also defines contrast_match
+    for name in (
+        "retrieval",
+        "classifiers",
+        section.name,
+    ):  # retrieval.py also defines contrast_match
         define(__name__, name)
     for task in subclasses(Task):
         if vars(task).get("section") is section:

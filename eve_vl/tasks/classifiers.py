@@ -36,10 +36,20 @@ from eve_vl.train import StepOutput
 from eve_vl.train.processes import send
 from eve_vl.utils.errors import UserError, nearest
 
-FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
+FIELDS = {
+    "pixels": "images_BCHW",
+    "left": "images_BCHW",
+    "right": "right_BCHW",
+    "ids": "ids_BT",
+    "is_padding": "is_padding_BT",
+}
 FIELDS |= {"right_ids": "right_ids_BT", "right_is_padding": "right_is_padding_BT"}
 MAX_CLASSES = 10_000  # a column with more distinct values hardly holds labels
-READS = {"image": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
+READS = {
+    "image": ("pixels",),
+    "text": ("ids", "is_padding"),
+    "both": ("pixels", "ids", "is_padding"),
+}
 
 
 class Classifier(Task[Settings]):
@@ -59,7 +69,9 @@ class Classifier(Task[Settings]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        if self.is_multilabel:  # each label starts as one of many: a prior of one half costs the first hundred steps
+        if (
+            self.is_multilabel
+        ):  # each label starts as one of many: a prior of one half costs the first hundred steps
             bias: Any = self.get_submodule(self.label_layer or "").bias
             nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
@@ -79,8 +91,16 @@ class Classifier(Task[Settings]):
         """
         assert self.label_layer is not None
         given = dict(zip(self.reads, tensors, strict=True))
-        image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
-        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"], num_real)
+        image = (
+            None
+            if (images_BCHW := given.get("pixels")) is None
+            else self.encoder.image(normalize(images_BCHW))
+        )
+        text = (
+            None
+            if (ids_BT := given.get("ids")) is None
+            else self.encoder.text(ids_BT, given["is_padding"], num_real)
+        )
         cls_BD, routers = self.encoder.cls(image, text)
         return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
 
@@ -93,7 +113,10 @@ class Classifier(Task[Settings]):
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of a batch's rows, and the routers' statistics."""
-        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads), num_real=getattr(batch, "num_real", None))
+        return self.logits(
+            *(getattr(batch, FIELDS[name]) for name in self.reads),
+            num_real=getattr(batch, "num_real", None),
+        )
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """Return the probability of each class, float32 (B, C)."""
@@ -131,29 +154,45 @@ class Classification(Classifier[ClassificationConfig]):
         self.find_unused_parameters |= inputs != "both"
         self.class_ids = {label: c for c, label in enumerate(labels)}
         D = model.text_width if inputs == "text" else model.embed_dim
-        self.class_head = MLPHead(self.encoder.pair_dim if inputs == "both" else D, 2 * D, len(labels))
+        self.class_head = MLPHead(
+            self.encoder.pair_dim if inputs == "both" else D, 2 * D, len(labels)
+        )
 
     @classmethod
-    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+    def prepare(
+        cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None
+    ) -> Prepared:
         """Read the list of classes, or collect those of the rows.
 
         Raises UserError if there are none, or too many.
         """
         assert isinstance(config.task, ClassificationConfig)
         given = [row.labels for source in sources for _, row in usable_rows(source)]
-        used, listed, where = set(itertools.chain(*given)), config.task.classes, f"data.train {' '.join(config.data.train)}"
+        used, listed, where = (
+            set(itertools.chain(*given)),
+            config.task.classes,
+            f"data.train {' '.join(config.data.train)}",
+        )
         labels = labels or (read_answers(listed) if listed is not None else sorted(used))
         if not 1 < len(labels) <= MAX_CLASSES:
             such_as = f", such as {labels[0]!r}" if labels else ""
             fix = "if these are not labels, name their column with --data.label-column"
-            raise UserError(f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; {fix}")
+            raise UserError(
+                f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; {fix}"
+            )
         if listed is not None and (unknown := used.difference(labels)):
-            raise UserError(f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}")
+            raise UserError(
+                f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}"
+            )
         most = max(map(len, given), default=0)
         if most > 1 and not config.task.multilabel:
-            raise UserError(f"{where}: a row has {most} labels; give --task.multilabel for more than one")
+            raise UserError(
+                f"{where}: a row has {most} labels; give --task.multilabel for more than one"
+            )
         note = "no row has several labels, but each is learnt as its own yes or no"
-        notes = (f"{note}; --task.no-multilabel learns one label per row",) * (most < 2 and config.task.multilabel)
+        notes = (f"{note}; --task.no-multilabel learns one label per row",) * (
+            most < 2 and config.task.multilabel
+        )
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     def targets(self, batch: LabelBatch) -> Tensor:
@@ -165,7 +204,9 @@ class Classification(Classifier[ClassificationConfig]):
         for row, labels in enumerate(batch.labels):
             for label in labels:
                 if label not in self.class_ids:
-                    raise UserError(f"{batch.where[row]}: the label {nearest(label, self.class_ids)}")
+                    raise UserError(
+                        f"{batch.where[row]}: the label {nearest(label, self.class_ids)}"
+                    )
                 target_BC[row, self.class_ids[label]] = 1
         return target_BC
 
@@ -189,10 +230,14 @@ class VQA(Classifier[VQAConfig]):
         self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
-        self.answer_head = MLPHead(self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers))
+        self.answer_head = MLPHead(
+            self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers)
+        )
 
     @classmethod
-    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+    def prepare(
+        cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None
+    ) -> Prepared:
         """Read the answer list or build it from the questions.
 
         Questions without an answer in it are left out.
@@ -242,7 +287,9 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
 
 # NLVR2: the encoder reads each of two images with the statement; a head reads both results
 
-PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, if the backbone has no number of heads
+PAIRED_HEAD_WIDTH = (
+    64  # of an attention head of the paired head, if the backbone has no number of heads
+)
 
 
 class NLVR2(Classifier[NLVR2Config]):
@@ -262,10 +309,14 @@ class NLVR2(Classifier[NLVR2Config]):
             case "compare":
                 self.compare_head = SiameseHead(D)
             case "paired":
-                num_heads = getattr(self.config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
+                num_heads = getattr(
+                    self.config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1)
+                )
                 self.paired_head = PairedAttentionHead(width, num_heads)
         if self.settings.second_image_type_embedding:
-            self.right_bias = nn.Parameter(torch.empty(width))  # type embedding of the right image minus that of the left
+            self.right_bias = nn.Parameter(
+                torch.empty(width)
+            )  # type embedding of the right image minus that of the left
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
@@ -274,7 +325,10 @@ class NLVR2(Classifier[NLVR2Config]):
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
         if self.settings.second_image_type_embedding:
             image.x_BND = torch.cat([image.x_BND[:B], image.x_BND[B:] + self.right_bias])
-        text = index_tokens(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
+        text = index_tokens(
+            self.encoder.text(ids_BT, is_padding_BT),
+            torch.arange(B, device=ids_BT.device).repeat(2),
+        )
         text.num_real = None if num_real is None else 2 * num_real
         if self.settings.head == "paired":
             encoded = self.encoder.encode(image, text, num_passes=2)

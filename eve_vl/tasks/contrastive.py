@@ -51,21 +51,33 @@ def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
     """
     known, column_CL = label_CL.abs().unique(return_inverse=True)
     column_BL = torch.searchsorted(known, label_BL.abs())
-    zeros = [torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)]
+    zeros = [
+        torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)
+    ]
     state_BL = zeros[0].scatter_(1, column_BL, label_BL.sign().float())
     return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
 
 
-def image_image(image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBatch], temperature: Tensor) -> Tensor:
+def image_image(
+    image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBatch], temperature: Tensor
+) -> Tensor:
     """Return the contrast of images with other images that have the same caption."""
-    keys_B2 = torch.cat([torch.stack([batch.image_id_B, batch.caption_B], dim=1) for batch in batches])
+    keys_B2 = torch.cat(
+        [torch.stack([batch.image_id_B, batch.caption_B], dim=1) for batch in batches]
+    )
     keys_C2 = gather_rows(keys_B2)
     is_own_BC = LazyRows(lambda rows: shares_key(keys_B2[rows, :1], keys_C2[:, :1]))
-    is_positive_BC = LazyRows(lambda rows: shares_key(keys_B2[rows, 1:], keys_C2[:, 1:]) & ~is_own_BC[rows])
+    is_positive_BC = LazyRows(
+        lambda rows: shares_key(keys_B2[rows, 1:], keys_C2[:, 1:]) & ~is_own_BC[rows]
+    )
     parts = objectives.slices(len(keys_B2), len(keys_C2))
-    num_rows = sum_over_processes(torch.stack([is_positive_BC[rows].any(1).sum() for rows in parts]).sum())
+    num_rows = sum_over_processes(
+        torch.stack([is_positive_BC[rows].any(1).sum() for rows in parts]).sum()
+    )
     num_rows = num_rows.clamp(min=1) / world_size()
-    return objectives.image_image(image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows)
+    return objectives.image_image(
+        image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows
+    )
 
 
 class CachedContrast(Frozen):
@@ -83,7 +95,9 @@ class CachedContrast(Frozen):
         """Return the losses with gradients by the values: features and temperatures."""
         losses = {}
         for name, loss in self.losses.items():
-            products = ((value * by).sum() for value, by in zip(values, self.gradients[name], strict=True))
+            products = (
+                (value * by).sum() for value, by in zip(values, self.gradients[name], strict=True)
+            )
             product = sum(products, start=torch.zeros(()))
             losses[name] = loss + product - product.detach()
         return losses
@@ -99,7 +113,11 @@ class Contrast(nn.Module):
         super().__init__()
         model, retrieval = encoder.config, task if isinstance(task, RetrievalConfig) else None
         drawn = "local" if task.itc_weight else "random_half"
-        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig(itm_negatives=drawn)
+        self.settings = (
+            task
+            if isinstance(task, ContrastMatchConfig)
+            else ContrastMatchConfig(itm_negatives=drawn)
+        )
         self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
         dims = model.embed_dim, model.text_width, task.projection_dim or model.embed_dim
         is_siglip = getattr(model, "towers", "") == "siglip"
@@ -108,10 +126,20 @@ class Contrast(nn.Module):
             self.features = heads[0]
         self.more_features = nn.ModuleList(heads[1:])
         self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
-        self.dedup_captions = retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
-        self.memory, self.compares_images = CrossBatchMemory(task.memory_batches), task.image_image_weight > 0
-        self.num_ranked = retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
-        form = {"standardize": retrieval is not None and retrieval.itm_batchnorm, "ranks": self.num_ranked > 0}
+        self.dedup_captions = (
+            retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
+        )
+        self.memory, self.compares_images = (
+            CrossBatchMemory(task.memory_batches),
+            task.image_image_weight > 0,
+        )
+        self.num_ranked = (
+            retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
+        )
+        form = {
+            "standardize": retrieval is not None and retrieval.itm_batchnorm,
+            "ranks": self.num_ranked > 0,
+        }
         self.match_head = ITMHead(encoder.pair_dim, **form) if task.itm_weight > 0 else None
 
     @property
@@ -119,27 +147,48 @@ class Contrast(nn.Module):
         """The heads of all contrasts, first to last."""
         return [self.features, *self.more_features] if self.num_contrasts else []
 
-    def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+    def forward(
+        self, encoder: Backbone, batch: CaptionBatch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses by name, scalars for the log, and routers."""
         whole: CachedContrast | None = batch.contrast
-        losses, terms, routers, image, text, compared, hard_negatives = {}, {}, [], None, None, None, None
+        losses, terms, routers, image, text, compared, hard_negatives = (
+            {},
+            {},
+            [],
+            None,
+            None,
+            None,
+            None,
+        )
         if self.num_contrasts:
             with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
                 image, text, image_BXd, text_BXd, routers = self.unimodal(encoder, batch)
             temperatures = self._temperatures
             if whole is None:
                 losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
-                hard_negatives = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
+                hard_negatives = self._fetched(
+                    encoder, [batch], image_BXd, text_BXd, temperatures[0]
+                )[0]
             else:
-                losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
+                losses, terms = (
+                    whole.losses_of(image_BXd, text_BXd, *temperatures),
+                    dict(whole.terms),
+                )
                 hard_negatives = whole.hard_negatives
             compared = image_BXd[:, 0], text_BXd[:, 0], temperatures[0]
         if self.match_head is not None:
             if hard_negatives is not None:
                 image, text, is_match = negatives.add_negatives(encoder, batch, hard_negatives)
             else:
-                image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
-                text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
+                image = (
+                    encoder.image(batch.pixels()) if image is None or self._masks_image else image
+                )
+                text = (
+                    encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
+                    if text is None
+                    else text
+                )
                 keys_BK = self.keys(batch)
                 if self.num_ranked:
                     images, texts = negatives.random_texts(keys_BK, self.num_ranked)
@@ -149,8 +198,12 @@ class Contrast(nn.Module):
                     images, texts = negatives.hard(keys_BK, *compared)
                 image, text = index_tokens(image, images), index_tokens(text, texts)
                 shares_K = keys_BK[images] == keys_BK[texts]
-                is_match = shares_K.any(1)  # negatives do not match, unless a batch shows one image only
-            logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
+                is_match = shares_K.any(
+                    1
+                )  # negatives do not match, unless a batch shows one image only
+            logits, match_routers = self.match(
+                encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT)
+            )
             losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers
         return losses, terms, routers
@@ -158,23 +211,37 @@ class Contrast(nn.Module):
     def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
         """Return the matching loss, and the share of right pairs (ranking: images)."""
         if not self.num_ranked:
-            return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
+            return objectives.matching(logits, is_match), (
+                logits.argmax(1) == is_match.long()
+            ).float().mean()
         score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
         is_first_B = score_BN.argmax(1) == 0
         return objectives.listwise_ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
-    def unimodal(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
+    def unimodal(
+        self, encoder: Backbone, batch: Batch
+    ) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return the embedded images and texts, their features (B, X, d), and routers."""
         keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedImages) else None
-        image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
+        image = (
+            encoder.image(batch.pixels())
+            if keep_BK is None
+            else encoder.image(batch.pixels(), keep_BK)
+        )
         text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
         image_X, image_routers = self.states(encoder, image, None)
         text_X, text_routers = self.states(encoder, None, text)
-        image_BXd = torch.stack([head.image_features(x) for head, x in zip(self.heads, image_X, strict=True)], dim=1)
-        text_BXd = torch.stack([head.text_features(x) for head, x in zip(self.heads, text_X, strict=True)], dim=1)
+        image_BXd = torch.stack(
+            [head.image_features(x) for head, x in zip(self.heads, image_X, strict=True)], dim=1
+        )
+        text_BXd = torch.stack(
+            [head.text_features(x) for head, x in zip(self.heads, text_X, strict=True)], dim=1
+        )
         return image, text, image_BXd, text_BXd, [*image_routers, *text_routers]
 
-    def states(self, encoder: Backbone, image: Tokens | None, text: Tokens | None) -> tuple[list[Tensor], Routers]:
+    def states(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None
+    ) -> tuple[list[Tensor], Routers]:
         """Return the states (B, D) of an image or a text, one per contrast, and routers."""
         if self.num_contrasts > 1:
             return encoder.for_contrast(image, text)
@@ -182,7 +249,12 @@ class Contrast(nn.Module):
         return [state_BD], routers
 
     def pooled(
-        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+        self,
+        encoder: Backbone,
+        image: Tokens | None,
+        text: Tokens | None,
+        *,
+        final_norm: bool = True,
     ) -> tuple[Tensor, Routers]:
         """Return the state of the first contrast, and the routers' statistics."""
         if not self.takes_mean:
@@ -213,11 +285,18 @@ class Contrast(nn.Module):
 
         Pairs that share one of them are no negatives of each other.
         """
-        return torch.stack([batch.image_id_B, batch.caption_B] if self.dedup_captions else [batch.image_id_B], dim=1)
+        return torch.stack(
+            [batch.image_id_B, batch.caption_B] if self.dedup_captions else [batch.image_id_B],
+            dim=1,
+        )
 
     def _targets(self, batches: Sequence[CaptionBatch]) -> LazyRows:
         """Return the contrast targets of pairs among the pairs of all processes, (B, C)."""
-        labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
+        labels = [
+            batch.label_BL
+            for batch in batches
+            if isinstance(batch, PairBatch) and batch.label_BL is not None
+        ]
         if labels:
             label_BL = torch.cat(labels)
             state_BL, state_CL = label_states(label_BL, gather_rows(label_BL))
@@ -229,28 +308,51 @@ class Contrast(nn.Module):
         return LazyRows(lambda rows: objectives.even_targets(shares_key(keys_BK[rows], keys_CK)))
 
     def _losses(
-        self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
+        self,
+        image_BXd: Tensor,
+        text_BXd: Tensor,
+        batches: Sequence[CaptionBatch],
+        temperatures: Sequence[Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses among the pairs of all processes, and scalars for the log.
 
         `itc` is the mean over all contrasts, the others are of the first.
         """
-        image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
+        image_CXd, text_CXd, target_BC = (
+            gather_rows(image_BXd),
+            gather_rows(text_BXd),
+            self._targets(batches),
+        )
         keys_BK = torch.cat([self.keys(batch) for batch in batches])
-        image_AXd, text_AXd, target_BA, is_ignored_BA = self.memory.extend(image_CXd, text_CXd, target_BC, keys_BK)
-        parts = zip(*(each.unbind(1) for each in (image_BXd, text_BXd, image_AXd, text_AXd)), strict=True)
+        image_AXd, text_AXd, target_BA, is_ignored_BA = self.memory.extend(
+            image_CXd, text_CXd, target_BC, keys_BK
+        )
+        parts = zip(
+            *(each.unbind(1) for each in (image_BXd, text_BXd, image_AXd, text_AXd)), strict=True
+        )
         itc = [
-            objectives.contrastive(image_Bd, text_Bd, image_Ad, text_Ad, target_BA, temperature, is_ignored_BA)
-            for (image_Bd, text_Bd, image_Ad, text_Ad), temperature in zip(parts, temperatures, strict=True)
+            objectives.contrastive(
+                image_Bd, text_Bd, image_Ad, text_Ad, target_BA, temperature, is_ignored_BA
+            )
+            for (image_Bd, text_Bd, image_Ad, text_Ad), temperature in zip(
+                parts, temperatures, strict=True
+            )
         ]
         losses, terms = {"itc": torch.stack(itc).mean()}, {}
         if self.compares_images:
-            losses["image_image"] = image_image(image_BXd[:, 0], image_CXd[:, 0], batches, temperatures[0].detach())
+            losses["image_image"] = image_image(
+                image_BXd[:, 0], image_CXd[:, 0], batches, temperatures[0].detach()
+            )
         if self.settings.svd_form != "off":
             value_R = objectives.singular_values(image_CXd[:, 0], text_CXd[:, 0])
             sigma1 = value_R[0] / len(image_CXd)
-            losses["svd"] = sigma1 if self.settings.svd_form == "sigma1" else value_R[0] / value_R.sum()
-            terms = {"sigma1": sigma1.detach(), "effective_rank": objectives.effective_rank(value_R.detach())}
+            losses["svd"] = (
+                sigma1 if self.settings.svd_form == "sigma1" else value_R[0] / value_R.sum()
+            )
+            terms = {
+                "sigma1": sigma1.detach(),
+                "effective_rank": objectives.effective_rank(value_R.detach()),
+            }
         return losses, terms
 
     def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
@@ -261,7 +363,10 @@ class Contrast(nn.Module):
         features, with the same dropout.
         """
         rng_states, parts = [], []
-        with torch.no_grad(), running_averages_kept(encoder):  # `forward` updates them, once as without accumulation
+        with (
+            torch.no_grad(),
+            running_averages_kept(encoder),
+        ):  # `forward` updates them, once as without accumulation
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
                 parts.append(self.unimodal(encoder, batch)[2:4])
@@ -272,27 +377,49 @@ class Contrast(nn.Module):
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
         for name, loss in losses.items():
-            by_all = torch.autograd.grad(loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True)
-            by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # the training loop divides by num
+            by_all = torch.autograd.grad(
+                loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True
+            )
+            by_image, by_text = (
+                (num * by).split(sizes) for by in by_all[:2]
+            )  # the training loop divides by num
             for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
                 mine[name] = *by_both, *by_all[2:]
         shared = {"losses": {name: loss.detach() for name, loss in losses.items()}, "terms": terms}
         rows = zip(rng_states, gradients, hard_negatives, strict=True)
-        cached = [CachedContrast(rng_state=rng, gradients=by, hard_negatives=each, **shared) for rng, by, each in rows]
-        return [dataclasses.replace(batch, contrast=own) for batch, own in zip(micro_batches, cached, strict=True)]
+        cached = [
+            CachedContrast(rng_state=rng, gradients=by, hard_negatives=each, **shared)
+            for rng, by, each in rows
+        ]
+        return [
+            dataclasses.replace(batch, contrast=own)
+            for batch, own in zip(micro_batches, cached, strict=True)
+        ]
 
     @torch.no_grad()
     def _fetched(
-        self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
+        self,
+        encoder: Backbone,
+        batches: Sequence[CaptionBatch],
+        image_BXd: Tensor,
+        text_BXd: Tensor,
+        temperature: Tensor,
     ) -> Sequence[negatives.HardNegatives | None]:
         """Return each micro-batch's negatives of the step; None if it uses its own."""
         if self.match_head is None or self.settings.itm_negatives != "global":
             return [None] * len(batches)
         pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
-        keys_BK, limit = torch.cat([self.keys(batch) for batch in batches]), encoder.sizes.text_length
-        return negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
+        keys_BK, limit = (
+            torch.cat([self.keys(batch) for batch in batches]),
+            encoder.sizes.text_length,
+        )
+        return negatives.gather_hard_negatives(
+            pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit
+        )
 
-    def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
+    def match(
+        self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1
+    ) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of pairs, class 1 = match, and routers.
 
         They are read off the text [CLS]. num_passes: equal parts of the batch that the published code takes one after the

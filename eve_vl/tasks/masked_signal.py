@@ -53,17 +53,27 @@ class MaskedSignalTask(Task[Settings]):
     def build_decoder(self) -> Any:
         """Return the untrained decoder from states to pixels."""
         config, task = self.config, self.settings
-        shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
-        return PixelDecoder(config.model.embed_dim, config.input.patch_dim, config.model.block, **shape)
+        shape = {
+            "depth": task.decoder_depth,
+            "dim": task.decoder_dim,
+            "num_heads": task.decoder_num_heads,
+        }
+        return PixelDecoder(
+            config.model.embed_dim, config.input.patch_dim, config.model.block, **shape
+        )
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Give each micro-batch the step's mean number of masked tokens."""
         if isinstance(micro_batches[0], MaskedTexts):
             mean = mean_masked(micro_batches)
-            micro_batches = [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
+            micro_batches = [
+                dataclasses.replace(batch, num_targets=mean) for batch in micro_batches
+            ]
         return super().before_step(micro_batches)
 
-    def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+    def masked_losses(
+        self, batch: MaskedBatch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `mim` and `mlm`, scalars for the log, and routers.
 
         A loss without a weight, or without rows for it, is left out.
@@ -71,11 +81,17 @@ class MaskedSignalTask(Task[Settings]):
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
         if task.mim_weight and isinstance(batch, MaskedImages):
-            shown = batch if joint or not self.training else batch.first(math.ceil(task.mim_share * len(batch.hidden_BM)))
+            shown = (
+                batch
+                if joint or not self.training
+                else batch.first(math.ceil(task.mim_share * len(batch.hidden_BM)))
+            )
             encoded = joint or self.encode_for_pixels(shown)
             routers += encoded.routers
             target_BMX = gather_patches(self.targets(self.patches(shown)), shown.hidden_BM)
-            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, shown), target_BMX)
+            losses["mim"] = objectives.masked_pixels(
+                self.predict_pixels(encoded, shown), target_BMX
+            )
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             if joint is None:
                 image, text = self.embed(batch, mask=True)
@@ -93,7 +109,9 @@ class MaskedSignalTask(Task[Settings]):
         """Return the patches of the images (B, P, X), in [-1, 1]."""
         return patchify(batch.pixels(), self.config.input.patch_size)
 
-    def embed(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> tuple[Tokens | None, Any]:
+    def embed(
+        self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False
+    ) -> tuple[Tokens | None, Any]:
         """Embed a batch.
 
         `keep`: only the kept patches. `mask`: [MASK] for masked tokens.
@@ -135,7 +153,9 @@ class MaskedSignalTask(Task[Settings]):
         else:
             wrong_M = torch.randint(self.sizes.vocab_size, own_M.shape, device=own_M.device)
         word_M = own_M.where(draw_M < share / 2, wrong_M)
-        return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
+        return batch.ids_BT.masked_scatter(
+            batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id)
+        )
 
     def predict_pixels(self, encoded: Encoded, batch: MaskedImages) -> Tensor:
         """Return the masked patches (B, M, X) in the space of the targets."""
@@ -170,7 +190,10 @@ class MaskedSignalTask(Task[Settings]):
             "masked": gray_out(patches_BPX, batch.hidden_BM),
             "reconstructed": self.reconstruct(batch),
         }
-        return {name: to_images(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
+        return {
+            name: to_images(each_BPX, self.config.input.patch_size)
+            for name, each_BPX in shown.items()
+        }
 
     def targets(self, patches_BPX: Tensor) -> Tensor:
         """Return the target of each patch: its pixels, raw or normalised per patch."""
@@ -189,7 +212,11 @@ class MaskedSignalTask(Task[Settings]):
         passes = [(True, False)] if task.mim_weight and has_images else []
         passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
-        return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
+        return [
+            routers
+            for keep, mask in passes
+            for routers in self.encode(batch, keep=keep, mask=mask).routers
+        ]
 
 
 class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):

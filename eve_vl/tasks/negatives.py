@@ -55,7 +55,9 @@ def by_slices(keys_BK: Tensor, keys_CK: Tensor, draw: Callable[[slice, Tensor], 
 
 
 @torch.no_grad()
-def hard(keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def hard(
+    keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return rows of true pairs, then of texts and images with a hard negative.
 
     As all of this kind, it returns the image row and the text row of each pair, int64.
@@ -70,7 +72,10 @@ def hard(keys_BK: Tensor, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor
         similarity_RB = objectives.similarities(image_Bd[rows], text_Bd, temperature)
         return objectives.hard_negatives(similarity_RB, is_match_RB, None, own_B[rows])
 
-    negative_image_B, negative_text_B = by_slices(keys_BK, keys_BK, image_of), by_slices(keys_BK, keys_BK, text_of)
+    negative_image_B, negative_text_B = (
+        by_slices(keys_BK, keys_BK, image_of),
+        by_slices(keys_BK, keys_BK, text_of),
+    )
     return torch.cat([own_B, negative_image_B, own_B]), torch.cat([own_B, own_B, negative_text_B])
 
 
@@ -83,7 +88,9 @@ def random_half(keys_BK: Tensor) -> tuple[Tensor, Tensor]:
     own_B = torch.arange(B, device=device)
 
     def any_of(rows: slice, is_match_RB: Tensor) -> Tensor:
-        return objectives.hard_negatives(torch.zeros(is_match_RB.shape, device=device), is_match_RB, None, own_B[rows])
+        return objectives.hard_negatives(
+            torch.zeros(is_match_RB.shape, device=device), is_match_RB, None, own_B[rows]
+        )
 
     any_B = by_slices(keys_BK, keys_BK, any_of)
     changed = torch.randperm(B, device=device)[B // 2 :]
@@ -99,7 +106,9 @@ def random_texts(keys_BK: Tensor, num: int) -> tuple[Tensor, Tensor]:
     own_B = torch.arange(len(keys_BK), device=keys_BK.device)
 
     def texts_of(rows: slice, is_match_RB: Tensor) -> Tensor:
-        order_RB = torch.rand(is_match_RB.shape, device=is_match_RB.device).masked_fill(is_match_RB, 2)
+        order_RB = torch.rand(is_match_RB.shape, device=is_match_RB.device).masked_fill(
+            is_match_RB, 2
+        )
         return order_RB.scatter(1, own_B[rows, None], -1).argsort(1)[:, :num]
 
     text_NB = by_slices(keys_BK, keys_BK, texts_of).T
@@ -107,7 +116,12 @@ def random_texts(keys_BK: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 def gather_hard_negatives(
-    batches: Sequence[PairBatch], image_Bd: Tensor, text_Bd: Tensor, keys_BK: Tensor, temperature: Tensor, L: int
+    batches: Sequence[PairBatch],
+    image_Bd: Tensor,
+    text_Bd: Tensor,
+    keys_BK: Tensor,
+    temperature: Tensor,
+    L: int,
 ) -> list[HardNegatives]:
     """Draw hard negative partners among all pairs of a step, and fetch them.
 
@@ -127,7 +141,9 @@ def gather_hard_negatives(
 
         def of(rows: slice, is_match_RC: Tensor) -> Tensor:
             similarity_RC = objectives.similarities(own_Bd[rows], other_Cd, temperature)
-            return objectives.hard_negatives(similarity_RC, is_match_RC, draw_B[rows], place_B[rows])
+            return objectives.hard_negatives(
+                similarity_RC, is_match_RC, draw_B[rows], place_B[rows]
+            )
 
         partner_B = by_slices(keys_BK, keys_CK, of)
         return order_C[partner_B], (keys_BK == keys_CK[partner_B]).any(1)
@@ -135,21 +151,37 @@ def gather_hard_negatives(
     image_B, is_true_image_B = partners_of(text_Bd, image_Bd, for_text_B)
     text_B, is_true_text_B = partners_of(image_Bd, text_Bd, for_image_B)
     images_BCHW = fetch_rows(torch.cat([batch.images_BCHW for batch in batches]), image_B)
-    ids_BL = fetch_rows(torch.cat([F.pad(batch.ids_BT, (0, L - batch.ids_BT.shape[1])) for batch in batches]), text_B)
+    ids_BL = fetch_rows(
+        torch.cat([F.pad(batch.ids_BT, (0, L - batch.ids_BT.shape[1])) for batch in batches]),
+        text_B,
+    )
     length_B = fetch_rows(torch.cat([(~batch.is_padding_BT).sum(1) for batch in batches]), text_B)
     sizes = [len(batch.ids_BT) for batch in batches]
-    all_rows = zip(*(x.split(sizes) for x in (images_BCHW, ids_BL, length_B, is_true_image_B, is_true_text_B)), strict=True)
+    all_rows = zip(
+        *(x.split(sizes) for x in (images_BCHW, ids_BL, length_B, is_true_image_B, is_true_text_B)),
+        strict=True,
+    )
     found = []
     for images, ids, lengths, *is_true in all_rows:
-        T, num_real = torch.stack([lengths.max(), lengths.sum()]).tolist()  # waits for the device, but saves it the padding
+        T, num_real = torch.stack(
+            [lengths.max(), lengths.sum()]
+        ).tolist()  # waits for the device, but saves it the padding
         is_padding_BT = torch.arange(T, device=ids.device) >= lengths[:, None]
         where = ("",) * len(ids)
-        partners = Batch(where=where, images_BCHW=images, ids_BT=ids[:, :T], is_padding_BT=is_padding_BT, num_real=num_real)
+        partners = Batch(
+            where=where,
+            images_BCHW=images,
+            ids_BT=ids[:, :T],
+            is_padding_BT=is_padding_BT,
+            num_real=num_real,
+        )
         found.append(HardNegatives(partners=partners, is_match_2B=torch.stack(is_true)))
     return found
 
 
-def add_negatives(encoder: Backbone, batch: Batch, negatives: HardNegatives) -> tuple[Tokens, Tokens, Tensor]:
+def add_negatives(
+    encoder: Backbone, batch: Batch, negatives: HardNegatives
+) -> tuple[Tokens, Tokens, Tensor]:
     """Return the true pairs, then those with negative partners.
 
     They are images, texts, and bool: whether they match.
@@ -157,11 +189,18 @@ def add_negatives(encoder: Backbone, batch: Batch, negatives: HardNegatives) -> 
     B, both = len(batch.ids_BT), (batch, negatives.partners)
     T = max(each.ids_BT.shape[1] for each in both)
     ids, is_padding = (
-        torch.cat([F.pad(getattr(each, name), (0, T - each.ids_BT.shape[1]), value=fill) for each in both])
+        torch.cat(
+            [F.pad(getattr(each, name), (0, T - each.ids_BT.shape[1]), value=fill) for each in both]
+        )
         for name, fill in (("ids_BT", 0), ("is_padding_BT", True))
     )
-    num_real = None if batch.num_real is None else batch.num_real + (negatives.partners.num_real or 0)
-    image, text = encoder.image(torch.cat([each.pixels() for each in both])), encoder.text(ids, is_padding, num_real)
+    num_real = (
+        None if batch.num_real is None else batch.num_real + (negatives.partners.num_real or 0)
+    )
+    image, text = (
+        encoder.image(torch.cat([each.pixels() for each in both])),
+        encoder.text(ids, is_padding, num_real),
+    )
     own_B = torch.arange(B, device=ids.device)
     images, texts = torch.cat([own_B, own_B + B, own_B]), torch.cat([own_B, own_B, own_B + B])
     is_match = torch.cat([torch.ones_like(negatives.is_match_2B[0]), *negatives.is_match_2B])
@@ -180,7 +219,9 @@ class CrossBatchMemory:
     def __init__(self, num_batches: int):
         self.num_batches = num_batches
         self.rows: dict[str, Tensor] = {}  # what a checkpoint keeps
-        self.present: dict[str, Tensor] = {}  # rows of the present step, until it has updated the weights
+        self.present: dict[
+            str, Tensor
+        ] = {}  # rows of the present step, until it has updated the weights
 
     def extend(
         self, image_CXd: Tensor, text_CXd: Tensor, target_BC: LazyRows, keys_BK: Tensor
@@ -199,8 +240,15 @@ class CrossBatchMemory:
             old_MXd = self.rows.get(name, self.present[name][:0])
             both.append(torch.cat([x_CXd, torch.addcmul(mean_Xd, old_MXd, std_Xd)]))
         old_MK = self.rows.get("keys", keys_BK[:0])
-        is_ignored_BA = LazyRows(lambda rows: F.pad(shares_key(keys_BK[rows], old_MK), (len(image_CXd), 0)))
-        return both[0], both[1], LazyRows(lambda rows: F.pad(target_BC[rows], (0, len(old_MK)))), is_ignored_BA
+        is_ignored_BA = LazyRows(
+            lambda rows: F.pad(shares_key(keys_BK[rows], old_MK), (len(image_CXd), 0))
+        )
+        return (
+            both[0],
+            both[1],
+            LazyRows(lambda rows: F.pad(target_BC[rows], (0, len(old_MK)))),
+            is_ignored_BA,
+        )
 
     def add_step(self, progress: float) -> None:
         """Remember the present step and forget the oldest.
@@ -209,4 +257,6 @@ class CrossBatchMemory:
         """
         if progress >= START or self.rows:  # more steps, given on resuming, change the share
             for name, x_C in self.present.items():
-                self.rows[name] = torch.cat([self.rows.get(name, x_C[:0]), x_C])[-self.num_batches * len(x_C) :]
+                self.rows[name] = torch.cat([self.rows.get(name, x_C[:0]), x_C])[
+                    -self.num_batches * len(x_C) :
+                ]

@@ -67,11 +67,17 @@ class ContrastTask(Task[Settings]):
         _, _, image_BXd, text_BXd, _ = self.contrast.unimodal(self.encoder, batch)
         keys_BK, uniform, notes = self.contrast.keys(batch), math.log(len(image_BXd)), []
         target_BB = objectives.even_targets(shares_key(keys_BK, keys_BK))
-        for head, image_Bd, text_Bd in zip(self.contrast.heads, image_BXd.unbind(1), text_BXd.unbind(1), strict=True):
-            loss = objectives.contrastive(image_Bd, text_Bd, image_Bd, text_Bd, target_BB, head.temperature).item()
+        for head, image_Bd, text_Bd in zip(
+            self.contrast.heads, image_BXd.unbind(1), text_BXd.unbind(1), strict=True
+        ):
+            loss = objectives.contrastive(
+                image_Bd, text_Bd, image_Bd, text_Bd, target_BB, head.temperature
+            ).item()
             if loss > uniform and head.temperature < TEMPERATURE:
                 change = f"temperature reset from {head.temperature.item():.3g} to {TEMPERATURE}"
-                notes.append(f"{change}: contrastive loss {loss:.2f} on training rows, of a uniform guess {uniform:.2f}")
+                notes.append(
+                    f"{change}: contrastive loss {loss:.2f} on training rows, of a uniform guess {uniform:.2f}"
+                )
                 head.temperature.fill_(TEMPERATURE)
         return "; ".join(notes)
 
@@ -83,26 +89,39 @@ class ContrastTask(Task[Settings]):
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
-        return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
+        return (
+            self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
+        )
 
     def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
         """Return the projected state of an image or a text, float32 (B, d).
 
         Without contrast it is the state.
         """
-        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        state_BD, _ = self.contrast.pooled(
+            self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True)
+        )
         if not self.is_comparable:
             return state_BD
-        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(
+            state_BD
+        ).float()
 
     def match(
-        self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None, pairs: tuple[Tensor, Tensor] | None = None
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        pairs: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Routers]:
         """Return the match logits (B, 2) of pairs, class 1 = match, and routers.
 
         pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
         """
-        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        image, text = (
+            self.encoder.image(normalize(images_BCHW)),
+            self.encoder.text(ids_BT, is_padding_BT),
+        )
         if pairs is not None:
             image, text = index_tokens(image, pairs[0]), index_tokens(text, pairs[1])
         return self.contrast.match(self.encoder, image, text)
@@ -112,7 +131,10 @@ class ContrastTask(Task[Settings]):
         num_images, num_texts = len(image.x_BND), len(ids_NT)
         rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
         text = self.encoder.text(ids_NT, is_padding_NT)
-        pairs = ((index_tokens(image, part // num_texts), index_tokens(text, part % num_texts)) for part in rows)
+        pairs = (
+            (index_tokens(image, part // num_texts), index_tokens(text, part % num_texts))
+            for part in rows
+        )
         logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
         return torch.cat(logits).view(num_images, num_texts, 2)
 
@@ -134,7 +156,11 @@ class ContrastTask(Task[Settings]):
         See task.rerank_by. similarity_B: products of their features. pairs: as in `match`.
         """
         no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
-        return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
+        return (
+            yes_B - no_B + similarity_B / self.contrast.features.temperature
+            if self.orders_by_sum
+            else yes_B
+        )
 
     def routers(self, batch: Any) -> Routers:
         """Return the routers' statistics of images, of texts and, if matched, of pairs."""
@@ -152,13 +178,19 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     is_validated = True
     """Whether validation chose its weights: not if a pre-trained run serves as retrieval."""
 
-    def init_weights_from(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
+    def init_weights_from(
+        self, tensors: Mapping[str, Tensor], labels: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Return the weights of another run that this one can start from.
 
         Ranking scores start as its match logit.
         """
         kept = super().init_weights_from(tensors, labels)
-        for name in ("contrast.match_head.weight", "contrast.match_head.bias") if self.contrast.num_ranked else ():
+        for name in (
+            ("contrast.match_head.weight", "contrast.match_head.bias")
+            if self.contrast.num_ranked
+            else ()
+        ):
             if name in kept:
                 kept[name] = kept[name][-1:]
         return kept
@@ -184,14 +216,23 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         """
         losses, terms, routers = self.masked_losses(batch)
         contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
-        return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
+        return self.output(
+            losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms
+        )
 
     def as_task(self, name: str) -> Task[Any] | None:
         """Return these weights as retrieval without any fine-tuning."""
-        if name != Retrieval.section.name or not (self.is_comparable or self.contrast.match_head is not None):
+        if name != Retrieval.section.name or not (
+            self.is_comparable or self.contrast.match_head is not None
+        ):
             return None
-        weights = {weight: getattr(self.settings, weight) for weight in ("itc_weight", "itm_weight", "projection_dim")}
-        settings = RetrievalConfig(**weights, rerank=0)  # no validation has shown that re-ranking helps; --rerank sets it
+        weights = {
+            weight: getattr(self.settings, weight)
+            for weight in ("itc_weight", "itm_weight", "projection_dim")
+        }
+        settings = RetrievalConfig(
+            **weights, rerank=0
+        )  # no validation has shown that re-ranking helps; --rerank sets it
         with torch.device("meta"):
             task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
         task.encoder, task.contrast, task.is_validated = self.encoder, self.contrast, False
@@ -203,4 +244,6 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         Matching is without wrong pairs.
         """
         masks = self.settings.mim_weight or self.settings.mlm_weight
-        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)
+        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(
+            self, batch
+        )

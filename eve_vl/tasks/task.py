@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import Config, DualEncoderConfig, EveModelConfig, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
+from eve_vl.config import (
+    Config,
+    DualEncoderConfig,
+    EveModelConfig,
+    HeadlessConfig,
+    InputConfig,
+    ModelConfig,
+    TaskConfig,
+)
 from eve_vl.data.dataset import RowDataset, normalize
 from eve_vl.data.records import Source
 from eve_vl.model import Backbone
@@ -84,7 +92,9 @@ class Task(nn.Module, Generic[Settings]):
         """Build what the encoder lacks; its initial values follow."""
 
     @classmethod
-    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+    def prepare(
+        cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None
+    ) -> Prepared:
         """Prepare the training sources before the task is built.
 
         labels: of the run to resume. Raises UserError.
@@ -104,17 +114,31 @@ class Task(nn.Module, Generic[Settings]):
         A loss has the weight `task.<name>_weight`, if there is one, else 1. terms: further scalars for the log.
         """
         routing = routing_terms(routers)
-        weighted = [getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()]
+        weighted = [
+            getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()
+        ]
         weighted += [self.encoder.balance_weight * routing["balance"]] if routing else []
-        return StepOutput(loss=sum(weighted, start=torch.zeros(())), terms={**losses, **terms, **routing})
+        return StepOutput(
+            loss=sum(weighted, start=torch.zeros(())), terms={**losses, **terms, **routing}
+        )
 
-    def init_weights_from(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
+    def init_weights_from(
+        self, tensors: Mapping[str, Tensor], labels: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Return the weights of another run that this one can start from.
 
         labels: of that run.
         """
-        unfit = f"{self.label_layer}." if self.label_layer and tuple(labels) != self.sizes.labels else None
-        return {name: tensor for name, tensor in tensors.items() if not (unfit and name.startswith(unfit))}
+        unfit = (
+            f"{self.label_layer}."
+            if self.label_layer and tuple(labels) != self.sizes.labels
+            else None
+        )
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not (unfit and name.startswith(unfit))
+        }
 
     def as_task(self, name: str) -> "Task[Any] | None":
         """Return these weights as another task whose heads they have.
@@ -153,7 +177,11 @@ def label_files(task: Task[Any]) -> dict[str, str]:
 
     Empty for a task without labels.
     """
-    return {} if task.labels_file is None else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
+    return (
+        {}
+        if task.labels_file is None
+        else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
+    )
 
 
 def routing_terms(routers: Routers) -> dict[str, Tensor]:
@@ -172,18 +200,27 @@ def routing_terms(routers: Routers) -> dict[str, Tensor]:
     balance_LP = objectives.balance(first_LPE, gate_LPE, first_LPE.sum(2))
     total_L, first_LE = first_LPE.sum((1, 2)), first_LPE.sum(1)
     values = {"max_load": first_LE.amax(1) / total_L, "entropy": entropy_LPE.sum((1, 2)) / total_L}
-    logged = {f"{name}/{number}": value_L[number] for number in range(len(total_L)) for name, value_L in values.items()}
+    logged = {
+        f"{name}/{number}": value_L[number]
+        for number in range(len(total_L))
+        for name, value_L in values.items()
+    }
     return {"balance": balance_LP.mean(), **logged}
 
 
-BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {EveModelConfig: Encoder, DualEncoderConfig: DualEncoder}
+BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {
+    EveModelConfig: Encoder,
+    DualEncoderConfig: DualEncoder,
+}
 """Backbones by model section; code from outside the package may add its own."""
 
 
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
     """Return the untrained backbone of a model section. Raises UserError."""
     if type(config) not in BACKBONES:
-        raise UserError(f"model {config.name}: has no backbone; add one to eve_vl.tasks.task.BACKBONES")
+        raise UserError(
+            f"model {config.name}: has no backbone; add one to eve_vl.tasks.task.BACKBONES"
+        )
     return BACKBONES[type(config)](config, sizes, vocab_size)
 
 
@@ -193,7 +230,9 @@ class NoRows(RowDataset):
     @classmethod
     def kind_of(cls, config: Config) -> str:
         """Raise UserError: there is nothing to train or to measure."""
-        raise UserError("the task headless has no losses and no numbers: start another run from this one with --init")
+        raise UserError(
+            "the task headless has no losses and no numbers: start another run from this one with --init"
+        )
 
 
 class Headless(Task[HeadlessConfig]):

@@ -71,7 +71,11 @@ def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
 
 @contextlib.contextmanager
 def evaluation_batches(
-    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, skipped: list[Any] | None = None
+    task: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: list[Any] | None = None,
 ) -> Iterator[Iterator[Any]]:
     """Yield the batches of a loader on the device, the task in evaluation mode.
 

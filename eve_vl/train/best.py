@@ -26,7 +26,9 @@ def on_training_rows(name: str, seen: float, validated: float, *, is_score: bool
     is_apart = getattr(worst, "low", worst) > getattr(best, "high", best)
     if not (is_apart and errors[0] < OVERFITS * errors[1]):
         return both
-    return f"the run overfits its training rows: {both}; fewer steps, more rows or augmentation help"
+    return (
+        f"the run overfits its training rows: {both}; fewer steps, more rows or augmentation help"
+    )
 
 
 class Validated(Frozen):
@@ -55,7 +57,9 @@ class BestWeights:
         names = (checkpoint.BEST, checkpoint.HIGHEST)
         found = from_main(lambda: [checkpoint.read_best(self.run, name) for name in names])
         known = [Validated(**each) if each and each["step"] <= step else None for each in found]
-        self.best, highest = (None if each is None or self._is_nan(each) else each for each in known)
+        self.best, highest = (
+            None if each is None or self._is_nan(each) else each for each in known
+        )
         both = [each for each in (self.best, highest) if each is not None]
         self.highest = max(both, key=self._value, default=None)
 
@@ -75,9 +79,13 @@ class BestWeights:
         else:
             is_better, self.reason = self._compare(highest, now, num_earlier)
             if is_better:
-                steps = [lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST)]
+                steps = [
+                    lambda: checkpoint.copy_best(self.run, checkpoint.HIGHEST, checkpoint.BEST)
+                ]
             elif self.best is highest:
-                steps.insert(0, lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST))
+                steps.insert(
+                    0, lambda: checkpoint.copy_best(self.run, checkpoint.BEST, checkpoint.HIGHEST)
+                )
         if not (is_better and self.best is highest):
             for each in steps:
                 each() if each is save else from_main(each)
@@ -88,7 +96,11 @@ class BestWeights:
         if self.best is None:
             return ""
         step = self.best.step
-        early = f"; it lies in the warm-up, the first {num_warmup:,} steps" if step <= num_warmup and step < last else ""
+        early = (
+            f"; it lies in the warm-up, the first {num_warmup:,} steps"
+            if step <= num_warmup and step < last
+            else ""
+        )
         return f"best/ holds step {step:,}{', the last' * (step == last)}: {self.reason}{early}"
 
     def _compare(self, highest: Validated, now: Validated, num_earlier: int) -> tuple[bool, str]:
@@ -96,13 +108,20 @@ class BestWeights:
         both = f"has {self.metric} {self._value(highest):.3f}, the last {self._value(now):.3f}"
         gains = [highest.rows[row] - now.rows[row] for row in highest.rows.keys() & now.rows.keys()]
         if not gains:  # a task of one's own without scores per row
-            return True, f"it {both}; without scores per row, validation cannot tell if this is chance"
+            return (
+                True,
+                f"it {both}; without scores per row, validation cannot tell if this is chance",
+            )
         found = intervals.paired(highest.rows, now.rows)
         low, high = intervals.of_several(found, num_earlier)
         won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         by_row = f"better on {won:,} of {len(gains):,} validation rows, worse on {lost:,}"
         detail = f"{both}; {by_row}, difference {found:.3f} ({low:.3f} to {high:.3f})"
-        return (True, f"it {detail}") if low > 0 else (False, f"step {highest.step:,} {detail}, which may be chance")
+        return (
+            (True, f"it {detail}")
+            if low > 0
+            else (False, f"step {highest.step:,} {detail}, which may be chance")
+        )
 
     def _value(self, validated: Validated) -> float:
         return validated.numbers[self.metric]

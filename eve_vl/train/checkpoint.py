@@ -51,7 +51,15 @@ METER = "meter."  # prefix in rng_*.safetensors of sums of the open log window
 COUNTS = "/counts"  # name in a meter's state of: steps, seconds, loading seconds, CPU core-seconds
 ADVICE = "; earlier checkpoints are intact, make room and run the same command again"
 WRITE_ERRORS = (OSError, safetensors.SafetensorError)
-PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
+PLAIN = {
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -59,7 +67,9 @@ def checkpoint_folders(run: Path) -> list[Path]:
     folder = run / CHECKPOINTS
     for old in folder.glob(".step_*.old"):
         file_io.recover(old.with_name(old.stem.removeprefix(".")))
-    return sorted(path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(
+        path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir()
+    )
 
 
 def known_checkpoints(run: Path) -> list[Path]:
@@ -81,14 +91,28 @@ def chosen_checkpoint(path: Path) -> Path:
         if (folder / "state.json").is_file():
             return folder
     if path.is_file():
-        raise UserError(f"{path}: is a file, not a run folder; of published weights make one: eve convert {path} FOLDER")
+        raise UserError(
+            f"{path}: is a file, not a run folder; of published weights make one: eve convert {path} FOLDER"
+        )
     folders = checkpoint_folders(path)
-    if not folders and (config := path / "config.json").is_file() and b'"model_type"' in config.read_bytes():
-        raise UserError(f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)")
+    if (
+        not folders
+        and (config := path / "config.json").is_file()
+        and b'"model_type"' in config.read_bytes()
+    ):
+        raise UserError(
+            f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)"
+        )
     if not folders:
-        runs = sorted(each for each in path.glob("[!.]*") if (each / BEST / "state.json").is_file() or checkpoint_folders(each))
+        runs = sorted(
+            each
+            for each in path.glob("[!.]*")
+            if (each / BEST / "state.json").is_file() or checkpoint_folders(each)
+        )
         fix = f"name a run in it, such as {runs[0]}" if runs else "is it a run folder?"
-        raise UserError(f"{path}: holds no checkpoint (expected {path / CHECKPOINTS}/step_…); {fix}")
+        raise UserError(
+            f"{path}: holds no checkpoint (expected {path / CHECKPOINTS}/step_…); {fix}"
+        )
     return folders[-1]
 
 
@@ -119,7 +143,10 @@ def save_best(
 
 def copy_best(run: Path, source: str, target: str) -> None:
     """Copy BEST to HIGHEST or back, atomically. Raises UserError."""
-    with file_io.reporting_write_errors(run / target), file_io.atomic_folder(run / target) as temporary:
+    with (
+        file_io.reporting_write_errors(run / target),
+        file_io.atomic_folder(run / target) as temporary,
+    ):
         shutil.copytree(run / source, temporary, dirs_exist_ok=True)
 
 
@@ -132,7 +159,9 @@ def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
     if not (run / name / "state.json").is_file():
         return None
     state = {"rows": {}, **verify(run / name)}  # none in runs of earlier versions
-    numbers = from_json(state["numbers"]) if file_io.has_fields(state, numbers=dict, rows=dict) else None
+    numbers = (
+        from_json(state["numbers"]) if file_io.has_fields(state, numbers=dict, rows=dict) else None
+    )
     for values in (numbers, state["rows"]):
         if not file_io.has_fields(values, **dict.fromkeys(values or (), float)):
             raise damaged(run / name, "state.json holds no numbers")
@@ -140,13 +169,19 @@ def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
 
 
 def _write_folder(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str],
+    state: Mapping[str, Any],
 ) -> Path:
     """Write a folder of tensors, texts and state.json with checksums atomically.
 
     Raises UserError.
     """
-    with file_io.reporting_write_errors(folder, *WRITE_ERRORS, advice=ADVICE), file_io.atomic_folder(folder) as temporary:
+    with (
+        file_io.reporting_write_errors(folder, *WRITE_ERRORS, advice=ADVICE),
+        file_io.atomic_folder(folder) as temporary,
+    ):
         write_state(temporary, state, write_files(temporary, tensors, texts))
     return folder
 
@@ -165,7 +200,9 @@ def write_files(
         write_tensors(folder / f"{name}.safetensors", content, (metadata or {}).get(name))
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode())
-    paths = [folder / name for name in sorted([*(f"{name}.safetensors" for name in tensors), *texts])]
+    paths = [
+        folder / name for name in sorted([*(f"{name}.safetensors" for name in tensors), *texts])
+    ]
     for path in paths:
         file_io.sync(path)
     return {path.name: checksum(path) for path in paths}
@@ -173,7 +210,9 @@ def write_files(
 
 def write_state(folder: Path, state: Mapping[str, Any], sums: Mapping[str, str]) -> None:
     """Write state.json, the last file of a folder."""
-    (folder / "state.json").write_text(json.dumps({**state, "sha256": dict(sorted(sums.items()))}, indent=1))
+    (folder / "state.json").write_text(
+        json.dumps({**state, "sha256": dict(sorted(sums.items()))}, indent=1)
+    )
 
 
 def checksum(path: Path) -> str:
@@ -184,7 +223,9 @@ def checksum(path: Path) -> str:
 
 def damaged(folder: Path, reason: object) -> UserError:
     """Return the error of a damaged checkpoint or best folder."""
-    return UserError(f"{folder}: damaged ({reason}); restore it from a copy, or delete this folder to continue without it")
+    return UserError(
+        f"{folder}: damaged ({reason}); restore it from a copy, or delete this folder to continue without it"
+    )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -195,7 +236,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise damaged(folder, error) from None
     if not file_io.has_fields(state, step=int) or state["step"] < 0:
         raise damaged(folder, "state.json holds no step")
-    if not isinstance(new := state.get("new") or [], list) or not all(isinstance(name, str) for name in new):
+    if not isinstance(new := state.get("new") or [], list) or not all(
+        isinstance(name, str) for name in new
+    ):
         raise damaged(folder, "state.json lists new parameters that are no names")
     return state
 
@@ -216,7 +259,9 @@ def verify(folder: Path, *, to_resume: bool = True) -> dict[str, Any]:
             found = checksum(folder / name)
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
-            raise damaged(folder, f"{name} is missing" if is_missing else f"{name}: {error.strerror}") from None
+            raise damaged(
+                folder, f"{name} is missing" if is_missing else f"{name}: {error.strerror}"
+            ) from None
         if found != sums[name]:
             raise damaged(folder, f"{name} is not what was written, by its checksum")
     return state
@@ -235,7 +280,13 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if path.suffix == ".safetensors":
             write_tensors(temporary, tensors)
         else:  # copies: torch would write a view's whole storage
-            torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
+            torch.save(
+                {
+                    name: tensor.detach().cpu().contiguous().clone()
+                    for name, tensor in tensors.items()
+                },
+                temporary,
+            )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -247,7 +298,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the texts in the header of a safetensors file. Raises UserError."""
-    with file_io.reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+    with (
+        file_io.reading(path, safetensors.SafetensorError),
+        safetensors.safe_open(path, "pt") as file,
+    ):
         return file.metadata() or {}
 
 
@@ -255,11 +309,19 @@ def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
     """Raise UserError for a tensor that is no dense array of finite, usual numbers."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.dtype not in PLAIN or tensor.is_meta:
-            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            kind = str(
+                tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            ).removeprefix("torch.")
             raise UserError(f"{where}: {name} is {kind}, expected dense numbers such as float32")
         if tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise UserError(f"{where}: {name} says that it is {tuple(tensor.shape)}, but the file holds less")
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(
+                f"{where}: {name} says that it is {tuple(tensor.shape)}, but the file holds less"
+            )
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not torch.stack(tensor.aminmax()).isfinite().all()
+        ):
             raise UserError(f"{where}: {name} holds NaN or infinity")
 
 
@@ -290,8 +352,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
         raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
     is_meta = any(tensor.is_meta for tensor in expected.values())
     if is_meta:  # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
-        tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict({name: like(tensor, expected[name]) for name, tensor in tensors.items()}, assign=is_meta)
+        tensors = {
+            name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()
+        }
+    model.load_state_dict(
+        {name: like(tensor, expected[name]) for name, tensor in tensors.items()}, assign=is_meta
+    )
 
 
 def get_rng_state() -> dict[str, Tensor]:
@@ -303,7 +369,9 @@ def get_rng_state() -> dict[str, Tensor]:
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),  # pyright: ignore
         "python": torch.tensor(internal, dtype=torch.int64),
-        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor(
+            [float("nan") if gauss is None else gauss], dtype=torch.float64
+        ),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -321,7 +389,9 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file with usual permissions.
 
     Tensors that share memory are written separately.

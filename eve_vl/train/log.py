@@ -53,7 +53,11 @@ def read_log(run: Path) -> list[dict]:
     rows = [from_json(row) for row in _read_rows(run / LOG, kind=str, step=int)]
     for row in rows:
         is_measured = row["kind"] in ("train", "val")
-        for name in [name for name in row if is_measured and name != "kind" and not has_fields(row, **{name: float})]:
+        for name in [
+            name
+            for name in row
+            if is_measured and name != "kind" and not has_fields(row, **{name: float})
+        ]:
             del row[name]
     return [row for row in rows if row["kind"] != "note" or has_fields(row, text=str)]
 
@@ -92,7 +96,12 @@ def _is_detail(name: str, values: Mapping[str, float]) -> bool:
         stem = stem.rpartition("_")[0]
         if stem in values:
             return True
-    return is_count or "/" in name or name in ("core_seconds", "lr", "rsum", "rerank_k") or name.startswith("r_mean_k")
+    return (
+        is_count
+        or "/" in name
+        or name in ("core_seconds", "lr", "rsum", "rerank_k")
+        or name.startswith("r_mean_k")
+    )
 
 
 class RunLog:
@@ -111,7 +120,12 @@ class RunLog:
         self.printed_at = time.monotonic()
         name, note = TextColumn("[bold]steps"), TextColumn("{task.fields[note]}")
         columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note
-        self.bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=math.inf)
+        self.bar = Progress(
+            *columns,
+            console=CONSOLE,
+            disable=not CONSOLE.is_terminal,
+            speed_estimate_period=math.inf,
+        )
         self.bar.add_task("", total=num_steps, completed=first_step, note="")
         (self.steps,) = self.bar.tasks
         self.bar.start()
@@ -124,9 +138,13 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
         shown = {name: value for name, value in values.items() if not _is_detail(name, values)}
-        text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
+        text = "  ".join(
+            f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items()
+        )
         if not self.bar.disable and kind == "train":
-            self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no room for the bar
+            self.bar.update(
+                self.steps.id, note=f"loss {values['loss']:.4g}"
+            )  # more would leave no room for the bar
         else:
             self.print_line(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
 
@@ -140,7 +158,9 @@ class RunLog:
         self.bar.update(self.steps.id, completed=step)
         if step == self.first_step + STEPS_TIMED and not self.steps.finished:
             seconds = 1 / (self.steps.speed or math.inf)
-            self.print_line(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
+            self.print_line(
+                f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far"
+            )
         elif self.bar.disable and time.monotonic() - self.printed_at > PATIENCE:
             self.print_line(f"step  {self._at(step)}{self._eta()}")
 
@@ -160,7 +180,9 @@ class RunLog:
     def note(self, step: int, text: str) -> None:
         """Print one line and add it to the log, once."""
         if self.enabled:
-            if all(row.get("text") != text for row in self.old):  # after a crash before the validation row it comes again
+            if all(
+                row.get("text") != text for row in self.old
+            ):  # after a crash before the validation row it comes again
                 self.file.write(_json_lines([{"kind": "note", "step": step, "text": text}]))
             self.print_line(text)
 
@@ -197,7 +219,11 @@ class BadSamples:
         self.known |= new.keys()
         if self.writes:
             with self.path.open("a") as file:
-                file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
+                file.write(
+                    _json_lines(
+                        {"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()
+                    )
+                )
             if len(self.known) <= NUM_SHOWN:
                 print_line(*(f"row left out: {error}" for error in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
@@ -228,8 +254,15 @@ class Meter:
         """Return the sums of this window; empty without steps."""
         if not self.num_steps:
             return {}
-        counts = [self.num_steps, time.perf_counter() - self.start, self.loading_seconds, core_seconds() - self.cores_start]
-        return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
+        counts = [
+            self.num_steps,
+            time.perf_counter() - self.start,
+            self.loading_seconds,
+            core_seconds() - self.cores_start,
+        ]
+        return {name: value.cpu() for name, value in self.terms.items()} | {
+            COUNTS: torch.tensor(counts, dtype=torch.float64)
+        }
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add one step's terms."""
@@ -260,19 +293,33 @@ def facts(device: torch.device) -> dict[str, Any]:
 
     commit: "" unless the package lies in its own git working tree; it ends in -dirty if that has changes.
     """
-    program, memory = Path(sys.argv[0]).name, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    program, memory = (
+        Path(sys.argv[0]).name,
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     command = shlex.join(["eve" if program == "__main__.py" else program, *sys.argv[1:]])
     start = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    machine = {"processor": _processor(), "cores": usable_cores(), "memory_gib": round(memory / 2**30, 1), "device": name}
-    versions = {"os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    machine = {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "device": name,
+    }
+    versions = {
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     versions |= {"eve_vl": eve_vl.__version__, "commit": _commit()}
     return start | machine | {"processes": processes.world_size()} | versions
 
 
 def record(run: Path, device: torch.device) -> None:
     """Add the facts of this start to a run folder."""
-    write_file(run / ENVIRONMENT, json.dumps([*read_environment(run), facts(device)], indent=1) + "\n")
+    write_file(
+        run / ENVIRONMENT, json.dumps([*read_environment(run), facts(device)], indent=1) + "\n"
+    )
 
 
 def read_environment(run: Path) -> list[dict[str, Any]]:
@@ -287,7 +334,9 @@ def read_environment(run: Path) -> list[dict[str, Any]]:
 
 def _processor() -> str:
     with suppress(OSError):  # Linux
-        if found := re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(
+            r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        ):
             return found[1].strip()
     return platform.processor() or platform.machine()
 
@@ -295,6 +344,10 @@ def _processor() -> str:
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with suppress(OSError, subprocess.SubprocessError):
-        if (PACKAGE.parent / ".git").exists():  # not the repository of a folder that the package is installed in
-            return subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        if (
+            PACKAGE.parent / ".git"
+        ).exists():  # not the repository of a folder that the package is installed in
+            return subprocess.run(
+                command, cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
     return ""

@@ -34,7 +34,12 @@ def muon_parts(name: str, parameter: nn.Parameter, optimizer: str) -> int:
     0 leaves the parameter to AdamW. In the Transformer's blocks, query, key and value are parts, and any other matrix is one.
     With block_muon, a part has BLOCK_ROWS rows if these divide the rows of the matrix.
     """
-    if optimizer == "adamw" or ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
+    if (
+        optimizer == "adamw"
+        or ".blocks." not in f".{name}"
+        or not is_decayed(name, parameter)
+        or "router" in name
+    ):
         return 0
     if optimizer == "block_muon" and parameter.shape[-2] % BLOCK_ROWS == 0:
         return parameter.shape[-2] // BLOCK_ROWS
@@ -59,14 +64,23 @@ def build_optimizer(
         if parameter.requires_grad:
             decay = config.weight_decay if is_decayed(name, parameter) else 0.0
             parts = muon_parts(name, parameter, config.optimizer)
-            new_group = {"params": [], "weight_decay": decay, "lr_scale": scales[name], "parts": parts}
+            new_group = {
+                "params": [],
+                "weight_decay": decay,
+                "lr_scale": scales[name],
+                "parts": parts,
+            }
             groups.setdefault((decay, scales[name], parts), new_group)["params"].append(parameter)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=True)
+        return torch.optim.AdamW(
+            list(groups.values()), lr=config.lr, betas=config.betas, fused=True
+        )
     return Muon(list(groups.values()), lr=config.lr, betas=config.betas, products=products)
 
 
-def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+def initial_state(
+    parameter: nn.Parameter, parts: int, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
     """Return the optimiser state of a parameter before its first step.
 
     parts: of its group.
@@ -87,10 +101,19 @@ class Muon(torch.optim.Optimizer):
     of a stack is one.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        products: torch.dtype,
+    ):
         super().__init__(groups, {"lr": lr})
         self.products = products
-        rest = [group for group in self.param_groups if not group["parts"]] or [{"params": []}]  # AdamW refuses no group
+        rest = [group for group in self.param_groups if not group["parts"]] or [
+            {"params": []}
+        ]  # AdamW refuses no group
         self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         self.rest.state = self.state
 
@@ -106,7 +129,9 @@ class Muon(torch.optim.Optimizer):
         of_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                of_shape[parameter.shape[-2] // group["parts"], parameter.shape[-1]].append((parameter, parameter.grad))
+                of_shape[parameter.shape[-2] // group["parts"], parameter.shape[-1]].append(
+                    (parameter, parameter.grad)
+                )
         for shape, found in of_shape.items():  # one batch per shape
             sizes = [local(gradient).numel() for _, gradient in found]
             together = torch.empty(sum(sizes), dtype=self.products, device=found[0][1].device)
@@ -116,7 +141,9 @@ class Muon(torch.optim.Optimizer):
                 own = local(gradient)
                 momentum = local(state["momentum"]).lerp_(own, 1 - MOMENTUM)
                 update.view_as(own).copy_(own.lerp(momentum, MOMENTUM))
-            updates = on_matrices(orthogonalize, [parameter for parameter, _ in found], together, shape)
+            updates = on_matrices(
+                orthogonalize, [parameter for parameter, _ in found], together, shape
+            )
             for (parameter, _), update in zip(found, updates, strict=True):
                 weights = local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
                 weights.add_(update.view_as(weights), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
@@ -146,7 +173,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step < num_warmup:
         return config.lr * step / num_warmup
     progress = (step - num_warmup) / max(config.steps - num_warmup, 1)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress)
+    return config.lr * (
+        0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    )
 
 
 def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
@@ -160,13 +189,24 @@ def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
         for name in matching(pattern, named, "train.freeze"):
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise UserError(f"train.freeze {' '.join(patterns)} leaves no parameter to train; take a pattern out")
-    return [module for name, module in task.named_modules() if isinstance(module, _BatchNorm) and not _trains(task, name)]
+        raise UserError(
+            f"train.freeze {' '.join(patterns)} leaves no parameter to train; take a pattern out"
+        )
+    return [
+        module
+        for name, module in task.named_modules()
+        if isinstance(module, _BatchNorm) and not _trains(task, name)
+    ]
 
 
 def running_averages(model: nn.Module) -> list[Tensor]:
     """Return the buffers of batch normalisations, which a forward pass changes."""
-    return [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in module.buffers()
+    ]
 
 
 @contextlib.contextmanager
@@ -190,7 +230,9 @@ def _trains(task: nn.Module, name: str) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
 
 
-def lr_scales(names: Collection[str], config: TrainConfig, new: Collection[str]) -> dict[str, float]:
+def lr_scales(
+    names: Collection[str], config: TrainConfig, new: Collection[str]
+) -> dict[str, float]:
     """Return each parameter's learning rate as a multiple of train.lr.
 
     It is the product of all factors with a matching pattern and, for names in `new`, head_lr_multiplier. Raises UserError if a
@@ -201,7 +243,11 @@ def lr_scales(names: Collection[str], config: TrainConfig, new: Collection[str])
         for name in matching(pattern, names, "train.lr_multipliers"):
             scales[name] *= factor
     # one optimiser group for scales that differ by rounding only
-    return {name: float(f"{scale:.12g}") for name, scale in scales.items()} if config.lr_multipliers else scales
+    return (
+        {name: float(f"{scale:.12g}") for name, scale in scales.items()}
+        if config.lr_multipliers
+        else scales
+    )
 
 
 class Averages:
@@ -209,7 +255,9 @@ class Averages:
 
     def __init__(self, task: nn.Module, decay: float):
         self.decay = decay
-        self.parameters = {name: each for name, each in task.named_parameters() if decay and each.requires_grad}
+        self.parameters = {
+            name: each for name, each in task.named_parameters() if decay and each.requires_grad
+        }
         self.values = {name: each.detach().clone() for name, each in self.parameters.items()}
 
     @torch.no_grad()

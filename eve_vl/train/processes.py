@@ -31,7 +31,9 @@ from eve_vl.train import shard
 from eve_vl.utils.errors import SharedError, UserError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # NCCL's own is 10; the others wait while the first process trains a tokenizer or saves
+TIMEOUT = timedelta(
+    minutes=30
+)  # NCCL's own is 10; the others wait while the first process trains a tokenizer or saves
 
 
 class _Sum(torch.autograd.Function):
@@ -95,7 +97,10 @@ def gather_rows(x: Tensor) -> Tensor:
     if not dist.is_initialized():
         return x.view_as(x)  # a node of its own sums gradients in the same order as with processes
     # one function, its name in newer and in older torch
-    gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+    gather = (
+        getattr(collectives, "all_gather_single_autograd", None)
+        or collectives.all_gather_tensor_autograd
+    )
     return gather(x.contiguous(), 0, cast(dist.ProcessGroup, dist.group.WORLD))
 
 
@@ -123,7 +128,11 @@ def _exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
 
 def any_process(flag: bool) -> bool:
     """Return whether the flag is set in any process, without a GPU sync."""
-    return bool(sum_over_processes(torch.tensor(float(flag))).item()) if dist.is_initialized() else flag
+    return (
+        bool(sum_over_processes(torch.tensor(float(flag))).item())
+        if dist.is_initialized()
+        else flag
+    )
 
 
 def gather_objects(value: object) -> list:
@@ -160,7 +169,10 @@ def barrier() -> None:
         dist.barrier()
 
 
-SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")  # one option, its name in newer and in older torch
+SYNC_BUFFERS = (
+    "forward_sync_buffers",
+    "broadcast_buffers",
+)  # one option, its name in newer and in older torch
 
 
 def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate") -> Any:
@@ -173,11 +185,22 @@ def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate"
     if layout == "shard":
         return shard.shard(task, transformer_blocks(task), device)
     # without buffer sync: process 0's running averages would overwrite those of the others in each step
-    sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
-    options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "find_unused_parameters", False)}
+    sync_buffers = next(
+        name
+        for name in SYNC_BUFFERS
+        if name in inspect.signature(DistributedDataParallel).parameters
+    )
+    options: dict[str, Any] = {
+        sync_buffers: False,
+        "find_unused_parameters": getattr(task, "find_unused_parameters", False),
+    }
     options["gradient_as_bucket_view"] = True  # else DDP keeps a second copy of all gradients
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1 × 1 convolutions, whose strides are a matter of form
-    return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, **options)
+    warnings.filterwarnings(
+        "ignore", "Grad strides do not match"
+    )  # of 1 × 1 convolutions, whose strides are a matter of form
+    return DistributedDataParallel(
+        task, [device.index] if device.type == "cuda" else None, **options
+    )
 
 
 def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
@@ -202,7 +225,8 @@ def share_running_averages(task: nn.Module) -> None:
     buffers = [
         buffer
         for module in task.modules()
-        if isinstance(module, _BatchNorm) and module.training  # a frozen one's would drift by rounding
+        if isinstance(module, _BatchNorm)
+        and module.training  # a frozen one's would drift by rounding
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
@@ -218,17 +242,26 @@ def pick_device(name: str | torch.device) -> torch.device:
     Under torchrun, cuda is this process's own GPU. Raises UserError for a device that does not exist here.
     """
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        )
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+            device = torch.device(
+                "cuda",
+                int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index,
+            )
             torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()  # refuses meta as well, which has no values
     except Exception:  # torch raises many types, without CUDA an AssertionError
         there = ["auto", "cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         there += ["mps"] * torch.backends.mps.is_available()
-        raise UserError(f"device {str(name)!r}: torch has no such device here; give {' or '.join(there)}") from None
+        raise UserError(
+            f"device {str(name)!r}: torch has no such device here; give {' or '.join(there)}"
+        ) from None
     if device.type == "cuda" and device.index != int(os.environ.get("LOCAL_RANK", device.index)):
-        raise UserError(f"device {name}: under torchrun each process has a GPU of its own; give cuda")
+        raise UserError(
+            f"device {name}: under torchrun each process has a GPU of its own; give cuda"
+        )
     return device
 
 
@@ -240,7 +273,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     on_cuda = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_avx512_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if on_cuda
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.bfloat16 if native else torch.float32
 
 
@@ -261,12 +298,16 @@ def peak_memory() -> int:
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024  # getrusage would count what the parent had before exec
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def transformer_blocks(task: nn.Module) -> list[nn.Module]:
     """Return the modules `…blocks.N`."""
-    return [module for name, module in task.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
+    return [
+        module for name, module in task.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)
+    ]
 
 
 def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
@@ -279,15 +320,21 @@ def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
         return
     blocks = transformer_blocks(task)
     if not blocks:
-        raise UserError("train.compile and train.checkpoint_activations work on Transformer blocks, and this model has none")
+        raise UserError(
+            "train.compile and train.checkpoint_activations work on Transformer blocks, and this model has none"
+        )
     compiler = os.environ.get("CXX", "g++")
     if config.compile and not shutil.which(compiler):
-        raise UserError(f"train.compile needs a C++ compiler, and there is no {compiler}; install one, or leave it out")
+        raise UserError(
+            f"train.compile needs a C++ compiler, and there is no {compiler}; install one, or leave it out"
+        )
     for block in blocks:
         block.forward = _wrapped(block, block.forward, config)
 
 
-def _wrapped(block: nn.Module, plain: Callable[..., Any], config: TrainConfig) -> Callable[..., Any]:
+def _wrapped(
+    block: nn.Module, plain: Callable[..., Any], config: TrainConfig
+) -> Callable[..., Any]:
     forward = torch.compile(plain, dynamic=True) if config.compile else plain
     if config.checkpoint_activations:
         forward = partial(checkpoint, forward, use_reentrant=False)

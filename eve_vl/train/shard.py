@@ -21,7 +21,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 
-OLDEST = (2, 13)  # older ones follow no tensors in dataclasses: a step whose blocks are frozen would average nothing
+OLDEST = (
+    2,
+    13,
+)  # older ones follow no tensors in dataclasses: a step whose blocks are frozen would average nothing
 
 
 def shard(task: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
@@ -44,12 +47,22 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], device: torch.device) ->
 
     def placement(parameter: nn.Parameter) -> Shard:
         """Return the first axis that divides evenly: any other is padded."""
-        return Shard(next((axis for axis, length in enumerate(parameter.shape) if length % size == 0), 0))
+        return Shard(
+            next((axis for axis, length in enumerate(parameter.shape) if length % size == 0), 0)
+        )
 
     for unit in (*blocks, task):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=False, shard_placement_fn=placement, ignored_params=scalars)
+        fully_shard(
+            unit,
+            mesh=mesh,
+            reshard_after_forward=False,
+            shard_placement_fn=placement,
+            ignored_params=scalars,
+        )
     root = cast(FSDPModule, task)
-    root.set_reshard_after_backward(False)  # a step makes several passes: weights stay whole until `clip_gradients`
+    root.set_reshard_after_backward(
+        False
+    )  # a step makes several passes: weights stay whole until `clip_gradients`
     root._get_fsdp_state()._lazy_init()  # else the first block that runs outside `forward` becomes the root
     if hasattr(task, "before_step"):
         register_fsdp_forward_method(task, "before_step")
@@ -68,7 +81,9 @@ def _mesh(device: torch.device) -> DeviceMesh:
     dist.all_gather_object(local, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     is_even = len({*local}) == 1 and 1 < local[0] < world and world % local[0] == 0
     if is_even:
-        return init_device_mesh(device.type, (world // local[0], local[0]), mesh_dim_names=("machine", "shard"))
+        return init_device_mesh(
+            device.type, (world // local[0], local[0]), mesh_dim_names=("machine", "shard")
+        )
     return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
 
 
@@ -115,7 +130,9 @@ def like(whole: Tensor, other: Tensor) -> Tensor:
     """Return a tensor in the shards of another of its shape."""
     if not isinstance(other, DTensor) or isinstance(whole, DTensor):
         return whole
-    return distribute_tensor(whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(
+        whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+    )
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +179,10 @@ def clip_gradients(task: nn.Module, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def on_matrices(
-    compute: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], values: Tensor, shape: tuple[int, int]
+    compute: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    values: Tensor,
+    shape: tuple[int, int],
 ) -> Sequence[Tensor]:
     """Return `compute` of the matrices (M, O, I) of each parameter, flat.
 
@@ -176,26 +196,42 @@ def on_matrices(
     group, found, alone, exchanged = _group(parameters[0]), {}, list[int](), list[int]()
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     axes = [cast(Shard, cast(DTensor, parameter).placements[-1]).dim for parameter in parameters]
-    for number, (parameter, axis) in enumerate(zip(cast(Sequence[DTensor], parameters), axes, strict=True)):
+    for number, (parameter, axis) in enumerate(
+        zip(cast(Sequence[DTensor], parameters), axes, strict=True)
+    ):
         own, is_even = local(parameter), parameter.shape[axis] % size == 0
         if is_even and own.shape[-1] == shape[1] and own.shape[-2] % shape[0] == 0:
             alone.append(number)
         elif not is_even:  # no axis divides evenly: every process computes the whole
-            form: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
+            form: dict[str, Any] = {
+                "shape": parameter.shape,
+                "stride": parameter.stride(),
+                "run_check": False,
+            }
             piece = pieces[number].view_as(own)
-            whole = DTensor.from_local(piece, parameter.device_mesh, parameter.placements, **form).full_tensor()
-            found[number] = local(like(compute(whole.view(-1, *shape)).reshape(whole.shape), parameter)).flatten()
+            whole = DTensor.from_local(
+                piece, parameter.device_mesh, parameter.placements, **form
+            ).full_tensor()
+            found[number] = local(
+                like(compute(whole.view(-1, *shape)).reshape(whole.shape), parameter)
+            ).flatten()
         else:
             exchanged.append(number)
     if alone:
         made = compute(torch.cat([pieces[number] for number in alone]).view(-1, *shape)).flatten()
-        found |= dict(zip(alone, made.split([len(pieces[number]) for number in alone]), strict=True))
-    turns = [exchanged[turn::size] for turn in range(size)]  # the parameters that each process computes
+        found |= dict(
+            zip(alone, made.split([len(pieces[number]) for number in alone]), strict=True)
+        )
+    turns = [
+        exchanged[turn::size] for turn in range(size)
+    ]  # the parameters that each process computes
     order = [number for turn in turns for number in turn]
     sizes = [sum(len(pieces[number]) for number in turn) for turn in turns]
     mine, same = turns[rank], [sizes[rank]] * size  # all pieces of a parameter have one size
     if order:
-        got = _exchange(torch.cat([pieces[number] for number in order]), sizes, same, group).view(size, -1)
+        got = _exchange(torch.cat([pieces[number] for number in order]), sizes, same, group).view(
+            size, -1
+        )
         parts = got.split([len(pieces[number]) for number in mine], dim=1)
         wholes = [
             torch.cat([*part.reshape(size, *local(parameters[number]).shape)], axes[number])
@@ -209,7 +245,9 @@ def on_matrices(
                 for result, whole, number in zip(made, wholes, mine, strict=True)
             ]
             got = torch.cat(cuts, dim=1)
-        back = _exchange(got.flatten(), same, sizes, group).split([len(pieces[number]) for number in order])
+        back = _exchange(got.flatten(), same, sizes, group).split(
+            [len(pieces[number]) for number in order]
+        )
         found |= dict(zip(order, back, strict=True))
     return [found[number] for number in range(len(parameters))]
 

@@ -16,13 +16,41 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import Evaluator, StepOutput, StoppedError, checkpoint, evaluation_batches, num_skipped, processes, unusable
+from eve_vl.train import (
+    Evaluator,
+    StepOutput,
+    StoppedError,
+    checkpoint,
+    evaluation_batches,
+    num_skipped,
+    processes,
+    unusable,
+)
 from eve_vl.train.best import BestWeights, Validated, on_training_rows
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.optim import Averages, build_optimizer, freeze, learning_rate, running_averages, running_averages_kept
-from eve_vl.train.processes import autocast, parallelize, pick_dtype, share_running_averages, without_sharing, wrap_blocks
+from eve_vl.train.optim import (
+    Averages,
+    build_optimizer,
+    freeze,
+    learning_rate,
+    running_averages,
+    running_averages_kept,
+)
+from eve_vl.train.processes import (
+    autocast,
+    parallelize,
+    pick_dtype,
+    share_running_averages,
+    without_sharing,
+    wrap_blocks,
+)
 from eve_vl.train.shard import clip_gradients, gathered, unsharded
-from eve_vl.train.training_state import CheckpointWriter, load_training_state, optimizer_tensors, read_parts
+from eve_vl.train.training_state import (
+    CheckpointWriter,
+    load_training_state,
+    optimizer_tensors,
+    read_parts,
+)
 from eve_vl.utils.console import is_main, progress
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary, write_file
@@ -54,28 +82,49 @@ class Trainer:
         with head_lr_multiplier. notes: lines for the log. skip_invalid: leave unusable rows out of validation.
         """
         self.skip_invalid = skip_invalid
-        self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
+        self.config, self.run, self.device, self.texts, self.notes, self.new = (
+            config,
+            run,
+            device,
+            texts,
+            notes,
+            sorted(new),
+        )
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
         self.frozen_averages = freeze(self.task, config.freeze)
         wrap_blocks(self.task, config)
         self.model = parallelize(self.task, device, config.layout)
-        self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
+        self.optimizer = build_optimizer(
+            self.task.named_parameters(), config, new, products=self.dtype
+        )
         self.averages = Averages(self.task, config.ema_decay)
         self.evaluator = evaluator
         self.main_metric = evaluator.main_metric if evaluator else None
         self.watched = self.main_metric or (evaluator.main_loss if evaluator else None)
         if config.patience and self.watched is None:
-            raise UserError("train.patience: validation of this task has no number to watch; leave it out")
+            raise UserError(
+                "train.patience: validation of this task has no number to watch; leave it out"
+            )
         self.scores: list[float] = []
         self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
         self.step = 0
-        in_background = device.type != "cpu" or processes.world_size() > 1  # else it would take cores and memory from training
-        self.writer = CheckpointWriter(run, keep=config.keep_checkpoints, in_background=in_background)
+        in_background = (
+            device.type != "cpu" or processes.world_size() > 1
+        )  # else it would take cores and memory from training
+        self.writer = CheckpointWriter(
+            run, keep=config.keep_checkpoints, in_background=in_background
+        )
         self.choice = BestWeights(run, self.main_metric)
-        self.mark: Callable[[str], None] = lambda _: None  # profiling hook after each part of a step
-        self.training_rows: Callable[[], Iterable[Any]] | None = None  # a loader of some, as validation reads them
-        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # files that differ in best/
+        self.mark: Callable[[str], None] = lambda _: (
+            None
+        )  # profiling hook after each part of a step
+        self.training_rows: Callable[[], Iterable[Any]] | None = (
+            None  # a loader of some, as validation reads them
+        )
+        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = (
+            lambda _: {}
+        )  # files that differ in best/
 
     @property
     def samples_consumed(self) -> int:
@@ -91,15 +140,21 @@ class Trainer:
         if folders:
             state = load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
             if self.averages.values:
-                live = {name: torch.empty_like(value) for name, value in self.averages.live().items()}
+                live = {
+                    name: torch.empty_like(value) for name, value in self.averages.live().items()
+                }
                 read_parts(live, folders[-1], checkpoint.LIVE)
                 self.averages.restore(live)
             if (remembered := folders[-1] / f"{checkpoint.MEMORY}.safetensors").is_file():
                 tensors = checkpoint.read_tensors(remembered)
-                self.task.memory.update({name: value.to(self.device) for name, value in tensors.items()})
+                self.task.memory.update(
+                    {name: value.to(self.device) for name, value in tensors.items()}
+                )
             self.step = state["step"]
             if state["num_processes"] == processes.world_size():
-                self.window = {name: value.to(self.device) for name, value in state["meter"].items()}
+                self.window = {
+                    name: value.to(self.device) for name, value in state["meter"].items()
+                }
             self.choice.restore(self.step)
         return bool(folders)
 
@@ -113,12 +168,19 @@ class Trainer:
         own[f"rng_{processes.rank()}"] = checkpoint.get_rng_state() | meter
         if is_main() and (remembered := getattr(self.task, "memory", None)):
             own[checkpoint.MEMORY] = self.writer.copied(remembered)
-        shared = {"optimizer": optimizer_tensors(self.task, self.optimizer), checkpoint.LIVE: self.averages.live()}
+        shared = {
+            "optimizer": optimizer_tensors(self.task, self.optimizer),
+            checkpoint.LIVE: self.averages.live(),
+        }
         state: dict[str, Any] = {"step": self.step, "new": self.new}
         state |= {"num_processes": processes.world_size(), "threads": torch.get_num_threads()}
-        self.writer.start(own, {name: tensors for name, tensors in shared.items() if tensors}, self.texts, state)
+        self.writer.start(
+            own, {name: tensors for name, tensors in shared.items() if tensors}, self.texts, state
+        )
 
-    def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
+    def fit(
+        self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples
+    ) -> dict[str, float]:
         """Train to the last step; return the numbers of best/, else of the last step.
 
         train_loader: endless micro-batches after `samples_consumed` samples.
@@ -130,7 +192,9 @@ class Trainer:
                 numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             except Exception as error:
                 is_of_loader = isinstance(error, HANDING_OVER) or "DataLoader worker" in str(error)
-                if stop and processes.world_size() == 1 and is_of_loader:  # its process got the signal, too
+                if (
+                    stop and processes.world_size() == 1 and is_of_loader
+                ):  # its process got the signal, too
                     self.save()
                     self.writer.finish()
                     raise self._stopped(stop) from None
@@ -146,7 +210,12 @@ class Trainer:
         return processes.world_size() == 1 or isinstance(error, SharedError)
 
     def _loop(
-        self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: Collection[int]
+        self,
+        batches: Iterator[Any],
+        val_loader: Iterable[Any],
+        bad_samples: BadSamples,
+        log: RunLog,
+        stop: Collection[int],
     ) -> dict[str, float]:
         config = self.config
         self.meter = Meter(self.window)
@@ -157,11 +226,16 @@ class Trainer:
             log.note(self.step, text)
         if self.step:
             left = "; nothing left to train" * (is_stalled or self.step >= config.steps)
-            left += f": train.patience {config.patience} has ended it; a larger one, or 0, continues" * is_stalled
+            left += (
+                f": train.patience {config.patience} has ended it; a larger one, or 0, continues"
+                * is_stalled
+            )
             log.print_line(f"resuming from step {self.step} of {config.steps}{left}")
         numbers: dict[str, float] | None = None
         was_validated = any(row["step"] == self.step for row in past)
-        if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped between saving and validation
+        if (
+            self.step and self._is_due(config.val_every) and not was_validated
+        ):  # it stopped between saving and validation
             numbers = self._validate(val_loader, log)
         while self.step < config.steps and not self._has_stalled():
             start = time.perf_counter()
@@ -190,7 +264,9 @@ class Trainer:
         return self.chosen or numbers or self.evaluate(val_loader)
 
     def _stopped(self, stop: Collection[int]) -> StoppedError:
-        where = f"stopped at step {self.step} of {self.config.steps}, checkpoint saved in {self.run}"
+        where = (
+            f"stopped at step {self.step} of {self.config.steps}, checkpoint saved in {self.run}"
+        )
         stopped = StoppedError(f"{where}; run the same command again to resume")
         stopped.code = 128 + next(iter(stop), signal.SIGTERM)
         return stopped
@@ -224,14 +300,19 @@ class Trainer:
             if self.step % self.config.save_every:
                 self.save()
             num = self.config.patience
-            log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
+            log.note(
+                self.step,
+                f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}",
+            )
         if (is_early or self.step == self.config.steps) and self.evaluator:
             found = self.chosen or numbers
             closing = (
                 self._on_training_rows(numbers),
                 self.choice.closing(self.step, int(self.config.warmup * self.config.steps)),
             )
-            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), *closing]):
+            for text in filter(
+                None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), *closing]
+            ):
                 log.note(self.step, text)
         log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
         return numbers
@@ -242,11 +323,18 @@ class Trainer:
             return ""
         try:
             seen, _ = self._evaluate(self.training_rows(), skip_invalid=True)
-        except UserError:  # a finished run must not fail at its last sentence; all processes meet the same error
+        except (
+            UserError
+        ):  # a finished run must not fail at its last sentence; all processes meet the same error
             return ""
         if self.watched not in seen:
             return ""
-        return on_training_rows(self.watched, seen[self.watched], numbers[self.watched], is_score=self.main_metric is not None)
+        return on_training_rows(
+            self.watched,
+            seen[self.watched],
+            numbers[self.watched],
+            is_score=self.main_metric is not None,
+        )
 
     def _choose(self, numbers: dict[str, float], rows: Mapping[str, float]) -> None:
         """Choose the weights of best/ among this step and earlier ones.
@@ -255,17 +343,32 @@ class Trainer:
         """
         name = self.main_metric
         if name is not None and name not in numbers:
-            lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
-            raise SharedError(f"validation gives no {name} to choose the best weights by: its rows have {lacking}")
+            lacking = (
+                "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
+            )
+            raise SharedError(
+                f"validation gives no {name} to choose the best weights by: its rows have {lacking}"
+            )
 
         def save() -> None:
             with self.averages.in_place():
-                model, texts = gathered(self.task.state_dict()), {**self.texts, **self.best_texts(numbers)}
-                content = {"step": self.step, "model": model, "texts": texts, "numbers": numbers, "rows": rows}
+                model, texts = (
+                    gathered(self.task.state_dict()),
+                    {**self.texts, **self.best_texts(numbers)},
+                )
+                content = {
+                    "step": self.step,
+                    "model": model,
+                    "texts": texts,
+                    "numbers": numbers,
+                    "rows": rows,
+                }
                 processes.from_main(lambda: checkpoint.save_best(self.run, **content))
 
         if name is not None:
-            self.choice.update(Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save)
+            self.choice.update(
+                Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save
+            )
 
     def time_one_pass(self, batch: Any) -> float:
         """Return the seconds of a forward and backward pass.
@@ -318,7 +421,11 @@ class Trainer:
         return terms
 
     def _check_finite(
-        self, micro_batches: list[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor], buffers: Sequence[Tensor]
+        self,
+        micro_batches: list[Any],
+        terms: Mapping[str, Tensor],
+        values: Sequence[Tensor],
+        buffers: Sequence[Tensor],
     ) -> None:
         """Raise SharedError in all processes for a value that is not finite.
 
@@ -335,7 +442,11 @@ class Trainer:
         batch = micro_batches[first if is_loss else -1]
         folder = self.run / f"non_finite_step_{self.step:08d}_rank_{processes.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {each.name: value for each in fields(batch) if isinstance(value := getattr(batch, each.name), Tensor)}
+        tensors = {
+            each.name: value
+            for each in fields(batch)
+            if isinstance(value := getattr(batch, each.name), Tensor)
+        }
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
         model = gathered(self.task.state_dict())
@@ -345,7 +456,9 @@ class Trainer:
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         problem = f"{'loss' if is_loss else 'gradient norm'} is not finite at step {self.step} ({numbers})"
         there = f"stopped before the update; weights, batch and sample names are in {folder}"
-        raise SharedError(f"{problem}: {there}; a lower train.lr or train.dtype float32 often helps")
+        raise SharedError(
+            f"{problem}: {there}; a lower train.lr or train.dtype float32 often helps"
+        )
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the task's numbers on a loader.
@@ -354,13 +467,17 @@ class Trainer:
         """
         return self._evaluate(loader)[0]
 
-    def _evaluate(self, loader: Iterable[Any], *, skip_invalid: bool = False) -> tuple[dict[str, float], Mapping[str, float]]:
+    def _evaluate(
+        self, loader: Iterable[Any], *, skip_invalid: bool = False
+    ) -> tuple[dict[str, float], Mapping[str, float]]:
         assert self.evaluator is not None
         skip_invalid = skip_invalid or self.skip_invalid
         # an error in one process only would leave the others waiting
         skipped: list[Any] | None = [] if skip_invalid or processes.world_size() > 1 else None
         failed: list[UserError] = []
-        loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
+        loader = progress(
+            _up_to_error(loader, failed), "validating", operator.length_hint(loader) or None
+        )
         evaluated = evaluation_batches(self.task, loader, self.device, self.dtype, skipped)
         with self.averages.in_place(), unsharded(self.task), evaluated as batches:
             numbers, rows = self.evaluator.validate(batches)

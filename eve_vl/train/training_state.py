@@ -37,7 +37,9 @@ def own_part(tensor: Any, *, to_write: bool = False) -> tuple[Tensor, list[int]]
     if hasattr(tensor, "to_local"):
         part, place = tensor.to_local(), [*tensor.__create_chunk_list__()[0].offsets]
         mesh, copy, copies = tensor.device_mesh, 0, 1
-        for index, size, placement in zip(mesh.get_coordinate(), mesh.shape, tensor.placements, strict=True):
+        for index, size, placement in zip(
+            mesh.get_coordinate(), mesh.shape, tensor.placements, strict=True
+        ):
             if placement.is_replicate():
                 copy, copies = copy * size + index, copies * size
     if to_write and not part.ndim:
@@ -62,10 +64,22 @@ def read_parts(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
             place: list[int] = places.get(key) or [0] * share.ndim
             if len(first) == len(place) == share.ndim:
                 sides = [*zip(first, part.shape, place, share.shape, strict=True)]
-                both = [range(max(i, j), min(i + m, j + n)) for i, m, j, n in sides]  # indices of the whole
+                both = [
+                    range(max(i, j), min(i + m, j + n)) for i, m, j, n in sides
+                ]  # indices of the whole
                 if all(both):
-                    inside = share[tuple(slice(each.start - j, each.stop - j) for each, j in zip(both, place, strict=True))]
-                    part[tuple(slice(each.start - i, each.stop - i) for each, i in zip(both, first, strict=True))] = inside
+                    inside = share[
+                        tuple(
+                            slice(each.start - j, each.stop - j)
+                            for each, j in zip(both, place, strict=True)
+                        )
+                    ]
+                    part[
+                        tuple(
+                            slice(each.start - i, each.stop - i)
+                            for each, i in zip(both, first, strict=True)
+                        )
+                    ] = inside
                     lacking[key] -= inside.numel()
     if missing := [key for key, num in lacking.items() if num]:
         raise UserError(f"{name}.safetensors: does not hold all of {missing[0]}")
@@ -82,7 +96,9 @@ def read_places(path: Path) -> dict[str, list[int]]:
         return {name: [*map(int, each[PLACE])] for name, each in places.items()}
 
 
-def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
+def load_training_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int
+) -> dict[str, Any]:
     """Load weights, optimiser and this process's random generators; return state.json.
 
     Its `meter` holds this process's sums of the open log window. The main process verifies the files for all. Raises UserError
@@ -90,18 +106,28 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     """
     state = processes.from_main(lambda: checkpoint.verify(folder))
     if not file_io.has_fields(state, num_processes=int) or state["num_processes"] < 1:
-        raise checkpoint.damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
+        raise checkpoint.damaged(
+            folder, f"state.json says num_processes {state.get('num_processes')}"
+        )
     try:
         checkpoint.load_model(folder, model)
         read_parts(tensors := optimizer_tensors(model, optimizer), folder, "optimizer")
-        rng = checkpoint.read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
+        rng = (
+            checkpoint.read_tensors(folder / f"rng_{rank}.safetensors")
+            if rank < state["num_processes"]
+            else {}
+        )
         if rng:  # additional processes of a resumed run seed their own generators
             checkpoint.set_rng_state(rng)
     except (ValueError, OverflowError) as error:
         raise checkpoint.damaged(folder, error) from None
     for name, value in tensors.items():
-        optimizer.state[model.get_parameter(name.rpartition(".")[0])][name.rpartition(".")[2]] = value
-    state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
+        optimizer.state[model.get_parameter(name.rpartition(".")[0])][name.rpartition(".")[2]] = (
+            value
+        )
+    state["meter"] = {
+        name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)
+    }
     return state
 
 
@@ -110,12 +136,18 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
     Parameters without a gradient so far have their initial state.
     """
-    parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
+    parts = {
+        parameter: group["parts"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
         if parameter in parts
-        for key, value in (optimizer.state.get(parameter) or initial_state(parameter, parts[parameter])).items()
+        for key, value in (
+            optimizer.state.get(parameter) or initial_state(parameter, parts[parameter])
+        ).items()
     }
 
 
@@ -128,12 +160,17 @@ class CheckpointWriter:
     def __init__(self, run: Path, *, keep: int, in_background: bool):
         """keep: number of checkpoints that stay."""
         self.run, self.keep, self.in_background = run, keep, in_background
-        self.sums: Future[tuple[dict[str, str], str]] | None = None  # of the files of this process, or its problem
+        self.sums: Future[tuple[dict[str, str], str]] | None = (
+            None  # of the files of this process, or its problem
+        )
         self.opened = contextlib.ExitStack()  # the temporary folder, on the main process
 
     def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors that training does not change while they are written."""
-        return {name: tensor.detach().to("cpu", copy=self.in_background) for name, tensor in tensors.items()}
+        return {
+            name: tensor.detach().to("cpu", copy=self.in_background)
+            for name, tensor in tensors.items()
+        }
 
     def start(
         self,
@@ -149,7 +186,11 @@ class CheckpointWriter:
         """
         folder = self.run / CHECKPOINTS / f"step_{state['step']:08d}"
         temporary = processes.from_main(lambda: self._open(folder))
-        files, metadata, suffix = {**own}, {}, f"_{processes.rank()}" if processes.world_size() > 1 else ""
+        files, metadata, suffix = (
+            {**own},
+            {},
+            f"_{processes.rank()}" if processes.world_size() > 1 else "",
+        )
         for name, tensors in shared.items():
             shares = {key: own_part(tensor, to_write=True) for key, tensor in tensors.items()}
             shares = {key: share for key, share in shares.items() if share[0].numel()}
@@ -158,7 +199,11 @@ class CheckpointWriter:
             metadata[f"{name}{suffix}"] = {PLACES: json.dumps(places)}
         self.folder, self.temporary, self.state = folder, temporary, state
         self.sums = Future()
-        Thread(target=self._write, args=(self.sums, files, texts if is_main() else {}, metadata), daemon=True).start()
+        Thread(
+            target=self._write,
+            args=(self.sums, files, texts if is_main() else {}, metadata),
+            daemon=True,
+        ).start()
         if not self.in_background:
             self.finish()
 
@@ -177,7 +222,9 @@ class CheckpointWriter:
 
     @staticmethod
     def _reporting(folder: Path) -> contextlib.AbstractContextManager[None]:
-        return file_io.reporting_write_errors(folder, *checkpoint.WRITE_ERRORS, advice=checkpoint.ADVICE)
+        return file_io.reporting_write_errors(
+            folder, *checkpoint.WRITE_ERRORS, advice=checkpoint.ADVICE
+        )
 
     def poll(self) -> None:
         """Put the checkpoint in place if all processes have written their files."""
@@ -199,6 +246,10 @@ class CheckpointWriter:
             for _, problem in found:
                 if problem:
                     raise UserError(problem)
-            checkpoint.write_state(self.temporary, self.state, {name: each for sums, _ in found for name, each in sums.items()})
+            checkpoint.write_state(
+                self.temporary,
+                self.state,
+                {name: each for sums, _ in found for name, each in sums.items()},
+            )
         checkpoint.delete_folders(*checkpoint.checkpoint_folders(self.run)[: -self.keep])
         file_io.delete_temporary(self.folder.parent)

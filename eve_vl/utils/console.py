@@ -17,7 +17,9 @@ from rich.progress import track
 from eve_vl.utils.errors import printable
 
 T = TypeVar("T")
-CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # shared: progress bars and lines need one console
+CONSOLE = Console(
+    highlight=False, soft_wrap=True, emoji=False
+)  # shared: progress bars and lines need one console
 PATIENCE = 10  # seconds between lines on progress
 SOON = 1  # seconds of a loop before a terminal shows a bar
 
@@ -39,7 +41,9 @@ def place_in_torchrun() -> tuple[int, int]:
     They are 0 and 1 without it. Other launchers and old shells set RANK alone.
     """
     is_torchrun = os.environ.keys() >= {"LOCAL_RANK", "WORLD_SIZE"}
-    return (int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])) if is_torchrun else (0, 1)
+    return (
+        (int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])) if is_torchrun else (0, 1)
+    )
 
 
 def print_line(*lines: str) -> None:
@@ -58,7 +62,9 @@ print_once = functools.cache(print_line)
 
 def warn(text: str) -> None:
     """Print one line on stderr, so that a pipe does not get it."""
-    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {printable(text)}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(
+        f"eve: {printable(text)}", markup=False
+    )
 
 
 def pluralize(count: float, one: str, many: str = "") -> str:
@@ -75,10 +81,22 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
     A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds.
     """
-    shown_at, items, is_bar, what = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main(), printable(what)
+    shown_at, items, is_bar, what = (
+        time.monotonic(),
+        iter(items),
+        CONSOLE.is_terminal and is_main(),
+        printable(what),
+    )
     for done, item in enumerate(items):
         if is_bar and time.monotonic() - shown_at > SOON:
-            yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
+            yield from track(
+                itertools.chain([item], items),
+                escape(what),
+                total,
+                done,
+                console=CONSOLE,
+                transient=True,
+            )
             return
         if time.monotonic() - shown_at > PATIENCE:
             shown_at = time.monotonic()
@@ -92,7 +110,10 @@ def progress_line(text: Callable[[], str]) -> Iterator[None]:
 
     Other output of the block goes elsewhere. A terminal shows it in place, other outputs a line every 3 · PATIENCE seconds.
     """
-    console, stop = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False), threading.Event()
+    console, stop = (
+        Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False),
+        threading.Event(),
+    )
 
     def show() -> None:
         with console.status("") as status:  # nothing without a terminal

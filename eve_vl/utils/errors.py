@@ -7,8 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 LONGEST = 4000  # characters of a message, which may quote a very long name or value
-WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # torch's prefix of an error in a loader worker
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+WRAPPED = re.compile(
+    r"(?s)Caught \w+ in .*\n[\w.]+: "
+)  # torch's prefix of an error in a loader worker
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 """Control characters, halves of surrogate pairs, line ends, and marks that reverse the text after them."""
 
 
@@ -33,7 +37,9 @@ class UserError(ValueError):
 
     def __init__(self, message: object):
         text = printable(WRAPPED.sub("", str(message), count=1).rstrip("\n"))
-        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}")
+        super().__init__(
+            text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        )
 
 
 class SharedError(UserError):
@@ -67,7 +73,11 @@ class BadSampleError(UserError):
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
-        return (BadSampleError, (self.where, self.reason), self.__dict__)  # for pickling from a loader worker
+        return (
+            BadSampleError,
+            (self.where, self.reason),
+            self.__dict__,
+        )  # for pickling from a loader worker
 
 
 MISSING_FIELDS = (TypeError, KeyError, ValueError, AttributeError)
@@ -75,7 +85,9 @@ MISSING_FIELDS = (TypeError, KeyError, ValueError, AttributeError)
 
 
 @contextlib.contextmanager
-def explained(problem: str, kind: type[BaseException] | tuple[type[BaseException], ...] = Exception) -> Iterator[None]:
+def explained(
+    problem: str, kind: type[BaseException] | tuple[type[BaseException], ...] = Exception
+) -> Iterator[None]:
     """Turn errors of a library, or MISSING_FIELDS, into a UserError.
 
     problem: where and what. kind: BaseException catches panics of Rust code too. Rust prints them on stderr. Hiding that would
@@ -86,7 +98,9 @@ def explained(problem: str, kind: type[BaseException] | tuple[type[BaseException
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except kind as error:
-        reason = ": ".join([*[type(error).__name__] * (type(error) is not Exception), *str(error).splitlines()[:1]])
+        reason = ": ".join(
+            [*[type(error).__name__] * (type(error) is not Exception), *str(error).splitlines()[:1]]
+        )
         raise UserError(f"{problem} ({reason})") from None
 
 
@@ -112,7 +126,11 @@ def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
     Raises UserError without a match.
     """
     if not (found := [name for name in names if fnmatchcase(name, pattern)]):
-        known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}
+        known = {
+            f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."
+        }
         near = difflib.get_close_matches(pattern, sorted({*names, *known}), n=3, cutoff=0)
-        raise UserError(f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}")
+        raise UserError(
+            f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}"
+        )
     return found

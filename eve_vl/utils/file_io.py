@@ -103,7 +103,9 @@ def require_type(value: object, kind: type[Value]) -> Value:
     Raises ValueError whose message is the reason.
     """
     kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # in Python, a bool is an int
+    if not isinstance(value, kinds) or (
+        isinstance(value, bool) and kind is not bool
+    ):  # in Python, a bool is an int
         raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
     if isinstance(value, int) and abs(value) >= TOO_LARGE:
         raise ValueError("a whole number of too many digits")
@@ -113,7 +115,9 @@ def require_type(value: object, kind: type[Value]) -> Value:
 def has_fields(value: object, /, **kinds: type) -> bool:
     """Return whether a JSON value is an object with these keys and types of values."""
     try:
-        return isinstance(value, dict) and all(require_type(value[name], kind) is not None for name, kind in kinds.items())
+        return isinstance(value, dict) and all(
+            require_type(value[name], kind) is not None for name, kind in kinds.items()
+        )
     except (KeyError, ValueError):
         return False
 
@@ -127,7 +131,9 @@ def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, *others) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
 
 
 def read_text(path: Path) -> str:
@@ -143,12 +149,16 @@ def read_json(path: Path, kind: type[Value]) -> Value:
 
 
 @contextlib.contextmanager
-def reporting_write_errors(path: Path, *others: type[Exception], advice: str = "") -> Iterator[None]:
+def reporting_write_errors(
+    path: Path, *others: type[Exception], advice: str = ""
+) -> Iterator[None]:
     """Turn write errors into a UserError that names the path and ends with advice."""
     try:
         yield
     except (OSError, *others) as error:
-        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}") from None
+        raise UserError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}"
+        ) from None
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -192,7 +202,9 @@ def _workplace(path: Path) -> Iterator[Path]:
     No other writer uses it, and no other user may enter it.
     """
     _clean_up(path.parent)
-    with TemporaryDirectory(".tmp", f".{path.name}.eve-", path.parent, ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(
+        ".tmp", f".{path.name}.eve-", path.parent, ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder, "new")  # not the same name: a folder that holds `best` counts as a run
 
 

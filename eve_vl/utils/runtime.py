@@ -28,7 +28,11 @@ def start_method(num_workers: int) -> str | None:
 
     Processes of a fork server, the default on Linux from Python 3.14, would not notice that the one they load for was killed.
     """
-    is_server = num_workers and sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver"
+    is_server = (
+        num_workers
+        and sys.platform == "linux"
+        and multiprocessing.get_start_method() == "forkserver"
+    )
     return "fork" if is_server else None
 
 
@@ -37,7 +41,9 @@ def core_seconds() -> float:
 
     Children are the processes that it started, such as loader workers.
     """
-    alive = multiprocessing.active_children()  # waits for those that have ended, so that the system adds them to the times
+    alive = (
+        multiprocessing.active_children()
+    )  # waits for those that have ended, so that the system adds them to the times
     total = time.process_time() + sum(os.times()[2:4])  # this one, and children that have ended
     for child in alive:
         with suppress(OSError):  # as clock_getcpuclockid does, on Linux only
@@ -54,7 +60,12 @@ def keep_memory(arenas: int = 0) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD; M_ARENA_MAX
-        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20), *[(-8, arenas)] * bool(arenas)):
+        for option, value in (
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+            (-2, 64 << 20),
+            *[(-8, arenas)] * bool(arenas),
+        ):
             libc.mallopt(option, value)
 
 
@@ -86,7 +97,9 @@ def set_threads(threads: int) -> None:
     import torch
 
     cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list, one number per nesting level
+    given = (
+        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    )  # OpenMP takes a list, one number per nesting level
     torch.set_num_threads(threads or (int(given) if given.isdigit() else 0) or max(1, cores))
 
 
@@ -102,15 +115,24 @@ def stop_signals() -> Iterator[Collection[int]]:
     """
     received: dict[int, float] = {}
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    previous = {
+        number: handler
+        for number in numbers
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
 
     def handle(number: int, _frame: object) -> None:
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's raises when the signal has also ended a loader's worker
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # torch's raises when the signal has also ended a loader's worker
         is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
         outer: Any = previous[signal.Signals(number)]
         if not is_again and outer in _COLLECT:
             outer(number, _frame)
-        if is_again and (number == signal.SIGINT or (number == signal.SIGTERM and multiprocessing.parent_process() is None)):
+        if is_again and (
+            number == signal.SIGINT
+            or (number == signal.SIGTERM and multiprocessing.parent_process() is None)
+        ):
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 

@@ -24,7 +24,17 @@ from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from captions import BRANDS, INKS, MOST_WORDS, STYLES, TOPICS, Names, captions_of, color_of, words_of
+from captions import (
+    BRANDS,
+    INKS,
+    MOST_WORDS,
+    STYLES,
+    TOPICS,
+    Names,
+    captions_of,
+    color_of,
+    words_of,
+)
 from iconify import (
     Render,
     Row,
@@ -43,8 +53,13 @@ from iconify import (
     write_parquet,
 )
 
-PACKAGES: Final = ("@iconify/json@2.2.535", "emojibase-data@17.0.0")  # fixed versions build the same set everywhere
-LICENSES: Final = words_of("Apache-2.0 BSD-3-Clause CC-BY-3.0 CC-BY-4.0 CC0-1.0 ISC MIT MPL-2.0 OFL-1.1 Unlicense")
+PACKAGES: Final = (
+    "@iconify/json@2.2.535",
+    "emojibase-data@17.0.0",
+)  # fixed versions build the same set everywhere
+LICENSES: Final = words_of(
+    "Apache-2.0 BSD-3-Clause CC-BY-3.0 CC-BY-4.0 CC0-1.0 ISC MIT MPL-2.0 OFL-1.1 Unlicense"
+)
 CATEGORIES: Final = ("Emoji", "Logos", "Programming")  # left out; emoji have captions of their own
 VAL: Final = "lets-icons"
 LEFT_OUT: Final = words_of(
@@ -62,7 +77,11 @@ LEFT_OUT: Final = words_of(
 NAMES_ONLY: Final = ("meteor-icons",)  # a quarter of its drawings equal lucide's
 EMOJI: Final = (
     *("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),
-    *("noto-v1", "emojione", "emojione-monotone"),  # without code points, so after those that have the same names
+    *(
+        "noto-v1",
+        "emojione",
+        "emojione-monotone",
+    ),  # without code points, so after those that have the same names
 )
 MOST: Final = 600  # limit per rendered set, so large sets do not dominate
 STYLES_PER_NAME: Final = 2  # drawings with one name in a set
@@ -99,12 +118,20 @@ def usual(words: list[str], known: Counter[str]) -> bool:
     A caption has few words and some letters, and does not start with a brand. Each word occurs in several sets.
     """
     is_short = 0 < len(words) <= MOST_WORDS and words[0] not in BRANDS
-    return is_short and bool(re.search("[a-z]{3}", " ".join(words))) and all(known[word] >= LEAST_SETS for word in words)
+    return (
+        is_short
+        and bool(re.search("[a-z]{3}", " ".join(words)))
+        and all(known[word] >= LEAST_SETS for word in words)
+    )
 
 
 def vocabulary(sets: Mapping[str, Any]) -> Counter[str]:
     """Return the number of sets in which a word occurs."""
-    return Counter(word for icons in sets.values() for word in {word for name in icons["icons"] for word in name.split("-")})
+    return Counter(
+        word
+        for icons in sets.values()
+        for word in {word for name in icons["icons"] for word in name.split("-")}
+    )
 
 
 def plain_names(icons: Mapping[str, Any]) -> set[str]:
@@ -121,7 +148,13 @@ def synonyms(sets: Mapping[str, Any], known: Counter[str]) -> dict[str, set[str]
         for alias, entry in icons.get("aliases", {}).items():
             one, other = names.words(alias), names.words(entry["parent"])
             is_style = STYLES.union(("baseline", "outline")).intersection(one + other)
-            if set(entry) == {"parent"} and not is_style and one != other and usual(one, known) and usual(other, known):
+            if (
+                set(entry) == {"parent"}
+                and not is_style
+                and one != other
+                and usual(one, known)
+                and usual(other, known)
+            ):
                 found[" ".join(one)].add(" ".join(other))
                 found[" ".join(other)].add(" ".join(one))
     return found
@@ -146,22 +179,43 @@ class Captions:
     """Usual names, without style marks."""
     synonyms: Synonyms
 
-    def drawings(self, icons: Mapping[str, Any], contents: Iterable[tuple[str, str | bytes]]) -> list[Drawing]:
+    def drawings(
+        self, icons: Mapping[str, Any], contents: Iterable[tuple[str, str | bytes]]
+    ) -> list[Drawing]:
         """Return the drawings of a set, the first STYLES_PER_NAME of each name.
 
         contents: name and SVG or PNG.
         """
         names, info, uses, found = Names(icons), icons["info"], Counter[str](), list[Drawing]()
         titles = icons.get("categories") or {}
-        topics = {" ".join(names.words(icon)): topic_of(title) for title, each in titles.items() for icon in each}
+        topics = {
+            " ".join(names.words(icon)): topic_of(title)
+            for title, each in titles.items()
+            for icon in each
+        }
         for icon, content in contents:
             words = names.words(icon)
             own = " ".join(words)
             if usual(words, self.sets) and uses[own] < STYLES_PER_NAME:
                 uses[own] += 1
                 same = tuple(sorted(self.synonyms.get(own, ()), key=checksum)[:MOST_SYNONYMS])
-                captions = partial(captions_of, words, " ".join(words[:-1]) in self.names, same, topics.get(own, ""))
-                found.append(Drawing(content, captions, own, icons["prefix"], info["license"]["spdx"], info["palette"]))
+                captions = partial(
+                    captions_of,
+                    words,
+                    " ".join(words[:-1]) in self.names,
+                    same,
+                    topics.get(own, ""),
+                )
+                found.append(
+                    Drawing(
+                        content,
+                        captions,
+                        own,
+                        icons["prefix"],
+                        info["license"]["spdx"],
+                        info["palette"],
+                    )
+                )
         return found
 
 
@@ -175,15 +229,21 @@ def svgs_of(icons: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield icon, svg_of(icons, icon, is_square=True)
 
 
-def emoji_of(name: str, icons: Mapping[str, Any], labels: Mapping[str, Any], concepts: Mapping[str, str]) -> list[Drawing]:
+def emoji_of(
+    name: str, icons: Mapping[str, Any], labels: Mapping[str, Any], concepts: Mapping[str, str]
+) -> list[Drawing]:
     """Return the drawings of a set of emoji whose concept is known.
 
     concepts: by name, for sets without code points.
     """
     info, chars = icons["info"], icons.get("chars") or {}
     pairs = ((concept_of(hexcode), icon) for hexcode, icon in chars.items())
-    pairs = pairs if chars else ((concepts[icon], icon) for icon in icons["icons"] if icon in concepts)
-    found = {concept: icon for concept, icon in pairs if concept in labels and icon in icons["icons"]}
+    pairs = (
+        pairs if chars else ((concepts[icon], icon) for icon in icons["icons"] if icon in concepts)
+    )
+    found = {
+        concept: icon for concept, icon in pairs if concept in labels and icon in icons["icons"]
+    }
     uses = Counter(icons["icons"][icon]["body"] for icon in found.values())
     drawings = list[Drawing]()
     for concept, icon in sorted(found.items()):
@@ -192,9 +252,17 @@ def emoji_of(name: str, icons: Mapping[str, Any], labels: Mapping[str, Any], con
         if uses[icons["icons"][icon]["body"]] > 1 or len(words) > MOST_WORDS:
             continue
         own = " ".join(words)
-        same = (*[tag for tag in tags if re.fullmatch("[a-z -]{3,}", tag)][:MOST_TAGS], f"{own} emoji")
-        captions, svg = partial(captions_of, words, False, same, ""), svg_of(icons, icon, is_square=True)
-        drawings.append(Drawing(svg, captions, own, name, info["license"]["spdx"], info["palette"], concept))
+        same = (
+            *[tag for tag in tags if re.fullmatch("[a-z -]{3,}", tag)][:MOST_TAGS],
+            f"{own} emoji",
+        )
+        captions, svg = (
+            partial(captions_of, words, False, same, ""),
+            svg_of(icons, icon, is_square=True),
+        )
+        drawings.append(
+            Drawing(svg, captions, own, name, info["license"]["spdx"], info["palette"], concept)
+        )
     return drawings
 
 
@@ -204,7 +272,10 @@ def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
     A fifth of the black drawings gets an ink, a tenth is called black.
     """
     chance = int(checksum(drawing.key)[:8], 16) / 2**32
-    is_inked, color = not drawing.is_colored and chance < 0.2, "black" if 0.2 <= chance < 0.3 else ""
+    is_inked, color = (
+        not drawing.is_colored and chance < 0.2,
+        "black" if 0.2 <= chance < 0.3 else "",
+    )
     if isinstance(drawing.content, str):
         image = square(drawing.content, render, size)
         if image is None:
@@ -216,9 +287,19 @@ def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
     if is_inked:
         color = list(INKS)[int(chance * 1e6) % len(INKS)]
         image = ImageOps.colorize(image.convert("L"), INKS[color], "white")
-    png = drawing.content if isinstance(drawing.content, bytes) and not is_inked else to_png(image, COLORS[drawing.is_colored])
+    png = (
+        drawing.content
+        if isinstance(drawing.content, bytes) and not is_inked
+        else to_png(image, COLORS[drawing.is_colored])
+    )
     captions = drawing.captions(color)
-    return {"image": png, "captions": captions, "set": drawing.set, "license": drawing.license, "concept": drawing.concept}
+    return {
+        "image": png,
+        "captions": captions,
+        "set": drawing.set,
+        "license": drawing.license,
+        "concept": drawing.concept,
+    }
 
 
 def read_drawings(read: Read, rendered: Iterable[Row]) -> dict[str, list[Drawing]]:
@@ -227,13 +308,19 @@ def read_drawings(read: Read, rendered: Iterable[Row]) -> dict[str, list[Drawing
     chosen = [
         name
         for name, info in infos.items()
-        if name not in LEFT_OUT and info["license"].get("spdx") in LICENSES and info.get("category") not in CATEGORIES
+        if name not in LEFT_OUT
+        and info["license"].get("spdx") in LICENSES
+        and info.get("category") not in CATEGORIES
     ]
-    sets = {name: read(f"@iconify/json/json/{name}.json") for name in progress(chosen, "reading sets")}
+    sets = {
+        name: read(f"@iconify/json/json/{name}.json") for name in progress(chosen, "reading sets")
+    }
     known = vocabulary(sets)
     uses = Counter(name for icons in sets.values() for name in plain_names(icons))
     names = {name for name, count in uses.items() if count >= LEAST_SETS}
-    about = Captions(known, names, synonyms({name: icons for name, icons in sets.items() if name != VAL}, known))
+    about = Captions(
+        known, names, synonyms({name: icons for name, icons in sets.items() if name != VAL}, known)
+    )
     images: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
     for row in rendered:
         images[row["set"]].append((row["caption"].replace(" ", "-"), row["image"]))
@@ -241,7 +328,11 @@ def read_drawings(read: Read, rendered: Iterable[Row]) -> dict[str, list[Drawing
     for name, icons in sets.items():
         if name in NAMES_ONLY:
             continue
-        own = about.drawings(icons, images[name]) if name in images else about.drawings(icons, svgs_of(icons))[:MOST]
+        own = (
+            about.drawings(icons, images[name])
+            if name in images
+            else about.drawings(icons, svgs_of(icons))[:MOST]
+        )
         splits["val" if name == VAL else "icons"] += own
     return splits
 
@@ -251,7 +342,9 @@ def read_emoji(packages: Path) -> Iterator[Drawing]:
     labels, concepts = emoji_names(packages, PACKAGES), dict[str, str]()
     for name in EMOJI:
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
-        concepts |= {icon: concept_of(hexcode) for hexcode, icon in (icons.get("chars") or {}).items()}
+        concepts |= {
+            icon: concept_of(hexcode) for hexcode, icon in (icons.get("chars") or {}).items()
+        }
         yield from emoji_of(name, icons, labels, concepts)
 
 
@@ -268,7 +361,9 @@ def build(
     packages: Path, rendered: Path, out: Path, render: Render, size: int = 64, each: Any = map
 ) -> Counter[tuple[str, str, str]]:
     """Write one Parquet file per split; return row counts by split, set and licence."""
-    splits = read_drawings(lambda path: read_json(packages / path, PACKAGES), read_rendered(rendered))
+    splits = read_drawings(
+        lambda path: read_json(packages / path, PACKAGES), read_rendered(rendered)
+    )
     for drawing in read_emoji(packages):
         if (split := split_of(drawing.concept)) != "test_concepts":
             splits["emoji" if split == "train" else split].append(drawing)
@@ -286,15 +381,24 @@ def build(
 def main() -> None:
     """Fetch, build and print the number of rows by set."""
     parser = arguments(__doc__, "icons", size=64)
-    parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
-    parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder written by examples/icons/build.py"
+    )
+    parser.add_argument(
+        "--processes", type=positive, default=2, help="processes that render (default: %(default)s)"
+    )
     args = parser.parse_args()
-    make = lambda packages, render, each: build(packages, args.icons, args.out, render, args.size, each)  # noqa: E731
+
+    def make(packages, render, each):
+        return build(packages, args.icons, args.out, render, args.size, each)
+
     counts = in_processes(args, PACKAGES, make)
     for (split, name, spdx), count in sorted(counts.items()):
         print_line(f"{split}  {name}  {spdx}  {count:,}")
     for split in ("icons", "emoji", "val"):
-        print_line(f"{args.out / split}.parquet: {sum(n for key, n in counts.items() if key[0] == split):,} drawings")
+        print_line(
+            f"{args.out / split}.parquet: {sum(n for key, n in counts.items() if key[0] == split):,} drawings"
+        )
 
 
 if __name__ == "__main__":

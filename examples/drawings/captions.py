@@ -25,8 +25,12 @@ STYLES: Final = words_of(  # style marks if many names of a set end with them; s
     "alerted badged bold broken color colored duo expressive fill flat light line linear o regular round rounded sharp solid"
     " stroke thin tone two"
 )
-ALWAYS: Final = words_of("outline outlined filled duotone twotone alt alternate variant remix cust rtl ltr px f")
-THINGS: Final = words_of("bell bookmark clock dollar flag gear heart key lock moon music question shield star sun wifi")
+ALWAYS: Final = words_of(
+    "outline outlined filled duotone twotone alt alternate variant remix cust rtl ltr px f"
+)
+THINGS: Final = words_of(
+    "bell bookmark clock dollar flag gear heart key lock moon music question shield star sun wifi"
+)
 SIGNS: Final[Mapping[str, tuple[str, ...]]] = {  # a name's last word → phrases for the rest
     **dict.fromkeys(("plus", "add"), ("add {}", "new {}")),
     **dict.fromkeys(("minus", "remove", "subtract"), ("remove {}",)),
@@ -54,7 +58,15 @@ INKS: Final = {  # colours of black drawings that are coloured
     "light blue": "#5bb8f5",
     "gray": "#868e96",
 }
-HUES: Final = ((15, "red"), (43, "orange"), (68, "yellow"), (165, "green"), (195, "light blue"), (258, "blue"), (292, "purple"))
+HUES: Final = (
+    (15, "red"),
+    (43, "orange"),
+    (68, "yellow"),
+    (165, "green"),
+    (195, "light blue"),
+    (258, "blue"),
+    (292, "purple"),
+)
 LEAST_COLOR: Final = 0.55  # of a drawing's pixels that are not white
 
 
@@ -64,15 +76,26 @@ class Names:
     def __init__(self, icons: Mapping[str, Any]):
         names = [name.split("-") for name in icons["icons"]]
         ends = Counter(name[-1] for name in names) + Counter(name[0] for name in names)
-        declared = {word for key in ("suffixes", "prefixes") for style in icons.get(key) or () for word in style.split("-")}
-        self.styles = {word for word in STYLES if word in declared or ends[word] >= LEAST_SHARE * len(names)} | ALWAYS
+        declared = {
+            word
+            for key in ("suffixes", "prefixes")
+            for style in icons.get(key) or ()
+            for word in style.split("-")
+        }
+        self.styles = {
+            word for word in STYLES if word in declared or ends[word] >= LEAST_SHARE * len(names)
+        } | ALWAYS
 
     def words(self, name: str) -> list[str]:
         """Return the words of a name without its numbers and style marks.
 
         Style marks are removed only at the ends. A name that consists of them keeps them.
         """
-        words = [word for word in re.sub(r"(?<=[a-z])\d+$", "", name).split("-") if word and not re.fullmatch(r"\d+\w?", word)]
+        words = [
+            word
+            for word in re.sub(r"(?<=[a-z])\d+$", "", name).split("-")
+            if word and not re.fullmatch(r"\d+\w?", word)
+        ]
         kept = list(words)
         while kept and kept[-1] in self.styles:
             kept.pop()
@@ -100,7 +123,9 @@ def _name(hue: float, saturation: float, value: float) -> str:
     if saturation < 0.18:
         return "gray" if value < 0.85 else ""
     degrees = hue * 360
-    color = next((name for most, name in HUES if degrees < most), "pink" if degrees < 342 else "red")
+    color = next(
+        (name for most, name in HUES if degrees < most), "pink" if degrees < 342 else "red"
+    )
     if color in ("orange", "red") and value < 0.65 and degrees < 60:
         return "brown" if degrees > 8 else "red"
     if color == "red" and saturation < 0.55 and value > 0.8:
@@ -140,7 +165,9 @@ def phrases(words: list[str], *, is_thing: bool) -> list[str]:
     return forms
 
 
-def captions_of(words: list[str], is_thing: bool, synonyms: Iterable[str], topic: str, color: str) -> list[str]:
+def captions_of(
+    words: list[str], is_thing: bool, synonyms: Iterable[str], topic: str, color: str
+) -> list[str]:
     """Return all captions of a drawing.
 
     The plain name comes twice because training then shows it more often.

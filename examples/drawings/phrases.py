@@ -31,16 +31,27 @@ def places(eve: Eve, sources: list[str], phrases: list[dict[str, str]], out: Pat
     for phrase in phrases:
         accepted = set(phrase["accepted"].split("; "))
         hits = index.search(phrase["phrase"], top=10, by="vectors")
-        found.append(next((place for place, hit in enumerate(hits, 1) if accepted.intersection(hit.captions)), 0))
+        found.append(
+            next(
+                (place for place, hit in enumerate(hits, 1) if accepted.intersection(hit.captions)),
+                0,
+            )
+        )
     return found
 
 
 def main() -> None:
     """Print the place of each phrase and the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="run folder, or builtin:NAME")
-    parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
-    parser.add_argument("--emoji", type=Path, required=True, help="folder written by examples/emoji/build.py")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder written by examples/icons/build.py"
+    )
+    parser.add_argument(
+        "--emoji", type=Path, required=True, help="folder written by examples/emoji/build.py"
+    )
     args = parser.parse_args()
     with PHRASES.open(encoding="utf-8", newline="") as file:
         phrases = list(csv.DictReader(file, delimiter="\t"))
@@ -48,7 +59,9 @@ def main() -> None:
         parquet, eve = pyarrow_parquet(), Eve.load(args.run)
         with tempfile.TemporaryDirectory() as folder:
             colored = Path(folder) / "colored.parquet"
-            table = parquet.read_table(args.icons / "test_sets.parquet", filters=[("set", "==", COLORED)])
+            table = parquet.read_table(
+                args.icons / "test_sets.parquet", filters=[("set", "==", COLORED)]
+            )
             parquet.write_table(table, colored)
             sources = {
                 "lucide": [str(builtin.unpack_icons(Path(folder) / "icons"))],

@@ -35,7 +35,9 @@ def ship_run(run: Path, out: Path) -> None:
 
     def changed(config: Config) -> Config:
         data = dataclasses.replace(config.data, train=TRAIN, val=("drawings/val.parquet",))
-        return dataclasses.replace(config, out=Path("runs/drawings"), init=Path("runs/icons_search"), data=data)
+        return dataclasses.replace(
+            config, out=Path("runs/drawings"), init=Path("runs/icons_search"), data=data
+        )
 
     shipping.ship_run(run, out, changed)
 
@@ -44,12 +46,22 @@ def ship_icons(table: Path, out: Path) -> None:
     """Write the icons of one set as a zip file. Raises UserError."""
     rows = pyarrow_parquet().read_table(table).to_pylist()
     files, pairs = {"LICENSE": (out.parent / f"{SET}.LICENSE").read_bytes()}, []
-    for row in sorted((row for row in rows if row.pop("set") == SET), key=lambda row: row["caption"]):
+    for row in sorted(
+        (row for row in rows if row.pop("set") == SET), key=lambda row: row["caption"]
+    ):
         name = row["caption"].replace(" ", "-") + ".png"
         files[name] = row["image"]
-        pairs.append(json.dumps({"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}) + "\n")
+        pairs.append(
+            json.dumps(
+                {"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}
+            )
+            + "\n"
+        )
     files[PAIRS] = "".join(pairs).encode()
-    with atomic_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with (
+        atomic_file(out) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+    ):
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
     print_line(f"{out}: {len(pairs):,} icons, {out.stat().st_size:,} bytes")
@@ -57,9 +69,13 @@ def ship_icons(table: Path, out: Path) -> None:
 
 def main() -> None:
     """Write the run and the icons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="run trained on drawings")
-    parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
+    parser.add_argument(
+        "--icons", type=Path, required=True, help="folder written by examples/icons/build.py"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundled files")
     args = parser.parse_args()
     try:

@@ -16,7 +16,18 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import write_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from iconify import SPLITS, Render, arguments, concept_of, emoji_names, fetch, read_json, resvg, split_of, svg_of
+from iconify import (
+    SPLITS,
+    Render,
+    arguments,
+    concept_of,
+    emoji_names,
+    fetch,
+    read_json,
+    resvg,
+    split_of,
+    svg_of,
+)
 
 VENDORS: Final = ("noto", "twemoji", "fluent-emoji-flat")
 PACKAGES: Final = (  # fixed versions build the same set everywhere
@@ -33,7 +44,10 @@ def captions_by_concept(packages: Path) -> dict[str, list[str]]:
     Captions are the label, and the label with its tags.
     """
     names = emoji_names(packages, PACKAGES).items()
-    return {concept: [label, f"{label}: {', '.join(tags)}"] if tags else [label] for concept, (label, tags) in names}
+    return {
+        concept: [label, f"{label}: {', '.join(tags)}"] if tags else [label]
+        for concept, (label, tags) in names
+    }
 
 
 def drawings(packages: Path, vendor: str) -> dict[str, str]:
@@ -55,15 +69,27 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
     counts: Counter[tuple[str, str]] = Counter()
     for vendor in VENDORS:
         (out / "images" / vendor).mkdir(parents=True, exist_ok=True)
-        spdx = read_json(packages / "@iconify-json" / vendor / "info.json", PACKAGES)["license"]["spdx"]
-        svgs = {concept: svg for concept, svg in drawings(packages, vendor).items() if concept in captions}
+        spdx = read_json(packages / "@iconify-json" / vendor / "info.json", PACKAGES)["license"][
+            "spdx"
+        ]
+        svgs = {
+            concept: svg
+            for concept, svg in drawings(packages, vendor).items()
+            if concept in captions
+        }
         uses = Counter(svgs.values())
         for concept in sorted(svgs):
             if uses[svgs[concept]] > 1:  # one drawing for several emoji has contradicting captions
                 continue
             image = f"images/{vendor}/{concept.lower()}.png"
             render(svgs[concept], size).save(out / image)
-            row = {"image": image, "captions": captions[concept], "vendor": vendor, "concept": concept, "license": spdx}
+            row = {
+                "image": image,
+                "captions": captions[concept],
+                "vendor": vendor,
+                "concept": concept,
+                "license": spdx,
+            }
             lines[split_of(concept)].append(json.dumps(row, ensure_ascii=False) + "\n")
             counts[split_of(concept), vendor] += 1
     for split in SPLITS:
@@ -80,7 +106,9 @@ def main() -> None:
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     for split in SPLITS:
-        print_line(f"{args.out / split}.jsonl: {', '.join(f'{counts[split, vendor]} {vendor}' for vendor in VENDORS)}")
+        print_line(
+            f"{args.out / split}.jsonl: {', '.join(f'{counts[split, vendor]} {vendor}' for vendor in VENDORS)}"
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,19 @@ from typing import Final
 from eve_vl.utils.console import print_line, progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from iconify import Render, Row, arguments, checksum, in_processes, positive, read_json, square, svg_of, to_png, write_parquet
+from iconify import (
+    Render,
+    Row,
+    arguments,
+    checksum,
+    in_processes,
+    positive,
+    read_json,
+    square,
+    svg_of,
+    to_png,
+    write_parquet,
+)
 
 PACKAGES: Final = ("@iconify/json@2.2.535",)  # a fixed version builds the same set everywhere
 TRAIN: Final = """
@@ -72,8 +84,14 @@ class IconSet:
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
         drawings: dict[str, str] = {}
         for icon in sorted(icons["icons"], key=checksum):
-            is_shown = not icons["icons"][icon].get("hidden")  # hidden icons no longer belong to the set
-            if is_shown and (name not in ONLY or ONLY[name].search(icon)) and (caption := caption_of(icon)):
+            is_shown = not icons["icons"][icon].get(
+                "hidden"
+            )  # hidden icons no longer belong to the set
+            if (
+                is_shown
+                and (name not in ONLY or ONLY[name].search(icon))
+                and (caption := caption_of(icon))
+            ):
                 drawings.setdefault(caption, svg_of(icons, icon, is_square=False))
         info = icons["info"]
         return cls(name, info["license"]["spdx"], COLORS[info["palette"]], drawings)
@@ -85,10 +103,17 @@ class IconSet:
         """Render the first MOST drawings that are not empty."""
         drawings, count = iter(self.drawings.items()), 0
         while batch := dict(islice(drawings, MOST - count)):
-            for caption, image in zip(batch, each(partial(draw, colors=self.colors), batch.values()), strict=True):
+            for caption, image in zip(
+                batch, each(partial(draw, colors=self.colors), batch.values()), strict=True
+            ):
                 if image:
                     count += 1
-                    yield {"image": image, "caption": caption, "set": self.name, "license": self.license}
+                    yield {
+                        "image": image,
+                        "caption": caption,
+                        "set": self.name,
+                        "license": self.license,
+                    }
 
 
 def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
@@ -97,7 +122,9 @@ def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
     return image and to_png(image, colors)
 
 
-def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each = map) -> Counter[tuple[str, str]]:
+def build(
+    packages: Path, out: Path, render: Render, size: int = 64, each: Each = map
+) -> Counter[tuple[str, str]]:
     """Write one Parquet file per split; return row counts by split and licence."""
     draw = partial(draw_png, render=render, size=size)
     counts: Counter[tuple[str, str]] = Counter()
@@ -115,7 +142,9 @@ def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each 
 def main() -> None:
     """Fetch, build and print the number of rows."""
     parser = arguments(__doc__, "icons", size=64)
-    parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=positive, default=2, help="processes that render (default: %(default)s)"
+    )
     args = parser.parse_args()
     make = lambda packages, render, each: build(packages, args.out, render, args.size, each)  # noqa: E731
     counts = in_processes(args, PACKAGES, make)

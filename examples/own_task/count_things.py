@@ -29,7 +29,11 @@ from eve_vl.train.processes import gather_objects
 class CountConfig(TaskConfig):
     """Config section: the number of labels of an image, as a regression."""
 
-    name, title, inputs = "count", "counting", "image"  # `inputs`: the part of a row that LabeledRows reads
+    name, title, inputs = (
+        "count",
+        "counting",
+        "image",
+    )  # `inputs`: the part of a row that LabeledRows reads
     beta: float = 1.0
     """Smooth L1: errors below beta are squared, larger ones linear."""
 
@@ -67,7 +71,9 @@ class Count(Task[CountConfig]):
         """Build the head."""
         D = self.config.model.embed_dim
         self.find_unused_parameters = True  # images alone train no text weights
-        self.count_head = torch.nn.Sequential(torch.nn.BatchNorm1d(D, affine=False), MLPHead(D, D, 1))
+        self.count_head = torch.nn.Sequential(
+            torch.nn.BatchNorm1d(D, affine=False), MLPHead(D, D, 1)
+        )
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
         """Return the counts, float32 (B,), and the router states."""
@@ -78,19 +84,29 @@ class Count(Task[CountConfig]):
         """Return the loss."""
         found_B, routers = self.counts(batch.images_BCHW)
         true_B = found_B.new_tensor([len(labels) for labels in batch.labels])
-        return self.output({"count": torch.nn.functional.smooth_l1_loss(found_B, true_B, beta=self.settings.beta)}, routers)
+        return self.output(
+            {"count": torch.nn.functional.smooth_l1_loss(found_B, true_B, beta=self.settings.beta)},
+            routers,
+        )
 
 
 class CountEvaluator(Evaluator[Count]):
     """Metrics of the task and the baseline that they must beat."""
 
     section, main_metric = CountConfig, "count_acc"
-    baselines = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
+    baselines = (
+        Baseline(
+            "count_acc", "images", "count_acc_majority", "always saying the most frequent count"
+        ),
+    )
 
     @torch.no_grad()
     def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
         """Return (row, count, true count) of all processes."""
-        parts = ((b.where, self.task.counts(b.images_BCHW)[0].tolist(), map(len, b.labels)) for b in loader)
+        parts = (
+            (b.where, self.task.counts(b.images_BCHW)[0].tolist(), map(len, b.labels))
+            for b in loader
+        )
         own = [row for part in parts for row in zip(*part, strict=True)]
         return sorted(row for found in gather_objects(own) for row in found)
 
@@ -99,7 +115,11 @@ class CountEvaluator(Evaluator[Count]):
         majority = Counter(true for *_, true in predictions).most_common(1)[0][1]
         errors = [abs(found - true) for _, found, true in predictions]
         right = share(sum(error < 0.5 for error in errors), len(predictions))
-        return {"count_acc": right, "count_acc_majority": majority / len(predictions), "count_error": mean(errors)}
+        return {
+            "count_acc": right,
+            "count_acc_majority": majority / len(predictions),
+            "count_error": mean(errors),
+        }
 
 
 def count(init: Config) -> Config:
@@ -107,7 +127,27 @@ def count(init: Config) -> Config:
 
     eve finetune count_things.py:count --init RUN
     """
-    train = TrainConfig(steps=400, batch_size=32, lr=1e-3, optimizer="muon", head_lr_multiplier=3, warmup=0.1, val_every=100)
+    train = TrainConfig(
+        steps=400,
+        batch_size=32,
+        lr=1e-3,
+        optimizer="muon",
+        head_lr_multiplier=3,
+        warmup=0.1,
+        val_every=100,
+    )
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
-    own = {"input": init.input, "model": init.model, "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size)}
-    return Config(recipe="", out=Path("runs/count"), init=init.out, task=CountConfig(), data=data, train=train, **own)
+    own = {
+        "input": init.input,
+        "model": init.model,
+        "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
+    }
+    return Config(
+        recipe="",
+        out=Path("runs/count"),
+        init=init.out,
+        task=CountConfig(),
+        data=data,
+        train=train,
+        **own,
+    )

@@ -30,7 +30,9 @@ def shipped(name: str, config: Config) -> Config:
 
 def main() -> None:
     """Write the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, help="folder with the run folders " + ", ".join(NAMES))
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundled files")
     args = parser.parse_args()

@@ -13,11 +13,25 @@ from torch import Tensor
 from eve_vl.config import Config
 from eve_vl.data.dataset import Batch, RowDataset, Sample, each, stack
 from eve_vl.data.records import ImageRef, Record, hash_of, image_key
-from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, Table, field, first_of, to_some_texts, to_texts
+from eve_vl.data.table import (
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    Fields,
+    RowColumns,
+    Table,
+    field,
+    first_of,
+    to_some_texts,
+    to_texts,
+)
 
 WORD_DROP = 0.2  # probability
 PHRASE_END = re.compile(r",(?!\d)|;|:\s")  # not in 1,000 or 10:30
-TAG_ROWS, TAG_SHARE, MAX_TAGS = 4, 0.15, 100  # a tag's images: at least, at most as a share; most tags
+TAG_ROWS, TAG_SHARE, MAX_TAGS = (
+    4,
+    0.15,
+    100,
+)  # a tag's images: at least, at most as a share; most tags
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
 
@@ -89,7 +103,9 @@ class CaptionColumns(RowColumns):
         captions = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
         given = first_of(fields, self.OTHERS[:2]), fields.get("absent_labels")
         lists = (value if isinstance(value, list) else [value] for value in given)
-        labels, absent = (tuple(str(label) for label in each if isinstance(label, int | str)) for each in lists)
+        labels, absent = (
+            tuple(str(label) for label in each if isinstance(label, int | str)) for each in lists
+        )
         return ImageText(image=image, captions=captions, labels=labels, absent=absent, where=where)
 
 
@@ -118,7 +134,9 @@ def augmented_caption(caption: str, how: str, rng: np.random.Generator) -> str:
         return ", ".join(parts[place] for place in kept) or caption
     kept = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
     kept = kept if len(kept) else rng.integers(len(words), size=1)
-    return " ".join(words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept))
+    return " ".join(
+        words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept)
+    )
 
 
 def phrases_of(caption: str) -> list[str]:
@@ -136,14 +154,26 @@ def common_tags(captions: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]
     words_of = [[re.findall(r"\w+", caption.casefold()) for caption in given] for given in captions]
     images_of: defaultdict[str, set[int]] = defaultdict(set)
     for image, (given, lists) in enumerate(zip(captions, words_of, strict=True)):
-        parts = (re.findall(r"\w+", part.casefold()) for caption in given for part in phrases_of(caption))
-        for tag in {*(" ".join(part) for part in parts), *(word for words in lists for word in words)}:
+        parts = (
+            re.findall(r"\w+", part.casefold()) for caption in given for part in phrases_of(caption)
+        )
+        for tag in {
+            *(" ".join(part) for part in parts),
+            *(word for words in lists for word in words),
+        }:
             images_of[tag].add(image)
     most = TAG_SHARE * len(captions)
-    tags = sorted(tag for tag, images in images_of.items() if TAG_ROWS <= len(images) <= most and len(tag) > 1)
-    tags = [tags[place] for place in np.unique(np.linspace(0, len(tags) - 1, min(MAX_TAGS, len(tags))).astype(int))]
+    tags = sorted(
+        tag for tag, images in images_of.items() if TAG_ROWS <= len(images) <= most and len(tag) > 1
+    )
+    tags = [
+        tags[place]
+        for place in np.unique(np.linspace(0, len(tags) - 1, min(MAX_TAGS, len(tags))).astype(int))
+    ]
     spaced = [" ".join(f" {' '.join(words)} " for words in lists) for lists in words_of]
-    return {tag: tuple(image for image, text in enumerate(spaced) if f" {tag} " in text) for tag in tags}
+    return {
+        tag: tuple(image for image, text in enumerate(spaced) if f" {tag} " in text) for tag in tags
+    }
 
 
 def caption_key(row: ImageText, caption: str, config: Config) -> int:
@@ -162,8 +192,15 @@ class CaptionedImages(RowDataset):
     def sample(self, row: ImageText, rng: np.random.Generator) -> Sample:
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
-        image, image_id = self.load_image(row.image, row.where, rng, [caption]), image_key(row.image, row.where)
-        shown = augmented_caption(caption, self.config.data.caption_augment, rng) if self.training else caption
+        image, image_id = (
+            self.load_image(row.image, row.where, rng, [caption]),
+            image_key(row.image, row.where),
+        )
+        shown = (
+            augmented_caption(caption, self.config.data.caption_augment, rng)
+            if self.training
+            else caption
+        )
         text = {"caption": caption_key(row, caption, self.config), "ids_T": self.tokens(shown)}
         return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)
 
@@ -194,7 +231,9 @@ class FindableColumns(RowColumns):
     def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
         """Pick the columns of a table. Raises UserError."""
         columns = super().pick(table, given)
-        return replace(columns, optional=tuple(name for name in table.names if name not in columns.images))
+        return replace(
+            columns, optional=tuple(name for name in table.names if name not in columns.images)
+        )
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
         """Return an image with captions and columns. Raises ValueError for the image only."""
@@ -206,9 +245,17 @@ class FindableColumns(RowColumns):
             captions = to_texts(value, self.TEXT_ROLE)
         except ValueError as error:
             problem = str(error)
-        shown = {name: _short_text(value) for name, value in fields.items() if name not in (*self.images, *self.texts)}
-        columns = {name: text for name, text in shown.items() if text is not None and name.isprintable()}
-        return IndexableImage(image=image, captions=captions, columns=columns, problem=problem, where=where)
+        shown = {
+            name: _short_text(value)
+            for name, value in fields.items()
+            if name not in (*self.images, *self.texts)
+        }
+        columns = {
+            name: text for name, text in shown.items() if text is not None and name.isprintable()
+        }
+        return IndexableImage(
+            image=image, captions=captions, columns=columns, problem=problem, where=where
+        )
 
 
 def _short_text(value: object) -> str | None:

@@ -10,8 +10,26 @@ from torch.utils.data import Subset
 
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.dataset import Batch, ImageBatch, RowBatch, RowDataset, Sample, TextBatch, each
-from eve_vl.data.records import Fact, GeneratedSource, ImageRef, Record, Source, image_key, usable_rows
-from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, Fields, RowColumns, field, first_of, row_id, to_text, to_texts
+from eve_vl.data.records import (
+    Fact,
+    GeneratedSource,
+    ImageRef,
+    Record,
+    Source,
+    image_key,
+    usable_rows,
+)
+from eve_vl.data.table import (
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    Fields,
+    RowColumns,
+    field,
+    first_of,
+    row_id,
+    to_text,
+    to_texts,
+)
 from eve_vl.utils.errors import MISSING_FIELDS, BadSampleError, UserError, explained, printable
 from eve_vl.utils.file_io import is_text, parse_json, read_text
 
@@ -39,7 +57,11 @@ class LabelColumns(RowColumns):
     """An image, a text or both, and labels: a text, a whole number or a list of these."""
 
     DESCRIPTION = "labelled images or texts"
-    USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": (*TEXT_COLUMNS, "sentence"), "label": LABEL_COLUMNS}
+    USUAL: ClassVar = {
+        "image": IMAGE_COLUMNS,
+        "text": (*TEXT_COLUMNS, "sentence"),
+        "label": LABEL_COLUMNS,
+    }
     OPTIONAL = ("image", "text")
 
     @classmethod
@@ -48,7 +70,9 @@ class LabelColumns(RowColumns):
 
         With both image and text they could also be captions.
         """
-        return cls.has_usual("label", names) and cls.has_usual("image", names) != cls.has_usual("text", names)
+        return cls.has_usual("label", names) and cls.has_usual("image", names) != cls.has_usual(
+            "text", names
+        )
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> LabeledExample:
         """Return a labelled row, with the first of several texts. Raises ValueError."""
@@ -103,7 +127,10 @@ class LabeledRows(RowDataset):
         super().require(row, config, training=training)
         inputs = cast(ClassificationConfig, config.task).inputs
         if inputs != "text" and row.image is None:
-            raise BadSampleError(row.where, f"no image, but task.inputs is {inputs}; for texts only give --task.inputs text")
+            raise BadSampleError(
+                row.where,
+                f"no image, but task.inputs is {inputs}; for texts only give --task.inputs text",
+            )
         if inputs != "image" and row.text is None:
             raise BadSampleError(row.where, f"no text, but task.inputs is {inputs}")
 
@@ -140,7 +167,11 @@ class ImageQuestion(Record):
     def facts(self) -> list[Fact]:
         """Return id, type and answers."""
         facts = [("id", self.question_id), ("answers_per_question", len(self.answers))]
-        return [*facts, ("answer_types", printable(self.answer_type)), *(("answer", printable(text)) for text in self.answers)]
+        return [
+            *facts,
+            ("answer_types", printable(self.answer_type)),
+            *(("answer", printable(text)) for text in self.answers),
+        ]
 
 
 class QuestionColumns(RowColumns):
@@ -152,7 +183,11 @@ class QuestionColumns(RowColumns):
     DESCRIPTION = "questions about images"
     TEXT_ROLE = "question"
     # all answers rather than the most frequent
-    USUAL: ClassVar = {"image": IMAGE_COLUMNS, "text": ("question",), "label": ("answers", "answer")}
+    USUAL: ClassVar = {
+        "image": IMAGE_COLUMNS,
+        "text": ("question",),
+        "label": ("answers", "answer"),
+    }
     OTHERS = (*QUESTION_IDS, TYPE_COLUMN, CONTENT_COLUMN)
 
     @classmethod
@@ -166,7 +201,9 @@ class QuestionColumns(RowColumns):
         Its id is the row number if the table has none.
         """
         types = {name: first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
-        types = {name: "" if value is None else to_text(value, name) for name, value in types.items()}
+        types = {
+            name: "" if value is None else to_text(value, name) for name, value in types.items()
+        }
         return ImageQuestion(
             image=self.image(fields, root),
             question=to_text(field(fields, self.texts[0]), self.TEXT_ROLE),
@@ -207,7 +244,9 @@ class QuestionRows(RowDataset):
         """Return one question. Raises BadSampleError."""
         image = self.load_image(row.image, row.where, rng, [row.question, *row.answers])
         image_id = image_key(row.image, row.where)
-        return Sample.of(QuestionBatch, row, image=image, image_id=image_id, ids_T=self.tokens(row.question))
+        return Sample.of(
+            QuestionBatch, row, image=image, image_id=image_id, ids_T=self.tokens(row.question)
+        )
 
 
 def read_answers(path: Path) -> list[str]:
@@ -238,11 +277,17 @@ def closed_vocabulary(sources: Sequence[Source[ImageQuestion]]) -> list[str] | N
     Generated questions have one.
     """
     closed = [source.answers if isinstance(source, GeneratedSource) else () for source in sources]
-    return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
+    return (
+        list(dict.fromkeys(answer for answers in closed for answer in answers))
+        if all(closed)
+        else None
+    )
 
 
 def drop_unanswerable(
-    sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
+    sources: Sequence[Source[ImageQuestion]],
+    answers: Sequence[str],
+    normalize: Callable[[str], str],
 ) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
     """Return the sources without questions whose answers the vocabulary lacks.
 
@@ -256,10 +301,16 @@ def drop_unanswerable(
     kept: list[Source[ImageQuestion]] = []
     lacking: Counter[str] = Counter()
     for source in sources:
-        unknown = {index: row for index, row in usable_rows(source) if known.isdisjoint(map(normalize, row.answers))}
+        unknown = {
+            index: row
+            for index, row in usable_rows(source)
+            if known.isdisjoint(map(normalize, row.answers))
+        }
         if len(unknown) == len(source):
             problem = f"answers none of these {len(source)} training questions"
-            raise UserError(f"{unknown[0].where} and all after it: the answer list, {', '.join(answers[:5])} …, {problem}")
+            raise UserError(
+                f"{unknown[0].where} and all after it: the answer list, {', '.join(answers[:5])} …, {problem}"
+            )
         lacking.update(row.answers[0] for row in unknown.values() if row.answers)
         left = np.setdiff1d(np.arange(len(source)), list(unknown))
         kept.append(Subset(source, left) if unknown else source)  # pyright: ignore
@@ -267,4 +318,6 @@ def drop_unanswerable(
     count = total - sum(map(len, kept))
     first = [answer for answer, _ in lacking.most_common(NUM_SHOWN)]
     lacks = f"the answer list lacks the answers of {count} of {total} training questions ({count / total:.1%})"
-    return kept, (f"{lacks}, which are left out; first {len(first)}: {', '.join(first)}",) if count else ()
+    return kept, (
+        f"{lacks}, which are left out; first {len(first)}: {', '.join(first)}",
+    ) if count else ()

@@ -13,15 +13,33 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import Batch, RowDataset, Sample, each, pad_ids, pad_mask, stack
 from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.records import Fact, ImageRef, Record, Source
-from eve_vl.data.table import Fields, RowColumns, Table, field, find_image, first_of, image_ref, row_id, to_text
+from eve_vl.data.table import (
+    Fields,
+    RowColumns,
+    Table,
+    field,
+    find_image,
+    first_of,
+    image_ref,
+    row_id,
+    to_text,
+)
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import UserError
 
 STATEMENT_COLUMNS = ("sentence", "statement", "caption")
 STATEMENT_IDS = ("identifier", "id")
-SIDES = ("image_left/image_right", "left_image/right_image", "left/right", "image_0/image_1", "image0/image1")
+SIDES = (
+    "image_left/image_right",
+    "left_image/right_image",
+    "left/right",
+    "image_0/image_1",
+    "image0/image1",
+)
 SIDES_OF = ("left_{0}/right_{0}", "{0}_left/{0}_right")
-TEXT_SIDES = tuple(sides.format(name) for name in ("caption", "text", "title") for sides in SIDES_OF)
+TEXT_SIDES = tuple(
+    sides.format(name) for name in ("caption", "text", "title") for sides in SIDES_OF
+)
 TWO_COLUMNS = {"image": ("images", *SIDES), "text": ("captions", *TEXT_SIDES)}
 """Usual columns of two images or of two texts: a list of both, or one for each."""
 DIRECTORY_COLUMN = "directory"
@@ -48,7 +66,10 @@ class ImagesStatement(Record):
 
     def facts(self) -> list[Fact]:
         """Return identifier and label."""
-        return [("id", self.identifier), ("labels", NO_LABEL if self.label is None else str(self.label))]
+        return [
+            ("id", self.identifier),
+            ("labels", NO_LABEL if self.label is None else str(self.label)),
+        ]
 
 
 class StatementColumns(RowColumns):
@@ -59,7 +80,11 @@ class StatementColumns(RowColumns):
 
     DESCRIPTION = "statements about two images"
     TEXT_ROLE = "statement"
-    USUAL: ClassVar = {"image": ("images",), "text": STATEMENT_COLUMNS, "label": ("label", "labels", "answer")}
+    USUAL: ClassVar = {
+        "image": ("images",),
+        "text": STATEMENT_COLUMNS,
+        "label": ("label", "labels", "answer"),
+    }
     OTHERS = (*STATEMENT_IDS, DIRECTORY_COLUMN)
 
     @classmethod
@@ -86,10 +111,15 @@ class StatementColumns(RowColumns):
         identifier = str(row_id(fields, STATEMENT_IDS, row))
         parts = NLVR2_IDENTIFIER.fullmatch(identifier)
         if self.images:
-            left, right = (image_ref(value, root) for value in _two_values(fields, self.images, "images"))
+            left, right = (
+                image_ref(value, root) for value in _two_values(fields, self.images, "images")
+            )
         else:
             left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root)
-        label, group = _label(first_of(fields, self.labels)), f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement
+        label, group = (
+            _label(first_of(fields, self.labels)),
+            f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
+        )
         texts = {"statement": statement, "identifier": identifier, "group": group, "where": where}
         return ImagesStatement(left=left, right=right, label=label, **texts)
 
@@ -113,7 +143,14 @@ class StatementRows(RowDataset):
 
     kind, truth = "statements", "label"
 
-    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+    def __init__(
+        self,
+        sources: Sequence[Source[Any]],
+        config: Config,
+        tokenizer: Tokenizer,
+        *,
+        training: bool,
+    ):
         super().__init__(sources, config, tokenizer, training=training)
         is_all = sum(map(len, sources)) <= config.data.val_samples
         self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
@@ -150,7 +187,11 @@ class ItemColumns(RowColumns):
     """
 
     DESCRIPTION = "pairs of items"
-    USUAL: ClassVar = {"image": ("images",), "text": ("captions",), "label": ("same", "label", "labels", "match")}
+    USUAL: ClassVar = {
+        "image": ("images",),
+        "text": ("captions",),
+        "label": ("same", "label", "labels", "match"),
+    }
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -160,15 +201,23 @@ class ItemColumns(RowColumns):
     @classmethod
     def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
         """Pick the columns; for images and texts a list of both, or one for each."""
-        return _two_columns(table, option, given) if option in TWO_COLUMNS else super().pick_some(table, option, given)
+        return (
+            _two_columns(table, option, given)
+            if option in TWO_COLUMNS
+            else super().pick_some(table, option, given)
+        )
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:
         """Return a pair of items. Raises ValueError."""
-        left, right = (image_ref(value, root) for value in _two_values(fields, self.images, "images"))
+        left, right = (
+            image_ref(value, root) for value in _two_values(fields, self.images, "images")
+        )
         texts = zip(self.texts * 2, _two_values(fields, self.texts, "texts"), strict=False)
         left_text, right_text = (to_text(value, name) for name, value in texts)
         label = _label(first_of(fields, self.labels))
-        return ItemPair(left=left, right=right, captions=(left_text, right_text), label=label, where=where)
+        return ItemPair(
+            left=left, right=right, captions=(left_text, right_text), label=label, where=where
+        )
 
 
 class ItemBatch(Batch):
@@ -198,7 +247,9 @@ class ItemRows(RowDataset):
         shown = SHOWN[int(rng.integers(len(SHOWN)))] if drops else "image_text"
         left, right = (self.load_image(image, row.where, rng, row.captions) for image in row.images)
         left_T, right_T = map(self.tokens, row.captions)
-        return Sample.of(ItemBatch, row, image=left, right=right, ids_T=left_T, right_ids_T=right_T, shown=shown)
+        return Sample.of(
+            ItemBatch, row, image=left, right=right, ids_T=left_T, right_ids_T=right_T, shown=shown
+        )
 
 
 def _usual_pair(option: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -212,12 +263,16 @@ def _two_columns(table: Table, option: str, given: str | None) -> tuple[str, ...
     if given is not None:
         columns = given.split(",")
         if len(columns) > 2:
-            raise UserError(f"{table.path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
+            raise UserError(
+                f"{table.path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT"
+            )
         return tuple(table.column(name, (), option, option) for name in columns)
     if columns := _usual_pair(option, table.names):
         return columns
     listed, *sides = TWO_COLUMNS[option]
-    problem = f"none of its columns is a usual column of two {option}s ({listed}; {', '.join(sides)})"
+    problem = (
+        f"none of its columns is a usual column of two {option}s ({listed}; {', '.join(sides)})"
+    )
     raise table.lacks(problem, f"Name them with --data.{option}-column: LIST or LEFT,RIGHT")
 
 
@@ -248,10 +303,14 @@ def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[Image
     The files name no path.
     """
     if not (parts := NLVR2_IDENTIFIER.fullmatch(identifier)):
-        raise ValueError(f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
+        raise ValueError(
+            f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has"
+        )
     split, stem = parts[1], identifier.rpartition("-")[0]
     folders = [f"images/{split}", split, ""]
-    if isinstance(directory, int | str) and str(directory).isalnum():  # only NLVR2's training images have directories
+    if (
+        isinstance(directory, int | str) and str(directory).isalnum()
+    ):  # only NLVR2's training images have directories
         folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
     left, right = (find_image(f"{stem}-img{side}.png", root, folders) for side in (0, 1))
     return left, right

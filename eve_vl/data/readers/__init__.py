@@ -23,7 +23,10 @@ from eve_vl.utils.file_io import open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 OF_ONE_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable, "csv": CsvTable}
-SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
+SHARDED = {
+    "webdataset": ".tar",
+    "parquet": ".parquet",
+}  # may be a folder or a brace pattern of files
 SUFFIXES = {f".{form}": form for form in ("jsonl", "csv", "tsv", "parquet")}
 SUFFIXES |= {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"}
 
@@ -36,9 +39,13 @@ def sniff(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
-        form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset writes both
+        form = next(
+            (form for form, own in SHARDED.items() if own in suffixes), "folder"
+        )  # img2dataset writes both
         if form in SHARDED and suffixes & IMAGE_SUFFIXES:
-            raise UserError(f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format")
+            raise UserError(
+                f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format"
+            )
         return form
     if suffix == ".json":
         return _sniff_json(path)
@@ -48,7 +55,9 @@ def sniff(path: Path) -> str:
         raise UserError(f"{path}: is a single image; give the folder or the table that lists it")
     if suffix in (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz"):
         raise UserError(f"{path}: is compressed; unpack it first")
-    raise UserError(f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}")
+    raise UserError(
+        f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}"
+    )
 
 
 def _sniff_json(path: Path) -> str:
@@ -91,26 +100,45 @@ def open_source(
 
     Raises UserError, also for options without effect. Rows of the source raise BadSampleError.
     """
-    options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
+    options = {
+        "image_root": image_root,
+        "image_column": image_column,
+        "text_column": text_column,
+        "label_column": label_column,
+    }
     whole, split = parse_spec(path)
     try:
         root = None if image_root is None else absolute(Path(image_root))
         if root is not None and not root.is_dir():
-            raise UserError(explain_missing(root) if not root.exists() else f"{root}: is a file, expected a folder")
+            raise UserError(
+                explain_missing(root)
+                if not root.exists()
+                else f"{root}: is a file, expected a folder"
+            )
         table = _open_table(whole, split, format, text_column, by_shards)
         if kind == "auto":
-            named = {name.removesuffix("_column") for name, value in options.items() if value is not None} - {"image_root"}
+            named = {
+                name.removesuffix("_column") for name, value in options.items() if value is not None
+            } - {"image_root"}
             likely = (_looks_like(table) or "captions", "captions", "labels")
             kind = next(each for each in likely if named <= KINDS[each].USUAL.keys())
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
-            raise UserError(f"{whole}: image_root (--data.image-root) has no effect on texts with labels; leave it out")
+            raise UserError(
+                f"{whole}: image_root (--data.image-root) has no effect on texts with labels; leave it out"
+            )
         return table.open(columns, root, must_be_usable=must_be_usable)
     except OSError as error:
         raise UserError(f"{error.filename or whole}: {error.strerror or error}") from None
 
 
-def _open_table(path: Path, split: str | None, format: str, text_field: str | None, by_shards: bool) -> Table:  # noqa: A002
+def _open_table(
+    path: Path,
+    split: str | None,
+    format: str,  # noqa: A002 (the flag's name)
+    text_field: str | None,
+    by_shards: bool,
+) -> Table:
     """Open a table of any form. Raises UserError."""
     is_remote = isinstance(path, RemotePath)
     if format == "auto" and not is_remote and (medical := medical_table(path, split)) is not None:
@@ -129,13 +157,19 @@ def _open_table(path: Path, split: str | None, format: str, text_field: str | No
     if form not in SHARDED and len(files) > 1:
         raise UserError(f"{path}: the format '{form}' is one file, not several")
     if form not in SHARDED and path.is_dir() != (form == "folder"):
-        raise UserError(f"{path}: is a {'folder' if path.is_dir() else 'file'}, which cannot have the format '{form}'")
+        raise UserError(
+            f"{path}: is a {'folder' if path.is_dir() else 'file'}, which cannot have the format '{form}'"
+        )
     if form == "json":
         return json_table(path, split)
     refuse_split(path, split)
     if form in SHARDED:
         files = _shards(files, SHARDED[form])
-        return WebdatasetTable(files, text_field=text_field, is_lazy=by_shards) if form == "webdataset" else ParquetTable(files)
+        return (
+            WebdatasetTable(files, text_field=text_field, is_lazy=by_shards)
+            if form == "webdataset"
+            else ParquetTable(files)
+        )
     return CsvTable(path, delimiter="\t") if form == "tsv" else OF_ONE_PATH[form](path)
 
 
@@ -143,7 +177,11 @@ def _shards(paths: list[Path], suffix: str) -> list[Path]:
     """Return the files of a sharded form, those in a folder by name. Raises UserError."""
     files = []
     for path in paths:
-        inside = [entry for entry in path.iterdir() if entry.suffix.lower() == suffix] if path.is_dir() else [path]
+        inside = (
+            [entry for entry in path.iterdir() if entry.suffix.lower() == suffix]
+            if path.is_dir()
+            else [path]
+        )
         inside.sort(key=attrgetter("name"))  # twice as fast as by path
         if not inside:
             raise UserError(f"{path}: no {suffix} files in this folder")
@@ -159,26 +197,45 @@ def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
     if table.kind not in ("", kind) and kind not in ("images", "findable"):
         raise _another_kind(table, table.kind, kind)
     for name, value in options.items():
-        unused_by = table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION
-        if value is not None and (unused_by == table.layout or name.split("_")[0] not in KINDS[kind].USUAL):
+        unused_by = (
+            table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION
+        )
+        if value is not None and (
+            unused_by == table.layout or name.split("_")[0] not in KINDS[kind].USUAL
+        ):
             flag = name.replace("_", "-")
-            raise UserError(f"{table.path}: {name} (--data.{flag}) has no effect on {unused_by}; leave it out")
+            raise UserError(
+                f"{table.path}: {name} (--data.{flag}) has no effect on {unused_by}; leave it out"
+            )
     given = {name: options[f"{name}_column"] for name in ("image", "text", "label")}
     try:
         return KINDS[kind].pick(table, given)
     except UserError:
         actual = _looks_like(table)
-        is_sure = table.layout or actual not in ("images", "texts")  # almost every table has columns of these
-        if actual in (None, kind) or not is_sure or any(value is not None for value in given.values()):
+        is_sure = table.layout or actual not in (
+            "images",
+            "texts",
+        )  # almost every table has columns of these
+        if (
+            actual in (None, kind)
+            or not is_sure
+            or any(value is not None for value in given.values())
+        ):
             raise
         raise _another_kind(table, actual, kind) from None
 
 
 def _looks_like(table: Table) -> str | None:
-    return table.kind or table.likely or next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
+    return (
+        table.kind
+        or table.likely
+        or next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
+    )
 
 
 def _another_kind(table: Table, actual: str, expected: str) -> UserError:
     fields = ", ".join(table.names[:10]) + (", …" if len(table.names) > 10 else "")
     looks = KINDS[actual].DESCRIPTION
-    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint()}")
+    return UserError(
+        f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint()}"
+    )

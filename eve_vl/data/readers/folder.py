@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.records import ImageFile
-from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, TABLE_SUFFIXES, Fields, PackedStrings, Table
+from eve_vl.data.table import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT_BYTES,
+    TABLE_SUFFIXES,
+    Fields,
+    PackedStrings,
+    Table,
+)
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 
@@ -51,7 +58,11 @@ class FolderTable(Table):
         if tables := tables_in(self.path):
             return f"to use the table in it, name it: {tables[0]}"
         names = sorted(path.name for path in self.path.iterdir())
-        return f"it holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "it is empty"
+        return (
+            f"it holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+            if names
+            else "it is empty"
+        )
 
     def folder(self, index: int) -> Path:
         """Return the folder itself."""
@@ -76,8 +87,14 @@ class FolderTable(Table):
             if not self._has_text[index]:
                 raise ValueError(f"no captions: {text.name} is missing")
             try:
-                lines = file_io.decode_text(file_io.read_bytes(text, MAX_TEXT_BYTES)).replace("\r", "\n").split("\n")
-                fields["captions"] = lines  # str.splitlines would also split at U+2028 within a caption
+                lines = (
+                    file_io.decode_text(file_io.read_bytes(text, MAX_TEXT_BYTES))
+                    .replace("\r", "\n")
+                    .split("\n")
+                )
+                fields["captions"] = (
+                    lines  # str.splitlines would also split at U+2028 within a caption
+                )
             except (OSError, ValueError) as error:
                 problem = ValueError(f"{text.name}: {getattr(error, 'strerror', None) or error}")
                 if "captions" not in self.optional:
@@ -101,8 +118,14 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
     seen = set()  # links to folders are followed, so loops must be detected
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
-        shown = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
-        folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in seen]  # noqa: PTH118
+        shown = sorted(
+            name for name in folders if not name.startswith(".") and name != "lost+found"
+        )
+        folders[:] = [
+            name
+            for name in shown
+            if os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
+        ]
         texts = {name for name in files if name.endswith(".txt")}
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
         for name in sorted(files):  # as strings: a million Path objects take half a minute
@@ -113,4 +136,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
 
 def tables_in(folder: Path) -> list[Path]:
     """Return the tables in a folder."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()
+    )

@@ -57,14 +57,19 @@ def medical_table(path: Path, split: str | None) -> Table | None:
         return splits[chosen]()
     if splits:
         problem = "holds several splits" if split is None else f"has no split '{split}'"
-        raise UserError(f"{path}: {problem}; name one: {', '.join(f'{path.name}#{name}' for name in splits)}")
+        raise UserError(
+            f"{path}: {problem}; name one: {', '.join(f'{path.name}#{name}' for name in splits)}"
+        )
     return None
 
 
 def _splits(folder: Path) -> dict[str | None, Callable[[], Table]]:
     """Return the splits of a folder, none if it has no medical layout."""
     if parts := _subfolders(folder, "radiology/captions.txt"):
-        return {split: partial(TABLES["ROCO"], part / "radiology" / "captions.txt") for split, part in parts.items()}
+        return {
+            split: partial(TABLES["ROCO"], part / "radiology" / "captions.txt")
+            for split, part in parts.items()
+        }
     files = sorted([*folder.glob("release/*.jsonl"), *folder.glob("*.jsonl")])
     if file := next((file for file in files if _is("MedICaT", _fields_of(file))), None):
         return {split: partial(TABLES["MedICaT"], file, split) for split in SPLITS}
@@ -72,10 +77,18 @@ def _splits(folder: Path) -> dict[str | None, Callable[[], Table]]:
         return {split: partial(TABLES["VQA-RAD"], file) for split, file in found.items()}
     if found := _files(folder, "*.json", "SLAKE"):
         each = itertools.product(found.items(), LANGUAGES.items())
-        return {split + ending: partial(TABLES["SLAKE"], file, language) for (split, file), (ending, language) in each}
-    lists = {split: sorted((part / "QA").glob("*.csv")) for split, part in _subfolders(folder, "QA").items()}
+        return {
+            split + ending: partial(TABLES["SLAKE"], file, language)
+            for (split, file), (ending, language) in each
+        }
+    lists = {
+        split: sorted((part / "QA").glob("*.csv"))
+        for split, part in _subfolders(folder, "QA").items()
+    }
     if any(lists.values()):
-        return {split: partial(TABLES["MedVQA-2019"], files) for split, files in lists.items() if files}
+        return {
+            split: partial(TABLES["MedVQA-2019"], files) for split, files in lists.items() if files
+        }
     if found := _files(folder, "*.csv", "MELINDA"):
         return {split: partial(TABLES["MELINDA"], file) for split, file in found.items()}
     inside = next((each for each in sorted(folder.glob("CheXpert*")) if each.is_dir()), folder)
@@ -126,7 +139,12 @@ def _fields_of(path: Path) -> set[str]:
 
 
 def _first_fields(rows: object) -> set[str]:
-    return {name for row in (rows if isinstance(rows, list) else [])[:NUM_PROBED] if isinstance(row, dict) for name in row}
+    return {
+        name
+        for row in (rows if isinstance(rows, list) else [])[:NUM_PROBED]
+        if isinstance(row, dict)
+        for name in row
+    }
 
 
 def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
@@ -136,12 +154,22 @@ def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
     """
     if (folder / inside).exists():
         return {ALIASES.get(folder.name, folder.name): folder}
-    names = [name for name in ("train", *ALIASES, "val", "test") if (folder / name / inside).exists()]
+    names = [
+        name for name in ("train", *ALIASES, "val", "test") if (folder / name / inside).exists()
+    ]
     return {ALIASES.get(name, name): folder / name for name in names}
 
 
 def _files(folder: Path, pattern: str, layout: str) -> dict[str, Path]:
     """Return the files of a layout by the name of their split."""
-    stems = {file: file.stem.removesuffix("set") for file in sorted(folder.glob(pattern)) if is_file(file)}
+    stems = {
+        file: file.stem.removesuffix("set")
+        for file in sorted(folder.glob(pattern))
+        if is_file(file)
+    }
     splits = {ALIASES.get(stem, stem): file for file, stem in stems.items()}
-    return {split: file for split, file in splits.items() if split in SPLITS and _is(layout, _fields_of(file))}
+    return {
+        split: file
+        for split, file in splits.items()
+        if split in SPLITS and _is(layout, _fields_of(file))
+    }

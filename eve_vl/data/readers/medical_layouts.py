@@ -11,14 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers.tables import CsvTable, PackedTable
-from eve_vl.data.table import MAX_TEXT_BYTES, Fields, Row, RowColumns, Table, field, is_file, where_row
+from eve_vl.data.table import (
+    MAX_TEXT_BYTES,
+    Fields,
+    Row,
+    RowColumns,
+    Table,
+    field,
+    is_file,
+    where_row,
+)
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, read_json, require_type
 
 CHEXPERT_LABELS = (
-    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
-    *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices"),
+    *(
+        "No Finding",
+        "Enlarged Cardiomediastinum",
+        "Cardiomegaly",
+        "Lung Opacity",
+        "Lung Lesion",
+        "Edema",
+        "Consolidation",
+    ),
+    *(
+        "Pneumonia",
+        "Atelectasis",
+        "Pneumothorax",
+        "Pleural Effusion",
+        "Pleural Other",
+        "Fracture",
+        "Support Devices",
+    ),
 )
 LANGUAGES = {"": "en", "-zh": "zh", "-all": ""}  # of SLAKE, by the ending of a split; "": all
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -30,7 +55,9 @@ IN_SPLIT = 3  # parts of a path that name a file: train/radiology/captions.txt
 ALIASES = {"validation": "val", "valid": "val", "validate": "val", "dev": "val"}
 
 
-def _parsed(rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]) -> Iterator[Row]:
+def _parsed(
+    rows: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Fields | None]
+) -> Iterator[Row]:
     """Yield the fields that `parse` returns for each row, or its ValueError's reason.
 
     None leaves a row out.
@@ -79,11 +106,21 @@ def _collapsed(texts: Iterable[object]) -> list[object]:
     return [text for text in single if text != ""]
 
 
-def _table(path: Path, names: Sequence[str], rows: Any, layout: str, folders: tuple[str, ...], root: Path) -> PackedTable:
+def _table(
+    path: Path, names: Sequence[str], rows: Any, layout: str, folders: tuple[str, ...], root: Path
+) -> PackedTable:
     """Return a table. root: parent of the images' folders."""
     kind = {"kind": "questions" if "question" in names else "captions"}
     labels = {"likely": "labels", "fixed": ("image_column", "text_column")}
-    return PackedTable(path, names, rows, root, layout=layout, image_folders=folders, **(labels if "label" in names else kind))
+    return PackedTable(
+        path,
+        names,
+        rows,
+        root,
+        layout=layout,
+        image_folders=folders,
+        **(labels if "label" in names else kind),
+    )
 
 
 def _roco_table(path: Path) -> Table:
@@ -93,7 +130,9 @@ def _roco_table(path: Path) -> Table:
             raise ValueError(f"line has {len(parts) - 1} tabs, expected one: id, caption")
         return {"image": f"{parts[0]}.jpg", "caption": _collapsed(parts[1:])}
 
-    return _table(path, CAPTIONS, _parsed(_lines(path, IN_SPLIT), parse), "ROCO", ("images",), path.parent)
+    return _table(
+        path, CAPTIONS, _parsed(_lines(path, IN_SPLIT), parse), "ROCO", ("images",), path.parent
+    )
 
 
 def _medicat_table(path: Path, split: str = "") -> Table:
@@ -117,14 +156,24 @@ def _medicat_rows(path: Path, split: str) -> Iterator[Row]:
         if row["radiology"] is not True:
             num["others"] += 1
             return None
-        figure, caption, references = f"{row['pdf_hash']}_{row['fig_uri']}", row["s2_caption"], row.get("s2orc_references")
+        figure, caption, references = (
+            f"{row['pdf_hash']}_{row['fig_uri']}",
+            row["s2_caption"],
+            row.get("s2orc_references"),
+        )
         has_caption = isinstance(caption, str) and caption.strip()
-        texts = _collapsed([caption, *(references if isinstance(references, list) else [])]) if has_caption else []
+        texts = (
+            _collapsed([caption, *(references if isinstance(references, list) else [])])
+            if has_caption
+            else []
+        )
         return {"image": figure, "caption": texts}
 
     yield from _parsed(_lines(path), parse)
     if num["others"]:
-        print_once(f"{path}{split and ', ' + split}: {num['others']:,} figures are not marked as radiology and are left out")
+        print_once(
+            f"{path}{split and ', ' + split}: {num['others']:,} figures are not marked as radiology and are left out"
+        )
 
 
 def _paper(line: bytes) -> str:
@@ -143,7 +192,9 @@ def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
     part_of, held = {"": "train"}, Counter()
     del papers[""]
     wanted = min(MEDICAT_HELD_OUT, papers.total() // 10)
-    for paper in sorted(papers, key=lambda name: hashlib.blake2b(name.encode(errors="surrogatepass")).digest()):
+    for paper in sorted(
+        papers, key=lambda name: hashlib.blake2b(name.encode(errors="surrogatepass")).digest()
+    ):
         part = next((part for part in ("test", "val") if held[part] < wanted), "train")
         held[part] += papers[paper]
         part_of[paper] = part
@@ -152,11 +203,15 @@ def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
 
 def _rad_table(path: Path) -> Table:
     rows = read_json(path, list)
-    other = path.with_name({"valset.json": "testset.json", "testset.json": "valset.json"}.get(path.name, path.name))
+    other = path.with_name(
+        {"valset.json": "testset.json", "testset.json": "valset.json"}.get(path.name, path.name)
+    )
     if other != path and is_file(other) and read_json(other, object) == rows:
         problem = f"is a copy of {other.name}, as in many copies of VQA-RAD: a model chosen on it is chosen on the test set"
         print_once(f"{path}: {problem}; validate on training rows instead, --data.val held-out")
-    rows = _question_rows(path, rows, {"image": "image_name", "question_id": "qid", "content_type": "question_type"})
+    rows = _question_rows(
+        path, rows, {"image": "image_name", "question_id": "qid", "content_type": "question_type"}
+    )
     return _table(path, QUESTIONS, rows, "VQA-RAD", ("images", ""), path.parent)
 
 
@@ -166,16 +221,24 @@ def _slake_table(path: Path, language: str = "en") -> Table:
     return _table(path, QUESTIONS, rows, "SLAKE", ("imgs", ""), path.parent)
 
 
-def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language: str | None = None) -> Iterator[Row]:
+def _question_rows(
+    path: Path, rows: list[Any], names: dict[str, str], language: str | None = None
+) -> Iterator[Row]:
     """Yield rows with the columns of `names`.
 
     language: of SLAKE's rows; "": all; None: the file is not SLAKE's.
     """
-    num_in = Counter(str(row.get("q_lang")) for row in rows if isinstance(row, dict)) if language else Counter()
+    num_in = (
+        Counter(str(row.get("q_lang")) for row in rows if isinstance(row, dict))
+        if language
+        else Counter()
+    )
     for ending, other in LANGUAGES.items():
         if num_in[other] and other != language:
             split = f"{path.parent.name}#{ALIASES.get(path.stem, path.stem)}{ending}"
-            print_once(f"{path}: {num_in[other]:,} questions in {other} are left out; {split} has these")
+            print_once(
+                f"{path}: {num_in[other]:,} questions in {other} are left out; {split} has these"
+            )
     languages = [*filter(None, LANGUAGES.values())]
 
     def parse(where: str, row: object) -> Fields | None:
@@ -183,15 +246,29 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
         tongue = row.get("q_lang")
         if language and tongue in languages and tongue != language:
             return None
-        _require(row, *names.values(), "question", "answer", "answer_type", *(() if language is None else ("q_lang",)))
+        _require(
+            row,
+            *names.values(),
+            "question",
+            "answer",
+            "answer_type",
+            *(() if language is None else ("q_lang",)),
+        )
         answer = str(row["answer"]).strip() if isinstance(row["answer"], str | int | float) else ""
         if not answer:
             raise ValueError("answer is empty")
         if language is not None and tongue not in languages:
             raise ValueError(f"q_lang is {tongue!r}, expected en or zh")
-        if language is not None and tongue == "en" and CHINESE.search(f"{row['question']} {answer}"):
+        if (
+            language is not None
+            and tongue == "en"
+            and CHINESE.search(f"{row['question']} {answer}")
+        ):
             raise ValueError("q_lang is en, but question or answer is in Chinese")
-        fields = {name: row[column] for name, column in names.items()} | {"question": row["question"], "answers": [answer]}
+        fields = {name: row[column] for name, column in names.items()} | {
+            "question": row["question"],
+            "answers": [answer],
+        }
         return fields | {"answer_type": str(row["answer_type"]).strip().upper()}
 
     return _parsed(((where_row(path, index), row) for index, row in enumerate(rows)), parse)
@@ -212,8 +289,16 @@ def _medvqa_table(files: Sequence[Path]) -> Table:
         category = parts[1].capitalize() if is_official else Path(where.rpartition(":")[0]).stem
         if not (answers := _alternatives(answer, optional=is_official)):
             raise ValueError("answer is empty")
-        fields = {"image": f"{image}.jpg", "question": question, "question_id": next(number), "content_type": category}
-        return fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
+        fields = {
+            "image": f"{image}.jpg",
+            "question": question,
+            "question_id": next(number),
+            "content_type": category,
+        }
+        return fields | {
+            "answers": answers if len(answers) == 1 else answers * ANNOTATORS,
+            "answer_type": "OPEN",
+        }
 
     root, lines = files[0].parent.parent, (row for file in files for row in _lines(file, IN_SPLIT))
     return _table(root / "QA", QUESTIONS, _parsed(lines, parse), "MedVQA-2019", ("images",), root)
@@ -235,7 +320,9 @@ def _csv_rows(path: Path, *required: str) -> Iterator[Row]:
     table = CsvTable(path, delimiter=",")
     for name in required:
         if name not in table.names:
-            raise UserError(f"{path}: has no column '{name}' (columns: {', '.join(table.names)}); download it again")
+            raise UserError(
+                f"{path}: has no column '{name}' (columns: {', '.join(table.names)}); download it again"
+            )
     return table.read(table.names)
 
 
@@ -267,21 +354,35 @@ def _chexpert_rows(path: Path, image: str, columns: RowColumns) -> Iterator[Row]
     def parse(where: str, row: Fields | str) -> Fields | None:
         row = _filled(row)
         states = {name: str(row[name]).strip().removesuffix(".0") for name in CHEXPERT_LABELS}
-        present, absent = ([name for name, state in states.items() if state == value] for value in "10")
+        present, absent = (
+            [name for name, state in states.items() if state == value] for value in "10"
+        )
         num["uncertain"] += "-1" in states.values()
         if invalid := [name for name, state in states.items() if state not in ("", "1", "0", "-1")]:
-            raise ValueError(f"{invalid[0]} is {str(row[invalid[0]]).strip()!r}, expected 1, 0, -1 or nothing")
+            raise ValueError(
+                f"{invalid[0]} is {str(row[invalid[0]]).strip()!r}, expected 1, 0, -1 or nothing"
+            )
         _filled(row, *(("report",) if "report" in row else ()))
-        reasons = {"lateral": row.get("Frontal/Lateral") == "Lateral", "unlabelled": columns.labels and not present}
+        reasons = {
+            "lateral": row.get("Frontal/Lateral") == "Lateral",
+            "unlabelled": columns.labels and not present,
+        }
         if left_out := next((reason for reason, holds in reasons.items() if holds), None):
             num[left_out] += 1
             return None
-        return {"image": row[image], "label": present, "absent_labels": absent, "caption": row.get("report", "")}
+        return {
+            "image": row[image],
+            "label": present,
+            "absent_labels": absent,
+            "caption": row.get("report", ""),
+        }
 
     yield from _parsed(_csv_rows(path, image, *CHEXPERT_LABELS), parse)
     if num.total():
         left_out = f"{num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1"
-        uncertain = f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
+        uncertain = (
+            f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
+        )
         print_once(f"{path}: left out are {left_out}; {uncertain}")
 
 

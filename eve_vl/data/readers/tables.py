@@ -16,7 +16,15 @@ from typing import Any, TextIO
 import numpy as np
 
 from eve_vl.data.storage import RemotePath
-from eve_vl.data.table import MAX_TEXT_BYTES, Fields, PackedStrings, Row, RowColumns, Table, no_field
+from eve_vl.data.table import (
+    MAX_TEXT_BYTES,
+    Fields,
+    PackedStrings,
+    Row,
+    RowColumns,
+    Table,
+    no_field,
+)
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError, explained
 from eve_vl.utils.file_io import decode_text, is_text, open_ordinary, parse_json, require_type
@@ -34,12 +42,24 @@ class PackedTable(Table):
     that returns them for the selected columns.
     """
 
-    def __init__(self, path: Path, names: Iterable[str], rows: Rows, root: Path | None = None, **attributes: Any):
+    def __init__(
+        self,
+        path: Path,
+        names: Iterable[str],
+        rows: Rows,
+        root: Path | None = None,
+        **attributes: Any,
+    ):
         """Prepare to read rows.
 
         root: folder that image paths are relative to by default. attributes: of a Table, such as its layout.
         """
-        self.path, self.names, self._rows, self._folder = path, list(names), rows, root or path.parent
+        self.path, self.names, self._rows, self._folder = (
+            path,
+            list(names),
+            rows,
+            root or path.parent,
+        )
         vars(self).update(attributes)
 
     def select(self, columns: RowColumns) -> None:
@@ -60,7 +80,11 @@ class PackedTable(Table):
                 yield json.dumps(row)
             else:
                 missing = next((name for name in columns.required if name not in row), None)
-                yield json.dumps([row.get(name) for name in self.wanted] if missing is None else no_field(row, missing))
+                yield json.dumps(
+                    [row.get(name) for name in self.wanted]
+                    if missing is None
+                    else no_field(row, missing)
+                )
 
     def __len__(self) -> int:
         return len(self._strings) // 2
@@ -106,7 +130,9 @@ class CsvTable(PackedTable):
         return (None if isinstance(row, str) else row.get(name) for _, row in self.read((name,)))
 
     def _reader(self, file: TextIO) -> Any:
-        lines = iter(partial(file.readline, MAX_TEXT_BYTES), "")  # a file without line ends would fill the memory
+        lines = iter(
+            partial(file.readline, MAX_TEXT_BYTES), ""
+        )  # a file without line ends would fill the memory
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
@@ -118,7 +144,9 @@ class CsvTable(PackedTable):
         with _open_csv(self.path) as file:
             reader = self._reader(file)
             next(reader)
-            places = {name: self.names.index(name) for name in self.names if name in wanted}  # of equal names the first
+            places = {
+                name: self.names.index(name) for name in self.names if name in wanted
+            }  # of equal names the first
             while True:
                 where = f"{self.path.name}:{reader.line_num + 1}"
                 try:
@@ -137,7 +165,9 @@ class CsvTable(PackedTable):
 
 def _open_csv(path: Path) -> TextIO:
     # surrogateescape: bytes that are not UTF-8 make only their own row unusable
-    return io.TextIOWrapper(open_ordinary(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(
+        open_ordinary(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
 
 class LineTable(Table):
@@ -171,7 +201,9 @@ class LineTable(Table):
         """Return where each non-blank line starts, in bytes, and its number, both int64."""
         starts, numbers, position, number, is_start = array("q"), array("q"), 0, 1, True
         with open_ordinary(self.path) as file:
-            lines = iter(partial(file.readline, MAX_TEXT_BYTES), b"")  # a file without line ends would fill the memory
+            lines = iter(
+                partial(file.readline, MAX_TEXT_BYTES), b""
+            )  # a file without line ends would fill the memory
             for line in progress(lines, f"indexing {self.path.name}"):
                 if is_start and not line.isspace():
                     starts.append(position)
@@ -235,12 +267,20 @@ class ParquetTable(Table):
             with explained(f"{path}: {UNREADABLE}"):
                 footer = _open_parquet(path)
                 self._schemas.append(footer.schema_arrow)
-                groups = [footer.metadata.row_group(group) for group in range(footer.metadata.num_row_groups)]
+                groups = [
+                    footer.metadata.row_group(group)
+                    for group in range(footer.metadata.num_row_groups)
+                ]
                 lengths = [group.num_rows for group in groups]
-                self.listing = (*self.listing, np.array([(group.num_rows, group.total_byte_size) for group in groups]))
+                self.listing = (
+                    *self.listing,
+                    np.array([(group.num_rows, group.total_byte_size) for group in groups]),
+                )
                 # no further checks of the footer: pyarrow ends the process over some damaged fields
                 if min(lengths, default=0) < 0 or sum(lengths) != footer.metadata.num_rows:
-                    raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")
+                    raise UserError(
+                        f"{path}: damaged: its row groups do not have the rows of the table; download it again"
+                    )
                 self._groups += [(path, number) for number in range(len(lengths))]
                 sizes += lengths
         self._starts = [0, *itertools.accumulate(sizes)]  # of row groups, over all files
@@ -255,7 +295,11 @@ class ParquetTable(Table):
         for path, schema in zip(self._paths, self._schemas, strict=True):
             for name in self._columns:
                 if schema.names.count(name) != 1:
-                    problem = "has two columns named" if name in schema.names else f"unlike {self.path.name}, has no column"
+                    problem = (
+                        "has two columns named"
+                        if name in schema.names
+                        else f"unlike {self.path.name}, has no column"
+                    )
                     raise UserError(f"{path}: {problem} '{name}'")
 
     def __len__(self) -> int:
@@ -289,16 +333,26 @@ class ParquetTable(Table):
                 self._cache.move_to_end(block)
             else:
                 self._cache[block] = self._read_group(path, number, self._columns)
-                while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
+                while (
+                    len(self._cache) > 1
+                    and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES
+                ):
                     self._cache.popitem(last=False)
-            return {name: self._cache[block].column(name)[index - self._starts[block]].as_py() for name in self._columns}
+            return {
+                name: self._cache[block].column(name)[index - self._starts[block]].as_py()
+                for name in self._columns
+            }
 
     def values(self, name: str) -> Iterator[object]:
         """Yield the value of any column in each row, without reading other columns."""
         for path, number in self._groups:
             with explained(f"{path}: {UNREADABLE}"):
                 group = self._read_group(path, number, [name])
-                values = group.column(name).to_pylist() if name in group.column_names else [None] * group.num_rows
+                values = (
+                    group.column(name).to_pylist()
+                    if name in group.column_names
+                    else [None] * group.num_rows
+                )
             yield from values
 
     def _read_group(self, path: Path, number: int, names: Sequence[str]) -> Any:
@@ -311,10 +365,16 @@ def _open_parquet(path: Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
+        raise UserError(
+            f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'"
+        ) from None
     open_ordinary(path).close()  # pyarrow would wait for a pipe
     file: Any = path.open() if isinstance(path, RemotePath) else path
     footer = parquet.read_metadata(file)
     # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
-    once = [place for place in range(footer.num_columns) if footer.schema.column(place).physical_type == "BYTE_ARRAY"]
+    once = [
+        place
+        for place in range(footer.num_columns)
+        if footer.schema.column(place).physical_type == "BYTE_ARRAY"
+    ]
     return parquet.ParquetFile(file, metadata=footer, read_dictionary=once, pre_buffer=False)

@@ -61,15 +61,24 @@ class WebdatasetTable(Table):
         text_field: field of the .json to use instead of the .txt. is_lazy: see `_known_shards`. Raises UserError for a shard
         that is cut short or no tar, and for shards without rows.
         """
-        self.path, self._paths, self._text_field, self._is_lazy = paths[0], list(paths), text_field, is_lazy
+        self.path, self._paths, self._text_field, self._is_lazy = (
+            paths[0],
+            list(paths),
+            text_field,
+            is_lazy,
+        )
         self._known = _known_shards(self._paths, is_lazy)
         _mapped.cache_clear()  # files may have been written again
         self._starts = np.cumsum([0, *self._known[:, ROWS]])
         if len(noted := np.flatnonzero(self._known[:, NOTED])):
             note = f"{paths[noted[0]]}: {self._shard(int(noted[0])).note}"
-            print_once(f"note: {note}; {len(noted):,} of {pluralize(len(paths), 'shard')} have left-out members")
+            print_once(
+                f"note: {note}; {len(noted):,} of {pluralize(len(paths), 'shard')} have left-out members"
+            )
         if not len(self):
-            raise UserError(f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)")
+            raise UserError(
+                f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)"
+            )
         numbers = np.flatnonzero(self._known[:, ROWS]).tolist()
         shards = map(self._shard, numbers[:1] if is_lazy else numbers)
         has_texts = any((shard.spans[:, [TEXT, JSON]] != ABSENT).any() for shard in shards)
@@ -89,12 +98,18 @@ class WebdatasetTable(Table):
         return [
             part
             for keys, sizes in parts
-            for part in (np.frombuffer(b"".join(keys), np.uint8), np.cumsum([0, *map(len, keys)]), sizes)
+            for part in (
+                np.frombuffer(b"".join(keys), np.uint8),
+                np.cumsum([0, *map(len, keys)]),
+                sizes,
+            )
         ]
 
     def blocks(self) -> list[tuple[str, int]]:
         """Return the shards."""
-        return [*zip((path.name for path in self._paths), self._known[:, ROWS].tolist(), strict=True)]
+        return [
+            *zip((path.name for path in self._paths), self._known[:, ROWS].tolist(), strict=True)
+        ]
 
     def _shard(self, number: int) -> Shard:
         """Return the index of a shard, mapped from its file. Raises StorageError."""
@@ -134,8 +149,14 @@ class WebdatasetTable(Table):
         if not isinstance(self.path, RemotePath):
             return []
         path, shard, row = self._place(index)
-        spans = shard.spans[row].reshape(3, 2)[0 if images and "image" in self.wanted else 1 :].tolist()
-        return [(path, offset - tarfile.BLOCKSIZE, offset + size) for offset, size in spans if offset != ABSENT]  # pyright: ignore
+        spans = (
+            shard.spans[row].reshape(3, 2)[0 if images and "image" in self.wanted else 1 :].tolist()
+        )
+        return [
+            (path, offset - tarfile.BLOCKSIZE, offset + size)
+            for offset, size in spans
+            if offset != ABSENT
+        ]  # pyright: ignore
 
     def fields(self, index: int) -> Fields:
         """Return image and caption, as far as they are wanted. Raises ValueError."""
@@ -150,7 +171,9 @@ class WebdatasetTable(Table):
             if text is not None:
                 fields[self._text_name] = _read(text)
             elif row is not None:
-                fields[self._text_name] = field(file_io.require_type(file_io.parse_json(_read(row)), dict), self._text_name)
+                fields[self._text_name] = field(
+                    file_io.require_type(file_io.parse_json(_read(row)), dict), self._text_name
+                )
             elif not self.optional:
                 expected = ".txt or .json" if self._text_field is None else ".json"
                 raise ValueError(f"no {expected} next to the image")
@@ -166,11 +189,18 @@ def _read(text: ImageSpan) -> str:
 @lru_cache(MOST_MAPPED)
 def _mapped(path: Path, size: int, version: int, num_rows: int) -> Shard:
     """Return the index of a shard that is still as it was at the start."""
-    if not isinstance(path, RemotePath) and (now := _stamp(path)) != (size, version):  # else the headers of its members tell
-        raise changed(path, f"{size:,} → {now[0]:,} bytes" if size != now[0] else "another time of change")
+    if not isinstance(path, RemotePath) and (now := _stamp(path)) != (
+        size,
+        version,
+    ):  # else the headers of its members tell
+        raise changed(
+            path, f"{size:,} → {now[0]:,} bytes" if size != now[0] else "another time of change"
+        )
     shard = _index(path, (size, version), is_checked=True)
     if len(shard.keys) != num_rows:
-        raise StorageError(f"{path}: has {len(shard.keys):,} rows, {path.stem}{STATS} says {num_rows:,}; delete that file")
+        raise StorageError(
+            f"{path}: has {len(shard.keys):,} rows, {path.stem}{STATS} says {num_rows:,}; delete that file"
+        )
     return shard
 
 
@@ -182,10 +212,16 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
     begins elsewhere, and leaves out what another has indexed.
     """
     known = np.zeros((len(paths), 4), dtype=np.int64)
-    known[:, :ROWS] = in_threads(_stamp, paths, "sizes") if isinstance(paths[0], RemotePath) else [*map(_stamp, paths)]
+    known[:, :ROWS] = (
+        in_threads(_stamp, paths, "sizes")
+        if isinstance(paths[0], RemotePath)
+        else [*map(_stamp, paths)]
+    )
     saved = _kept(paths, is_lazy)
     with suppress(OSError, ValueError):
-        if len(paths) >= MANY and np.array_equal((kept := np.load(saved))[:, :ROWS], known[:, :ROWS]):
+        if len(paths) >= MANY and np.array_equal(
+            (kept := np.load(saved))[:, :ROWS], known[:, :ROWS]
+        ):
             return kept
     known[:, ROWS] = in_threads(_stated_rows, paths, "numbers of rows") if is_lazy else -1
     first = len(paths) * int(os.environ.get("RANK", 0)) // int(os.environ.get("WORLD_SIZE", 1))
@@ -220,7 +256,10 @@ def _kept(paths: Sequence[Path], is_lazy: bool) -> Path:
 
 
 def _cached(name: str) -> Path:
-    return file_io.cache_folder("shards") / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
+    return (
+        file_io.cache_folder("shards")
+        / f"{hash_of(name.encode(errors='surrogatepass')) % 2**64:016x}.npy"
+    )
 
 
 def _save(path: Path, array: np.ndarray) -> bool:
@@ -281,7 +320,11 @@ def _scan(path: Path) -> Shard:
         if not stem or column is None:
             continue  # a hidden or unrelated file
         if "." in suffix or offset == ABSENT or len(name) > MAX_NAME:
-            reason = "a key ends at the first dot" if "." in suffix else "is no plain file, or its name is too long"
+            reason = (
+                "a key ends at the first dot"
+                if "." in suffix
+                else "is no plain file, or its name is too long"
+            )
             lost.append(f"{name[:MAX_NAME]} ({reason})")
             continue
         spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
@@ -308,15 +351,27 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                         if member.size < 0:  # tarfile would go back and never end
                             raise ValueError(f"negative size at byte {member.offset}")
                         # a size in an extended header is not checked when the member is read
-                        is_whole = member.isreg() and not member.issparse() and "size" not in member.pax_headers
+                        is_whole = (
+                            member.isreg()
+                            and not member.issparse()
+                            and "size" not in member.pax_headers
+                        )
                         yield member.name, member.offset_data if is_whole else ABSENT, member.size
                 file.seek(tar.offset)
                 end = file.read(tarfile.BLOCKSIZE)
-                if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:  # tarfile takes both for the end
+                if (
+                    end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE
+                ):  # tarfile takes both for the end
                     raise ValueError(f"neither a member nor the end mark at byte {tar.offset}")
                 while (rest := file.read(CHUNK)) and not rest.strip(b"\0"):
                     pass
-                file.seek(-len(rest.lstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, io.SEEK_CUR)
+                file.seek(
+                    -len(rest.lstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE, io.SEEK_CUR
+                )
     except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
-        problem = f"not a whole tar file ({str(error) or 'a header that is larger than the memory'})"
-        raise UserError(f"{path}: {problem}; unpack it if it is compressed, else download it again") from None
+        problem = (
+            f"not a whole tar file ({str(error) or 'a header that is larger than the memory'})"
+        )
+        raise UserError(
+            f"{path}: {problem}; unpack it if it is compressed, else download it again"
+        ) from None

@@ -22,7 +22,9 @@ from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.questions import ANSWERS, sample_question
 from eve_vl.synthetic.phantoms.reports import ABSENT, NORMAL, Report, distractors, sample_report
-from eve_vl.synthetic.phantoms.reports import class_prompts as class_prompts  # built-in prompts, see evaluation/zero_shot.py
+from eve_vl.synthetic.phantoms.reports import (
+    class_prompts as class_prompts,
+)  # built-in prompts, see evaluation/zero_shot.py
 from eve_vl.synthetic.phantoms.world import Finding, Phantom, sample_phantom
 
 SIGMA = 6.0
@@ -40,7 +42,13 @@ class PhantomRows(GeneratedRows):
     """Base class of the sources."""
 
     NAME: ClassVar = "phantoms"
-    NUM_ROWS: ClassVar = {"train": 100_000, "val": 1_000, "test": 1_000, "test_shift": 1_000, "test_novel": 1_000}
+    NUM_ROWS: ClassVar = {
+        "train": 100_000,
+        "val": 1_000,
+        "test": 1_000,
+        "test_shift": 1_000,
+        "test_novel": 1_000,
+    }
     image_size: int = 64
 
     def phantom(self, index: int) -> Phantom:
@@ -61,7 +69,9 @@ class PhantomPairs(PhantomRows):
 
     def __getitem__(self, index: int, /) -> ImageText:
         phantom, report = self.phantom(index), self.report(index)
-        denied = tuple(mention.finding.kind for mention in report.mentions if mention.state == ABSENT)
+        denied = tuple(
+            mention.finding.kind for mention in report.mentions if mention.state == ABSENT
+        )
         texts = {"captions": (report.text,), "labels": labels_of(phantom), "absent": denied}
         return ImageText(image=self.image(phantom), where=self.where(index), **texts)
 
@@ -95,7 +105,12 @@ class PhantomLabels(PhantomRows):
 
     def __getitem__(self, index: int, /) -> LabeledExample:
         where, phantom = self.where(index), self.phantom(index)
-        return LabeledExample(image=self.image(phantom), text=self.report(index).text, labels=labels_of(phantom), where=where)
+        return LabeledExample(
+            image=self.image(phantom),
+            text=self.report(index).text,
+            labels=labels_of(phantom),
+            where=where,
+        )
 
 
 class PhantomQuestions(PhantomRows):
@@ -112,11 +127,24 @@ class PhantomQuestions(PhantomRows):
         return ANSWERS
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
-        phantom, question, answer, answer_type, content_type = sample_question(self.split, self.seed, index)
+        phantom, question, answer, answer_type, content_type = sample_question(
+            self.split, self.seed, index
+        )
         number = int(index)  # subsets give numpy integers, which JSON cannot write
-        types = {"answer_type": answer_type, "content_type": content_type, "group": f"{self.split} {index // 2}"}
+        types = {
+            "answer_type": answer_type,
+            "content_type": content_type,
+            "group": f"{self.split} {index // 2}",
+        }
         shown, where = self.image(phantom), self.where(index)
-        return ImageQuestion(image=shown, question=question, answers=(answer,), question_id=number, where=where, **types)
+        return ImageQuestion(
+            image=shown,
+            question=question,
+            answers=(answer,),
+            question_id=number,
+            where=where,
+            **types,
+        )
 
 
 def labels_of(phantom: Phantom) -> tuple[str, ...]:
@@ -153,7 +181,9 @@ def noise(phantom: Phantom, image_size: int) -> np.ndarray:
 
     It is almost normal, from a generator with a sequence that NumPy guarantees.
     """
-    uniform_4SS = np.random.Generator(np.random.PCG64(phantom.seed)).random((4, image_size, image_size))
+    uniform_4SS = np.random.Generator(np.random.PCG64(phantom.seed)).random(
+        (4, image_size, image_size)
+    )
     return SIGMA * math.sqrt(3) * (uniform_4SS.sum(axis=0) - 2)
 
 
@@ -174,7 +204,9 @@ class _Film:
         self.x = sin * down_S1 + cos * right_1S  # 0 at the middle of the body
         self.canvas_y, self.canvas_x = 0.5 + down_S1 + 0 * right_1S, 0.5 + right_1S + 0 * down_S1
         self.base = self.patient.base + phantom.breath
-        self.aside = {side: _SIGNS[side] * self.x for side in world.SIDES}  # distance from the middle on that side
+        self.aside = {
+            side: _SIGNS[side] * self.x for side in world.SIDES
+        }  # distance from the middle on that side
         self.lung = {side: self.soft(self._lung_depth(side)) for side in world.SIDES}
 
     def levels(self) -> np.ndarray:
@@ -184,22 +216,33 @@ class _Film:
         film += (BELLY - TISSUE) * self.soft(self.y - self.base - 0.01) * self._body() * 0.9
         for side in world.SIDES:
             film += self.lung[side] * (LUNG - film)
-        stomach = self.soft(0.05 - np.hypot((self.y - self.base - 0.08) * 1.4, self.aside["left"] - 0.17), 2)
+        stomach = self.soft(
+            0.05 - np.hypot((self.y - self.base - 0.08) * 1.4, self.aside["left"] - 0.17), 2
+        )
         film += 13 * self._breasts() - 34 * stomach
         film += self._vessels()
         for finding in self.phantom.findings:
-            if finding.kind != world.CARDIOMEGALY:  # the methods below, by the last word of the kind
+            if (
+                finding.kind != world.CARDIOMEGALY
+            ):  # the methods below, by the last word of the kind
                 film = getattr(self, finding.kind.split()[-1])(film, finding)
         film += self._bones()
         film += self.soft(self._midline_depth(), 1.5) * 0.92 * (MIDLINE - film)
         film += self.soft(self._heart_depth(), 1.5) * 0.92 * (HEART - film)
-        film -= 38 * self.soft(np.minimum(0.016 - np.abs(self.x - self.phantom.turn), 0.24 - self.y), 1.5)  # the windpipe
-        spine = self.soft(0.034 - np.abs(self.x - self.phantom.turn), 2) * self.soft(self.y - 0.03, 2)
+        film -= 38 * self.soft(
+            np.minimum(0.016 - np.abs(self.x - self.phantom.turn), 0.24 - self.y), 1.5
+        )  # the windpipe
+        spine = self.soft(0.034 - np.abs(self.x - self.phantom.turn), 2) * self.soft(
+            self.y - 0.03, 2
+        )
         film += 9 * spine * (0.6 + 0.4 * np.cos(2 * np.pi * self.y / 0.075))
         for device in sorted(self.patient.devices):
             film = np.maximum(film, getattr(self, device)())
         film = 100 + (film - 100) * self.phantom.gain
-        film += 2 * (self.canvas_y - 0.5) * self.phantom.slope[0] + 2 * (self.canvas_x - 0.5) * self.phantom.slope[1]
+        film += (
+            2 * (self.canvas_y - 0.5) * self.phantom.slope[0]
+            + 2 * (self.canvas_x - 0.5) * self.phantom.slope[1]
+        )
         return np.maximum(film, self._marker())
 
     def soft(self, depth_SS: np.ndarray, pixels: float = 1.0) -> np.ndarray:
@@ -223,7 +266,11 @@ class _Film:
     def dome(self, side: str) -> np.ndarray:
         """Return the height of the diaphragm under each point of a side."""
         width, lift = self.patient.half_width, 0.022 if side == "right" else 0.0
-        return self.base - lift + 0.1 * np.abs((self.aside[side] - 0.42 * width) / (0.58 * width)) ** 2.2
+        return (
+            self.base
+            - lift
+            + 0.1 * np.abs((self.aside[side] - 0.42 * width) / (0.58 * width)) ** 2.2
+        )
 
     def wall_depth(self, side: str) -> np.ndarray:
         """Return the depth of each point inside the chest wall."""
@@ -247,8 +294,13 @@ class _Film:
         large = self.phantom.finding(world.CARDIOMEGALY)
         width = (large.amount if large else self.patient.heart) * 2 * self.patient.half_width
         middle = self.phantom.turn + 0.11 * width
-        down, across = (self.y - self.base + 0.1) / (0.12 + 0.12 * width), (self.x - middle) / (width / 2)
-        leaning = np.hypot(down - 0.35 * across, across)  # the tip points down and to the patient's left
+        down, across = (
+            (self.y - self.base + 0.1) / (0.12 + 0.12 * width),
+            (self.x - middle) / (width / 2),
+        )
+        leaning = np.hypot(
+            down - 0.35 * across, across
+        )  # the tip points down and to the patient's left
         return np.minimum((1 - leaning) * width / 2, self.base + 0.05 - self.y)
 
     def _bones(self) -> np.ndarray:
@@ -257,7 +309,9 @@ class _Film:
         for rib in range(_NUM_RIBS):
             start = 0.1 + 0.095 * (rib + 0.5 * self.patient.rib_phase)
             out = np.clip(np.abs(self.x) / width, 0, 1.1)
-            middle = start + 0.055 * np.sin(np.pi * 0.8 * out) + 0.09 * out**2  # from the spine up and over, then down
+            middle = (
+                start + 0.055 * np.sin(np.pi * 0.8 * out) + 0.09 * out**2
+            )  # from the spine up and over, then down
             total += 19 * self.soft(0.012 - np.abs(self.y - middle), 1.2) * chest
         high = 0.03 if self.phantom.view == "ap" else 0.0
         for sign in (-1, 1):
@@ -265,7 +319,8 @@ class _Film:
             if self.phantom.view == "ap":  # shoulder blades lie over the lungs
                 out = sign * self.x
                 blade = np.minimum(
-                    np.minimum(out - 0.255 - 0.1 * (self.y - 0.2), 0.45 - out), np.minimum(self.y - 0.15, 0.47 - self.y)
+                    np.minimum(out - 0.255 - 0.1 * (self.y - 0.2), 0.45 - out),
+                    np.minimum(self.y - 0.15, 0.47 - self.y),
                 )
                 total += 30 * self.soft(blade, 1.5)
         return total
@@ -273,15 +328,29 @@ class _Film:
     def _breasts(self) -> np.ndarray:
         if self.patient.sex == "Male":
             return np.zeros_like(self.y)
-        return sum(self.soft(0.135 - np.hypot((self.y - 0.6) * 1.05, out - 0.24), 3) for out in self.aside.values())  # pyright: ignore
+        return sum(
+            self.soft(0.135 - np.hypot((self.y - 0.6) * 1.05, out - 0.24), 3)
+            for out in self.aside.values()
+        )  # pyright: ignore
 
     def _vessels(self) -> np.ndarray:
         total = np.zeros_like(self.y)
         for side, lung in self.lung.items():
             sign = _SIGNS[side]
-            for angle, length in ((-1.1, 0.17), (-0.55, 0.16), (0.05, 0.17), (0.6, 0.2), (1.05, 0.2)):
-                to_y, to_x = 0.43 + length * math.sin(angle), sign * (0.085 + length * math.cos(angle))
-                total = np.maximum(total, 15 * lung * self.line(0.43, 0.085 * sign, to_y, to_x, 0.008))
+            for angle, length in (
+                (-1.1, 0.17),
+                (-0.55, 0.16),
+                (0.05, 0.17),
+                (0.6, 0.2),
+                (1.05, 0.2),
+            ):
+                to_y, to_x = (
+                    0.43 + length * math.sin(angle),
+                    sign * (0.085 + length * math.cos(angle)),
+                )
+                total = np.maximum(
+                    total, 15 * lung * self.line(0.43, 0.085 * sign, to_y, to_x, 0.008)
+                )
         return total
 
     # Findings: each returns the film with it.
@@ -296,7 +365,9 @@ class _Film:
         side, floor = finding.side, self.base + 0.05
         level = floor - finding.amount * (floor - self.patient.apex) - 0.05
         out = np.clip(self.aside[side] / self.patient.half_width, 0, 1)
-        fluid = self.soft(np.minimum(self.y - level + 0.09 * out**3 - 0.02, self.wall_depth(side)), 1.5)
+        fluid = self.soft(
+            np.minimum(self.y - level + 0.09 * out**3 - 0.02, self.wall_depth(side)), 1.5
+        )
         return film + fluid * self.soft(self.aside[side] - 0.03) * np.maximum(FLUID - film, 0)
 
     def pneumothorax(self, film: np.ndarray, finding: Finding) -> np.ndarray:
@@ -322,33 +393,45 @@ class _Film:
     def atelectasis(self, film: np.ndarray, finding: Finding) -> np.ndarray:
         """Draw a thin band above the diaphragm."""
         sign, shift = _SIGNS[finding.side], finding.shift
-        y, x = self.base - 0.1 + shift[0], sign * (CELL_X * self.patient.half_width + 0.02 + shift[1] / 2)
+        y, x = (
+            self.base - 0.1 + shift[0],
+            sign * (CELL_X * self.patient.half_width + 0.02 + shift[1] / 2),
+        )
         down, out = 0.3 * finding.amount, sign * finding.amount
         return film + 66 * self.line(y + down, x - out, y - down, x + out, 0.012)
 
     def edema(self, film: np.ndarray, finding: Finding) -> np.ndarray:
         """Draw haze around both hila, shaped like the wings of a bat."""
         spread = np.hypot((self.y - 0.44) / 0.16, (np.abs(self.x) - 0.13) / 0.13)
-        return film + finding.amount * 1.25 * np.exp(-(spread**2.5)) * (self.lung["right"] + self.lung["left"])
+        return film + finding.amount * 1.25 * np.exp(-(spread**2.5)) * (
+            self.lung["right"] + self.lung["left"]
+        )
 
     # Devices: each returns levels drawn over everything else.
 
     def pacemaker(self) -> np.ndarray:
         """Draw a box below the collarbone, with a lead to the heart."""
         box = 0.042 - np.maximum(np.abs(self.y - 0.2), np.abs(self.x - 0.33) * 0.85)
-        lead = np.maximum(self.line(0.21, 0.3, 0.22, 0.05, 0.005), self.line(0.22, 0.05, 0.58, 0.03, 0.005))
+        lead = np.maximum(
+            self.line(0.21, 0.3, 0.22, 0.05, 0.005), self.line(0.22, 0.05, 0.58, 0.03, 0.005)
+        )
         return np.maximum(250 * self.soft(box), 225 * lead)
 
     def wires(self) -> np.ndarray:
         """Draw the stitches of the breastbone."""
-        rings = [np.abs(np.hypot(self.y - y, self.x - self.phantom.turn) - 0.017) for y in (0.3, 0.39, 0.48, 0.57)]
+        rings = [
+            np.abs(np.hypot(self.y - y, self.x - self.phantom.turn) - 0.017)
+            for y in (0.3, 0.39, 0.48, 0.57)
+        ]
         return 240 * self.soft(0.006 - np.minimum.reduce(rings))
 
     def tube(self) -> np.ndarray:
         """Draw a drain that enters between the ribs and leads up."""
         sign, width = _SIGNS[self.patient.tube_side], self.patient.half_width
         inside = self.line(0.52, sign * (width + 0.03), 0.42, sign * 0.8 * width, 0.008)
-        return 215 * np.maximum(inside, self.line(0.42, sign * 0.8 * width, 0.24, sign * 0.62 * width, 0.008))
+        return 215 * np.maximum(
+            inside, self.line(0.42, sign * 0.8 * width, 0.24, sign * 0.62 * width, 0.008)
+        )
 
     def _marker(self) -> np.ndarray:
         """Draw the letter R next to the patient's right shoulder."""

@@ -14,7 +14,18 @@ from typing import NamedTuple, TypeVar
 from eve_vl.synthetic import pick, pick_distinct
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.reports import NAMES, describe, name_of
-from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, MAX_FINDINGS, SIDED, SIDES, VIEWS, ZONED, ZONES, Finding, Phantom
+from eve_vl.synthetic.phantoms.world import (
+    FINDINGS,
+    GRADES,
+    MAX_FINDINGS,
+    SIDED,
+    SIDES,
+    VIEWS,
+    ZONED,
+    ZONES,
+    Finding,
+    Phantom,
+)
 
 CLOSED, OPEN = "CLOSED", "OPEN"
 YES_NO = ("yes", "no")
@@ -60,7 +71,9 @@ class _Draw:
         """Return either name of a finding."""
         return self.pick(NAMES[kind])
 
-    def phantoms(self, first: Sequence[Finding], second: Sequence[Finding]) -> tuple[Phantom, Phantom]:
+    def phantoms(
+        self, first: Sequence[Finding], second: Sequence[Finding]
+    ) -> tuple[Phantom, Phantom]:
         """Sample a patient in either view with the first and the second findings."""
         patient = world.sample_anatomy(self.rng, self.split, first, self.number)
         phantom = world.take_view(self.rng, patient, self.pick(VIEWS))
@@ -71,7 +84,9 @@ class _Draw:
         """Sample the seed of a film's noise and words."""
         return int(self.rng.random() * 2**32)
 
-    def two(self, one: Finding | None, other: Finding | None, num_others: int | None = None) -> tuple[Phantom, Phantom]:
+    def two(
+        self, one: Finding | None, other: Finding | None, num_others: int | None = None
+    ) -> tuple[Phantom, Phantom]:
         """Return two phantoms of one patient that differ in one finding.
 
         One of them may lack it.
@@ -105,7 +120,9 @@ def sample_question(split: str, seed: int, index: int) -> Question:
     template = _detail if split == "test_novel" else draw.pick(_CLOSED if is_closed else _OPEN)
     content_type, questions, answers, phantoms = template(draw)
     side = (index + (draw.rng.random() < 0.5)) % 2
-    return Question(phantoms[side], questions[side], answers[side], CLOSED if is_closed else OPEN, content_type)
+    return Question(
+        phantoms[side], questions[side], answers[side], CLOSED if is_closed else OPEN, content_type
+    )
 
 
 def _filled(wanted: Finding, first: Finding) -> Finding:
@@ -113,7 +130,11 @@ def _filled(wanted: Finding, first: Finding) -> Finding:
 
     Both are of the same kind.
     """
-    return wanted._replace(side=wanted.side or first.side, zone=wanted.zone or first.zone, grade=wanted.grade or first.grade)
+    return wanted._replace(
+        side=wanted.side or first.side,
+        zone=wanted.zone or first.zone,
+        grade=wanted.grade or first.grade,
+    )
 
 
 # Closed
@@ -125,7 +146,12 @@ def _presence(draw: _Draw) -> Pair:
 
 
 def _heart(draw: _Draw) -> Pair:
-    return "presence", ["is the heart enlarged"] * 2, YES_NO, draw.two(Finding(world.CARDIOMEGALY), None)
+    return (
+        "presence",
+        ["is the heart enlarged"] * 2,
+        YES_NO,
+        draw.two(Finding(world.CARDIOMEGALY), None),
+    )
 
 
 def _negation(draw: _Draw) -> Pair:
@@ -147,7 +173,12 @@ def _severity(draw: _Draw) -> Pair:
     kind = draw.pick(tuple(GRADES))
     least, *more = GRADES[kind]
     questions = [f"is the {draw.name(kind)} more than {least}"] * 2
-    return "severity", questions, YES_NO, draw.two(Finding(kind, grade=draw.pick(more)), Finding(kind, grade=least))
+    return (
+        "severity",
+        questions,
+        YES_NO,
+        draw.two(Finding(kind, grade=draw.pick(more)), Finding(kind, grade=least)),
+    )
 
 
 def _detail(draw: _Draw) -> Pair:
@@ -164,12 +195,21 @@ def _detail(draw: _Draw) -> Pair:
 
 
 def _device(draw: _Draw) -> Pair:
-    device = draw.pick(("pacemaker", "wires"))  # not the tube, which is correlated with pneumothorax
+    device = draw.pick(
+        ("pacemaker", "wires")
+    )  # not the tube, which is correlated with pneumothorax
     phantom, _ = draw.two(None, None)
     devices = phantom.patient.devices
-    with_it, without = (replace(phantom.patient, devices=each) for each in (devices | {device}, devices - {device}))
-    phantoms = replace(phantom, patient=with_it), replace(phantom, patient=without, seed=draw.seed())
-    question = "is there a pacemaker" if device == "pacemaker" else "are there wires over the sternum"
+    with_it, without = (
+        replace(phantom.patient, devices=each) for each in (devices | {device}, devices - {device})
+    )
+    phantoms = (
+        replace(phantom, patient=with_it),
+        replace(phantom, patient=without, seed=draw.seed()),
+    )
+    question = (
+        "is there a pacemaker" if device == "pacemaker" else "are there wires over the sternum"
+    )
     return "device", [question] * 2, YES_NO, phantoms
 
 
@@ -182,14 +222,20 @@ def _attribute(draw: _Draw, name: str, content_type: str, words: str) -> Pair:
     values = {"side": SIDES, "zone": ZONES, "grade": tuple(GRADES.get(kind, ()))}[name]
     question = f"{words} the {draw.name(kind)}"
     answers = pick_distinct(draw.rng, (*values, NONE), 2)
-    one, other = (None if answer == NONE else Finding(kind)._replace(**{name: answer}) for answer in answers)
+    one, other = (
+        None if answer == NONE else Finding(kind)._replace(**{name: answer}) for answer in answers
+    )
     return content_type, [question] * 2, answers, draw.two(one, other)
 
 
 def _what_in_zone(draw: _Draw) -> Pair:
     """Ask for the finding in a zone, in images without other findings."""
     side, zone = draw.pick(SIDES), draw.pick(ZONES)
-    return _only(draw, f"what is in the {side} {zone} zone", [Finding(kind, side=side, zone=zone) for kind in ZONED])
+    return _only(
+        draw,
+        f"what is in the {side} {zone} zone",
+        [Finding(kind, side=side, zone=zone) for kind in ZONED],
+    )
 
 
 def _which_finding(draw: _Draw) -> Pair:
@@ -215,7 +261,16 @@ def _which_view(draw: _Draw) -> Pair:
     return "view", ["which view is it"] * 2, [phantom.view, other.view], [phantom, other]
 
 
-_CLOSED: tuple[Callable[[_Draw], Pair], ...] = (_presence, _presence, _heart, _negation, _side, _severity, _detail, _device)
+_CLOSED: tuple[Callable[[_Draw], Pair], ...] = (
+    _presence,
+    _presence,
+    _heart,
+    _negation,
+    _side,
+    _severity,
+    _detail,
+    _device,
+)
 _OPEN: tuple[Callable[[_Draw], Pair], ...] = (
     partial(_attribute, name="side", content_type="side", words="on which side is"),
     partial(_attribute, name="zone", content_type="zone", words="in which zone is"),

@@ -25,7 +25,9 @@ NAMES = {
     world.ATELECTASIS: ("atelectasis", "band of collapse"),
     world.EDEMA: ("edema", "vascular congestion"),
 }
-COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in CHEXPERT_LABELS} | {"Lung Lesion": world.NODULE}
+COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in CHEXPERT_LABELS} | {
+    "Lung Lesion": world.NODULE
+}
 """Columns of CheXpert's tables, in their order, and our findings; "": none."""
 NUM_DISTRACTORS = 3
 
@@ -67,7 +69,10 @@ class Report(NamedTuple):
         if not self.mentions:
             return NORMAL
         present = [mention.name for mention in self.mentions if mention.state == PRESENT]
-        return " ".join(f"{one} ." for one in (*self._sentences(), f"impression : {' and '.join(present) or NORMAL}"))
+        return " ".join(
+            f"{one} ."
+            for one in (*self._sentences(), f"impression : {' and '.join(present) or NORMAL}")
+        )
 
     @property
     def labels(self) -> dict[str, int]:
@@ -77,7 +82,11 @@ class Report(NamedTuple):
         """
         state_of = {mention.finding.kind: mention.state for mention in self.mentions}
         labels = {column: state_of[kind] for column, kind in COLUMNS.items() if kind in state_of}
-        return labels if {PRESENT, UNCERTAIN} & set(labels.values()) else {"No Finding": PRESENT, **labels}
+        return (
+            labels
+            if {PRESENT, UNCERTAIN} & set(labels.values())
+            else {"No Finding": PRESENT, **labels}
+        )
 
     def _sentences(self) -> Iterator[str]:
         if self.opening:
@@ -117,7 +126,9 @@ def class_prompts() -> dict[str, tuple[str, ...]]:
     """
     prompts: dict[str, tuple[str, ...]] = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
     for kind in FINDINGS:
-        unseen = [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
+        unseen = [
+            describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)
+        ]
         prompts[kind] = tuple(f"there is {words}" for words in unseen)
     return prompts
 
@@ -128,7 +139,9 @@ def sample_report(split: str, phantom: Phantom) -> Report:
     if not phantom.findings and rng.random() < _SHORT:
         return Report("", ())
     mentions = [
-        Mention(finding, UNCERTAIN if rng.random() < _POSSIBLE else PRESENT, name_of(finding, split))
+        Mention(
+            finding, UNCERTAIN if rng.random() < _POSSIBLE else PRESENT, name_of(finding, split)
+        )
         for finding in phantom.findings
     ]
     absent = [kind for kind in FINDINGS if phantom.finding(kind) is None]
@@ -138,8 +151,15 @@ def sample_report(split: str, phantom: Phantom) -> Report:
         mentions.append(Mention(finding, UNCERTAIN, name_of(finding, split)))
     count = pick_weighted(rng, _NUM_ABSENT_WEIGHTS) or int(not mentions)
     mentions += [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in absent[:count]]
-    remarks = {"pacemaker": "pacemaker in place", "wires": "wires over the sternum", "tube": "tube in place"}
-    openings = [f"{phantom.view} view", *(words for device, words in remarks.items() if device in phantom.patient.devices)]
+    remarks = {
+        "pacemaker": "pacemaker in place",
+        "wires": "wires over the sternum",
+        "tube": "tube in place",
+    }
+    openings = [
+        f"{phantom.view} view",
+        *(words for device, words in remarks.items() if device in phantom.patient.devices),
+    ]
     opening = pick(rng, openings) if rng.random() < _OPENING else ""
     return Report(opening, tuple(pick_distinct(rng, mentions, len(mentions))))
 
@@ -157,9 +177,20 @@ def distractors(split: str, phantom: Phantom) -> list[str]:
     rng, report = Random(f"distractors/{phantom.seed}"), sample_report(split, phantom)
     state_of = {mention.finding.kind: mention.state for mention in report.mentions}
     there = [kind for kind, state in state_of.items() if state != ABSENT and phantom.finding(kind)]
-    denied = [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in pick_distinct(rng, there, len(there))]
-    claimed = [Mention(finding, PRESENT, name_of(finding, split)) for finding in _other_findings(rng, report)]
-    in_turn = [each for state in (PRESENT, ABSENT, None) for each in claimed if state_of.get(each.finding.kind) == state]
+    denied = [
+        Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind]))
+        for kind in pick_distinct(rng, there, len(there))
+    ]
+    claimed = [
+        Mention(finding, PRESENT, name_of(finding, split))
+        for finding in _other_findings(rng, report)
+    ]
+    in_turn = [
+        each
+        for state in (PRESENT, ABSENT, None)
+        for each in claimed
+        if state_of.get(each.finding.kind) == state
+    ]
     changes = [*denied[:1], *in_turn, *denied[1:]]
     return [_changed(rng, report, mention).text for mention in changes[:NUM_DISTRACTORS]]
 
@@ -171,11 +202,20 @@ def _other_findings(rng: Random, report: Report) -> list[Finding]:
 
     Of kinds in the report, they differ from it in one attribute.
     """
-    present = {mention.finding.kind: mention.finding for mention in report.mentions if mention.state == PRESENT}
+    present = {
+        mention.finding.kind: mention.finding
+        for mention in report.mentions
+        if mention.state == PRESENT
+    }
     sampled: list[Finding] = []
     for kind in FINDINGS:
-        old, others = present.get(kind), [finding for other, finding in present.items() if other != kind]
-        variants = [each for each in world.variants(kind) if old is None or old.num_changes(each) == 1]
+        old, others = (
+            present.get(kind),
+            [finding for other, finding in present.items() if other != kind],
+        )
+        variants = [
+            each for each in world.variants(kind) if old is None or old.num_changes(each) == 1
+        ]
         fitting = [each for each in variants if world.is_possible([*others, each])]
         sampled += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
     return pick_distinct(rng, sampled, len(sampled))
@@ -183,7 +223,9 @@ def _other_findings(rng: Random, report: Report) -> list[Finding]:
 
 def _changed(rng: Random, report: Report, new: Mention) -> Report:
     """Return a report with one finding changed, or added at a random place."""
-    mentions = [new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions]
+    mentions = [
+        new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions
+    ]
     if new not in mentions:
         mentions.insert(pick(rng, range(len(mentions) + 1)), new)
     return report._replace(mentions=tuple(mentions))

@@ -28,8 +28,15 @@ MAX_FINDINGS = 3
 SIDED = (EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS)
 ZONED = (CONSOLIDATION, NODULE)
 GRADES: dict[str, dict[str, tuple[float, float]]] = {
-    CARDIOMEGALY: {"mild": (0.54, 0.57), "marked": (0.62, 0.65)},  # width of the heart over that of the chest; above 0.5
-    EFFUSION: {"small": (0.13, 0.17), "moderate": (0.27, 0.31), "large": (0.44, 0.49)},  # height over that of the lung
+    CARDIOMEGALY: {
+        "mild": (0.54, 0.57),
+        "marked": (0.62, 0.65),
+    },  # width of the heart over that of the chest; above 0.5
+    EFFUSION: {
+        "small": (0.13, 0.17),
+        "moderate": (0.27, 0.31),
+        "large": (0.44, 0.49),
+    },  # height over that of the lung
     PNEUMOTHORAX: {"small": (0.05, 0.058), "large": (0.095, 0.11)},  # width of the bare rim
     NODULE: {"small": (0.036, 0.042), "large": (0.062, 0.07)},  # radius
     EDEMA: {"mild": (30, 35), "severe": (62, 70)},  # levels of haze
@@ -81,9 +88,14 @@ class Finding(NamedTuple):
         if self.kind == EDEMA:
             return frozenset((side, "middle") for side in SIDES)
         if self.kind == EFFUSION:
-            return frozenset((self.side, zone) for zone in (("middle", "lower") if self.grade == "large" else ("lower",)))
+            return frozenset(
+                (self.side, zone)
+                for zone in (("middle", "lower") if self.grade == "large" else ("lower",))
+            )
         zone = "upper" if self.kind == PNEUMOTHORAX else self.zone or "lower"
-        return frozenset({(self.side, zone)}) | (_BEHIND_HEART if (self.side, zone) == ("left", "lower") else set())
+        return frozenset({(self.side, zone)}) | (
+            _BEHIND_HEART if (self.side, zone) == ("left", "lower") else set()
+        )
 
 
 class Patient(Frozen):
@@ -145,7 +157,9 @@ def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
     One of every two patients has a second view.
     """
     block, row = divmod(index, VIEWS_PER_BLOCK)
-    first = 2 if stream("block", split, seed, block).random() < 0.5 else 1  # views of the first of the two patients
+    first = (
+        2 if stream("block", split, seed, block).random() < 0.5 else 1
+    )  # views of the first of the two patients
     return PATIENTS_PER_BLOCK * block + (row >= first), row - first * (row >= first)
 
 
@@ -185,7 +199,9 @@ def sample_anatomy(rng: Random, split: str, findings: Iterable[Finding], number:
     return with_findings(rng, split, patient, findings)
 
 
-def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[Finding]) -> Patient:
+def with_findings(
+    rng: Random, split: str, patient: Patient, findings: Iterable[Finding]
+) -> Patient:
     """Return the same patient with other findings.
 
     A tube is as frequent as in the split's images with these findings.
@@ -261,7 +277,14 @@ def _sample_finding(rng: Random, wanted: Finding) -> Finding:
     side = wanted.side or (pick(rng, SIDES) if kind in SIDED else "")
     zone = wanted.zone or (pick(rng, ZONES) if kind in ZONED else "")
     amount = _between(rng, *(GRADES[kind][grade] if grade else AMOUNTS[kind]))
-    return Finding(kind, side, zone, grade, amount, shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)))
+    return Finding(
+        kind,
+        side,
+        zone,
+        grade,
+        amount,
+        shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)),
+    )
 
 
 def _between(rng: Random, low: float, high: float) -> float:

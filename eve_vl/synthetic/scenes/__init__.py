@@ -34,7 +34,9 @@ class _SceneRows(GeneratedRows):
     """Base class of the sources."""
 
     NAME: ClassVar = "scenes"
-    NUM_ROWS: ClassVar = {split: 100_000 if split in ("train", "hard_train") else 1_000 for split in SPLITS}
+    NUM_ROWS: ClassVar = {
+        split: 100_000 if split in ("train", "hard_train") else 1_000 for split in SPLITS
+    }
     image_size: int = 48
 
     def _scene(self, index: int) -> Scene:
@@ -76,7 +78,9 @@ class SceneLabels(_SceneRows):
     def __getitem__(self, index: int, /) -> LabeledExample:
         where, scene = self.where(index), self._scene(index)
         labels = sorted({shape.kind for shape in scene.shapes}, key=scene.world.kind.index)
-        return LabeledExample(image=self._image(scene), text=None, labels=tuple(labels), where=where)
+        return LabeledExample(
+            image=self._image(scene), text=None, labels=tuple(labels), where=where
+        )
 
 
 class SceneQuestions(_SceneRows):
@@ -92,9 +96,17 @@ class SceneQuestions(_SceneRows):
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         scene, question, answer, kind = sample_question(self.split, self.seed, index)
-        number, where = int(index), self.where(index)  # subsets give numpy integers, which JSON cannot write
+        number, where = (
+            int(index),
+            self.where(index),
+        )  # subsets give numpy integers, which JSON cannot write
         return ImageQuestion(
-            image=self._image(scene), question=question, answers=(answer,), question_id=number, answer_type=kind, where=where
+            image=self._image(scene),
+            question=question,
+            answers=(answer,),
+            question_id=number,
+            answer_type=kind,
+            where=where,
         )
 
 
@@ -108,7 +120,13 @@ class SceneStatements(_SceneRows):
         left, right, claim, label, _ = sample_statement(self.split, self.seed, index)
         left, right, name = self._image(left), self._image(right), str(index)
         return ImagesStatement(
-            left=left, right=right, statement=claim, label=label, identifier=name, group=claim, where=self.where(index)
+            left=left,
+            right=right,
+            statement=claim,
+            label=label,
+            identifier=name,
+            group=claim,
+            where=self.where(index),
         )
 
 
@@ -119,7 +137,10 @@ class SceneItems(_SceneRows):
     """
 
     def __getitem__(self, index: int, /) -> ItemPair:
-        where, (scenes, texts, label) = self.where(index), sample_items(self.split, self.seed, index)
+        where, (scenes, texts, label) = (
+            self.where(index),
+            sample_items(self.split, self.seed, index),
+        )
         left, right = map(self._image, scenes)
         return ItemPair(left=left, right=right, captions=texts, label=label, where=where)
 
@@ -138,7 +159,9 @@ ROWS: dict[str, type[_SceneRows]] = {
 
 def render(scene: Scene, image_size: int) -> np.ndarray:
     """Render a scene: uint8, shape (image_size, image_size, 3), RGB."""
-    canvas_3SS = np.empty((3, image_size, image_size), np.float32)  # channels first: long rows are faster to blend
+    canvas_3SS = np.empty(
+        (3, image_size, image_size), np.float32
+    )  # channels first: long rows are faster to blend
     canvas_3SS[:] = np.asarray(scene.background_rgb, np.float32)[:, None, None]
     canvas_3SS += (2 * _centers(image_size) - 1)[:, None] * scene.slope
     for mark in scene.clutter:
@@ -165,9 +188,14 @@ def _span(center: float, reach: float, image_size: int) -> slice:
 def _draw_shape(canvas_3SS: np.ndarray, shape: Shape) -> None:
     image_size = canvas_3SS.shape[1]
     radius = shape.extent / 2
-    rows, columns = _span(shape.center_y, radius, image_size), _span(shape.center_x, radius, image_size)
+    rows, columns = (
+        _span(shape.center_y, radius, image_size),
+        _span(shape.center_x, radius, image_size),
+    )
     y_H1 = (_centers(image_size)[rows, None] - shape.center_y) / radius
-    x_1W = np.abs(_centers(image_size)[None, columns] - shape.center_x) / radius  # every kind is symmetric
+    x_1W = (
+        np.abs(_centers(image_size)[None, columns] - shape.center_x) / radius
+    )  # every kind is symmetric
     cover_HW = _coverage(_depth(shape.kind, y_H1, x_1W), radius * image_size)
     box_3HW = canvas_3SS[:, rows, columns]
     box_3HW += cover_HW * (np.asarray(shape.rgb, np.float32)[:, None, None] - box_3HW)
@@ -214,7 +242,9 @@ def _depth(kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
             return np.minimum(0.36 - np.minimum(y, x), 1 - np.maximum(y, x))
         case "triangle":
             base, height = 1.0, 1.85  # apex at y = −1
-            return np.minimum(((y + 1) * base - x * height) / math.hypot(base, height), height - 1 - y)
+            return np.minimum(
+                ((y + 1) * base - x * height) / math.hypot(base, height), height - 1 - y
+            )
         case _:  # a star: fold five arms onto one, tip up
             y = -y
             for sign in (1, -1):

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 
 from eve_vl.synthetic import pick, pick_distinct, stream
 from eve_vl.synthetic.scenes import world
-from eve_vl.synthetic.scenes.world import NUMBERS, SIDES, SIZES, WORLDS, Draft, Look, Scene, pairs_of, sample_pair
+from eve_vl.synthetic.scenes.world import (
+    NUMBERS,
+    SIDES,
+    SIZES,
+    WORLDS,
+    Draft,
+    Look,
+    Scene,
+    pairs_of,
+    sample_pair,
+)
 
 YES_NO = ("yes", "no")
 QUESTION_KINDS = ("attribute", "count", "existence", "relation", "comparison")
@@ -61,7 +71,11 @@ def _feature(rng: Random, split: str, given: str) -> QuestionDraft:
     look = Look(**{given: pick(rng, getattr(WORLDS[split], given))})
     kind, color = pick(rng, pairs_of(split, look))
     draft = Draft([Look(kind, color)], [look])
-    return (f"what color is the {kind}", color, draft) if given == "kind" else (f"which kind is the {color} shape", kind, draft)
+    return (
+        (f"what color is the {kind}", color, draft)
+        if given == "kind"
+        else (f"which kind is the {color} shape", kind, draft)
+    )
 
 
 def _of_size(rng: Random, split: str) -> QuestionDraft:
@@ -79,7 +93,11 @@ def _size(rng: Random, split: str) -> QuestionDraft:
 def _at_place(rng: Random, split: str, asked: str) -> QuestionDraft:
     places = WORLDS[split].places
     cell, value = int(rng.random() * len(places)), pick(rng, getattr(WORLDS[split], asked))
-    return f"{_ASKS[asked]} is the shape at {places[cell]}", value, Draft([Look(**{asked: value})], cells=[cell])
+    return (
+        f"{_ASKS[asked]} is the shape at {places[cell]}",
+        value,
+        Draft([Look(**{asked: value})], cells=[cell]),
+    )
 
 
 # Count, existence
@@ -87,11 +105,16 @@ def _at_place(rng: Random, split: str, asked: str) -> QuestionDraft:
 
 @cache
 def _looks(split: str, *features: str) -> tuple[Look, ...]:
-    return tuple(Look(**{name: value}) for name in features for value in getattr(WORLDS[split], name))
+    return tuple(
+        Look(**{name: value}) for name in features for value in getattr(WORLDS[split], name)
+    )
 
 
 def _count(rng: Random, split: str) -> QuestionDraft:
-    look, count = pick(rng, _looks(split, "kind", "color", "size")), int(rng.random() * (WORLDS[split].max_shapes + 1))
+    look, count = (
+        pick(rng, _looks(split, "kind", "color", "size")),
+        int(rng.random() * (WORLDS[split].max_shapes + 1)),
+    )
     return f"how many {look.plural} are there", NUMBERS[count], Draft([look] * count, [look])
 
 
@@ -105,14 +128,26 @@ def _count_pairs(rng: Random, split: str) -> QuestionDraft:
     """Count a pair among shapes that share its kind or its colour."""
     look, count = sample_pair(rng, split), pick(rng, range(WORLDS[split].max_shapes // 2 + 1))
     others = [_resembling(rng, split, look) for _ in range(pick(rng, (1, 2, 3)))]
-    return f"how many {look.plural} are there", NUMBERS[count], Draft([look] * count + others, [look])
+    return (
+        f"how many {look.plural} are there",
+        NUMBERS[count],
+        Draft([look] * count + others, [look]),
+    )
 
 
 def _exists(rng: Random, split: str, *features: str) -> QuestionDraft:
     """Ask for a look with these features; without any, for a pair of kind and colour."""
-    look = Look(**{name: pick(rng, getattr(WORLDS[split], name)) for name in features}) if features else sample_pair(rng, split)
+    look = (
+        Look(**{name: pick(rng, getattr(WORLDS[split], name)) for name in features})
+        if features
+        else sample_pair(rng, split)
+    )
     question, answer = f"is there {look.with_article}", pick(rng, YES_NO)
-    return question, answer, Draft([look]) if answer == "yes" else Draft([_resembling(rng, split, look)], [look])
+    return (
+        question,
+        answer,
+        Draft([look]) if answer == "yes" else Draft([_resembling(rng, split, look)], [look]),
+    )
 
 
 def _resembling(rng: Random, split: str, look: Look) -> Look:
@@ -121,7 +156,16 @@ def _resembling(rng: Random, split: str, look: Look) -> Look:
     So one feature does not decide the answer.
     """
     if look.kind and look.color:
-        return Look(*pick(rng, [pair for pair in pairs_of(split) if (pair[0] == look.kind) != (pair[1] == look.color)]))
+        return Look(
+            *pick(
+                rng,
+                [
+                    pair
+                    for pair in pairs_of(split)
+                    if (pair[0] == look.kind) != (pair[1] == look.color)
+                ],
+            )
+        )
     if look.kind:
         other_size = SIZES[1 - SIZES.index(look.size)]
         other_kind = pick(rng, [kind for kind in WORLDS[split].kind if kind != look.kind])
@@ -163,7 +207,9 @@ def _two_pairs(rng: Random, split: str) -> list[Look]:
     return pick_distinct(rng, (pair, other), 2)
 
 
-def _related_cells(rng: Random, split: str, direction: str, *, are_adjacent: bool = False) -> list[int]:
+def _related_cells(
+    rng: Random, split: str, direction: str, *, are_adjacent: bool = False
+) -> list[int]:
     """Sample the cells of two shapes.
 
     The first lies in that direction from the second.
@@ -185,9 +231,18 @@ def _related_cells(rng: Random, split: str, direction: str, *, are_adjacent: boo
 def _is_more(rng: Random, split: str) -> QuestionDraft:
     more, less = pick_distinct(rng, _looks(split, pick(rng, ("kind", "color"))), 2)
     most = WORLDS[split].max_shapes
-    unequal = [(high, low) for low in range(most // 2) for high in range(low + 1, low + 4) if high + low <= most]
+    unequal = [
+        (high, low)
+        for low in range(most // 2)
+        for high in range(low + 1, low + 4)
+        if high + low <= most
+    ]
     answer, (high, low) = pick(rng, YES_NO), pick(rng, unequal)
-    counts = (high, low) if answer == "yes" else pick(rng, [(low, high), pick(rng, [(n, n) for n in range(most // 2 + 1)])])
+    counts = (
+        (high, low)
+        if answer == "yes"
+        else pick(rng, [(low, high), pick(rng, [(n, n) for n in range(most // 2 + 1)])])
+    )
     wanted = [more] * counts[0] + [less] * counts[1]
     return f"are there more {more.plural} than {less.plural}", answer, Draft(wanted, [more, less])
 
@@ -197,7 +252,11 @@ def _is_bigger(rng: Random, split: str) -> QuestionDraft:
     answer = pick(rng, YES_NO)
     sizes = SIZES if answer == "yes" else SIZES[::-1]
     wanted = [first._replace(size=sizes[0]), second._replace(size=sizes[1])]
-    return f"is the {first.singular} bigger than the {second.singular}", answer, Draft(wanted, [first, second])
+    return (
+        f"is the {first.singular} bigger than the {second.singular}",
+        answer,
+        Draft(wanted, [first, second]),
+    )
 
 
 def _which_is_bigger(rng: Random, split: str) -> QuestionDraft:
@@ -210,14 +269,25 @@ def _which_is_bigger(rng: Random, split: str) -> QuestionDraft:
 def _is_same_color(rng: Random, split: str) -> QuestionDraft:
     first, second = pick_distinct(rng, WORLDS[split].kind, 2)
     answer = pick(rng, YES_NO)
-    pairs = [(one, two) for one in pairs_of(split, Look(first)) for two in pairs_of(split, Look(second))]
-    wanted = pick(rng, [(one, two) for one, two in pairs if (one[1] == two[1]) == (answer == "yes")])
+    pairs = [
+        (one, two) for one in pairs_of(split, Look(first)) for two in pairs_of(split, Look(second))
+    ]
+    wanted = pick(
+        rng, [(one, two) for one, two in pairs if (one[1] == two[1]) == (answer == "yes")]
+    )
     draft = Draft([Look(*pair) for pair in wanted], [Look(first), Look(second)])
     return f"are the {first} and the {second} the same color", answer, draft
 
 
 _QUESTIONS: dict[str, tuple[Any, ...]] = {  # kind → templates, each with its arguments
-    "attribute": ((_feature, "kind"), (_of_size,), (_feature, "color"), (_size,), (_at_place, "color"), (_at_place, "kind")),
+    "attribute": (
+        (_feature, "kind"),
+        (_of_size,),
+        (_feature, "color"),
+        (_size,),
+        (_at_place, "color"),
+        (_at_place, "kind"),
+    ),
     "count": ((_count,), (_count,), (_count,), (_count_all,)),
     "existence": ((_exists,), (_exists,), (_exists, "kind", "size"), (_exists, "color")),
     "relation": ((_relation, False), (_relation, True)),

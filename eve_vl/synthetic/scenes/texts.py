@@ -34,7 +34,18 @@ from typing import NamedTuple
 
 from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
 from eve_vl.synthetic.scenes import world
-from eve_vl.synthetic.scenes.world import NUMBERS, SIDES, SIZES, WORLDS, Draft, Look, Scene, Shape, pairs_of, sample_pair
+from eve_vl.synthetic.scenes.world import (
+    NUMBERS,
+    SIDES,
+    SIZES,
+    WORLDS,
+    Draft,
+    Look,
+    Scene,
+    Shape,
+    pairs_of,
+    sample_pair,
+)
 
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
@@ -69,7 +80,9 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
     """Sample statement `index` of a split, a pure function of the arguments."""
     rng = stream("statement", split, seed, index)
     is_hard = WORLDS[split].is_hard  # without "shows": a caption of one shape is too easy
-    kind = pick(rng, STATEMENT_KINDS[1:] if is_hard else ("shows",) * 4 + STATEMENT_KINDS)  # captions are a third of all
+    kind = pick(
+        rng, STATEMENT_KINDS[1:] if is_hard else ("shows",) * 4 + STATEMENT_KINDS
+    )  # captions are a third of all
     label = rng.random() < 0.5
     statement, *drafts = _STATEMENTS[kind](rng, split, label)
     left, right = (world.compose_draft(rng, split, draft) for draft in drafts)
@@ -80,7 +93,11 @@ def sample_items(split: str, seed: int, index: int) -> Items:
     """Sample pair `index` of a split, a pure function of the arguments."""
     rng = stream("items", split, seed, index)
     own = WORLDS[split]
-    num_more = pick_weighted(rng, own.num_shapes_weights) if own.is_hard else rng.random() < SHARE_TWO_SHAPES
+    num_more = (
+        pick_weighted(rng, own.num_shapes_weights)
+        if own.is_hard
+        else rng.random() < SHARE_TWO_SHAPES
+    )
     shown = world.sample_looks(rng, split, own.min_shapes + num_more)
     (described,) = world.sample_looks(rng, split, 1)
     label, differs_in_image = rng.random() < SHARE_SAME, rng.random() < 0.5
@@ -130,14 +147,21 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _single(rng: Random, split: str) -> Draft:
     look = sample_pair(rng, split)._replace(size=pick(rng, SIZES))
-    cell, background = int(rng.random() * len(WORLDS[split].places)), pick(rng, tuple(world.BACKGROUNDS))
+    cell, background = (
+        int(rng.random() * len(WORLDS[split].places)),
+        pick(rng, tuple(world.BACKGROUNDS)),
+    )
     return Draft([look], cells=[cell], num_shapes=1, background=background)
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:
     look, side = _one_of(rng, split), pick(rng, SIDES)
     counts = int(label), int(rng.random() < 0.5)
-    return _counts(f"the {side} picture contains {look.with_article}", look, counts if side == "left" else counts[::-1])
+    return _counts(
+        f"the {side} picture contains {look.with_article}",
+        look,
+        counts if side == "left" else counts[::-1],
+    )
 
 
 def _side_number(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -163,7 +187,9 @@ def _only_one(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _total(rng: Random, split: str, label: bool) -> StatementDraft:
     look, total = pick(rng, _simple(rng, split)), pick(rng, (2, 3, 4))
-    left, other = pick_distinct(rng, range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1), 2)
+    left, other = pick_distinct(
+        rng, range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1), 2
+    )
     counts = (left, total - left if label else total - other)
     return _counts(f"there are {NUMBERS[total]} {look.plural} in total", look, counts)
 
@@ -171,7 +197,11 @@ def _total(rng: Random, split: str, label: bool) -> StatementDraft:
 def _same_number(rng: Random, split: str, label: bool) -> StatementDraft:
     look = pick(rng, _simple(rng, split))
     left, other = pick_distinct(rng, range(_MAX_COUNT + 1), 2)
-    return _counts(f"both pictures contain the same number of {look.plural}", look, (left, left if label else other))
+    return _counts(
+        f"both pictures contain the same number of {look.plural}",
+        look,
+        (left, left if label else other),
+    )
 
 
 def _more(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -179,7 +209,9 @@ def _more(rng: Random, split: str, label: bool) -> StatementDraft:
     first, second = pick_distinct(rng, SIDES, 2)
     low = int(rng.random() * _MAX_COUNT)
     counts = (low + 1, low) if label == (first == "left") else (low, low + 1)
-    return _counts(f"the {first} picture contains more {look.plural} than the {second} picture", look, counts)
+    return _counts(
+        f"the {first} picture contains more {look.plural} than the {second} picture", look, counts
+    )
 
 
 def _same_color(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -198,7 +230,11 @@ def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
     left, other = pick_distinct(rng, tuple(world.BACKGROUNDS), 2)
-    return "both pictures have the same background", Draft(background=left), Draft(background=left if label else other)
+    return (
+        "both pictures have the same background",
+        Draft(background=left),
+        Draft(background=left if label else other),
+    )
 
 
 _ABOUT_NUMBERS = (_side, _side_number, _both, _only_one, _total, _same_number, _more)
@@ -225,7 +261,11 @@ def _wordings(look: Look) -> tuple[str, str, str, str]:
 def _changed(rng: Random, split: str, look: Look) -> Look:
     """Return a look that differs in kind, colour or size."""
     name = pick(rng, ("kind", "color", "size"))
-    others = [look._replace(**{name: value}) for value in getattr(WORLDS[split], name) if value != getattr(look, name)]
+    others = [
+        look._replace(**{name: value})
+        for value in getattr(WORLDS[split], name)
+        if value != getattr(look, name)
+    ]
     return pick(rng, [other for other in others if other[:2] in pairs_of(split)])
 
 
@@ -240,7 +280,10 @@ def captions(scene: Scene) -> tuple[str, ...]:
     The scene's seed chooses different templates.
     """
     rng = Random(scene.seed)
-    return tuple(pick(rng, wordings) for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE))
+    return tuple(
+        pick(rng, wordings)
+        for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE)
+    )
 
 
 def all_captions(scene: Scene) -> list[str]:
@@ -252,11 +295,22 @@ def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
     if scene.world.is_hard:
         seconds = [*_that_place_one(scene), *_that_relate_two(scene)]
-        counts, lines = [[count] for count in _that_count(scene)], [_that_list("row", scene), _that_list("column", scene)]
-        return [[f"{first}. {second}" for first in firsts for second in seconds] for firsts in (*counts, *lines)]
+        counts, lines = (
+            [[count] for count in _that_count(scene)],
+            [_that_list("row", scene), _that_list("column", scene)],
+        )
+        return [
+            [f"{first}. {second}" for first in firsts for second in seconds]
+            for firsts in (*counts, *lines)
+        ]
     captions = (*_that_list_shapes(scene), *_that_count(scene), *_that_compare_places(scene))
-    kinds, colors = (frozenset(getattr(shape, name) for shape in scene.shapes) for name in ("kind", "color"))
-    there_or_not = [*_with_missing(scene.world.kind, kinds, "a"), *_with_missing(scene.world.color, colors, "some")]
+    kinds, colors = (
+        frozenset(getattr(shape, name) for shape in scene.shapes) for name in ("kind", "color")
+    )
+    there_or_not = [
+        *_with_missing(scene.world.kind, kinds, "a"),
+        *_with_missing(scene.world.color, colors, "some"),
+    ]
     return [*([caption] for caption in captions), there_or_not]
 
 
@@ -280,8 +334,13 @@ def _short(shape: Shape) -> str:
 
 
 def _that_list_shapes(scene: Scene) -> Iterator[str]:
-    shapes, on = sorted(scene.shapes, key=attrgetter("row", "column")), f"on {scene.background}"  # in reading order
-    name = _short if len(shapes) == scene.world.max_shapes else _full  # with sizes, unless the caption would become too long
+    shapes, on = (
+        sorted(scene.shapes, key=attrgetter("row", "column")),
+        f"on {scene.background}",
+    )  # in reading order
+    name = (
+        _short if len(shapes) == scene.world.max_shapes else _full
+    )  # with sizes, unless the caption would become too long
     listed = " and ".join(f"{name(shape)} {_place(scene, shape)}" for shape in shapes)
     yield f"{listed} {on}" if len(shapes) == 1 else listed
     yield " ".join(f"at {_place(scene, shape)} {name(shape)}" for shape in shapes)
@@ -296,8 +355,15 @@ def _that_list_shapes(scene: Scene) -> Iterator[str]:
 def _that_count(scene: Scene) -> Iterator[str]:
     if len(scene.shapes) == 1:
         return
-    colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
-    of_colors = [f"{NUMBERS[num]} {color} shape{'s' * (num > 1)}" for color in scene.world.color if (num := colors[color])]
+    colors, kinds = (
+        Counter(shape.color for shape in scene.shapes),
+        Counter(shape.kind for shape in scene.shapes),
+    )
+    of_colors = [
+        f"{NUMBERS[num]} {color} shape{'s' * (num > 1)}"
+        for color in scene.world.color
+        if (num := colors[color])
+    ]
     names = {kind: world.PLURALS[kind] if kinds[kind] > 1 else kind for kind in scene.world.kind}
     of_kinds = [f"{NUMBERS[kinds[kind]]} {name}" for kind, name in names.items() if kinds[kind]]
     for groups in (of_colors, of_kinds):
@@ -319,7 +385,10 @@ def _that_compare_places(scene: Scene) -> Iterator[str]:
     for side in distinct:
         relation = " left of " if side == "column" else " above "
         yield f"{relation.join(map(_short, sorted_by[side]))} on {scene.background}"
-    for side, first, last in (("column", "leftmost", "rightmost"), ("row", "highest is", "lowest is")):
+    for side, first, last in (
+        ("column", "leftmost", "rightmost"),
+        ("row", "highest is", "lowest is"),
+    ):
         (one, *_, other), places = sorted_by[side], lines[side]
         if places[0] != places[1] and places[-1] != places[-2]:
             yield f"{first} {_full(one)} and {last} {_full(other)}"
@@ -354,6 +423,10 @@ def _with_missing(values: tuple[str, ...], shown: frozenset[str], word: str) -> 
     missing = [value for value in values if value not in shown]
     captions = []
     for named in (*combinations(missing, 1), *combinations(missing, 2)):
-        parts = [f"{word if value in shown else 'no'} {value}" for value in values if value in shown or value in named]
+        parts = [
+            f"{word if value in shown else 'no'} {value}"
+            for value in values
+            if value in shown or value in named
+        ]
         captions += [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
     return captions

@@ -48,7 +48,10 @@ HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS
 SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
 
 _EXTENT_JITTER = 0.01
-_PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps adjacent shapes apart and everything on the canvas
+_PLACE_JITTER = {
+    "big": 0.008,
+    "small": 0.015,
+}  # keeps adjacent shapes apart and everything on the canvas
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
@@ -82,16 +85,36 @@ EASY = World(
     color=tuple(COLORS),
     pairs=SEEN,
     anchors=(0.18, 0.5, 0.82),
-    places=("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right"),
+    places=(
+        "top left",
+        "top",
+        "top right",
+        "left",
+        "middle",
+        "right",
+        "bottom left",
+        "bottom",
+        "bottom right",
+    ),
     extents=(0.34, 0.24),  # 16 and 11.5 pixels at 48
-    num_shapes_weights=(0.6, 0.25, 0.1, 0.05),  # mostly easy ones: naming shapes is learnt before telling them apart
+    num_shapes_weights=(
+        0.6,
+        0.25,
+        0.1,
+        0.05,
+    ),  # mostly easy ones: naming shapes is learnt before telling them apart
     min_shapes=1,
     max_shapes=4,
 )
 HARD = World(
     kind=HARD_KINDS,
     color=tuple(HARD_COLORS),
-    pairs=tuple((kind, color) for kind in HARD_KINDS for color in HARD_COLORS if (kind, color) not in HELD_OUT),
+    pairs=tuple(
+        (kind, color)
+        for kind in HARD_KINDS
+        for color in HARD_COLORS
+        if (kind, color) not in HELD_OUT
+    ),
     anchors=(0.125, 0.375, 0.625, 0.875),
     places=tuple(f"row {row} column {column}" for row in NUMBERS[1:5] for column in NUMBERS[1:5]),
     extents=(0.23, 0.15),
@@ -135,7 +158,11 @@ class Look(NamedTuple):
 
     def fits(self, other: "Look | Shape") -> bool:
         """Return whether a shape looks like this."""
-        return self.kind in ("", other.kind) and self.color in ("", other.color) and self.size in ("", other.size)
+        return (
+            self.kind in ("", other.kind)
+            and self.color in ("", other.color)
+            and self.size in ("", other.size)
+        )
 
     @property
     def singular(self) -> str:
@@ -205,7 +232,11 @@ ANY = Look()
 @cache
 def pairs_of(split: str, look: Look = ANY) -> tuple[tuple[str, str], ...]:
     """Return the (kind, colour) pairs of a split, or those of a look."""
-    return tuple(pair for pair in WORLDS[split].pairs if look.kind in ("", pair[0]) and look.color in ("", pair[1]))
+    return tuple(
+        pair
+        for pair in WORLDS[split].pairs
+        if look.kind in ("", pair[0]) and look.color in ("", pair[1])
+    )
 
 
 def sample_scene(split: str, seed: int, index: int) -> Scene:
@@ -235,7 +266,11 @@ def sample_pair(rng: Random, split: str) -> Look:
 
 
 def compose(
-    rng: Random, world: World, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None
+    rng: Random,
+    world: World,
+    looks: Sequence[Look],
+    cells: Sequence[int] | None = None,
+    background: str | None = None,
 ) -> Scene:
     """Place looks in distinct cells and sample everything else.
 
@@ -248,7 +283,9 @@ def compose(
     shift = _jitter(rng, _TONE_JITTER)
     return Scene(
         world=world,
-        shapes=tuple(_place(rng, world, look, cell) for look, cell in zip(looks, cells, strict=True)),
+        shapes=tuple(
+            _place(rng, world, look, cell) for look, cell in zip(looks, cells, strict=True)
+        ),
         background=background,
         background_rgb=_shifted(BACKGROUNDS[background], (shift, shift, shift)),
         slope=round(_jitter(rng, _MAX_SLOPE)),
@@ -272,13 +309,19 @@ def _sample_wanted(rng: Random, split: str, draft: Draft) -> list[Look]:
     world = WORLDS[split]
     for _ in range(_MAX_TRIES):
         others = pick_weighted(rng, world.num_shapes_weights)  # as in captions
-        num_shapes = draft.num_shapes or min(max(world.min_shapes, len(draft.wanted)) + others, world.max_shapes)
+        num_shapes = draft.num_shapes or min(
+            max(world.min_shapes, len(draft.wanted)) + others, world.max_shapes
+        )
         looks = [_sample_look(rng, split, wanted) for wanted in draft.wanted]
         while len(looks) < num_shapes:
             look = _sample_look(rng, split, ANY)
             is_avoided = any(avoided.fits(look) for avoided in draft.avoid)
-            is_similar = any(look.kind == other.kind or look.color == other.color for other in looks)
-            if not is_avoided and (not world.is_hard or is_similar or rng.random() < _SHARE_DISSIMILAR):
+            is_similar = any(
+                look.kind == other.kind or look.color == other.color for other in looks
+            )
+            if not is_avoided and (
+                not world.is_hard or is_similar or rng.random() < _SHARE_DISSIMILAR
+            ):
                 looks.append(look)
         if split != "test_novel" or any(look[:2] in HELD_OUT for look in looks):
             return looks
@@ -294,14 +337,20 @@ def _jitter(rng: Random, limit: float) -> float:
 
 
 def _shifted(rgb: tuple[int, int, int], shift: tuple[float, float, float]) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, round(level + by))) for level, by in zip(rgb, shift, strict=True))
+    red, green, blue = (
+        min(255, max(0, round(level + by))) for level, by in zip(rgb, shift, strict=True)
+    )
     return red, green, blue
 
 
 def _place(rng: Random, world: World, look: Look, cell: int) -> Shape:
     row, column = divmod(cell, len(world.anchors))
     place_jitter = _PLACE_JITTER[look.size]
-    shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))
+    shift = (
+        _jitter(rng, _CHANNEL_JITTER),
+        _jitter(rng, _CHANNEL_JITTER),
+        _jitter(rng, _CHANNEL_JITTER),
+    )
     return Shape(
         **look._asdict(),
         row=row,

@@ -8,8 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import Config, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.tasks import ClassificationConfig, ContrastMatchConfig, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    DualEncoderConfig,
+    InputConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from eve_vl.config.tasks import (
+    ClassificationConfig,
+    ContrastMatchConfig,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.recipes.finetune import PAPER_DATA, PHANTOMS, finetuned
 from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
 
@@ -17,8 +30,14 @@ FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""
 WITH_HEADS: tuple[tuple[str, float], ...] = (*FUSION, ("[!e]*", 5.0))
 """In pre-training the heads do too."""
-MASKED: dict[str, Any] = {"text_mask_ratio": 0.15, "mask_replace_prob": 0.2, "mask_replace_source": "vocabulary"}
-TASK = ContrastMatchConfig(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half", image_mask_ratio=0.75, **MASKED)
+MASKED: dict[str, Any] = {
+    "text_mask_ratio": 0.15,
+    "mask_replace_prob": 0.2,
+    "mask_replace_source": "vocabulary",
+}
+TASK = ContrastMatchConfig(
+    mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half", image_mask_ratio=0.75, **MASKED
+)
 RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
 
 
@@ -30,7 +49,13 @@ def m3ae_base() -> Config:
     torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
     """
     sources = {"train": ("roco#train", "medicat#train"), "val": ("roco#val",)}
-    steps: dict[str, Any] = {"steps": 100_000, "batch_size": 256, "accumulation": 4, "val_every": 5000, "save_every": 5000}
+    steps: dict[str, Any] = {
+        "steps": 100_000,
+        "batch_size": 256,
+        "accumulation": 4,
+        "val_every": 5000,
+        "save_every": 5000,
+    }
     return Config(
         recipe="m3ae_base",
         out=Path("runs/m3ae_base"),
@@ -39,7 +64,9 @@ def m3ae_base() -> Config:
         task=TASK,
         data=DataConfig(**sources, crop_scale=(1.0, 1.0), flip=False, num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=50_265),
-        train=TrainConfig(**steps, lr=1e-5, lr_multipliers=WITH_HEADS, warmup=0.1, schedule="linear"),
+        train=TrainConfig(
+            **steps, lr=1e-5, lr_multipliers=WITH_HEADS, warmup=0.1, schedule="linear"
+        ),
     )
 
 
@@ -55,11 +82,17 @@ def m3ae_tiny() -> Config:
         recipe="m3ae_tiny",
         out=Path("runs/m3ae_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=DualEncoderConfig(embed_dim=96, **depths, num_heads=3, mlp_ratio=2.0, pos_embed_init_std=0.3, **SMALL),
-        task=replace(TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
+        model=DualEncoderConfig(
+            embed_dim=96, **depths, num_heads=3, mlp_ratio=2.0, pos_embed_init_std=0.3, **SMALL
+        ),
+        task=replace(
+            TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False
+        ),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(steps=600, batch_size=32, lr=1e-3, val_every=600, save_every=300, **QUICK),
+        train=TrainConfig(
+            steps=600, batch_size=32, lr=1e-3, val_every=600, save_every=300, **QUICK
+        ),
     )
 
 
@@ -71,7 +104,9 @@ def m3ae_vqa(init: Config) -> Config:
 
     eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
     """
-    config = _medical(init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64)
+    config = _medical(
+        init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64
+    )
     return replace(config, data=replace(config.data, crop_scale=(1.0, 1.0)))
 
 
@@ -83,7 +118,14 @@ def m3ae_classification(init: Config) -> Config:
 
     eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
     """
-    return _medical(init, "m3ae_classification", ClassificationConfig(inputs="both"), heads=10, steps=5400, batch_size=16)
+    return _medical(
+        init,
+        "m3ae_classification",
+        ClassificationConfig(inputs="both"),
+        heads=10,
+        steps=5400,
+        batch_size=16,
+    )
 
 
 @starts_from("m3ae_base")
@@ -93,8 +135,12 @@ def m3ae_retrieval(init: Config) -> Config:
     eve finetune m3ae_retrieval --init runs/m3ae_base --data.train roco#train --data.val roco#val
     """
     task = replace(RANKING, captions_per_image=1)
-    config = _medical(init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8)
-    return replace(config, train=replace(config.train, lr_multipliers=WITH_HEADS))  # its head comes from pre-training
+    config = _medical(
+        init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8
+    )
+    return replace(
+        config, train=replace(config.train, lr_multipliers=WITH_HEADS)
+    )  # its head comes from pre-training
 
 
 @starts_from("m3ae_tiny")
@@ -116,7 +162,9 @@ def m3ae_tiny_classification(init: Config) -> Config:
 
     eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
     """
-    return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True))
+    return _phantoms(
+        init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True)
+    )
 
 
 @starts_from("m3ae_tiny")
@@ -127,7 +175,9 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
-    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, dedup_captions=True), batch_size=16, steps=300)
+    config = _phantoms(
+        init, "m3ae_tiny_retrieval", replace(RANKING, dedup_captions=True), batch_size=16, steps=300
+    )
     return replace(config, data=replace(PHANTOMS, val_samples=100))
 
 
@@ -137,11 +187,30 @@ def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **tra
     The towers learn slowest. Texts keep the length that the towers have positions for.
     """
     data = replace(PAPER_DATA, crop_scale=(0.9, 1.0), flip=False)
-    train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
+    train |= {
+        "lr": 5e-6,
+        "lr_multipliers": FUSION,
+        "head_lr_multiplier": heads,
+        "warmup": 0.1,
+        "schedule": "linear",
+    }
     config = finetuned(init, recipe, task, data, **train)
-    return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
+    return (
+        replace(config, input=replace(init.input, image_size=384))
+        if init.input.image_size >= 224
+        else config
+    )
 
 
 def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
-    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "head_lr_multiplier": 10, "warmup": 0.1} | train
-    return finetuned(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)
+    train = {
+        "steps": 400,
+        "batch_size": 32,
+        "optimizer": "muon",
+        "lr": 6e-4,
+        "head_lr_multiplier": 10,
+        "warmup": 0.1,
+    } | train
+    return finetuned(
+        init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200
+    )

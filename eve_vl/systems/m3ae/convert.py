@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import DualEncoderConfig, HeadlessConfig, InputConfig, RetrievalConfig, TaskConfig
+from eve_vl.config import (
+    DualEncoderConfig,
+    HeadlessConfig,
+    InputConfig,
+    RetrievalConfig,
+    TaskConfig,
+)
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, token_head, under
 from eve_vl.recipes import get_finetune_recipe
@@ -34,7 +40,9 @@ VISUAL, ROBERTA, FUSION = "vision_encoder.visual.", "language_encoder.", "multi_
 BLOCKS, LAYERS = f"{VISUAL}transformer.resblocks.*.", f"{ROBERTA}encoder.layer.*."
 SIDES = {"text": "language", "image": "vision"}  # as in the table of types
 PATCHES, KINDS = f"{VISUAL}conv1.weight", "modality_type_embeddings.weight"
-WORDS, PLACES, SEGMENTS = (f"{ROBERTA}embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
+WORDS, PLACES, SEGMENTS = (
+    f"{ROBERTA}embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
+)
 UNUSED = (
     r"mim_head\.|vision_encoder\.(token_embedding\.|positional_embedding|ln_final\.)|.*\.self\.key\.bias$"
     r"|language_encoder\.(embeddings\.position_ids|embeddings\.token_type_ids|pooler\.)"
@@ -53,7 +61,9 @@ CLIP: Table = {
 }
 """A block of the image tower."""
 ATTENTION: Table = {
-    "qkv.weight": Made(convert.joined, ("self.query.weight", "self.key.weight", "self.value.weight")),
+    "qkv.weight": Made(
+        convert.joined, ("self.query.weight", "self.key.weight", "self.value.weight")
+    ),
     "q_bias": "self.query.bias",
     "v_bias": "self.value.bias",
     "proj": "output.dense",
@@ -82,7 +92,9 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
         table=key_table(section),
         recipe="m3ae_base",
         prefix="m3ae_",
-        unused=f"{UNUSED}|{PRETRAINED_MATCHING}" if isinstance(section, RetrievalConfig) else UNUSED,
+        unused=f"{UNUSED}|{PRETRAINED_MATCHING}"
+        if isinstance(section, RetrievalConfig)
+        else UNUSED,
         words=WORDS,
         text_length=min(args.text_tokens or length, length),
         notes="; left out the decoder of pixels" if has_decoder else "",
@@ -97,24 +109,47 @@ def is_m3ae(tensors: Mapping[str, Tensor]) -> bool:
 FAMILY = Family("an M3AE checkpoint", ("text_tokens",), is_m3ae, plan)
 
 
-def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
+def infer(
+    tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
+) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
     width, _, patch_size, _ = tensors[PATCHES].shape
     image_size = convert.side_of(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
-    depths = [convert.count(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")]
+    depths = [
+        convert.count(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
+    ]
     assert isinstance(BASE.model, DualEncoderConfig)
     hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
-    shape: dict[str, Any] = dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True))
-    shape |= {"embed_dim": width, "num_heads": num_heads or max(width // convert.HEAD_WIDTH, 1), "mlp_ratio": hidden / width}
-    model = replace(BASE.model, towers="clip_roberta", **shape, pixel_layer=min(BASE.model.pixel_layer, depths[2]))
-    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=len(tensors[PLACES]) - FIRST_PLACE)
-    found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
+    shape: dict[str, Any] = dict(
+        zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)
+    )
+    shape |= {
+        "embed_dim": width,
+        "num_heads": num_heads or max(width // convert.HEAD_WIDTH, 1),
+        "mlp_ratio": hidden / width,
+    }
+    model = replace(
+        BASE.model,
+        towers="clip_roberta",
+        **shape,
+        pixel_layer=min(BASE.model.pixel_layer, depths[2]),
+    )
+    sizes = InputConfig(
+        image_size=image_size, patch_size=patch_size, text_length=len(tensors[PLACES]) - FIRST_PLACE
+    )
+    found = (
+        task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors)
+    )
     return sizes, model, next(found, HeadlessConfig())
 
 
 def key_table(section: TaskConfig) -> Table:
     """Return the source of each of our tensors."""
-    bert = {"norm1": "attention.output.LayerNorm", "ffn.fc1": "intermediate.dense", "ffn.fc2": "output.dense"}
+    bert = {
+        "norm1": "attention.output.LayerNorm",
+        "ffn.fc1": "intermediate.dense",
+        "ffn.fc2": "output.dense",
+    }
     bert = under("attn.", "attention.", ATTENTION) | bert
     roberta = bert | {"norm2": "output.LayerNorm"}
     joint = bert | under("cross.", "crossattention.", ATTENTION)
@@ -122,8 +157,12 @@ def key_table(section: TaskConfig) -> Table:
     table = {
         "encoder.image.embed.cls": f"{VISUAL}class_embedding",
         "encoder.image.embed.positions": f"{VISUAL}positional_embedding",
-        "encoder.image.embed.proj.weight": Made(lambda conv: convert.of_our_pixels(conv, CLIP_STD).flatten(1), (PATCHES,)),
-        "encoder.image.embed.proj.bias": Made(partial(convert.bias_of_our_pixels, mean=CLIP_MEAN, std=CLIP_STD), (PATCHES,)),
+        "encoder.image.embed.proj.weight": Made(
+            lambda conv: convert.of_our_pixels(conv, CLIP_STD).flatten(1), (PATCHES,)
+        ),
+        "encoder.image.embed.proj.bias": Made(
+            partial(convert.bias_of_our_pixels, mean=CLIP_MEAN, std=CLIP_STD), (PATCHES,)
+        ),
         "encoder.image.norm_pre": f"{VISUAL}ln_pre",
         "encoder.image.norm": f"{VISUAL}ln_post",
         "encoder.text.embed.words.weight": Made(torch.add, (WORDS, SEGMENTS)),
@@ -133,7 +172,9 @@ def key_table(section: TaskConfig) -> Table:
         **under("encoder.text.blocks.*.", LAYERS, roberta),
         "answer_head": "vqa_head",
         "class_head": "cls_head",
-        "contrast.match_head": "irtr_head" if isinstance(section, RetrievalConfig) else "itm_head.fc",
+        "contrast.match_head": "irtr_head"
+        if isinstance(section, RetrievalConfig)
+        else "itm_head.fc",
         **token_head("mlm_head"),
     }
     for kind, (ours, theirs) in enumerate(SIDES.items()):
@@ -143,6 +184,8 @@ def key_table(section: TaskConfig) -> Table:
             f"encoder.{ours}.embed.type_embed": 0.0,
             f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense",
             f"encoder.fusion.{ours}_proj.weight": f"{proj}.weight",
-            f"encoder.fusion.{ours}_proj.bias": Made(lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", KINDS)),
+            f"encoder.fusion.{ours}_proj.bias": Made(
+                lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", KINDS)
+            ),
         }
     return table

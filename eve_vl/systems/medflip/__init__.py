@@ -7,11 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import Config, ContrastMatchConfig, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import (
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    DualEncoderConfig,
+    InputConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from eve_vl.recipes.finetune import PHANTOMS
 from eve_vl.recipes.pretrain import QUICK, SMALL
 
-CONTRAST: dict[str, Any] = {"itc_masked_image": True, "itc_targets": "same_text", "svd_form": "sigma1"}
+CONTRAST: dict[str, Any] = {
+    "itc_masked_image": True,
+    "itc_targets": "same_text",
+    "svd_form": "sigma1",
+}
 
 
 def medflip_base() -> Config:
@@ -26,11 +38,25 @@ def medflip_base() -> Config:
         out=Path("runs/medflip_base"),
         input=InputConfig(text_length=77),
         model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, layer_scale_init=1.0),
-        task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=512, image_mask_ratio=0.5, **CONTRAST),
-        data=DataConfig(train=("reports.jsonl",), val=("held-out",), crop_scale=(1.0, 1.0), flip=False, num_workers=8),
+        task=ContrastMatchConfig(
+            mlm_weight=0.0, itm_weight=0.0, projection_dim=512, image_mask_ratio=0.5, **CONTRAST
+        ),
+        data=DataConfig(
+            train=("reports.jsonl",),
+            val=("held-out",),
+            crop_scale=(1.0, 1.0),
+            flip=False,
+            num_workers=8,
+        ),
         tokenizer=TokenizerConfig(vocab_size=30_522),
         train=TrainConfig(
-            steps=50_000, batch_size=256, lr=1e-4, weight_decay=0.1, warmup=0.05, val_every=5000, save_every=5000
+            steps=50_000,
+            batch_size=256,
+            lr=1e-4,
+            weight_decay=0.1,
+            warmup=0.05,
+            val_every=5000,
+            save_every=5000,
         ),
     )
 
@@ -44,7 +70,14 @@ def medflip_tiny() -> Config:
     eve pretrain medflip_tiny
     """
     base = medflip_base()
-    sizes = {"embed_dim": 96, "image_depth": 3, "text_depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "pos_embed_init_std": 0.3}
+    sizes = {
+        "embed_dim": 96,
+        "image_depth": 3,
+        "text_depth": 3,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "pos_embed_init_std": 0.3,
+    }
     return replace(
         base,
         recipe="medflip_tiny",
@@ -54,5 +87,7 @@ def medflip_tiny() -> Config:
         task=replace(base.task, projection_dim=0),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(steps=400, batch_size=64, lr=1e-3, val_every=400, save_every=400, **QUICK),
+        train=TrainConfig(
+            steps=400, batch_size=64, lr=1e-3, val_every=400, save_every=400, **QUICK
+        ),
     )

@@ -7,7 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from eve_vl.config import Config, DataConfig, DualEncoderConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    DualEncoderConfig,
+    EveModelConfig,
+    InputConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from eve_vl.config.base import InnerShare
 from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
 from eve_vl.recipes.finetune import SCENES, finetuned
@@ -20,7 +28,9 @@ class MlimConfig(MaskedSignalConfig):
     name: ClassVar[str] = "mlim"
     title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
     alone: ClassVar[Mapping[str, str]] = {}
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (("task.masking", "light", "heavy_mask_ratio"),)
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.masking", "light", "heavy_mask_ratio"),
+    )
     masking: Literal["aware", "light"] = "aware"
     """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
     or few of both (MLIM's modality-aware masking). light: always the last."""
@@ -56,7 +66,9 @@ class MlimConfig(MaskedSignalConfig):
         Each comes with whether it holds.
         """
         lacks_one = 0 in (self.mim_weight, self.mlm_weight)
-        return super().conflicts() | {"mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one}
+        return super().conflicts() | {
+            "mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one
+        }
 
 
 class PairConfig(TaskConfig):
@@ -72,10 +84,14 @@ class PairConfig(TaskConfig):
         """Return the problem of states with other widths for pairs than for one modality."""
         if not isinstance(model, DualEncoderConfig):
             return []
-        return ["name pair compares whole items and single modalities, whose states have different widths in two towers"]
+        return [
+            "name pair compares whole items and single modalities, whose states have different widths in two towers"
+        ]
 
 
-BLOCKS = EveModelConfig(stem="patch_conv", shallow_ffn="shared", num_deep_blocks=0, activation="gelu", drop_path=0.0)
+BLOCKS = EveModelConfig(
+    stem="patch_conv", shallow_ffn="shared", num_deep_blocks=0, activation="gelu", drop_path=0.0
+)
 """The kind of MLIM's blocks: BERT's."""
 
 
@@ -92,7 +108,14 @@ def mlim_large() -> Config:
         task=MlimConfig(),
         data=DataConfig(crop_scale=(1.0, 1.0), num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=30_522),
-        train=TrainConfig(steps=200_000, batch_size=256, lr=5e-4, weight_decay=0.01, val_every=5000, save_every=5000),
+        train=TrainConfig(
+            steps=200_000,
+            batch_size=256,
+            lr=5e-4,
+            weight_decay=0.01,
+            val_every=5000,
+            save_every=5000,
+        ),
     )
 
 
@@ -107,11 +130,21 @@ def mlim_tiny() -> Config:
         recipe="mlim_tiny",
         out=Path("runs/mlim_tiny"),
         input=InputConfig(image_size=48, patch_size=16, text_length=32),
-        model=replace(BLOCKS, embed_dim=192, depth=4, num_heads=3, mlp_ratio=2.0, pos_embed_init_std=0.3, **SMALL),
+        model=replace(
+            BLOCKS,
+            embed_dim=192,
+            depth=4,
+            num_heads=3,
+            mlp_ratio=2.0,
+            pos_embed_init_std=0.3,
+            **SMALL,
+        ),
         task=MlimConfig(),
         data=replace(SCENES, val_samples=1000),
         tokenizer=TokenizerConfig(vocab_size=512),
-        train=TrainConfig(steps=1000, batch_size=32, lr=1.2e-3, val_every=500, save_every=500, **QUICK),
+        train=TrainConfig(
+            steps=1000, batch_size=32, lr=1.2e-3, val_every=500, save_every=500, **QUICK
+        ),
     )
 
 
@@ -123,5 +156,14 @@ def mlim_pairs(init: Config) -> Config:
 
     eve finetune mlim_pairs --init runs/mlim_tiny
     """
-    train = {"steps": 500, "batch_size": 64, "optimizer": "muon", "lr": 1e-3, "head_lr_multiplier": 3, "warmup": 0.1}
-    return finetuned(init, "mlim_pairs", PairConfig(), SCENES, **train, val_every=250, save_every=250)
+    train = {
+        "steps": 500,
+        "batch_size": 64,
+        "optimizer": "muon",
+        "lr": 1e-3,
+        "head_lr_multiplier": 3,
+        "warmup": 0.1,
+    }
+    return finetuned(
+        init, "mlim_pairs", PairConfig(), SCENES, **train, val_every=250, save_every=250
+    )

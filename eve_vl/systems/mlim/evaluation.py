@@ -28,15 +28,28 @@ class MlimEvaluator(MaskedSignalEvaluator[Mlim]):
     section = MlimConfig
     baselines = (
         *MaskedSignalEvaluator.baselines,
-        Baseline("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption", True, "mim_mse"),
+        Baseline(
+            "recon",
+            "image",
+            "recon_wrong_caption",
+            "with a wrong caption",
+            "uses the caption",
+            True,
+            "mim_mse",
+        ),
     )
 
     def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:
         """Add a batch with little of image and text masked."""
         super().add_batch(sums, batch, names)
         assert isinstance(batch, PairBatch) and batch.wrong is not None
-        for name, pairs in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
-            error_B = self.task.squared_errors(self.task.encode(pairs, keep=True, mask=True), batch).mean(1)
+        for name, pairs in (
+            ("recon", batch),
+            ("recon_wrong_caption", batch.with_text_of(batch.wrong)),
+        ):
+            error_B = self.task.squared_errors(
+                self.task.encode(pairs, keep=True, mask=True), batch
+            ).mean(1)
             sums.add(name, names, torch.arange(len(error_B)), error_B)
 
 
@@ -58,7 +71,9 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
         """Compare the items of a batch, whole and by images or texts only."""
         found: dict[str, list[float]] = {}
         for name, shown in SHOWN.items():
-            logits_B2, _ = self.task.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))
+            logits_B2, _ = self.task.predict(
+                dataclasses.replace(batch, shown=(shown,) * len(batch.where))
+            )
             found[name] = logits_B2.float().softmax(1)[:, 1].tolist()
         rows = zip(batch.rows(), *found.values(), strict=True)
         return [Prediction(**dict(zip(found, values, strict=True)), **row) for row, *values in rows]
@@ -70,8 +85,14 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the verdict on each labelled pair is right."""
-        return {each.name: float((each.pr_auc > 0.5) == each.label) for each in predictions if each.label is not None}
+        return {
+            each.name: float((each.pr_auc > 0.5) == each.label)
+            for each in predictions
+            if each.label is not None
+        }
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return a JSON line for each pair: the verdict and its probability."""
-        return json_lines(predictions, lambda each: {"same": each.pr_auc > 0.5, "probability": each.pr_auc})
+        return json_lines(
+            predictions, lambda each: {"same": each.pr_auc > 0.5, "probability": each.pr_auc}
+        )

@@ -39,8 +39,15 @@ class PairPredictor(Predictor):
             tensors = [self.inputs.images(columns[0]), self.inputs.images(columns[2])]
             tensors += [*self.inputs.texts(columns[1]), *self.inputs.texts(columns[3])]
             probability_B = self.task.logits(*tensors)[0].softmax(1)[:, 1]
-            return [Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()]
+            return [
+                Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()
+            ]
 
         left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
-        given = (left, asked.left), (given_texts, asked.left_text), (right, asked.right), (given_texts, asked.right_text)
+        given = (
+            (left, asked.left),
+            (given_texts, asked.left_text),
+            (right, asked.right),
+            (given_texts, asked.right_text),
+        )
         return in_batches(compared, batch_size, *given)

@@ -16,7 +16,12 @@ class MlimReport(MaskedSignalReport):
     template = "mlim.html"
     losses = (
         MaskedSignalReport.losses[0],
-        Loss("mim", "Reconstruction loss", "Squared error of pixels in [0, 1], summed over colour channels.", "recon"),
+        Loss(
+            "mim",
+            "Reconstruction loss",
+            "Squared error of pixels in [0, 1], summed over colour channels.",
+            "recon",
+        ),
     )
 
 
@@ -30,4 +35,6 @@ class PairReport(ClassifierReport):
 
     def examples(self, batch: ItemBatch) -> Iterator[Example]:
         """Yield the pairs with the model's choice."""
-        return self.two_image_examples(batch, [" | ".join(both) for both in batch.captions], self.task.class_names)
+        return self.two_image_examples(
+            batch, [" | ".join(both) for both in batch.captions], self.task.class_names
+        )

@@ -52,7 +52,9 @@ class ConvDecoder(nn.Sequential):
         growing = (embed_dim, *GROWING[len(GROWING) - doublings :])
         layers = [nn.ConvTranspose2d(*pair, 2, 2) for pair in pairwise(growing)]
         layers += [nn.Conv2d(*pair, 3, padding=1) for pair in pairwise((growing[-1], *REFINING))]
-        super().__init__(*[part for layer in layers for part in (layer, nn.GELU())][:-1], nn.Sigmoid())
+        super().__init__(
+            *[part for layer in layers for part in (layer, nn.GELU())][:-1], nn.Sigmoid()
+        )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Decode states of patches (B, P, D) to pixels in [0, 1] (B, 3, H, W)."""
@@ -106,7 +108,9 @@ class AwareMasks(MaskedPairs):
         for hides in dict.fromkeys(sample.hides for sample in samples):
             parts[hides] = super().collate([sample for sample in samples if sample.hides == hides])
         skipped = sum((sample.skipped for sample in samples), ())
-        return BatchByMask(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
+        return BatchByMask(
+            where=tuple(sample.where for sample in samples), skipped=skipped, **parts
+        )
 
 
 class Mlim(MaskedSignalTask[MlimConfig]):
@@ -118,7 +122,9 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def build(self) -> None:
         """Build the token head and the decoder."""
         super().build()
-        self.passes_vary = self.settings.masking == "aware"  # one for each kind of masks among a process's rows
+        self.passes_vary = (
+            self.settings.masking == "aware"
+        )  # one for each kind of masks among a process's rows
 
     def build_decoder(self) -> ConvDecoder:
         """Return the untrained decoder of whole images."""
@@ -132,9 +138,14 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         parts = [part for batch in micro_batches for part in batch.parts]
         tokens = sum(len(part.places()) for part in parts)
         patches = sum(len(part.where) for part in parts) * self.config.input.num_patches
-        counts_2 = torch.tensor([tokens, patches], dtype=torch.float32, device=next(self.parameters()).device)
+        counts_2 = torch.tensor(
+            [tokens, patches], dtype=torch.float32, device=next(self.parameters()).device
+        )
         num_tokens, num_patches = mean_count(counts_2, len(micro_batches))
-        counted = [dataclasses.replace(batch, num_tokens=num_tokens, num_patches=num_patches) for batch in micro_batches]
+        counted = [
+            dataclasses.replace(batch, num_tokens=num_tokens, num_patches=num_patches)
+            for batch in micro_batches
+        ]
         return super().before_step(counted)
 
     def forward(self, batch: BatchByMask) -> StepOutput:
@@ -178,7 +189,9 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def embed_images(self, batch: MaskedImages) -> Tokens:
         """Embed images with the word [MASK] in place of masked patches."""
         assert isinstance(self.encoder, Encoder)
-        word_BMD = self.encoder.text.without_place(torch.full_like(batch.hidden_BM, self.sizes.mask_id))
+        word_BMD = self.encoder.text.without_place(
+            torch.full_like(batch.hidden_BM, self.sizes.mask_id)
+        )
         return self.encoder.image(batch.pixels(), instead=(batch.hidden_BM, word_BMD))
 
     def routers(self, batch: Any) -> Routers:
@@ -212,7 +225,10 @@ class ItemPairs(Classifier[PairConfig]):
         """
         left_BCHW, right_BCHW, *texts = tensors
         states, routers = [], []
-        for images_BCHW, ids_BT, is_padding_BT in ((left_BCHW, *texts[:2]), (right_BCHW, *texts[2:])):
+        for images_BCHW, ids_BT, is_padding_BT in (
+            (left_BCHW, *texts[:2]),
+            (right_BCHW, *texts[2:]),
+        ):
             image = None if shown == "text" else self.encoder.image(normalize(images_BCHW))
             text = None if shown == "image" else self.encoder.text(ids_BT, is_padding_BT)
             cls_BD, of_pass = self.encoder.cls(image, text)

@@ -9,21 +9,47 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, TokenizerConfig, TrainConfig
-from eve_vl.config.tasks import ContrastMatchConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from eve_vl.config.tasks import (
+    ContrastMatchConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.recipes.finetune import SCENES, at_paper_scale
 from eve_vl.recipes.pretrain import SMALL, starts_from
 
 Kind = Literal["image", "text", "image_text"]
 FROZEN_WITH_TEXTS = (
-    *("encoder.blocks.*.attn.*", "encoder.blocks.*.norm1.*", "encoder.blocks.*.scale?", "encoder.blocks.*.ffn.*image*"),
+    *(
+        "encoder.blocks.*.attn.*",
+        "encoder.blocks.*.norm1.*",
+        "encoder.blocks.*.scale?",
+        "encoder.blocks.*.ffn.*image*",
+    ),
     *("encoder.image.proj.*", "encoder.image.cls"),
 )
 """Parameters of the image stage that the text stage keeps."""
 VLMO = EveModelConfig(
-    deep_ffn="modality_vl", positions="relative", pooler=True, norm_pre=False, activation="gelu", num_deep_blocks=2
+    deep_ffn="modality_vl",
+    positions="relative",
+    pooler=True,
+    norm_pre=False,
+    activation="gelu",
+    num_deep_blocks=2,
 )
-TINY = replace(VLMO, stem="conv", embed_dim=96, depth=4, num_heads=3, num_deep_blocks=1, drop_path=0.0, **SMALL)
+TINY = replace(
+    VLMO, stem="conv", embed_dim=96, depth=4, num_heads=3, num_deep_blocks=1, drop_path=0.0, **SMALL
+)
 LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
 PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale_init=1.0)
 MASKED: dict[str, Any] = {"whole_word_masking": True, "text_mask_ratio": 0.15}
@@ -44,7 +70,12 @@ def vlmo_tiny_images() -> Config:
     eve pretrain vlmo_tiny_images
     """
     config = _tiny("vlmo_tiny_images", "image", steps=150)
-    decoder = {"decoder_depth": 1, "decoder_dim": 48, "decoder_num_heads": 3, "normalize_targets": False}
+    decoder = {
+        "decoder_depth": 1,
+        "decoder_dim": 48,
+        "decoder_num_heads": 3,
+        "normalize_targets": False,
+    }
     return replace(config, task=replace(config.task, **decoder))
 
 
@@ -154,7 +185,12 @@ def vlmo_vqa(init: Config) -> Config:
 
     eve finetune vlmo_vqa --init runs/vlmo_base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
-    more = {"steps": 34_000, "batch_size": 128, "lr": _sized(init, 3e-5, 3e-5, 1.5e-5), "head_lr_multiplier": 20}
+    more = {
+        "steps": 34_000,
+        "batch_size": 128,
+        "lr": _sized(init, 3e-5, 3e-5, 1.5e-5),
+        "head_lr_multiplier": 20,
+    }
     return _finetuned(init, "vlmo_vqa", VQAConfig(), 480, 0.15, **more)
 
 
@@ -180,7 +216,9 @@ def vlmo_retrieval(init: Config) -> Config:
     eve finetune vlmo_retrieval --init runs/vlmo_base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
     more = {"steps": 3000, "batch_size": 3072, "lr": _sized(init, 3e-5, 3e-5, 2e-5)}
-    return _finetuned(init, "vlmo_retrieval", RetrievalConfig(itm_weight=0.0, rerank=0), 384, 0.2, **more)
+    return _finetuned(
+        init, "vlmo_retrieval", RetrievalConfig(itm_weight=0.0, rerank=0), 384, 0.2, **more
+    )
 
 
 def _tiny(name: str, modality: Kind, *, steps: int) -> Config:
@@ -197,13 +235,28 @@ def _stage(name: str, model: EveModelConfig, modality: Kind, *, lr: float) -> Co
     Texts have 196 tokens with relative positions, captions 40.
     """
     is_short = modality == "image_text" or model.positions == "learned"
-    train = {"steps": 200_000, "batch_size": 1024, "accumulation": 4 if model is VLMO else 8, "lr": lr, "warmup": 0.0125}
+    train = {
+        "steps": 200_000,
+        "batch_size": 1024,
+        "accumulation": 4 if model is VLMO else 8,
+        "lr": lr,
+        "warmup": 0.0125,
+    }
     train |= {"schedule": "linear", "clip_norm": 0.0, "val_every": 5000, "save_every": 5000}
     data = DataConfig(modality=modality, augment="rand", num_workers=8)
-    return _run(name, InputConfig(text_length=40 if is_short else 196), model, data, 30_522, **train)
+    return _run(
+        name, InputConfig(text_length=40 if is_short else 196), model, data, 30_522, **train
+    )
 
 
-def _run(name: str, sizes: InputConfig, model: EveModelConfig, data: DataConfig, vocab_size: int, **train: Any) -> Config:
+def _run(
+    name: str,
+    sizes: InputConfig,
+    model: EveModelConfig,
+    data: DataConfig,
+    vocab_size: int,
+    **train: Any,
+) -> Config:
     freeze = FROZEN_WITH_TEXTS if data.modality == "text" else ()
     return Config(
         recipe=name,
@@ -222,11 +275,17 @@ def _sized(init: Config, base: float, plus: float, large: float) -> float:
     return {PLUS.embed_dim: plus, LARGE.embed_dim: large}.get(init.model.embed_dim, base)
 
 
-def _finetuned(init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any) -> Config:
+def _finetuned(
+    init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any
+) -> Config:
     """Return a run at the paper's scale.
 
     By default new parameters learn as fast as others.
     """
     train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
-    model = replace(init.model, drop_path=drop_path) if isinstance(init.model, EveModelConfig) else init.model
+    model = (
+        replace(init.model, drop_path=drop_path)
+        if isinstance(init.model, EveModelConfig)
+        else init.model
+    )
     return at_paper_scale(replace(init, model=model), name, task, image_size, "rand", **train)

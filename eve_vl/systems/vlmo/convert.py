@@ -30,12 +30,23 @@ from eve_vl.systems.vlmo import TASKS
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide
 LONGEST = 196  # tokens of the texts that every table of relative positions is made for
-ENDS, TEXTS = 2, 2 * LONGEST  # rows between modalities and between words, after those between patches
+ENDS, TEXTS = (
+    2,
+    2 * LONGEST,
+)  # rows between modalities and between words, after those between patches
 BLOCKS, TOP = "transformer.blocks.*.", ".mlp_vl."
 TABLE, TYPES = "relative_position_bias_table", "token_type_embeddings.weight"
-WORDS, SEGMENTS = "text_embeddings.word_embeddings.weight", "text_embeddings.token_type_embeddings.weight"
-PLACES, PATCHES = "text_embeddings.position_embeddings.weight", "transformer.patch_embed.proj.weight"
-UNUSED = r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
+WORDS, SEGMENTS = (
+    "text_embeddings.word_embeddings.weight",
+    "text_embeddings.token_type_embeddings.weight",
+)
+PLACES, PATCHES = (
+    "text_embeddings.position_embeddings.weight",
+    "transformer.patch_embed.proj.weight",
+)
+UNUSED = (
+    r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
+)
 HEADS: dict[str, TaskConfig] = {
     "vqa_classifier.": sections.VQAConfig(),
     "nlvr2_classifier.": sections.NLVR2Config(second_image_type_embedding=True),
@@ -49,8 +60,12 @@ BODY: Table = {
     "encoder.image.proj.bias": "transformer.patch_embed.proj.bias",
     "encoder.image.cls": Made(lambda cls: cls.flatten(), ("transformer.cls_token",)),
     "encoder.image.type_embed": Made(itemgetter(1), (TYPES,)),
-    "encoder.image.positions": Made(lambda positions: positions.flatten(0, 1), ("transformer.pos_embed",)),
-    "encoder.text.words.weight": Made(lambda words, segments: words + segments[0], (WORDS, SEGMENTS)),
+    "encoder.image.positions": Made(
+        lambda positions: positions.flatten(0, 1), ("transformer.pos_embed",)
+    ),
+    "encoder.text.words.weight": Made(
+        lambda words, segments: words + segments[0], (WORDS, SEGMENTS)
+    ),
     "encoder.text.type_embed": Made(itemgetter(0), (TYPES,)),
     "encoder.text.positions": PLACES,
     "encoder.text.norm": "text_embeddings.LayerNorm",
@@ -70,13 +85,23 @@ BODY: Table = {
 
 def key_table(tensors: Mapping[str, Tensor]) -> Table:
     """Return the source of each of our tensors."""
-    block = {ours: theirs for ours, theirs in BLOCK.items() if "vl" not in ours or not is_of_texts(tensors)}
+    block = {
+        ours: theirs
+        for ours, theirs in BLOCK.items()
+        if "vl" not in ours or not is_of_texts(tensors)
+    }
     if f"{BLOCKS}gamma_1".replace("*", "0") not in tensors:
         block |= {"scale1": 1.0, "scale2": 1.0}
     table = {**BODY, **under("encoder.blocks.*.", BLOCKS, block)}
-    for ours, theirs, scale in (("features", "itc", "logit_scale"), ("more_features.0", "itc_vl", "logit_vl_scale")):
+    for ours, theirs, scale in (
+        ("features", "itc", "logit_scale"),
+        ("more_features.0", "itc_vl", "logit_vl_scale"),
+    ):
         table[f"contrast.{ours}.temperature"] = Made(lambda log_scale: (-log_scale).exp(), (scale,))
-        table |= {f"contrast.{ours}.{side}.weight": f"{theirs}_{side}_proj.fc.weight" for side in ("image", "text")}
+        table |= {
+            f"contrast.{ours}.{side}.weight": f"{theirs}_{side}_proj.fc.weight"
+            for side in ("image", "text")
+        }
     return table
 
 
@@ -87,11 +112,30 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     """
     tensors = convert.without(tensors, args.drop, where)
     sizes, model, section, start = infer(tensors, where, args.num_heads)
-    is_partial, length = is_of_texts(tensors), min(args.text_tokens or sizes.text_length, sizes.text_length)
-    more: dict[str, Any] = {"recipe": start, "prefix": "vlmo_", "table": key_table(tensors), "words": WORDS}
-    more |= {"unused": f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED, "text_length": length}
+    is_partial, length = (
+        is_of_texts(tensors),
+        min(args.text_tokens or sizes.text_length, sizes.text_length),
+    )
+    more: dict[str, Any] = {
+        "recipe": start,
+        "prefix": "vlmo_",
+        "table": key_table(tensors),
+        "words": WORDS,
+    }
+    more |= {
+        "unused": f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED,
+        "text_length": length,
+    }
     notes = "; networks for pairs are random, which text-only checkpoints lack" * is_partial
-    return Plan(tensors=tensors, sizes=sizes, model=model, section=section, is_partial=is_partial, notes=notes, **more)
+    return Plan(
+        tensors=tensors,
+        sizes=sizes,
+        model=model,
+        section=section,
+        is_partial=is_partial,
+        notes=notes,
+        **more,
+    )
 
 
 def is_vlmo(tensors: Mapping[str, Tensor]) -> bool:
@@ -107,7 +151,9 @@ def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
     return not any(TOP in name for name in tensors)
 
 
-def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig, str]:
+def infer(
+    tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
+) -> tuple[InputConfig, EveModelConfig, TaskConfig, str]:
     """Return a checkpoint's sizes, model, task and nearest recipe.
 
     Raises UserError.
@@ -123,11 +169,30 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
     like = get_recipe(start).model
     assert isinstance(like, EveModelConfig)
-    heads = num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1)
+    heads = (
+        num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1)
+    )
     ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
-    deep = convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(like.num_deep_blocks, depth)
-    how: dict[str, Any] = {"positions": "relative" if is_relative else "learned", "text_embedding": "bert"}
-    model = replace(like, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=ratio, num_deep_blocks=deep, **how)
-    sizes = InputConfig(image_size=side * patch_size, patch_size=patch_size, text_length=text_length)
-    found = (task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors))
+    deep = convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(
+        like.num_deep_blocks, depth
+    )
+    how: dict[str, Any] = {
+        "positions": "relative" if is_relative else "learned",
+        "text_embedding": "bert",
+    }
+    model = replace(
+        like,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=ratio,
+        num_deep_blocks=deep,
+        **how,
+    )
+    sizes = InputConfig(
+        image_size=side * patch_size, patch_size=patch_size, text_length=text_length
+    )
+    found = (
+        task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors)
+    )
     return sizes, model, next(found, sections.HeadlessConfig()), start

@@ -1,0 +1,286 @@
+"""Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny shapes."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from eve_vl.recipes import get_recipe
+from eve_vl.run.inspect import inspect_config
+from eve_vl.run.loading import build_untrained
+from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
+from helpers.forked import Forked
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
+step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("step_variants")
+
+GIB = 2**30
+CPU = torch.device("cpu")
+
+
+def tiny_rows(depths=(1, 2)):
+    return steps.variants(get_recipe("tiny"), depths)
+
+
+# Rows
+
+
+def test_rows_are_those_of_the_papers_table():
+    rows = tiny_rows((1, 4))
+    names = ("mlm_weight", "mim_weight", "itc_weight", "itm_weight")
+    weights = [tuple(getattr(row.config.task, name, 0) for name in names) for row in rows]
+    assert weights == [(1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1), (1, 1, 1, 1)]
+    assert [row.decoder_depth for row in rows] == [1, 4, 1, 0, 1]
+    assert [row.paper_hours for row in rows] == [2.14, 2.14, 3.26, 6.88, 7.73]
+    assert [row.is_eve for row in rows] == [True, True, False, False, False]
+
+
+def test_a_baselines_recipe_gives_the_same_rows():
+    mine, theirs = (
+        steps.variants(get_recipe(name), (1,)) for name in ("scenes_words", "scenes_mlm_itc_itm")
+    )
+    assert [row.config.task for row in mine] == [row.config.task for row in theirs]
+
+
+def test_base_has_the_flops_counted_by_hand():
+    """Per pair at full length: a dense ViT-B would take 3.5 times EVE's with ITC + ITM + MLM."""
+    rows = {row.name: row for row in steps.variants(get_recipe("base"), (1, 2, 8))}
+    baseline, *eve = (
+        inspect_config(rows[name].config).flops_per_step
+        for name in ("MLM+ITC+ITM", *(f"MLM+MIM, decoder {depth}" for depth in (1, 2, 8)))
+    )
+    ratios = [baseline / flops for flops in eve]
+    assert ratios == sorted(ratios, reverse=True)
+    assert 3.3 < ratios[1] < ratios[0] < 3.6
+
+
+@pytest.mark.parametrize("texts", ["captions", "full"])
+def test_random_texts_have_the_requested_length(texts):
+    batch = steps.made_up_batch(get_recipe("base"), 64, texts)
+    lengths = (~batch.is_padding_BT).sum(1)
+    assert batch.ids_BT.shape[1] == lengths.max()
+    if texts == "full":
+        assert (lengths == 40).all()
+    else:
+        assert 12 < lengths.float().mean() < 16
+        assert lengths.min() >= 6
+    assert len(batch.image_id_B.unique()) == 64
+    assert not (batch.is_masked_BT & batch.is_padding_BT).any()
+
+
+def test_tasks_share_weights_and_train_like_single_tasks():
+    rows = tiny_rows()
+    board = step_cost.Steps(rows, CPU)
+    batch = steps.made_up_batch(rows[0].config, 4, "captions")
+    for index, row in enumerate(rows):
+        assert board.run(index, batch) > 0
+        with torch.device("meta"):
+            alone = build_untrained(row.config, Sizes(vocab_size=row.config.tokenizer.vocab_size))
+        used = {name for name, value in board.shared.items() if value.grad is not None}
+        assert used == {name for name, _ in alone.named_parameters()}
+    first, *others = [dict(task.named_parameters()) for task in board.tasks]
+    assert all(
+        other[name] is value for other in others for name, value in first.items() if name in other
+    )
+    assert board.optimizer() > 0
+
+
+# Memory
+
+
+def peaks(*pairs):
+    return [
+        steps.Peak(batch=batch, bytes=round(gib * GIB), seconds=batch / 10) for batch, gib in pairs
+    ]
+
+
+def test_memory_lies_on_the_line():
+    found = peaks((2, 3.0), (4, 4.0))
+    assert steps.at(found, 4) == 4 * GIB
+    assert steps.at(found, 8) == pytest.approx(6 * GIB)
+    assert steps.at(found, 8, "seconds") == pytest.approx(0.8)
+    assert steps.at(peaks((2, 3.0), (4, 2.9)), 8) == pytest.approx(
+        2.9 * GIB
+    )  # small batches do not show
+
+
+def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
+    """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no `room` for more."""
+    asked = []
+
+    def measure(batch):
+        asked.append(batch)
+        needed = max(flat, 1 + gib * batch)
+        return (
+            None
+            if needed > room
+            else steps.Peak(batch=batch, bytes=round(needed * GIB), seconds=seconds * batch)
+        )
+
+    return measure, asked
+
+
+@pytest.mark.parametrize(
+    ("gib", "options", "expected"),
+    [
+        (0.5, {}, 17),
+        (0.051, {}, 168),
+        (0.5, {"flat": 5.0}, 17),  # the first line is level
+        (0.5, {"flat": 2.9}, 17),  # the first line is too steep or too level
+        (0.5, {"room": 8.0}, 14),  # what a GPU refuses is no point on a line
+        (40.0, {}, 0),
+    ],
+)
+def test_search_ends_at_the_largest_batch_that_fits(gib, options, expected):
+    measure, asked = simulated(gib, **options)
+    found = steps.growth(measure, 8)
+    assert asked == [2, 4]
+    assert steps.largest_batch(measure, found, round(9.6 * GIB)) == (expected, True)
+    assert len(asked) <= 8
+    assert expected == 0 or expected in asked
+
+
+def test_steps_of_minutes_are_not_run_to_test_their_size():
+    measure, asked = simulated(0.1, seconds=5.0)
+    assert steps.largest_batch(measure, steps.growth(measure, 8), 9 * GIB) == (16, False)
+    assert asked == [2, 4]
+
+
+def test_a_batch_that_never_fits_is_a_one_line_error():
+    with pytest.raises(UserError, match="smaller --batch"):
+        steps.growth(simulated(1.0, room=4.0)[0], 8)
+
+
+def test_memory_is_measured_in_a_separate_process(quick_spawn):
+    ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
+    config = get_recipe("tiny")
+    peak, here = steps.in_own_process(config, 2, "captions"), steps.run_step(config, 2, "captions")
+    assert ballast.sum() > 0
+    assert peak.batch == 2
+    assert peak.seconds > 0
+    assert 100 * 2**20 < peak.bytes < here.bytes
+
+
+# The script
+
+
+def test_the_script_prints_and_writes_the_ratios_of_its_times(tmp_path, monkeypatch, capsys):
+    flags = "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory --json a.json"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", *flags.split()])
+    step_cost.main()
+    values = json.loads((tmp_path / "a.json").read_text())
+    rows = {row["name"]: row for row in values["rows"]}
+    assert [row["decoder_depth"] for row in rows.values()] == [1, 2, 1, 0, 1]
+    eve = rows[values["reference"]]
+    assert eve["name"] == "MLM+MIM, decoder 1"
+    for row in rows.values():
+        ratios = [
+            a / b
+            for a, b in zip(
+                row["seconds_per_sample_rounds"], eve["seconds_per_sample_rounds"], strict=True
+            )
+        ]
+        assert row["seconds_over_eve"] == statistics.median(ratios)
+        assert row["gflop_over_eve"] == row["gflop_per_sample"] / eve["gflop_per_sample"]
+    baseline = rows["MLM+ITC+ITM"]
+    assert [row["paper_over_eve"] for row in values["baseline_by_decoder"]] == [6.88 / 2.14] * 2
+    shown = capsys.readouterr().out
+    assert f"{baseline['seconds_over_eve']:.2f}" in shown and "3.21" in shown  # the paper's
+
+
+def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
+    values = dict.fromkeys(step_cost.Row.__dataclass_fields__)
+    values |= {"name": name, "gflop_per_sample": gflop, "paper_hours_per_epoch": hours}
+    values |= {"seconds_per_sample_rounds": seconds, "whole_step_per_sample_at_largest": whole_step}
+    return step_cost.Row(**values)
+
+
+def test_ratios_are_computed_per_round():
+    eve, baseline = (
+        row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0),
+        row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0),
+    )
+    over = baseline.over(eve)
+    assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
+    assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)
+    assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--batch 0", "--batch 0 is not positive"),
+        ("--memory-cap 4 --no-memory", "no use with --no-memory"),
+        ("--recipe tiney", "tiny"),
+        ("--recipe tiny --decoder-depths 2 -1", "decoder depths 2 -1"),
+    ],
+)
+def test_wrong_flags_fail_before_measuring(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        step_cost.parsed(flags.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# Search
+
+
+def test_search_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["search.py", "--quick", "--json", str(tmp_path / "found.json")]
+    )
+    importlib.import_module("search").main()
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    rows = {f"search photos 32, {number} re-ranked" for number in (0, 16)}
+    assert set(found) == {"search 500", "search 500 by vectors", "index 32", *rows}
+    both = ("by the clock", "of the processor")
+    assert set(found["index 32"]) == {
+        f"{what} {how}" for what in ("read and decode", "encode", "index", "share") for how in both
+    }
+    assert min(value for numbers in found.values() for value in numbers.values()) > 0
+    assert "      500 images of 256 numbers: clock p50" in shown
+    assert all(f"; share {how} " in shown for how in both)
+    assert "        4 photos to 32², 16 re-ranked: clock p50" in shown
+
+
+def test_the_memory_of_indexing_is_measured(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """The commands are forks, which need no seconds to import torch."""
+
+    class Started(Forked, contextlib.AbstractContextManager):
+        def __init__(self, command: list[str], **_: object):
+            super().__init__(
+                tuple(command[3:]), tmp_path, tmp_path_factory.mktemp("console"), os.environ, int
+            )
+
+        def __exit__(self, *_: object) -> None:
+            self.communicate()
+
+        def poll(self) -> int | None:
+            return self.returncode
+
+        @property
+        def stdout(self) -> io.StringIO:
+            return io.StringIO(self.communicate()[0])
+
+    script = importlib.import_module("index_memory")
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(Popen=Started, PIPE=None))
+    monkeypatch.setattr(
+        sys, "argv", ["index_memory.py", "--quick", "--json", str(tmp_path / "found.json")]
+    )
+    script.main()
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert [(each["images"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
+    assert all(2**26 < each["own"] < each["resident"] < 2**32 for each in found)
+    assert "8 images (nothing new)" in capsys.readouterr().out

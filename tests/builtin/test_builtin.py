@@ -1,0 +1,231 @@
+"""The runs and icons that the package ships, and `eve try`."""
+
+import hashlib  # noqa: I001
+import json
+import re
+import socket
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from tests.cli.test_bad_input import complaint
+from eve_vl import builtin
+from eve_vl.eve import Eve
+from eve_vl.run.loading import build_task, start_from
+from eve_vl.run.training import with_absolute_paths
+from eve_vl.search.index import Index
+from eve_vl.utils.errors import UserError
+from helpers.example_builds import load_example
+
+DRAWINGS = builtin.FOLDER / "drawings"
+
+
+@pytest.fixture(scope="module")
+def run() -> Eve:
+    return Eve.load("builtin:drawings", "cpu")
+
+
+def test_the_run_is_small_and_names_no_machine():
+    files = [path for path in DRAWINGS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    assert builtin.ICONS.stat().st_size < 2e6
+    assert b'"/' not in (DRAWINGS / "best" / "config.json").read_bytes()
+
+
+def test_weights_are_float16_on_disk_and_float32_in_memory(run):
+    file = (DRAWINGS / "best" / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header.pop("__metadata__", None)
+    parameters = dict(run.task.named_parameters())
+    assert {entry["dtype"] for name, entry in header.items() if name in parameters} == {"F16"}
+    for name, entry in ((name, entry) for name, entry in header.items() if name in parameters):
+        first, last = entry["data_offsets"]
+        halves = np.frombuffer(file[start + first : start + last], np.float16).reshape(
+            entry["shape"]
+        )
+        assert parameters[name].dtype == torch.float32
+        assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
+
+
+def test_messages_name_the_run_builtin_drawings(run):
+    """Not by its folder, nor by the run that it started from, which is not shipped."""
+    assert repr(run).startswith("Eve(builtin:drawings: retrieval, step ")
+    command = (
+        "eve finetune questions_small --init builtin:drawings --data.train PATH --data.val held-out"
+    )
+    said = f"^answer: builtin:drawings is a run of task retrieval, .* answer: {command}$"
+    with pytest.raises(UserError, match=said):
+        _ = run.answer
+
+
+def test_icons_are_unpacked_once_and_repaired(tmp_path):
+    table = builtin.unpack_icons(tmp_path)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    with zipfile.ZipFile(builtin.ICONS) as archive:
+        assert {"LICENSE", "pairs.jsonl", *(row["image"] for row in rows)} == {*archive.namelist()}
+    assert {row["license"] for row in rows} == {"ISC"}
+    assert (tmp_path / "LICENSE").read_bytes() == (builtin.FOLDER / "lucide.LICENSE").read_bytes()
+    (tmp_path / "house.png").write_bytes(b"cut")
+    before = (tmp_path / "heart.png").stat().st_mtime_ns
+    builtin.unpack_icons(tmp_path)
+    with Image.open(tmp_path / "house.png") as image:
+        assert image.size == (64, 64)
+    assert (tmp_path / "heart.png").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch) -> list[str]:
+    """Ship only some of the icons, which takes a tenth of the time."""
+    with (
+        zipfile.ZipFile(builtin.ICONS) as archive,
+        zipfile.ZipFile(tmp_path / "few.zip", "w") as small,
+    ):
+        rows = [json.loads(line) for line in archive.read(builtin.PAIRS).splitlines()]
+        rows = [
+            row
+            for place, row in enumerate(rows)
+            if place % 20 == 0 or row["caption"] in ("heart", "mail", "shopping cart")
+        ]
+        small.writestr(builtin.PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            small.writestr(row["image"], archive.read(row["image"]))
+    monkeypatch.setattr(builtin, "ICONS", tmp_path / "few.zip")
+    return [row["caption"] for row in rows]
+
+
+def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, monkeypatch):
+    opened = []
+    monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
+    (tmp_path / "mine").mkdir()
+    with Image.open(builtin.unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
+        image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
+    (tmp_path / "mine" / "two.png").write_bytes(b"broken")
+    done = eve("try", "mine", "--out", "tried", "--port", "0")
+    (folder,) = (tmp_path / "tried").glob("index-*")  # of these weights
+    assert [args.index for args in opened] == [Path("tried") / folder.name]
+    assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
+    assert (
+        f"tried/{folder.name}: {len(few) + 1} images ({len(few) + 1} new), {len(few)} captions"
+        in done.stdout
+    )
+    index = Index.open(folder, run)
+    found = [words in hit.captions for words in few for hit in index.search(words, top=1)]
+    assert np.mean(found) > 0.5  # an untrained run finds one of a hundred
+    assert {hit.name for hit in index.search("heart", top=2, by="vectors")} == {
+        str(tmp_path / name) for name in ("tried/icons/heart.png", "mine/one.png")
+    }
+    nonsense = ["xqzvbrt flurb", "zorkule", "bnmwq", "pflim gratzu", "qwrtplk"]
+    assert [
+        hits.nothing_fits for hits in index.search_each([*nonsense, *few], [None] * (5 + len(few)))
+    ] == [True] * 5 + [False] * len(few)
+    assert index.database.facts["run"] == "builtin:drawings"
+    assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
+    assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
+    assert "no such file or folder: " in complaint(
+        eve("try", "vanished", "--out", "tried", "--port", "0")
+    )
+    (tmp_path / "notes.md").write_text("none")
+    unknown = complaint(eve("try", "notes.md", "--out", "tried", "--port", "0"))
+    assert "notes.md: cannot tell its format by its name" in unknown
+
+
+def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
+    said = re.search(
+        r"Type\s+(.*?), or drop", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL
+    )
+    assert said is not None
+    words = re.findall(r"\*(.+?)\*", said[1])
+    icons = run.encode_image(builtin.unpack_icons(tmp_path).parent)
+    best = (run.encode_text(words) @ icons.T).argmax(1)
+    assert [Path(icons.names[each]).stem.replace("-", " ") for each in best] == words
+    assert len(words) == 3
+
+
+def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words in (
+            ("try", "--out", "tried"),
+            ("app", "builtin:drawings"),
+            ("serve", "builtin:drawings"),
+        ):
+            assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))
+    assert not (tmp_path / "tried").exists()
+
+
+def test_other_runs_can_start_from_it(run):
+    """Also with another image size, for which float16 positions are resized."""
+    start = replace(
+        run.run.config,
+        init=Path("builtin:drawings"),
+        scratch=False,
+        input=replace(run.run.config.input, image_size=96),
+    )
+    config = with_absolute_paths(start)
+    assert str(config.init) == "builtin:drawings"
+    task = build_task(config, run.tokenizer)
+    new, note = start_from(config, task)
+    assert not new
+    assert "positions resized from 4 to 9 patches" in note
+    assert torch.equal(
+        *(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task))
+    )
+
+
+def test_the_script_ships_it(tmp_path):
+    """Shipping it again from itself and its icons gives the same files."""
+    ship = load_example("drawings", "ship")
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings" / "README.md").write_text("stays")
+    ship.ship_run(Path("builtin:drawings"), tmp_path / "drawings")
+    for path in (DRAWINGS / "config.json", DRAWINGS / "metrics.json", *DRAWINGS.glob("best/*")):
+        assert (tmp_path / path.relative_to(builtin.FOLDER)).read_bytes() == path.read_bytes()
+    assert (tmp_path / "drawings" / "README.md").read_text() == "stays"
+    (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
+    with zipfile.ZipFile(builtin.ICONS) as archive:
+        shipped = {name: archive.read(name) for name in archive.namelist()}
+    rows = [json.loads(line) for line in shipped["pairs.jsonl"].splitlines()]
+    rows = [row | {"image": shipped[row["image"]]} for row in rows]
+    table = pyarrow.Table.from_pylist(
+        [*reversed(rows), rows[0] | {"caption": "other", "set": "tabler"}]
+    )
+    parquet.write_table(table, tmp_path / "test_sets.parquet")
+    ship.ship_icons(tmp_path / "test_sets.parquet", tmp_path / "lucide.zip")
+    with zipfile.ZipFile(tmp_path / "lucide.zip") as archive:
+        assert shipped == {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_unknown_names(eve):
+    assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in complaint(
+        eve("inspect", "builtin:drawing")
+    )
+    assert "name other data with --data" in complaint(
+        eve("evaluate", "retrieval", "builtin:drawings")
+    )
+    assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in complaint(
+        eve("encode", "drawings", "--texts", "home")
+    )
+
+
+def test_nothing_is_written_into_the_package(eve, tmp_path):
+    before = {
+        path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")
+    }
+    for words in (
+        ("pretrain", "tiny", "--out", "builtin:drawings"),
+        ("pretrain", "tiny", "--out", DRAWINGS),
+        ("report", "builtin:drawings"),
+    ):
+        assert "nothing is written" in eve(*words).stderr
+    assert before == {
+        path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")
+    }
+    assert not list(tmp_path.iterdir())

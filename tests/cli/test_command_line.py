@@ -1,0 +1,240 @@
+"""The list of verbs and flags is frozen; a new one must be added here."""
+
+import pytest
+
+from eve_vl.cli import VERBS, main
+from eve_vl.cli.compare import RunsArgs
+from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.learn import LearnArgs
+from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
+from eve_vl.cli.runs import (
+    BenchArgs,
+    EvaluateArgs,
+    ExportArgs,
+    InspectArgs,
+    PlanArgs,
+    ReportArgs,
+    ZeroShotArgs,
+    with_own,
+)
+from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
+from eve_vl.cli.train import AverageArgs, TrainArgs
+from eve_vl.config import TaskConfig, all_kinds
+from eve_vl.interop import ConvertArgs
+from eve_vl.predict.base import predictor_class
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from helpers.verb_flags import flags_of
+
+START = "--out --init --init-allow-missing --scratch"
+INPUT = """
+    --input.image-size --input.patch-size --input.resize --input.interpolation --input.text-length --input.padded-text-length
+"""
+MODEL = """
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
+    --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
+    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation --model.positions
+    --model.text-embedding --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
+"""
+TOWERS = """
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
+    --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
+    --model.text-dim --model.text-num-heads --model.text-mlp-ratio --model.activation --model.dropout
+"""
+CONTRAST = "--task.memory-batches --task.image-image-weight"
+MASKS = """
+    --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
+    --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets
+    --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
+"""
+TASK = {
+    "masked_signal": MASKS,
+    "contrast_match": f"""
+        {CONTRAST} {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image
+        --task.itc-targets --task.itm-negatives --task.svd-form --task.svd-weight
+    """,
+    "mlim": """
+        --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob
+        --task.mask-replace-source --task.mim-weight --task.mlm-weight --task.masking --task.heavy-mask-ratio
+    """,
+    "retrieval": f"""
+        {CONTRAST} --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
+        --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank --task.rerank-by
+        --task.captions-per-image --task.dedup-captions
+    """,
+    "vqa": "--task.answers --task.min-answer-count",
+    "nlvr2": "--task.head --task.second-image-type-embedding",
+    "pair": "--task.modality-dropout",
+    "classification": "--task.inputs --task.multilabel --task.classes",
+}
+REST = """
+    --data.modality --data.train --data.train-weights --data.order --data.val --data.val-fraction --data.test-fraction
+    --data.split-file --data.val-samples --data.skip-invalid-val
+    --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
+    --data.augment --data.caption-augment --data.batches-from --data.pair-captions --data.num-workers
+    --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
+    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
+    --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
+    --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.layout --train.checkpoint-activations
+    --train.seed --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints
+    --resume --accept-changed-data
+"""
+SOURCE = "--format --image-root --image-column --text-column --label-column"
+SERVE = """
+    --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --device --index --host --port --token
+"""
+FLAGS = {
+    EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
+    TryArgs: "--out --port --browser",
+    IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
+    FeaturesArgs: f"--device {SOURCE} --run --out --part-rows --batch-size",
+    LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
+    SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
+    ServeArgs: SERVE,
+    AppArgs: f"{SERVE} --browser",
+    WriteArgs: "--rows --seed",
+    CheckArgs: f"{SOURCE} --json --kind --recipe --init",
+    AnswersArgs: f"{SOURCE} --out",
+    TokenizerArgs: f"{SOURCE} --out --vocab-size",
+    InspectArgs: "--json --init",
+    ReportArgs: "--out",
+    RunsArgs: "--json",
+    ExportArgs: "--json --parts",
+    AverageArgs: "--out",
+    ZeroShotArgs: f"--device {SOURCE} --json --data --samples --skip-invalid --prompts --by",
+    ConvertArgs: """
+        --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
+        --num-experts --num-deep-blocks --drop
+    """,
+}
+EVALUATE = f"--device {SOURCE} --json --data --samples --skip-invalid --no-skip-invalid --ablations --no-ablations --predictions"
+EVALUATION = {
+    "masked_signal": EVALUATE,
+    "contrast_match": EVALUATE,
+    "mlim": EVALUATE,
+    "retrieval": f"{EVALUATE} --rerank --rerank-by --captions-per-image --dedup-captions",
+    "vqa": EVALUATE,
+    "nlvr2": EVALUATE,
+    "pair": EVALUATE,
+    "classification": EVALUATE,
+}
+CALLS = {
+    "answer": "--device --top --json",
+    "verify": "--device --json",
+    "same": "--device --json",
+    "classify": "--device --text --top --json",
+    "match": "--device --json",
+    "zero-shot": "--device --by --top --json",
+    "fill-mask": "--device --top --json",
+    "reconstruct": "--device --share --keep --seed --out",
+    "explain": "--device --right --word --answer --block --out --json",
+    "experts": "--device --out --json",
+}
+TRAINING = {
+    **{
+        ("pretrain", name): get_recipe(name)
+        for name in ("tiny", "demo_mlm_itc_itm", "mlim_tiny", "m3ae_tiny", "medflip_tiny")
+    },
+    **{
+        ("finetune", name): get_finetune_recipe(name, get_recipe(getattr(recipe, "start", "base")))
+        for name, recipe in recipes("finetune").items()
+    },
+}
+
+
+def test_verbs():
+    assert list(VERBS) == [
+        *("try", "index", "features", "search", "serve", "app"),
+        *("learn", "demo", "pretrain", "finetune", "average", "runs", "bench", "plan"),
+        *("evaluate", "inspect", "report", "export", "convert"),
+        *("data check", "data answers", "data write", "tokenizer train"),
+        *("encode", "completion"),
+    ]
+
+
+def test_flags():
+    for cls, text in FLAGS.items():
+        known = [flag for flag in flags_of(cls) if "no-" not in flag]
+        assert known == text.split(), cls.__name__
+
+
+def test_flags_of_evaluation_are_those_of_its_task():
+    found = {
+        name: list(flags_of(with_own(EvaluateArgs, kind.evaluation)))
+        for name, kind in all_kinds(TaskConfig, "tasks").items()
+        if kind.has_numbers
+    }
+    assert found == {name: text.split() for name, text in EVALUATION.items()}
+
+
+def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
+    assert list(call_verbs()) == list(CALLS)
+    offered: set[str] = set()
+    for kind in all_kinds(TaskConfig, "tasks").values():
+        for call, request in predictor_class(kind).requests().items():
+            offered.add(call.replace("_", "-"))
+            assert list(flags_of(call_flags(request))) == CALLS[call.replace("_", "-")].split(), (
+                call
+            )
+    assert offered == set(CALLS)
+
+
+@pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
+def test_flags_of_a_run_are_those_of_its_task(config):
+    known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
+    model = {"eve": MODEL, "dual_encoder": TOWERS}[config.model.name]
+    run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
+    assert known == run.split()
+    known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
+    assert known == f"--json {run}".replace("--resume --accept-changed-data", "--steps").split()
+    known = [flag for flag in flags_of(PlanArgs, PlanArgs(config=config)) if "no-" not in flag]
+    assert (
+        known
+        == f"--json {run}".replace(
+            "--resume --accept-changed-data", "--gpus --per-machine --memory"
+        ).split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("verify", "eve verify [-h] RUN LEFT RIGHT STATEMENT [--device"),
+        ("explain", "eve explain [-h] [OPTIONS] RUN IMAGE [TEXT]"),
+        ("index", "eve index [-h] [OPTIONS] [SOURCE …]"),
+        ("data write", "eve data write [-h] {scenes,phantoms} LAYOUT FOLDER [--rows"),
+        ("report", "eve report [-h] [RUN …] [--out"),
+    ],
+)
+def test_usage_calls_what_is_given_by_its_name(words, usage, capsys):
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--help"])
+    assert f"usage: {usage}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("verb", "recipe"), TRAINING)
+def test_flags_are_those_that_help_shows(verb, recipe, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, recipe, "--help"])
+    text = capsys.readouterr().out
+    shown = {word.strip(",.│") for word in text.split() if word.startswith("--")}
+    known = flags_of(TrainArgs, TrainArgs(config=TRAINING[verb, recipe]))
+    assert set(known) <= shown
+    assert {flag for flag in shown if flag.startswith("--task.")} == {
+        flag for flag in known if flag.startswith("--task.")
+    }
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["help"],
+        ["data", "--help"],
+        ["help", "tokenizer"],
+        ["evaluate", "--help"],
+        ["pretrain", "-h"],
+        ["finetune", "help"],
+    ],
+)
+def test_help_at_every_level(argv, capsys):
+    main(argv)
+    assert "usage: eve" in capsys.readouterr().out

@@ -1,0 +1,151 @@
+"""What `eve try` serves and prints, with the package's own runs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from eve_vl import builtin
+from eve_vl.eve import Eve
+from eve_vl.search.index import Index
+from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
+from tests.builtin.test_builtin import few  # noqa: F401 (a fixture)
+
+NUM = 5
+
+
+@pytest.fixture
+def tried(eve, few, tmp_path, monkeypatch) -> Any:  # noqa: F811
+    """Runs `eve try` up to the server, and returns the output and the application."""
+    apps = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("eve_vl.serve.server.serve", lambda app, *_, **__: apps.append(app))
+
+    def run(*words: Any) -> tuple[str, Any]:
+        done = eve("try", *words, "--port", "0", "--no-browser")
+        assert done.returncode == 0, done.stderr
+        return done.stdout, apps[-1]
+
+    return run
+
+
+def test_every_tab_answers_its_own_examples(tried, few):  # noqa: F811
+    """Most answers are those that the generator knows."""
+    _, app = tried()
+    with TestClient(app, base_url="http://localhost") as client:
+        runs, index = (client.get("/v1/runs").json()[name] for name in ("runs", "index"))
+        examples = {
+            call: (run["name"], bodies) for run in runs for call, bodies in run["examples"].items()
+        }
+        tabs = {call for run in runs for call in run["forms"]} | {"reconstruct", "experts"}
+        assert {"answer", "verify", "fill_mask", "zero_shot"} < tabs == {*examples}
+        found = {}
+        for call, (run, bodies) in examples.items():
+            assert len(bodies) == NUM
+            answers = [client.post(f"/v1/runs/{run}/{call}", json=body) for body in bodies]
+            assert {answer.status_code for answer in answers} == {200}
+            found[call] = [answer.json()["result"] for answer in answers]
+        hits = [
+            client.post("/v1/search", json={"query": text}).json()["hits"]
+            for text in index["examples"]
+        ]
+        heat = client.post(
+            "/v1/runs/scenes_vqa/explain",
+            json={"image": examples["answer"][1][0]["image"], "text": "how many"},
+        )
+    assert len(heat.json()["result"]["images"]) == 1
+    assert {*index["examples"]} <= {*few}
+    assert (
+        sum(text in each[0]["captions"] for text, each in zip(index["examples"], hits, strict=True))
+        >= NUM
+    )
+    questions, statements, pairs = (
+        SceneQuestions(split="val"),
+        SceneStatements(split="val"),
+        ScenePairs(split="val"),
+    )
+    assert [body["question"] for body in examples["answer"][1]] == [
+        questions[row].question for row in range(NUM)
+    ]
+    assert (
+        sum(each[0]["answer"] in questions[row].answers for row, each in enumerate(found["answer"]))
+        >= NUM - 1
+    )
+    assert (
+        sum(each["is_true"] == statements[row].label for row, each in enumerate(found["verify"]))
+        >= NUM - 1
+    )
+    for row, body in enumerate(examples["fill_mask"][1]):
+        assert body["text"].split() == [*pairs[row].captions[0].split()[:-1], "[MASK]"]
+    assert (
+        sum(each["text"] == pairs[row].captions[0] for row, each in enumerate(found["fill_mask"]))
+        >= NUM - 2
+    )
+    names = [[*body["prompts"]][row] for row, body in enumerate(examples["zero_shot"][1])]
+    assert (
+        sum(each[0]["label"] == name for each, name in zip(found["zero_shot"], names, strict=True))
+        >= NUM - 1
+    )
+    assert all(len(block["colors"]) == 4 for each in found["experts"] for block in each["blocks"])
+    assert all({*each} >= {"original", "masked", "reconstructed"} for each in found["reconstruct"])
+
+
+def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
+    """As a loop over searches measures them; without captions nothing is printed."""
+    captions = few[:12]
+    (tmp_path / "mine").mkdir()
+    icons = builtin.unpack_icons(tmp_path / "icons").parent
+    for caption in captions:
+        with Image.open(icons / f"{caption.replace(' ', '-')}.png") as image:
+            image.rotate(10, fillcolor="white").save(tmp_path / "mine" / f"{caption}.png")
+    bare, _ = tried("mine")
+    assert "your captions" not in bare
+    for caption in captions:
+        (tmp_path / "mine" / f"{caption}.txt").write_text(caption)
+    printed, _ = tried("mine")
+    (folder,) = (tmp_path / "cache/eve-vl/try").glob("index-*")
+    index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
+    ranks = []
+    for caption in captions:
+        hits = index.search(caption, folder=tmp_path / "mine", top=12, by="vectors")
+        ranks.append([Path(hit.name).stem for hit in hits].index(caption))
+    first, ten = (f"{100 * np.mean([rank < k for rank in ranks]):.1f}" for k in (1, 10))
+    words = f"your captions: {first}% (chance 8.3%) find their image first among 12 of yours, {ten}% in the first 10"
+    assert words in printed
+
+
+def test_the_card_names_what_its_runs_reach():
+    """Numbers of validation in the card are those that are shipped with the weights."""
+    card = (builtin.FOLDER / "scenes" / "README.md").read_text()
+    for name, metric in (
+        ("scenes", "mlm_acc"),
+        ("scenes", "mim_mse"),
+        ("scenes_vqa", "vqa_acc"),
+        ("scenes_nlvr2", "nlvr2_acc"),
+    ):
+        numbers = json.loads((builtin.FOLDER / name / "metrics.json").read_text())
+        assert re.search(rf"\b{numbers[metric]:.3f}\b", card), (name, metric)
+
+
+def test_bundled_scenes_are_small_and_whole():
+    """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a machine."""
+    folders = [builtin.FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
+    assert (
+        sum(
+            path.stat().st_size
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
+        < 8e6
+    )
+    assert not any(b'"/' in (folder / "best" / "config.json").read_bytes() for folder in folders)
+    eve = Eve.load("builtin:scenes", "cpu")
+    config: Any = eve.run.config
+    assert config.task.mim_weight > 0 and config.task.mlm_weight > 0
+    assert config.model.deep_ffn == "moe" and config.model.modality_routing

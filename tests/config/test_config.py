@@ -1,0 +1,450 @@
+"""Configs report all mistakes at once and survive a round trip through their file."""
+
+import dataclasses
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eve_vl.cli.common import parse
+from eve_vl.cli.train import TrainArgs
+from eve_vl.config import (
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    EveModelConfig,
+    HeadlessConfig,
+    InputConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VQAConfig,
+    changed_flags,
+    config_from_dict,
+    config_to_json,
+    from_dict,
+    to_dict,
+)
+from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.recipes.finetune import layer_decay
+from eve_vl.systems.mlim import MlimConfig, PairConfig
+from eve_vl.utils.errors import UserError, nearest
+
+MISTAKES = [
+    (
+        InputConfig(image_size=225),
+        "image_size 225 is not divisible by patch_size 16 (nearest: 224)",
+    ),
+    (
+        InputConfig(image_size=233),
+        "image_size 233 is not divisible by patch_size 16 (nearest: 240)",
+    ),
+    (InputConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
+    (InputConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
+    (InputConfig(patch_size=0), "patch_size 0 is not in [1, 65536]"),
+    (
+        InputConfig(padded_text_length=41),
+        "padded_text_length 41 is not between 0 and text_length 40",
+    ),
+    (
+        InputConfig(padded_text_length=-1),
+        "padded_text_length -1 is not between 0 and text_length 40",
+    ),
+    (InputConfig(text_length=1), "text_length 1 is not in [2, 65536]"),
+    (EveModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
+    (EveModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
+    (EveModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
+    (EveModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
+    (EveModelConfig(top_k=0), "top_k 0 is not in [1, 65536]"),
+    (EveModelConfig(mlp_ratio=float("inf")), "mlp_ratio inf is not in (0, 65536]"),
+    (EveModelConfig(init_std=float("nan")), "init_std nan is not in (0, inf)"),
+    (EveModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
+    (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
+    (EveModelConfig(embed_dim=0), "embed_dim 0 is not in [1, 65536]"),
+    (
+        EveModelConfig(shallow_ffn="none"),
+        "shallow_ffn 'none' is not one of shared, modality, modality_vl, moe",
+    ),  # pyright: ignore
+    (
+        EveModelConfig(routing="referense"),
+        "routing 'referense' is not one of dropless, reference, reference-dropless",
+    ),  # pyright: ignore
+    (
+        EveModelConfig(top_k=1, routing="reference"),
+        "top_k 1, but routing reference is always top 2",
+    ),
+    (EveModelConfig(balance_weight=-1.0), "balance_weight -1.0 is not in [0, inf)"),
+    (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
+    (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
+    (MaskedSignalConfig(mask_replace_prob=1.1), "mask_replace_prob 1.1 is not in [0, 1]"),
+    (MaskedSignalConfig(mim_weight=-1.0), "mim_weight -1.0 is not in [0, inf)"),
+    (
+        MaskedSignalConfig(mim_weight=0.0, joint_masking=True),
+        "joint_masking needs both mim_weight and mlm_weight above 0",
+    ),
+    (
+        MaskedSignalConfig(decoder_dim=100),
+        "decoder_dim 100 is not divisible by 4 × decoder_num_heads",
+    ),
+    (
+        MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0),
+        "mim_weight and mlm_weight are both 0: nothing to learn",
+    ),
+    (ContrastMatchConfig(itc_weight=-1.0), "itc_weight -1.0 is not in [0, inf)"),
+    (
+        ContrastMatchConfig(itc_weight=0.0),
+        "itm_negatives local are sampled by contrastive similarity, but itc_weight is 0: set it to random_half",
+    ),
+    (
+        ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),
+        "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn",
+    ),
+    (
+        ContrastMatchConfig(itc_targets="words"),
+        "itc_targets 'words' is not one of image, diagonal, same_text, semantic",
+    ),  # pyright: ignore
+    (
+        ContrastMatchConfig(itc_targets="semantic", memory_batches=2),
+        "memory_batches keeps no labels, which itc_targets semantic needs: set memory_batches to 0",
+    ),
+    (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight nan is not in (-inf, inf)"),
+    (ContrastMatchConfig(itm_weight=-1.0), "itm_weight -1.0 is not in [0, inf)"),
+    (ContrastMatchConfig(projection_dim=-1), "projection_dim -1 is not in [0, 65536]"),
+    (
+        ContrastMatchConfig(decoder_dim=100),
+        "decoder_dim 100 is not divisible by 4 × decoder_num_heads",
+    ),
+    (RetrievalConfig(itc_weight=-1.0), "itc_weight -1.0 is not in [0, inf)"),
+    (
+        RetrievalConfig(itm_weight=0.0),
+        "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too",
+    ),
+    (
+        RetrievalConfig(itm_weight=0.0, rerank=0, itm_batchnorm=True),
+        "itm_batchnorm has no effect while itm_weight is 0: there is no matching head",
+    ),
+    (
+        RetrievalConfig(rerank=1),
+        "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1",
+    ),
+    (RetrievalConfig(memory_batches=-1), "memory_batches -1 is not in [0, inf)"),
+    (RetrievalConfig(captions_per_image=-1), "captions_per_image -1 is not in [0, inf)"),
+    (VQAConfig(min_answer_count=0), "min_answer_count 0 is not in [1, inf)"),
+    (DataConfig(train=()), "train and val must each name a source"),
+    (DataConfig(train_weights=(1.0, 2.0)), "train_weights has 2 values for 1 train sources"),
+    (DataConfig(train_weights=(0.0,)), "train_weights (0.0,) is not in (0, inf)"),
+    (
+        DataConfig(crop_scale=(0.9, 0.5)),
+        "crop_scale (0.9, 0.5) is not within (0, 1], smaller first",
+    ),
+    (
+        DataConfig(crop_scale=(0.0, 1.0)),
+        "crop_scale (0.0, 1.0) is not within (0, 1], smaller first",
+    ),
+    (DataConfig(num_workers=-1), "num_workers -1 is not in [0, inf)"),
+    (DataConfig(max_invalid_fraction=1.5), "max_invalid_fraction 1.5 is not in [0, 1]"),
+    (DataConfig(val_samples=0), "val_samples 0 is not in [1, inf)"),
+    (TokenizerConfig(vocab_size=100), "vocab_size 100 is not in [261, 64000]"),
+    (TokenizerConfig(vocab_size=70_000), "vocab_size 70000 is not in [261, 64000]"),
+    (
+        TrainConfig(batch_size=10, accumulation=3),
+        "batch_size 10 is not divisible by accumulation 3",
+    ),
+    (TrainConfig(warmup=1.0), "warmup 1.0 is not in [0, 1)"),
+    (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) is not in [0, 1)"),
+    (TrainConfig(steps=0), "steps 0 is not in [1, inf)"),
+    (TrainConfig(head_lr_multiplier=0.0), "head_lr_multiplier 0.0 is not in (0, inf)"),
+    (
+        TrainConfig(lr_multipliers=(("a", 1.0), ("b", 0.0))),
+        "lr_multipliers: the factor of 'b' must be above 0, got 0.0",
+    ),
+    (TrainConfig(lr=-1e-4), "lr -0.0001 is not in (0, inf)"),
+    (TrainConfig(clip_norm=-1.0), "clip_norm -1.0 is not in [0, inf)"),
+    (TrainConfig(seed=-1), "seed -1 is not in [0, inf)"),
+]
+TASK_OF = {
+    "icons_search": "retrieval",
+    "search_small": "retrieval",
+    "questions_small": "vqa",
+    "statements_small": "nlvr2",
+    "labels_small": "classification",
+    "mlim_pairs": "pair",
+}  # of recipes that do not name theirs
+SECTIONS = {
+    InputConfig: "input",
+    EveModelConfig: "model",
+    HeadlessConfig: "task",
+    MaskedSignalConfig: "task",
+    ContrastMatchConfig: "task",
+    RetrievalConfig: "task",
+    VQAConfig: "task",
+    NLVR2Config: "task",
+    MlimConfig: "task",
+    PairConfig: "task",
+    DataConfig: "data",
+    TokenizerConfig: "tokenizer",
+    TrainConfig: "train",
+}
+
+
+@pytest.mark.parametrize(("section", "message"), MISTAKES)
+def test_each_mistake_is_named_as_it_is_typed(section, message):
+    assert len(section.validate()) == 1
+    with pytest.raises(UserError) as caught:
+        Config(recipe="x", out=Path("x"), **{SECTIONS[type(section)]: section})
+    assert str(caught.value).startswith(f"{SECTIONS[type(section)]}.{message}")
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        Config(
+            recipe="x",
+            out=Path("x"),
+            input=InputConfig(image_size=225, padded_text_length=50),
+            model=EveModelConfig(embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
+            task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
+            data=DataConfig(num_workers=-1, max_invalid_fraction=2.0),
+            tokenizer=TokenizerConfig(vocab_size=1),
+            train=TrainConfig(warmup=1.0, seed=-1, betas=(2.0, 0.9)),
+        )
+    problems = str(caught.value).split("; ")
+    assert len(problems) == 12
+    starts = (
+        ["input"] * 2 + ["model"] * 2 + ["task"] * 2 + ["data"] * 2 + ["tokenizer"] + ["train"] * 3
+    )
+    assert [problem.partition(".")[0] for problem in problems] == starts
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_is_documented_and_frozen():
+    for section in (*SECTIONS, Config):
+        assert section.__doc__
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            section(**({"recipe": "x", "out": Path("x")} if section is Config else {})).x = 1
+        with pytest.raises(TypeError):
+            section(1, 2)  # pyright: ignore[reportCallIssue]
+
+
+def test_lists_come_back_with_their_items_checked():
+    config = TrainConfig(
+        freeze=("a.*", "b"), lr_multipliers=(*layer_decay(2, 0.5), ("c", 2)), betas=(0, 0.9)
+    )
+    text = json.dumps(to_dict(config))
+    assert from_dict(TrainConfig, json.loads(text), "config.json") == config
+    for wrong, message in (
+        ({"lr_multipliers": [["a", 1.0, 2.0]]}, "has 3 values, expected 2"),
+        (
+            {"lr_multipliers": [["a", "b"]]},
+            "config.json: lr_multipliers[0][1] 'b': JSON str, expected a number",
+        ),
+        ({"lr_multipliers": ["ab"]}, "lr_multipliers[0] 'ab': JSON str, expected a list"),
+        ({"freeze": [1]}, "freeze[0] 1: JSON int, expected a text"),
+        ({"betas": [0.9]}, "has 1 values, expected 2"),
+        ({"betas": [0.9, None]}, "betas[1] None: JSON NoneType, expected a number"),
+        ({"steps": True}, "config.json: steps True: JSON bool, expected a whole number"),
+        ({"lr": False}, "lr False: JSON bool, expected a number"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            from_dict(TrainConfig, wrong, "config.json")
+
+
+@pytest.mark.parametrize("name", recipes("pretrain"))
+def test_recipes_come_back_from_their_file(name):
+    config = get_recipe(name)
+    assert config.recipe == name
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
+    assert again == config
+    assert to_dict(again) == to_dict(config)
+    assert recipes("pretrain")[name].__doc__
+
+
+@pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])
+@pytest.mark.parametrize("name", recipes("finetune"))
+def test_fine_tuning_recipes_come_back_from_their_file(name, init):
+    """With the section of their own task, and the encoder of the run that they start from."""
+    start = get_recipe(init)
+    config = get_finetune_recipe(name, start)
+    assert (config.recipe, config.init) == (name, start.out)
+    assert config.task.name == TASK_OF.get(name, name.rpartition("_")[2])
+    kept = (
+        replace(config.model, drop_path=start.model.drop_path) if "vlmo" in name else config.model
+    )  # pyright: ignore
+    assert kept == start.model
+    assert replace(config.input, image_size=start.input.image_size) == start.input
+    assert config.input.image_size >= start.input.image_size
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
+    assert again == config
+    assert type(again.task) is type(config.task)
+    assert recipes("finetune")[name].__doc__
+
+
+def test_the_flags_of_a_config_give_it_again():
+    recipe = get_finetune_recipe("icons_search", get_recipe("tiny"))
+    train = {
+        "lr_multipliers": (("encoder.text.*", 3.0), ("*", 0.5)),
+        "betas": (0.8, 0.9),
+        "compile": True,
+    }
+    data = {"train": ("a.jsonl", "b c.jsonl"), "batches_from": None, "flip": True}
+    config = replace(
+        recipe, train=replace(recipe.train, **train), data=replace(recipe.data, **data)
+    )
+    assert (
+        parse(
+            TrainArgs, changed_flags(config, recipe), "eve", None, TrainArgs(config=recipe)
+        ).config
+        == config
+    )
+
+
+def test_what_has_no_use_with_or_without_a_start_is_refused():
+    with pytest.raises(
+        UserError, match=r"^scratch limits what --init gives, but there is no --init; name a run$"
+    ):
+        Config(recipe="x", out=Path("x"), scratch=True)
+    with pytest.raises(
+        UserError,
+        match=r"^train\.head_lr_multiplier has no effect without --init: all parameters are new$",
+    ):
+        Config(recipe="x", out=Path("x"), train=TrainConfig(head_lr_multiplier=2.0))
+    with pytest.raises(
+        UserError,
+        match=r"^tokenizer\.path has no effect with --init, which brings its run's tokenizer$",
+    ):
+        Config(
+            recipe="x",
+            out=Path("x"),
+            init=Path("y"),
+            tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
+        )
+    for start in ({}, {"init": Path("y"), "scratch": True}):
+        with pytest.raises(
+            UserError, match=r"init_allow_missing has no effect without weights from an --init run$"
+        ):
+            Config(recipe="x", out=Path("x"), init_allow_missing=("encoder.norm.*",), **start)
+    Config(recipe="x", out=Path("x"), init=Path("y"), init_allow_missing=("encoder.norm.*",))
+    Config(
+        recipe="x",
+        out=Path("x"),
+        init=Path("y"),
+        scratch=True,
+        train=TrainConfig(head_lr_multiplier=2.0),
+    )
+
+
+def test_a_file_names_its_task():
+    values = to_dict(get_finetune_recipe("scenes_vqa", get_recipe("tiny")))
+    values["task"]["name"] = "vqaa"
+    with pytest.raises(
+        UserError, match=r"^run/config\.json: no task 'vqaa'; did you mean 'vqa'\?$"
+    ):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = to_dict(MaskedSignalConfig()) | {"name": "retrieval"}
+    with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'image_mask_ratio'"):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = ["vqa"]
+    with pytest.raises(
+        UserError, match=r"^run/config\.json: task \['vqa'\]: JSON list, expected an object$"
+    ):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = {}
+    with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'; choose from "):
+        from_dict(Config, values, "run/config.json")
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["name"] = "evee"
+    with pytest.raises(
+        UserError, match=r"^run/config\.json: no model 'evee'; did you mean 'eve'\?$"
+    ):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_values_of_every_kind_come_back():
+    config = replace(
+        get_recipe("tiny"),
+        out=Path("some/where"),
+        data=DataConfig(
+            train=("a.jsonl", "b.tar"),
+            val=("c.csv",),
+            train_weights=(1.0, 2.5),
+            image_root=Path("/data"),
+            image_column="url",
+        ),
+        tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
+        train=TrainConfig(betas=(0.5, 0.75), dtype="bfloat16", schedule="linear"),
+    )
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
+    assert again == config
+    assert isinstance(again.data.image_root, Path)
+    assert again.data.train == ("a.jsonl", "b.tar")
+    assert isinstance(again.train.betas, tuple)
+
+
+def test_unknown_and_missing_keys_are_refused_with_the_nearest_name():
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["embed_dimm"] = values["model"].pop("embed_dim")
+    with pytest.raises(
+        UserError, match=r"^run/config\.json: unknown key 'embed_dimm'; did you mean 'embed_dim'\?$"
+    ):
+        from_dict(Config, values, "run/config.json")
+    values = to_dict(get_recipe("tiny"))
+    del values["out"]
+    with pytest.raises(
+        UserError, match=r"^run/config\.json: key 'out' is missing from section Config$"
+    ):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_what_an_older_version_did_not_write_takes_its_default():
+    values = to_dict(get_recipe("tiny"))
+    del (
+        values["model"]["routing"],
+        values["train"]["clip_norm"],
+        values["input"]["padded_text_length"],
+    )
+    config = from_dict(Config, values, "run/config.json")
+    assert isinstance(config.model, EveModelConfig)
+    assert config.input.padded_text_length == 0
+    assert (config.model.routing, config.train.clip_norm) == (
+        EveModelConfig.routing,
+        TrainConfig.clip_norm,
+    )
+
+
+def test_wrong_values_in_a_file_are_found_like_those_of_flags():
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["top_k"] = 99
+    with pytest.raises(UserError, match=r"model\.top_k 99 is larger than num_experts 4"):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_nearest_names():
+    assert nearest("scens", ["scenes", "demo"]) == "'scens'; did you mean 'scenes'?"
+    assert nearest("zzz", ["scenes", "demo"]) == "'zzz'; choose from demo, scenes"
+    with pytest.raises(UserError, match="no recipe 'bas'; did you mean 'base'"):
+        get_recipe("bas")
+    with pytest.raises(UserError, match="no recipe 'scenes_vqaa'; did you mean 'scenes_vqa'"):
+        get_finetune_recipe("scenes_vqaa", get_recipe("tiny"))
+
+
+def test_derived_sizes_of_the_papers_models():
+    base, large, sizes = (
+        get_recipe("base").model,
+        get_recipe("large").model,
+        get_recipe("base").input,
+    )
+    assert isinstance(base, EveModelConfig)
+    assert isinstance(large, EveModelConfig)
+    assert (sizes.num_patches, sizes.patch_dim, base.ffn_dim) == (196, 768, 3072)
+    assert (sizes.max_text_tokens, replace(sizes, padded_text_length=30).max_text_tokens) == (
+        40,
+        30,
+    )
+    assert base.ffn_policies == ("modality",) * 10 + ("moe",) * 2
+    assert (large.ffn_dim, large.ffn_policies) == (4096, ("modality",) * 21 + ("moe",) * 3)
+    train, other = get_recipe("base").train, get_recipe("large").train
+    assert (train.steps, train.batch_size, train.lr) == (480_000, 2048, 5e-4)
+    assert (other.steps, other.batch_size, other.lr) == (280_000, 2048, 2e-4)

@@ -1,0 +1,211 @@
+"""The real command line on CPU: pre-train → resume → evaluate → report → inspect."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from eve_vl.metrics.intervals import from_json, to_json
+from eve_vl.train.log import read_log
+
+
+def numbers_in(path: Path) -> dict[str, float]:
+    """The numbers of a file, which know how sure they are."""
+    numbers = from_json(json.loads(path.read_text()))
+    assert to_json(numbers)["certainty"]
+    numbers.pop("data", None)  # of an evaluation; training keeps data.json
+    return numbers
+
+
+def test_pretrain_evaluate_report(eve, tmp_path: Path):
+    done = eve("pretrain", "tiny", "--out", "run", "--train.dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    assert "report: run/report.html" in done.stdout
+    metrics = numbers_in(tmp_path / "run/metrics.json")
+    for name in (
+        "mlm_acc",
+        "mlm_acc_wrong_image",
+        "mlm_acc_unigram",
+        "mim_mse",
+        "mim_mse_mean_baseline",
+        "mim_mse_wrong_caption",
+    ):
+        assert name in metrics
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.3
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [10, 20]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        "step_00000010",
+        "step_00000020",
+    ]
+
+    done = eve("evaluate", "masked_signal", "run", "--samples", 64, "--json", "again.json")
+    assert done.returncode == 0, done.stderr
+    assert numbers_in(tmp_path / "again.json") == pytest.approx(metrics, abs=1e-6)
+
+    done = eve(
+        "evaluate",
+        "masked_signal",
+        "run/checkpoints/step_00000010",
+        "--data",
+        "scenes:test_novel",
+        "--json",
+        "o/novel.json",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "o/novel.json").read_text())["mlm_acc"] != metrics["mlm_acc"]
+
+    done = eve("inspect", "run", "--json", "inspect.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "inspect.json").read_text())["parameters"]["total"] > 100_000
+
+    again = eve(
+        "pretrain", "tiny", "--out", "run", "--train.dtype", "float32"
+    )  # a finished run is only evaluated and reported again
+    assert again.returncode == 0, again.stderr
+    assert numbers_in(tmp_path / "run/metrics.json") == metrics
+    assert (tmp_path / "run/log.jsonl").read_text().count('"train"') == 4
+
+
+def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
+    """A user's own images, from a folder and a JSONL file, mixed with weights, and a tokenizer trained before."""
+    colors = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+    (tmp_path / "folder").mkdir()
+    rows = []
+    for number in range(12):
+        color = list(colors)[number % 3]
+        Image.new("RGB", (60, 40 + number), colors[color]).save(tmp_path / f"folder/{number}.jpg")
+        (tmp_path / f"folder/{number}.txt").write_text(f"a plain {color} image number {number}\n")
+        rows.append(
+            {
+                "image": f"folder/{number}.jpg",
+                "captions": [f"{color} all over", f"nothing but {color}"],
+            }
+        )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert eve("data", "check", "folder", "--json", "check.json").returncode == 0
+    (tmp_path / "words.txt").write_text("zyzzyva zyzzyva\n" * 50)  # of texts alone too
+    done = eve(
+        "tokenizer",
+        "train",
+        "folder",
+        "rows.jsonl",
+        "words.txt",
+        "--out",
+        "tok.json",
+        "--vocab-size",
+        300,
+    )
+    assert done.returncode == 0, done.stderr
+    done = eve(
+        *(
+            "pretrain",
+            "tiny",
+            "--out",
+            "mine",
+            "--data.train",
+            "folder",
+            "rows.jsonl",
+            "--data.train-weights",
+            1,
+            3,
+        ),
+        *(
+            "--data.val",
+            "rows.jsonl",
+            "--tokenizer.path",
+            "tok.json",
+            "--train.steps",
+            4,
+            "--data.num-workers",
+            1,
+        ),
+        *("--train.dtype", "float32"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
+    metrics = numbers_in(tmp_path / "mine/metrics.json")
+    (logged,) = (row for row in read_log(tmp_path / "mine") if row["kind"] == "val")
+    assert logged == {"kind": "val", "step": 4, **metrics}
+
+    for data in (
+        (),
+        ("--data", "rows.jsonl"),
+        ("--data", tmp_path / "rows.jsonl"),
+    ):  # it was validated on what it was trained on
+        done = eve("evaluate", "masked_signal", "mine", *data, "--json", "mine.json")
+        assert done.returncode == 0, done.stderr
+        again = numbers_in(tmp_path / "mine.json")
+        assert {name: again[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
+        assert (
+            "note: of 12 rows compared, 12 show what this run was trained on"
+            in done.stdout.splitlines()
+        )
+    few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
+    own = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
+    assert (
+        eve(
+            "finetune", "demo_retrieval", "--init", "mine", "--out", "search", *own, *few
+        ).returncode
+        == 0
+    )
+
+
+def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
+    flags = (
+        "--train.freeze",
+        "encoder.text.*",
+        "--train.lr-multipliers",
+        "encoder.image.*",
+        1e-9,
+        "pixel_decoder.*",
+        0.5,
+    )
+    start = (
+        "pretrain",
+        "tiny",
+        "--out",
+        "run",
+        "--train.save-every",
+        1,
+        "--train.keep-checkpoints",
+        3,
+        "--train.warmup",
+        0,
+    )
+    start += ("--train.dtype", "bfloat16")
+    done = eve(*start, "--train.steps", 2, *flags)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        load_file(path / "model.safetensors")
+        for path in sorted((tmp_path / "run/checkpoints").iterdir())
+    )
+    assert torch.equal(one["encoder.text.words.weight"], two["encoder.text.words.weight"])
+    torch.testing.assert_close(
+        one["encoder.image.proj.weight"], two["encoder.image.proj.weight"], rtol=0, atol=1e-9
+    )
+    assert not torch.equal(
+        one["encoder.blocks.0.attn.qkv.weight"], two["encoder.blocks.0.attn.qkv.weight"]
+    )
+    assert eve(*start, "--train.steps", 2, *flags).returncode == 0
+    refused = eve(*start, "--train.steps", 2).stderr
+    assert "train.freeze encoder.text.* → none; " in refused
+    assert "train.lr_multipliers encoder.image.* 1e-09 pixel_decoder.* 0.5 → none; " in refused
+
+
+def test_help_names_every_verb_and_recipe(eve):
+    from eve_vl.cli import VERBS
+    from eve_vl.cli.predict import call_verbs
+    from eve_vl.recipes import recipes
+
+    text = eve("--help").stdout
+    assert all(verb in text for verb in (*VERBS, *call_verbs()))
+    text = eve("pretrain", "--help").stdout
+    assert all(recipe in text for recipe in recipes("pretrain"))
+    text = eve("finetune", "--help").stdout
+    assert all(recipe in text for recipe in recipes("finetune"))
+    assert "--train.lr" in eve("pretrain", "tiny", "--help").stdout

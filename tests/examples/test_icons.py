@@ -1,0 +1,244 @@
+"""The icons example builds its set from a made-up package; neither npm nor resvg-py is needed."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from eve_vl.utils.errors import UserError
+from helpers.example_builds import EXAMPLES, load_example
+
+icons = load_example("icons")
+
+FAKE_RESVG = """
+import io
+from PIL import Image
+
+def svg_to_bytes(*, svg_string, width, height, background, skip_system_fonts):
+    image = Image.new("RGB", (width, height), background)
+    image.putpixel((3, 5), (0, 0, 0))
+    image.save(png := io.BytesIO(), "PNG")
+    return list(png.getvalue())
+"""
+
+
+def drawing(tenths: int, **others: object) -> dict[str, object]:
+    """An icon of which a part is black."""
+    return {"body": f'<path d="M0 0h{tenths}"/>', **others}
+
+
+SETS = {
+    "lets-icons": {
+        "sun-24-filled": drawing(1),
+        "sun-filled": drawing(2),
+        "moon": drawing(3),
+        "old": drawing(4, hidden=True),
+    },
+    "lucide": {"wide": drawing(5, width=48), "nothing": drawing(0), "everything": drawing(10)},
+    "fluent": {
+        "ant-16-filled": drawing(6),
+        "ant-24-filled": drawing(7),
+        "ant-24-light": drawing(8),
+        "bee-24-regular": drawing(9),
+    },
+}
+
+
+@pytest.fixture
+def packages(tmp_path):
+    folder = tmp_path / "node_modules" / "@iconify" / "json" / "json"
+    folder.mkdir(parents=True)
+    for names in icons.SPLITS.values():
+        for name in names.split():
+            info = {"license": {"spdx": f"{name}-licence"}, "palette": name.endswith("-color")}
+            content = {
+                "info": info,
+                "icons": SETS.get(name, {"house": drawing(5)}),
+                "width": 24,
+                "height": 24,
+            }
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path / "node_modules"
+
+
+def render(svg: str, size: int) -> Image.Image:
+    """An image that is black from the left to where the path ends, as wide and high as the view."""
+    root = ET.fromstring(svg)
+    tenths = int(root[0].attrib["d"].partition("h")[2])
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    side = max(width, height)
+    image = Image.new("RGB", (round(size * width / side), round(size * height / side)), "white")
+    image.paste("black", (0, 0, image.width * tenths // 10, image.height))
+    return image
+
+
+def tenths_of(png: bytes) -> int:
+    """What was drawn, of an image of ten columns."""
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (10, 10)
+        return sum(image.convert("L").getpixel((column, 9)) == 0 for column in range(10))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return parquet.read_table(path).to_pylist()
+
+
+def first(*names: str) -> str:
+    return min(names, key=lambda name: hashlib.sha1(name.encode()).hexdigest())
+
+
+def test_the_set_is_built(packages, tmp_path):
+    out = tmp_path / "icons"
+    counts = icons.build(packages, out, render, size=10)
+    built = {split: rows_of(out / f"{split}.parquet") for split in ("train", "val", "test_sets")}
+    assert set(counts.elements()) == {
+        (split, row["license"]) for split, rows in built.items() for row in rows
+    }
+    assert {split: len(rows) for split, rows in built.items()} == {
+        "train": 58 + 2,
+        "val": 2,
+        "test_sets": 1 + 1,
+    }
+    every = {(row["set"], row["caption"]): row for rows in built.values() for row in rows}
+    assert {
+        caption: tenths_of(row["image"]) for (name, caption), row in every.items() if name in SETS
+    } == {
+        "sun filled": {"sun-24-filled": 1, "sun-filled": 2}[first("sun-24-filled", "sun-filled")],
+        "moon": 3,
+        "wide": 5,  # stretched
+        "ant filled": 7,
+        "bee regular": 9,
+    }
+    assert {row["caption"] for (name, _), row in every.items() if name not in SETS} == {"house"}
+    assert every["tabler", "house"].keys() == {"image", "caption", "set", "license"}
+    assert every["tabler", "house"]["license"] == "tabler-licence"
+    for rows in built.values():
+        keys = [hashlib.sha1(f"{row['set']}{row['caption']}".encode()).hexdigest() for row in rows]
+        assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("arrow-up", "arrow up"),
+        ("house-24-filled", "house filled"),
+        ("360-view", "view"),
+        ("heart-24px", "heart 24px"),
+        ("pet-remix", "pet"),
+        ("4k", ""),
+        ("r2d2", ""),
+        ("a-b", ""),
+        ("one-two-three-four-five-six-seven-eight", "one two three four five six seven eight"),
+        ("one-two-three-four-five-six-seven-eight-nine", ""),
+        ("one-two-three-four-five-six-seven-eight-9", "one two three four five six seven eight"),
+    ],
+)
+def test_captions(name, caption):
+    assert icons.caption_of(name) == caption
+
+
+def test_the_first_ones_by_checksum_are_taken_and_empty_ones_are_replaced(packages, monkeypatch):
+    names = [f"icon-{letter * 3}" for letter in "abcdefghij"]
+    order = sorted(names, key=lambda name: hashlib.sha1(name.encode()).hexdigest())
+    empty = {order[1], order[4]}
+    path = packages / "@iconify/json/json/wi.json"
+    content = json.loads(path.read_text())
+    content["icons"] = {name: drawing(0 if name in empty else 5) for name in names}
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(icons, "MOST", 4)
+    drawn = []
+
+    def each(draw, svgs):
+        svgs = list(svgs)
+        drawn.append(len(svgs))
+        return map(draw, svgs)
+
+    rows = icons.IconSet.read(packages, "wi").rows(
+        lambda svg, colors: None if "h0" in svg else b"png", each
+    )
+    assert [row["caption"].replace(" ", "-") for row in rows] == [
+        order[index] for index in (0, 2, 3, 5)
+    ]
+    assert drawn == [4, 1, 1]
+
+
+@pytest.mark.parametrize("colors", [16, 64])
+def test_images_have_few_colours(colors):
+    gradient = Image.linear_gradient("L").resize((64, 64))
+    png = icons.draw_png("", colors, lambda *_: gradient.convert("RGB"), 64)
+    with Image.open(io.BytesIO(png)) as image:
+        pixels = np.asarray(image.convert("L"), dtype=int)
+    assert pixels.shape == (64, 64)
+    assert 2 < len(np.unique(pixels)) <= colors
+    assert np.abs(pixels - np.asarray(gradient)).max() < 256 / colors
+
+
+def test_the_script_runs_from_anywhere_in_processes(packages, tmp_path, eve):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "resvg_py.py").write_text(FAKE_RESVG)
+    path = os.pathsep.join([str(tmp_path / "lib"), str(EXAMPLES.parent)])
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "icons" / "build.py", "icons", "--packages", packages],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "icons/val.parquet: 2 icons (2 lets-icons-licence)" in done.stdout.splitlines()
+    assert len(rows_of(tmp_path / "icons" / "train.parquet")) == 60
+    assert sorted(path.name for path in (tmp_path / "icons").iterdir()) == [
+        "test_sets.parquet",
+        "train.parquet",
+        "val.parquet",
+    ]
+    checked = eve("data", "check", tmp_path / "icons" / "train.parquet")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_file_is_replaced_as_a_whole(packages, tmp_path):
+    out = tmp_path / "icons"
+    icons.build(packages, out, render, size=10)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def fails(svg: str, size: int) -> Image.Image:
+        if "h9" in svg:
+            raise KeyboardInterrupt
+        return render(svg, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        icons.build(packages, out, fails, size=20)
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["train.parquet"] == before["train.parquet"]
+    assert after["val.parquet"] != before["val.parquet"]
+
+
+def test_mistakes_are_told_in_one_line(packages, tmp_path, monkeypatch, capsys):
+    with pytest.raises(
+        UserError,
+        match=r"lets-icons\.json: No such file or directory; --packages must be .* @iconify/json@",
+    ):
+        icons.build(tmp_path, tmp_path / "icons", render)
+    monkeypatch.setattr(sys, "argv", ["build.py", "icons", "--size", "0"])
+    with pytest.raises(SystemExit):
+        icons.main()
+    assert capsys.readouterr().err.endswith(
+        "argument --size: '0' is not a whole number of at least 1\n"
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        UserError, match=r"^pyarrow, for Parquet files, .*: pip install -e '\.\[parquet\]'$"
+    ):
+        icons.build(packages, tmp_path / "icons", render)

@@ -1,0 +1,94 @@
+"""A world of many processes of which one is here, on tensors without values: shapes, and what it sends."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eve_vl.config import Config
+from eve_vl.model import moe
+from eve_vl.run.inspect import _example_batch
+from eve_vl.run.loading import build_untrained
+from eve_vl.tasks.task import Sizes
+from eve_vl.train import processes, shard
+from eve_vl.train.optim import build_optimizer
+
+
+@contextlib.contextmanager
+def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
+    """Be one process of a world."""
+
+    def alike(found: list[Any], value: object) -> None:
+        found[:] = [value] * size
+
+    def own_mesh(
+        device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]
+    ) -> DeviceMesh:
+        """Return a mesh that is equal to no other rank's: torch caches what it finds for equal ones."""
+        return init_device_mesh(
+            device, shape, mesh_dim_names=tuple(f"{name}_{rank}" for name in mesh_dim_names)
+        )
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    try:
+        with (
+            mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(per_machine)),
+            mock.patch.object(dist, "all_gather_object", alike),
+            mock.patch.object(shard, "init_device_mesh", own_mesh),
+        ):
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Sent(TorchDispatchMode):
+    """Collective operations with the bytes of their tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "c10d" in func.namespace:
+            tensors = [each for each in pytree.tree_leaves(args) if isinstance(each, torch.Tensor)]
+            self.found.append((func._opname, sum(each.nbytes for each in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def sharded(config: Config) -> Iterator[Any]:
+    """Give a task in shards, without values."""
+    device = torch.device("cpu")
+    with torch.device("meta"):
+        task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size)).train()
+    mesh = shard._mesh(device)  # made of values
+    by_one = mock.patch.object(
+        moe, "grouped_linear", lambda x, weight, _: x @ weight[0].t()
+    )  # no row knows its expert
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(shard, "_mesh", lambda _: mesh),
+        by_one,
+    ):
+        task.to_empty(device=device)
+        processes.parallelize(task, device, "shard")
+        yield task
+
+
+def sent_in_a_step(task: Any) -> list[tuple[str, int]]:
+    """Return the collective operations of a training step."""
+    optimizer = build_optimizer(task.named_parameters(), task.config.train)
+    with Sent() as sent:
+        (batch,) = task.before_step([_example_batch(task)])
+        task(batch).loss.backward()
+        shard.clip_gradients(task, 1.0)
+        optimizer.step()
+    return sent.found

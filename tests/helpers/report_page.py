@@ -1,0 +1,109 @@
+"""A strict reader of report pages, and tiny runs to report on."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from eve_vl.config import Config, TaskConfig
+from eve_vl.recipes import get_recipe
+from eve_vl.report.page import write_report
+from eve_vl.run.training import train
+
+VOID = {"meta", "img", "br", "input"}
+SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
+
+
+class Page(HTMLParser):
+    """A strict reader: every element is closed in order; collects what the tests look at."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.images: dict[str, np.ndarray] = {}
+        self.words: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        assert all(value is not None for _, value in attrs)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        values = dict(attrs)
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        if tag == "img":
+            kind, _, data = (values["src"] or "").partition(",")
+            assert kind == "data:image/png;base64"
+            assert values["alt"] not in self.images
+            self.images[values["alt"] or ""] = np.asarray(
+                Image.open(io.BytesIO(base64.b64decode(data)))
+            )
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        if tag in SVG_EMPTY:
+            self.handle_starttag(tag, attrs)
+            self.open.pop()
+        else:
+            raise AssertionError(f"<{tag}/> is not HTML")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def assert_self_contained(path: Path) -> None:
+    """Nothing on the page comes from elsewhere, runs, or points to what is not there."""
+    html, page = path.read_text(), Page(path)
+    assert not {"script", "link", "iframe", "object", "image", "use"} & page.tags
+    assert not re.search(r"https?:|url\(|@import|xmlns", html)
+    assert len(page.ids) == len(set(page.ids))
+    for _, name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("srcset", "data", "xlink:href", "action")
+        assert name != "src" or value.startswith("data:")
+        assert name != "href" or value[1:] in page.ids
+
+
+def tiny(
+    out: Path,
+    tokenizer: Path | None,
+    *,
+    steps: int = 1,
+    model: dict | None = None,
+    task: dict | TaskConfig | None = None,
+    data: dict | None = None,
+) -> Config:
+    config = get_recipe("tiny")
+    return replace(
+        config,
+        out=out,
+        model=replace(
+            config.model, **{"init_std": 0.1, "layer_scale_init": 1.0, **(model or {})}
+        ),  # captions matter from the start
+        task=task if isinstance(task, TaskConfig) else replace(config.task, **(task or {})),
+        data=replace(config.data, **{"val_samples": 16, **(data or {})}),
+        tokenizer=replace(config.tokenizer, path=tokenizer),
+        train=replace(config.train, steps=steps, threads=1, log_every=1, val_every=2, save_every=2),
+    )
+
+
+def trained(config: Config) -> Path:
+    """Train a run and write its page, as the command line does; the path of the page."""
+    assert train(config)
+    return write_report(config.out)

@@ -1,0 +1,30 @@
+"""Shortcuts of runs in tests, in this process and in those that forked.py starts."""
+
+import os
+from functools import lru_cache
+
+import torch
+
+from eve_vl.evaluation import classifiers
+from eve_vl.run import training
+from eve_vl.synthetic import scenes
+
+classifiers.GENERATED_ROWS = (
+    500  # training questions of the image-ablated baselines; 10,000 take seconds
+)
+training.ROWS_PER_TOKEN = (
+    3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
+)
+RUN_LINES = training.run_lines
+training.run_lines = (
+    lambda *_: []
+)  # they trace every new config; test_run_summary.py and test_recipes_start.py call them
+torch.cpu._is_avx512_bf16_supported = lambda: (
+    False
+)  # bfloat16 compiles a kernel for each shape; its tests name it
+scenes.sample_scene, scenes.captions = map(
+    lru_cache(10_000), (scenes.sample_scene, scenes.captions)
+)  # for all runs alike
+os.fsync = lambda _: (
+    None
+)  # no test cuts the power, and a run syncs dozens of files, milliseconds each

@@ -1,0 +1,121 @@
+"""Tiny runs of every task, in memory or as folders."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eve_vl.config import (
+    ContrastMatchConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+    config_to_json,
+)
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.eve import Eve
+from eve_vl.model.packing import Tokens
+from eve_vl.run.loading import LoadedRun, build_task
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Task
+from helpers.twins import CAPTIONS, randomize, tiny_config
+
+ANSWERS = ("yes", "no", "red", "blue")
+TASKS: dict[str, TaskConfig | None] = {
+    "masked": None,
+    "retrieval": RetrievalConfig(projection_dim=8),
+    "vqa": VQAConfig(),
+    "nlvr2": NLVR2Config(),
+    "nlvr2_paired": NLVR2Config(head="paired"),
+    "nlvr2_compare": NLVR2Config(head="compare"),
+}
+BASELINE = ContrastMatchConfig(
+    mim_weight=1.0, projection_dim=8, decoder_depth=1, decoder_dim=16, decoder_num_heads=2
+)
+TEXT = "two small blue squares on gray"
+TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
+
+
+def tiny_run(
+    name: str,
+    folder: Path = Path("tiny"),
+    *,
+    task: dict | TaskConfig | None = None,
+    model: dict | None = None,
+) -> LoadedRun:
+    """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
+
+    task: fields of the pre-training section, for "masked". model: fields of the model section.
+    """
+    config, tokenizer = (
+        tiny_config(task=task or TASKS[name], model=model),
+        Tokenizer.train(CAPTIONS * 3, 500),
+    )  # whole words
+    built = build_task(config, tokenizer, ANSWERS)
+    randomize(built, seed=1, std=0.35)
+    return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)
+
+
+def write_run(run: LoadedRun, folder: Path) -> Path:
+    """Write what `load_run` reads."""
+    folder.mkdir(parents=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in run.task.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(config_to_json(run.config))
+    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
+    (folder / "answers.json").write_text(json.dumps(ANSWERS))
+    (folder / "state.json").write_text(json.dumps({"step": run.step}))
+    return folder
+
+
+def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """An image: uint8 (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pixels(*images: np.ndarray) -> torch.Tensor:
+    """Images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
+    return torch.stack(
+        [torch.from_numpy(image).permute(2, 0, 1).double() / 255 * 2 - 1 for image in images]
+    ).float()
+
+
+def assert_close(
+    found: np.ndarray,
+    expected: Tensor | np.ndarray | list[float],
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+) -> None:
+    expected = expected.detach().numpy() if isinstance(expected, Tensor) else np.array(expected)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+def ids_of(eve: Eve, text: str) -> Tensor:
+    """Token ids of one text, (1, T)."""
+    return torch.tensor([eve.tokenizer.backend.encode(text).ids])
+
+
+def image_tokens(task: Task, *images: np.ndarray) -> Tokens:
+    return task.encoder.image(pixels(*images))
+
+
+def text_cls(eve: Eve, source_image: np.ndarray, text: str) -> Tensor:
+    """State of the text [CLS] of one pair without padding, (1, D)."""
+    image = image_tokens(eve.task, source_image)
+    return eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, text), None)).x_BND[
+        :, 17
+    ]
+
+
+def token_probabilities(eve: Eve, image: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
+    """What the token head says at some places of a text, (M, V)."""
+    assert isinstance(eve.task, MaskedSignal)
+    text = eve.task.encoder.text(torch.tensor([ids]), None)
+    states = eve.task.encoder.encode(image_tokens(eve.task, image), text).x_BND[0, 17:]
+    return eve.task.token_head(states[places]).softmax(1)

@@ -1,0 +1,174 @@
+"""Tiny fine-tuning tasks with their rows."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from eve_vl import objectives
+from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.data.dataset import RowDataset
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
+from eve_vl.model.packing import Tokens
+from eve_vl.run.loading import build_untrained
+from eve_vl.tasks import task_class
+from eve_vl.tasks.classifiers import NLVR2, VQA
+from eve_vl.tasks.task import Sizes, Task
+from eve_vl.train import evaluation_batches
+from helpers.twins import (
+    ANSWERS,
+    ListSource,
+    pairs,
+    questions,
+    statements,
+    tiny_config,
+    tiny_tokenizer,
+)
+
+TOKENIZER = tiny_tokenizer()
+ANSWER_LIST = (*ANSWERS, "no idea", "A Blue!", "3")  # a list need not be in normal form
+SECTIONS: dict[str, TaskConfig] = {
+    "vqa": VQAConfig(),
+    "nlvr2": NLVR2Config(),
+    "nlvr2_paired": NLVR2Config(head="paired"),
+    "nlvr2_compare": NLVR2Config(head="compare"),
+    "retrieval": RetrievalConfig(rerank=4),
+    "retrieval_merged": RetrievalConfig(rerank=4, dedup_captions=True, itm_batchnorm=True),
+    "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
+}
+CPU = torch.device("cpu")
+SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=ANSWER_LIST)
+
+
+def config_of(name: str, **sections: dict) -> Config:
+    return tiny_config(task=SECTIONS[name], **sections)
+
+
+def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
+    """A task in evaluation mode: its initial weights, the same every time, with noise on all but the temperature, so that
+    no weight is 0 or 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        task = build_untrained(config, SIZES)
+        with torch.no_grad():
+            for name, parameter in task.named_parameters():
+                if not name.endswith("temperature"):
+                    parameter.add_(torch.randn(parameter.shape) * noise)
+    task.eval()
+    if noise and isinstance(task, VQA | NLVR2):
+        _centre(task)
+    return task
+
+
+def _centre(task: VQA | NLVR2) -> None:
+    """Take the mean of some logits away, so that not all rows get the same verdict."""
+    if isinstance(task, VQA):
+        last = task.answer_head[-1]
+    else:
+        heads = {
+            "concat": "concat_head.3",
+            "compare": "compare_head.classify.3",
+            "paired": "paired_head.classify",
+        }
+        last = task.get_submodule(heads[task.settings.head])
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias.sub_(task.predict(rows_of(eval_set(task.config, 16), 16))[0].mean(0))
+
+
+def searchable() -> ListSource[ImageText]:
+    """Eleven rows of nine images; some texts are true of several images, some images have many texts."""
+    rows = [pairs(11)[row] for row in range(11)]
+    # the number that tells texts apart comes first: cut to the same tokens, two texts would tie up to rounding
+    rows = [
+        replace(row, captions=tuple(" ".join(text.split()[::-1]) for text in row.captions))
+        for row in rows
+    ]
+    rows[3] = replace(rows[3], image=rows[0].image, where=rows[0].where)
+    rows[4] = replace(
+        rows[4],
+        image=rows[0].image,
+        where=rows[0].where,
+        captions=("a circle", "a third one", "a fourth"),
+    )
+    rows[6] = replace(rows[6], captions=("a circle",))
+    rows[7] = replace(rows[7], captions=rows[1].captions)
+    return ListSource(rows)
+
+
+SOURCES = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}
+
+
+def train_set(config: Config, count: int) -> RowDataset:
+    source = SOURCES[config.task.name](count)
+    return task_class(type(config.task)).dataset([source], config, TOKENIZER, training=True)
+
+
+def eval_set(config: Config, count: int = 23) -> Any:
+    source = (
+        searchable()
+        if isinstance(config.task, RetrievalConfig)
+        else SOURCES[config.task.name](count)
+    )
+    return evaluator_class(type(config.task)).dataset([source], config, TOKENIZER)
+
+
+def numbers_of(
+    task: Task[Any],
+    dataset: Any,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    skipped: list[Any] | None = None,
+) -> dict[str, float]:
+    """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None: there must be none."""
+    loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
+    with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
+        return evaluator_of(task).evaluate_with_rows(batches).numbers
+
+
+def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
+    """Evaluation batches in another order, with other batch-mates."""
+    positions = [position for batch in dataset.eval_batches(1, 0, 1) for position in batch]
+    random.Random(seed).shuffle(positions)
+    positions.sort(key=lambda position: position[1])  # a search keeps images and texts apart
+    start = 0
+    while start < len(positions):
+        batch = [
+            position
+            for position in positions[start : start + batch_size]
+            if position[1] == positions[start][1]
+        ]
+        yield dataset.collate([dataset[position] for position in batch])
+        start += len(batch)
+
+
+def rows_of(dataset: Any, count: int) -> Any:
+    """The first rows as one batch."""
+    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+
+
+def watch_matching(
+    task: Any, batch: Any, monkeypatch: Any, see: Callable[[Tokens, Tokens], tuple[Any, Any]]
+) -> tuple:
+    """What a forward pass gives to matching: what `see` returns of images and texts, and the labels of the pairs."""
+    seen: list[Any] = []
+    match, matching = task.contrast.match, objectives.matching
+
+    def watched(encoder, image, text, **parts):
+        seen.extend(see(image, text))
+        return match(encoder, image, text, **parts)
+
+    def labelled(logits, is_match):
+        seen.append(is_match)
+        return matching(logits, is_match)
+
+    monkeypatch.setattr(task.contrast, "match", watched)
+    monkeypatch.setattr(objectives, "matching", labelled)
+    task(batch)
+    return tuple(seen)

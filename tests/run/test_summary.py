@@ -1,0 +1,224 @@
+"""The lines before a start: memory, and fields that may change on resume."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.data.kinds.pairs import ItemPair
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.run.loading import build_untrained
+from eve_vl.run.summary import (
+    LIBRARIES,
+    changes,
+    check_lines,
+    cut_texts,
+    data_lines,
+    expected_memory,
+    machine_line,
+    run_lines,
+)
+from eve_vl.run.training import require_truth
+from eve_vl.systems.mlim import PairConfig
+from eve_vl.tasks.task import Sizes, Task
+from eve_vl.utils.errors import UserError
+from helpers.twins import ListSource, noise, pairs, tiny_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def built(config: Config) -> Task[Any]:
+    with torch.device("meta"):
+        return build_untrained(config, Sizes(vocab_size=300))
+
+
+def with_train(**fields: Any) -> Config:
+    return tiny_config(train=fields)
+
+
+def test_rows_are_those_of_each_source():
+    config = replace(
+        tiny_config(), data=replace(tiny_config().data, train=("a", "b"), val=("c",), val_samples=5)
+    )
+    a, b, c = pairs(3), pairs(1234), pairs(9)
+    assert data_lines(config, [a, b], [c]) == [
+        "training data: 3 rows of a, 1,234 rows of b",
+        "validation data: 9 rows of c, 5 of them used",
+    ]
+    config = replace(config, data=replace(config.data, val=(HELD_OUT,), val_samples=50))
+    whole, more = pairs(1234), ""
+    for num_left in (0, 1, 6):
+        part: Any = Subset(whole, range(12 + num_left, 1234))  # pyright: ignore[reportArgumentType]
+        if num_left:
+            more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out image too;"
+        assert data_lines(config, [part], [pairs(12)])[1] == (
+            f"validation data: 12 of 1,234 rows held out, 1.0%;{more} fewer than 100 rows give wide intervals, "
+            "--data.val-fraction 0.09 keeps more"
+        )
+
+
+@pytest.mark.parametrize(
+    ("val", "message"),
+    [
+        (
+            HELD_OUT,
+            "data.val held-out: no label in the first 100 validation rows, .*--data.label-column",
+        ),
+        (
+            "val.jsonl",
+            "data.val val.jsonl: no label in .*; name validation data that has them, or the column",
+        ),
+    ],
+)
+def test_validation_rows_without_labels_are_refused(val: str, message: str):
+    row = ItemPair(
+        left=noise(0), right=noise(1), captions=("a", "b"), label=None, where="items.jsonl:1"
+    )
+    config = replace(
+        tiny_config(task=PairConfig()), data=DataConfig(train=("items.jsonl",), val=(val,))
+    )
+    with pytest.raises(UserError, match=message):
+        require_truth(config, [ListSource([row])])
+    require_truth(config, [ListSource([row, replace(row, label=True)])])
+
+
+def test_texts_that_are_cut_are_told():
+    """In a tokenizer that gives each letter a token, and one to the space before: with [CLS], n letters take n + 2."""
+    tokenizer = Tokenizer.train(["abcdefgh"], 1)
+    source = pairs(5)
+    rows = [
+        replace(source[row], captions=("abcdefgh"[:count],))
+        for row, count in enumerate((1, 3, 4, 5, 8))
+    ]
+    config = replace(tiny_config(), input=replace(tiny_config().input, text_length=5))
+    said = "note: 60% of the texts have more than 5 tokens, and are cut there; "
+    small = (
+        f"note: the vocabulary of {tokenizer.vocab_size} cuts words into 5.2 pieces on average; "
+    )
+    larger = small + "a larger --tokenizer.vocab-size keeps more of them whole"
+    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [
+        said + "--input.text-length 7 holds 99% of them",
+        larger,
+    ]
+    assert (
+        cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows])[0]
+        == said + "--input.text-length 7 holds 99% of them"
+    )
+    relative = replace(
+        config, init=Path("runs/a"), model=replace(config.model, positions="relative")
+    )
+    assert cut_texts(relative, tokenizer, [rows])[0] == said + "as runs/a reads them"
+    longer, whole = (
+        replace(config, input=replace(config.input, text_length=10)),
+        Tokenizer.train(["a ab abc abcdefgh"] * 9, 300),
+    )
+    assert cut_texts(longer, tokenizer, [rows, []]) == [larger]
+    assert not cut_texts(longer, whole, [[replace(rows[0], captions=("abc ab abcdefgh",))]])
+    assert check_lines(longer, tokenizer, [rows]) == [
+        "tokens per text     3 / 6 / 10   (min / median / max of 5 texts)",
+        "texts cut           0.0% at 10 tokens",
+        f"vocabulary          {tokenizer.vocab_size} tokens, 5.20 a word",
+        larger,
+    ]
+
+
+def test_what_does_not_train_is_told():
+    config = with_train(batch_size=6, steps=10)
+    task = built(config)
+    total = sum(parameter.numel() for parameter in task.parameters())
+    for parameter in task.encoder.parameters():
+        parameter.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    model, training = run_lines(config, task, CPU, num_rows=40)
+    assert model.startswith(f"model: {total:,} parameters, {trained:,} of which train, ")
+    assert model.endswith(" GFLOP a step, about 0.4 GiB of memory besides the data")
+    assert run_lines(config, task, GPU, num_rows=40)[0].endswith(
+        " GFLOP a step"
+    )  # on a GPU no memory was measured
+    assert machine_line(GPU, torch.bfloat16) == "machine: cuda, bfloat16, 1 thread"
+    assert training.startswith("training: 10 steps of 6 rows, 1.5 epochs; ")
+    assert run_lines(with_train(layout="shard"), task, CPU, num_rows=40)[2].startswith(
+        "note: train.layout shard has no effect"
+    )
+    assert run_lines(with_train(batch_size=6, steps=1200), task, CPU, num_rows=60)[2].startswith(
+        "note: each row comes 120 times; "
+    )
+
+
+def test_memory_grows_with_what_is_kept():
+    """Where activations take more than the copy of moments that saving makes."""
+    config = with_train(batch_size=8, ema_decay=0.0)
+    task = built(config)
+    num = sum(parameter.numel() for parameter in task.parameters())
+    alone = expected_memory(config, task)
+    activations = alone - LIBRARIES - 16 * num
+    assert activations > 16 * num
+    assert expected_memory(with_train(batch_size=8, ema_decay=0.9), task) == alone + 4 * num
+    assert expected_memory(with_train(batch_size=16), task) == pytest.approx(
+        alone + activations, abs=0.05 * activations
+    )
+    assert expected_memory(with_train(batch_size=16, accumulation=2), task) == alone
+    assert (
+        expected_memory(with_train(batch_size=8, checkpoint_activations=True), task)
+        < alone - activations / 2
+    )
+    for parameter in task.encoder.parameters():
+        parameter.requires_grad_(False)
+    frozen = sum(parameter.numel() for parameter in task.encoder.parameters())
+    assert expected_memory(config, task) == alone - 12 * frozen
+
+
+def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
+    """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or uneven, share them all."""
+    config = with_train(batch_size=8, layout="shard", ema_decay=0.0)
+    task, found = built(config), {}
+    monkeypatch.setattr("eve_vl.run.summary.processes.world_size", lambda: 8)
+    monkeypatch.setattr("eve_vl.run.summary.kept_bytes", lambda *_: (0, 0))
+    for here in ("8", "4", "3", "1"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        found[here] = expected_memory(config, task)
+    num = sum(parameter.numel() for parameter in task.parameters())
+    assert found["8"] == found["3"] == found["1"]
+    assert found["4"] - found["8"] == pytest.approx(
+        16 * num * (1 / 4 - 1 / 8) + 8 * num * (1 / 4 - 1 / 8)
+    )
+
+
+def test_nothing_has_changed():
+    assert changes(tiny_config(), tiny_config(), 0) == ([], [])
+
+
+def test_what_is_learnt_must_not_change():
+    before = with_train(lr=1e-3, betas=(0.9, 0.98), steps=10, threads=1)
+    now = with_train(lr=2e-3, betas=(0.9, 0.95), steps=10, freeze=("encoder.*",), threads=2)
+    refused, allowed = changes(before, now, 5)
+    assert refused == [
+        "train.betas 0.9 0.98 → 0.9 0.95",
+        "train.freeze none → encoder.*",
+        "train.lr 0.001 → 0.002",
+    ]
+    assert allowed == ["train.threads 1 → 2"]
+
+
+def test_a_run_may_become_longer():
+    """Linear decay without warm-up: the rate at step 10 was to be 0 of 10 steps, and is half of the peak of 20."""
+    before, now = (
+        with_train(lr=1e-3, steps=steps, warmup=0.0, schedule="linear") for steps in (10, 20)
+    )
+    text = "the learning rate follows the schedule of 20 steps from here on: at step 10 it goes from 0 to 0.0005"
+    assert changes(before, now, 10) == ([], ["train.steps 10 → 20", text])
+    refused, _ = changes(now, before, 11)
+    assert refused == ["train.steps 10, below step 11, which it has reached"]
+    assert not changes(now, before, 9)[0]
+
+
+def test_other_validation_rows_are_told():
+    before = tiny_config()
+    now = replace(before, data=replace(before.data, val_samples=9))
+    refused, allowed = changes(before, now, 0)
+    assert not refused
+    assert allowed == [f"data.val_samples {before.data.val_samples} → 9"]

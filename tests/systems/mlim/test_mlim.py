@@ -1,0 +1,256 @@
+"""MLIM against slow loops: separate pixel blocks, three kinds of masks, both losses."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eve_vl.config import Config, from_dict
+from eve_vl.data.dataset import Sample
+from eve_vl.data.masking import PairBatch
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.packing import Tokens
+from eve_vl.run import bench
+from eve_vl.systems.mlim import MlimConfig
+from eve_vl.systems.mlim.tasks import AwareMasks, BatchByMask, ConvDecoder, Mlim
+from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
+from helpers.twins import pairs, randomize, tiny_config, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)
+
+
+def config_of(task: MlimConfig | None = None, **model: Any) -> Config:
+    """Nine patches of 16 × 16 pixels and texts of up to twelve tokens."""
+    model = {"stem": "patch_conv", "shallow_ffn": "shared", "num_deep_blocks": 0} | model
+    shape = {"image_size": 48, "patch_size": 16}
+    return tiny_config(
+        input=shape,
+        model=model,
+        task=task or MlimConfig(),
+        data={"flip": False, "crop_scale": (1.0, 1.0)},
+    )
+
+
+def build(config: Config) -> Mlim:
+    """A task in evaluation mode whose every weight matters."""
+    task = Mlim(config, SIZES)
+    randomize(task, 1, std=0.3)
+    return task.eval()
+
+
+def place_of(embed: ImageEmbed | TextEmbed, number: int) -> Tensor:
+    assert embed.positions is not None
+    return embed.positions[number] + embed.type_embed
+
+
+def encoder_of(task: Mlim) -> Encoder:
+    assert isinstance(task.encoder, Encoder)
+    return task.encoder
+
+
+def rows_of(config: Config, *, training: bool = True, count: int = 60) -> AwareMasks:
+    return AwareMasks([pairs(count, captions=1)], config, TOKENIZER, training=training)
+
+
+def batch_of(config: Config, num: int = 9) -> BatchByMask:
+    rows = rows_of(config)
+    batch = rows.collate([rows[0, 0, row] for row in range(num)])
+    assert isinstance(batch, BatchByMask) and len(batch.parts) == 3
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [
+        (PatchConvStem(1024, 128), 196_080),
+        (ConvDecoder(1024, 128), 2_763_123),
+        (PatchConvStem(192, 16), 59_888),
+    ],
+)
+def test_embedder_and_decoder_have_the_counted_parameters(module, count):
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothing():
+    """MLIM's own idea: hiding a token hides exactly a square of pixels, from everything."""
+    task = build(config_of())
+    encoder, pixels = encoder_of(task), torch.randn(1, 3, 48, 48, requires_grad=True)
+    for k in range(9):
+        word = torch.randn(1, 1, 16)
+        tokens = encoder.image(pixels, instead=(torch.tensor([[k]]), word))
+        assert torch.allclose(tokens.x_BND[0, 1 + k], word[0, 0] + place_of(encoder.image, 1 + k))
+        (gradient,) = torch.autograd.grad(tokens.x_BND.square().sum(), pixels)
+        is_seen = torch.ones(48, 48, dtype=torch.bool)
+        is_seen[16 * (k // 3) : 16 * (k // 3) + 16, 16 * (k % 3) : 16 * (k % 3) + 16] = False
+        assert torch.equal((gradient != 0).any(1)[0], is_seen)
+
+
+def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
+    task = build(config_of())
+    encoder, part = encoder_of(task), batch_of(task.config).both
+    assert part is not None
+    image, text = task.embed(part, keep=True, mask=True)
+    assert image is not None
+    word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
+    for row, hidden in enumerate(part.hidden_BM.tolist()):
+        for k in hidden:
+            place = place_of(encoder.image, 1 + k)
+            assert torch.allclose(image.x_BND[row, 1 + k] - place, word, atol=1e-5)
+        for t in part.is_masked_BT[row].nonzero().flatten().tolist():
+            place = place_of(encoder.text, t)
+            assert torch.allclose(text.x_BND[row, t] - place, word, atol=1e-5)
+
+
+def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
+    """What is not hidden is shown whole: beside most of an image hidden all words, beside most words hidden all patches."""
+    rows = rows_of(config_of(), count=240)
+    shares = {"image": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
+    found = Counter()
+    for row in range(240):
+        sample = rows[0, 0, row]
+        found[sample.hides] += 1
+        of_image, of_text = shares[sample.hides]
+        assert sorted([*sample.keep_K, *sample.hidden_M]) == list(range(9))
+        assert len(sample.hidden_M) == (max(1, round(9 * of_image)) if of_image else 0)
+        assert not sample.is_masked_T[0]
+        assert sample.is_masked_T.sum() == (
+            max(1, round((len(sample.ids_T) - 1) * of_text)) if of_text else 0
+        )
+    assert all(60 <= found[hides] <= 100 for hides in shares)
+    assert len({rows[epoch, 0, 0].hides for epoch in range(9)}) > 1  # drawn anew in each epoch
+    light = rows_of(config_of(MlimConfig(masking="light")))
+    assert {light[0, 0, row].hides for row in range(20)} == {"both"}
+    assert {rows_of(config_of(), training=False)[0, 0, row].hides for row in range(20)} == {"both"}
+
+
+def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
+    """MLM and RECON of a batch, row by row, in a single pass each."""
+    encoder, errors, nats = encoder_of(task), [], []
+    painter: Any = task.pixel_decoder
+    head: Any = task.token_head
+    for part in batch.parts:
+        for row in range(len(part.where)):
+            ids, is_masked = part.ids_BT[row : row + 1], part.is_masked_BT[row]
+            text = encoder.text(
+                ids.masked_fill(is_masked, SIZES.mask_id), part.is_padding_BT[row : row + 1]
+            )
+            pixels, hidden = part.pixels()[row : row + 1], part.hidden_BM[row].tolist()
+            image = encoder.image(pixels).x_BND.clone()
+            for k in hidden:
+                word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
+                image[0, 1 + k] = word + place_of(encoder.image, 1 + k)
+            is_none = torch.cat(
+                [torch.zeros(1, 10, dtype=torch.bool), part.is_padding_BT[row : row + 1]], dim=1
+            )
+            tokens = Tokens(
+                x_BND=torch.cat([image, text.x_BND], dim=1), num_image=0, is_padding_BN=is_none
+            )
+            # all tokens as if of texts: one network for all, so only the padding counts
+            rows = encoder.rows(tokens)
+            states = rows.grid(encoder.norm(encoder.run_blocks(tokens, rows)[0]))[0]
+            for t in is_masked.nonzero().flatten().tolist():
+                logits = head(states[10 + t : 11 + t])[0]
+                nats.append(-logits.log_softmax(0)[ids[0, t]].item())
+            painted, true = painter(states[None, 1:10])[0], (pixels[0] + 1) / 2
+            for y in range(48):
+                for x in range(48):
+                    errors.append(sum((painted[c, y, x] - true[c, y, x]) ** 2 for c in range(3)))
+    return sum(nats) / len(nats), float(sum(errors)) / len(errors)
+
+
+def test_losses_are_those_of_rows_one_by_one():
+    config = config_of()
+    task, batch = build(config), batch_of(config, 7)
+    with torch.no_grad():
+        output, (mlm, recon) = task(batch), slow_losses(task, batch)
+    assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
+    assert output.terms["mim"].item() == pytest.approx(recon, rel=1e-4)
+    assert output.loss.item() == pytest.approx(mlm + recon, rel=1e-4)
+
+
+def test_two_micro_batches_are_one_batch():
+    """Masked tokens and patches are counted over the whole step; where no token is hidden there is no loss of them."""
+    config = config_of()
+    task, rows = build(config), rows_of(config)
+    samples = [rows[0, 0, row] for row in range(12)]
+    of_texts = [sample for sample in samples if sample.hides == "text"]
+    others = [sample for sample in samples if sample.hides != "text"]
+
+    def collated(some: list[Sample]) -> BatchByMask:
+        batch = rows.collate(some)
+        assert isinstance(batch, BatchByMask)
+        return batch
+
+    whole = task(collated(samples)).loss
+    halves = [task(batch) for batch in task.before_step([collated(of_texts), collated(others)])]
+    assert (halves[0].loss + halves[1].loss).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
+    assert (
+        task(collated([sample for sample in others if sample.hides == "image"])).terms["mlm"] == 0
+    )
+
+
+@pytest.mark.parametrize("hides", ["image", "text", "both"])
+def test_every_weight_is_trained_by_any_rows(hides):
+    """Or processes that got other rows would wait for its gradient for ever."""
+    config = config_of()
+    task, rows = build(config), rows_of(config)
+    task(
+        rows.collate([sample for row in range(12) if (sample := rows[0, 0, row]).hides == hides])
+    ).loss.backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
+
+
+def test_evaluation_measures_both_checks():
+    config = config_of()
+    task, rows = build(config), rows_of(config, training=False)
+    batch = rows.collate([rows[0, 0, row] for row in range(8)])
+    assert isinstance(batch, PairBatch) and batch.wrong is not None
+    numbers, painter = evaluator_of(task).evaluate_with_rows([batch]).numbers, task.build_decoder()
+    painter.load_state_dict(task.pixel_decoder.state_dict())
+    with torch.no_grad():
+        for name, each in (
+            ("recon", batch),
+            ("recon_wrong_caption", batch.with_text_of(batch.wrong)),
+        ):
+            painted = painter(task.encode(each, keep=True, mask=True).x_BND[:, 1:10])
+            expected = 3 * F.mse_loss(painted, batch.images_BCHW / 255)
+            assert numbers[name] == pytest.approx(expected.item(), rel=1e-5)
+        hidden = torch.zeros(8, 9).scatter_(1, batch.hidden_BM, 1).view(8, 1, 3, 3)
+        is_hidden = F.interpolate(hidden, scale_factor=16.0).expand(-1, 3, -1, -1) > 0
+        painted = painter(task.encode(batch, keep=True, mask=True).x_BND[:, 1:10])
+        expected = 4 * F.mse_loss(
+            painted[is_hidden], (batch.images_BCHW / 255)[is_hidden]
+        )  # pixels from -1 to 1
+        assert numbers["mim_mse"] == pytest.approx(expected.item(), rel=1e-4)
+    assert {"mlm_acc", "mlm_acc_wrong_image", "mim_mse_wrong_caption"} <= numbers.keys()
+
+
+def test_bench_counts_the_tokens_that_a_step_shows():
+    config = config_of()
+    batch = batch_of(config)
+    lengths = [int(length) for part in batch.parts for length in (~part.is_padding_BT).sum(1)]
+    found = bench._tokens([batch], config)
+    assert found == pytest.approx((10 + sum(lengths) / 9, sum(lengths) / 9))
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(UserError, match=r"model\.stem patch_conv"):
+        Mlim(config_of(stem="linear"), SIZES)
+    with pytest.raises(
+        UserError, match=r"needs an input\.patch_size that is a power of 2 \(value given: 12\)"
+    ):
+        replace(config_of(), input=replace(config_of().input, patch_size=12))
+    with pytest.raises(UserError, match=r"from 2 to 128 \(value given: 256\)"):
+        replace(config_of(), input=replace(config_of().input, image_size=512, patch_size=256))
+    with pytest.raises(UserError, match=r"task\.heavy_mask_ratio 1\.0 is not in \(0, 1\)"):
+        config_of(MlimConfig(heavy_mask_ratio=1.0))
+    with pytest.raises(UserError, match=r"no key|unknown key"):
+        from_dict(MlimConfig, {"normalize_targets": True}, "config.json")  # fixed in MLIM

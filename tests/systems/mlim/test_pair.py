@@ -1,0 +1,237 @@
+"""Pairs of items: tables and their errors, generated pairs, the head, PR AUC."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eve_vl.data.dataset import normalize
+from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
+from eve_vl.data.readers import open_source
+from eve_vl.data.records import ImageFile
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.metrics import classification as metrics
+from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.predict.inputs import Inputs
+from eve_vl.synthetic.scenes.texts import SHARE_SAME, sample_items
+from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.predict import PairPredictor
+from eve_vl.systems.mlim.tasks import ItemPairs
+from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import BadSampleError, UserError
+from helpers.color_cards import guess_kind, reason, write_images
+from helpers.twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+LOOKS = {"images": ["images/red.png", "images/lime.png"], "captions": ["a red card", "a lime one"]}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("images", [("left", "right"), ("image_left", "image_right"), ("images",)])
+@pytest.mark.parametrize(
+    "texts", [("left_caption", "right_caption"), ("title_left", "title_right"), ("captions",)]
+)
+def test_columns(tmp_path: Path, images: tuple[str, ...], texts: tuple[str, ...]):
+    row: dict[str, Any] = {"same": 1}
+    for names, values in ((images, LOOKS["images"]), (texts, LOOKS["captions"])):
+        row |= dict(zip(names, values if len(names) == 2 else [values], strict=True))
+    path = write(tmp_path / "items.jsonl", row)
+    write_images(tmp_path)
+    assert guess_kind(path) == "items"
+    left, right = (ImageFile(path=tmp_path / name) for name in LOOKS["images"])
+    expected = ItemPair(
+        left=left,
+        right=right,
+        captions=("a red card", "a lime one"),
+        label=True,
+        where="items.jsonl:1",
+    )
+    assert open_source(path, kind="items")[0] == expected
+
+
+def test_own_columns_of_a_csv_and_labels_kept_back(tmp_path: Path):
+    write_images(tmp_path)
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "a,b,x,y,is it\nimages/red.png,images/lime.png,red,lime,false\nimages/red.png,images/red.png,red,red,\n"
+    )
+    source = open_source(
+        path, kind="items", image_column="a,b", text_column="x,y", label_column="is it"
+    )
+    assert [(row.captions, row.label) for row in (source[0], source[1])] == [
+        (("red", "lime"), False),
+        (("red", "red"), None),
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"usual column of two texts.*Name them with --data\.text-column: LIST or LEFT,RIGHT",
+    ):
+        open_source(path, kind="items", image_column="a,b")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"captions": ["one"]}, "captions lists 1, expected a list of two texts"),
+        ({"captions": "one"}, "captions is str, expected a list of two texts"),
+        ({"captions": ["one", " "]}, "captions is empty"),
+        ({"images": ["images/red.png"] * 3}, "images lists 3, expected a list of two images"),
+        ({"images": None}, "images is NoneType, expected a list of two images"),
+        ({"same": "perhaps"}, "label is 'perhaps', expected True or False"),
+    ],
+)
+def test_broken_rows_say_what_is_wrong(tmp_path: Path, broken: dict[str, Any], message: str):
+    write_images(tmp_path)
+    path = write(tmp_path / "items.jsonl", LOOKS | {"same": 0}, LOOKS | {"same": 0} | broken)
+    assert reason(open_source(path, kind="items"), 1) == f"items.jsonl:2: {message}"
+
+
+@pytest.mark.parametrize("split", ["train", "hard_train"])
+def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_told(split: str):
+    found = Counter()
+    for index in range(600):
+        draft = sample_items(split, 0, index)
+        left, right = (
+            sorted((s.kind, s.color, s.size) for s in scene.shapes) for scene in draft.scenes
+        )
+        told = [
+            {*text.split()} - {*["a", "an", "one", "the", "it", "is", "and", "there"]}
+            for text in draft.texts
+        ]
+        assert draft.texts[0] != draft.texts[1]
+        assert len(left) == len(right) and all(len(words) == 3 for words in told)
+        one_apart = any(
+            sorted([*left[:k], changed, *left[k + 1 :]]) == right
+            for k in range(len(left))
+            for changed in right
+        )
+        found[draft.label, left == right, told[0] == told[1]] += 1
+        if not draft.label:
+            assert one_apart and len(told[0] - told[1]) <= 1
+    assert found.keys() == {(True, True, True), (False, False, True), (False, True, False)}
+    assert found[True, True, True] / 600 == pytest.approx(SHARE_SAME, abs=0.06)
+    assert found[False, False, True] / 600 == pytest.approx((1 - SHARE_SAME) / 2, abs=0.06)
+
+
+# The task
+
+
+def items(count: int) -> ListSource[ItemPair]:
+    rows = [
+        ItemPair(
+            left=noise(row, 0),
+            right=noise(row, 1),
+            captions=(
+                f"{row} {CAPTIONS[row % 6]}",
+                CAPTIONS[(row + 1) % 6],
+            ),  # some are cut at twelve tokens
+            label=None if row % 7 == 6 else row % 3 == 0,
+            where=f"items:{row}",
+        )
+        for row in range(count)
+    ]
+    return ListSource(rows)
+
+
+@pytest.fixture(scope="module")
+def task() -> ItemPairs:
+    task = ItemPairs(
+        tiny_config(task=PairConfig()),
+        Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id),
+    )
+    randomize(task, 3, std=0.3)
+    return task.eval()
+
+
+def rows_of(task: ItemPairs, *, training: bool = False) -> ItemRows:
+    return ItemRows([items(60)], task.config, TOKENIZER, training=training)
+
+
+def batch_of(task: ItemPairs, shown: tuple[str, ...]) -> ItemBatch:
+    rows = rows_of(task)
+    samples = [rows[0, 0, row] for row in range(len(shown))]
+    for sample, each in zip(samples, shown, strict=True):
+        sample.shown = each
+    batch = rows.collate(samples)
+    assert isinstance(batch, ItemBatch)
+    return batch
+
+
+def test_training_shows_images_texts_or_both_of_a_pair_in_a_third_each(task):
+    rows = rows_of(task, training=True)
+    found = Counter(
+        rows[epoch, 0, row].shown for epoch in range(4) for row in range(60) if row % 7 < 6
+    )
+    assert all(50 <= found[shown] <= 90 for shown in ("image_text", "image", "text"))
+    assert {rows_of(task)[0, 0, row].shown for row in range(20)} == {"image_text"}
+    without = tiny_config(task=PairConfig(modality_dropout=False))
+    kept = ItemRows([items(60)], without, TOKENIZER, training=True)
+    assert {kept[0, 0, row].shown for row in range(20)} == {"image_text"}
+    with pytest.raises(BadSampleError, match="no label to train on"):
+        ItemRows.require(items(7)[6], task.config, training=True)
+
+
+@torch.no_grad()
+def test_what_is_left_out_is_not_there_and_rows_keep_their_order(task):
+    shown = ("text", "image_text", "image", "image_text", "text")
+    batch = batch_of(task, shown)
+    logits_B2, _ = task.predict(batch)
+    encoder = task.encoder
+    for row, each in enumerate(shown):
+        states = []
+        for images, ids, padding in (
+            (batch.images_BCHW, batch.ids_BT, batch.is_padding_BT),
+            (batch.right_BCHW, batch.right_ids_BT, batch.right_is_padding_BT),
+        ):
+            real = ids[row : row + 1, : int((~padding[row]).sum())]
+            image = encoder.image(normalize(images[row : row + 1])) if each != "text" else None
+            encoded = encoder.encode(image, encoder.text(real, None) if each != "image" else None)
+            states.append(encoded.x_BND[:, 0 if each == "image" else encoded.num_image])
+        assert torch.allclose(logits_B2[row], task.compare_head(*states)[0], atol=1e-4)
+
+
+def test_numbers_of_a_run_and_its_call(task):
+    rows = rows_of(task)
+    examples = evaluator_of(task).predict_all(
+        [rows.collate([rows[0, 0, row] for row in part]) for part in (range(5), range(5, 14))]
+    )
+    numbers = evaluator_of(task).metrics(examples)
+    assert (numbers["num_pairs"], numbers["num_unlabelled"]) == (14, 2)
+    assert numbers["pr_auc_chance"] == pytest.approx(4 / 12)
+    calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
+    asked = [items(3)[row] for row in range(3)]
+    left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
+    found = calls.call("same")(
+        [each.left for each in asked], left_texts, [each.right for each in asked], right_texts
+    )
+    assert isinstance(found, list)
+    by_row = {example.where: example.pr_auc for example in examples}
+    assert [each.probability for each in found] == pytest.approx(
+        [by_row[a.where] for a in asked], abs=1e-5
+    )
+
+
+def test_the_area_of_a_hand_made_table():
+    """Ranked: same, not, {same, not} at one probability, not: 1/2 · 1 + 1/2 · 2/4."""
+    labels = [True, False, True, False, None, False]
+    scores = {"pr_auc": [0.9, 0.8, 0.4, 0.4, 1.0, 0.1], "pr_auc_texts": [0.5] * 6}
+    numbers = metrics.same_item_summary(scores, labels)
+    assert numbers == {
+        "pair_acc": 3 / 5,
+        "pr_auc": 0.75,
+        "pr_auc_texts": 0.4,  # a constant score is worth as much as a blind guess
+        "pr_auc_chance": 0.4,
+        "num_pairs": 6,
+        "num_unlabelled": 1,
+    }
+    area = numbers["pr_auc"]
+    assert isinstance(area, MeasuredValue) and area.low < 0.75 < area.high
+    assert area.versus["pr_auc_chance"] == area.versus["pr_auc_texts"]
+    assert metrics.same_item_summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}

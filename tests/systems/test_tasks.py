@@ -1,0 +1,555 @@
+"""Contrast and matching of VLMo, M3AE and MedFLIP against slow twins."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from eve_vl import objectives
+from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
+from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.data.readers import open_source
+from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
+from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.packing import Tokens
+from eve_vl.synthetic.phantoms import PhantomPairs
+from eve_vl.synthetic.phantoms.reports import COLUMNS
+from eve_vl.tasks import negatives
+from eve_vl.tasks.contrastive import Contrast
+from eve_vl.tasks.retrieval import ContrastMatch
+from eve_vl.utils.errors import UserError
+from helpers import tiny_tasks as tiny
+from helpers.tiny_tasks import watch_matching
+from helpers.twins import ListSource, tiny_config
+
+ALONE: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0}
+ROWS = 8
+
+
+def config_of(*, model: dict | None = None, **task: Any) -> Config:
+    return tiny_config(
+        task=ContrastMatchConfig(**task), model={"balance_weight": 0.0, **(model or {})}
+    )
+
+
+def build(config: Config) -> Any:
+    task = tiny.build(config)
+    assert isinstance(task, ContrastMatch)
+    return task.train()
+
+
+def dataset_of(config: Config) -> MaskedPairs:
+    return MaskedPairs([tiny.pairs(ROWS)], config, tiny.TOKENIZER, training=True)
+
+
+def batches_of(config: Config, sizes: Sequence[int] = (ROWS,)) -> list[PairBatch]:
+    """The rows in micro-batches; the third is another caption of the first one's image, the fourth says the same as the
+    second."""
+    dataset = dataset_of(config)
+    samples = [dataset[(0, 0, row)] for row in range(ROWS)]
+    for row, sample in enumerate(samples):
+        sample.ids_T[1] = 20 + row  # cut to as many tokens, two would be the same
+    samples[2].image_id, samples[3].caption = samples[0].image_id, samples[1].caption
+    rows = iter(samples)
+    return [dataset.collate([*islice(rows, size)]) for size in sizes]  # pyright: ignore[reportReturnType]
+
+
+def features_of(
+    task: Any, batch: PairBatch, keep_BK: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features of length 1 by hand, of whole images or of kept patches."""
+    pixels, head = batch.images_BCHW.float() / 127.5 - 1, task.contrast.features
+    image = task.encoder.encode(task.encoder.image(pixels, keep_BK), None).x_BND[:, 0]
+    text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT)).x_BND[
+        :, 0
+    ]
+    return F.normalize(image @ head.image.weight.T, dim=1), F.normalize(
+        text @ head.text.weight.T, dim=1
+    )
+
+
+def slow_contrast(
+    image: Tensor, text: Tensor, target: list[list[float]], temperature: float
+) -> float:
+    """Mean of both ways of minus the target's log-probability, one by one."""
+    scores, total, B = (image @ text.T / temperature).tolist(), 0.0, len(image)
+    for row in range(B):
+        for line in (scores[row], [scores[other][row] for other in range(B)]):
+            log_sum = math.log(sum(math.exp(score) for score in line))
+            total -= sum(
+                share * (score - log_sum) for share, score in zip(target[row], line, strict=True)
+            )
+    return total / (2 * B)
+
+
+@pytest.mark.parametrize("targets", ["image", "diagonal", "same_text"])
+def test_targets_are_shared_by_those_that_the_option_names(targets):
+    config = config_of(**ALONE, itc_targets=targets)
+    task, (batch,) = build(config), batches_of(config)
+    shared = {"image": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}[targets]
+    target = [[0.0] * ROWS for _ in range(ROWS)]
+    for row in range(ROWS):
+        group = next((group for group in shared if row in group), {row})
+        for other in group:
+            target[row][other] = 1 / len(group)
+    expected = slow_contrast(*features_of(task, batch), target, 0.07)
+    assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
+
+
+STATES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [  # present, absent
+    *(
+        (("edema",), ("nodule",)),
+        (("edema", "nodule"), ()),
+        ((), ("edema", "mass")),
+        (("mass",), ()),
+    ),
+    *(
+        (("edema",), ("nodule", "mass")),
+        (("nodule",), ("edema",)),
+        (("other",), ()),
+        ((), ("nodule",)),
+    ),
+]
+
+
+def labelled(states: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> ListSource[Any]:
+    rows = [tiny.pairs(ROWS)[row] for row in range(ROWS)]
+    return ListSource(
+        [
+            replace(row, labels=one, absent=other)
+            for row, (one, other) in zip(rows, states, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("sizes", [(ROWS,), (4, 4)])
+def test_semantic_targets_are_the_softmax_of_agreeing_labels(sizes):
+    """Whatever the micro-batches; nothing is known of labels that a row does not name."""
+    config = config_of(**ALONE, itc_targets="semantic")
+    task, dataset = (
+        build(config),
+        MaskedPairs([labelled(STATES)], config, tiny.TOKENIZER, training=True),
+    )
+    samples = iter([dataset[(0, 0, row)] for row in range(ROWS)])
+    whole: Any = dataset.collate([dataset[(0, 0, row)] for row in range(ROWS)])
+    known = [{**dict.fromkeys(one, 1), **dict.fromkeys(other, -1)} for one, other in STATES]
+    target = []
+    for row in known:
+        powers = [
+            math.exp(sum(sign * other.get(name, 0) for name, sign in row.items()))
+            for other in known
+        ]
+        target.append([power / sum(powers) for power in powers])
+    expected = slow_contrast(*features_of(task, whole), target, 0.07)
+    for batch in task.before_step([dataset.collate([*islice(samples, size)]) for size in sizes]):
+        assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_semantic_targets_are_the_same_under_autocast():
+    state = torch.randint(-1, 2, (6, 9), generator=torch.Generator().manual_seed(0)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objectives.semantic_targets(state, state)
+    torch.testing.assert_close(found, (state @ state.T).softmax(1), rtol=0, atol=0)
+
+
+def test_semantic_targets_need_labels_in_training_alone():
+    config = config_of(**ALONE, itc_targets="semantic")
+    source = labelled([((), ())] * ROWS)
+    dataset = MaskedPairs([source], config, tiny.TOKENIZER, training=True)
+    with pytest.raises(
+        UserError, match=r"no labels, but task\.itc_targets semantic needs 1 to 32$"
+    ):
+        dataset[(0, 0, 0)]
+    assert MaskedPairs([source], config, tiny.TOKENIZER, training=False)[(0, 0, 0)].label_L is None
+    assert dataset_of(config_of(**ALONE))[(0, 0, 0)].label_L is None
+
+
+def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    said = {
+        "image": "a.png",
+        "caption": "a",
+        "labels": ["edema"],
+        "absent_labels": ["mass", "nodule"],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(said))
+    names = ["Edema", *(name for name in CHEXPERT_LABELS if name != "Edema")]
+    values = ["1.0", "0.0", "-1.0", *[""] * 11]
+    lines = [["imgpath", "report", *names], ["a.png", "edema .", *values]]
+    (tmp_path / "chexpert.csv").write_text("\n".join(map(",".join, lines)))
+    for file, one, other in (
+        ("rows.jsonl", ["edema"], ["mass", "nodule"]),
+        ("chexpert.csv", ["Edema"], names[1:2]),
+    ):
+        row: Any = open_source(str(tmp_path / file), kind="captions")[0]
+        assert ([*row.labels], [*row.absent]) == (one, other)
+    phantoms = PhantomPairs(split="train", image_size=64)
+    for index in range(20):
+        row, read = phantoms[index], phantoms.report(index).labels
+        assert {*row.absent} == {COLUMNS[column] for column, state in read.items() if state == 0}
+        assert not {*row.absent} & {*row.labels}
+
+
+def test_contrast_over_dropped_patches_is_so_in_training_alone():
+    config = config_of(**ALONE, itc_masked_image=True)
+    config = replace(config, task=replace(config.task, image_mask_ratio=0.5))
+    task, (batch,) = build(config), batches_of(config)
+    own = [
+        [float(row == other or {row, other} == {0, 2}) for other in range(ROWS)]
+        for row in range(ROWS)
+    ]
+    own = [[value / sum(line) for value in line] for line in own]
+    assert batch.keep_BK.shape == (ROWS, 8)
+    masked = slow_contrast(*features_of(task, batch, batch.keep_BK), own, 0.07)
+    whole = slow_contrast(*features_of(task, batch), own, 0.07)
+    assert abs(masked - whole) > 1e-3
+    assert task(batch).terms["itc"].item() == pytest.approx(masked, rel=1e-4)
+    assert task.eval()(batch).terms["itc"].item() == pytest.approx(whole, rel=1e-4)
+
+
+# Several contrasts
+
+
+class TwoWays(Encoder):
+    """An encoder that compares by two states: its own, and one turned round."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.num_contrasts = 2
+
+    def for_contrast(self, image: Any, text: Any) -> Any:
+        state_BD, routers = self.cls(image, text)
+        return [state_BD, state_BD.flip(1) ** 2], routers
+
+
+def two_ways(config: Config) -> Any:
+    torch.manual_seed(5)
+    task: Any = ContrastMatch(config, tiny.SIZES)
+    assert isinstance(config.model, EveModelConfig)
+    task.encoder = TwoWays(config.model, config.input, tiny.SIZES.vocab_size)
+    task.contrast = Contrast(task.encoder, task.settings)
+    initialize(task, config.model)
+    with torch.no_grad():
+        task.get_parameter("contrast.more_features.0.temperature").fill_(0.2)
+    return task.train()
+
+
+def test_the_loss_of_several_contrasts_is_their_mean():
+    config = config_of(**ALONE, itc_targets="diagonal")
+    task, (batch,) = two_ways(config), batches_of(config)
+    pixels, own = batch.images_BCHW.float() / 127.5 - 1, torch.eye(ROWS).tolist()
+    image = task.encoder.encode(task.encoder.image(pixels), None).x_BND[:, 0]
+    text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT)).x_BND[
+        :, 0
+    ]
+    total = 0.0
+    for head, change in (
+        (task.contrast.features, lambda x: x),
+        (task.contrast.more_features[0], lambda x: x.flip(1) ** 2),
+    ):
+        image_Bd = F.normalize(change(image) @ head.image.weight.T, dim=1)
+        text_Bd = F.normalize(change(text) @ head.text.weight.T, dim=1)
+        total += slow_contrast(image_Bd, text_Bd, own, head.temperature.item())
+    output = task(batch)
+    assert output.terms["itc"].item() == pytest.approx(total / 2, rel=1e-4)
+    output.loss.backward()
+    assert all(parameter.grad.any() for parameter in task.contrast.parameters())
+    torch.testing.assert_close(
+        task.eval().image_features(batch.images_BCHW),
+        F.normalize(image @ task.contrast.features.image.weight.T),
+    )
+
+
+# Singular values
+
+
+def with_a_gap(C: int, D: int) -> tuple[Tensor, Tensor]:
+    """Features whose similarities have singular values far from each other, float64."""
+    rng = torch.Generator().manual_seed(C)
+    image, text = (torch.randn(C, D, generator=rng, dtype=torch.float64) for _ in range(2))
+    return image * torch.linspace(2, 0.5, D), text
+
+
+@pytest.mark.parametrize(("C", "D"), [(4, 7), (7, 4)])  # fewer rows than features, and more
+def test_sigma1_has_the_value_of_numpy_and_the_gradient_of_finite_differences(C, D):
+    image, text = with_a_gap(C, D)
+
+    def sigmas(x: Tensor) -> np.ndarray:
+        return np.linalg.svd((x @ text.T).numpy(), compute_uv=False)[: min(C, D)]
+
+    x = image.float().requires_grad_()
+    value_R = objectives.singular_values(x, text.float())
+    np.testing.assert_allclose(value_R.detach().numpy(), sigmas(image), rtol=1e-4, atol=1e-5)
+    shares = sigmas(image) / sigmas(image).sum()
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert objectives.effective_rank(value_R).item() == pytest.approx(math.exp(entropy), rel=1e-4)
+    for form in (lambda value: value[0], lambda value: value[0] / value.sum()):
+        (gradient,) = torch.autograd.grad(form(value_R), x, retain_graph=True)
+        for row, column in ((0, 0), (2, 3), (C - 1, D - 1)):
+            change = torch.zeros_like(image)
+            change[row, column] = 1e-6
+            expected = (form(sigmas(image + change)) - form(sigmas(image - change))) / 2e-6
+            assert gradient[row, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_sigma1_of_collapse_is_all_and_of_perfect_alignment_its_least():
+    collapsed = F.normalize(torch.ones(6, 3), dim=1)
+    assert objectives.singular_values(collapsed, collapsed)[0].item() == pytest.approx(6, rel=1e-5)
+    assert objectives.singular_values(torch.eye(6), torch.eye(6)).tolist() == pytest.approx([1] * 6)
+
+
+@pytest.mark.parametrize(
+    ("form", "weight"), [("sigma1", 0.1), ("sigma1_share", -2.0), ("sigma1", 0.0)]
+)
+def test_the_svd_term_is_added_by_its_weight_and_logged(form, weight):
+    config = config_of(**ALONE, svd_form=form, svd_weight=weight)
+    task, (batch,) = build(config), batches_of(config)
+    image, text = features_of(task, batch)
+    values = np.linalg.svd((image @ text.T).detach().double().numpy(), compute_uv=False)
+    output = task(batch)
+    assert output.terms["sigma1"].item() == pytest.approx(values[0] / ROWS, rel=1e-4)
+    expected = values[0] / (ROWS if form == "sigma1" else values.sum())
+    assert (output.loss - output.terms["itc"]).item() == pytest.approx(
+        weight * expected, rel=1e-3, abs=1e-5
+    )
+    assert 1 <= output.terms["effective_rank"] <= ROWS
+
+
+# Matching
+
+
+def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[int], list[bool]]:
+    """Which image and text each matched pair has, by row among all, and its label."""
+    (everything,) = batches_of(task.config)
+
+    def row_of(found: Tensor, among: list[Tensor]) -> int:
+        (row,) = [
+            row
+            for row, each in enumerate(among)
+            if each.shape == found.shape and torch.allclose(each, found, atol=1e-5)
+        ]
+        return row
+
+    def rows(image: Tokens, text: Any) -> tuple[list[int], list[int]]:
+        texts = task.encoder.text(everything.ids_BT, None).x_BND
+        known = [
+            x_TD[~is_padding_T]
+            for x_TD, is_padding_T in zip(texts, everything.is_padding_BT, strict=True)
+        ]
+        real = [
+            x_TD[~is_padding_T]
+            for x_TD, is_padding_T in zip(text.x_BND, text.is_padding_BN, strict=True)
+        ]
+        images = [*task.encoder.image(everything.pixels()).x_BND]
+        return [row_of(each, images) for each in image.x_BND], [
+            row_of(each, known) for each in real
+        ]
+
+    images, texts, labels = watch_matching(task, batch, monkeypatch, rows)
+    return images, texts, labels.tolist()
+
+
+@torch.no_grad()
+def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast(monkeypatch):
+    config = config_of(mlm_weight=0.0, itc_weight=0.0, itm_negatives="random_half")
+    task, (batch,) = build(config), batches_of(config)
+    assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
+    assert {"itm", "itm_acc"} <= set(task(batch).terms) and "itc" not in task(batch).terms
+    assert not task.is_comparable
+    assert task.image_features(batch.images_BCHW).shape == (ROWS, task.feature_dim)
+    images, texts, labels = matched(task, batch, monkeypatch)
+    assert texts == list(range(ROWS))
+    assert labels == [image == text for image, text in zip(images, texts, strict=True)]
+    assert all(
+        (image, text) not in ((0, 2), (2, 0)) for image, text in zip(images, texts, strict=True)
+    )
+    for B in (ROWS, 5):
+        is_match = torch.eye(B, dtype=torch.bool)
+        kept = [is_match[negatives.random_half(torch.arange(B)[:, None])] for _ in range(400)]
+        assert all(row.sum() == B // 2 for row in kept)
+        assert (
+            torch.stack(kept).float().mean(0) - B // 2 / B
+        ).abs().max() < 0.125  # five standard deviations
+
+
+def slow_draw(scores: list[float], is_match: list[bool], draw: float) -> int:
+    """The first column up to which the weights add up to more than `draw` of their sum."""
+    log_sum = math.log(sum(math.exp(score) for score in scores))
+    weights = [
+        0.0 if same else math.exp(score - log_sum) + 1e-5
+        for score, same in zip(scores, is_match, strict=True)
+    ]
+    left = draw * sum(weights)
+    for column, weight in enumerate(weights):
+        left -= weight
+        if left < 0:
+            return column
+    raise AssertionError
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(8,), (4, 4), (2, 2, 2, 2)])
+def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
+    """The same partners however the step is cut, and those that a slow loop draws."""
+    config = config_of(mlm_weight=0.0, itm_negatives="global")
+    task = build(config)
+    (whole,) = batches_of(config)
+    assert whole.draw_B3 is not None
+    image, text = features_of(task, whole)
+    order = np.argsort(whole.draw_B3[:, 0].numpy())
+    expected: dict[str, list[int]] = {"images": [], "texts": []}
+    for row in range(ROWS):
+        is_match = [bool(whole.image_id_B[row] == whole.image_id_B[other]) for other in order]
+        for name, scores, draw in (
+            ("images", image @ text[row], 1),
+            ("texts", text @ image[row], 2),
+        ):
+            line = (scores[torch.from_numpy(order)] / 0.07).tolist()
+            expected[name].append(
+                int(order[slow_draw(line, is_match, whole.draw_B3[row, draw].item())])
+            )
+    found: dict[str, list[int]] = {"images": [], "texts": []}
+    start = 0
+    with torch.enable_grad():
+        micro_batches = task.before_step(batches_of(config, sizes))
+    for batch in micro_batches:
+        with monkeypatch.context() as patched:
+            images, texts, labels = matched(task, batch, patched)
+        B, own = len(batch.where), list(range(start, start + len(batch.where)))
+        assert images[:B] == images[2 * B :] == texts[:B] == texts[B : 2 * B] == own
+        assert labels == [True] * B + [False] * 2 * B
+        found["images"] += images[B : 2 * B]
+        found["texts"] += texts[2 * B :]
+        start += B
+    assert found == expected
+
+
+def test_draws_follow_the_weights_and_never_a_match():
+    similarity, draws = (
+        torch.tensor([3.0, 1.0, 0.0, 2.0, -1.0, 2.5]).expand(2000, 6),
+        torch.linspace(0, 1, 2000).double(),
+    )
+    is_match = torch.tensor([True, False, False, False, False, True]).expand(2000, 6)
+    drawn = objectives.hard_negatives(
+        similarity, is_match, draws, torch.zeros(2000, dtype=torch.long)
+    )
+    weights = np.exp([-np.inf, 1.0, 0.0, 2.0, -1.0, -np.inf])
+    shares = np.bincount(drawn.numpy(), minlength=6) / 2000
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=1.5e-3)
+    everything = objectives.hard_negatives(
+        similarity[:2], torch.ones(2, 6, dtype=torch.bool), draws[:2], torch.tensor([4, 1])
+    )
+    assert everything.tolist() == [4, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("drawn", ["local", "global"])
+def test_autocast_does_not_coarsen_what_negatives_are_drawn_by(drawn, monkeypatch):
+    """Global ones stand in another order."""
+    config = config_of(mlm_weight=0.0, itm_negatives=drawn)
+    task, (batch,), seen = (
+        build(config),
+        batches_of(config),
+        {"hard_negatives": [], "contrastive": []},
+    )
+    for name, given in seen.items():
+        function = getattr(objectives, name)
+        monkeypatch.setattr(
+            objectives, name, lambda *x, f=function, given=given: given.append(x) or f(*x)
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        task(batch)
+    image, text = (x.double() for x in seen["contrastive"][0][:2])
+    expected = image @ text.T / task.contrast.features.temperature.double()
+    assert len(seen["hard_negatives"]) == 2
+    for (similarity, *_), own in zip(seen["hard_negatives"], (expected.T, expected), strict=True):
+        torch.testing.assert_close(
+            similarity.double().sort(1)[0], own.sort(1)[0], rtol=0, atol=1e-4
+        )
+
+
+# Accumulation
+
+
+def gradients(config: Config, sizes: Sequence[int], make: Any) -> dict[str, Tensor]:
+    task = make(config)
+    torch.manual_seed(0)
+    for batch in task.before_step(batches_of(config, sizes)):
+        (task(batch).loss / len(sizes)).backward()
+    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("make", [build, two_ways])
+def test_accumulation_changes_nothing_of_contrast_svd_and_global_matching(make):
+    config = config_of(
+        mlm_weight=0.0,
+        itc_masked_image=True,
+        itc_targets="same_text",
+        itm_negatives="global",
+        svd_form="sigma1_share",
+        svd_weight=0.5,
+    )
+    whole, parts = gradients(config, (ROWS,), make), gradients(config, (4, 4), make)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        tolerance = 2e-5 * gradient.abs().max().item() + 1e-7
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=tolerance, msg=name)
+
+
+# What does not go together
+
+
+def idle(**values: Any) -> set[str]:
+    return {*ContrastMatchConfig(**values).unused_fields()}
+
+
+def test_options_without_a_use_are_known():
+    pixels = {"mim_share", "normalize_targets", "decoder_depth", "decoder_dim", "decoder_num_heads"}
+    assert idle(mask_replace_prob=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
+    assert idle(mask_replace_prob=0.2, itc_masked_image=True) == pixels | {"svd_weight"}
+    words = {"text_mask_ratio", "whole_word_masking", "mask_replace_prob", "mask_replace_source"}
+    assert idle(**ALONE) == pixels | words | {"image_mask_ratio", "itm_negatives", "svd_weight"}
+    contrast = {"projection_dim", "itc_masked_image", "itc_targets", "svd_form", "svd_weight"}
+    contrast |= {"memory_batches", "image_image_weight"}
+    assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {
+        "mask_replace_source"
+    }
+
+
+def test_convolutions_that_never_see_a_whole_image_are_refused():
+    with pytest.raises(UserError, match=r"itc_masked_image with model\.stem conv"):
+        config_of(**ALONE, itc_masked_image=True, model={"stem": "conv"})
+    config_of(mlm_weight=0.0, itc_masked_image=True, model={"stem": "conv"})
+
+
+# Masked words
+
+
+def test_wrong_words_may_come_from_the_whole_vocabulary():
+    """Of 80/10/10: one in ten shows any word, one in ten its own, the others [MASK]."""
+    config = config_of(mask_replace_prob=0.2, mask_replace_source="vocabulary")
+    task = build(config)
+    ids_BT = torch.full((200, 50), 7)
+    (batch,) = batches_of(config)
+    is_masked_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    torch.manual_seed(0)
+    shown = task.with_masked_tokens(
+        replace(batch, ids_BT=ids_BT, is_masked_BT=is_masked_BT, masked_M=None)
+    ).flatten()
+    other = shown[(shown != tiny.SIZES.mask_id) & (shown != 7)]
+    margin = 5 * math.sqrt(0.1 * 0.9 / 10_000)
+    assert (shown == 7).float().mean().item() == pytest.approx(0.1, abs=margin)
+    assert len(other) / 10_000 == pytest.approx(0.1, abs=margin)
+    assert other.max() < tiny.SIZES.vocab_size
+    assert len(other.unique()) > 0.9 * tiny.SIZES.vocab_size * (
+        1 - math.exp(-1000 / tiny.SIZES.vocab_size)
+    )

@@ -1,0 +1,177 @@
+"""Frozen parameters, learning rates of parts, and patterns without a match."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from eve_vl.config import TrainConfig
+from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.recipes.finetune import layer_decay
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Sizes
+from eve_vl.train.log import BadSamples
+from eve_vl.train.optim import build_optimizer, freeze
+from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import UserError
+from helpers.tiny_tasks import build, config_of, eval_set, train_set
+from helpers.twins import tiny_config
+
+CONFIG = TrainConfig(
+    steps=4,
+    batch_size=4,
+    lr=1e-2,
+    warmup=0.0,
+    val_every=4,
+    save_every=2,
+    dtype="float32",
+    device="cpu",
+)
+
+
+def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Module:
+    """Train a tiny task, or go on with it."""
+    run.mkdir(exist_ok=True)
+    task = build(config_of(name))
+    dataset = train_set(task.config, 8)
+
+    def batches(step: int) -> Iterator[Any]:
+        while True:
+            rows = [(step * 4 + row) % 8 for row in range(4)]
+            yield dataset.collate([dataset[(step, 0, row)] for row in rows])
+            step += 1
+
+    trainer = Trainer(config, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
+    trainer.resume()
+    trainer.fit(
+        batches(trainer.step),
+        eval_loader(eval_set(task.config), batch_size=23, rank=0, world=1),
+        BadSamples(run, num_rows=8, max_share=1, writes=True),
+    )
+    return task
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
+def test_frozen_parameters_stay_bit_for_bit(tmp_path: Path, monkeypatch, optimizer):
+    monkeypatch.setattr("eve_vl.train.optim.BLOCK_ROWS", 16)  # divides 16, 32 and 48 rows
+    config = replace(
+        CONFIG,
+        optimizer=optimizer,
+        freeze=("encoder.text.*", "encoder.blocks.[01].*", "*.classify.3.bias"),
+    )
+    start = dict(build(config_of("nlvr2_compare")).state_dict())
+    task = fit(tmp_path / "run", config)
+    frozen = {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
+    assert {
+        "encoder.text.words.weight",
+        "encoder.blocks.1.norm1.weight",
+        "compare_head.classify.3.bias",
+    } <= frozen
+    assert all(
+        name.startswith(
+            ("encoder.text.", "encoder.blocks.0.", "encoder.blocks.1.", "compare_head.")
+        )
+        for name in frozen
+    )
+    for name, value in task.state_dict().items():
+        assert torch.equal(value, start[name]) == (name in frozen), name
+    kept = {
+        name.rpartition(".")[0]
+        for name in load_file(tmp_path / "run/checkpoints/step_00000004/optimizer.safetensors")
+    }
+    assert kept == {name for name, _ in task.named_parameters()} - frozen
+
+
+def test_a_run_with_frozen_parameters_goes_on(tmp_path: Path):
+    config = replace(
+        CONFIG,
+        freeze=("encoder.*",),
+        lr_multipliers=(("compare_head.classify.0.*", 0.5),),
+        keep_checkpoints=9,
+    )
+    whole = fit(tmp_path / "run", config).state_dict()
+    last = tmp_path / "run/checkpoints/step_00000004"
+    last.rename(tmp_path / "last")
+    (tmp_path / "run/log.jsonl").unlink()
+    again = fit(tmp_path / "run", config).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    one, two = (load_file(folder / "optimizer.safetensors") for folder in (tmp_path / "last", last))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_running_averages_stand_still_where_their_head_does(tmp_path: Path):
+    name = "compare_head.norm.running_mean"
+    for patterns, moves in (
+        (("encoder.*",), True),
+        (("compare_head.*",), False),
+        (("*.classify.*",), False),
+    ):
+        task = fit(tmp_path / patterns[0].strip("*."), replace(CONFIG, freeze=patterns))
+        assert bool(task.get_buffer(name).any()) == moves, patterns
+
+
+def optimizer_of(config: TrainConfig, new: tuple[str, ...] = ()) -> dict[str, float]:
+    """The rate of each parameter, by name."""
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    groups = build_optimizer(task.named_parameters(), config, new).param_groups
+    return {
+        names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]
+    }
+
+
+def test_all_factors_that_match_multiply():
+    patterns = (("encoder.*", 0.5), ("encoder.text.*", 0.1), ("*.bias", 2.0))
+    scales = optimizer_of(
+        replace(CONFIG, lr_multipliers=patterns, head_lr_multiplier=10.0),
+        new=("token_head.fc1.bias",),
+    )
+    assert scales["encoder.image.cls"] == 0.5
+    assert scales["encoder.image.proj.bias"] == 1.0
+    assert scales["encoder.text.words.weight"] == 0.05
+    assert scales["encoder.text.norm.bias"] == 0.1
+    assert scales["token_head.fc1.weight"] == 1.0
+    assert scales["token_head.fc1.bias"] == 20.0
+
+
+def test_layer_decay_is_that_of_beit():
+    """Its rule: layer 0 is what comes before the blocks, the blocks are 1 to L, the rest is L + 1; rate^(L + 1 - layer)."""
+    num_blocks = 3  # of tiny_config
+    scales = optimizer_of(replace(CONFIG, lr_multipliers=layer_decay(num_blocks, 0.7)))
+    assert len(set(scales.values())) == num_blocks + 2
+    for name, scale in scales.items():
+        layer = num_blocks + 1
+        if name.startswith("encoder.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        elif name.startswith(("encoder.image.", "encoder.text.", "encoder.norm_pre.")):
+            layer = 0
+        assert scale == pytest.approx(0.7 ** (num_blocks + 1 - layer), rel=1e-9), name
+    assert scales["encoder.norm.weight"] == scales["token_head.fc1.weight"] == 1.0
+
+
+def test_patterns_that_match_nothing_are_told_with_the_nearest():
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
+    before = copy.deepcopy(task.state_dict())
+    with pytest.raises(
+        UserError,
+        match=r"^train.freeze: 'encodr.\*' matches no parameter; the nearest: 'encoder.\*'",
+    ):
+        freeze(task, ["encodr.*"])
+    with pytest.raises(
+        UserError,
+        match=r"train.lr_multipliers: 'encoder.words.weight' matches .*'encoder.text.words.weight'",
+    ):
+        optimizer_of(replace(CONFIG, lr_multipliers=(("encoder.words.weight", 0.5),)))
+    with pytest.raises(
+        UserError, match=r"^train.freeze encoder.\* \* leaves no parameter to train"
+    ):
+        freeze(task, ["encoder.*", "*"])
+    assert before.keys() == task.state_dict().keys()
