@@ -19,10 +19,11 @@ import tyro
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.utils.console import print_line, warn
+from eve_vl.utils.console import print_error, print_line
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user, reporting_write_errors, write_file
 from eve_vl.utils.frozen import Frozen
+from eve_vl.utils.launcher import process_place
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -219,7 +220,7 @@ def fail(message: str, code: int) -> None:
     Under torchrun, processes other than the first wait first: if the first fails too, torchrun ends them before they repeat
     its message. torchrun's own 30 lines cannot be turned off from here.
     """
-    if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
+    if code == 2 and process_place().local_rank != 0:
         time.sleep(SECONDS_OF_GRACE)
-    warn(message)
+    print_error(message)
     sys.exit(code)

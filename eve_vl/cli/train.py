@@ -1,6 +1,5 @@
 """Verbs that train a recipe or average runs: pretrain, finetune, demo, average."""
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from eve_vl.recipes import find_recipe, get_recipe, recipes
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
 from eve_vl.utils.frozen import Frozen
+from eve_vl.utils.launcher import is_under_torchrun
 
 FIRST = {
     "pretrain": "demo for your own image–text pairs, tiny for a quick try, base for the paper's size",
@@ -187,7 +187,7 @@ def _confirm_data(config: Config, start: Config) -> None:
     what = printable(
         f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
     )
-    is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
+    is_asked = sys.stdin.isatty() and not is_under_torchrun()
     if not is_asked or not Confirm.ask(Text(f"{what}. Continue?", "prompt"), default=False):
         raise UserError(
             f"{what}; name your data with --data.train PATH and --data.val, or confirm with --data.train {own}"

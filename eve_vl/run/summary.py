@@ -4,7 +4,6 @@ A resumed run may change some fields.
 """
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from eve_vl.tasks.task import Task
 from eve_vl.train import processes
 from eve_vl.train.optim import learning_rate
 from eve_vl.utils.console import pluralize
+from eve_vl.utils.launcher import process_place
 
 LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
 FEW_ROWS = 100
@@ -183,7 +183,7 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
     Saving copies the moments, when activations are gone.
     """
     world = processes.world_size()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # as in train/shard.py
+    here = process_place().local_world_size  # as in train/shard.py
     layout = Layout(
         gpus=here if here > 1 and world % here == 0 else world,
         shards=config.train.layout == "shard",

@@ -23,7 +23,7 @@ from eve_vl.data.transforms import eval_crop
 from eve_vl.predict.inputs import chunked
 from eve_vl.search.database import run_fingerprint
 from eve_vl.search.indexer import THREADS, OpenSource, PendingImage, prefetch, stat_of
-from eve_vl.utils.console import place_in_torchrun, print_line, progress
+from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import (
     atomic_file,
@@ -32,6 +32,7 @@ from eve_vl.utils.file_io import (
     reporting_write_errors,
     write_file,
 )
+from eve_vl.utils.launcher import process_place
 
 FACTS = "_features.json"  # readers of a folder of Parquet files skip names that start with _
 KEY = b"eve"  # metadata of a part, as JSON: what it was made from, and rows that could not be used, with reasons
@@ -213,9 +214,9 @@ def write_features(
     parts = FeatureParts(
         expand_user(out), encoder, OpenSource.each(sources, reading), part_rows, batch_size
     )
-    rank, world = place_in_torchrun()
+    place = process_place()
     own, counts = (
-        range(len(parts.blocks))[rank::world],
+        range(len(parts.blocks))[place.rank :: place.world_size],
         Counter({"new part": 0, "kept part": 0, "image": 0}),
     )
     for number in progress(own, "writing parts", len(own)):

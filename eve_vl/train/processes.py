@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from eve_vl.config import TrainConfig
 from eve_vl.train import shard
 from eve_vl.utils.errors import SharedError, UserError
+from eve_vl.utils.launcher import is_under_torchrun, process_place
 
 T = TypeVar("T")
 TIMEOUT = timedelta(
@@ -58,7 +59,7 @@ def setup(device: torch.device) -> bool:
 
     nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for another one fails.
     """
-    is_new = {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized()
+    is_new = is_under_torchrun() and not dist.is_initialized()
     if is_new:
         backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=own)
@@ -246,10 +247,8 @@ def pick_device(name: str | torch.device) -> torch.device:
             ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         )
         if device.type == "cuda":
-            device = torch.device(
-                "cuda",
-                int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index,
-            )
+            local_rank = process_place().local_rank
+            device = torch.device("cuda", local_rank if device.index is None else device.index)
             torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()  # refuses meta as well, which has no values
     except Exception:  # torch raises many types, without CUDA an AssertionError
@@ -258,7 +257,8 @@ def pick_device(name: str | torch.device) -> torch.device:
         raise UserError(
             f"device {str(name)!r}: torch has no such device here; give {' or '.join(there)}"
         ) from None
-    if device.type == "cuda" and device.index != int(os.environ.get("LOCAL_RANK", device.index)):
+    is_shared_gpu = is_under_torchrun() and device.index != process_place().local_rank
+    if device.type == "cuda" and is_shared_gpu:
         raise UserError(
             f"device {name}: under torchrun each process has a GPU of its own; give cuda"
         )

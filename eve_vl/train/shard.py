@@ -7,7 +7,6 @@ Letters: M matrices, O rows, I columns.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
+from eve_vl.utils.launcher import process_place
 
 OLDEST = (
     2,
@@ -78,7 +78,7 @@ def _mesh(device: torch.device) -> DeviceMesh:
     """Return processes by machine, or in one row if these do not divide evenly."""
     world = dist.get_world_size()
     local: list[Any] = [None] * world
-    dist.all_gather_object(local, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    dist.all_gather_object(local, process_place().local_world_size)
     is_even = len({*local}) == 1 and 1 < local[0] < world and world % local[0] == 0
     if is_even:
         return init_device_mesh(

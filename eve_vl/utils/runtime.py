@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from eve_vl.utils.launcher import process_place
+
 _COLLECT: set[object] = set()  # handlers of `stop_signals`
 AGAIN = 1.0  # seconds after which a second signal to stop ends the process at once
 
@@ -96,7 +98,7 @@ def set_threads(threads: int) -> None:
     """
     import torch
 
-    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = usable_cores() // process_place().local_world_size
     given = (
         os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     )  # OpenMP takes a list, one number per nesting level

@@ -20,6 +20,7 @@ from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
 from eve_vl.train import processes, shard
 from eve_vl.train.optim import build_optimizer
+from eve_vl.utils.launcher import ProcessPlace
 
 
 @contextlib.contextmanager
@@ -37,10 +38,13 @@ def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
             device, shape, mesh_dim_names=tuple(f"{name}_{rank}" for name in mesh_dim_names)
         )
 
+    place = ProcessPlace(
+        rank=rank, world_size=size, local_rank=rank % per_machine, local_world_size=per_machine
+    )
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     try:
         with (
-            mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(per_machine)),
+            mock.patch.object(shard, "process_place", lambda: place),
             mock.patch.object(dist, "all_gather_object", alike),
             mock.patch.object(shard, "init_device_mesh", own_mesh),
         ):

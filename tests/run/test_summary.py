@@ -26,6 +26,7 @@ from eve_vl.run.training import require_truth
 from eve_vl.systems.mlim import PairConfig
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.launcher import ProcessPlace
 from helpers.twins import ListSource, noise, pairs, tiny_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -179,7 +180,8 @@ def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
     monkeypatch.setattr("eve_vl.run.summary.processes.world_size", lambda: 8)
     monkeypatch.setattr("eve_vl.run.summary.kept_bytes", lambda *_: (0, 0))
     for here in ("8", "4", "3", "1"):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        place = ProcessPlace(world_size=8, local_world_size=int(here))
+        monkeypatch.setattr("eve_vl.run.summary.process_place", lambda place=place: place)
         found[here] = expected_memory(config, task)
     num = sum(parameter.numel() for parameter in task.parameters())
     assert found["8"] == found["3"] == found["1"]

@@ -17,6 +17,7 @@ from eve_vl.search import features
 from eve_vl.search.features import write_features
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.launcher import ProcessPlace
 from helpers.indices import features_of, search_model, search_run, some_photos, write_image  # noqa: F401
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
@@ -127,7 +128,8 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(owner, name, call)
-            patch.setattr(features, "place_in_torchrun", lambda number=kills % 2: (number, 2))
+            place = ProcessPlace(rank=kills % 2, world_size=2)
+            patch.setattr(features, "process_place", lambda place=place: place)
             write_features(model, [photos], parts, part_rows=8, batch_size=4)
         shutil.rmtree(parts)
         left.rename(parts)

@@ -208,3 +208,12 @@ def test_a_run_says_what_it_will_do_before_it_does_it(eve_fork):
     assert len(lines) == len(expected), stdout
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_only_the_first_of_several_processes_warns(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    console.warn("once is enough")
+    console.print_error("this process failed")
+    assert capsys.readouterr().err == "eve: this process failed\n"

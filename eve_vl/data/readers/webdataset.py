@@ -19,6 +19,7 @@ from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, Table, fie
 from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize, print_once, progress
 from eve_vl.utils.errors import StorageError, UserError
+from eve_vl.utils.launcher import process_place
 
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 6
@@ -224,7 +225,8 @@ def _known_shards(paths: Sequence[Path], is_lazy: bool) -> np.ndarray:
         ):
             return kept
     known[:, ROWS] = in_threads(_stated_rows, paths, "numbers of rows") if is_lazy else -1
-    first = len(paths) * int(os.environ.get("RANK", 0)) // int(os.environ.get("WORLD_SIZE", 1))
+    place = process_place()
+    first = len(paths) * place.rank // place.world_size
     left = np.roll(np.arange(len(paths)), -first)
     left = left[known[left, ROWS] < 0].tolist()
     for number in progress(left, "indexing shards", len(left)):
