@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.data.dataset import Position, RowDataset, SampleSet
 from eve_vl.data.order import LARGE, BlockRows, KeyedOrder, LaneOrder, epoch_order, generator
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source, find_generator, hash_of
 from eve_vl.data.splits import held_out_split, read_split
 from eve_vl.data.table import Table

@@ -21,8 +21,9 @@ from eve_vl.data.dataset import Batch, RowBatch, Sample, decode, padded
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.loader import open_sources
 from eve_vl.data.masking import PairBatch
-from eve_vl.data.readers import parse_spec, sniff
+from eve_vl.data.readers.formats import sniff
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef, fetched
+from eve_vl.data.sources import parse_spec
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import eval_crop
 from eve_vl.utils import console

@@ -27,7 +27,7 @@ from eve_vl.data.loader import (
     train_loader,
 )
 from eve_vl.data.masking import MaskedPairs
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, write_images
 from helpers.twins import pairs, tiny_config, tiny_tokenizer

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eve_vl.data.dataset import decode
-from eve_vl.data.readers import folder, open_source, tables
+from eve_vl.data.readers import folder, tables
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.data.validate import check_source, report_lines
 from eve_vl.utils import console

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from eve_vl.config import HELD_OUT, Config
 from eve_vl.data import fingerprint
 from eve_vl.data.loader import open_sources
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.report.page import write_report
 from eve_vl.run.loading import load_run

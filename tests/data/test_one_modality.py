@@ -24,7 +24,7 @@ from eve_vl.data.kinds.labels import (
 from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import row_keys
 from eve_vl.data.validate import check_source, report_lines
 from eve_vl.synthetic.scenes import ROWS, SceneLabels

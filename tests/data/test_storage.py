@@ -25,7 +25,8 @@ from eve_vl.data.dataset import SampleSet
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
 from eve_vl.data.masking import MaskedPairs
-from eve_vl.data.readers import open_source, webdataset
+from eve_vl.data.readers import webdataset
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import usable_rows
 from eve_vl.data.sources import absolute_spec
 from eve_vl.data.splits import held_out_split

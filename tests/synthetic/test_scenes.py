@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from eve_vl.cli import main
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.texts import all_captions, captions

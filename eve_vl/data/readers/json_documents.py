@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.medical import medical_list
+from eve_vl.data.readers import published_layouts
 from eve_vl.data.readers.tables import PackedTable
 from eve_vl.data.table import Fields, Table, is_file, where_row
 from eve_vl.utils.errors import MISSING_FIELDS, UserError, explained
@@ -47,8 +47,8 @@ def json_table(path: Path, split: str | None) -> Table:
     refuse_split(path, split)
     match document:
         case list():
-            medical = medical_list(path, document)
-            return _list_table(path, document) if medical is None else medical
+            published = published_layouts.table_of_json_list(path, document)
+            return _list_table(path, document) if published is None else published
         case {"images": list(), "annotations": list()}:
             # images of captions_train2014.json lie in the folder train2014 of the image root, or in the root itself
             subset = re.search(r"(train|val|test)\d{4}", path.stem)

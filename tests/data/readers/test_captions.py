@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageFile
 from eve_vl.data.sources import absolute_spec
 from eve_vl.utils.errors import UserError

@@ -13,7 +13,7 @@ import pytest
 
 from eve_vl.data.kinds.captions import ImageOnly, TextOnly
 from eve_vl.data.kinds.labels import LabeledExample
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan, Source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, write_images

@@ -14,7 +14,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageBytes, ImageSpan, Source
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError

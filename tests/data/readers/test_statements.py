@@ -10,7 +10,7 @@ import pytest
 
 from eve_vl.data.dataset import decode
 from eve_vl.data.kinds.pairs import ImagesStatement
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import ImageBytes, ImageFile, Source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, write_images

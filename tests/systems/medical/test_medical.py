@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers.open_source import open_source
 from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
 from eve_vl.synthetic.write import FIVE, LAYOUTS, write
