@@ -32,7 +32,8 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
     from torch import nn
 
     from eve_vl.config import Config
-    from eve_vl.data.loader import open_train_and_val, train_loader
+    from eve_vl.data.loader import train_loader
+    from eve_vl.data.opening import open_train_and_val
     from eve_vl.recipes import get_recipe, pretrain
     from eve_vl.run.loading import build_task
     from eve_vl.run.training import obtain_tokenizer

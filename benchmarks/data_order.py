@@ -30,8 +30,10 @@ from timing import machine
 from eve_vl.config import Config
 from eve_vl.data import loader
 from eve_vl.data.kinds.captions import CaptionedImages
-from eve_vl.data.loader import open_sources, train_batches, train_loader
-from eve_vl.data.order import KeyedOrder, LaneOrder, epoch_order
+from eve_vl.data.loader import train_batches, train_loader
+from eve_vl.data.opening import open_sources
+from eve_vl.data.order import KeyedOrder, epoch_order
+from eve_vl.data.shard_order import LaneOrder
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torchvision import transforms as v1
 
 from eve_vl.config import InputConfig
-from eve_vl.data.dataset import decode
-from eve_vl.data.records import ImageBytes
-from eve_vl.data.transforms import train_crop
+from eve_vl.data.crops import train_crop
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageBytes
 from eve_vl.utils.runtime import keep_memory
 
 SIZE, SCALE = 224, (0.5, 1.0)

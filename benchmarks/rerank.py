@@ -24,8 +24,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eve_vl.config import RetrievalConfig  # noqa: E402
-from eve_vl.data.dataset import normalize  # noqa: E402
-from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
+from eve_vl.data.batches import normalize  # noqa: E402
+from eve_vl.data.loader import eval_loader  # noqa: E402
+from eve_vl.data.opening import open_sources  # noqa: E402
 from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, rerank_scores  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402

@@ -32,10 +32,10 @@ from image_decoding import made_up_photo
 from timing import Goal, machine
 
 from eve_vl.config import RetrievalConfig, config_to_json
-from eve_vl.data.dataset import decode
-from eve_vl.data.records import ImageFile
+from eve_vl.data.crops import Crop
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop
 from eve_vl.eve import Eve
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task

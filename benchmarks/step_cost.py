@@ -49,7 +49,7 @@ from timing import machine, ratio  # noqa: E402
 from torch import nn  # noqa: E402
 
 from eve_vl.config import Config  # noqa: E402
-from eve_vl.data.masking import PairBatch  # noqa: E402
+from eve_vl.data.masked_batches import PairBatch  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.bench import has_processor_clock, now  # noqa: E402
 from eve_vl.run.inspect import inspect_config  # noqa: E402

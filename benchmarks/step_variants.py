@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
-from eve_vl.data.dataset import Sample, generator
-from eve_vl.data.masking import PairBatch, mask_patches, mask_tokens
+from eve_vl.data.batches import Sample
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masking import mask_patches, mask_tokens
+from eve_vl.data.random_streams import generator
 from eve_vl.run.bench import now
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task

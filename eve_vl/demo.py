@@ -26,7 +26,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
-from eve_vl.data.loader import open_sources
+from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe

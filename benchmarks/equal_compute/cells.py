@@ -23,7 +23,8 @@ from equal_compute.data import Data
 from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import Config, config_to_json, generated, to_dict
-from eve_vl.data.loader import open_sources, train_loader
+from eve_vl.data.loader import train_loader
+from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import to_json
 from eve_vl.recipes import EITHER, find_recipe, start_of

@@ -16,11 +16,13 @@ import torchvision
 
 from equal_compute.cells import Cell, num_read
 from eve_vl.config import Config
-from eve_vl.data.dataset import NAMES_A_SIDE, decode
-from eve_vl.data.loader import open_sources
-from eve_vl.data.records import Source, row_name
+from eve_vl.data.crops import Crop
+from eve_vl.data.decoding import decode
+from eve_vl.data.opening import open_sources
+from eve_vl.data.records import Source
+from eve_vl.data.row_dataset import NAMES_A_SIDE
+from eve_vl.data.row_hashes import row_name
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop
 from eve_vl.evaluation.retrieval import first_hits
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics import retrieval as metrics

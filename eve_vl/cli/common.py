@@ -161,7 +161,7 @@ def refuse_missing_paths(args: object) -> None:
     if specs := [
         spec for value in values if isinstance(value, tuple) for spec in value
     ]:  # a user's own field may be anything
-        from eve_vl.data.sources import refuse_missing  # imports fsspec
+        from eve_vl.data.source_names import refuse_missing  # imports fsspec
 
         refuse_missing(specs)
 

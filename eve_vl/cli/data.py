@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from eve_vl.cli.common import JsonArgs, SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.runs import recipe_config
 from eve_vl.config import Config, DataConfig, TokenizerConfig
-from eve_vl.data.sources import refuse_missing
+from eve_vl.data.source_names import refuse_missing
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
@@ -75,9 +75,10 @@ class TokenizerArgs(SourceArgs):
 def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
     refuse_missing([args.path])
-    from eve_vl.data.loader import open_sources
+    from eve_vl.data.check_lines import report_lines
+    from eve_vl.data.opening import open_sources
     from eve_vl.data.readers.folder import FolderTable, tables_in
-    from eve_vl.data.validate import check_source, report_lines
+    from eve_vl.data.source_check import check_source
 
     kind, require, config = args.kind, None, None
     if args.recipe is not None:
@@ -147,7 +148,7 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
 def run_data_answers(args: AnswersArgs) -> None:
     """Write the answers of questions, most frequent first: eve data answers PATH …"""
     check_writable(args.out)
-    from eve_vl.data.loader import open_sources
+    from eve_vl.data.opening import open_sources
     from eve_vl.data.records import usable_rows
     from eve_vl.metrics.vqa import build_answers
 

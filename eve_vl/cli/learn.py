@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import DeviceArgs, SourceArgs, print_line
 from eve_vl.config import HELD_OUT, DataConfig
-from eve_vl.data.sources import absolute_spec
+from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 

@@ -196,7 +196,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
 
     A single run's numbers also go to a file.
     """
-    from eve_vl.data.loader import open_sources, open_splits
+    from eve_vl.data.opening import open_sources, open_splits
     from eve_vl.evaluation.runner import evaluated, leaks
     from eve_vl.run.loading import load_run, read_config
     from eve_vl.run.results import result_of, store
@@ -276,7 +276,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
         raise UserError(
             "zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE"
         )
-    from eve_vl.data.loader import open_sources
+    from eve_vl.data.opening import open_sources
     from eve_vl.evaluation.evaluator import comparison_of
     from eve_vl.evaluation.runner import leaks
     from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot

@@ -165,7 +165,7 @@ def run_try(args: TryArgs) -> None:
 
 def _print_recalls(run: Any, specs: Sequence[str]) -> None:
     """Print how often captions of sources find their images, if there are some."""
-    from eve_vl.data.loader import open_sources
+    from eve_vl.data.opening import open_sources
     from eve_vl.evaluation.runner import evaluated
 
     sources: list[Any] = []

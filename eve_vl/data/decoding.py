@@ -20,8 +20,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
-from eve_vl.data.records import ImageFile, ImageRef, Unencoded
-from eve_vl.data.transforms import Crop
+from eve_vl.data.crops import Crop, to_tensor
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, Unencoded
 from eve_vl.utils.errors import BadSampleError
 
 MAX_PIXELS: Final = (
@@ -336,3 +336,18 @@ def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
     flipped = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [1], 7: [1, 2], 8: [2]}[orientation]
     pixels = pixels.flip(flipped) if flipped else pixels
     return pixels.transpose(1, 2) if orientation >= 5 else pixels
+
+
+def decode(
+    image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None
+) -> Tensor:
+    """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width).
+
+    longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or decoded.
+    """
+    if isinstance(image, Unencoded):
+        return to_tensor(image, crop)
+    is_upload = isinstance(image, ImageBytes) and image.is_upload
+    return decode_bytes(
+        read_image(image, where), where, crop=crop, longest=longest, is_upload=is_upload
+    ).pixels

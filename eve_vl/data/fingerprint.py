@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.records import ImageDrawing, ImagePixels, Record, Source, fetched, is_generated
+from eve_vl.data.generated import is_generated
+from eve_vl.data.image_refs import ImageDrawing, ImagePixels
+from eve_vl.data.records import Record, Source, fetched
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.file_io import read_json
 

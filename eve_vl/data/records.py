@@ -6,111 +6,19 @@ row i touches only row i, so shuffling is exact and a resumed run needs no repla
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib
 import itertools
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import numpy as np
-
-from eve_vl.config.training import GENERATORS
-from eve_vl.data.storage import Range, RemotePath, fetch, read_range
+from eve_vl.data.image_refs import ImageRef
+from eve_vl.data.storage import Range, fetch
 from eve_vl.utils.console import progress
-from eve_vl.utils.errors import BadSampleError, StorageError
-from eve_vl.utils.file_io import open_ordinary, read_bytes
+from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.frozen import Frozen
 
-MAX_ENCODED_BYTES = 2**28  # of an image file
 AT_ONCE = 64  # rows whose remote bytes are read in one call
 Fact = tuple[str, Any]
 """Something that `eve data check` counts, and its value in one row."""
-
-
-class ImageFile(Frozen):
-    """An image in a file of its own."""
-
-    path: Path
-
-    def read(self) -> bytes:
-        """Return the encoded bytes. Raises OSError."""
-        return read_bytes(self.path, MAX_ENCODED_BYTES)
-
-
-class ImageSpan(Frozen):
-    """An image that is a span of bytes in a larger file (a tar shard)."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the encoded bytes.
-
-        Raises OSError, or StorageError if the header before them is not that of the indexed member.
-        """
-        if self.size > MAX_ENCODED_BYTES:
-            raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
-        start, end = max(0, self.offset - tarfile.BLOCKSIZE), self.offset + self.size
-        if isinstance(self.path, RemotePath):
-            data = read_range(self.path, start, end)
-        else:
-            with open_ordinary(self.path) as file:
-                file.seek(start)
-                data = file.read(end - start)
-        with contextlib.suppress(tarfile.HeaderError, IndexError):
-            if len(data) == end - start and tarfile.nti(data[124:136]) == self.size:  # pyright: ignore[reportAttributeAccessIssue]
-                return data[tarfile.BLOCKSIZE :]
-        raise changed(self.path, f"byte {self.offset:,} begins no member of {self.size:,} bytes")
-
-
-def changed(path: Path, how: str) -> StorageError:
-    """Return the error of a shard that is not as its index says."""
-    return StorageError(
-        f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again"
-    )
-
-
-class ImageBytes(Frozen):
-    """An image whose encoded bytes are in memory (a Parquet column).
-
-    is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more pixels than its size.
-    """
-
-    data: bytes
-    is_upload: bool = False
-
-    def read(self) -> bytes:
-        """Return the encoded bytes."""
-        return self.data
-
-
-class ImagePixels(Frozen):
-    """An image without an encoded form: uint8, shape (height, width, 3), RGB."""
-
-    pixels: np.ndarray
-
-
-class ImageDrawing(Frozen):
-    """A synthetic image, drawn when its pixels are read.
-
-    has_sides: mirroring would make its captions false.
-    """
-
-    draw: Callable[[], np.ndarray]
-    has_sides: bool = False
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """Draw the image: uint8, shape (height, width, 3), RGB."""
-        return self.draw()
-
-
-Unencoded = ImagePixels | ImageDrawing
-ImageRef = ImageFile | ImageSpan | ImageBytes | Unencoded
 
 
 class Record(Frozen):
@@ -190,80 +98,3 @@ def usable_rows(
     for index in fetched(source, progress(rows, "reading rows", len(rows)), images=images):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]
-
-
-def image_key(image: ImageRef, where: str) -> int:
-    """Return a 64-bit hash that identifies an image without decoding it.
-
-    A generated image is identified by its row, `where`.
-    """
-    match image:
-        case ImageFile(path=path):
-            name = str(path)
-        case ImageSpan(path=path, offset=offset):
-            name = f"{path}:{offset}"
-        case ImageBytes(data=data):
-            return hash_of(data)
-        case _:
-            name = where
-    return hash_of(name.encode(errors="surrogatepass"))
-
-
-def row_name(row: Record) -> str:
-    """Return a row's unique name: its place, and a hash of its content.
-
-    Files may share a name.
-    """
-    values = (getattr(row, field.name) for field in dataclasses.fields(row))
-    held = [
-        image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values
-    ]
-    return f"{row.where} {hash_of(repr(held).encode()):x}"
-
-
-def row_keys(row: Record) -> tuple[int, ...]:
-    """Return 64-bit hashes of a row's images or, without images, its texts.
-
-    Training and validation share none.
-    """
-    keys = tuple(image_key(image, row.where) for image in row.images)
-    return keys or tuple(hash_of(text.encode()) for text in row.texts)
-
-
-def hash_of(data: bytes) -> int:
-    """Return a signed 64-bit hash of some bytes."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
-
-
-# Generators: sources of rows that code makes. Their module is found by name in config.training.GENERATORS and has
-# `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (evaluation/zero_shot.py).
-
-
-class GeneratedSource:
-    """Base class of generated sources; two with equal settings are equal."""
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The closed list of answers, for questions."""
-        return ()
-
-    def true_captions(self, index: int) -> list[str] | None:
-        """Return every caption that is true of a row's image, its own included.
-
-        None: only its own are known.
-        """
-        return None
-
-    def distractors(self, index: int) -> list[str]:
-        """Return hard false captions of a row's image, if there are any."""
-        return []
-
-
-def is_generated(source: object) -> bool:
-    """Return whether the rows of a source, or of a subset of one, are generated."""
-    return isinstance(getattr(source, "dataset", source), GeneratedSource)
-
-
-def find_generator(name: str) -> ModuleType:
-    """Import the module of a generator."""
-    return importlib.import_module(GENERATORS[name])

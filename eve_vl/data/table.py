@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, fetched
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef
+from eve_vl.data.records import fetched
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import BadSampleError, StorageError, UserError, did_you_mean, printable
 from eve_vl.utils.frozen import Frozen

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig, generated
-from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch, QuestionRows
-from eve_vl.data.kinds.pairs import StatementBatch
-from eve_vl.data.loader import open_train_and_val
+from eve_vl.data.kinds.labels import LabelBatch
+from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
+from eve_vl.data.kinds.statements import StatementBatch
+from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import usable_rows
 from eve_vl.evaluation.evaluator import Baseline, Evaluator, How
 from eve_vl.metrics import classification as classification_metrics

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.data.records import hash_of
+from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.row_hashes import hash_of
 from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.metrics import intervals
 from eve_vl.model.embeddings import gather_patches

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.masking import PairBatch
-from eve_vl.data.records import Source, hash_of
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.records import Source
+from eve_vl.data.row_hashes import hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, Evaluated, Evaluator
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums

@@ -15,29 +15,25 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data import dataset
-from eve_vl.data.dataset import (
+from eve_vl.data.batches import (
     ImageBatch,
-    Position,
     RowBatch,
     Sample,
-    SampleSet,
     TextBatch,
-    each,
+    batch_field,
+    normalize,
     stack,
 )
-from eve_vl.data.kinds.captions import TAG_ROWS, ImageText, common_tags
-from eve_vl.data.records import (
-    GeneratedSource,
-    Place,
-    Source,
-    fetched,
-    image_key,
-    is_generated,
-    row_name,
-)
+from eve_vl.data.caption_tags import TAG_ROWS, common_tags
+from eve_vl.data.crops import eval_crop
+from eve_vl.data.decoding import decode
+from eve_vl.data.generated import GeneratedSource, is_generated
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.records import Place, Source, fetched
+from eve_vl.data.row_dataset import eval_positions, unusable_sample
+from eve_vl.data.row_hashes import image_key, row_name
+from eve_vl.data.sample_set import Position, SampleSet
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import eval_crop
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.retrieval import ContrastTask
 from eve_vl.train import unusable
@@ -51,24 +47,24 @@ IMAGE, TEXT = 0, 1  # the "source" in positions of a SearchSet
 class SearchBatch(RowBatch):
     """Candidates of a search: SearchImages or SearchTexts."""
 
-    index_B: Tensor = each("index", stack)
-    captions: tuple[tuple[int, ...], ...] = each("captions")
+    index_B: Tensor = batch_field("index", stack)
+    captions: tuple[tuple[int, ...], ...] = batch_field("captions")
     """For each image its true captions; for each text the captions with these words."""
 
 
 class SearchImages(SearchBatch, ImageBatch):
     """Candidate images."""
 
-    labels: tuple[tuple[str, ...], ...] = each("labels")
+    labels: tuple[tuple[str, ...], ...] = batch_field("labels")
     """The classes of each; empty if the data have none."""
-    hard: tuple[tuple[int, ...], ...] = each("hard")
+    hard: tuple[tuple[int, ...], ...] = batch_field("hard")
     """For each image with hard false captions: the text of its own caption, then theirs; else empty."""
 
 
 class SearchTexts(SearchBatch, TextBatch):
     """Candidate texts."""
 
-    tagged: tuple[tuple[int, ...], ...] = each("tagged")
+    tagged: tuple[tuple[int, ...], ...] = batch_field("tagged")
     """For each tag the images that it is true of; else empty."""
 
 
@@ -146,7 +142,7 @@ class SearchSet(SampleSet):
     def _read_rows(self) -> dict[int, tuple[tuple[int, int], list[str], set[str]]]:
         """Return the first (source, row) of each image, its captions and true captions."""
         found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}
-        positions = dataset.eval_positions(
+        positions = eval_positions(
             [len(source) for source in self.sources], self.config.data.val_samples
         )
         wanted = [
@@ -222,9 +218,9 @@ class SearchSet(SampleSet):
         source, row = self.images[index]
         try:
             pair = self.sources[source][row]
-            image = dataset.decode(pair.image, pair.where, crop=eval_crop(self.config.input))
+            image = decode(pair.image, pair.where, crop=eval_crop(self.config.input))
         except BadSampleError as error:
-            return dataset.unusable(error)
+            return unusable_sample(error)
         names = {"where": pair.where, "name": row_name(pair), "labels": pair.labels}
         captions, hard = self.captions_of[index], self.hard[index]
         return Sample(
@@ -406,7 +402,7 @@ def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
     what = f"{ONE_SIDE_AT_ONCE} images with {num_texts:,} texts"
     for number, images in enumerate(progress(chunks, what, len(chunks))):
         image = task.encoder.image(
-            dataset.normalize(torch.stack([gallery.pixels[image] for image in images.tolist()]))
+            normalize(torch.stack([gallery.pixels[image] for image in images.tolist()]))
         )
         rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
         for texts in by_length_N.split(ONE_SIDE_AT_ONCE):

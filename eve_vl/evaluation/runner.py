@@ -18,17 +18,14 @@ from torch import Tensor
 
 from eve_vl.config import HELD_OUT, Config, TaskConfig, config_from_dict, generated
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import (
-    EVAL_SEED,
-    Position,
-    RowDataset,
-    Sample,
-    SampleSet,
-    eval_positions,
-    generator,
-)
-from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Place, Source, hash_of, row_keys, usable_rows
+from eve_vl.data.batches import Sample
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.opening import open_train_and_val
+from eve_vl.data.random_streams import NOISE, generator
+from eve_vl.data.records import Place, Source, usable_rows
+from eve_vl.data.row_dataset import EVAL_SEED, RowDataset, eval_positions
+from eve_vl.data.row_hashes import hash_of, row_keys
+from eve_vl.data.sample_set import Position, SampleSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import AnyTask, Evaluated, Evaluator, How, evaluator_of
 from eve_vl.metrics import intervals
@@ -251,7 +248,6 @@ def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
     return [row for source, rows in by_source for _, row in usable_rows(source, rows)]
 
 
-NOISE = 6  # purpose of a random stream, next to those of data/dataset
 MAX_OTHERS = 20  # tries to find a different image
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from eve_vl.config import ClassificationConfig
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import SampleSet, normalize, padded
+from eve_vl.data.batches import normalize, padded
+from eve_vl.data.generated import find_generator
 from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.records import Source, find_generator, usable_rows
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.sample_set import SampleSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Baseline, Evaluated
 from eve_vl.evaluation.runner import AblatedRows, Run

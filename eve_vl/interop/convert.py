@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, HeadlessConfig, InputConfig, ModelConfig, TaskConfig
-from eve_vl.data.kinds.labels import read_answers
+from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import TruncationStrategy
 
 from eve_vl.config import InputConfig
-from eve_vl.data.dataset import normalize
+from eve_vl.data.batches import normalize
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import Images, given_images, listed
 from eve_vl.utils.errors import UserError

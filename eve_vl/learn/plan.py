@@ -16,10 +16,12 @@ from typing import Any
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.decoding import read_image
-from eve_vl.data.loader import OPTIONS, open_sources, open_splits
-from eve_vl.data.records import Source, Unencoded, hash_of, image_key, usable_rows
-from eve_vl.data.splits import write_split
-from eve_vl.data.validate import check_source
+from eve_vl.data.image_refs import Unencoded
+from eve_vl.data.opening import OPTIONS, open_sources, open_splits
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.row_hashes import hash_of, image_key
+from eve_vl.data.source_check import check_source
+from eve_vl.data.split_file import write_split
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.recipes.pretrain import changed
 from eve_vl.run.bench import step_seconds

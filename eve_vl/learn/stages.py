@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import HELD_OUT_TEST, DataConfig
-from eve_vl.data.loader import open_sources, open_splits
+from eve_vl.data.opening import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.learn.plan import (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
-from eve_vl.data.dataset import normalize
+from eve_vl.data.batches import normalize
 from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
 from eve_vl.model.moe import MoE
 from eve_vl.predict.inputs import GivenImage, Inputs

@@ -17,15 +17,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig, generated
-from eve_vl.data.dataset import Batch, RowBatch, Sample, decode, padded
-from eve_vl.data.kinds.pairs import StatementBatch
-from eve_vl.data.loader import open_sources
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.batches import Batch, RowBatch, Sample, padded
+from eve_vl.data.crops import eval_crop
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImagePixels, ImageRef
+from eve_vl.data.kinds.statements import StatementBatch
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.opening import open_sources
 from eve_vl.data.readers.formats import sniff
-from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef, fetched
-from eve_vl.data.sources import parse_spec
+from eve_vl.data.records import fetched
+from eve_vl.data.source_names import parse_spec
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import eval_crop
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import expand_user, is_text

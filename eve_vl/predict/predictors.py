@@ -23,8 +23,9 @@ from eve_vl.config import (
     RetrievalConfig,
     VQAConfig,
 )
-from eve_vl.data.dataset import generator, normalize
+from eve_vl.data.batches import normalize
 from eve_vl.data.masking import mask_patches, mask_tokens
+from eve_vl.data.random_streams import generator
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.evaluation.zero_shot import ClassScore, read_prompts
 from eve_vl.evaluation.zero_shot import ZeroShot as PromptScorer

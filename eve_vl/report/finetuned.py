@@ -15,9 +15,10 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.dataset import TextBatch
-from eve_vl.data.kinds.labels import LabelBatch, QuestionBatch
-from eve_vl.data.kinds.pairs import StatementBatch
+from eve_vl.data.batches import TextBatch
+from eve_vl.data.kinds.labels import LabelBatch
+from eve_vl.data.kinds.questions import QuestionBatch
+from eve_vl.data.kinds.statements import StatementBatch
 from eve_vl.evaluation.retrieval import r_means_tried
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
 from eve_vl.evaluation.runner import eval_rows

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.masking import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embeddings import gray_out, to_images
 from eve_vl.report.drawing import Choice, Loss, Section, draw

@@ -16,7 +16,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.loader import eval_loader, open_train_and_val
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import Subset
 
 from eve_vl.config import Config
-from eve_vl.data.dataset import RowBatch
-from eve_vl.data.loader import open_sources, train_loader
+from eve_vl.data.batches import RowBatch
+from eve_vl.data.loader import train_loader
+from eve_vl.data.opening import open_sources
 from eve_vl.run.inspect import forward_flops
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.summary import expected_memory, machine_line

@@ -21,9 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eve_vl.config import Config, DataConfig, TrainConfig
-from eve_vl.data.dataset import RowBatch
-from eve_vl.data.kinds.pairs import ItemBatch
-from eve_vl.data.masking import MASKED, num_masked_patches
+from eve_vl.data.batches import RowBatch
+from eve_vl.data.kinds.items import ItemBatch
+from eve_vl.data.masked_batches import MASKED
+from eve_vl.data.masking import num_masked_patches
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import Experts, MoE
 from eve_vl.run.loading import build_untrained, read_config, read_labels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eve_vl import builtin
 from eve_vl.config import Config, config_from_dict
-from eve_vl.data.kinds.labels import read_answers
+from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
 from eve_vl.tasks import task_class

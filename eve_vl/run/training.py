@@ -15,10 +15,11 @@ from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.base import origins
 from eve_vl.data import fingerprint
-from eve_vl.data.dataset import RowDataset, eval_positions
-from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
+from eve_vl.data.loader import eval_loader, train_loader
+from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.data.sources import absolute_spec, explain_missing
+from eve_vl.data.row_dataset import RowDataset, eval_positions
+from eve_vl.data.source_names import absolute_spec, explain_missing
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json

@@ -28,7 +28,7 @@ import numpy as np
 
 from eve_vl import __version__, builtin
 from eve_vl.config import generated
-from eve_vl.data.sources import absolute_spec
+from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.errors import DamagedError, UserError, did_you_mean
 from eve_vl.utils.file_io import atomic_file, has_fields, parse_json, read_json, write_file
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from eve_vl.data import fingerprint
+from eve_vl.data.crops import eval_crop
 from eve_vl.data.table import Table
-from eve_vl.data.transforms import eval_crop
 from eve_vl.predict.inputs import chunked
 from eve_vl.search.database import run_fingerprint
 from eve_vl.search.indexer import THREADS, OpenSource, PendingImage, prefetch, stat_of

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from eve_vl.data.decoding import read_image
-from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import Table
 from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.loading import locked

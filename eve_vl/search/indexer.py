@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import DataConfig
-from eve_vl.data.dataset import decode
-from eve_vl.data.decoding import read_image
-from eve_vl.data.kinds.captions import IndexableImage
-from eve_vl.data.loader import open_sources
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, fetched
+from eve_vl.data.crops import Crop, eval_crop
+from eve_vl.data.decoding import decode, read_image
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.kinds.findable import IndexableImage
+from eve_vl.data.opening import open_sources
+from eve_vl.data.records import fetched
 from eve_vl.data.table import Table
-from eve_vl.data.transforms import Crop, eval_crop
 from eve_vl.search import nearest, words
 from eve_vl.search.database import (
     NO_CAPTION,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from eve_vl.config import InputConfig
-from eve_vl.data.records import ImagePixels
-from eve_vl.data.sources import absolute
+from eve_vl.data.image_refs import ImagePixels
+from eve_vl.data.source_names import absolute
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image, given_text, is_source
 from eve_vl.search.database import NO_CAPTION, Database, index_errors

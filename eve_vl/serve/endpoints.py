@@ -24,8 +24,8 @@ from pydantic_core import to_json
 
 from eve_vl.config.training import GENERATORS
 from eve_vl.data.decoding import size_of
-from eve_vl.data.loader import open_sources
-from eve_vl.data.records import ImageBytes, ImagePixels
+from eve_vl.data.image_refs import ImageBytes, ImagePixels
+from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict import requests

@@ -11,8 +11,9 @@ from random import Random
 from typing import ClassVar, TypeVar
 
 from eve_vl.config import HELD_OUT, generated
-from eve_vl.data.records import GeneratedSource, Record
-from eve_vl.data.sources import parse_spec
+from eve_vl.data.generated import GeneratedSource
+from eve_vl.data.records import Record
+from eve_vl.data.source_names import parse_spec
 from eve_vl.data.table import is_file
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen

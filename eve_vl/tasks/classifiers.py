@@ -16,17 +16,11 @@ from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, VQAConfig
-from eve_vl.data.dataset import normalize
-from eve_vl.data.kinds.labels import (
-    LabelBatch,
-    LabeledRows,
-    QuestionBatch,
-    QuestionRows,
-    closed_vocabulary,
-    drop_unanswerable,
-    read_answers,
-)
-from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
+from eve_vl.data.answer_list import closed_vocabulary, drop_unanswerable, read_answers
+from eve_vl.data.batches import normalize
+from eve_vl.data.kinds.labels import LabelBatch, LabeledRows
+from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
+from eve_vl.data.kinds.statements import StatementBatch, StatementRows
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.embeddings import index_tokens

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.dataset import Batch
+from eve_vl.data.batches import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
-from eve_vl.data.masking import MaskedImages, PairBatch
+from eve_vl.data.masked_batches import MaskedImages, PairBatch
 from eve_vl.model import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead

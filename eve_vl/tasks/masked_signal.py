@@ -19,7 +19,8 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
+from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.model import Encoded
 from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
 from eve_vl.model.heads import PixelDecoder, TokenHead

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.data.dataset import Batch
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.batches import Batch
+from eve_vl.data.masked_batches import PairBatch
 from eve_vl.model import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import Tokens

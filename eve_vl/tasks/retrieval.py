@@ -15,9 +15,9 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.dataset import normalize
+from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.masked_batches import PairBatch
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import TEMPERATURE
 from eve_vl.model.packing import Tokens

@@ -24,8 +24,9 @@ from eve_vl.config import (
     ModelConfig,
     TaskConfig,
 )
-from eve_vl.data.dataset import RowDataset, normalize
+from eve_vl.data.batches import normalize
 from eve_vl.data.records import Source
+from eve_vl.data.row_dataset import RowDataset
 from eve_vl.model import Backbone
 from eve_vl.model.dual_encoder import DualEncoder
 from eve_vl.model.encoder import Encoder, initialize

@@ -13,7 +13,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
-from eve_vl.data.dataset import normalize
+from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.evaluation.evaluator import Baseline, Evaluator
 from eve_vl.metrics.intervals import mean, share

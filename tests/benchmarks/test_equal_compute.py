@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
+from eve_vl.data.augmentations import augment
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.transforms import augment
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import gathered
 from eve_vl.metrics.intervals import MeasuredValue

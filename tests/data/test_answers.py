@@ -9,13 +9,8 @@ from PIL import Image
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.kinds.labels import (
-    NUM_SHOWN,
-    ImageQuestion,
-    closed_vocabulary,
-    drop_unanswerable,
-    read_answers,
-)
+from eve_vl.data.answer_list import NUM_SHOWN, closed_vocabulary, drop_unanswerable, read_answers
+from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes import SceneQuestions

@@ -17,17 +17,12 @@ from torch.utils.data import Subset
 
 from eve_vl.config import ContrastMatchConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.data.kinds.captions import CaptionedImages
-from eve_vl.data.loader import (
-    epoch_order,
-    grouped,
-    grouping,
-    hashes_of,
-    open_train_and_val,
-    train_batches,
-    train_loader,
-)
-from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.loader import train_batches, train_loader
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.opening import open_train_and_val
+from eve_vl.data.order import epoch_order
 from eve_vl.data.readers.open_source import open_source
+from eve_vl.data.same_value_batches import grouped, grouping, hashes_of
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, write_images
 from helpers.twins import pairs, tiny_config, tiny_tokenizer

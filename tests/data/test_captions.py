@@ -15,9 +15,11 @@ from eve_vl.config import (
     TaskConfig,
     all_kinds,
 )
-from eve_vl.data.dataset import RowDataset
-from eve_vl.data.kinds.captions import CaptionedImages, ImageText, augmented_caption, common_tags
-from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.caption_augmentation import augmented_caption
+from eve_vl.data.caption_tags import common_tags
+from eve_vl.data.kinds.captions import CaptionedImages, ImageText
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.row_dataset import RowDataset
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from eve_vl.data.check_lines import report_lines
+from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImagePixels
-from eve_vl.data.validate import check_source, report_lines
+from eve_vl.data.source_check import check_source
 from eve_vl.utils import console
 
 

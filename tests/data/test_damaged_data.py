@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eve_vl.data.dataset import decode
+from eve_vl.data.check_lines import report_lines
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers import folder, tables
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageFile
-from eve_vl.data.validate import check_source, report_lines
+from eve_vl.data.source_check import check_source
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError, printable
 from helpers.color_cards import encoded_card, guess_kind, reason, rows_of, write_images

@@ -14,8 +14,8 @@ from PIL import Image, TiffImagePlugin
 
 from tests.data.test_damaged_data import assert_plain, damaged
 from eve_vl.data import decoding
-from eve_vl.data.dataset import decode
-from eve_vl.data.records import ImageBytes, ImageFile
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageBytes, ImageFile
 from eve_vl.utils.errors import BadSampleError
 
 # Memory

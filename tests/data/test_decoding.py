@@ -19,10 +19,10 @@ from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.config import InputConfig
 from eve_vl.data import decoding
-from eve_vl.data.dataset import decode
-from eve_vl.data.decoding import MAX_PIXELS, decode_bytes
-from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import Crop, random_box, random_ink, random_strokes, train_crop
+from eve_vl.data.augmentations import random_ink, random_strokes
+from eve_vl.data.crops import Crop, random_box, train_crop
+from eve_vl.data.decoding import MAX_PIXELS, decode, decode_bytes
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImagePixels
 from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)

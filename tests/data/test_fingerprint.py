@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from eve_vl.config import HELD_OUT, Config
 from eve_vl.data import fingerprint
-from eve_vl.data.loader import open_sources
+from eve_vl.data.opening import open_sources
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.report.page import write_report
@@ -260,7 +260,7 @@ def test_split_rows_and_unusable_images_have_fingerprints(tmp_path: Path):
 
 
 def test_no_image_is_drawn_for_generated_rows(monkeypatch):
-    monkeypatch.setattr("eve_vl.data.records.ImageDrawing.pixels", property(lambda _: 1 / 0))
+    monkeypatch.setattr("eve_vl.data.image_refs.ImageDrawing.pixels", property(lambda _: 1 / 0))
     splits = [
         open_sources([f"scenes:{split}"], tiny_config().data, 16)[0] for split in ("val", "test")
     ]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.data.loader import open_splits, open_train_and_val
-from eve_vl.data.splits import lowest
+from eve_vl.data.held_out import lowest
+from eve_vl.data.opening import open_splits, open_train_and_val
 from eve_vl.data.table import Table
 from eve_vl.utils.errors import UserError
 from helpers.twins import tiny_config

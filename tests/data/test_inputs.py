@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from eve_vl.config import DataConfig, InputConfig
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.image_refs import ImagePixels
 from eve_vl.predict.inputs import Inputs, given_images, given_texts
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError

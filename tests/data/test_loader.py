@@ -12,18 +12,14 @@ import torch
 
 from eve_vl.config import Config
 from eve_vl.data import loader
-from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
+from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.loader import (
-    epoch_order,
-    eval_loader,
-    open_sources,
-    open_train_and_val,
-    train_batches,
-    train_loader,
-)
-from eve_vl.data.masking import MaskedPairs, PairBatch
-from eve_vl.data.records import ImageBytes
+from eve_vl.data.loader import eval_loader, train_batches, train_loader
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.opening import open_sources, open_train_and_val
+from eve_vl.data.order import epoch_order
+from eve_vl.data.row_dataset import MAX_SKIPS, RowDataset, eval_positions
 from eve_vl.predict.inputs import is_source
 from eve_vl.search.database import source_name
 from eve_vl.utils.errors import UserError

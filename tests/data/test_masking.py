@@ -10,18 +10,11 @@ import pytest
 import torch
 
 from eve_vl.config import ContrastMatchConfig
-from eve_vl.data.dataset import generator
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.masking import (
-    MAX_LABELS,
-    MaskedImages,
-    MaskedPairs,
-    MaskedTexts,
-    PairBatch,
-    label_hashes,
-    mask_patches,
-    mask_tokens,
-)
+from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.masked_pairs import MAX_LABELS, MaskedPairs, label_hashes
+from eve_vl.data.masking import mask_patches, mask_tokens
+from eve_vl.data.random_streams import generator
 from eve_vl.systems.mlim.tasks import BatchByMask
 from eve_vl.utils.errors import BadSampleError
 from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.dataset import Batch, ImageBatch, TextBatch
-from eve_vl.data.kinds.captions import CaptionedImages, ImageOnly, TextOnly
+from eve_vl.data.batches import Batch, ImageBatch, TextBatch
+from eve_vl.data.check_lines import report_lines
+from eve_vl.data.kinds.captions import CaptionedImages
+from eve_vl.data.kinds.images import ImageOnly
 from eve_vl.data.kinds.labels import (
     LabelBatch,
     LabeledExample,
@@ -19,14 +21,17 @@ from eve_vl.data.kinds.labels import (
     LabeledPairs,
     LabeledRows,
     LabeledTexts,
-    QuestionRows,
 )
-from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
-from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
+from eve_vl.data.kinds.questions import QuestionRows
+from eve_vl.data.kinds.statements import ImagesStatement, StatementRows
+from eve_vl.data.kinds.texts import TextOnly
+from eve_vl.data.loader import eval_loader, train_loader
+from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import row_keys
-from eve_vl.data.validate import check_source, report_lines
+from eve_vl.data.row_hashes import row_keys
+from eve_vl.data.source_check import check_source
 from eve_vl.synthetic.scenes import ROWS, SceneLabels
 from eve_vl.synthetic.scenes.world import KINDS, sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError

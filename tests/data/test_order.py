@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 
 from eve_vl.data import loader
+from eve_vl.data.keyed_permutation import permuted
 from eve_vl.data.loader import train_batches
-from eve_vl.data.order import (
-    NUM_LANES,
-    WINDOW,
-    BlockRows,
-    KeyedOrder,
-    LaneOrder,
-    epoch_order,
-    permuted,
-)
+from eve_vl.data.order import KeyedOrder, epoch_order
+from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 2**12 + 7])

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from eve_vl.config import DataConfig
-from eve_vl.data.loader import open_splits
+from eve_vl.data.opening import open_splits
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.splits import groups, write_split
+from eve_vl.data.split_file import groups, write_split
 from eve_vl.recipes import get_recipe
 from eve_vl.utils.errors import UserError
 

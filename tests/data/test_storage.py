@@ -21,17 +21,18 @@ import torch
 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data import fingerprint, loader, storage
-from eve_vl.data.dataset import SampleSet
+from eve_vl.data.held_out import held_out_split
 from eve_vl.data.kinds.captions import CaptionedImages
-from eve_vl.data.loader import open_sources, open_train_and_val, train_loader
-from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.loader import train_loader
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers import webdataset
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import usable_rows
-from eve_vl.data.sources import absolute_spec
-from eve_vl.data.splits import held_out_split
+from eve_vl.data.sample_set import SampleSet
+from eve_vl.data.source_check import check_source
+from eve_vl.data.source_names import absolute_spec
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.validate import check_source
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import AblatedRows
 from eve_vl.predict.inputs import Inputs

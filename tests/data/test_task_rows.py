@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.dataset import RowDataset, Sample, eval_positions
+from eve_vl.data.batches import Sample
+from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages, ImageText
-from eve_vl.data.kinds.labels import ImageQuestion, QuestionRows
-from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
-from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.masking import MaskedPairs
-from eve_vl.data.records import ImageBytes, Source
+from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
+from eve_vl.data.kinds.statements import ImagesStatement, StatementRows
+from eve_vl.data.loader import eval_loader, train_loader
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.opening import open_sources, open_train_and_val
+from eve_vl.data.records import Source
+from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.evaluation.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.summary import data_lines
 from eve_vl.synthetic.scenes import ScenePairs

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from eve_vl.config import DataConfig
-from eve_vl.data.kinds.labels import QuestionRows
-from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
-from eve_vl.data.records import ImageBytes
+from eve_vl.data.image_refs import ImageBytes
+from eve_vl.data.kinds.questions import QuestionRows
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.evaluation import classifiers
 from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
 from eve_vl.evaluation.evaluator import Baseline, evaluator_of

@@ -11,8 +11,9 @@ from PIL import Image
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.kinds.labels import LabeledExample, QuestionRows
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.image_refs import ImagePixels
+from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.runner import AblatedRows, evaluated
 from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts, zero_shot

@@ -17,8 +17,8 @@ from PIL import Image
 
 from eve_vl.cli import main
 from eve_vl.config import base
-from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImageDrawing
+from eve_vl.data.image_refs import ImageDrawing
+from eve_vl.data.row_dataset import eval_positions
 from eve_vl.eve import Eve
 from eve_vl.synthetic.scenes import SceneLabels
 from helpers.forked import CONTEXT, PRELOAD

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from eve_vl.config import TrainConfig
-from eve_vl.data.dataset import NAMES_A_SIDE
+from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import RetrievalSet, rerank_scores

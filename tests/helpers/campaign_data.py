@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.data.kinds.labels import read_answers
-from eve_vl.data.loader import open_train_and_val
+from eve_vl.data.answer_list import read_answers
+from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.readers.webdataset import INDEX_SUFFIX, _index
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_class

@@ -25,7 +25,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from eve_vl.cli import main
-from eve_vl.data.dataset import padded
+from eve_vl.data.batches import padded
 from eve_vl.predict.inputs import given_image
 from eve_vl.run.loading import load_run
 

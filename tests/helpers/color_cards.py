@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eve_vl.data.dataset import decode
-from eve_vl.data.kinds import KINDS
+from eve_vl.data.decoding import decode
 from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.kinds.registry import KINDS
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
 from eve_vl.utils.errors import BadSampleError

@@ -9,9 +9,9 @@ import torch
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.data.dataset import RowDataset
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.row_dataset import RowDataset
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained

@@ -24,10 +24,11 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.kinds.labels import ImageQuestion
-from eve_vl.data.kinds.pairs import ImagesStatement
-from eve_vl.data.records import ImagePixels, Record
+from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.kinds.statements import ImagesStatement
+from eve_vl.data.records import Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import PackedTokens, Tokens

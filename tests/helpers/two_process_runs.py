@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eve_vl import cli
-from eve_vl.data.kinds.captions import TextOnly
+from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks import task_class

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics.intervals import to_json

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from eve_vl import builtin
 from eve_vl.cli import main
 from eve_vl.config import InputConfig
-from eve_vl.data.dataset import normalize, padded
-from eve_vl.data.transforms import eval_crop
+from eve_vl.data.batches import normalize, padded
+from eve_vl.data.crops import eval_crop
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
 from eve_vl.predict.inputs import given_image

@@ -31,7 +31,7 @@ from eve_vl.config import (
     VQAConfig,
     to_dict,
 )
-from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf

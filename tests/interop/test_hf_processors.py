@@ -28,9 +28,9 @@ from transformers import (
 
 from tests.data.test_tokenizer import TRICKY, word_level
 from eve_vl.config import ContrastMatchConfig, EveModelConfig, to_dict
-from eve_vl.data.dataset import Sample, TextBatch
-from eve_vl.data.kinds.labels import ImageQuestion, QuestionRows
-from eve_vl.data.records import ImageBytes, ImageFile
+from eve_vl.data.batches import Sample, TextBatch
+from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
+from eve_vl.data.image_refs import ImageBytes, ImageFile
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf

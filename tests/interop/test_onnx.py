@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, TaskConfig
-from eve_vl.data.dataset import RowDataset, normalize
+from eve_vl.data.batches import normalize
+from eve_vl.data.row_dataset import RowDataset
 from eve_vl.eve import Eve
 from eve_vl.interop import convert, hf, onnx
 from eve_vl.interop.heads import Graph, Heads

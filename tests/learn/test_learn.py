@@ -21,8 +21,8 @@ from eve_vl import builtin
 from eve_vl.cli import main
 from eve_vl.cli.learn import seconds_of
 from eve_vl.config import Config, DataConfig, config_to_json
-from eve_vl.data.loader import open_splits
-from eve_vl.data.records import row_keys
+from eve_vl.data.opening import open_splits
+from eve_vl.data.row_hashes import row_keys
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.learn import plan, stages
 from eve_vl.learn.plan import BUNDLED, kind_of, shown

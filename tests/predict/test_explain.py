@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eve_vl.data.dataset import Batch
+from eve_vl.data.batches import Batch
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
 from eve_vl.model.packing import PackedTokens, ReadPositions

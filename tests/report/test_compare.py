@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImageDrawing
+from eve_vl.data.image_refs import ImageDrawing
+from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.metrics import intervals

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
-from eve_vl.data.loader import eval_loader, open_sources
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json

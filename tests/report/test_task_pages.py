@@ -17,8 +17,8 @@ from torch import Tensor
 
 from eve_vl.cli.train import run_finetune
 from eve_vl.config import Config
-from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImageDrawing, ImageRef
+from eve_vl.data.image_refs import ImageDrawing, ImageRef
+from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.demo import read_numbers
 from eve_vl.evaluation.evaluator import evaluator_of

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
-from eve_vl.data.kinds.pairs import ItemPair
+from eve_vl.data.kinds.items import ItemPair
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.summary import (

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
-from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.model.encoder import Encoder, initialize

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
-from eve_vl.data.dataset import eval_positions
-from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.row_dataset import eval_positions
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.packing import Tokens

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import Config
-from eve_vl.data.dataset import Sample, generator
-from eve_vl.data.masking import PairBatch, mask_patches, mask_tokens
+from eve_vl.data.batches import Sample
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masking import mask_patches, mask_tokens
+from eve_vl.data.random_streams import generator
 from eve_vl.model.embeddings import gather_patches, patchify, unpatchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config
-from eve_vl.data.dataset import eval_positions
-from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.data.row_dataset import eval_positions
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.masked_signal import Sums, visible_means
 from eve_vl.metrics import intervals

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
+from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.masking import MaskedPairs, PairBatch
-from eve_vl.data.records import ImageBytes
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.evaluation import retrieval_set as retrieval_evaluation
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval import RetrievalEvaluator

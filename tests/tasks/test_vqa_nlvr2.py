@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eve_vl.config import Config
-from eve_vl.data.kinds.labels import QuestionBatch
-from eve_vl.data.kinds.pairs import StatementBatch
+from eve_vl.data.kinds.questions import QuestionBatch
+from eve_vl.data.kinds.statements import StatementBatch
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.runner import with_settings
 from eve_vl.run.loading import read_labels

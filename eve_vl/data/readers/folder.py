@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.records import ImageFile
+from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.table import (
     IMAGE_SUFFIXES,
     MAX_TEXT_BYTES,

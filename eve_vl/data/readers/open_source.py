@@ -7,7 +7,7 @@ from typing import Any
 
 from eve_vl.config import kinds_of
 from eve_vl.config.base import find_kind
-from eve_vl.data.kinds import KINDS
+from eve_vl.data.kinds.registry import KINDS
 from eve_vl.data.readers import published_layouts
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.formats import FORMATS, SHARDED_SUFFIXES, sniff
@@ -15,7 +15,7 @@ from eve_vl.data.readers.json_documents import json_table, refuse_split
 from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
-from eve_vl.data.sources import AnyPath, absolute, expand, explain_missing, parse_spec
+from eve_vl.data.source_names import AnyPath, absolute, expand, explain_missing, parse_spec
 from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import RowColumns, Table
 from eve_vl.utils.errors import UserError, nearest

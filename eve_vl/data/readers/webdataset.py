@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eve_vl.data.image_refs import ImageSpan, changed
 from eve_vl.data.order import LARGE
-from eve_vl.data.records import ImageSpan, changed, hash_of
+from eve_vl.data.row_hashes import hash_of
 from eve_vl.data.storage import Range, RemotePath, in_threads
 from eve_vl.data.table import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Fields, Table, field
 from eve_vl.utils import file_io

@@ -15,9 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from eve_vl.data.kinds.captions import ImageOnly, ImageText, TextOnly
-from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
-from eve_vl.data.records import ImageDrawing
+from eve_vl.data.image_refs import ImageDrawing
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.kinds.images import ImageOnly
+from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.synthetic import GeneratedRows
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.questions import ANSWERS, sample_question

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from eve_vl.data.kinds.pairs import ItemBatch
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.kinds.items import ItemBatch
+from eve_vl.data.masked_batches import PairBatch
 from eve_vl.evaluation.classifiers import ClassifierEvaluator, Prediction, json_lines
 from eve_vl.evaluation.evaluator import Baseline
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from eve_vl.data.kinds.pairs import ItemBatch
+from eve_vl.data.kinds.items import ItemBatch
 from eve_vl.report.drawing import Loss
 from eve_vl.report.finetuned import ClassifierReport
 from eve_vl.report.masked_signal import MaskedSignalReport

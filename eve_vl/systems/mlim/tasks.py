@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.data.dataset import RowBatch, Sample, normalize
-from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
-from eve_vl.data.masking import MaskedImages, MaskedPairs, PairBatch
+from eve_vl.data.batches import RowBatch, Sample, normalize
+from eve_vl.data.kinds.items import ItemBatch, ItemRows
+from eve_vl.data.masked_batches import MaskedImages, PairBatch
+from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.records import Record
 from eve_vl.interop.heads import ClassifierHeads
 from eve_vl.model import Encoded

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageFile
-from eve_vl.data.sources import absolute_spec
+from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import (
     COLORS,

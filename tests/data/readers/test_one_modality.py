@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eve_vl.data.kinds.captions import ImageOnly, TextOnly
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageSpan
+from eve_vl.data.kinds.images import ImageOnly
 from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan, Source
+from eve_vl.data.records import Source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, write_images
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eve_vl.data.kinds.labels import ImageQuestion
+from eve_vl.data.image_refs import ImageBytes, ImageFile
+from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageBytes, ImageFile, Source
+from eve_vl.data.records import Source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, write_images
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageFile
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 

@@ -14,8 +14,9 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
+from eve_vl.data.image_refs import ImageBytes, ImageSpan
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageBytes, ImageSpan, Source
+from eve_vl.data.records import Source
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images

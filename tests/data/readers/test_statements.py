@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eve_vl.data.dataset import decode
-from eve_vl.data.kinds.pairs import ImagesStatement
+from eve_vl.data.decoding import decode
+from eve_vl.data.image_refs import ImageBytes, ImageFile
+from eve_vl.data.kinds.statements import ImagesStatement
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageBytes, ImageFile, Source
+from eve_vl.data.records import Source
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, write_images
 

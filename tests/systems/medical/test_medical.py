@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl.data.kinds.labels import ImageQuestion, LabeledExample
+from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.synthetic import NO_MEDICINE, source_note
 from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions

@@ -14,7 +14,7 @@ import pytest
 
 from eve_vl.config import DataConfig
 from eve_vl.config.training import GENERATORS
-from eve_vl.data.loader import open_sources
+from eve_vl.data.opening import open_sources
 from eve_vl.synthetic.phantoms import (
     ROWS,
     SIGMA,

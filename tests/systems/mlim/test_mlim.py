@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.config import Config, from_dict
-from eve_vl.data.dataset import Sample
-from eve_vl.data.masking import PairBatch
+from eve_vl.data.batches import Sample
+from eve_vl.data.masked_batches import PairBatch
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
 from eve_vl.model.encoder import Encoder

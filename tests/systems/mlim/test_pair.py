@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from eve_vl.data.dataset import normalize
-from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
+from eve_vl.data.batches import normalize
+from eve_vl.data.image_refs import ImageFile
+from eve_vl.data.kinds.items import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import ImageFile
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.intervals import MeasuredValue

@@ -1,0 +1,98 @@
+"""References to images, which are read and decoded later."""
+
+import contextlib
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from eve_vl.data.storage import RemotePath, read_range
+from eve_vl.utils.errors import StorageError
+from eve_vl.utils.file_io import open_ordinary, read_bytes
+from eve_vl.utils.frozen import Frozen
+
+MAX_ENCODED_BYTES = 2**28  # of an image file
+
+
+class ImageFile(Frozen):
+    """An image in a file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """Return the encoded bytes. Raises OSError."""
+        return read_bytes(self.path, MAX_ENCODED_BYTES)
+
+
+class ImageSpan(Frozen):
+    """An image that is a span of bytes in a larger file (a tar shard)."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the encoded bytes.
+
+        Raises OSError, or StorageError if the header before them is not that of the indexed member.
+        """
+        if self.size > MAX_ENCODED_BYTES:
+            raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
+        start, end = max(0, self.offset - tarfile.BLOCKSIZE), self.offset + self.size
+        if isinstance(self.path, RemotePath):
+            data = read_range(self.path, start, end)
+        else:
+            with open_ordinary(self.path) as file:
+                file.seek(start)
+                data = file.read(end - start)
+        with contextlib.suppress(tarfile.HeaderError, IndexError):
+            if len(data) == end - start and tarfile.nti(data[124:136]) == self.size:  # pyright: ignore[reportAttributeAccessIssue]
+                return data[tarfile.BLOCKSIZE :]
+        raise changed(self.path, f"byte {self.offset:,} begins no member of {self.size:,} bytes")
+
+
+def changed(path: Path, how: str) -> StorageError:
+    """Return the error of a shard that is not as its index says."""
+    return StorageError(
+        f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again"
+    )
+
+
+class ImageBytes(Frozen):
+    """An image whose encoded bytes are in memory (a Parquet column).
+
+    is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more pixels than its size.
+    """
+
+    data: bytes
+    is_upload: bool = False
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        return self.data
+
+
+class ImagePixels(Frozen):
+    """An image without an encoded form: uint8, shape (height, width, 3), RGB."""
+
+    pixels: np.ndarray
+
+
+class ImageDrawing(Frozen):
+    """A synthetic image, drawn when its pixels are read.
+
+    has_sides: mirroring would make its captions false.
+    """
+
+    draw: Callable[[], np.ndarray]
+    has_sides: bool = False
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Draw the image: uint8, shape (height, width, 3), RGB."""
+        return self.draw()
+
+
+Unencoded = ImagePixels | ImageDrawing
+ImageRef = ImageFile | ImageSpan | ImageBytes | Unencoded

@@ -1,0 +1,79 @@
+"""Images to index, with captions and columns to filter by."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+from eve_vl.data.image_refs import ImageRef
+from eve_vl.data.kinds.captions import CaptionColumns
+from eve_vl.data.records import Record
+from eve_vl.data.table import (
+    Fields,
+    RowColumns,
+    Table,
+    to_texts,
+)
+
+MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
+
+
+class IndexableImage(Record):
+    """One image to index, with its captions, if any, and its short columns.
+
+    problem: why its captions are unusable, if they are.
+    """
+
+    KIND: ClassVar[str] = "images to find"
+    TEXT: ClassVar[str] = "captions"
+    image: ImageRef
+    captions: tuple[str, ...]
+    columns: Mapping[str, str]
+    problem: str | None = None
+
+
+class FindableColumns(RowColumns):
+    """One image, captions, if any, and other columns of short texts and numbers."""
+
+    DESCRIPTION = "images to find"
+    TEXT_ROLE = "caption"
+    USUAL: ClassVar = CaptionColumns.USUAL
+    OPTIONAL = ("text",)
+
+    @classmethod
+    def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
+        """Pick the columns of a table. Raises UserError."""
+        columns = super().pick(table, given)
+        return replace(
+            columns, optional=tuple(name for name in table.names if name not in columns.images)
+        )
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
+        """Return an image with captions and columns. Raises ValueError for the image only."""
+        image = self.image(fields, root)
+        value, problem, captions = fields.get(self.texts[0]) if self.texts else None, None, ()
+        try:
+            if isinstance(value, Exception):
+                raise value
+            captions = to_texts(value, self.TEXT_ROLE)
+        except ValueError as error:
+            problem = str(error)
+        shown = {
+            name: _short_text(value)
+            for name, value in fields.items()
+            if name not in (*self.images, *self.texts)
+        }
+        columns = {
+            name: text for name, text in shown.items() if text is not None and name.isprintable()
+        }
+        return IndexableImage(
+            image=image, captions=captions, columns=columns, problem=problem, where=where
+        )
+
+
+def _short_text(value: object) -> str | None:
+    """Return a short text or number as text, else None; booleans as in JSON."""
+    if not isinstance(value, str | int | float):
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None

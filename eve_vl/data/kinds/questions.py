@@ -1,0 +1,131 @@
+"""Questions about images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from eve_vl.data.batches import Batch, Sample, batch_field
+from eve_vl.data.image_refs import ImageRef
+from eve_vl.data.records import Fact, Record
+from eve_vl.data.row_dataset import RowDataset
+from eve_vl.data.row_hashes import image_key
+from eve_vl.data.table import (
+    IMAGE_COLUMNS,
+    Fields,
+    RowColumns,
+    field,
+    first_of,
+    row_id,
+    to_text,
+    to_texts,
+)
+from eve_vl.utils.errors import printable
+
+QUESTION_IDS = ("question_id", "qid", "id")
+TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
+
+
+class ImageQuestion(Record):
+    """An image and a question about it.
+
+    answers: one per annotator as given (ten in VQA v2, often one elsewhere); empty in test sets without answers.
+    answer_type: accuracies are also reported by it (VQA v2: yes/no, number, other); "" if the data have no types.
+    content_type: the subject of a medical question in the data's terms (SLAKE: Modality, Organ, …), else "".
+    group: rows of one group are a minimal pair: images or questions differ in one thing, and the answers differ.
+    """
+
+    KIND: ClassVar[str] = "questions"
+    TEXT: ClassVar[str] = "question"
+    image: ImageRef
+    question: str
+    answers: tuple[str, ...]
+    question_id: int | str
+    answer_type: str
+    content_type: str = ""
+    group: str = ""
+
+    def facts(self) -> list[Fact]:
+        """Return id, type and answers."""
+        facts = [("id", self.question_id), ("answers_per_question", len(self.answers))]
+        return [
+            *facts,
+            ("answer_types", printable(self.answer_type)),
+            *(("answer", printable(text)) for text in self.answers),
+        ]
+
+
+class QuestionColumns(RowColumns):
+    """One image, one question and, outside test sets, its answers.
+
+    Answers are one text, a list of texts, or VQA v2's objects.
+    """
+
+    DESCRIPTION = "questions about images"
+    TEXT_ROLE = "question"
+    # all answers rather than the most frequent
+    USUAL: ClassVar = {
+        "image": IMAGE_COLUMNS,
+        "text": ("question",),
+        "label": ("answers", "answer"),
+    }
+    OTHERS = (*QUESTION_IDS, TYPE_COLUMN, CONTENT_COLUMN)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Return whether there is a column of questions."""
+        return cls.has_usual("text", names)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageQuestion:
+        """Return a question. Raises ValueError.
+
+        Its id is the row number if the table has none.
+        """
+        types = {name: first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
+        types = {
+            name: "" if value is None else to_text(value, name) for name, value in types.items()
+        }
+        return ImageQuestion(
+            image=self.image(fields, root),
+            question=to_text(field(fields, self.texts[0]), self.TEXT_ROLE),
+            answers=_answers(first_of(fields, self.labels)),
+            question_id=row_id(fields, QUESTION_IDS, row),
+            answer_type=types[TYPE_COLUMN],
+            content_type=types[CONTENT_COLUMN],
+            where=where,
+        )
+
+
+def _answers(value: object) -> tuple[str, ...]:
+    if isinstance(value, list):
+        value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
+    return to_texts(value, "answer")
+
+
+class QuestionBatch(Batch):
+    """Questions about images."""
+
+    questions: tuple[str, ...] = batch_field("question")
+    question_ids: tuple[int | str, ...] = batch_field("question_id")
+    answers: tuple[tuple[str, ...], ...] = batch_field("answers")
+    """The annotators' answers as given; empty in test sets."""
+    answer_types: tuple[str, ...] = batch_field("answer_type")
+    image_ids: tuple[int, ...] = batch_field("image_id")
+    """Equal for questions about one image."""
+    content_types: tuple[str, ...] = batch_field("content_type")
+    groups: tuple[str, ...] = batch_field("group")
+
+
+class QuestionRows(RowDataset):
+    """Samples of questions."""
+
+    kind, truth = "questions", "answers"
+
+    def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
+        """Return one question. Raises BadSampleError."""
+        image = self.load_image(row.image, row.where, rng, [row.question, *row.answers])
+        image_id = image_key(row.image, row.where)
+        return Sample.of(
+            QuestionBatch, row, image=image, image_id=image_id, ids_T=self.tokens(row.question)
+        )

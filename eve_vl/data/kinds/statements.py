@@ -1,0 +1,182 @@
+"""Statements about two images."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Subset
+
+from eve_vl.config import Config
+from eve_vl.data.batches import Batch, Sample, batch_field, stack
+from eve_vl.data.image_refs import ImageRef
+from eve_vl.data.kinds.labels import NO_LABEL
+from eve_vl.data.kinds.two_columns import (
+    pick_two_columns,
+    truth_value,
+    two_values,
+    usual_pair,
+)
+from eve_vl.data.records import Fact, Record, Source
+from eve_vl.data.row_dataset import RowDataset
+from eve_vl.data.table import (
+    Fields,
+    RowColumns,
+    Table,
+    field,
+    find_image,
+    first_of,
+    image_ref,
+    row_id,
+    to_text,
+)
+from eve_vl.data.tokenizer import Tokenizer
+
+STATEMENT_COLUMNS = ("sentence", "statement", "caption")
+STATEMENT_IDS = ("identifier", "id")
+DIRECTORY_COLUMN = "directory"
+NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
+
+
+class ImagesStatement(Record):
+    """Two images and a statement about both.
+
+    label: whether it is true, None in test sets. identifier: the row's name in prediction files.
+    group: rows of one group share a statement, for consistency (NLVR2: the identifier without its pair number).
+    """
+
+    KIND: ClassVar[str] = "statements"
+    TEXT: ClassVar[str] = "statement"
+    left: ImageRef
+    right: ImageRef
+    statement: str
+    label: bool | None
+    identifier: str
+    group: str
+
+    def facts(self) -> list[Fact]:
+        """Return identifier and label."""
+        return [
+            ("id", self.identifier),
+            ("labels", NO_LABEL if self.label is None else str(self.label)),
+        ]
+
+
+class StatementColumns(RowColumns):
+    """Two images, a statement and, outside test sets, whether it is true.
+
+    images: one column that lists both, a column for each, or none in NLVR2's files, whose identifiers name images.
+    """
+
+    DESCRIPTION = "statements about two images"
+    TEXT_ROLE = "statement"
+    USUAL: ClassVar = {
+        "image": ("images",),
+        "text": STATEMENT_COLUMNS,
+        "label": ("label", "labels", "answer"),
+    }
+    OTHERS = (*STATEMENT_IDS, DIRECTORY_COLUMN)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Return whether these are columns of statements."""
+        columns = _image_columns(names)
+        return columns is not None and (not columns or cls.has_usual("text", names))
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Pick the columns; for images a list, one for each, or none in NLVR2's files."""
+        if option != "image":
+            return super().pick_some(table, option, given)
+        if given is None and (columns := _image_columns(table.names)) is not None:
+            return columns
+        return pick_two_columns(table, option, given)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
+        """Return a statement. Raises ValueError.
+
+        Its identifier is the row number if the table has none.
+        """
+        statement = to_text(field(fields, self.texts[0]), self.TEXT_ROLE)
+        identifier = str(row_id(fields, STATEMENT_IDS, row))
+        parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+        if self.images:
+            left, right = (
+                image_ref(value, root) for value in two_values(fields, self.images, "images")
+            )
+        else:
+            left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root)
+        label, group = (
+            truth_value(first_of(fields, self.labels)),
+            f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
+        )
+        texts = {"statement": statement, "identifier": identifier, "group": group, "where": where}
+        return ImagesStatement(left=left, right=right, label=label, **texts)
+
+
+class StatementBatch(Batch):
+    """Statements about `images_BCHW`, on the left, and `right_BCHW`."""
+
+    right_BCHW: Tensor = batch_field("right", stack)
+    """uint8, RGB."""
+    statements: tuple[str, ...] = batch_field("statement")
+    labels: tuple[bool | None, ...] = batch_field("label")
+    identifiers: tuple[str, ...] = batch_field("identifier")
+    groups: tuple[str, ...] = batch_field("group")
+
+
+class StatementRows(RowDataset):
+    """Samples of statements.
+
+    Groups need all rows of a source. A subset has none, and no consistency is reported.
+    """
+
+    kind, truth = "statements", "label"
+
+    def __init__(
+        self,
+        sources: Sequence[Source[Any]],
+        config: Config,
+        tokenizer: Tokenizer,
+        *,
+        training: bool,
+    ):
+        super().__init__(sources, config, tokenizer, training=training)
+        is_all = sum(map(len, sources)) <= config.data.val_samples
+        self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
+
+    def sample(self, row: ImagesStatement, rng: np.random.Generator) -> Sample:
+        """Return one statement. Raises BadSampleError."""
+        left, right = (self.load_image(image, row.where, rng, row.texts) for image in row.images)
+        ids_T, group = self.tokens(row.statement), row.group if self.has_groups else ""
+        return Sample.of(StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
+
+
+def _image_columns(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the usual column of two images, or one for each; none for NLVR2's files.
+
+    None: these are no columns of statements.
+    """
+    pair = usual_pair("image", names)
+    return pair if pair or {"identifier", "sentence"} <= {*names} else None
+
+
+def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[ImageRef, ImageRef]:
+    """Find the two images of a row of NLVR2's files in the usual folder layouts.
+
+    The files name no path.
+    """
+    if not (parts := NLVR2_IDENTIFIER.fullmatch(identifier)):
+        raise ValueError(
+            f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has"
+        )
+    split, stem = parts[1], identifier.rpartition("-")[0]
+    folders = [f"images/{split}", split, ""]
+    if (
+        isinstance(directory, int | str) and str(directory).isalnum()
+    ):  # only NLVR2's training images have directories
+        folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
+    left, right = (find_image(f"{stem}-img{side}.png", root, folders) for side in (0, 1))
+    return left, right

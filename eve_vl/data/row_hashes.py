@@ -1,0 +1,50 @@
+"""Hashes that identify rows and their images."""
+
+import dataclasses
+import hashlib
+
+from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.records import Record
+
+
+def image_key(image: ImageRef, where: str) -> int:
+    """Return a 64-bit hash that identifies an image without decoding it.
+
+    A generated image is identified by its row, `where`.
+    """
+    match image:
+        case ImageFile(path=path):
+            name = str(path)
+        case ImageSpan(path=path, offset=offset):
+            name = f"{path}:{offset}"
+        case ImageBytes(data=data):
+            return hash_of(data)
+        case _:
+            name = where
+    return hash_of(name.encode(errors="surrogatepass"))
+
+
+def row_name(row: Record) -> str:
+    """Return a row's unique name: its place, and a hash of its content.
+
+    Files may share a name.
+    """
+    values = (getattr(row, field.name) for field in dataclasses.fields(row))
+    held = [
+        image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values
+    ]
+    return f"{row.where} {hash_of(repr(held).encode()):x}"
+
+
+def row_keys(row: Record) -> tuple[int, ...]:
+    """Return 64-bit hashes of a row's images or, without images, its texts.
+
+    Training and validation share none.
+    """
+    keys = tuple(image_key(image, row.where) for image in row.images)
+    return keys or tuple(hash_of(text.encode()) for text in row.texts)
+
+
+def hash_of(data: bytes) -> int:
+    """Return a signed 64-bit hash of some bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
