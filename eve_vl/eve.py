@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl import builtin
+from eve_vl.builtin.names import is_name
 from eve_vl.config import DataConfig, TaskConfig, all_kinds, generated, kinds_of
 from eve_vl.config.base import load_file
+from eve_vl.interop.run_names import run_path
 from eve_vl.predict.base import predictor_class, predictor_of
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request
@@ -89,7 +90,7 @@ class Eve:
         """
         if code is not None:
             load_file(code)
-        return cls(load_run(path, pick_device(device)))
+        return cls(load_run(run_path(path), pick_device(device)))
 
     @property
     def calls(self) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ class Eve:
     def _how_to_train(self, call: str) -> str:
         """Return the command that trains a run of another task, which allows a call."""
         config, shown, init = self.run.config, self.run.shown, self.run.config.init
-        if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
+        if init and (is_name(shown) or not (is_name(init) or init.exists())):
             init = None  # deleted, or not part of the package
         tasks = [
             kind

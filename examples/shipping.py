@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from eve_vl.builtin.names import folder_of
 from eve_vl.config import Config, config_to_json
 from eve_vl.metrics.intervals import from_json
 from eve_vl.run.loading import read_config
@@ -20,7 +21,7 @@ def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
 
     The same run writes the same bytes. Raises UserError.
     """
-    folder = checkpoint.chosen_checkpoint(run)
+    folder = checkpoint.chosen_checkpoint(folder_of(run))
     state, config = checkpoint.verify(folder), changed(read_config(folder))
     weights = {
         name: tensor.half() if tensor.dtype == torch.float32 else tensor

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": {"utils", "config"},
     "objectives": set(),
     "metrics": set(),
-    "train": {"utils", "__init__", "builtin", "config", "metrics"},
+    "train": {"utils", "__init__", "config", "metrics"},
     "tasks": {"utils", "config", "data", "model", "objectives", "metrics", "train"},
     "evaluation": {"utils", "config", "data", "model", "metrics", "train", "tasks"},
     "predict": {"utils", "config", "data", "model", "metrics", "tasks", "evaluation"},
@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "run",
     },
     "search": {"utils", "__init__", "builtin", "config", "data", "train", "predict", "run"},
-    "eve": {"utils", "builtin", "config", "train", "predict", "run", "search"},
+    "eve": {"utils", "builtin", "config", "train", "predict", "run", "interop", "search"},
     "serve": {"utils", "__init__", "config", "data", "synthetic", "predict", "search", "eve"},
     "report": {
         "utils",
@@ -102,6 +102,7 @@ MAY_IMPORT = {
     "learn": {
         *(
             "utils",
+            "builtin",
             "config",
             "recipes",
             "data",

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from eve_vl import builtin
+from eve_vl.builtin.names import existing_folder, is_hub_name
 from eve_vl.utils.console import print_error, print_line
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user, reporting_write_errors, write_file
@@ -155,8 +155,8 @@ def parse(
 def refuse_missing_paths(args: object) -> None:
     """Raise UserError for a missing run or source, before slow imports."""
     for run in filter(None, (getattr(args, "run", None), *getattr(args, "runs", ()))):
-        if not str(run).startswith(builtin.HUB):
-            builtin.existing(expand_user(run))
+        if not is_hub_name(run):
+            existing_folder(expand_user(run))
     values = [getattr(args, name, ()) for name in ("sources", "data", "val", "test")]
     if specs := [
         spec for value in values if isinstance(value, tuple) for spec in value

@@ -129,12 +129,13 @@ def _row(path: Path) -> dict[str, Any]:
     They include its place in the `order`: by task and validation data, best first.
     """
     from eve_vl.data import fingerprint
+    from eve_vl.interop.run_names import run_path
     from eve_vl.run.loading import load_run, root_of
     from eve_vl.run.results import cost_chain, main_numbers, read_results
     from eve_vl.train.checkpoint import BEST
     from eve_vl.train.log import read_log
 
-    run = load_run(path)
+    run = load_run(run_path(path))
     rows = [
         row
         for row in read_log(root_of(run.folder))

@@ -127,13 +127,18 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
     The tokenizer is that of `init`, or trained on the texts.
     """
     from eve_vl.data.tokenizer import Tokenizer
+    from eve_vl.interop.run_names import run_path
     from eve_vl.run.summary import check_lines
     from eve_vl.run.training import tokenizer_of
     from eve_vl.train.checkpoint import chosen_checkpoint
 
     if config.data.modality == "image":
         return []
-    path = config.tokenizer.path if init is None else chosen_checkpoint(init) / "tokenizer.json"
+    path = (
+        config.tokenizer.path
+        if init is None
+        else chosen_checkpoint(run_path(init)) / "tokenizer.json"
+    )
     tokenizer = (
         tokenizer_of([source], config.tokenizer.vocab_size)
         if path is None

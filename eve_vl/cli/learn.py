@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from eve_vl import builtin
+from eve_vl.builtin.names import refuse_to_write
 from eve_vl.cli.common import DeviceArgs, SourceArgs, print_line
 from eve_vl.config import HELD_OUT, DataConfig
 from eve_vl.data.source_names import absolute_spec
@@ -39,7 +39,7 @@ def run_learn(args: LearnArgs) -> None:
     """Train the best run for your data in a given time: eve learn SOURCE … --for 30m."""
     start = time.monotonic() - time.process_time()  # of this process, by which --for counts
     seconds, out = seconds_of(args.time), expand_user(args.out)
-    builtin.refuse(out)
+    refuse_to_write(out)
     if out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
     print_line("eve learn: reading the data")  # torch takes seconds

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from eve_vl import builtin
+from eve_vl.builtin.names import existing_folder, is_name
 from eve_vl.cli.common import (
     HELP,
     DeviceArgs,
@@ -31,7 +31,6 @@ from eve_vl.interop import ConvertArgs
 from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest, printable
-from eve_vl.utils.file_io import expand_user
 from eve_vl.utils.frozen import Frozen
 
 ZERO_SHOT = "zero_shot"  # not a task, but `eve evaluate` accepts it
@@ -197,13 +196,15 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     A single run's numbers also go to a file.
     """
     from eve_vl.data.opening import open_sources, open_splits
-    from eve_vl.evaluation.runner import evaluated, leaks
+    from eve_vl.evaluation.runner import evaluated
+    from eve_vl.interop.run_names import run_path
+    from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run, read_config
     from eve_vl.run.results import result_of, store
     from eve_vl.train.checkpoint import chosen_checkpoint
     from eve_vl.train.processes import pick_device
 
-    run = _as_task(load_run(path, pick_device(args.device)), name)
+    run = _as_task(load_run(run_path(path), pick_device(args.device)), name)
     if not args.ablations and not run.evaluator.ablations:
         raise UserError(f"--no-ablations: a {name} run has no ablations; leave it out")
     how = DataConfig(**args.reading())
@@ -213,9 +214,9 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
             "--format, --image-root and the column flags have no effect without --data; name sources with it"
         )
     owner = (
-        next((each for each in args.runs if not builtin.is_named(each)), path) if is_test else path
+        next((each for each in args.runs if not is_name(each)), path) if is_test else path
     )  # of the rows
-    if (not args.data or is_test) and builtin.is_named(owner):
+    if (not args.data or is_test) and is_name(owner):
         kept = ", or rows that another of the runs kept back with --data held-out-test" * (
             len(args.runs) > 1
         )
@@ -229,7 +230,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
         else None
     )
     own = (
-        replace(read_config(chosen_checkpoint(expand_user(owner))), input=run.config.input)
+        replace(read_config(chosen_checkpoint(run_path(owner))), input=run.config.input)
         if is_test
         else run.config
     )
@@ -278,13 +279,14 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
         )
     from eve_vl.data.opening import open_sources
     from eve_vl.evaluation.evaluator import comparison_of
-    from eve_vl.evaluation.runner import leaks
     from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot
+    from eve_vl.interop.run_names import run_path
+    from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run
     from eve_vl.train.processes import pick_device
 
     read_prompts(args.prompts)  # fail before loading the run
-    run = load_run(args.run, pick_device(args.device))
+    run = load_run(run_path(args.run), pick_device(args.device))
     sources = open_sources(
         args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels"
     )
@@ -323,16 +325,21 @@ def _show(
 
 def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
+    from eve_vl.interop.run_names import path_of
     from eve_vl.run.inspect import inspect_config, inspect_run
 
-    path = builtin.located(args.what)
+    path = path_of(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
     is_run = (
         not is_recipe("pretrain", args.what) and not is_file and (path.exists() or "/" in args.what)
     )
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
-    found = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
+    found = (
+        inspect_run(existing_folder(path))
+        if is_run
+        else inspect_config(recipe_config(args.what, args.init))
+    )
     sizes, console = found.config.input, Console(emoji=False)
     shapes = f"{sizes.image_size}² pixels in {sizes.num_patches} patches, {sizes.text_length} text tokens"
     console.print(
@@ -453,19 +460,21 @@ def recipe_config(name: str, init: Path | None) -> Config:
     print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN selects a run'}")
     if init is None:
         return make(get_recipe(start))
+    from eve_vl.interop.run_names import run_path
     from eve_vl.run.loading import read_config
     from eve_vl.train.checkpoint import chosen_checkpoint
 
-    return make(read_config(chosen_checkpoint(expand_user(init))))
+    return make(read_config(chosen_checkpoint(run_path(init))))
 
 
 def run_report(args: ReportArgs) -> None:
     """Write an HTML page about a run or a comparison of runs: eve report RUN|FOLDER …"""
     check_writable(args.out)
+    from eve_vl.interop.run_names import path_of
     from eve_vl.report.compare import find_runs, write_comparison
     from eve_vl.report.page import write_report
 
-    runs = find_runs(args.runs)
+    runs = find_runs([path_of(path) for path in args.runs])
     page = write_report(runs[0], args.out) if len(runs) == 1 else write_comparison(runs, args.out)
     print_line(f"report: {page}")
 
@@ -473,8 +482,9 @@ def run_report(args: ReportArgs) -> None:
 def run_export(args: ExportArgs) -> None:
     """Export a run to ONNX files checked against torch: eve export RUN FOLDER [flags]."""
     from eve_vl.interop.onnx import export_run
+    from eve_vl.interop.run_names import run_path
 
-    exported = export_run(args.run, args.folder, args.parts)
+    exported = export_run(run_path(args.run), args.folder, args.parts)
     print_line(*map(str, exported))
     write_json(
         args.json,
@@ -490,21 +500,22 @@ def run_convert(args: ConvertArgs) -> None:
     from eve_vl.interop.clip import FAMILY, is_published, read_folder
     from eve_vl.interop.convert import import_weights, read_tensors
     from eve_vl.interop.published import EVE, export_published
+    from eve_vl.interop.run_names import path_of
     from eve_vl.interop.vision import IMAGE_ENCODERS
     from eve_vl.train import checkpoint
 
     families, folder = (
         [FAMILY, IMAGE_ENCODERS, EVE],
-        builtin.located(args.source),
+        path_of(args.source),
     )  # EVE takes all and says what is missing
     if is_published(folder):
         print_line(f"{args.target}: {import_weights([FAMILY], read_folder(folder), args)}")
         return
     if folder.is_dir():
-        checkpoint.chosen_checkpoint(args.source)  # first, since any folder may have been named
+        checkpoint.chosen_checkpoint(folder)  # first, since any folder may have been named
         args.refuse_without_effect((), "a run folder")
         check_writable(args.target)
-        print_line(f"{args.target}: {export_published(args.source, args.target)}")
+        print_line(f"{args.target}: {export_published(folder, args.target)}")
         return
     registered = [load_installed("converters", name) for name in installed("converters")]
     print_line(

@@ -13,7 +13,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from eve_vl import builtin
+from eve_vl.builtin.icons import unpack_icons
+from eve_vl.builtin.names import bundled_names, folder_of, is_hub_name
 from eve_vl.cli.common import (
     DeviceArgs,
     JsonArgs,
@@ -139,7 +140,7 @@ def run_try(args: TryArgs) -> None:
     from eve_vl.search.index import Index
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
-    icons = builtin.unpack_icons(out / "icons")
+    icons = unpack_icons(out / "icons")
     # a later version of the package may ship other weights
     folder = out / f"index-{run_fingerprint(eve.run)['weights'][:8]}-{FORMAT}"
     sources = [source_name(source) for source in (icons, *args.sources)]
@@ -152,7 +153,7 @@ def run_try(args: TryArgs) -> None:
             f"note: {ICON_RUN} was trained on drawings only; for photos, index them with CLIP (docs/inference.md)"
         )
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
-    others = [name for name in builtin.names() if name != ICON_RUN]
+    others = [name for name in bundled_names() if name != ICON_RUN]
     run_app(
         AppArgs(
             runs=tuple(map(Path, (ICON_RUN, *others))),
@@ -402,7 +403,7 @@ def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
         run = Path(
             Database.open(folder, verified=False).facts["run"]
         )  # who searches opens it again
-        if not builtin.located(run).exists():
+        if not is_hub_name(run) and not folder_of(run).exists():
             fix = "name its new folder: --run RUN, or eve serve RUN --index INDEX"
             raise UserError(f"{run}: no such run, which made {folder}; {fix}")
     from eve_vl.eve import Eve

@@ -97,9 +97,10 @@ def run_average(args: AverageArgs) -> None:
         raise UserError(
             "name at least two runs, each once, for example eve average runs/seed_0 runs/seed_1 --out runs/average"
         )
+    from eve_vl.interop.run_names import run_path
     from eve_vl.run.writing import average
 
-    average([expand_user(run) for run in args.runs], expand_user(args.out))
+    average([run_path(run) for run in args.runs], expand_user(args.out))
     print_line(f"{args.out}: the average of {len(args.runs)} runs")
 
 
@@ -129,9 +130,22 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
         )  # reading it imports torch, which takes seconds
     from eve_vl.run.loading import read_config, settings_folder
 
-    return read_config(
-        settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out))
-    )
+    init = expand_user(named.init)
+    out = expand_user(named.out or out)
+    _obtain_start(init, out)
+    return read_config(settings_folder(init, "--scratch" in argv, out))
+
+
+def _obtain_start(init: Path, out: Path) -> None:
+    """Download a published model to start from, unless `out` can resume.
+
+    Raises UserError if there is no such run.
+    """
+    from eve_vl.interop.run_names import run_path
+    from eve_vl.train.checkpoint import checkpoint_folders
+
+    if not checkpoint_folders(out):
+        run_path(init)
 
 
 def _train(
@@ -157,6 +171,8 @@ def _train(
         _confirm_data(config, start)
     from eve_vl.run.training import train
 
+    if config.init is not None:
+        _obtain_start(expand_user(config.init), expand_user(config.out))
     if train(config, must_resume=args.resume, accepts_data=args.accept_changed_data):
         from eve_vl.report.page import write_report
 

@@ -1,9 +1,8 @@
 """Evaluation of a loaded run on any data.
 
-Metrics, baselines, ablations, prediction files, and rows that it was trained on.
+Metrics, baselines, ablations and prediction files.
 """
 
-import contextlib
 import copy
 import dataclasses
 import itertools
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import HELD_OUT, Config, TaskConfig, config_from_dict, generated
+from eve_vl.config import Config, TaskConfig
 from eve_vl.data import fingerprint
 from eve_vl.data.batches import Sample
 from eve_vl.data.loader import eval_loader
@@ -24,22 +23,15 @@ from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.random_streams import NOISE, generator
 from eve_vl.data.records import Place, Source, usable_rows
 from eve_vl.data.row_dataset import EVAL_SEED, RowDataset, eval_positions
-from eve_vl.data.row_hashes import hash_of, row_keys
+from eve_vl.data.row_hashes import hash_of
 from eve_vl.data.sample_set import Position, SampleSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import AnyTask, Evaluated, Evaluator, How, evaluator_of
 from eve_vl.metrics import intervals
-from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import evaluation_batches, num_skipped
-from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import read_json, write_file
-
-NUM_KNOWN, NUM_COMPARED = (
-    50_000,
-    500,
-)  # training rows, and rows of each source, that `leaks` compares
+from eve_vl.utils.file_io import write_file
 
 
 class Run(Protocol):
@@ -169,83 +161,14 @@ def ablated_metrics(
     return numbers
 
 
-def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
-    """Return a sentence for each known set of rows that the sources share.
-
-    The sources are by default the run's validation sources. Known are the training rows of the run and of the runs that it
-    started from (--init), and, for other sources, the rows that its weights were chosen on. Data that cannot be read are left
-    out.
-    """
-    data, found = run.config.data, []
-    with contextlib.suppress(UserError):
-        train, val = open_train_and_val(run.config, run.task.dataset.kind_of(run.config))
-        known: dict[str, tuple[Sequence[str], Sequence[Source[Any]]]] = {}
-        if sources is not None or data.val != (
-            HELD_OUT,
-        ):  # else both sides are disjoint by construction
-            known["this run was trained on"] = (data.train, train)
-        if sources is not None and data.val != (HELD_OUT,) and evaluator_of(run.task).main_metric:
-            known["validation has chosen these weights by, so that they say too much"] = (
-                data.val,
-                val,
-            )
-        for folder, config in _ancestors(run.config):
-            with contextlib.suppress(UserError):
-                rows, _ = open_train_and_val(
-                    config, task_class(type(config.task)).dataset.kind_of(config)
-                )
-                known[f"{folder}, which this run started from, was trained on"] = (
-                    config.data.train,
-                    rows,
-                )
-        for what, (names, rows) in known.items():
-            num_seen, num_compared = _seen(names, rows, val if sources is None else sources)
-            found += (
-                [f"of {num_compared:,} rows compared, {num_seen:,} show what {what}"]
-                if num_seen
-                else []
-            )
-    return found
-
-
-def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
-    """Yield folder and config of the runs that a run started from.
-
-    Runs that cannot be read end the sequence.
-    """
-    with contextlib.suppress(UserError):
-        while config.init is not None and not config.scratch:
-            folder = config.init
-            path = chosen_checkpoint(folder) / "config.json"
-            config = config_from_dict(read_json(path, dict), str(path))
-            yield folder, config
-
-
-def _seen(
-    names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]
-) -> tuple[int, int]:
-    """Return the numbers of rows that are known and of rows that were compared.
-
-    Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a text. Of large sources only a
-    part is compared, so that it takes seconds.
-    """
-    files = [source for name, source in zip(names, known, strict=True) if not generated(name)]
-    keys = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
-    rows = [(source, row) for source in sources for row in eval_rows([source], NUM_COMPARED)]
-    # scenes of one split are equal
-    return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(
-        rows
-    )
-
-
 def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
     """Return the usable rows at `eval_positions`."""
     positions = eval_positions([len(source) for source in sources], num_samples)
-    by_source = (
-        (source, [row for _, at, row in positions if at == number])
-        for number, source in enumerate(sources)
-    )
-    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]
+    rows = []
+    for source_index, source in enumerate(sources):
+        row_indices = [row for _, at, row in positions if at == source_index]
+        rows += [row for _, row in usable_rows(source, row_indices)]
+    return rows
 
 
 MAX_OTHERS = 20  # tries to find a different image

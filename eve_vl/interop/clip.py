@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl import builtin
+from eve_vl.builtin.names import HUB_PREFIX
 from eve_vl.config import DualEncoderConfig, InputConfig, RetrievalConfig
 from eve_vl.data.tokenizer import read_published
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
+from eve_vl.run.start_folder import hub_cache_folder
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.file_io import cache_folder, read_json, reporting_write_errors
+from eve_vl.utils.file_io import read_json, reporting_write_errors
 
 OPEN_CLIP = "open_clip_config.json"
 TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
@@ -373,20 +374,17 @@ def _of_open_clip(folder: Path) -> About:
     )
 
 
-def from_hub(name: str) -> Path:
+def download_as_run(name: str) -> Path:
     """Return the run folder of hf:ORG/NAME in the cache, after its first download.
 
     Raises UserError.
     """
-    repository = name.removeprefix(builtin.HUB)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"{name}: not the name of a model, such as hf:openai/clip-vit-base-patch32")
-    cache = cache_folder("hf")
-    run = cache / repository.replace("/", "--")
+    run = hub_cache_folder(name)
+    repository = name.removeprefix(HUB_PREFIX)
     if not (run / "best").is_dir():
-        with reporting_write_errors(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            lock = (cache / f"{run.name}.lock").open("w")
+        with reporting_write_errors(run.parent):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            lock = run.with_name(f"{run.name}.lock").open("w")
         with lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another download
@@ -404,7 +402,7 @@ def download(repository: str) -> Path:
 
     Raises UserError, before the weights if they are of another kind.
     """
-    where = builtin.HUB + repository
+    where = HUB_PREFIX + repository
     try:
         import huggingface_hub
 

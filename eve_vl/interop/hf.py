@@ -46,6 +46,7 @@ from eve_vl.interop.heads import heads_class, heads_of
 from eve_vl.interop.hf_processing import EveImageProcessor as EveImageProcessor
 from eve_vl.interop.hf_processing import EveProcessor as EveProcessor
 from eve_vl.interop.hf_processing import EveTokenizerFast as EveTokenizerFast
+from eve_vl.interop.run_names import run_path
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.run.writing import write_run
 from eve_vl.tasks import task_class
@@ -369,7 +370,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     The model is in evaluation mode. A folder gives its best weights, else its newest. A pre-trained run without a token head
     gives retrieval or, without contrast and matching, its encoder. Raises UserError.
     """
-    run = load_run(path)
+    run = load_run(run_path(path))
     found = (
         run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eve_vl.builtin.names import folder_of
 from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.decoding import read_image
 from eve_vl.data.image_refs import Unencoded
@@ -227,7 +228,7 @@ class Plan:
         else:
             init = Path(BUNDLED) if stage["start"] == BUNDLED else self.out / stage["start"]
             folder = (
-                chosen_checkpoint(init)
+                chosen_checkpoint(folder_of(init))
                 if stage["start"] == BUNDLED or not stage["scratch"]
                 else init
             )

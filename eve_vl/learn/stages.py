@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eve_vl.builtin.names import folder_of
 from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.opening import open_sources, open_splits
 from eve_vl.evaluation.runner import evaluated
@@ -85,7 +86,7 @@ class Learner(Plan):
         )
         pilot["steps"] = steps = max(MIN_STEPS, int((left / num - setup) / cost))
         is_usable = (
-            read_config(chosen_checkpoint(Path(BUNDLED))).task.name == self.job.task
+            read_config(chosen_checkpoint(folder_of(BUNDLED))).task.name == self.job.task
         )  # without training
         stages = ({AS_IT_IS: pilot} if is_usable else {}) | {BASE: pilot}
         plan = f"{num} pilots of {shown(steps * cost)} each, {steps:,} steps from {BUNDLED}"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
@@ -67,7 +66,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     Raises UserError.
     """
     found: list[Path] = []
-    for path in map(builtin.located, paths):
+    for path in paths:
         below = [
             folder
             for pattern in ("*", "*/*", "*/*/*")

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eve_vl import builtin
+from eve_vl.builtin.names import refuse_to_write
 from eve_vl.config import Config, DataConfig, changed_flags, define, kinds_of, to_dict
 from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
@@ -18,6 +18,7 @@ from eve_vl.report.task import TaskReport, own_sections
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
 from eve_vl.run.results import cost_chain, cost_text, read_results
+from eve_vl.run.start_folder import start_folder
 from eve_vl.synthetic import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
@@ -36,7 +37,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def write_page(path: Path, text: str) -> Path:
     """Write a page and its parent folders, and return its path. Raises UserError."""
-    builtin.refuse(path)
+    refuse_to_write(path)
     with reporting_write_errors(path, advice="; name another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text)
@@ -181,7 +182,9 @@ def recipe_of(config: Config) -> tuple[Config, bool]:
     if not is_recipe("finetune", config.recipe) or config.init is None:
         return get_recipe(config.recipe), True
     try:
-        return get_finetune_recipe(config.recipe, read_config(chosen_checkpoint(config.init))), True
+        return get_finetune_recipe(
+            config.recipe, read_config(chosen_checkpoint(start_folder(config.init)))
+        ), True
     except UserError:
         return get_finetune_recipe(
             config.recipe, dataclasses.replace(config, out=config.init)

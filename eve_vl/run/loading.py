@@ -11,11 +11,12 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eve_vl import builtin
+from eve_vl.builtin.names import is_name, name_of
 from eve_vl.config import Config, config_from_dict
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
+from eve_vl.run.start_folder import start_folder
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train import checkpoint, processes
@@ -48,8 +49,8 @@ class LoadedRun:
     @property
     def shown(self) -> str:
         """Its folder, or builtin:NAME for a run shipped with the package."""
-        named = builtin.name_of(self.folder)
-        return named if builtin.is_named(named) else str(self.folder)
+        named = name_of(self.folder)
+        return named if is_name(named) else str(self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +129,7 @@ def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
     """
     if checkpoint.checkpoint_folders(out):
         return out
+    init = start_folder(init)
     if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
         return init
     return checkpoint.chosen_checkpoint(init)
@@ -253,7 +255,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
         heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
         return heads, f"random weights, in the shape of {config.init}"
-    folder = checkpoint.chosen_checkpoint(config.init)
+    folder = checkpoint.chosen_checkpoint(start_folder(config.init))
     processes.from_main(lambda: checkpoint.verify(folder))
     start = read_config(folder)
     tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eve_vl import builtin
+from eve_vl.builtin.names import is_name, refuse_to_write
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator
 from eve_vl.metrics import intervals
 from eve_vl.run.loading import LoadedRun, read_config, root_of
+from eve_vl.run.start_folder import start_folder
 from eve_vl.train.checkpoint import chosen_checkpoint, read_state
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import print_line
@@ -119,7 +120,7 @@ def store(run: LoadedRun, result: Result) -> None:
         "weights": _weights(run.folder),
     }
     try:
-        builtin.refuse(path)
+        refuse_to_write(path)
         path.parent.mkdir(exist_ok=True)
         write_file(path, json.dumps(values) + "\n")
     except (UserError, OSError) as error:
@@ -203,12 +204,12 @@ def cost_chain(run: Path) -> dict[str, float | None]:
     while path is not None and (name := str(path)) not in found:
         found[name], start, path = None, path, None
         with suppress(UserError):
-            folder = chosen_checkpoint(start)
+            folder = chosen_checkpoint(start_folder(start))
             config, root = read_config(folder), root_of(folder)
-            last = read_state(folder)["step"] if folder == builtin.located(start) else float("inf")
+            last = read_state(folder)["step"] if folder == start_folder(start) else float("inf")
             rows = [row for row in read_log(root) if row["kind"] == "train" and row["step"] <= last]
             found[name] = sum(row.get("core_seconds", 0) for row in rows) or None
-            path = None if config.scratch or builtin.is_named(start) else config.init
+            path = None if config.scratch or is_name(start) else config.init
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eve_vl import builtin
+from eve_vl.builtin.names import is_name, refuse_to_write
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.base import origins
 from eve_vl.data import fingerprint
@@ -59,7 +59,7 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
     Returns whether this is the main process. must_resume: refuse to start a new run. accepts_data: resume although rows of the
     sources have changed. Raises UserError.
     """
-    builtin.refuse(config.out)
+    refuse_to_write(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
     has_joined = processes.setup(device)  # else the caller has, for several trainings
@@ -272,7 +272,7 @@ def with_absolute_paths(config: Config) -> Config:
         paths = {
             name: path
             for name, path in vars(section).items()
-            if isinstance(path, Path) and not builtin.is_named(path)
+            if isinstance(path, Path) and not is_name(path)
         }
         return dataclasses.replace(
             section, **{name: expand_user(path).absolute() for name, path in paths.items()} | others

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eve_vl import builtin
+from eve_vl.builtin.names import refuse_to_write
 from eve_vl.config import Config, config_to_json, flat, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.loading import LoadedRun, load_run
@@ -17,7 +17,7 @@ from eve_vl.utils.file_io import atomic_folder, reporting_write_errors
 
 def check_new(run: Path) -> None:
     """Raise UserError if a run folder cannot be written there."""
-    builtin.refuse(run)
+    refuse_to_write(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: already exists; name a new folder")
     with reporting_write_errors(run):

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eve_vl import __version__, builtin
+from eve_vl import __version__
+from eve_vl.builtin.names import name_of
 from eve_vl.config import generated
 from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.errors import DamagedError, UserError, did_you_mean
@@ -236,7 +237,7 @@ class Database:
                 )
         database = cls.open(folder)
         database.check(run)
-        if (name := builtin.name_of(run.folder)) != database.facts["run"]:  # the run was moved
+        if (name := name_of(run.folder)) != database.facts["run"]:  # the run was moved
             with database.changing(), index_errors(folder), database.db:
                 database.write_fact("run", name)
             database.facts["run"] = name
@@ -414,7 +415,7 @@ def run_fingerprint(run: "LoadedRun") -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": __version__,
-        "run": builtin.name_of(run.folder),
+        "run": name_of(run.folder),
         "step": run.step,
         "weights": _sha256(run, "model.safetensors"),
         "tokenizer": _sha256(run, "tokenizer.json"),

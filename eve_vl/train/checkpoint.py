@@ -33,7 +33,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from eve_vl import builtin
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.processes import from_main
 from eve_vl.train.shard import like
@@ -83,9 +82,10 @@ def known_checkpoints(run: Path) -> list[Path]:
 def chosen_checkpoint(path: Path) -> Path:
     """Return the best or else the newest checkpoint of a run folder.
 
-    Returns `path` itself if it is a checkpoint. path: or builtin:NAME, a run shipped with the package. Raises UserError.
+    Returns `path` itself if it is a checkpoint. Raises UserError.
     """
-    path = builtin.existing(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder")
     file_io.recover(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from eve_vl import builtin
+from eve_vl.builtin.icons import unpack_icons
 from eve_vl.eve import Eve
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
@@ -64,7 +64,7 @@ def main() -> None:
             )
             parquet.write_table(table, colored)
             sources = {
-                "lucide": [str(builtin.unpack_icons(Path(folder) / "icons"))],
+                "lucide": [str(unpack_icons(Path(folder) / "icons"))],
                 "color": [str(colored), str(args.emoji / "test_concepts.jsonl")],
             }
             for gallery, each in sources.items():

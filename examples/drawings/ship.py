@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from eve_vl.builtin import ICONS, PAIRS
+from eve_vl.builtin.icons import ICONS, PAIRS
 from eve_vl.config import Config
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError

@@ -16,7 +16,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from tests.cli.test_bad_input import complaint
-from eve_vl import builtin
+from eve_vl.builtin.icons import ICONS, PAIRS, unpack_icons
+from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
 from eve_vl.run.loading import build_task, start_from
 from eve_vl.run.training import with_absolute_paths
@@ -24,7 +25,7 @@ from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError
 from helpers.example_builds import load_example
 
-DRAWINGS = builtin.FOLDER / "drawings"
+DRAWINGS = FOLDER / "drawings"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def run() -> Eve:
 def test_the_run_is_small_and_names_no_machine():
     files = [path for path in DRAWINGS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
-    assert builtin.ICONS.stat().st_size < 2e6
+    assert ICONS.stat().st_size < 2e6
     assert b'"/' not in (DRAWINGS / "best" / "config.json").read_bytes()
 
 
@@ -67,15 +68,15 @@ def test_messages_name_the_run_builtin_drawings(run):
 
 
 def test_icons_are_unpacked_once_and_repaired(tmp_path):
-    table = builtin.unpack_icons(tmp_path)
+    table = unpack_icons(tmp_path)
     rows = [json.loads(line) for line in table.read_text().splitlines()]
-    with zipfile.ZipFile(builtin.ICONS) as archive:
+    with zipfile.ZipFile(ICONS) as archive:
         assert {"LICENSE", "pairs.jsonl", *(row["image"] for row in rows)} == {*archive.namelist()}
     assert {row["license"] for row in rows} == {"ISC"}
-    assert (tmp_path / "LICENSE").read_bytes() == (builtin.FOLDER / "lucide.LICENSE").read_bytes()
+    assert (tmp_path / "LICENSE").read_bytes() == (FOLDER / "lucide.LICENSE").read_bytes()
     (tmp_path / "house.png").write_bytes(b"cut")
     before = (tmp_path / "heart.png").stat().st_mtime_ns
-    builtin.unpack_icons(tmp_path)
+    unpack_icons(tmp_path)
     with Image.open(tmp_path / "house.png") as image:
         assert image.size == (64, 64)
     assert (tmp_path / "heart.png").stat().st_mtime_ns == before
@@ -85,19 +86,19 @@ def test_icons_are_unpacked_once_and_repaired(tmp_path):
 def few(tmp_path, monkeypatch) -> list[str]:
     """Ship only some of the icons, which takes a tenth of the time."""
     with (
-        zipfile.ZipFile(builtin.ICONS) as archive,
+        zipfile.ZipFile(ICONS) as archive,
         zipfile.ZipFile(tmp_path / "few.zip", "w") as small,
     ):
-        rows = [json.loads(line) for line in archive.read(builtin.PAIRS).splitlines()]
+        rows = [json.loads(line) for line in archive.read(PAIRS).splitlines()]
         rows = [
             row
             for place, row in enumerate(rows)
             if place % 20 == 0 or row["caption"] in ("heart", "mail", "shopping cart")
         ]
-        small.writestr(builtin.PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
+        small.writestr(PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
         for row in rows:
             small.writestr(row["image"], archive.read(row["image"]))
-    monkeypatch.setattr(builtin, "ICONS", tmp_path / "few.zip")
+    monkeypatch.setattr("eve_vl.builtin.icons.ICONS", tmp_path / "few.zip")
     return [row["caption"] for row in rows]
 
 
@@ -105,7 +106,7 @@ def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, mon
     opened = []
     monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
     (tmp_path / "mine").mkdir()
-    with Image.open(builtin.unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
+    with Image.open(unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
     (tmp_path / "mine" / "two.png").write_bytes(b"broken")
     done = eve("try", "mine", "--out", "tried", "--port", "0")
@@ -143,7 +144,7 @@ def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
     )
     assert said is not None
     words = re.findall(r"\*(.+?)\*", said[1])
-    icons = run.encode_image(builtin.unpack_icons(tmp_path).parent)
+    icons = run.encode_image(unpack_icons(tmp_path).parent)
     best = (run.encode_text(words) @ icons.T).argmax(1)
     assert [Path(icons.names[each]).stem.replace("-", " ") for each in best] == words
     assert len(words) == 3
@@ -187,10 +188,10 @@ def test_the_script_ships_it(tmp_path):
     (tmp_path / "drawings" / "README.md").write_text("stays")
     ship.ship_run(Path("builtin:drawings"), tmp_path / "drawings")
     for path in (DRAWINGS / "config.json", DRAWINGS / "metrics.json", *DRAWINGS.glob("best/*")):
-        assert (tmp_path / path.relative_to(builtin.FOLDER)).read_bytes() == path.read_bytes()
+        assert (tmp_path / path.relative_to(FOLDER)).read_bytes() == path.read_bytes()
     assert (tmp_path / "drawings" / "README.md").read_text() == "stays"
-    (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
-    with zipfile.ZipFile(builtin.ICONS) as archive:
+    (tmp_path / "lucide.LICENSE").write_bytes((FOLDER / "lucide.LICENSE").read_bytes())
+    with zipfile.ZipFile(ICONS) as archive:
         shipped = {name: archive.read(name) for name in archive.namelist()}
     rows = [json.loads(line) for line in shipped["pairs.jsonl"].splitlines()]
     rows = [row | {"image": shipped[row["image"]]} for row in rows]
@@ -216,9 +217,7 @@ def test_unknown_names(eve):
 
 
 def test_nothing_is_written_into_the_package(eve, tmp_path):
-    before = {
-        path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")
-    }
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in FOLDER.rglob("*.[!p]*")}
     for words in (
         ("pretrain", "tiny", "--out", "builtin:drawings"),
         ("pretrain", "tiny", "--out", DRAWINGS),
@@ -226,6 +225,6 @@ def test_nothing_is_written_into_the_package(eve, tmp_path):
     ):
         assert "nothing is written" in eve(*words).stderr
     assert before == {
-        path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")
+        path: hashlib.sha256(path.read_bytes()).digest() for path in FOLDER.rglob("*.[!p]*")
     }
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from eve_vl import builtin
+from eve_vl.builtin.icons import unpack_icons
+from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
@@ -99,7 +100,7 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
     """As a loop over searches measures them; without captions nothing is printed."""
     captions = few[:12]
     (tmp_path / "mine").mkdir()
-    icons = builtin.unpack_icons(tmp_path / "icons").parent
+    icons = unpack_icons(tmp_path / "icons").parent
     for caption in captions:
         with Image.open(icons / f"{caption.replace(' ', '-')}.png") as image:
             image.rotate(10, fillcolor="white").save(tmp_path / "mine" / f"{caption}.png")
@@ -121,20 +122,20 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
 
 def test_the_card_names_what_its_runs_reach():
     """Numbers of validation in the card are those that are shipped with the weights."""
-    card = (builtin.FOLDER / "scenes" / "README.md").read_text()
+    card = (FOLDER / "scenes" / "README.md").read_text()
     for name, metric in (
         ("scenes", "mlm_acc"),
         ("scenes", "mim_mse"),
         ("scenes_vqa", "vqa_acc"),
         ("scenes_nlvr2", "nlvr2_acc"),
     ):
-        numbers = json.loads((builtin.FOLDER / name / "metrics.json").read_text())
+        numbers = json.loads((FOLDER / name / "metrics.json").read_text())
         assert re.search(rf"\b{numbers[metric]:.3f}\b", card), (name, metric)
 
 
 def test_bundled_scenes_are_small_and_whole():
     """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a machine."""
-    folders = [builtin.FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
+    folders = [FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
     assert (
         sum(
             path.stat().st_size

@@ -22,10 +22,11 @@ from eve_vl.evaluation.evaluator import Baseline, evaluator_of
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import SearchSet
-from eve_vl.evaluation.runner import evaluated, leaks
+from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.names import meaning
+from eve_vl.run.leaks import leaks
 from eve_vl.run.loading import load_run
 from eve_vl.systems.mlim.evaluation import MlimEvaluator
 from eve_vl.tasks.retrieval import Retrieval

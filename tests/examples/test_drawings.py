@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pyarrow import Table, parquet
 
-from eve_vl import builtin
+from eve_vl.builtin.icons import unpack_icons
 from eve_vl.utils.errors import UserError
 from helpers.example_builds import load_example
 
@@ -51,7 +51,7 @@ def test_each_phrase_has_a_right_drawing_among_the_icons_of_eve_try(tmp_path):
     with table.open(encoding="utf-8", newline="") as file:
         phrases = list(csv.DictReader(file, delimiter="\t"))
     assert len({(row["gallery"], row["phrase"]) for row in phrases}) == len(phrases) == 100
-    pairs = builtin.unpack_icons(tmp_path).read_text(encoding="utf-8").splitlines()
+    pairs = unpack_icons(tmp_path).read_text(encoding="utf-8").splitlines()
     known = {json.loads(row)["caption"] for row in pairs}
     for row in phrases:
         assert row["gallery"] == "color" or known.intersection(row["accepted"].split("; ")), row

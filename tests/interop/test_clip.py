@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch.nn import functional as F
 
-from eve_vl import builtin
+from eve_vl.builtin.names import refuse_to_write
 from eve_vl.cli import main
 from eve_vl.config import InputConfig
 from eve_vl.data.batches import normalize, padded
@@ -328,11 +328,11 @@ def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
     ]
     assert (
         Eve.load("hf:some/clip").run.folder
-        == tmp_path / "cache" / "eve-vl" / "hf" / "some--clip" / "best"
+        == tmp_path / "cache" / "eve-vl" / "hf" / "format-3-converter-1" / "some--clip" / "best"
         and len(calls) == 2
     )
     with pytest.raises(UserError, match="is a published model, and nothing is written there"):
-        builtin.refuse(Path("hf:some/clip"))
+        refuse_to_write(Path("hf:some/clip"))
 
 
 def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path, monkeypatch, eve):

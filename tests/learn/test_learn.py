@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eve_vl import builtin
+from eve_vl.builtin.icons import unpack_icons
+from eve_vl.builtin.names import folder_of
 from eve_vl.cli import main
 from eve_vl.cli.learn import seconds_of
 from eve_vl.config import Config, DataConfig, config_to_json
@@ -196,7 +197,7 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
 
     Of two short final runs, the weights are averaged.
     """
-    pairs = builtin.unpack_icons(tmp_path / "icons")
+    pairs = unpack_icons(tmp_path / "icons")
     rows = pairs.read_text().splitlines()[::20]
     missing = json.dumps({"image": "missing.png", "caption": "no file"})
     (mine := pairs.with_name("mine.jsonl")).write_text("\n".join([*rows[:60], *[missing] * 3]))
@@ -238,7 +239,7 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
     assert main(["evaluate", "retrieval", BUNDLED, *words]) is None
     numbers = json.loads((tmp_path / "own.json").read_text())
     assert numbers["tr1"] == stage["numbers"]["tr1"]
-    assert not (builtin.located(BUNDLED) / "rows.json").exists()
+    assert not (folder_of(BUNDLED) / "rows.json").exists()
 
 
 def test_the_best_run_is_compared_with_the_bundled_one():

@@ -469,10 +469,6 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path):
         (tmp_path / "runs" / name / "best/state.json").touch()
     with pytest.raises(UserError, match=f"; name a run in it, such as {tmp_path / 'runs/second'}$"):
         checkpoint.chosen_checkpoint(tmp_path / "runs")
-    with pytest.raises(
-        UserError, match=r"^drawings: no such run folder; did you mean 'builtin:drawings'\?$"
-    ):
-        checkpoint.chosen_checkpoint(Path("drawings"))
 
 
 # Optimisers and generators
