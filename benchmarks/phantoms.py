@@ -17,9 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from eve_vl.synthetic.phantoms import SIGMA, draw, noise, to_pixels, world
-from eve_vl.synthetic.phantoms.questions import sample_question
-from eve_vl.synthetic.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
+from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms.questions import sample_question
+from eve_vl.systems.medical.phantoms.rows import SIGMA, draw, noise, to_pixels
+from eve_vl.systems.medical.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
 
 NUM_QUESTIONS = 20_000
 

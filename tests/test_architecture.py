@@ -78,6 +78,7 @@ MAY_IMPORT = {
             "config",
             "recipes",
             "data",
+            "synthetic",
             "model",
             "objectives",
             "metrics",

@@ -58,10 +58,10 @@ TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
 TITLES = {
     "eve_vl.recipes.pretrain": "Pre-training",
     "eve_vl.recipes.finetune": "Fine-tuning",
-    "eve_vl.systems.vlmo": "VLMo",
-    "eve_vl.systems.mlim": "MLIM",
-    "eve_vl.systems.m3ae": "M3AE",
-    "eve_vl.systems.medflip": "MedFLIP",
+    "eve_vl.systems.vlmo.recipes": "VLMo",
+    "eve_vl.systems.mlim.recipes": "MLIM",
+    "eve_vl.systems.medical.m3ae.recipes": "M3AE",
+    "eve_vl.systems.medical.medflip.recipes": "MedFLIP",
 }
 MAX_LETTERS = 88  # per line of code
 MAX_PROSE = 100  # per line of prose, without the targets of links

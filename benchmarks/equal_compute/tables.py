@@ -23,7 +23,7 @@ from eve_vl.report.drawing import (
     percent,
     ticks,
 )
-from eve_vl.synthetic import NO_MEDICINE
+from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
 SHOWN = re.compile(rf"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>{SEEN}|{NOVEL})?")

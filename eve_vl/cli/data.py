@@ -48,7 +48,7 @@ class AnswersArgs(SourceArgs):
 class WriteArgs(Frozen):
     """Flags of `eve data write`."""
 
-    generator: Positional[Literal["scenes", "phantoms"]]
+    generator: Positional[str]
     """scenes: images of shapes, from scenes:test; phantoms: schematic radiographs, which say nothing about medicine."""
     layout: Positional[str]
     """scenes: captions (a text file per image), questions or statements (one table). phantoms: the data set whose files to
@@ -169,14 +169,15 @@ def run_data_answers(args: AnswersArgs) -> None:
 
 def run_data_write(args: WriteArgs) -> None:
     """Write built-in data to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
+    from eve_vl.data.generated import find_generator
     from eve_vl.synthetic.write import write
 
     with reporting_write_errors(args.folder):
         write(args.generator, args.layout, args.folder, num_rows=args.rows, seed=args.seed)
-    note = "; they prove code and protocols, and say nothing about medicine" * (
-        args.generator == "phantoms"
-    )
-    print_line(f"{args.folder}: {args.generator} as {args.layout}{note}")
+    print_line(f"{args.folder}: {args.generator} as {args.layout}")
+    disclaimer = find_generator(args.generator).disclaimer
+    if disclaimer:
+        print_line(disclaimer)
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:

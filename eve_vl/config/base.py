@@ -134,7 +134,7 @@ def class_for(base: type[Kind], section: type[Section]) -> type[Kind] | None:
 
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]
-SYSTEMS = Path(__file__).parents[1] / "systems"
+PACKAGE = Path(__file__).parents[1]
 
 
 def load_file(path: str | Path) -> ModuleType:
@@ -165,13 +165,12 @@ def load_file(path: str | Path) -> ModuleType:
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
     """Return the entry points `eve_vl.GROUP` by name.
 
-    They come from all installed packages and from the related systems.
+    They come from all installed packages, from the rooms of this one and from the related systems.
     """
-    systems = [
-        metadata.Distribution.at(file.parent) for file in sorted(SYSTEMS.glob("*/entry_points.txt"))
-    ]
+    files = [*PACKAGE.glob("*/entry_points.txt"), *PACKAGE.glob("systems/*/entry_points.txt")]
+    folders = [metadata.Distribution.at(file.parent) for file in sorted(files)]
     ours = [
-        entry for system in systems for entry in system.entry_points.select(group=f"{OURS}.{group}")
+        entry for folder in folders for entry in folder.entry_points.select(group=f"{OURS}.{group}")
     ]
     return {entry.name: entry for entry in (*metadata.entry_points(group=f"{OURS}.{group}"), *ours)}
 

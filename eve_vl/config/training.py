@@ -4,12 +4,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from eve_vl.config.base import Count, CountOrZero, Positive, Share, Values, Weight, Width
+from eve_vl.config.base import Count, CountOrZero, Positive, Share, Values, Weight, Width, installed
 from eve_vl.utils.errors import UserError
 
 HELD_OUT, HELD_OUT_TEST = "held-out", "held-out-test"
-GENERATORS = {"scenes": "eve_vl.synthetic.scenes", "phantoms": "eve_vl.synthetic.phantoms"}
-"""Generators of rows: the name that sources start with, and the module (see data/records.py)."""
+
+
+def generator_names() -> list[str]:
+    """Return the names that sources of generated data start with (see data/generated.py)."""
+    return list(installed("generators"))
 
 
 def generated(source: str) -> tuple[str, str] | None:
@@ -20,7 +23,7 @@ def generated(source: str) -> tuple[str, str] | None:
     The default split is train. Raises UserError if the name is also that of a path.
     """
     name, colon, split = source.partition(":")
-    if name not in GENERATORS:
+    if name not in generator_names():
         return None
     if not colon and Path(name).exists():
         raise UserError(

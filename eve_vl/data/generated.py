@@ -1,12 +1,13 @@
-"""Generated sources: rows that code makes."""
+"""Data that code generates, such as `scenes:train`: generators by name, the base of their sources.
 
-import importlib
-from types import ModuleType
+A generator is an entry point of the group `eve_vl.generators`.
+"""
 
-from eve_vl.config.training import GENERATORS
+from collections.abc import Callable, Mapping
+from typing import Any
 
-# Generators: sources of rows that code makes. Their module is found by name in config.training.GENERATORS and has
-# `ROWS`, the sources by kind of row; it may have `class_prompts`, which returns built-in prompts (evaluation/zero_shot.py).
+from eve_vl.config.base import load_installed
+from eve_vl.utils.frozen import Frozen
 
 
 class GeneratedSource:
@@ -29,11 +30,26 @@ class GeneratedSource:
         return []
 
 
+class Generator(Frozen):
+    """Built-in data that code makes."""
+
+    rows: Mapping[str, type[Any]]
+    """The sources by kind of row."""
+    layouts: Mapping[str, Callable[[Any], None]]
+    """How `eve data write` writes them to a folder, by layout."""
+    class_prompts: Callable[[], Mapping[str, tuple[str, ...]]] | None = None
+    """Prompts of each class, for `eve evaluate zero_shot`; None: there are none."""
+    disclaimer: str = ""
+    """What every page about a run on this data says; "": nothing."""
+    marker: str = ""
+    """File that `eve data write` adds, by which pages recognise data with a disclaimer."""
+
+
 def is_generated(source: object) -> bool:
     """Return whether the rows of a source, or of a subset of one, are generated."""
     return isinstance(getattr(source, "dataset", source), GeneratedSource)
 
 
-def find_generator(name: str) -> ModuleType:
-    """Import the module of a generator."""
-    return importlib.import_module(GENERATORS[name])
+def find_generator(name: str) -> Generator:
+    """Return the generator of this name, one of `generator_names()`."""
+    return load_installed("generators", name)

@@ -38,7 +38,7 @@ def open_sources(
     for spec in specs:
         if (named := generated(spec)) is not None:
             own = "captions" if kind == "auto" else kind
-            kinds = find_generator(named[0]).ROWS
+            kinds = find_generator(named[0]).rows
             if own not in kinds:
                 raise UserError(
                     f"{spec}: the generated {named[0]} hold no {own}, but {', '.join(kinds)}"

@@ -7,7 +7,7 @@ Letters: B batch, R rows, C classes, P prompts, d width of features.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import ClassificationConfig
+from eve_vl.config.training import generator_names
 from eve_vl.data import fingerprint
 from eve_vl.data.batches import normalize, padded
 from eve_vl.data.generated import find_generator
@@ -36,7 +37,6 @@ from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user, read_json
 from eve_vl.utils.frozen import Frozen
 
-BUILT_IN = ("phantoms",)  # generators with class_prompts
 MAX_PROMPTS = 100_000  # of a class, since products of long lists grow fast
 FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
 PROMPTS_AT_ONCE = 64
@@ -63,14 +63,14 @@ Prompts = Mapping[str, tuple[str, ...]]
 def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
     """Return the texts of each class, and the name of their origin.
 
-    The origin is a JSON file, one of BUILT_IN, or a mapping. A class has a list of texts, or lists of parts by name, whose
+    The origin is a JSON file, a generator with prompts such as phantoms, or a mapping. A class has a list of texts, or lists of parts by name, whose
     combinations are the texts: `{"Edema": {"severity": ["mild", "severe"], "what": ["edema"]}}`. A part may be "". Raises
     UserError.
     """
     if isinstance(given, Mapping):
         values, where = given, "prompts"
-    elif str(given) in BUILT_IN:
-        return find_generator(str(given)).class_prompts(), f"prompts {given}"
+    elif (built_in := _built_in_prompts(given)) is not None:
+        return built_in(), f"prompts {given}"
     else:
         path = expand_user(given)
         values, where = read_json(path, dict), str(path)
@@ -82,6 +82,13 @@ def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
             f"{where}: names {len(prompts)} classes, expected at least 2, each with {FORM}"
         )
     return prompts, where
+
+
+def _built_in_prompts(given: object) -> Callable[[], Prompts] | None:
+    """Return the function that makes the prompts of a generator, None if there is none."""
+    if str(given) not in generator_names():
+        return None
+    return find_generator(str(given)).class_prompts
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
@@ -220,7 +227,7 @@ def zero_shot(
     )
     if not classes:
         raise UserError(f"{data}: no row has a label to compare with")
-    if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
+    if _built_in_prompts(prompts) is not None:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
     if differ := sorted(texts.keys() ^ classes):
         there, lacking = (where, data) if differ[0] in texts else (data, where)

@@ -19,8 +19,6 @@ from eve_vl.recipes.pretrain import changed, starts_from
 
 PAPER_DATA = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
-PHANTOMS = replace(SCENES, train=("phantoms:train",), val=("phantoms:val",))
-"""Never mirrored: left and right are the patient's."""
 OF_YOURS: dict[str, Any] = {"val": ("held-out",), "val_fraction": 0.1, "val_samples": 1000}
 """A tenth of your own images validates."""
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}

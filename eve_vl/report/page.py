@@ -19,7 +19,7 @@ from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
 from eve_vl.run.results import cost_chain, cost_text, read_results
 from eve_vl.run.start_folder import start_folder
-from eve_vl.synthetic import source_note
+from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
 from eve_vl.utils.console import warn

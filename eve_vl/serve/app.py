@@ -45,7 +45,7 @@ from eve_vl.serve.endpoints import (
     served_calls,
 )
 from eve_vl.serve.server import OWN_PAGES, PAGE_HEADERS
-from eve_vl.synthetic import source_note
+from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)

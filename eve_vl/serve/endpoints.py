@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import to_json
 
-from eve_vl.config.training import GENERATORS
+from eve_vl.config.training import generator_names
 from eve_vl.data.decoding import size_of
 from eve_vl.data.image_refs import ImageBytes, ImagePixels
 from eve_vl.data.opening import open_sources
@@ -374,7 +374,7 @@ def _without_arrays(value: Any) -> Any:
 
 def generated_names(specs: Sequence[str]) -> list[str]:
     """Return the names of generated data among those of sources."""
-    return [spec for spec in specs if spec.partition(":")[0] in GENERATORS]
+    return [spec for spec in specs if spec.partition(":")[0] in generator_names()]
 
 
 def generated_rows(eve: Eve) -> list[Row]:

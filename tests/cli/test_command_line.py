@@ -201,7 +201,7 @@ def test_flags_of_a_run_are_those_of_its_task(config):
         ("verify", "eve verify [-h] RUN LEFT RIGHT STATEMENT [--device"),
         ("explain", "eve explain [-h] [OPTIONS] RUN IMAGE [TEXT]"),
         ("index", "eve index [-h] [OPTIONS] [SOURCE …]"),
-        ("data write", "eve data write [-h] {scenes,phantoms} LAYOUT FOLDER [--rows"),
+        ("data write", "eve data write [-h] GENERATOR LAYOUT FOLDER [--rows"),
         ("report", "eve report [-h] [RUN …] [--out"),
     ],
 )

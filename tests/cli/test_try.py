@@ -14,7 +14,7 @@ from eve_vl.builtin.icons import unpack_icons
 from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
 from tests.builtin.test_builtin import few  # noqa: F401 (a fixture)
 
 NUM = 5

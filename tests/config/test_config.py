@@ -31,7 +31,7 @@ from eve_vl.config import (
 )
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 from eve_vl.recipes.finetune import layer_decay
-from eve_vl.systems.mlim import MlimConfig, PairConfig
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.utils.errors import UserError, nearest
 
 MISTAKES = [

@@ -25,7 +25,7 @@ from eve_vl.config import (
     to_dict,
 )
 from eve_vl.recipes import get_recipe
-from eve_vl.systems.mlim import MlimConfig
+from eve_vl.systems.mlim.config import MlimConfig
 from eve_vl.utils.errors import UserError
 
 

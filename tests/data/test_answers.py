@@ -13,8 +13,8 @@ from eve_vl.data.answer_list import NUM_SHOWN, closed_vocabulary, drop_unanswera
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
-from eve_vl.synthetic.scenes import SceneQuestions
 from eve_vl.synthetic.scenes.questions import answers_of
+from eve_vl.synthetic.scenes.rows import SceneQuestions
 from eve_vl.tasks.classifiers import VQA
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, noise, questions, tiny_config

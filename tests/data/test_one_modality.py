@@ -32,7 +32,8 @@ from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.row_hashes import row_keys
 from eve_vl.data.source_check import check_source
-from eve_vl.synthetic.scenes import ROWS, SceneLabels
+from eve_vl.synthetic.scenes.generator import SCENES
+from eve_vl.synthetic.scenes.rows import SceneLabels
 from eve_vl.synthetic.scenes.world import KINDS, sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
@@ -327,7 +328,7 @@ def test_labels_of_scenes_are_the_kinds_of_their_shapes():
 
 
 def test_scenes_give_every_kind_the_same_images_and_texts():
-    rows = {kind: source(split="val", image_size=16) for kind, source in ROWS.items()}
+    rows = {kind: source(split="val", image_size=16) for kind, source in SCENES.rows.items()}
     pair: Any = rows["captions"][3]
     for kind in ("images", "labels"):
         image: Any = rows[kind][3].images[0]

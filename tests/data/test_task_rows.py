@@ -25,7 +25,7 @@ from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.evaluation.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.summary import data_lines
-from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.synthetic.scenes.texts import all_captions
 from eve_vl.synthetic.scenes.world import sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError

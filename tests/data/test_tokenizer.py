@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.utils.errors import UserError, explained
 from helpers.twins import CAPTIONS, tiny_tokenizer
 

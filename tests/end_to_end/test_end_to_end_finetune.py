@@ -15,7 +15,7 @@ from eve_vl.data.row_dataset import eval_positions
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
-from eve_vl.synthetic.scenes import SceneStatements
+from eve_vl.synthetic.scenes.rows import SceneStatements
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

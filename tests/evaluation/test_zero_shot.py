@@ -19,9 +19,9 @@ from eve_vl.evaluation.runner import AblatedRows, evaluated
 from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts, zero_shot
 from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
-from eve_vl.synthetic.phantoms import PhantomQuestions
-from eve_vl.synthetic.phantoms.reports import class_prompts, sample_report
-from eve_vl.synthetic.phantoms.world import sample_phantom
+from eve_vl.systems.medical.phantoms.reports import class_prompts, sample_report
+from eve_vl.systems.medical.phantoms.rows import PhantomQuestions
+from eve_vl.systems.medical.phantoms.world import sample_phantom
 from eve_vl.tasks import retrieval
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import ANSWERS, noise, tiny_run

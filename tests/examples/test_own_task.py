@@ -20,7 +20,7 @@ from eve_vl.config import base
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.eve import Eve
-from eve_vl.synthetic.scenes import SceneLabels
+from eve_vl.synthetic.scenes.rows import SceneLabels
 from helpers.forked import CONTEXT, PRELOAD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_task" / "count_things.py"

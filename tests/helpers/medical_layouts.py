@@ -3,18 +3,26 @@
 Importing this module adds them to those of `eve data write phantoms`. Letters: S side of a panel.
 """
 
-from functools import partial
+import json
 from itertools import product
 from random import Random
 
 import numpy as np
 
-from eve_vl.synthetic import pick
-from eve_vl.synthetic.phantoms import world
-from eve_vl.synthetic.phantoms.questions import sample_question
-from eve_vl.synthetic.phantoms.reports import sample_report
-from eve_vl.synthetic.phantoms.world import sample_phantom
-from eve_vl.synthetic.write import LAYOUTS, SPLITS, Folder, Row, pixels_of, write_tables
+from eve_vl.synthetic.random_choices import pick
+from eve_vl.synthetic.write import OutputFolder
+from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms.layouts import (
+    LAYOUTS,
+    SPLITS,
+    WrittenRow,
+    pixels_of,
+    write_csv_tables,
+    write_rows,
+)
+from eve_vl.systems.medical.phantoms.questions import sample_question
+from eve_vl.systems.medical.phantoms.reports import sample_report
+from eve_vl.systems.medical.phantoms.world import sample_phantom
 
 _MEDICAT = "release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
 _MEDVQA = {  # category → question and answers by view
@@ -27,63 +35,78 @@ _MEDVQA = {  # category → question and answers by view
 }
 
 
-def _medicat(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
+def _write_medicat(output: OutputFolder) -> None:
+    output.write_jsonl(_MEDICAT, write_rows(output, _medicat_row, "train"))
+
+
+def _medicat_row(seed: int, split: str, index: int) -> WrittenRow:
     phantom = sample_phantom(split, seed, index)
-    row = {
-        "pdf_hash": f"{world.place_of(seed, split, index)[0]:040x}",
-        "fig_uri": f"{index}-Figure1-1.png",
+    paper = f"{world.place_of(seed, split, index)[0]:040x}"
+    figure = f"{index}-Figure1-1.png"
+    fields = {
+        "pdf_hash": paper,
+        "fig_uri": figure,
         "s2_caption": sample_report(split, phantom).text,
         "s2orc_references": [f"A {phantom.view} view ."] if index % 2 else None,
         "radiology": index % 10 != 9,
     }
-    return row, f"figures/{row['pdf_hash']}_{row['fig_uri']}", pixels_of(phantom)
+    return WrittenRow(fields, f"figures/{paper}_{figure}", pixels_of(phantom))
 
 
-def _rad_row(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
-    phantom, *asked = sample_question(split, seed, index)
-    image, phrase = (
-        f"synpic{phantom.patient.number}_{index}.jpg",
-        "freeform" if split == "train" else "test_freeform",
-    )
-    row = {"qid": index + 1, "image_name": image, "phrase_type": phrase}
-    asked = dict(zip(("question", "answer", "answer_type", "question_type"), asked, strict=True))
-    return row | asked, f"images/{image}", pixels_of(phantom)
+def _write_rad(output: OutputFolder) -> None:
+    train = write_rows(output, _rad_row, "train")
+    test = write_rows(output, _rad_row, "test")
+    output.write_text("trainset.json", json.dumps(train, indent=1))
+    output.write_text("testset.json", json.dumps(test, indent=1))
+    # a copy, as VQA-RAD is often passed on
+    output.write_text("valset.json", json.dumps(test, indent=1))
 
 
-def _rad(out: Folder) -> None:
-    write_tables(out, _rad_row, {"train": "trainset.json", "test": "testset.json"})
-    out.text(
-        "valset.json", (out.path / "testset.json").read_text()
-    )  # a copy, as VQA-RAD is often passed on
+def _rad_row(seed: int, split: str, index: int) -> WrittenRow:
+    asked = sample_question(split, seed, index)
+    image = f"synpic{asked.phantom.patient.number}_{index}.jpg"
+    fields = {
+        "qid": index + 1,
+        "image_name": image,
+        "phrase_type": "freeform" if split == "train" else "test_freeform",
+        "question": asked.question,
+        "answer": asked.answer,
+        "answer_type": asked.answer_type,
+        "question_type": asked.content_type,
+    }
+    return WrittenRow(fields, f"images/{image}", pixels_of(asked.phantom))
 
 
-def _medvqa(out: Folder) -> None:
+def _write_medvqa(output: OutputFolder) -> None:
     for split in SPLITS:
-        phantoms = [sample_phantom(split, out.seed, index) for index in out.indices(split)]
+        phantoms = [sample_phantom(split, output.seed, index) for index in output.indices(split)]
         names = [f"synpic{phantom.patient.number}{phantom.view}" for phantom in phantoms]
         for category, (question, answers) in _MEDVQA.items():
-            rows = zip(names, phantoms, strict=True)
-            out.lines(
-                f"{split}/QA/{category}.csv",
-                [f"{name}|{question}|{answers[phantom.view]}" for name, phantom in rows],
-            )
+            lines = []
+            for name, phantom in zip(names, phantoms, strict=True):
+                lines.append(f"{name}|{question}|{answers[phantom.view]}")
+            output.write_lines(f"{split}/QA/{category}.csv", lines)
         for name, phantom in zip(names, phantoms, strict=True):
-            out.image(f"{split}/images/{name}.jpg", pixels_of(phantom))
+            output.write_image(f"{split}/images/{name}.jpg", pixels_of(phantom))
 
 
-def _melinda(seed: int, split: str, index: int) -> tuple[Row, str, np.ndarray]:
+def _write_melinda(output: OutputFolder) -> None:
+    files = {"train": "train.csv", "val": "dev.csv", "test": "test.csv"}
+    write_csv_tables(output, _melinda_row, files)
+
+
+def _melinda_row(seed: int, split: str, index: int) -> WrittenRow:
     pixels, caption, label, coarse = sample_panel(split, seed, index)
-    row = {
-        "figure_file": f"{split}_{index}.png",
+    figure = f"{split}_{index}.png"
+    fields = {
+        "figure_file": figure,
         "caption": caption,
         "i_meth": coarse,
         "p_meth": label,
+        "i_meth_label": coarse,
+        "p_meth_label": label,
     }
-    return (
-        row | {"i_meth_label": coarse, "p_meth_label": label},
-        f"melinda_images/{row['figure_file']}",
-        pixels,
-    )
+    return WrittenRow(fields, f"melinda_images/{figure}", pixels)
 
 
 # Panels of figures with captions, after MELINDA: bars, curves, blots or dots, and the method used. A label consists of the kind
@@ -145,13 +168,9 @@ def _draw_dots(rng: Random, grey_SS: np.ndarray) -> None:
         grey_SS[y : y + 2, x : x + 2] = 0.2
 
 
-LAYOUTS["phantoms"] |= {
-    "medicat": partial(write_tables, make=_medicat, files={"train": _MEDICAT}),
-    "vqa-rad": _rad,
-    "medvqa-2019": _medvqa,
-    "melinda": partial(
-        write_tables,
-        make=_melinda,
-        files={"train": "train.csv", "val": "dev.csv", "test": "test.csv"},
-    ),
+LAYOUTS |= {
+    "medicat": _write_medicat,
+    "vqa-rad": _write_rad,
+    "medvqa-2019": _write_medvqa,
+    "melinda": _write_melinda,
 }

@@ -19,7 +19,7 @@ from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import Service, application
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
 
 JSON = {"content-type": "application/json"}

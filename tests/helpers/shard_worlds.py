@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from eve_vl.config import Config, ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks import task_class
 from eve_vl.train import processes
 from eve_vl.train.log import BadSamples

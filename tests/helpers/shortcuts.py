@@ -7,7 +7,7 @@ import torch
 
 from eve_vl.evaluation import classifiers
 from eve_vl.run import training
-from eve_vl.synthetic import scenes
+from eve_vl.synthetic.scenes import rows
 
 classifiers.GENERATED_ROWS = (
     500  # training questions of the image-ablated baselines; 10,000 take seconds
@@ -22,8 +22,8 @@ training.run_lines = (
 torch.cpu._is_avx512_bf16_supported = lambda: (
     False
 )  # bfloat16 compiles a kernel for each shape; its tests name it
-scenes.sample_scene, scenes.captions = map(
-    lru_cache(10_000), (scenes.sample_scene, scenes.captions)
+rows.sample_scene, rows.captions = map(
+    lru_cache(10_000), (rows.sample_scene, rows.captions)
 )  # for all runs alike
 os.fsync = lambda _: (
     None

@@ -19,7 +19,7 @@ from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics.intervals import to_json
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import processes
 from eve_vl.train.log import BadSamples

@@ -30,7 +30,7 @@ from eve_vl.interop.published import export_published
 from eve_vl.model.moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.task import Task
 from helpers.tiny_runs import ANSWERS, TEXTS, assert_close, noise, pixels, tiny_run, write_run
 from helpers.twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer

@@ -31,7 +31,7 @@ from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError

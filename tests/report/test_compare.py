@@ -18,7 +18,7 @@ from eve_vl.report.compare import comparison_page, find_runs, over, read_run, wr
 from eve_vl.report.drawing import clock, number, points
 from eve_vl.report.task import TaskReport
 from eve_vl.run.training import train
-from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.utils.errors import UserError
 from helpers.report_page import Page, assert_self_contained, tiny
 

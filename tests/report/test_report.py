@@ -26,7 +26,7 @@ from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.page import write_report
 from eve_vl.report.task import NUM_SEEN, TaskReport, routing_of
 from eve_vl.run.loading import LoadedRun, load_run
-from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.utils.errors import UserError
 from helpers.report_page import Page, assert_self_contained, tiny, trained

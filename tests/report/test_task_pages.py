@@ -33,7 +33,7 @@ from eve_vl.report.page import command_line, task_report, write_report
 from eve_vl.report.task import routing_of
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
-from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.tasks.classifiers import NLVR2, VQA
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train.log import read_log

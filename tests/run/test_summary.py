@@ -23,7 +23,7 @@ from eve_vl.run.summary import (
     run_lines,
 )
 from eve_vl.run.training import require_truth
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace

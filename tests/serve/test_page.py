@@ -21,8 +21,8 @@ from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import Server, listening, page_files, settings
-from eve_vl.synthetic import NO_MEDICINE
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
+from eve_vl.systems.mlim.config import PairConfig
 from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
 sync_api = pytest.importorskip(

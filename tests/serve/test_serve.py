@@ -22,7 +22,7 @@ from eve_vl.serve import Limits, RequestRefusedError
 from eve_vl.serve.app import Service
 from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.endpoints import Endpoint, parsed
-from eve_vl.synthetic import NO_MEDICINE
+from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.utils.errors import UserError
 from helpers.serving import (  # noqa: F401
     CALLS,

@@ -14,7 +14,7 @@ from eve_vl.cli import main
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements, render
+from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.texts import all_captions, captions
 from eve_vl.synthetic.scenes.world import (
     BACKGROUNDS,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from eve_vl.data.image_refs import ImageDrawing
-from eve_vl.synthetic.scenes import SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.questions import QUESTION_KINDS, Question, answers_of, sample_question
+from eve_vl.synthetic.scenes.rows import SceneQuestions, SceneStatements, render
 from eve_vl.synthetic.scenes.texts import STATEMENT_KINDS, Statement, all_captions, sample_statement
 from eve_vl.synthetic.scenes.world import (
     HARD_COLORS,

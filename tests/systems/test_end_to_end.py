@@ -14,8 +14,9 @@ from eve_vl.eve import Eve
 from eve_vl.interop import hf
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.inspect import inspect_run
-from eve_vl.synthetic import NO_MEDICINE, source_note
-from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.disclaimers import source_note
+from eve_vl.synthetic.scenes.rows import ScenePairs
+from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from helpers.report_page import Page, assert_self_contained, trained
 from helpers.tiny_runs import TEXTS, noise
 

@@ -18,12 +18,12 @@ from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.masked_pairs import MaskedPairs
-from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.packing import Tokens
-from eve_vl.synthetic.phantoms import PhantomPairs
-from eve_vl.synthetic.phantoms.reports import COLUMNS
+from eve_vl.systems.medical.phantoms.reports import COLUMNS
+from eve_vl.systems.medical.phantoms.rows import PhantomPairs
+from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
 from eve_vl.tasks import negatives
 from eve_vl.tasks.contrastive import Contrast
 from eve_vl.tasks.retrieval import ContrastMatch

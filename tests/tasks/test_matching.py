@@ -16,7 +16,7 @@ from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import with_settings
 from eve_vl.run import training
-from eve_vl.synthetic.phantoms import PhantomPairs
+from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
 from eve_vl.train import processes
 from eve_vl.utils.errors import UserError

@@ -24,7 +24,7 @@ from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.retrieval import RetrievalEvaluator
 from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered
 from eve_vl.metrics.retrieval import Relevance
-from eve_vl.synthetic.phantoms import PhantomPairs
+from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
 from eve_vl.utils.errors import UserError

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masked_pairs import MaskedPairs
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks import task_class
 from eve_vl.train import processes
 from eve_vl.train.log import TIMING

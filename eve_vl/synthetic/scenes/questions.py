@@ -12,7 +12,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
-from eve_vl.synthetic import pick, pick_distinct, stream
+from eve_vl.synthetic.random_choices import pick, pick_distinct, stream
 from eve_vl.synthetic.scenes import world
 from eve_vl.synthetic.scenes.world import (
     NUMBERS,

@@ -32,7 +32,7 @@ from operator import attrgetter
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
+from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted, stream
 from eve_vl.synthetic.scenes import world
 from eve_vl.synthetic.scenes.world import (
     NUMBERS,

@@ -15,7 +15,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.synthetic import pick, pick_distinct, pick_weighted, stream
+from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted, stream
 from eve_vl.utils.frozen import Frozen
 
 SIZES = ("big", "small")

@@ -15,7 +15,7 @@ from eve_vl.evaluation.classifiers import ClassifierEvaluator, Prediction, json_
 from eve_vl.evaluation.evaluator import Baseline
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.metrics import classification as metrics
-from eve_vl.systems.mlim import MlimConfig, PairConfig
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.systems.mlim.tasks import ItemPairs, Mlim
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}

@@ -9,7 +9,7 @@ import torch
 from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_images, given_texts, in_batches
 from eve_vl.predict.requests import Same
-from eve_vl.systems.mlim import PairConfig
+from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.systems.mlim.tasks import ItemPairs
 from eve_vl.utils.frozen import Frozen
 

@@ -28,7 +28,7 @@ from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.heads import SiameseHead
 from eve_vl.model.packing import Tokens
-from eve_vl.systems.mlim import MlimConfig, PairConfig
+from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.tasks.classifiers import FIELDS, Classifier
 from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers

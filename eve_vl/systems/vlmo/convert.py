@@ -25,7 +25,7 @@ from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK
 from eve_vl.recipes import get_recipe
-from eve_vl.systems.vlmo import TASKS
+from eve_vl.systems.vlmo.recipes import TASKS
 
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide

@@ -20,7 +20,7 @@ from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
 from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.run.loading import build_untrained, load_run
-from eve_vl.systems.m3ae import convert as m3ae
+from eve_vl.systems.medical.m3ae import convert as m3ae
 from eve_vl.tasks.task import Sizes
 from helpers.twins import Shapes
 

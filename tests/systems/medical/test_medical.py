@@ -13,9 +13,11 @@ from PIL import Image
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.synthetic import NO_MEDICINE, source_note
-from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
-from eve_vl.synthetic.write import FIVE, LAYOUTS, write
+from eve_vl.synthetic.disclaimers import source_note
+from eve_vl.synthetic.write import write
+from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
+from eve_vl.systems.medical.phantoms.layouts import FIVE, LAYOUTS
+from eve_vl.systems.medical.phantoms.rows import PhantomPairs, PhantomQuestions
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.broken_rows import LANGUAGE, MISSING, WAYS, break_rows
@@ -314,7 +316,7 @@ def test_other_folders_and_tables_are_what_they_were(tmp_path: Path):
 
 # Written and read
 
-SPLIT = {layout: "" if layout == "chexpert-5x200" else "#train" for layout in LAYOUTS["phantoms"]}
+SPLIT = {layout: "" if layout == "chexpert-5x200" else "#train" for layout in LAYOUTS}
 COMPARED = ("roco", "vqa-rad", "slake", "melinda", "chexpert")
 
 
@@ -361,7 +363,7 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
     assert len(rows) == len(source) == count
 
 
-@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(
     tmp_path: Path, layout
 ):
@@ -384,7 +386,7 @@ def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(
     assert source_note([name, *map(str, tables)]) == ""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
     num_rows = 12 if layout == "chexpert-5x200" else 60
     write("phantoms", layout, tmp_path / layout, num_rows=num_rows)
@@ -482,7 +484,7 @@ def test_a_panels_label_needs_both_image_and_caption():
 def test_the_command_line_writes_layouts_and_checks_them(eve):
     done = eve("data", "write", "phantoms", "vqa-rad", "rad", "--rows", 20)
     assert done.returncode == 0
-    assert "phantoms as vqa-rad" in done.stdout and "say nothing about medicine" in done.stdout
+    assert "phantoms as vqa-rad" in done.stdout and "says nothing about medicine" in done.stdout
     assert eve("data", "check", "rad#train").returncode == 0
     break_rows(Path("rad"), "vqa-rad", 0.2)
     done = eve("data", "check", "rad#train")
@@ -507,7 +509,7 @@ def test_the_command_line_writes_layouts_and_checks_them(eve):
 ODD = (None, True, 3, 2.5, "", " ", "\ud800", "../x.png", [], [1], {}, {"a": 1})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_content_is_read_or_an_error_for_people(tmp_path: Path, layout):
     write("phantoms", layout, tmp_path / "good", num_rows=5)
     name = f"{tmp_path / 'good'}{SPLIT[layout]}"

@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 
 from eve_vl.config import DataConfig
-from eve_vl.config.training import GENERATORS
+from eve_vl.config.training import generator_names
 from eve_vl.data.opening import open_sources
-from eve_vl.synthetic.phantoms import (
-    ROWS,
-    SIGMA,
-    PhantomLabels,
-    PhantomPairs,
-    PhantomQuestions,
-    draw,
-    render,
-)
-from eve_vl.synthetic.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
-from eve_vl.synthetic.phantoms.reports import (
+from eve_vl.systems.medical.phantoms.generator import PHANTOMS
+from eve_vl.systems.medical.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
+from eve_vl.systems.medical.phantoms.reports import (
     COLUMNS,
     NAMES,
     NORMAL,
@@ -33,7 +25,15 @@ from eve_vl.synthetic.phantoms.reports import (
     name_of,
     sample_report,
 )
-from eve_vl.synthetic.phantoms.world import (
+from eve_vl.systems.medical.phantoms.rows import (
+    SIGMA,
+    PhantomLabels,
+    PhantomPairs,
+    PhantomQuestions,
+    draw,
+    render,
+)
+from eve_vl.systems.medical.phantoms.world import (
     FINDINGS,
     GRADES,
     MAX_FINDINGS,
@@ -514,20 +514,20 @@ def test_answers_are_even_for_every_wording():
 
 
 def test_every_generator_that_a_name_may_mean_is_there():
-    assert list(GENERATORS) == ["scenes", "phantoms"]
+    assert generator_names() == ["scenes", "phantoms"]
 
 
 def test_every_kind_of_row_shows_the_same_phantom():
-    for kind, rows in ROWS.items():
+    for kind, rows in PHANTOMS.rows.items():
         (source,) = open_sources(["phantoms:test_shift"], DataConfig(), 64, kind)
         assert source == rows(split="test_shift") and len(source) == 1000
         assert kind == source[5].KIND
         assert source[5].where == "phantoms:test_shift[5]"
         with pytest.raises(IndexError):
             source[1000]
-    pair, labelled = (ROWS[kind](split="val")[7] for kind in ("captions", "labels"))
+    pair, labelled = (PHANTOMS.rows[kind](split="val")[7] for kind in ("captions", "labels"))
     np.testing.assert_array_equal(pair.images[0].pixels, labelled.images[0].pixels)  # pyright: ignore
-    assert pair.texts == labelled.texts == ROWS["texts"](split="val")[7].texts
+    assert pair.texts == labelled.texts == PHANTOMS.rows["texts"](split="val")[7].texts
     with pytest.raises(
         UserError, match="the generated phantoms hold no statements, but captions, questions"
     ):

@@ -17,7 +17,7 @@ from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.packing import Tokens
 from eve_vl.run import bench
-from eve_vl.systems.mlim import MlimConfig
+from eve_vl.systems.mlim.config import MlimConfig
 from eve_vl.systems.mlim.tasks import AwareMasks, BatchByMask, ConvDecoder, Mlim
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError

@@ -32,7 +32,7 @@ from eve_vl.config import (
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, token_head, under
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.systems.m3ae import m3ae_base
+from eve_vl.systems.medical.m3ae.recipes import m3ae_base
 
 BASE = m3ae_base()
 FIRST_PLACE = 2  # RoBERTa's position of the first token; earlier ones are padding

@@ -12,8 +12,8 @@ from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
-from eve_vl import synthetic
-from eve_vl.synthetic import pick, pick_distinct, pick_weighted
+from eve_vl.synthetic import random_choices
+from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted
 from eve_vl.utils.frozen import Frozen
 
 SPLITS = ("train", "val", "test", "test_shift", "test_novel")
@@ -148,7 +148,7 @@ class Phantom(Frozen):
 
 def stream(purpose: str, split: str, seed: int, index: int) -> Random:
     """Return the random stream of one row."""
-    return synthetic.stream("phantom", purpose, split, seed, index)
+    return random_choices.stream("phantom", purpose, split, seed, index)
 
 
 def place_of(seed: int, split: str, index: int) -> tuple[int, int]:

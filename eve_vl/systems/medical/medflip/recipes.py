@@ -16,8 +16,8 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from eve_vl.recipes.finetune import PHANTOMS
 from eve_vl.recipes.pretrain import QUICK, SMALL
+from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
 
 CONTRAST: dict[str, Any] = {
     "itc_masked_image": True,

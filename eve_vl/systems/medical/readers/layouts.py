@@ -21,9 +21,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from eve_vl.data.readers.medical_layouts import ALIASES, CHEXPERT_LABELS, LANGUAGES, TABLES
 from eve_vl.data.readers.published_layouts import PublishedLayouts
 from eve_vl.data.table import MAX_TEXT_BYTES, Table, is_file
+from eve_vl.systems.medical.readers.tables import ALIASES, CHEXPERT_LABELS, LANGUAGES, TABLES
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import open_ordinary, parse_json, read_json
 
@@ -176,5 +176,5 @@ def _files(folder: Path, pattern: str, layout: str) -> dict[str, Path]:
     }
 
 
-LAYOUTS = PublishedLayouts(medical_table, medical_list)
-"""The entry point `eve_vl.layouts`."""
+MEDICAL = PublishedLayouts(medical_table, medical_list)
+"""As the entry point names them."""

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from eve_vl.synthetic import pick, pick_distinct
-from eve_vl.synthetic.phantoms import world
-from eve_vl.synthetic.phantoms.reports import NAMES, describe, name_of
-from eve_vl.synthetic.phantoms.world import (
+from eve_vl.synthetic.random_choices import pick, pick_distinct
+from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms.reports import NAMES, describe, name_of
+from eve_vl.systems.medical.phantoms.world import (
     FINDINGS,
     GRADES,
     MAX_FINDINGS,

@@ -21,14 +21,17 @@ from eve_vl.data.kinds.images import ImageOnly
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.kinds.texts import TextOnly
-from eve_vl.synthetic import GeneratedRows
-from eve_vl.synthetic.phantoms import world
-from eve_vl.synthetic.phantoms.questions import ANSWERS, sample_question
-from eve_vl.synthetic.phantoms.reports import ABSENT, NORMAL, Report, distractors, sample_report
-from eve_vl.synthetic.phantoms.reports import (
-    class_prompts as class_prompts,
-)  # built-in prompts, see evaluation/zero_shot.py
-from eve_vl.synthetic.phantoms.world import Finding, Phantom, sample_phantom
+from eve_vl.synthetic.generated_rows import GeneratedRows
+from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms.questions import ANSWERS, sample_question
+from eve_vl.systems.medical.phantoms.reports import (
+    ABSENT,
+    NORMAL,
+    Report,
+    distractors,
+    sample_report,
+)
+from eve_vl.systems.medical.phantoms.world import Finding, Phantom, sample_phantom
 
 SIGMA = 6.0
 """Standard deviation of the film's noise, in levels; the unit of all contrasts."""
@@ -153,16 +156,6 @@ class PhantomQuestions(PhantomRows):
 def labels_of(phantom: Phantom) -> tuple[str, ...]:
     """Return the findings of a phantom, or NORMAL."""
     return tuple(finding.kind for finding in phantom.findings) or (NORMAL,)
-
-
-ROWS: dict[str, type[PhantomRows]] = {
-    "captions": PhantomPairs,
-    "questions": PhantomQuestions,
-    "images": PhantomImages,
-    "texts": PhantomTexts,
-    "labels": PhantomLabels,
-}
-"""The sources by kind of row."""
 
 
 def render(phantom: Phantom, image_size: int) -> np.ndarray:

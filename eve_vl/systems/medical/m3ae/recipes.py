@@ -23,8 +23,9 @@ from eve_vl.config.tasks import (
     TaskConfig,
     VQAConfig,
 )
-from eve_vl.recipes.finetune import PAPER_DATA, PHANTOMS, finetuned
+from eve_vl.recipes.finetune import PAPER_DATA, finetuned
 from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
+from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.data.readers.medical_layouts import CHEXPERT_LABELS
-from eve_vl.synthetic import pick, pick_distinct, pick_weighted
-from eve_vl.synthetic.phantoms import world
-from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
+from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted
+from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
+from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 NORMAL = "no acute finding"

@@ -1,0 +1,1 @@
+"""MedFLIP (arXiv 2403.04626): recipes."""

@@ -1,0 +1,78 @@
+"""Sections of MLIM's tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from eve_vl.config import DualEncoderConfig, EveModelConfig
+from eve_vl.config.base import InnerShare
+from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
+
+
+class MlimConfig(MaskedSignalConfig):
+    """Pre-training by masked texts and whole reconstructed images in one pass."""
+
+    name: ClassVar[str] = "mlim"
+    title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
+    alone: ClassVar[Mapping[str, str]] = {}
+    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
+        ("task.masking", "light", "heavy_mask_ratio"),
+    )
+    masking: Literal["aware", "light"] = "aware"
+    """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
+    or few of both (MLIM's modality-aware masking). light: always the last."""
+    image_mask_ratio: InnerShare = 0.15
+    """Share of masked patches where few are masked."""
+    text_mask_ratio: InnerShare = 0.15
+    """Share of masked non-special tokens where few are masked."""
+    heavy_mask_ratio: InnerShare = 0.8
+    """Share of masked patches or tokens where most are masked."""
+    mim_share: Suppress[float] = field(default=1.0, init=False)
+    joint_masking: Suppress[bool] = field(default=True, init=False)
+    normalize_targets: Suppress[bool] = field(default=False, init=False)
+    decoder_depth: Suppress[int] = field(default=1, init=False)
+    decoder_dim: Suppress[int] = field(default=4, init=False)
+    decoder_num_heads: Suppress[int] = field(default=1, init=False)
+
+    def hidden_shares(self) -> dict[str, tuple[float, float]]:
+        """Return the masked shares of patches and of tokens, by what they are of."""
+        both = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
+        heavy = {"image": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
+        return heavy | both if self.masking == "aware" else both
+
+    def problems_with_model(self, model: Any) -> list[str]:
+        """Return the problems of a model whose stem the decoder cannot mirror."""
+        if isinstance(model, EveModelConfig) and model.stem == "patch_conv":
+            return []
+        reason = "which shows nothing of a masked patch and whose layers its decoder mirrors"
+        return [f"name {self.name} needs model eve with model.stem patch_conv, {reason}"]
+
+    def conflicts(self) -> dict[str, object]:
+        """Return sentences about values that do not go together.
+
+        Each comes with whether it holds.
+        """
+        lacks_one = 0 in (self.mim_weight, self.mlm_weight)
+        return super().conflicts() | {
+            "mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one
+        }
+
+
+class PairConfig(TaskConfig):
+    """Whether two items, each an image with a text, are the same (MLIM)."""
+
+    name: ClassVar[str] = "pair"
+    title: ClassVar[str] = "pairs of items"
+    recipe: ClassVar[str] = "mlim_pairs"
+    modality_dropout: bool = True
+    """In training show both images only, both texts only, or both items whole, each for a third of the pairs (MLIM)."""
+
+    def problems_with_model(self, model: Any) -> list[str]:
+        """Return the problem of states with other widths for pairs than for one modality."""
+        if not isinstance(model, DualEncoderConfig):
+            return []
+        return [
+            "name pair compares whole items and single modalities, whose states have different widths in two towers"
+        ]
