@@ -258,6 +258,12 @@ def test_a_system_is_imported_from_its_own_folder_only():
         assert not foreign, f"{module} imports {foreign}"
 
 
+TOKENIZER_FILES = {
+    f"eve_vl.data.{name}"
+    for name in ("tokenizer", "byte_level_bpe", "bert_vocabulary", "clip_tokenizers")
+}
+
+
 @pytest.mark.parametrize(
     ("library", "only"),
     [
@@ -266,7 +272,7 @@ def test_a_system_is_imported_from_its_own_folder_only():
         ("torch.distributed.tensor", {"eve_vl.train.shard"}),
         ("torch.distributed.device_mesh", {"eve_vl.train.shard"}),
         ("torch.nn.parallel", {"eve_vl.train.processes"}),
-        ("tokenizers", {"eve_vl.data.tokenizer"}),
+        ("tokenizers", TOKENIZER_FILES),
         ("onnxruntime", {"eve_vl.interop.onnx"}),
         ("safetensors", {"eve_vl.train.checkpoint"}),
     ],

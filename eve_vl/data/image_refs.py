@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.storage import RemotePath, read_range
+from eve_vl.data.remote_path import RemotePath
+from eve_vl.data.remote_ranges import read_range
 from eve_vl.utils.errors import StorageError
 from eve_vl.utils.file_io import open_ordinary, read_bytes
 from eve_vl.utils.frozen import Frozen

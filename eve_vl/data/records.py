@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from eve_vl.data.image_refs import ImageRef
-from eve_vl.data.storage import Range, fetch
+from eve_vl.data.remote_ranges import fetch
+from eve_vl.data.remote_requests import ByteRange
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.frozen import Frozen
@@ -71,7 +72,7 @@ def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
 
     images: also those of their images, which are read later than the rows.
     """
-    ranges: list[Range] = []
+    ranges: list[ByteRange] = []
     for source, row in places:
         while hasattr(source, "indices"):  # a subset
             source, row = source.dataset, source.indices[row]

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from eve_vl.builtin.names import HUB_PREFIX
 from eve_vl.config import DualEncoderConfig, InputConfig, RetrievalConfig
-from eve_vl.data.tokenizer import read_published
+from eve_vl.data.clip_tokenizers import read_published
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
 from eve_vl.run.start_folder import hub_cache_folder

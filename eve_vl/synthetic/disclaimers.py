@@ -5,9 +5,9 @@ from contextlib import suppress
 
 from eve_vl.config import HELD_OUT, generated
 from eve_vl.config.training import generator_names
+from eve_vl.data.field_values import is_file
 from eve_vl.data.generated import Generator, find_generator
 from eve_vl.data.source_names import parse_spec
-from eve_vl.data.table import is_file
 from eve_vl.utils.errors import UserError
 
 FOLDERS_BELOW_MARKER = 3

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from eve_vl.data.check_lines import report_lines
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageFile
-from eve_vl.data.readers import folder, tables
+from eve_vl.data.readers import csv_table, folder, line_table
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.source_check import check_source
 from eve_vl.utils import console
@@ -176,7 +176,8 @@ def test_a_table_that_is_no_text_or_too_deep(root: Path):
 
 
 def test_lines_without_an_end(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "MAX_TEXT_BYTES", 1000)
+    for module in (line_table, csv_table):
+        monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1000)
     long = json.dumps(GOOD | {"x": "x" * 5000})
     (root / "t.jsonl").write_text(f"{json.dumps(GOOD)}\n\n{long}\n{json.dumps(GOOD)}")
     source = open_source(root / "t.jsonl")

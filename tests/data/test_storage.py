@@ -20,13 +20,13 @@ import pytest
 import torch
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data import fingerprint, loader, storage
+from eve_vl.data import fingerprint, loader, remote_ranges, remote_requests
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import train_loader
 from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
-from eve_vl.data.readers import webdataset
+from eve_vl.data.readers import shard_list, tar_index
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import usable_rows
 from eve_vl.data.sample_set import SampleSet
@@ -108,8 +108,8 @@ def write_shard(path: Path, first: int, num: int = NUM, card: bytes = RED) -> Pa
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(storage, "GAP", 512)
+    monkeypatch.setattr(remote_requests, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote_ranges, "GAP", 512)
     (tmp_path / "data").mkdir()
     for number in range(3):
         write_shard(tmp_path / "data" / f"{number:05}.tar", NUM * number)
@@ -176,8 +176,10 @@ def test_remote_shards_are_read_as_local_ones_in_one_call_a_micro_batch(
 
 def reads_of(spec: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, int]]:
     """What reads of all rows give, and their calls of storage."""
-    config, found, calls, read = config_of(spec), {}, list[Any](), storage._read
-    monkeypatch.setattr(storage, "_read", lambda *ranges: calls.append(ranges) or read(*ranges))
+    config, found, calls, read = config_of(spec), {}, list[Any](), remote_requests.request_ranges
+    monkeypatch.setattr(
+        remote_requests, "request_ranges", lambda *ranges: calls.append(ranges) or read(*ranges)
+    )
     (source,) = sources = open_sources([spec], config.data, 16)
     pairs = CaptionedImages(sources, config, TOKENIZER, training=False)
 
@@ -336,7 +338,7 @@ def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store: Store, is_
     if not is_remote:
         again = open_source(store.folder / "00002.tar")
         write_shard(store.folder / "00002.tar", 500, 20)
-        webdataset._mapped.cache_clear()
+        tar_index.mapped_index.cache_clear()
         with pytest.raises(
             StorageError,
             match=r"00002.tar: has changed since it was indexed \(20,480 → 61,440 bytes\)",
@@ -356,9 +358,9 @@ def test_an_order_by_shards_indexes_a_shard_when_it_reaches_it(
     config, scanned, scan = (
         config_of(str(store.folder), order="shards"),
         list[Path](),
-        webdataset._scan,
+        tar_index._scan,
     )
-    monkeypatch.setattr(webdataset, "_scan", lambda path: scanned.append(path) or scan(path))
+    monkeypatch.setattr(tar_index, "_scan", lambda path: scanned.append(path) or scan(path))
     held_out = replace(config, data=replace(config.data, val=("held-out",), val_fraction=0.2))
     (train,), (val,) = open_train_and_val(held_out)
     assert len(scanned) == 1  # for the columns
@@ -405,13 +407,16 @@ def test_a_split_by_shards_takes_one_shard_at_least_and_far_too_much_is_refused(
 
 
 def test_the_numbers_of_rows_are_kept_and_checked(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(webdataset, "MANY", 2)
+    monkeypatch.setattr(shard_list, "MANY", 2)
     for is_lazy in (False, True):
         open_source(store.folder, by_shards=is_lazy)
         with monkeypatch.context() as context:
-            context.setattr(webdataset, "_index" if is_lazy else "_scan", None)
-            context.setattr(webdataset, "_stated_rows", None)
-            assert len(webdataset._known_shards(sorted(store.folder.glob("*.tar")), is_lazy)) == 3
+            context.setattr(shard_list, "find_index", None)
+            context.setattr(shard_list, "_stated_rows", None)
+            assert (
+                len(shard_list.list_shards(sorted(store.folder.glob("*.tar")), is_lazy).num_rows_S)
+                == 3
+            )
     (store.folder / "00001_stats.json").write_text('{"successes": 5}')
     write_shard(
         store.folder / "00000.tar", 0

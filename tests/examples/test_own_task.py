@@ -32,7 +32,7 @@ NUM_ROWS = 24
 PACKAGE = {
     "made_up.py": '''
 from dataclasses import dataclass, replace
-from eve_vl.data.readers.tables import TextTable
+from eve_vl.data.readers.text_lines import TextTable
 from eve_vl.recipes import get_recipe
 class Haiku(TextTable):
     name = "haiku"

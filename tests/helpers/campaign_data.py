@@ -19,7 +19,7 @@ from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.opening import open_train_and_val
-from eve_vl.data.readers.webdataset import INDEX_SUFFIX, _index
+from eve_vl.data.readers.tar_index import INDEX_SUFFIX, find_index, shard_stamp
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluator import evaluator_class
 from eve_vl.run.loading import build_task
@@ -489,8 +489,7 @@ def damage_index(rng: Random, folder: Path) -> None:
     tar = folder / "a.tar"
     if tar.is_symlink() or not tar.is_file() or not tar.stat().st_size:
         return  # something else is in its place
-    stamp = tar.stat()
-    _index(tar, (stamp.st_size, stamp.st_mtime_ns))
+    find_index(tar, shard_stamp(tar))
     index = folder / f"a.tar{INDEX_SUFFIX}"
     index.write_bytes(mutate(rng, "", index.read_bytes()))
 

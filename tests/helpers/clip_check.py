@@ -167,7 +167,7 @@ def compare_tokenizers(captions: Path, folder: Path, num: int = 10_000) -> None:
         json.dumps({name: number for number, name in enumerate(names)})
     )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
-    from eve_vl.data.tokenizer import read_published
+    from eve_vl.data.clip_tokenizers import read_published
 
     ours, _ = read_published(folder, is_siglip=False, cleans=False)
     theirs = transformers.CLIPTokenizer.from_pretrained(folder)

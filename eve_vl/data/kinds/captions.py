@@ -9,19 +9,12 @@ from torch import Tensor
 from eve_vl.config import Config
 from eve_vl.data.batches import Batch, Sample, batch_field, stack
 from eve_vl.data.caption_augmentation import augmented_caption
+from eve_vl.data.field_values import Fields, field, first_of, to_some_texts
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.records import Record
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.row_hashes import hash_of, image_key
-from eve_vl.data.table import (
-    IMAGE_COLUMNS,
-    TEXT_COLUMNS,
-    Fields,
-    RowColumns,
-    field,
-    first_of,
-    to_some_texts,
-)
+from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, RowColumns
 
 
 class ImageText(Record):

@@ -5,15 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
+from eve_vl.data.field_values import Fields, to_texts
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.kinds.captions import CaptionColumns
 from eve_vl.data.records import Record
-from eve_vl.data.table import (
-    Fields,
-    RowColumns,
-    Table,
-    to_texts,
-)
+from eve_vl.data.table import RowColumns, Table
 
 MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
 
@@ -41,9 +37,9 @@ class FindableColumns(RowColumns):
     OPTIONAL = ("text",)
 
     @classmethod
-    def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
+    def pick(cls, table: Table, named_columns: Mapping[str, str | None]) -> Self:
         """Pick the columns of a table. Raises UserError."""
-        columns = super().pick(table, given)
+        columns = super().pick(table, named_columns)
         return replace(
             columns, optional=tuple(name for name in table.names if name not in columns.images)
         )

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import ClassVar
 
+from eve_vl.data.field_values import Fields
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.records import Record
-from eve_vl.data.table import (
-    IMAGE_COLUMNS,
-    Fields,
-    RowColumns,
-)
+from eve_vl.data.table import IMAGE_COLUMNS, RowColumns
 
 
 class ImageOnly(Record):

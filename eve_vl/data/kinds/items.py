@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.data.batches import Batch, Sample, batch_field, pad_ids, pad_mask, stack
+from eve_vl.data.field_values import Fields, first_of, image_ref, to_text
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.kinds.two_columns import (
@@ -19,14 +20,7 @@ from eve_vl.data.kinds.two_columns import (
 )
 from eve_vl.data.records import Fact, Record
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.data.table import (
-    Fields,
-    RowColumns,
-    Table,
-    first_of,
-    image_ref,
-    to_text,
-)
+from eve_vl.data.table import RowColumns, Table
 
 SHOWN = ("image_text", "image", "text")
 
@@ -68,12 +62,12 @@ class ItemColumns(RowColumns):
         return all(usual_pair(option, names) for option in TWO_COLUMNS)
 
     @classmethod
-    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+    def pick_some(cls, table: Table, option: str, named_column: str | None) -> tuple[str, ...]:
         """Pick the columns; for images and texts a list of both, or one for each."""
         return (
-            pick_two_columns(table, option, given)
+            pick_two_columns(table, option, named_column)
             if option in TWO_COLUMNS
-            else super().pick_some(table, option, given)
+            else super().pick_some(table, option, named_column)
         )
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:

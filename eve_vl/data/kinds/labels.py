@@ -8,16 +8,11 @@ import numpy as np
 
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.batches import Batch, ImageBatch, RowBatch, Sample, TextBatch, batch_field
+from eve_vl.data.field_values import Fields, to_texts
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.records import Fact, Record
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.data.table import (
-    IMAGE_COLUMNS,
-    TEXT_COLUMNS,
-    Fields,
-    RowColumns,
-    to_texts,
-)
+from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, RowColumns
 from eve_vl.utils.errors import BadSampleError, printable
 
 NO_LABEL = "kept back"

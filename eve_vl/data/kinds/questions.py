@@ -7,20 +7,12 @@ from typing import ClassVar
 import numpy as np
 
 from eve_vl.data.batches import Batch, Sample, batch_field
+from eve_vl.data.field_values import Fields, field, first_of, row_id, to_text, to_texts
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.records import Fact, Record
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.row_hashes import image_key
-from eve_vl.data.table import (
-    IMAGE_COLUMNS,
-    Fields,
-    RowColumns,
-    field,
-    first_of,
-    row_id,
-    to_text,
-    to_texts,
-)
+from eve_vl.data.table import IMAGE_COLUMNS, RowColumns
 from eve_vl.utils.errors import printable
 
 QUESTION_IDS = ("question_id", "qid", "id")

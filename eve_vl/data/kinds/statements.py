@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from eve_vl.config import Config
 from eve_vl.data.batches import Batch, Sample, batch_field, stack
+from eve_vl.data.field_values import Fields, field, find_image, first_of, image_ref, row_id, to_text
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.kinds.labels import NO_LABEL
 from eve_vl.data.kinds.two_columns import (
@@ -21,17 +22,7 @@ from eve_vl.data.kinds.two_columns import (
 )
 from eve_vl.data.records import Fact, Record, Source
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.data.table import (
-    Fields,
-    RowColumns,
-    Table,
-    field,
-    find_image,
-    first_of,
-    image_ref,
-    row_id,
-    to_text,
-)
+from eve_vl.data.table import RowColumns, Table
 from eve_vl.data.tokenizer import Tokenizer
 
 STATEMENT_COLUMNS = ("sentence", "statement", "caption")
@@ -86,13 +77,13 @@ class StatementColumns(RowColumns):
         return columns is not None and (not columns or cls.has_usual("text", names))
 
     @classmethod
-    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+    def pick_some(cls, table: Table, option: str, named_column: str | None) -> tuple[str, ...]:
         """Pick the columns; for images a list, one for each, or none in NLVR2's files."""
         if option != "image":
-            return super().pick_some(table, option, given)
-        if given is None and (columns := _image_columns(table.names)) is not None:
+            return super().pick_some(table, option, named_column)
+        if named_column is None and (columns := _image_columns(table.names)) is not None:
             return columns
-        return pick_two_columns(table, option, given)
+        return pick_two_columns(table, option, named_column)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
         """Return a statement. Raises ValueError.

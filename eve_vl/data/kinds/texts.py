@@ -3,14 +3,9 @@
 from pathlib import Path
 from typing import ClassVar
 
+from eve_vl.data.field_values import Fields, field, to_some_texts
 from eve_vl.data.records import Record
-from eve_vl.data.table import (
-    TEXT_COLUMNS,
-    Fields,
-    RowColumns,
-    field,
-    to_some_texts,
-)
+from eve_vl.data.table import TEXT_COLUMNS, RowColumns
 
 
 class TextOnly(Record):

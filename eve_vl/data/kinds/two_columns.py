@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from eve_vl.data.table import (
-    Fields,
-    Table,
-    field,
-)
+from eve_vl.data.field_values import Fields, field
+from eve_vl.data.table import Table
 from eve_vl.utils.errors import UserError
 
 SIDES = (

@@ -3,10 +3,13 @@
 from contextlib import suppress
 from pathlib import Path
 
-from eve_vl.data.table import IMAGE_SUFFIXES
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import open_ordinary, parse_json
 
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
+TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv"})
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED_SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 """Formats whose source may be a folder or a brace pattern of files."""

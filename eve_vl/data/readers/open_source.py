@@ -9,14 +9,18 @@ from eve_vl.config import kinds_of
 from eve_vl.config.base import find_kind
 from eve_vl.data.kinds.registry import KINDS
 from eve_vl.data.readers import published_layouts
+from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.formats import FORMATS, SHARDED_SUFFIXES, sniff
-from eve_vl.data.readers.json_documents import json_table, refuse_split
-from eve_vl.data.readers.tables import CsvTable, JsonlTable, ParquetTable, TextTable
+from eve_vl.data.readers.json_documents import json_table
+from eve_vl.data.readers.json_lines import JsonlTable
+from eve_vl.data.readers.karpathy import refuse_split
+from eve_vl.data.readers.parquet import ParquetTable
+from eve_vl.data.readers.text_lines import TextTable
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
+from eve_vl.data.remote_path import RemotePath
 from eve_vl.data.source_names import AnyPath, absolute, expand, explain_missing, parse_spec
-from eve_vl.data.storage import RemotePath
 from eve_vl.data.table import RowColumns, Table
 from eve_vl.utils.errors import UserError, nearest
 

@@ -72,7 +72,7 @@ def test_parquet_shards_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             {"image": [encoded_card(c) for c in part], "caption": [f"a {c} card" for c in part]}
         )
         pq.write_table(table, tmp_path / f"t-{shard:02}.parquet", row_group_size=2)
-    monkeypatch.setattr("eve_vl.data.readers.tables.CACHE_BYTES", 1)
+    monkeypatch.setattr("eve_vl.data.readers.parquet.CACHE_BYTES", 1)
     source = open_source(tmp_path / "t-{00..01}.parquet")
     assert_colors(source)
     assert [row.where for row in rows_of(source)][2:4] == [
@@ -209,7 +209,7 @@ def test_tar_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.Monke
     saved = tmp_path / "x.tar.index"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.tar", "x.tar.index"]
     with monkeypatch.context() as context:
-        context.setattr("eve_vl.data.readers.webdataset._scan", None)  # not needed any more
+        context.setattr("eve_vl.data.readers.tar_index._scan", None)  # not needed any more
         assert_as_webdataset(open_source(path), [path])
     saved.write_bytes(saved.read_bytes()[:100])
     assert_as_webdataset(open_source(path), [path])
@@ -226,7 +226,7 @@ def test_tar_in_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert_as_webdataset(open_source(path), [path])
     with monkeypatch.context() as context:
-        context.setattr("eve_vl.data.readers.webdataset._scan", None)  # the index is in the cache
+        context.setattr("eve_vl.data.readers.tar_index._scan", None)  # the index is in the cache
         assert_as_webdataset(open_source(path), [path])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "x.tar", "x.tar.index"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file

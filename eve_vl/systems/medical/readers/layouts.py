@@ -21,8 +21,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from eve_vl.data.field_values import MAX_TEXT_BYTES, is_file
 from eve_vl.data.readers.published_layouts import PublishedLayouts
-from eve_vl.data.table import MAX_TEXT_BYTES, Table, is_file
+from eve_vl.data.table import Table
 from eve_vl.systems.medical.readers.tables import ALIASES, CHEXPERT_LABELS, LANGUAGES, TABLES
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import open_ordinary, parse_json, read_json

@@ -10,17 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.tables import CsvTable, PackedTable
-from eve_vl.data.table import (
-    MAX_TEXT_BYTES,
-    Fields,
-    Row,
-    RowColumns,
-    Table,
-    field,
-    is_file,
-    where_row,
-)
+from eve_vl.data.field_values import MAX_TEXT_BYTES, Fields, field, is_file
+from eve_vl.data.readers.csv_table import CsvTable
+from eve_vl.data.readers.packed_table import PackedTable
+from eve_vl.data.table import Row, RowColumns, Table, where_row
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import decode_text, open_ordinary, parse_json, read_json, require_type

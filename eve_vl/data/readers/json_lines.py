@@ -1,0 +1,35 @@
+"""JSON lines: one JSON object per line."""
+
+from pathlib import Path
+
+from eve_vl.data.field_values import Fields
+from eve_vl.data.readers.line_table import LineTable
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.file_io import parse_json, require_type
+
+NUM_LINES_TO_PARSE = 10_000  # lines searched for a first one that parses, to learn the columns
+
+
+class JsonlTable(LineTable):
+    """One JSON object per line."""
+
+    def __init__(self, path: Path):
+        """Index the lines. Raises UserError if none of the first ones is an object."""
+        super().__init__(path)
+        self.names = self._first_names()
+
+    def _first_names(self) -> list[str]:
+        """Return the fields of the first line that is an object."""
+        first_problem = None
+        for index in range(min(len(self), NUM_LINES_TO_PARSE)):
+            try:
+                return list(self.fields(index))
+            except ValueError as error:
+                first_problem = first_problem or f"{self.where(index)}: {error}"
+        raise UserError(
+            f"{self.path}: no JSON object among its first lines. The first: {first_problem}"
+        )
+
+    def fields(self, index: int) -> Fields:
+        """Parse a line. Raises ValueError."""
+        return require_type(parse_json(self.line(index).rstrip()), dict)
