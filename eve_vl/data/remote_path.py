@@ -53,14 +53,16 @@ class RemotePath(type(Path())):
         info = request(self, "info")
         if info.get("size") is None:
             raise StorageError(
-                f"{self}: the server tells no size, so parts of it cannot be read; copy it to a disk"
+                f"{self}: the server tells no size, so parts of it cannot be read;"
+                " copy it to a disk"
             )
         version = str([info.get(name) for name in VERSION_FIELDS])
         return FileStamp(info["size"], zlib.crc32(version.encode()))
 
     def open(self, *_: Any, **__: Any) -> Any:
         """Open it for reading bytes."""
-        return _RemoteFile(None, self, block_size=SCAN_BYTES, size=self.stamp().size)  # pyright: ignore[reportArgumentType]
+        size = self.stamp().size
+        return _RemoteFile(None, self, block_size=SCAN_BYTES, size=size)  # pyright: ignore
 
 
 class _RemoteFile(AbstractBufferedFile):

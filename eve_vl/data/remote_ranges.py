@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fsspec.utils import merge_offset_ranges
 
@@ -34,13 +34,13 @@ def fetch(ranges: Sequence[ByteRange]) -> None:
 
 def _merged(ranges: Sequence[ByteRange]) -> list[ByteRange]:
     """Return fewer ranges that hold all bytes of the given ones."""
-    paths, starts, ends = merge_offset_ranges(
+    merged: Any = merge_offset_ranges(
         [byte_range.path for byte_range in ranges],  # pyright: ignore[reportArgumentType]
         [byte_range.start for byte_range in ranges],
         [byte_range.end for byte_range in ranges],
         max_gap=GAP,
     )
-    return [ByteRange(*values) for values in zip(paths, starts, ends, strict=True)]  # pyright: ignore
+    return [ByteRange(*values) for values in zip(*merged, strict=True)]
 
 
 def read_range(path: Path, start: int, end: int) -> bytes:

@@ -19,7 +19,8 @@ from eve_vl.utils.errors import UserError, explained
 from eve_vl.utils.file_io import read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how users write a masked word, for any tokenizer
-SPARE = 32  # tokens encoded beyond the wanted ones, more than a usual word has: cutting a text changes its last word
+# tokens encoded beyond the limit, more than a usual word has: cutting a text changes its last word
+SPARE = 32
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "cls": ("[CLS]", "<s>", "<cls>"),

@@ -93,7 +93,7 @@ class PackedTable(Table):
         return self._root
 
     def fields(self, index: int) -> Fields:
-        """Return the selected columns of a row. Raises ValueError with its reason if it has none."""
+        """Return the selected columns of a row. Raises ValueError if it has none."""
         values = json.loads(self._strings[2 * index + 1])
         if isinstance(values, str):
             raise ValueError(values)

@@ -25,7 +25,7 @@ class ShardRow(NamedTuple):
     """A row of a shard, by its number in it."""
 
     path: Path
-    index: TarIndex
+    tar_index: TarIndex
     row: int
 
 
@@ -72,7 +72,7 @@ class WebdatasetTable(Table):
         )
 
     def _has_texts(self) -> bool:
-        """Return whether a row has a text; if shards are indexed later, whether one of the first."""
+        """Return whether a row has a text; of lazy shards, only the first one is read."""
         numbers = np.flatnonzero(self._shards.num_rows_S).tolist()
         if self._is_lazy:
             numbers = numbers[:1]
@@ -132,7 +132,7 @@ class WebdatasetTable(Table):
     def _span(self, index: int, column: int) -> ImageSpan | None:
         """Return the place of a row's image, .txt or .json, None if it is absent."""
         place = self._place(index)
-        offset, size = place.index.spans[place.row, column : column + 2].tolist()
+        offset, size = place.tar_index.spans[place.row, column : column + 2].tolist()
         if offset == ABSENT:
             return None
         return ImageSpan(path=place.path, offset=offset, size=size)
@@ -140,7 +140,7 @@ class WebdatasetTable(Table):
     def where(self, index: int) -> str:
         """Name a row by its shard and key."""
         place = self._place(index)
-        key = place.index.keys[place.row].decode("utf-8", "surrogatepass")
+        key = place.tar_index.keys[place.row].decode("utf-8", "surrogatepass")
         return f"{place.path.name}:{key}"
 
     def folder(self, index: int) -> Path:
@@ -156,7 +156,7 @@ class WebdatasetTable(Table):
         if not isinstance(self.path, RemotePath):
             return []
         place = self._place(index)
-        spans = place.index.spans[place.row].reshape(3, 2).tolist()
+        spans = place.tar_index.spans[place.row].reshape(3, 2).tolist()
         if not images or "image" not in self.used_columns:
             spans = spans[1:]
         ranges = []
