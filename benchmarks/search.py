@@ -39,7 +39,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
-from eve_vl.search import nearest, words
+from eve_vl.search import word_tables
+from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
 from eve_vl.search.index import Index
 from eve_vl.train.checkpoint import save_best
@@ -85,7 +86,7 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
     """
     folder.mkdir()
     store, rng = Database.create(folder, eve.run), np.random.default_rng(0)
-    words.watch(store.db)
+    word_tables.watch(store.db)
     vocabulary = np.array(
         [*dict.fromkeys(" ".join(CAPTIONS).split()), *(f"word{number}" for number in range(20_000))]
     )
@@ -114,9 +115,9 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         store.db.executemany(
             "INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots]
         )
-        words.refresh(store.db)
+        word_tables.refresh(store.db)
     store.db.commit()
-    nearest.update_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
+    update_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
     return Index(store, eve)
 
 

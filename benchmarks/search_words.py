@@ -22,10 +22,11 @@ from typing import Any
 from timing import Goal, machine
 
 from eve_vl.eve import Eve
-from eve_vl.search import words
-from eve_vl.search.database import CHECKSUMS, Database
+from eve_vl.search import word_tables
+from eve_vl.search.database import Database
 from eve_vl.search.hits import Hits
 from eve_vl.search.index import Index
+from eve_vl.search.index_files import CHECKSUMS
 
 AT_ONCE = 64
 GOALS = {
@@ -67,10 +68,10 @@ def without_names(folder: Path, lost: Sequence[int]) -> None:
     (folder / CHECKSUMS).unlink(missing_ok=True)
     database = Database.open(folder)
     db = database.db
-    words.watch(db)
+    word_tables.watch(db)
     db.executemany("DELETE FROM caption WHERE image = ?", [(image,) for image in lost])
     db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
-    words.refresh(db)
+    word_tables.refresh(db)
     db.commit()
 
 

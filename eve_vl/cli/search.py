@@ -136,8 +136,11 @@ def run_try(args: TryArgs) -> None:
     )  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
-    from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint, source_name
     from eve_vl.search.index import Index
+    from eve_vl.search.index_files import DATABASE
+    from eve_vl.search.run_fingerprint import run_fingerprint
+    from eve_vl.search.schema import FORMAT
+    from eve_vl.search.sources import source_name
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
     icons = unpack_icons(out / "icons")
@@ -224,7 +227,7 @@ def _print_changes(folder: Path, index: Any) -> None:
 def run_features(args: FeaturesArgs) -> None:
     """Write features as Parquet for other databases: eve features SOURCE … --run RUN."""
     from eve_vl.eve import Eve
-    from eve_vl.search.features import write_features
+    from eve_vl.search.parquet_features import write_features
 
     options = {"part_rows": args.part_rows, "batch_size": args.batch_size} | args.reading()
     counts = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
@@ -377,8 +380,9 @@ def open_browser(address: str) -> None:
 def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tuple[list[Any], Any]:
     """Return the runs, and the index of one of them if one is named. Raises UserError."""
     from eve_vl.eve import Eve
-    from eve_vl.search.database import DATABASE, Database
+    from eve_vl.search.database import Database
     from eve_vl.search.index import Index
+    from eve_vl.search.index_files import DATABASE
 
     for path in paths:
         if (expand_user(path) / DATABASE).is_file():
@@ -390,7 +394,7 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
     store = Database.open(expand_user(folder))  # before runs are loaded, which is slow
     runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device)]
     own = [eve for eve in runs if store.is_of(eve.run)]
-    store.check((own or runs)[0].run)
+    store.require_run((own or runs)[0].run)
     return runs, Index(store, own[0])
 
 

@@ -30,7 +30,7 @@ from eve_vl import __version__
 from eve_vl.eve import Eve
 from eve_vl.search.hits import Hit
 from eve_vl.search.index import Index
-from eve_vl.search.query import SearchOptions
+from eve_vl.search.search_options import SearchOptions
 from eve_vl.serve import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy, endpoints
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room, answer_of
 from eve_vl.serve.batching import Compute, Job

@@ -32,7 +32,7 @@ from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
 from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
 from eve_vl.search.index import Index
-from eve_vl.search.query import SearchOptions
+from eve_vl.search.search_options import SearchOptions
 from eve_vl.serve import (
     MAX_LENGTH,
     MAX_VALUES,

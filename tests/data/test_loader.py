@@ -21,7 +21,7 @@ from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.order import epoch_order
 from eve_vl.data.row_dataset import MAX_SKIPS, RowDataset, eval_positions
 from eve_vl.predict.inputs import is_source
-from eve_vl.search.database import source_name
+from eve_vl.search.sources import source_name
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer
 

@@ -1,35 +1,18 @@
-"""Images to index, and a plain reader of an index.
-
-Test files import the fixtures; their function names differ from the fixture names that tests take.
-"""
+"""Images to index, and a plain reader of an index."""
 
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from eve_vl.eve import Eve
-from eve_vl.search import database
-from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
+from eve_vl.search.index_files import DATABASE
+from helpers.tiny_runs import TEXTS, noise
 
 
-@pytest.fixture(name="run", scope="module")
-def search_run(tmp_path_factory) -> Path:
-    return write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
-
-
-@pytest.fixture(name="model")
-def search_model(run) -> Eve:
-    return Eve.load(run)
-
-
-@pytest.fixture(name="photos")
-def some_photos(tmp_path: Path) -> Path:
-    """Twenty images in two folders, some with captions."""
-    folder = tmp_path / "photos"
+def write_photos(folder: Path) -> Path:
+    """Write twenty images in two folders, some with captions; return the folder."""
     for number in range(20):
         write_image(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
     for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):
@@ -44,7 +27,7 @@ def write_image(path: Path, seed: int) -> None:
 
 def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
     """Return, by image, its features or the reason why there are none, its captions, and their features."""
-    db = sqlite3.connect(folder / database.DATABASE)
+    db = sqlite3.connect(folder / DATABASE)
     (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
     paths = {name: folder / f"{name}.f16" for name in ("images", "captions")}
     files = {name: path.read_bytes() if path.exists() else b"" for name, path in paths.items()}
@@ -67,7 +50,7 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
 
 def rest(folder: Path) -> dict[str, Any]:
     """Return the other content: sources, by image its thumbprint, its first near-duplicate, its rows, and its words."""
-    db = sqlite3.connect(folder / database.DATABASE)
+    db = sqlite3.connect(folder / DATABASE)
     db.execute("CREATE VIRTUAL TABLE temp.tokens USING fts5vocab (main, text_words, instance)")
     first = "(SELECT min(first.name) FROM image AS first WHERE first.slot = near)"
     looks = f"SELECT name, thumbprint, {first} FROM image JOIN feature USING (slot) ORDER BY name"

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
-from eve_vl.search import database, indexer
-from eve_vl.search.database import CHECKED, CHECKSUMS, DATABASE
-from eve_vl.search.index import Hit, Index
+from eve_vl.search import checksums
+from eve_vl.search.checksums import CHECKED
+from eve_vl.search.hits import Hit
+from eve_vl.search.index import Index
+from eve_vl.search.index_files import CHECKSUMS, DATABASE, index_errors
+from eve_vl.search.update import Update
 from eve_vl.utils.errors import DamagedError, UserError
-from helpers.indices import content, search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import write_image
 from helpers.tiny_runs import TEXTS
 
 
@@ -107,15 +110,15 @@ def test_damaged_facts_without_checksums_are_one_line(folder, model, value):
 def test_no_checksums_during_an_update(folder, model, photos, monkeypatch):
     """A search meanwhile compares nothing, and an error leaves an index with new ones."""
     write_image(photos / "new" / "99.png", 99)
-    known, run = json.loads((folder / CHECKSUMS).read_text()), indexer.Update.run
+    known, run = json.loads((folder / CHECKSUMS).read_text()), Update.run
 
-    def late(self: indexer.Update, *args: object) -> None:
+    def late(self: Update, *args: object) -> None:
         run(self, *args)  # pyright: ignore[reportArgumentType]
         assert (folder / CHECKSUMS).read_text() == "{}"
         assert len(answers(folder, model)[0]) == 20
         raise UserError("late")
 
-    monkeypatch.setattr(indexer.Update, "run", late)
+    monkeypatch.setattr(Update, "run", late)
     with pytest.raises(UserError, match="late"):
         model.index((), folder)
     now = json.loads((folder / CHECKSUMS).read_text())
@@ -124,16 +127,16 @@ def test_no_checksums_during_an_update(folder, model, photos, monkeypatch):
 
 
 def test_an_update_while_files_are_compared_is_no_damage(folder, model, photos, monkeypatch):
-    computed = database._computed
+    computed = checksums.compute_checksums
 
     def late(place: Path) -> dict[str, int]:
-        monkeypatch.setattr(database, "_computed", computed)
-        monkeypatch.setattr(database, "_READING", threading.Lock())  # stands for another process
+        monkeypatch.setattr(checksums, "compute_checksums", computed)
+        monkeypatch.setattr(checksums, "_READING", threading.Lock())  # stands for another process
         write_image(photos / "new" / "99.png", 99)
         model.index((), folder)
         return computed(place)
 
-    monkeypatch.setattr(database, "_computed", late)
+    monkeypatch.setattr(checksums, "compute_checksums", late)
     assert len(Index.open(folder, model)) == 21
 
 
@@ -174,7 +177,7 @@ def test_threads_that_update_one_index_are_refused_in_one_line(model, photos, tm
     ],
 )
 def test_errors_of_sqlite_say_what_to_do(tmp_path, reason, advice):
-    with pytest.raises(DamagedError) as error, database.index_errors(tmp_path):
+    with pytest.raises(DamagedError) as error, index_errors(tmp_path):
         raise sqlite3.OperationalError(reason)
     assert (
         str(error.value)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from eve_vl.search import features
-from eve_vl.search.features import write_features
+from eve_vl.search import parquet_features
+from eve_vl.search.parquet_features import FACTS_FILE, FeatureParts, write_features
+from eve_vl.search.pending_images import PendingImage
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
-from helpers.indices import features_of, search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import features_of, write_image
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 SIZES = ("--part-rows", 8, "--batch-size", 4)
@@ -101,10 +102,10 @@ class Killed(BaseException):
 
 
 KILLS = [  # what dies at which of its calls
-    (features, "_table", 1),
-    (features.PendingImage, "read", 9),
-    (features.PendingImage, "read", 16),
-    (features, "_table", 2),
+    (parquet_features, "_arrow_table", 1),
+    (PendingImage, "read", 9),
+    (PendingImage, "read", 16),
+    (parquet_features, "_arrow_table", 2),
     (file_io, "sync", 3),  # the temporary file of the second part is whole
 ]
 
@@ -129,7 +130,7 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(owner, name, call)
             place = ProcessPlace(rank=kills % 2, world_size=2)
-            patch.setattr(features, "process_place", lambda place=place: place)
+            patch.setattr(parquet_features, "process_place", lambda place=place: place)
             write_features(model, [photos], parts, part_rows=8, batch_size=4)
         shutil.rmtree(parts)
         left.rename(parts)
@@ -193,15 +194,15 @@ def test_mistakes_are_one_line(eve, run, photos, tmp_path, monkeypatch):
 
 def test_processes_that_see_different_data_stop(model, photos, tmp_path, monkeypatch):
     """Both found an empty folder; the first one notices it before its next part."""
-    real = features.FeatureParts.write
+    real = FeatureParts.write
 
     def write(self, number):
-        facts = tmp_path / "f" / features.FACTS
+        facts = tmp_path / "f" / FACTS_FILE
         facts.write_text(
             facts.read_text().replace(f'"{photos}, rows": 20', f'"{photos}, rows": 19')
         )
         return real(self, number)
 
-    monkeypatch.setattr(features.FeatureParts, "write", write)
+    monkeypatch.setattr(FeatureParts, "write", write)
     with pytest.raises(UserError, match=r"f: holds other features \(.*photos, rows 19 → 20\)"):
         write_features(model, [photos], tmp_path / "f", part_rows=8)

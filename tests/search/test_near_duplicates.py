@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eve_vl.search import nearest
 from eve_vl.search.index import Index
-from helpers.indices import search_model, search_run  # noqa: F401
+from eve_vl.search.near_duplicates import first_near_duplicates
 from helpers.tiny_runs import noise
 
 
@@ -118,9 +117,9 @@ def test_near_duplicates_equal_those_of_a_slow_loop(spread):
         is_near = apart <= np.minimum(limits[:row], limits[row])
         expected[row] = is_near.argmax() if is_near.any() else row
     assert (expected != np.arange(1000)).sum() >= 150
-    found = nearest.first_near_duplicates(prints, np.full(1000, -1))
+    found = first_near_duplicates(prints, np.full(1000, -1))
     np.testing.assert_array_equal(found, expected)
     for kept in (0, 300, 700, 1000):
         known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(nearest.first_near_duplicates(prints, known), expected)
-    assert nearest.first_near_duplicates(prints[:0], np.zeros(0, np.int64)).size == 0
+        np.testing.assert_array_equal(first_near_duplicates(prints, known), expected)
+    assert first_near_duplicates(prints[:0], np.zeros(0, np.int64)).size == 0

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
-from eve_vl.search import database, nearest
+from eve_vl.search import cells, vector_file
+from eve_vl.search.cells import update_cells
 from eve_vl.search.index import Index
+from eve_vl.search.index_files import CELLS
 from eve_vl.search.nearest import topk_exact
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
-from helpers.indices import search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import write_image
 from helpers.tiny_runs import TEXTS
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_topk_equals_a_full_sort(k, tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "BLOCK", 100)
+    monkeypatch.setattr(vector_file, "ROWS_MAPPED", 100)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(350, 6)).astype(np.float16)
-    kept = database.VectorFile(tmp_path, "x", 6)
+    kept = vector_file.VectorFile(tmp_path / "x.f16", 6)
     order = rng.permutation(350)
     for slots in np.array_split(order, 9):
         kept.write(slots.tolist(), features[slots])
@@ -54,7 +56,7 @@ def test_topk_equals_a_full_sort(k, tmp_path, monkeypatch):
 def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     """Return an index of 320 images, enough for cells."""
     pytest.importorskip("faiss")
-    monkeypatch.setattr(nearest, "EXACT_MOST", 200)
+    monkeypatch.setattr(cells, "MOST_EXACT", 200)
     for number in range(100, 400):
         write_image(photos / "many" / f"{number}.png", number)
     return model.index(photos, folder)
@@ -66,9 +68,9 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(
     """Filters make a search exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
-    facts = nearest.cell_facts(index.database)
+    facts = cells.current_facts(index.database)
     assert facts is not None
-    assert facts["recall@10"] >= nearest.RECALL
+    assert facts["recall@10"] >= cells.LEAST_RECALL
     assert share_found(index, 320) > 0.9
     model.index((), tmp_path / "index")
     assert "cells" not in capsys.readouterr().out
@@ -77,7 +79,7 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(
 def share_found(index: Index, num: int) -> float:
     """Return the recall of the cells among the first `num` slots, all of them used."""
     asked = index.database.images.take(np.arange(0, num, 8))
-    found = index._cells.topk(asked, 10, num)
+    found = index._ranking.cells.topk(asked, 10, num)
     assert found is not None
     exact = topk_exact(index.database.images.first(num), asked, 10, np.ones(num, dtype=bool))[
         0
@@ -95,7 +97,7 @@ def share_found(index: Index, num: int) -> float:
 def test_cells_live_on_between_updates(model, photos, tmp_path, monkeypatch, capsys):
     """New images enter them, gone ones leave; they are trained again when the number has doubled, or after damage."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
-    faiss, path = nearest.load_faiss(), tmp_path / "index" / nearest.FILE
+    faiss, path = cells.load_faiss(), tmp_path / "index" / CELLS
     assert faiss is not None
 
     def stored() -> tuple[np.ndarray, dict[int, bytes]]:
@@ -120,14 +122,14 @@ def test_cells_live_on_between_updates(model, photos, tmp_path, monkeypatch, cap
     for number in range(400, 404):
         write_image(photos / "many" / f"{number}.png", number)
     capsys.readouterr()
-    real = nearest.update_cells
+    real = update_cells
     monkeypatch.setattr(
         "eve_vl.search.index.update_cells", lambda *_: None
     )  # killed before the cells
     model.index((), tmp_path / "index")
-    assert nearest.cell_facts(index.database) is None
+    assert cells.current_facts(index.database) is None
     assert (
-        index._cells.topk(np.zeros((1, 8), np.float32), 10, 324) is None
+        index._ranking.cells.topk(np.zeros((1, 8), np.float32), 10, 324) is None
     )  # other slots: searches are exact
     monkeypatch.setattr("eve_vl.search.index.update_cells", real)
     write_image(photos / "many" / "404.png", 404)  # it takes the slot of the image that is gone
@@ -153,8 +155,8 @@ def test_cells_live_on_between_updates(model, photos, tmp_path, monkeypatch, cap
 def test_without_faiss_a_large_index_is_searched_exactly(
     model, photos, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(nearest, "EXACT_MOST", 10)
-    monkeypatch.setattr(nearest, "load_faiss", lambda: None)
+    monkeypatch.setattr(cells, "MOST_EXACT", 10)
+    monkeypatch.setattr(cells, "load_faiss", lambda: None)
     index = model.index(photos, tmp_path / "index")
     assert (
         "faiss makes a search among 20 images faster: pip install 'eve-vl[search]'"
@@ -171,7 +173,7 @@ def test_large_k_is_searched_exactly(model, photos, tmp_path, monkeypatch):
     for top in (129, 320, 700, 10**11, 2**70):
         assert [hit.name for hit in index.search(TEXTS[0], top=top, rerank=0)] == exact[:top]
     index.search(TEXTS[0], top=128, rerank=0)
-    index._cells._opened[1].nprobe = 1
+    index._ranking.cells._cells.nprobe = 1
     assert [hit.name for hit in index.search(TEXTS[0], top=128, rerank=0)] == exact[:128]
 
 
@@ -179,7 +181,7 @@ def test_a_full_disk_while_writing_cells_is_one_line(
     eve, model, run, photos, tmp_path, monkeypatch
 ):
     """The rest of the index is there, and searches are exact until the disk has space."""
-    path = tmp_path / "index" / nearest.FILE
+    path = tmp_path / "index" / CELLS
     model.index(photos, tmp_path / "index")
 
     @contextlib.contextmanager
@@ -189,7 +191,7 @@ def test_a_full_disk_while_writing_cells_is_one_line(
             yield temporary
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as full:
-        patch.setattr(nearest, "atomic_file", full_disk)
+        patch.setattr(cells, "atomic_file", full_disk)
         cells_of(model, photos, tmp_path / "index", monkeypatch)
     room = "nothing in the index is lost: free some space and run the same command again"
     assert str(full.value) == f"{tmp_path}/index: No space left on device; {room}"
@@ -205,7 +207,7 @@ def test_truncated_cells_are_rebuilt_and_damaged_ones_are_one_line(
 ):
     index, path = (
         cells_of(model, photos, tmp_path / "index", monkeypatch),
-        tmp_path / "index" / nearest.FILE,
+        tmp_path / "index" / CELLS,
     )
     exact = [hit.name for hit in index.search(TEXTS[0], top=5, rerank=0, folder=photos)]
     whole = path.read_bytes()

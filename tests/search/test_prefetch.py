@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from eve_vl.search import indexer as module
-from eve_vl.search.indexer import MOST_WAITING, prefetch
-from helpers.indices import search_model, search_run, some_photos, write_image  # noqa: F401
+from eve_vl.search import pending_images
+from eve_vl.search.prefetch import MOST_WAITING, THREADS, prefetch
 
 
 @pytest.fixture
@@ -50,14 +49,14 @@ def test_errors_are_raised_in_their_turn(threads):
 def test_only_new_images_are_read_and_decoded(model, photos, tmp_path, monkeypatch):
     """Five rows about each, as in tables with a row per caption; then from another folder; then once more."""
     read, decoded = [], []
-    read_image, decode = module.read_image, module.decode
+    read_image, decode = pending_images.read_image, pending_images.decode
     monkeypatch.setattr(
-        module,
+        pending_images,
         "read_image",
         lambda image, where: read.append(image.path.name) or read_image(image, where),
     )
     monkeypatch.setattr(
-        module, "decode", lambda *of, **crop: decoded.append(0) or decode(*of, **crop)
+        pending_images, "decode", lambda *of, **crop: decoded.append(0) or decode(*of, **crop)
     )
     names = [str(path) for path in sorted(photos.rglob("*.png"))]
     rows = [{"image": name, "caption": f"red {number}"} for name in names for number in range(5)]
@@ -74,9 +73,9 @@ def test_only_new_images_are_read_and_decoded(model, photos, tmp_path, monkeypat
 
 
 def test_an_unreadable_file_is_tried_once(model, photos, tmp_path, monkeypatch):
-    read, read_image = [], module.read_image
+    read, read_image = [], pending_images.read_image
     monkeypatch.setattr(
-        module,
+        pending_images,
         "read_image",
         lambda image, where: read.append(image.path.name) or read_image(image, where),
     )
@@ -106,7 +105,7 @@ def test_ctrl_c_does_not_wait_for_queued_rows(model, photos, tmp_path, monkeypat
         threading.Event().wait(0.05)
         return b""
 
-    monkeypatch.setattr(module, "read_image", read_image)
+    monkeypatch.setattr(pending_images, "read_image", read_image)
     with pytest.raises(KeyboardInterrupt):
         model.index(photos, tmp_path / "index")
-    assert len(begun) <= module.THREADS + 1
+    assert len(begun) <= THREADS + 1

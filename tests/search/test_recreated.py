@@ -7,10 +7,10 @@ import pytest
 
 from eve_vl.eve import Eve
 from eve_vl.run import loading
-from eve_vl.search import database
 from eve_vl.search.index import Index
+from eve_vl.search.vector_file import VectorFile
 from eve_vl.utils.errors import DamagedError
-from helpers.indices import content, rest, search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import content, rest
 from helpers.serving import serving
 from helpers.tiny_runs import TEXTS
 
@@ -55,14 +55,14 @@ def test_a_rebuilt_index_is_not_searched_with_old_rows(model, photos, tmp_path):
 
 def test_an_index_rebuilt_during_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
     model.index(photos, tmp_path / "index")
-    index, first = Index.open(tmp_path / "index", model), database.VectorFile.first
+    index, first = Index.open(tmp_path / "index", model), VectorFile.first
 
     def late(self, num):
         monkeypatch.undo()
         rebuild(model, photos, tmp_path / "index")
         return first(self, num)
 
-    monkeypatch.setattr(database.VectorFile, "first", late)
+    monkeypatch.setattr(VectorFile, "first", late)
     with pytest.raises(DamagedError, match=OTHER):
         index.search(TEXTS[0])
 

@@ -16,13 +16,12 @@ import pytest
 from pyarrow import parquet
 
 from eve_vl import __version__
-from eve_vl.search import database, query
 from eve_vl.search import hits as hits_module
-from eve_vl.search import index as index_module
-from eve_vl.search.database import CHECKSUMS
+from eve_vl.search import reranking
 from eve_vl.search.index import Index
+from eve_vl.search.index_files import CHECKSUMS, DATABASE
 from eve_vl.utils.errors import BadSampleError, UserError
-from helpers.indices import content, features_of, search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import content, features_of, write_image
 from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
 
 # Content
@@ -102,9 +101,9 @@ def test_the_matching_head_reranks_the_number_that_validation_chose(model, photo
 
 def test_candidates_are_decoded_one_batch_at_a_time(model, photos, tmp_path, monkeypatch):
     index, decoded, at_a_time = model.index(photos, tmp_path / "index"), [], []
-    scores, shrunk = model.task.pair_scores, index_module.shrunk
-    monkeypatch.setattr(query, "AT_ONCE", 4)
-    monkeypatch.setattr(index_module, "shrunk", lambda *args: decoded.append(args) or shrunk(*args))
+    scores, shrunk = model.task.pair_scores, reranking.shrunk
+    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(reranking, "shrunk", lambda *args: decoded.append(args) or shrunk(*args))
     monkeypatch.setattr(
         model.task, "pair_scores", lambda *args: at_a_time.append(len(decoded)) or scores(*args)
     )
@@ -385,12 +384,12 @@ def write_bad_indices(eve, run, tmp_path: Path) -> None:
     assert eve("index", "bad", "--run", run, "--out", "of_bad").returncode == 0
     assert eve("index", "photos", "--run", blind, "--out", "of_blind").returncode == 0
     shutil.copytree(tmp_path / "index", tmp_path / "older")
-    with sqlite3.connect(tmp_path / "older" / database.DATABASE) as db:
+    with sqlite3.connect(tmp_path / "older" / DATABASE) as db:
         db.execute("UPDATE fact SET value = '0' WHERE name = 'format'")
     db.close()
     (tmp_path / "older" / CHECKSUMS).unlink()
     shutil.copytree(tmp_path / "index", tmp_path / "moved")
-    with sqlite3.connect(tmp_path / "moved" / database.DATABASE) as db:
+    with sqlite3.connect(tmp_path / "moved" / DATABASE) as db:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
     (tmp_path / "moved" / CHECKSUMS).unlink()
@@ -401,8 +400,8 @@ def write_bad_indices(eve, run, tmp_path: Path) -> None:
     for name, size in (("shortened", 5000), ("nil", 0), ("wrong", 0)):
         shutil.copytree(tmp_path / "index", tmp_path / name)
         (tmp_path / name / CHECKSUMS).unlink()
-        os.truncate(tmp_path / name / database.DATABASE, size)
-    (tmp_path / "wrong" / database.DATABASE).write_text("no database at all " * 9)
+        os.truncate(tmp_path / name / DATABASE, size)
+    (tmp_path / "wrong" / DATABASE).write_text("no database at all " * 9)
 
 
 def mistakes(run: Path, other: Path, blind: Path) -> list[tuple[tuple[object, ...], str]]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from eve_vl.utils.errors import UserError
-from helpers.indices import search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import write_image
 from helpers.tiny_runs import TEXTS, noise
 
 
@@ -135,7 +135,9 @@ def test_an_image_never_gets_the_captions_of_a_dropped_one(model, tmp_path, monk
     (tmp_path / "b").mkdir()
     (tmp_path / "b.png").rename(tmp_path / "b" / "b.png")
     model.index(tmp_path / "a.jsonl", tmp_path / "index")
-    monkeypatch.setattr("eve_vl.search.indexer.Update._forget", lambda update, _: update._commit())
+    monkeypatch.setattr(
+        "eve_vl.search.update.Update._forget_missing", lambda update, _: update._commit()
+    )
     index = model.index(tmp_path / "b", tmp_path / "index", drop=str(tmp_path / "a.jsonl"))
     assert [
         (Path(hit.name).name, [*hit.captions]) for hit in index.search(image=noise(1, 20, 30))

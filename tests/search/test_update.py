@@ -16,15 +16,14 @@ import numpy as np
 import pytest
 
 from eve_vl.run import loading
-from eve_vl.search import database, indexer
-from eve_vl.search.database import CHECKED, CHECKSUMS, FeatureWriter
+from eve_vl.search import database, pending_images, update
+from eve_vl.search.checksums import CHECKED
+from eve_vl.search.feature_writer import FeatureWriter
+from eve_vl.search.file_stamps import file_state
+from eve_vl.search.index_files import CHECKSUMS, DATABASE
+from eve_vl.search.vector_file import VectorFile
 from eve_vl.utils.errors import DamagedError, UserError
-from helpers.indices import (
-    content,
-    features_of,
-    rest,
-    write_image,
-)
+from helpers.indices import content, features_of, rest, write_image
 from helpers.tiny_runs import TEXTS
 
 
@@ -100,12 +99,12 @@ def test_only_changed_files_are_read_and_only_other_bytes_decoded(
     model.index(photos, tmp_path / "index")
     before, done = content(tmp_path / "index"), []
     for name in ("read_image", "decode"):
-        real = getattr(indexer, name)
+        real = getattr(pending_images, name)
 
         def note(*args, name=name, real=real, **kwargs):
             return done.append(name) or real(*args, **kwargs)
 
-        monkeypatch.setattr(indexer, name, note)
+        monkeypatch.setattr(pending_images, name, note)
     for touched, work in (((), []), (("05", "06"), ["read_image"] * 2), ((), [])):
         for name in touched:
             (photos / "old" / f"{name}.png").touch()
@@ -146,7 +145,7 @@ def test_times_that_sqlite_cannot_store_are_stored_as_others(monkeypatch):
             monkeypatch.setattr(
                 Path, "stat", lambda _, time=time: SimpleNamespace(st_size=1, st_ctime_ns=time)
             )
-            assert db.execute("SELECT ?", [indexer.stat_of(Path("x"))[1]]).fetchone() == (
+            assert db.execute("SELECT ?", [file_state(Path("x")).changed]).fetchone() == (
                 time % 2**63,
             )
 
@@ -194,7 +193,7 @@ def test_column_names_are_stored_at_updates(model, photos, tmp_path):
         index.database.db.set_trace_callback(None)
         assert len(statements) == 1
         assert "caption" not in statements[0]
-        db = sqlite3.connect(tmp_path / "index" / database.DATABASE)
+        db = sqlite3.connect(tmp_path / "index" / DATABASE)
         scanned = db.execute(
             "SELECT DISTINCT key FROM caption, json_each(columns) ORDER BY key"
         ).fetchall()
@@ -317,12 +316,12 @@ def test_an_update_locks_searches_out_only_while_it_commits(model, photos, tmp_p
         return db
 
     def look(*args: Any) -> Any:
-        with contextlib.closing(connect(tmp_path / "index" / database.DATABASE, timeout=0)) as db:
+        with contextlib.closing(connect(tmp_path / "index" / DATABASE, timeout=0)) as db:
             seen.append(db.execute("SELECT count(*) FROM image").fetchone()[0])
         return whole(*args)
 
-    whole = indexer.Update._commit
-    monkeypatch.setattr(indexer.Update, "_commit", look)
+    whole = update.Update._commit
+    monkeypatch.setattr(update.Update, "_commit", look)
     assert model.index((), tmp_path / "index").changes.gone == 8
     assert {*seen} == {20}  # of before: what is not committed is not seen
 
@@ -338,10 +337,10 @@ def test_an_update_waits_for_a_long_read(model, photos, tmp_path, monkeypatch):
     index = model.index(photos, tmp_path / "index")
     assert index.database.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
     write_image(photos / "new" / "99.png", 99)
-    reader = sqlite3.connect(tmp_path / "index" / database.DATABASE)
+    reader = sqlite3.connect(tmp_path / "index" / DATABASE)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM image").fetchone()
-    monkeypatch.setattr(indexer, "SECONDS_FOR_READERS", 0.1)
+    monkeypatch.setattr(update, "SECONDS_FOR_READERS", 0.1)
     with pytest.raises(
         DamagedError, match=r"is locked; another process uses it: run the same command again later"
     ) as error:
@@ -359,7 +358,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
     assert (
         eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 16).returncode == 0
     )
-    monkeypatch.setattr(indexer, "SECONDS_PER_COMMIT", 0.0)
+    monkeypatch.setattr(update, "SECONDS_PER_COMMIT", 0.0)
     killed, left = tmp_path / "killed", [0]
 
     def count(*_: object) -> None:
@@ -369,10 +368,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
             raise Killed
 
     for owner, name in (
-        (database.VectorFile, "write"),
-        (database.VectorFile, "sync"),
-        (indexer.Update, "_put"),
-        (indexer.Update, "_captions"),
+        (VectorFile, "write"),
+        (VectorFile, "sync"),
+        (update.Update, "_put_image"),
+        (update.Update, "_put_captions"),
     ):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
     rng, kills = np.random.default_rng(0), 0
@@ -405,16 +404,16 @@ def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable
 
 KILLS = """
 import os, signal
-from eve_vl.search import indexer
-indexer.SECONDS_PER_COMMIT = 0.0
+from eve_vl.search import update
+update.SECONDS_PER_COMMIT = 0.0
 name, left = os.environ["KILLED_AFTER"].split()
-real, left = getattr(indexer.Update, name), [int(left)]
+real, left = getattr(update.Update, name), [int(left)]
 def call(self, *args):
     real(self, *args)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-setattr(indexer.Update, name, call)
+setattr(update.Update, name, call)
 """
 
 
@@ -442,7 +441,7 @@ def test_an_update_resumes_after_sigkill(eve, eve_fork, run, photos, tmp_path):
         elif number % 3 == 1:
             write_image(image, number + 1000)
             image.with_suffix(".txt").write_text(f"blue {number // 2}")
-    assert killed_after("_forget 1") == 120
+    assert killed_after("_forget_missing 1") == 120
     assert eve(*command).returncode == 0
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
     assert json.loads((tmp_path / "killed" / CHECKSUMS).read_text()).keys() == {*CHECKED}
@@ -488,14 +487,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
         write_image(photos / "many" / f"{number}{'x' * 100}.png", number)
     with monkeypatch.context() as full:
         if place == "features":
-            real = database.VectorFile.write
+            real = VectorFile.write
 
-            def write(self: database.VectorFile, slots: Any, features: Any) -> None:
+            def write(self: VectorFile, slots: Any, features: Any) -> None:
                 if max(slots) > 60:
                     raise OSError(28, "No space left on device")
                 real(self, slots, features)
 
-            full.setattr(database.VectorFile, "write", write)
+            full.setattr(VectorFile, "write", write)
         else:
             opened = database.sqlite3.connect
 

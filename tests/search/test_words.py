@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
-from eve_vl.search import words
-from eve_vl.search.hits import BACKGROUND, FITS
+from eve_vl.search.fit import BACKGROUND_FACT, FITS
+from eve_vl.search.fusion import DEPTH, RRF
 from eve_vl.search.index import Index
 from eve_vl.search.query import Query
-from eve_vl.search.words import DEPTH, RRF
+from eve_vl.search.word_search import match_words
 from eve_vl.utils.errors import UserError
-from helpers.indices import search_model, search_run, some_photos, write_image  # noqa: F401
+from helpers.indices import write_image
 from helpers.tiny_runs import tiny_run, write_run
 
 CAPTIONS = {
@@ -82,7 +82,7 @@ def names(hits) -> list[str]:
     ],
 )
 def test_a_query_has_weights_phrases_and_exclusions(given, parts, terms):
-    query = Query.of(given)
+    query = Query.parse(given)
     assert list(query.parts) == parts
     assert list(query.terms) == terms
     assert query.is_plain == (parts in ([], [(given, 1)]))
@@ -165,10 +165,10 @@ def test_literal_matches_come_first_and_ranks_are_fused(index):
             for name, text in CAPTIONS.items()
             if re.search(rf"\b{query}s?\b", f"{text} {name}".replace("_", " "))
         }
-        table = words.rank(
+        table = match_words(
             index.database,
             "image_words",
-            Query.of(query),
+            Query.parse(query),
             np.ones(len(CAPTIONS), dtype=bool),
             is_filtered=False,
         )
@@ -303,7 +303,7 @@ def test_options_without_effect_are_refused(index):
 
 
 def test_a_fit_is_the_share_of_background_scores_below(index, model):
-    facts = index.database.read_fact(BACKGROUND)
+    facts = index.database.read_fact(BACKGROUND_FACT)
     images = index.database.images.take(np.arange(len(CAPTIONS)))
     slots = dict(index.database.rows("SELECT name, slot FROM image"))
     query_d = np.asarray(model.encode_text("dog"))[0]

@@ -16,8 +16,8 @@ import pytest
 from fastapi import Request
 from fastapi.testclient import TestClient
 
-from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
+from eve_vl.search.index_files import DATABASE
 from eve_vl.serve import DECODERS, MB, Limits, RequestRefusedError
 from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room
 from eve_vl.serve.app import application, distinct, without_paths
