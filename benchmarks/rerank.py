@@ -31,7 +31,7 @@ from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, rerank_score
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.run.loading import build_task, load_run  # noqa: E402
-from eve_vl.run.training import train_tokenizer  # noqa: E402
+from eve_vl.run.run_tokenizer import train_tokenizer  # noqa: E402
 from eve_vl.tasks.retrieval import Retrieval  # noqa: E402
 from eve_vl.utils.runtime import seed_everything  # noqa: E402
 

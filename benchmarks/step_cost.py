@@ -52,7 +52,7 @@ from eve_vl.config import Config  # noqa: E402
 from eve_vl.data.masked_batches import PairBatch  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.bench import has_processor_clock, now  # noqa: E402
-from eve_vl.run.inspect import inspect_config  # noqa: E402
+from eve_vl.run.flops import inspect_config  # noqa: E402
 from eve_vl.train.optim import build_optimizer  # noqa: E402
 from eve_vl.train.processes import autocast, pick_device, pick_dtype  # noqa: E402
 from eve_vl.utils.errors import UserError  # noqa: E402

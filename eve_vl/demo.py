@@ -33,8 +33,10 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.compare import ComparedRun, comparison_page, read_run
 from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import write_page
+from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run
-from eve_vl.run.training import check_out_folder, train, with_absolute_paths
+from eve_vl.run.resume_checks import check_out_folder
+from eve_vl.run.training import train
 from eve_vl.train import StoppedError
 from eve_vl.train.log import read_log
 from eve_vl.utils.console import CONSOLE, print_line, warn

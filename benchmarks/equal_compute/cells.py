@@ -28,14 +28,11 @@ from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.metrics.intervals import to_json
 from eve_vl.recipes import EITHER, find_recipe, start_of
+from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import build_task, load_run, read_config
-from eve_vl.run.training import (
-    check_out_folder,
-    train,
-    train_tokenizer,
-    with_absolute_paths,
-    with_init_tokenizer,
-)
+from eve_vl.run.resume_checks import check_out_folder
+from eve_vl.run.run_tokenizer import train_tokenizer, with_init_tokenizer
+from eve_vl.run.training import train
 from eve_vl.tasks import task_class
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log

@@ -27,7 +27,8 @@ class RunsArgs(JsonArgs):
 def show_ranking(results: Mapping[str, Any]) -> dict[str, Any]:
     """Print a table of the `Result`s on each data, best first; return JSON values."""
     from eve_vl.metrics.intervals import MeasuredValue, to_json
-    from eve_vl.run.results import cost_chain, cost_text, ranked
+    from eve_vl.run.results import ranked
+    from eve_vl.run.run_costs import cost_chain, cost_text
 
     groups: dict[Any, dict[str, Any]] = {}
     for name, result in results.items():
@@ -82,7 +83,7 @@ def run_runs(args: RunsArgs) -> None:
     """List runs with data, steps, cost and numbers: eve runs [FOLDER …]."""
     from eve_vl.metrics.intervals import to_json
     from eve_vl.report.compare import find_runs
-    from eve_vl.run.results import cost_text
+    from eve_vl.run.run_costs import cost_text
 
     paths, rows, broken = find_runs(args.folders), [], {}
     for path in progress(paths, "reading runs", len(paths)):
@@ -131,7 +132,8 @@ def _row(path: Path) -> dict[str, Any]:
     from eve_vl.data import fingerprint
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.loading import load_run, root_of
-    from eve_vl.run.results import cost_chain, main_numbers, read_results
+    from eve_vl.run.results import main_numbers, read_results
+    from eve_vl.run.run_costs import cost_chain
     from eve_vl.train.checkpoint import BEST
     from eve_vl.train.log import read_log
 

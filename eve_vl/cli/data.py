@@ -128,8 +128,8 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
     """
     from eve_vl.data.tokenizer import Tokenizer
     from eve_vl.interop.run_names import run_path
-    from eve_vl.run.summary import check_lines
-    from eve_vl.run.training import tokenizer_of
+    from eve_vl.run.run_tokenizer import tokenizer_of
+    from eve_vl.run.text_lengths import check_lines
     from eve_vl.train.checkpoint import chosen_checkpoint
 
     if config.data.modality == "image":
@@ -183,7 +183,7 @@ def run_data_write(args: WriteArgs) -> None:
 def run_tokenizer_train(args: TokenizerArgs) -> None:
     """Train a byte-level BPE tokenizer on texts: eve tokenizer train PATH … [flags]."""
     check_writable(args.out)
-    from eve_vl.run.training import train_tokenizer
+    from eve_vl.run.run_tokenizer import train_tokenizer
 
     if problems := TokenizerConfig(vocab_size=args.vocab_size).validate():
         raise UserError("; ".join(problems))

@@ -195,12 +195,12 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
 
     A single run's numbers also go to a file.
     """
-    from eve_vl.data.opening import open_sources, open_splits
+    from eve_vl.data.opening import open_sources, open_splits, open_train_and_val
     from eve_vl.evaluation.runner import evaluated
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run, read_config
-    from eve_vl.run.results import result_of, store
+    from eve_vl.run.results import measuring_options, result_of, store
     from eve_vl.train.checkpoint import chosen_checkpoint
     from eve_vl.train.processes import pick_device
 
@@ -245,12 +245,18 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
         "ablations": args.ablations,
     }
     found = evaluated(run, args.samples, sources, skip_invalid=skip, **options)
-    limited = {"samples": args.samples} if args.samples < EvaluateArgs.samples else {}
-    result = result_of(run, found, args.data or run.config.data.val, {**flags, **limited})
+    measured_sources = sources or open_train_and_val(run.config, rows)[1]
+    num_rows = sum(map(len, measured_sources))
+    measuring = measuring_options(
+        flags, num_samples=args.samples, num_rows=num_rows, skip_invalid=skip
+    )
+    result = result_of(run, found, args.data or run.config.data.val, measuring)
     is_single = len({*args.runs}) == 1
     if not is_single:
         print_line(f"{path}, step {run.step:,}:")
     notes = [*found.notes, *leaks(run, sources), *run.evaluator.warnings(found.numbers)]
+    if args.samples < num_rows:
+        notes.append(f"{args.samples:,} of {num_rows:,} rows were measured; --samples N takes N")
     _show(args.json if is_single else None, found.numbers, found.data, notes, result.comparison)
     if sources is not None:
         store(run, result)
@@ -326,7 +332,7 @@ def _show(
 def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
     from eve_vl.interop.run_names import path_of
-    from eve_vl.run.inspect import inspect_config, inspect_run
+    from eve_vl.run.flops import inspect_config, inspect_run
 
     path = path_of(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")

@@ -61,7 +61,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # its weights need its shape
-        from eve_vl.run.loading import in_its_shape
+        from eve_vl.run.weight_transfer import in_its_shape
 
         recipe = in_its_shape(recipe, start, early_flags(argv).init)
     _train("pretrain", argv, make.__doc__, recipe, start)
@@ -98,7 +98,7 @@ def run_average(args: AverageArgs) -> None:
             "name at least two runs, each once, for example eve average runs/seed_0 runs/seed_1 --out runs/average"
         )
     from eve_vl.interop.run_names import run_path
-    from eve_vl.run.writing import average
+    from eve_vl.run.average_runs import average
 
     average([run_path(run) for run in args.runs], expand_user(args.out))
     print_line(f"{args.out}: the average of {len(args.runs)} runs")
@@ -128,7 +128,8 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
         print_line(
             f"eve {verb} {argv[0]}: starts from {named.init}"
         )  # reading it imports torch, which takes seconds
-    from eve_vl.run.loading import read_config, settings_folder
+    from eve_vl.run.loading import read_config
+    from eve_vl.run.start_folder import settings_folder
 
     init = expand_user(named.init)
     out = expand_user(named.out or out)

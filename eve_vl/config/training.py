@@ -294,7 +294,7 @@ class TrainConfig(Values):
     device: str = "auto"
     """Device by its torch name: cpu, cuda, cuda:1, mps; auto: cuda if there is one."""
     threads: CountOrZero = 0
-    """CPU threads of one process; 0: OMP_NUM_THREADS if set, else all cores if a first measurement shows that they pay."""
+    """CPU threads of one process; 0: OMP_NUM_THREADS if set, else one for a small model, and all cores for others."""
     compile: bool = False
     """Compile the blocks with torch.compile: takes minutes first, then steps are faster; needs a C++ compiler."""
     layout: Literal["replicate", "shard"] = "replicate"

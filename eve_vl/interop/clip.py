@@ -13,8 +13,6 @@ Checkpoints are as transformers and open_clip save them. A hub's hf:ORG/NAME is 
 | SigLIP 2 with patches of any aspect ratio (NaFlex) | refused |
 """
 
-import contextlib
-import fcntl
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -34,6 +32,7 @@ from eve_vl.run.start_folder import hub_cache_folder
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, reporting_write_errors
+from eve_vl.utils.file_lock import file_lock
 
 OPEN_CLIP = "open_clip_config.json"
 TEXTS = ("*.json", "*.txt", "*.model")  # config, preprocessing, tokenizer
@@ -381,19 +380,16 @@ def download_as_run(name: str) -> Path:
     """
     run = hub_cache_folder(name)
     repository = name.removeprefix(HUB_PREFIX)
-    if not (run / "best").is_dir():
-        with reporting_write_errors(run.parent):
-            run.parent.mkdir(parents=True, exist_ok=True)
-            lock = run.with_name(f"{run.name}.lock").open("w")
-        with lock:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another download
-            if not (run / "best").is_dir():
-                folder = download(repository)
-                summary = convert.import_weights(
-                    [FAMILY], read_folder(folder), ConvertArgs(source=folder, target=run)
-                )
-                print_line(f"{name}: {summary}, kept in {run}")
+    if (run / "best").is_dir():
+        return run
+    with reporting_write_errors(run.parent):
+        run.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(run.with_name(f"{run.name}.lock"), waits=True):  # for another download
+        if not (run / "best").is_dir():
+            folder = download(repository)
+            args = ConvertArgs(source=folder, target=run)
+            summary = convert.import_weights([FAMILY], read_folder(folder), args)
+            print_line(f"{name}: {summary}, kept in {run}")
     return run
 
 

@@ -14,7 +14,8 @@ from eve_vl.config import Config, EveModelConfig, HeadlessConfig, InputConfig, T
 from eve_vl.config.tasks import NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
-from eve_vl.run.loading import parts, read_config
+from eve_vl.run.loading import read_config
+from eve_vl.run.weight_transfer import model_parts
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
 
@@ -241,9 +242,7 @@ def export_published(run: Path, target: Path) -> str:
     checkpoint.save_weights(target, published)
     words = f"{len(published)} tensors"
     if left_out := sorted(ours.keys() - made.keys()):
-        words += (
-            f"; left out {len(left_out)} that the published models do not have: {parts(left_out)}"
-        )
+        words += f"; left out {len(left_out)} that the published models do not have: {model_parts(left_out)}"
     if config.model.routing == "dropless":
         words += "; the published code routes differently (to import it again: --routing dropless --text-tokens 0)"
     return words

@@ -32,10 +32,10 @@ from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.metrics.names import meaning
 from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import command_line, run_page, write_page
+from eve_vl.run.average_runs import average
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.results import result_of
 from eve_vl.run.training import train
-from eve_vl.run.writing import average
 from eve_vl.train import StoppedError, processes
 from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, delete_folders, read_best
 from eve_vl.train.log import read_log

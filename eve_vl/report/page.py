@@ -15,9 +15,10 @@ from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
 from eve_vl.report.drawing import Curves, Section, clock, document, draw
 from eve_vl.report.task import TaskReport, own_sections
-from eve_vl.run.inspect import inspect_run
+from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
-from eve_vl.run.results import cost_chain, cost_text, read_results
+from eve_vl.run.results import read_results
+from eve_vl.run.run_costs import cost_chain, cost_text
 from eve_vl.run.start_folder import start_folder
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint

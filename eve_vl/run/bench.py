@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from eve_vl.config import Config
 from eve_vl.data.batches import RowBatch
 from eve_vl.data.loader import train_loader
 from eve_vl.data.opening import open_sources
-from eve_vl.run.inspect import forward_flops
+from eve_vl.run.flops import forward_flops
 from eve_vl.run.loading import build_untrained
-from eve_vl.run.summary import expected_memory, machine_line
-from eve_vl.run.training import obtain_tokenizer, tune_threads, with_init_tokenizer
+from eve_vl.run.run_tokenizer import obtain_tokenizer, with_init_tokenizer
+from eve_vl.run.startup_summary import expected_memory, machine_line
+from eve_vl.run.thread_count import choose_threads
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
 from eve_vl.train import processes
@@ -32,11 +34,12 @@ from eve_vl.utils.console import progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import core_seconds, seed_everything, set_threads
 
-WARM = 3  # first steps, which allocate memory and compile kernels, do not count
-NUM_TEXTS = 2000  # rows of each source to train a tokenizer on
-LESS = "give a smaller --train.batch-size or a larger --train.accumulation"
-GEMM = {"cpu": 2048}  # side of the matrices, by device
-GEMM_SIDE, GEMM_ROUNDS = 8192, 20
+WARM_UP_STEPS = 3  # they allocate memory and compile kernels, and do not count
+MAX_TOKENIZER_ROWS = 2000  # of each source, to train a tokenizer on
+FIX_FOR_MEMORY = "give a smaller --train.batch-size or a larger --train.accumulation"
+MATRIX_SIDE_ON_CPU = 2048
+MATRIX_SIDE = 8192
+MATRIX_PRODUCTS = 20
 
 
 def bench(config: Config, num_steps: int) -> dict[str, Any]:
@@ -49,58 +52,52 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
     seconds).
     """
-    trainer, loader = _started(config, num_steps)
-    config, train = trainer.task.config, trainer.config
-    device, dtype = trainer.device, pick_dtype(train.dtype, trainer.device)
-    micro_batches, start = (
-        [next(loader)],
-        time.process_time(),
-    )  # the first draws the order of an epoch
-    micro_batches += itertools.islice(loader, (WARM + num_steps) * train.accumulation - 1)
-    loading = (time.process_time() - start) / (len(micro_batches) - 1)
+    trainer, loader = _start(config, num_steps)
+    config = trainer.task.config
+    train = trainer.config
+    device = trainer.device
+    dtype = pick_dtype(train.dtype, device)
+
+    micro_batches = [next(loader)]  # its time does not count: it draws the order of an epoch
+    start = time.process_time()
+    num_micro_batches = (WARM_UP_STEPS + num_steps) * train.accumulation
+    micro_batches += itertools.islice(loader, num_micro_batches - 1)
+    loading_seconds = (time.process_time() - start) / (len(micro_batches) - 1)
     try:
-        seconds, wall, cores = _time_steps(trainer, micro_batches)
+        times = _time_steps(trainer, micro_batches)
     except torch.OutOfMemoryError:
-        raise UserError(f"a step does not fit the memory of {device}; {LESS}") from None
-    memory, (peak, peak_of) = peak_memory(), reachable(device, dtype)
-    tokens, text_length = _tokens(micro_batches, config)
-    texts = dataclasses.replace(
+        raise UserError(f"a step does not fit the memory of {device}; {FIX_FOR_MEMORY}") from None
+    memory = peak_memory()
+    peak, peak_of = reachable(device, dtype)
+
+    tokens_per_row, text_length = _count_tokens(micro_batches, config)
+    mean_texts = dataclasses.replace(
         config.input, text_length=max(1, round(text_length)), padded_text_length=0
     )
-    flops = 3 * sum(
-        forward_flops(dataclasses.replace(config, input=texts), trainer.task.sizes).values()
-    )
-    rows, speed = train.batch_size, flops * train.batch_size / seconds["step"]
-    found: dict[str, Any] = {
+    flops_by_part = forward_flops(dataclasses.replace(config, input=mean_texts), trainer.task.sizes)
+    flops_per_row = 3 * sum(flops_by_part.values())
+    rows = train.batch_size
+    flops_per_second = flops_per_row * rows / times.parts["step"]
+    step_seconds = times.core_seconds if device.type == "cpu" else times.wall_seconds
+    return {
         "recipe": config.recipe,
         "machine": machine_line(device, dtype).removeprefix("machine: "),
-    }
-    found |= {
         "clock": "processor time" if has_processor_clock(device) else "wall time",
         "steps": num_steps,
-    }
-    found |= {
         "rows": rows,
         "text_length": text_length,
-        "seconds": seconds,
-        "rows_per_second": rows / wall,
-    }
-    found |= {
-        "rows_per_core_second": rows / cores,
-        "tokens_per_second": rows * tokens / wall,
-        "flops_per_row": flops,
-    }
-    found |= {
+        "seconds": times.parts,
+        "rows_per_second": rows / times.wall_seconds,
+        "rows_per_core_second": rows / times.core_seconds,
+        "tokens_per_second": rows * tokens_per_row / times.wall_seconds,
+        "flops_per_row": flops_per_row,
         "peak": peak,
         "peak_of": peak_of,
         "memory": memory,
-        "flops_per_second": speed,
-        "mfu": speed / peak,
-    }
-    share = loading * train.accumulation / (cores if device.type == "cpu" else wall)
-    return found | {
-        "loader_rows_per_core_second": len(micro_batches[0].where) / loading,
-        "loader_share": share,
+        "flops_per_second": flops_per_second,
+        "mfu": flops_per_second / peak,
+        "loader_rows_per_core_second": len(micro_batches[0].where) / loading_seconds,
+        "loader_share": loading_seconds * train.accumulation / step_seconds,
     }
 
 
@@ -109,11 +106,13 @@ def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
 
     Raises UserError.
     """
-    trainer, loader = _started(config, num_steps)
+    trainer, loader = _start(config, num_steps)
+    num_steps += WARM_UP_STEPS
     start = time.perf_counter()
-    batches = list(itertools.islice(loader, (WARM + num_steps) * config.train.accumulation))
-    loading = (time.perf_counter() - start) / (WARM + num_steps)
-    return _time_steps(trainer, batches)[1] + loading, torch.get_num_threads()
+    batches = list(itertools.islice(loader, num_steps * config.train.accumulation))
+    loading_seconds = (time.perf_counter() - start) / num_steps
+    times = _time_steps(trainer, batches)
+    return times.wall_seconds + loading_seconds, torch.get_num_threads()
 
 
 def has_processor_clock(device: torch.device) -> bool:
@@ -128,125 +127,154 @@ def now(device: torch.device) -> float:
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-    return time.process_time() if has_processor_clock(device) else time.perf_counter()
+    if has_processor_clock(device):
+        return time.process_time()
+    return time.perf_counter()
 
 
-def _started(config: Config, num_steps: int) -> tuple[Trainer, Iterator[RowBatch]]:
+def _start(config: Config, num_steps: int) -> tuple[Trainer, Iterator[RowBatch]]:
     """Return the trainer of an untrained run, and its micro-batches. Raises UserError."""
-    train = dataclasses.replace(config.train, steps=max(config.train.steps, WARM + num_steps))
+    steps = max(config.train.steps, WARM_UP_STEPS + num_steps)
     config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, num_workers=0), train=train
+        config,
+        data=dataclasses.replace(config.data, num_workers=0),
+        train=dataclasses.replace(config.train, steps=steps),
     )
     config = with_init_tokenizer(config)
-    device, kind = pick_device(config.train.device), task_class(type(config.task))
+    device = pick_device(config.train.device)
+    task_type = task_class(type(config.task))
     set_threads(config.train.threads)
     seed_everything(config.train.seed)
-    sources = open_sources(
-        config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config)
-    )
-    few: Any = [Subset(source, range(min(len(source), NUM_TEXTS))) for source in sources]  # pyright: ignore[reportArgumentType]
-    tokenizer = obtain_tokenizer(config, few)
-    is_known = config.init is not None or config.tokenizer.path is not None
-    prepared = kind.prepare(config, sources, None)
-    vocab_size = tokenizer.vocab_size if is_known else config.tokenizer.vocab_size
+    kind = task_type.dataset.kind_of(config)
+    sources = open_sources(config.data.train, config.data, config.input.image_size, kind)
+    first_rows: Any = [
+        Subset(source, range(min(len(source), MAX_TOKENIZER_ROWS)))  # pyright: ignore[reportArgumentType]
+        for source in sources
+    ]
+    tokenizer = obtain_tokenizer(config, first_rows)
+    prepared = task_type.prepare(config, sources, None)
+    vocab_size = config.tokenizer.vocab_size
+    if config.init is not None or config.tokenizer.path is not None:
+        vocab_size = tokenizer.vocab_size
+    sizes = Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels)
     with device:
-        task = build_untrained(
-            config, Sizes(vocab_size=vocab_size, mask_id=tokenizer.mask_id, labels=prepared.labels)
-        )
-    needed, there = (
-        expected_memory(config, task),
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
-    if device.type == "cpu" and needed > there:
-        raise UserError(
-            f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {LESS}"
-        )
+        task = build_untrained(config, sizes)
+    if device.type == "cpu":
+        _require_memory(expected_memory(config, task))
     trainer = Trainer(config.train, config.out, task, device=device, texts={})
-    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
-    tune_threads(trainer, dataset)
-    return trainer, iter(
-        train_loader(dataset, consumed=0, rank=processes.rank(), world=processes.world_size())
-    )
+    dataset = task_type.dataset(prepared.sources, config, tokenizer, training=True)
+    choose_threads(task, device)
+    loader = train_loader(dataset, consumed=0, rank=processes.rank(), world=processes.world_size())
+    return trainer, iter(loader)
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def _require_memory(needed: float) -> None:
+    """Raise UserError if this machine has less memory than a step needs."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise UserError(
+            f"a step needs about {needed / 2**30:.0f} GiB of memory, "
+            f"and there are {available / 2**30:.0f}; {FIX_FOR_MEMORY}"
+        )
+
+
+def lines(measured: Mapping[str, Any]) -> list[str]:
     """Return lines to print of the values that `bench` returns."""
-    (_, step), *parts = found["seconds"].items()
-    shown = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
-    giga = {name: found[name] / 1e9 for name in ("flops_per_row", "flops_per_second", "peak")}
+    (_, step_seconds), *parts = measured["seconds"].items()
+    parts_text = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
+    values = {
+        **measured,
+        "flops_per_row": measured["flops_per_row"] / 1e9,
+        "flops_per_second": measured["flops_per_second"] / 1e9,
+        "peak": measured["peak"] / 1e9,
+        "step_milliseconds": 1000 * step_seconds,
+        "parts": parts_text,
+        "gib": measured["memory"] / 2**30,
+    }
     texts = (
-        "step: {ms:,.1f} ms of {clock} ({shown}), median of {steps} steps of {rows:,} rows",
+        "step: {step_milliseconds:,.1f} ms of {clock} ({parts}), median of {steps} steps of {rows:,} rows",
         "speed: {rows_per_second:,.4g} rows a second, {rows_per_core_second:,.4g} a core-second, "
         "{tokens_per_second:,.4g} tokens a second, texts of {text_length:.1f} tokens",
-        "arithmetic: {flops_per_row:,.3g} GFLOP a row, {flops_per_second:,.4g} GFLOP/s, MFU {mfu:.3f} of {peak:,.4g} GFLOP/s, "
-        "{peak_of}",
+        "arithmetic: {flops_per_row:,.3g} GFLOP a row, {flops_per_second:,.4g} GFLOP/s, "
+        "MFU {mfu:.3f} of {peak:,.4g} GFLOP/s, {peak_of}",
         "memory: {gib:.2f} GiB at most",
-        "loader: {loader_rows_per_core_second:,.4g} rows a core-second, {loader_share:.1%} of the core-seconds of the steps",
+        "loader: {loader_rows_per_core_second:,.4g} rows a core-second, "
+        "{loader_share:.1%} of the core-seconds of the steps",
     )
-    values = {**found, **giga, "ms": 1000 * step, "shown": shown, "gib": found["memory"] / 2**30}
     return [text.format_map(values) for text in texts]
 
 
-def _time_steps(
-    trainer: Trainer, micro_batches: Sequence[RowBatch]
-) -> tuple[dict[str, float], float, float]:
-    """Return medians over steps.
+@dataclass
+class StepTimes:
+    """Medians over steps, in seconds."""
 
-    These are seconds of the step and of its parts, wall seconds, CPU core-seconds.
-    """
-    device, num, found, wall, cores = trainer.device, trainer.config.accumulation, [], [], []
-    for first in progress(
-        range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num
-    ):
+    parts: dict[str, float]
+    """Of the step (its first entry) and of its parts, by the device's clock."""
+    wall_seconds: float
+    core_seconds: float
+
+
+def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> StepTimes:
+    """Train on all micro-batches and return the times of the steps after the warm-up."""
+    device = trainer.device
+    accumulation = trainer.config.accumulation
+    parts_of_steps: list[dict[str, float]] = []
+    wall_seconds: list[float] = []
+    core_seconds_of_steps: list[float] = []
+    starts = range(0, len(micro_batches), accumulation)
+    for first in progress(starts, "measuring steps", len(micro_batches) // accumulation):
         parts: dict[str, float] = defaultdict(float)
-        last = start = now(device)
+        last_mark = start = now(device)
 
         def mark(part: str, parts: dict[str, float] = parts) -> None:
-            nonlocal last
-            before, last = last, now(device)
-            parts[part] += last - before
+            nonlocal last_mark
+            previous_mark = last_mark
+            last_mark = now(device)
+            parts[part] += last_mark - previous_mark
 
         trainer.mark = mark
-        clocks = time.perf_counter(), core_seconds()
-        trainer.train_step([*micro_batches[first : first + num]])
+        wall_start = time.perf_counter()
+        core_start = core_seconds()
+        trainer.train_step([*micro_batches[first : first + accumulation]])
         trainer.step += 1
-        found.append({"step": now(device) - start, **parts})
-        wall.append(time.perf_counter() - clocks[0])
-        cores.append(core_seconds() - clocks[1])
-    medians = {name: statistics.median(step[name] for step in found[WARM:]) for name in found[-1]}
-    return medians, statistics.median(wall[WARM:]), statistics.median(cores[WARM:])
+        parts_of_steps.append({"step": now(device) - start, **parts})
+        wall_seconds.append(time.perf_counter() - wall_start)
+        core_seconds_of_steps.append(core_seconds() - core_start)
+    counted = parts_of_steps[WARM_UP_STEPS:]
+    return StepTimes(
+        parts={
+            name: statistics.median(step[name] for step in counted) for name in parts_of_steps[-1]
+        },
+        wall_seconds=statistics.median(wall_seconds[WARM_UP_STEPS:]),
+        core_seconds=statistics.median(core_seconds_of_steps[WARM_UP_STEPS:]),
+    )
 
 
-def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
-    """Return the mean tokens per row and per text."""
-    parts = [part for batch in batches for part in batch.parts]
-    num_images = sum(
-        len(part.where) * hasattr(part, name)
-        for part in parts
-        for name in ("images_BCHW", "right_BCHW")
-    )
-    masks = (
-        getattr(part, name, None)
-        for part in parts
-        for name in ("is_padding_BT", "right_is_padding_BT")
-    )
-    lengths = [
-        int(length)
-        for is_padding_BT in masks
-        if is_padding_BT is not None
-        for length in (~is_padding_BT).sum(1)
-    ]
-    tokens = num_images * (1 + config.input.num_patches) + sum(lengths)
-    return tokens / sum(len(batch.where) for batch in batches), sum(lengths) / max(len(lengths), 1)
+def _count_tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
+    """Return the mean tokens per row and per text, padding left out."""
+    num_images = 0
+    text_lengths: list[int] = []
+    for batch in batches:
+        for part in batch.parts:
+            for name in ("images_BCHW", "right_BCHW"):
+                num_images += len(part.where) * hasattr(part, name)
+            for name in ("is_padding_BT", "right_is_padding_BT"):
+                is_padding_BT = getattr(part, name, None)
+                if is_padding_BT is not None:
+                    text_lengths += (~is_padding_BT).sum(1).tolist()
+    num_rows = sum(len(batch.where) for batch in batches)
+    num_tokens = num_images * (1 + config.input.num_patches) + sum(text_lengths)
+    return num_tokens / num_rows, sum(text_lengths) / max(len(text_lengths), 1)
 
 
 def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Return the FLOP/s of a large matrix product, and a description of it."""
-    side = GEMM.get(device.type, GEMM_SIDE)
-    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(1 + GEMM_ROUNDS):
+    side = MATRIX_SIDE_ON_CPU if device.type == "cpu" else MATRIX_SIDE
+    left = torch.randn(side, side, device=device).to(dtype)
+    right = torch.randn(side, side, device=device).to(dtype)
+    seconds: list[float] = []
+    for _ in range(1 + MATRIX_PRODUCTS):
         start = now(device)
-        torch.mm(one, other)
+        torch.mm(left, right)
         seconds.append(now(device) - start)
     return 2 * side**3 / min(seconds[1:]), f"a product of {side}² matrices here"

@@ -1,4 +1,4 @@
-"""Results of runs on named data, kept in the run folders, and the cost of runs.
+"""Results of runs on named data, kept in the run folders.
 
 Runs compare on the rows that both were measured on: data of one fingerprint, and rows of one name (`row_scores`).
 """
@@ -12,15 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eve_vl.builtin.names import is_name, refuse_to_write
+from eve_vl.builtin.names import refuse_to_write
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator
 from eve_vl.metrics import intervals
-from eve_vl.run.loading import LoadedRun, read_config, root_of
-from eve_vl.run.start_folder import start_folder
-from eve_vl.train.checkpoint import chosen_checkpoint, read_state
-from eve_vl.train.log import read_log
+from eve_vl.run.loading import LoadedRun, root_of
+from eve_vl.train.checkpoint import read_state
 from eve_vl.utils.console import print_line
-from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
 from eve_vl.utils.frozen import Frozen
 
@@ -35,7 +33,7 @@ class Result(Frozen):
     """Fingerprint of the data (`data.fingerprint.short`)."""
     sources: Sequence[str]
     options: Mapping[str, Any]
-    """Flags of the evaluation that change numbers."""
+    """Options of the evaluation that change numbers (`measuring_options`)."""
     step: int
     date: str
     main: Sequence[str]
@@ -60,20 +58,37 @@ class Result(Frozen):
         )
 
 
+def measuring_options(
+    flags: Mapping[str, Any], *, num_samples: int, num_rows: int, skip_invalid: bool
+) -> dict[str, Any]:
+    """Return the options that two evaluations of the same data must share to be compared.
+
+    flags: of the task. num_samples: the limit of rows, which counts only if there are more rows than that. Options without
+    effect are left out, so that results of earlier versions stay comparable.
+    """
+    options = dict(flags)
+    if num_samples < num_rows:
+        options["samples"] = num_samples
+    if skip_invalid:
+        options["skip_invalid"] = True
+    return options
+
+
 def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tuple[list[str], bool]:
     """Return the names of the main numbers, and whether lower is better in the first.
 
     Runs are compared by the first.
     """
-    names = [
+    candidates = [
         evaluator.main_metric,
         evaluator.score_name,
-        *(each.number for each in evaluator.baselines),
+        *(baseline.number for baseline in evaluator.baselines),
         evaluator.main_loss,
     ]
-    found = [name for name in dict.fromkeys(names) if name in numbers]
-    lowers = {each.number for each in evaluator.baselines if each.lower} | {evaluator.main_loss}
-    return [name for name in found if name], bool(found) and found[0] in lowers
+    names = [name for name in dict.fromkeys(candidates) if name and name in numbers]
+    lower_is_better = {baseline.number for baseline in evaluator.baselines if baseline.lower}
+    lower_is_better.add(evaluator.main_loss)
+    return names, bool(names) and names[0] in lower_is_better
 
 
 def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
@@ -81,33 +96,32 @@ def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
 
     a, b: fingerprint of the data, name of the number, row scores. None without common rows of the same data.
     """
-    is_same = a[:-1] == b[:-1] and not a[-1].keys().isdisjoint(b[-1])
-    return intervals.paired(a[-1], b[-1]) if is_same else None
+    *labels_of_a, rows_of_a = a
+    *labels_of_b, rows_of_b = b
+    if labels_of_a != labels_of_b or rows_of_a.keys().isdisjoint(rows_of_b):
+        return None
+    return intervals.paired(rows_of_a, rows_of_b)
 
 
 def result_of(
-    run: LoadedRun, found: Evaluated, sources: Sequence[str], options: Mapping[str, Any]
+    run: LoadedRun, evaluated: Evaluated, sources: Sequence[str], options: Mapping[str, Any]
 ) -> Result:
     """Return the result of a run from its evaluation."""
-    main, lower = main_numbers(run.evaluator, found.numbers)
-    about: dict[str, Any] = {
-        "task": run.config.task.name,
-        "data": found.data,
-        "sources": [*sources],
-        "options": options,
-    }
-    about |= {
-        "step": run.step,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "main": main,
-        "lower": lower,
-    }
-    about |= {
-        "scored": run.evaluator.score_name or run.evaluator.main_metric or "",
-        "numbers": found.numbers,
-    }
+    evaluator = run.evaluator
+    main, lower = main_numbers(evaluator, evaluated.numbers)
     return Result(
-        **about, comparison=run.evaluator.comparison(found.numbers), rows=found.row_scores
+        task=run.config.task.name,
+        data=evaluated.data,
+        sources=[*sources],
+        options=options,
+        step=run.step,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        main=main,
+        lower=lower,
+        scored=evaluator.score_name or evaluator.main_metric or "",
+        comparison=evaluator.comparison(evaluated.numbers),
+        numbers=evaluated.numbers,
+        rows=evaluated.row_scores,
     )
 
 
@@ -115,10 +129,9 @@ def store(run: LoadedRun, result: Result) -> None:
     """Keep a result in its run folder; print a note if it cannot be written there."""
     key = hashlib.blake2b(json.dumps([*result.measured]).encode(), digest_size=8).hexdigest()
     path = root_of(run.folder) / FOLDER / f"{result.step:08}-{key}.json"
-    values = dataclasses.asdict(result) | {
-        "numbers": intervals.to_json(result.numbers),
-        "weights": _weights(run.folder),
-    }
+    values = dataclasses.asdict(result)
+    values["numbers"] = intervals.to_json(result.numbers)
+    values["weights"] = _weights_checksum(run.folder)
     try:
         refuse_to_write(path)
         path.parent.mkdir(exist_ok=True)
@@ -135,7 +148,20 @@ def read_results(folder: Path) -> list[Result]:
 
     Damaged files are left out.
     """
-    found, names = [], [field.name for field in dataclasses.fields(Result)]
+    results: list[Result] = []
+    for path in sorted((root_of(folder) / FOLDER).glob("*.json")):
+        with suppress(UserError):
+            values = read_json(path, dict)
+            if values.get("weights") == _weights_checksum(folder):
+                result = _parsed(values)
+                if result is not None:
+                    results.append(result)
+    return sorted(results, key=lambda result: result.date)
+
+
+def _parsed(values: dict[str, Any]) -> Result | None:
+    """Return the result that a file holds, None if it is damaged."""
+    names = [field.name for field in dataclasses.fields(Result)]
     kinds = {
         "rows": dict,
         "numbers": dict,
@@ -145,31 +171,22 @@ def read_results(folder: Path) -> list[Result]:
         "data": str,
         "options": dict,
     }
-    for path in sorted((root_of(folder) / FOLDER).glob("*.json")):
-        with suppress(UserError):
-            values = read_json(path, dict)
-            if not (
-                values.keys() >= {*names}
-                and has_fields(values, **kinds)
-                and values.get("weights") == _weights(folder)
-            ):
-                continue
-            numbers = intervals.from_json(values["numbers"])
-            if all(
-                has_fields(each, **dict.fromkeys(each, float)) for each in (numbers, values["rows"])
-            ):
-                given: dict[str, Any] = {name: values[name] for name in names} | {
-                    "numbers": numbers
-                }
-                found.append(Result(**given))
-    return sorted(found, key=lambda each: each.date)
+    if not values.keys() >= {*names} or not has_fields(values, **kinds):
+        return None
+    numbers = intervals.from_json(values["numbers"])
+    for scores in (numbers, values["rows"]):
+        if not has_fields(scores, **dict.fromkeys(scores, float)):
+            return None
+    return Result(**{name: values[name] for name in names} | {"numbers": numbers})
 
 
-def _weights(folder: Path) -> str:
+def _weights_checksum(folder: Path) -> str:
     """Return the checksum of a checkpoint's weights, or its step if it has none."""
     state = read_state(folder)
     sums = state.get("sha256")
-    return str((sums if isinstance(sums, dict) else {}).get("model.safetensors", state.get("step")))
+    if not isinstance(sums, dict):
+        sums = {}
+    return str(sums.get("model.safetensors", state.get("step")))
 
 
 def ranked(results: Mapping[str, Result]) -> list[tuple[str, Result, float | None]]:
@@ -179,55 +196,17 @@ def ranked(results: Mapping[str, Result]) -> list[tuple[str, Result, float | Non
     """
     if not results:
         return []
-    name, is_lower = next(
-        ((each.main[0], each.lower) for each in results.values() if each.main), ("", False)
-    )
-    worst = float("inf") if is_lower else float("-inf")
+    with_main = [result for result in results.values() if result.main]
+    name = with_main[0].main[0] if with_main else ""
+    is_lower_better = bool(with_main) and with_main[0].lower
+    worst = float("inf") if is_lower_better else float("-inf")
     order = sorted(
-        results, key=lambda run: results[run].numbers.get(name, worst), reverse=not is_lower
+        results,
+        key=lambda run: results[run].numbers.get(name, worst),
+        reverse=not is_lower_better,
     )
     best = results[order[0]]
-    return [
-        (run, results[run], results[run].difference(best) if run != order[0] else None)
-        for run in order
-    ]
-
-
-def cost_chain(run: Path) -> dict[str, float | None]:
-    """Return the CPU core-seconds of a run and of its --init chain, by folder.
-
-    None: not recorded, or the folder is gone. Of a run named by one of its checkpoints, the steps up to it count. A run that
-    took only the shape of another (--scratch) does not count it.
-    """
-    found: dict[str, float | None] = {}
-    path: Path | None = run
-    while path is not None and (name := str(path)) not in found:
-        found[name], start, path = None, path, None
-        with suppress(UserError):
-            folder = chosen_checkpoint(start_folder(start))
-            config, root = read_config(folder), root_of(folder)
-            last = read_state(folder)["step"] if folder == start_folder(start) else float("inf")
-            rows = [row for row in read_log(root) if row["kind"] == "train" and row["step"] <= last]
-            found[name] = sum(row.get("core_seconds", 0) for row in rows) or None
-            path = None if config.scratch or is_name(start) else config.init
-    return found
-
-
-def cost_text(chain: Mapping[str, float | None]) -> str:
-    """Return the cost of a run as text: `580 (155 + 425 mine)`."""
-    own, *others = chain.values()
-    names = [Path(name).name if "/" in name else name for name in list(chain)[1:]]
-    if not others:
-        return _seconds(own)
-    parts = " + ".join(
-        [
-            _seconds(own),
-            *(f"{_seconds(value)} {name}" for name, value in zip(names, others, strict=True)),
-        ]
-    )
-    known = sum(value or 0 for value in chain.values())
-    return printable(f"{_seconds(known)}{' or more' * (None in chain.values())} ({parts})")
-
-
-def _seconds(value: float | None) -> str:
-    return "not recorded" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    ranking: list[tuple[str, Result, float | None]] = [(order[0], best, None)]
+    for run in order[1:]:
+        ranking.append((run, results[run], results[run].difference(best)))
+    return ranking

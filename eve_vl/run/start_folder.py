@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eve_vl.builtin.names import HUB_PREFIX, folder_of, is_hub_name
 from eve_vl.config import FORMAT
+from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import cache_folder
 
@@ -33,3 +34,17 @@ def hub_cache_folder(name: str) -> Path:
         raise UserError(f"{name}: not the name of a model, such as hf:openai/clip-vit-base-patch32")
     version = f"format-{FORMAT}-converter-{CONVERTER_VERSION}"
     return cache_folder("hf") / version / repository.replace("/", "--")
+
+
+def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
+    """Return the folder with config and tokenizer of an --init run. Raises UserError.
+
+    That is `out` if it can resume; the run folder itself if only its shape is wanted (scratch); else its chosen checkpoint.
+    """
+    if checkpoint_folders(out):
+        return out
+    folder = start_folder(init)
+    has_settings = all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+    if scratch and has_settings:
+        return folder
+    return chosen_checkpoint(folder)

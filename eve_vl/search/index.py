@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eve_vl.predict.inputs import GivenImage, ImageLike
-from eve_vl.run.loading import locked
+from eve_vl.run.run_lock import locked
 from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
 from eve_vl.search.filters import search_filter, slots_that_pass

@@ -34,7 +34,6 @@ from eve_vl.train.optim import (
     freeze,
     learning_rate,
     running_averages,
-    running_averages_kept,
 )
 from eve_vl.train.processes import (
     autocast,
@@ -369,20 +368,6 @@ class Trainer:
             self.choice.update(
                 Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save
             )
-
-    def time_one_pass(self, batch: Any) -> float:
-        """Return the seconds of a forward and backward pass.
-
-        Only random generators keep a trace of it.
-        """
-        with running_averages_kept(self.task):
-            start = time.perf_counter()
-            with autocast(self.device, self.dtype):
-                loss = self.task(batch).loss
-            loss.backward()
-            seconds = time.perf_counter() - start
-        self.optimizer.zero_grad(set_to_none=True)
-        return seconds
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Run one optimiser step; return its terms, averaged over micro-batches."""

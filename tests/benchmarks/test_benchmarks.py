@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from eve_vl.recipes import get_recipe
-from eve_vl.run.inspect import inspect_config
+from eve_vl.run.flops import inspect_config
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError

@@ -19,8 +19,9 @@ from tests.cli.test_bad_input import complaint
 from eve_vl.builtin.icons import ICONS, PAIRS, unpack_icons
 from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
-from eve_vl.run.loading import build_task, start_from
-from eve_vl.run.training import with_absolute_paths
+from eve_vl.run.loading import build_task
+from eve_vl.run.weight_transfer import start_from
+from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError
 from helpers.example_builds import load_example

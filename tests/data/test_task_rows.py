@@ -24,7 +24,7 @@ from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.evaluation.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
-from eve_vl.run.summary import data_lines
+from eve_vl.run.startup_summary import data_lines
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.synthetic.scenes.texts import all_captions
 from eve_vl.synthetic.scenes.world import sample_scene

@@ -19,7 +19,7 @@ from eve_vl.evaluation.runner import evaluated
 from eve_vl.eve import Eve
 from eve_vl.interop.published import export_published
 from eve_vl.report.page import write_report
-from eve_vl.run.inspect import inspect_run
+from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.train.checkpoint import CHECKPOINTS, checkpoint_folders, checksum

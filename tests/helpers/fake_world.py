@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eve_vl.config import Config
 from eve_vl.model import moe
-from eve_vl.run.inspect import _example_batch
+from eve_vl.run.example_batch import example_batch
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
 from eve_vl.train import processes, shard
@@ -91,7 +91,7 @@ def sent_in_a_step(task: Any) -> list[tuple[str, int]]:
     """Return the collective operations of a training step."""
     optimizer = build_optimizer(task.named_parameters(), task.config.train)
     with Sent() as sent:
-        (batch,) = task.before_step([_example_batch(task)])
+        (batch,) = task.before_step([example_batch(task)])
         task(batch).loss.backward()
         shard.clip_gradients(task, 1.0)
         optimizer.step()

@@ -6,19 +6,19 @@ from functools import lru_cache
 import torch
 
 from eve_vl.evaluation import classifiers
-from eve_vl.run import training
+from eve_vl.run import run_tokenizer, training
 from eve_vl.synthetic.scenes import rows
 
 classifiers.GENERATED_ROWS = (
     500  # training questions of the image-ablated baselines; 10,000 take seconds
 )
-training.ROWS_PER_TOKEN = (
+run_tokenizer.ROWS_PER_TOKEN = (
     3  # 20 rows for each of 400 tokens take seconds; all of scenes:val are as many as without this
 )
 RUN_LINES = training.run_lines
 training.run_lines = (
     lambda *_: []
-)  # they trace every new config; test_run_summary.py and test_recipes_start.py call them
+)  # they trace every new config; run/test_startup_summary.py and recipes/test_start.py call them
 torch.cpu._is_avx512_bf16_supported = lambda: (
     False
 )  # bfloat16 compiles a kernel for each shape; its tests name it

@@ -29,7 +29,9 @@ from eve_vl.learn import plan, stages
 from eve_vl.learn.plan import BUNDLED, kind_of, shown
 from eve_vl.recipes import get_recipe
 from eve_vl.run import training
+from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run, read_config
+from eve_vl.run.run_tokenizer import with_init_tokenizer
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
@@ -342,7 +344,7 @@ def test_the_commands_repeat_every_stage(whole, monkeypatch):
     for line in runs:
         main(shlex.split(line)[1:])
         stage = read_config(given[-1].out)
-        assert training.with_init_tokenizer(training.with_absolute_paths(given[-1])) == stage
+        assert with_init_tokenizer(with_absolute_paths(given[-1])) == stage
     assert len(given) == len(decisions(whole)["stages"])
 
 

@@ -37,7 +37,7 @@ from eve_vl.recipes import (
     recipes,
     start_of,
 )
-from eve_vl.run.inspect import NUM_LABELS, inspect_config
+from eve_vl.run.flops import NUM_LABELS, inspect_config
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.optim import lr_scales

@@ -48,7 +48,7 @@ def test_arithmetic_is_what_torch_counts_but_for_padding(name, monkeypatch):
 
     monkeypatch.setattr(bench, "_time_steps", counted_steps)
     found = bench.bench(config_of(name), 1)
-    counted = counter.get_total_flops() / ((bench.WARM + 1) * 8)
+    counted = counter.get_total_flops() / ((bench.WARM_UP_STEPS + 1) * 8)
     assert 0.75 * counted < found["flops_per_row"] < 1.02 * counted
     assert found["flops_per_second"] == pytest.approx(
         found["flops_per_row"] * 8 / found["seconds"]["step"]
@@ -91,7 +91,7 @@ def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monke
 
 
 def test_reachable_of_a_processor_is_measured(monkeypatch):
-    monkeypatch.setattr(bench, "GEMM", {"cpu": 256})
+    monkeypatch.setattr(bench, "MATRIX_SIDE_ON_CPU", 256)
     peak, how = bench.reachable(CPU, torch.float32)
     assert 1e8 < peak < 1e14
     assert "256²" in how

@@ -29,7 +29,7 @@ from eve_vl.interop.published import EVE, export_published
 from eve_vl.interop.vision import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.report.drawing import Curves
-from eve_vl.run.inspect import inspect_run
+from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.train import checkpoint

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import Config, ContrastMatchConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.run.loading import build_task, build_untrained, parts, start_from, transfer
+from eve_vl.run.loading import build_task, build_untrained
+from eve_vl.run.weight_transfer import model_parts, start_from, transfer
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
@@ -62,18 +63,18 @@ def test_encoder_comes_along_and_the_head_is_new(section, head):
     for name, tensor in task.state_dict().items():
         assert torch.equal(tensor, before[name] if name in done.new else source[name]), name
     assert all(parameter.requires_grad for parameter in task.parameters())
-    assert parts(done.unused) == "pixel_decoder, token_head"
+    assert model_parts(done.unused) == "pixel_decoder, token_head"
 
 
 def test_a_contrast_that_was_learnt_before_comes_along():
     source, task = weights(CONTRASTED), build(tiny_config(task=RetrievalConfig()))
     done = transfer(source, task, "run")
     assert not done.new
-    assert parts(done.unused) == "token_head"
+    assert model_parts(done.unused) == "token_head"
     assert all(torch.equal(tensor, source[name]) for name, tensor in task.state_dict().items())
     only_contrast = tiny_config(task=ContrastMatchConfig(itm_weight=0.0))
     done = transfer(weights(only_contrast), build(tiny_config(task=RetrievalConfig())), "run")
-    assert parts(done.new) == "contrast.match_head"
+    assert model_parts(done.new) == "contrast.match_head"
 
 
 def test_the_same_task_goes_on_and_another_answer_list_starts_its_last_layer_anew():
@@ -169,7 +170,9 @@ def test_named_parts_of_the_encoder_may_start_at_random(model, pattern, new):
         transfer(source, task, "run")
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     done = transfer(source, task, "run", (pattern,))
-    assert {parts([name]) for name in done.new if name.startswith("encoder.")} == {"encoder.blocks"}
+    assert {model_parts([name]) for name in done.new if name.startswith("encoder.")} == {
+        "encoder.blocks"
+    }
     assert done.new - names(task, "answer_head") <= names(task, *new)
     for name, tensor in task.state_dict().items():
         fits = name in source and source[name].shape == tensor.shape

@@ -10,9 +10,10 @@ import torch
 
 from eve_vl.cli import main
 from eve_vl.recipes import get_recipe
-from eve_vl.run.inspect import kept_bytes
+from eve_vl.run.kept_memory import kept_bytes
 from eve_vl.run.loading import build_untrained
-from eve_vl.run.plan import Layout, command, plan, step_memory, step_traffic
+from eve_vl.run.plan import command, plan
+from eve_vl.run.step_memory import Layout, step_memory, step_traffic
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 from helpers.plan_runs import ALONE, TOGETHER, config_of, measure
@@ -30,7 +31,7 @@ def test_memory_is_that_of_real_processes(tmp_path: Path):
         with torch.device("meta"):
             task = build_untrained(config, sizes)
         layout = Layout(gpus=gpus, shards=name.startswith("shard"))
-        kept = kept_bytes(config, sizes)[config.train.checkpoint_activations] / gpus
+        kept = kept_bytes(config, sizes).of(config.train.checkpoint_activations) / gpus
         planned = sum(step_memory(config, task, layout, kept).values())
         for rank in range(gpus):
             measured = json.loads((tmp_path / f"{gpus}_{rank}.json").read_text())

@@ -13,7 +13,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.run.inspect import inspect_run
+from eve_vl.run.flops import inspect_run
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE

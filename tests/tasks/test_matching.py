@@ -15,10 +15,9 @@ from eve_vl.evaluation import retrieval_set as retrieval
 from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.evaluation.runner import with_settings
-from eve_vl.run import training
+from eve_vl.run.resume_checks import check_batch_size
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
-from eve_vl.train import processes
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
@@ -287,12 +286,11 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     config = replace(
         tiny_config(task=alone(itm_loss="ranking", ranking_candidates=4)), out=tmp_path
     )
-    monkeypatch.setattr(processes, "world_size", lambda: 2)  # of which each has two pairs
     with pytest.raises(
         UserError,
         match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: ",
     ):
-        training._fit(config, torch.device("cpu"), must_resume=False, accepts_data=False)
+        check_batch_size(config, 2)
     idle = {*alone().unused_fields()}
     assert idle == {
         "rerank_by",

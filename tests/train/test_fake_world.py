@@ -7,7 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor, Shard
 
 from eve_vl.recipes import get_recipe
-from eve_vl.run.plan import Layout, step_memory, step_traffic
+from eve_vl.run.step_memory import Layout, step_memory, step_traffic
 from eve_vl.train import shard
 from eve_vl.train.optim import orthogonalize
 from eve_vl.train.shard import local

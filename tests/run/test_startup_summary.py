@@ -11,18 +11,17 @@ from torch.utils.data import Subset
 from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.kinds.items import ItemPair
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.run.kept_memory import KeptBytes
 from eve_vl.run.loading import build_untrained
-from eve_vl.run.summary import (
+from eve_vl.run.resume_checks import changes, require_truth
+from eve_vl.run.startup_summary import (
     LIBRARIES,
-    changes,
-    check_lines,
-    cut_texts,
     data_lines,
     expected_memory,
     machine_line,
     run_lines,
 )
-from eve_vl.run.training import require_truth
+from eve_vl.run.text_lengths import check_lines, cut_texts
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
@@ -177,11 +176,11 @@ def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
     """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or uneven, share them all."""
     config = with_train(batch_size=8, layout="shard", ema_decay=0.0)
     task, found = built(config), {}
-    monkeypatch.setattr("eve_vl.run.summary.processes.world_size", lambda: 8)
-    monkeypatch.setattr("eve_vl.run.summary.kept_bytes", lambda *_: (0, 0))
+    monkeypatch.setattr("eve_vl.run.startup_summary.processes.world_size", lambda: 8)
+    monkeypatch.setattr("eve_vl.run.startup_summary.kept_bytes", lambda *_: KeptBytes())
     for here in ("8", "4", "3", "1"):
         place = ProcessPlace(world_size=8, local_world_size=int(here))
-        monkeypatch.setattr("eve_vl.run.summary.process_place", lambda place=place: place)
+        monkeypatch.setattr("eve_vl.run.startup_summary.process_place", lambda place=place: place)
         found[here] = expected_memory(config, task)
     num = sum(parameter.numel() for parameter in task.parameters())
     assert found["8"] == found["3"] == found["1"]
