@@ -34,7 +34,8 @@ from eve_vl.data.row_hashes import row_keys
 from eve_vl.data.source_check import check_source
 from eve_vl.synthetic.scenes.generator import SCENES
 from eve_vl.synthetic.scenes.rows import SceneLabels
-from eve_vl.synthetic.scenes.world import KINDS, sample_scene
+from eve_vl.synthetic.scenes.sampling import sample_scene
+from eve_vl.synthetic.scenes.world import KINDS
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 

@@ -25,9 +25,9 @@ from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.evaluation.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.startup_summary import data_lines
+from eve_vl.synthetic.scenes.captions import all_captions
 from eve_vl.synthetic.scenes.rows import ScenePairs
-from eve_vl.synthetic.scenes.texts import all_captions
-from eve_vl.synthetic.scenes.world import sample_scene
+from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import encoded_card
 from helpers.twins import (

@@ -14,8 +14,10 @@ from eve_vl.cli import main
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements, render
-from eve_vl.synthetic.scenes.texts import all_captions, captions
+from eve_vl.synthetic.scenes.captions import all_captions, captions
+from eve_vl.synthetic.scenes.drawing import render
+from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.synthetic.scenes.world import (
     BACKGROUNDS,
     COLORS,
@@ -25,7 +27,6 @@ from eve_vl.synthetic.scenes.world import (
     SPLITS,
     Scene,
     Shape,
-    sample_scene,
 )
 from eve_vl.utils.errors import UserError
 

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 
 from eve_vl.data.image_refs import ImageDrawing
+from eve_vl.synthetic.scenes.captions import all_captions
+from eve_vl.synthetic.scenes.drawing import render
 from eve_vl.synthetic.scenes.questions import QUESTION_KINDS, Question, answers_of, sample_question
-from eve_vl.synthetic.scenes.rows import SceneQuestions, SceneStatements, render
-from eve_vl.synthetic.scenes.texts import STATEMENT_KINDS, Statement, all_captions, sample_statement
-from eve_vl.synthetic.scenes.world import (
-    HARD_COLORS,
-    HARD_KINDS,
-    HELD_OUT,
-    SPLITS,
-    Scene,
-    Shape,
-    sample_scene,
-)
+from eve_vl.synthetic.scenes.rows import SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.sampling import sample_scene
+from eve_vl.synthetic.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
+from eve_vl.synthetic.scenes.world import HARD_COLORS, HARD_KINDS, HELD_OUT, SPLITS, Scene, Shape
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 WORD_CLASSES = {

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eve_vl.data.image_refs import ImageDrawing, ImageRef
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.synthetic.write import IMAGE_SIZE, OutputFolder, TableRow
 
@@ -11,7 +12,7 @@ def write_captions(output: OutputFolder) -> None:
     scenes = ScenePairs(**_settings(output))
     for index in range(len(scenes)):
         row = scenes[index]
-        output.write_image(f"{index:05d}.png", row.image.pixels)
+        _write_drawing(output, f"{index:05d}.png", row.image)
         output.write_lines(f"{index:05d}.txt", row.captions)
 
 
@@ -22,7 +23,7 @@ def write_questions(output: OutputFolder) -> None:
     for index in range(len(scenes)):
         row = scenes[index]
         image = f"{index:05d}.png"
-        output.write_image(image, row.image.pixels)
+        _write_drawing(output, image, row.image)
         table.append({"image": image, "question": row.question, "answer": row.answers[0]})
     output.write_jsonl("questions.jsonl", table)
 
@@ -35,10 +36,15 @@ def write_statements(output: OutputFolder) -> None:
         row = scenes[index]
         left = f"{index:05d}-left.png"
         right = f"{index:05d}-right.png"
-        output.write_image(left, row.left.pixels)
-        output.write_image(right, row.right.pixels)
+        _write_drawing(output, left, row.left)
+        _write_drawing(output, right, row.right)
         table.append({"images": [left, right], "statement": row.statement, "label": row.label})
     output.write_jsonl("statements.jsonl", table)
+
+
+def _write_drawing(output: OutputFolder, file: str, image: ImageRef) -> None:
+    assert isinstance(image, ImageDrawing)
+    output.write_image(file, image.pixels)
 
 
 def _settings(output: OutputFolder) -> dict[str, Any]:

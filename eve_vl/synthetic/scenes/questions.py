@@ -1,39 +1,35 @@
 """Questions about scenes.
 
-For every wording of a question the answer is sampled evenly from those that are plausible, so that none can be guessed
-without the image: yes or no, zero to four, a colour, a kind, a size, a direction.
+For every wording of a question the answer is sampled evenly from those that are plausible, so that
+none can be guessed without the image: yes or no, zero to four, a colour, a kind, a size, a direction.
 
-Hard splits ask the same and more: how many shapes have both a kind and a colour while others have one of them, and which
-shape is adjacent to another.
+Hard splits ask the same and more: how many shapes have both a kind and a colour while others have one
+of them, and which shape is adjacent to another.
 """
 
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import pairwise
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from eve_vl.synthetic.random_choices import pick, pick_distinct, stream
-from eve_vl.synthetic.scenes import world
-from eve_vl.synthetic.scenes.world import (
-    NUMBERS,
-    SIDES,
-    SIZES,
-    WORLDS,
-    Draft,
-    Look,
-    Scene,
-    pairs_of,
-    sample_pair,
-)
+from eve_vl.synthetic.scenes.sampling import Draft, compose_draft, sample_pair
+from eve_vl.synthetic.scenes.world import NUMBERS, SIDES, SIZES, WORLDS, Look, Scene, pairs_of
 
 YES_NO = ("yes", "no")
 QUESTION_KINDS = ("attribute", "count", "existence", "relation", "comparison")
 
-_ASKS = {"kind": "which kind", "color": "what color"}
+_ASKS_FOR = {"kind": "which kind", "color": "what color"}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-QuestionDraft = tuple[str, str, Draft]
-"""Question, answer, constraints on the scene."""
+
+class QuestionDraft(NamedTuple):
+    """A question, its answer, and the constraints on the scene that make it right."""
+
+    question: str
+    answer: str
+    draft: Draft
 
 
 class Question(NamedTuple):
@@ -48,253 +44,281 @@ class Question(NamedTuple):
     kind: str
 
 
+Template = Callable[[Random, str], QuestionDraft]
+
+
 @cache
 def answers_of(split: str) -> tuple[str, ...]:
     """Return all answers to questions of a split."""
-    own = WORLDS[split]
-    return (*YES_NO, *NUMBERS[: own.max_shapes + 1], *own.color, *own.kind, *SIZES, *_OPPOSITE)
+    world = WORLDS[split]
+    counts = NUMBERS[: world.max_shapes + 1]
+    return (*YES_NO, *counts, *world.colors, *world.kinds, *SIZES, *_OPPOSITE)
 
 
 def sample_question(split: str, seed: int, index: int) -> Question:
     """Sample question `index` of a split, a pure function of the arguments."""
     rng = stream("question", split, seed, index)
     kind = pick(rng, QUESTION_KINDS)
-    template, *values = pick(rng, (_HARD_QUESTIONS if WORLDS[split].is_hard else _QUESTIONS)[kind])
-    question, answer, draft = template(rng, split, *values)
-    return Question(world.compose_draft(rng, split, draft), question, answer, kind)
+    templates = _HARD_TEMPLATES if WORLDS[split].is_hard else _TEMPLATES
+    asked = pick(rng, templates[kind])(rng, split)
+    scene = compose_draft(rng, split, asked.draft)
+    return Question(scene, asked.question, asked.answer, kind)
 
 
 # Attribute
 
 
-def _feature(rng: Random, split: str, given: str) -> QuestionDraft:
-    look = Look(**{given: pick(rng, getattr(WORLDS[split], given))})
+def _color_of_kind(rng: Random, split: str) -> QuestionDraft:
+    look = Look(kind=pick(rng, WORLDS[split].kinds))
+    kind, color = pick(rng, pairs_of(split, look))
+    return QuestionDraft(f"what color is the {kind}", color, Draft([Look(kind, color)], [look]))
+
+
+def _kind_of_color(rng: Random, split: str) -> QuestionDraft:
+    look = Look(color=pick(rng, WORLDS[split].colors))
     kind, color = pick(rng, pairs_of(split, look))
     draft = Draft([Look(kind, color)], [look])
-    return (
-        (f"what color is the {kind}", color, draft)
-        if given == "kind"
-        else (f"which kind is the {color} shape", kind, draft)
-    )
+    return QuestionDraft(f"which kind is the {color} shape", kind, draft)
 
 
-def _of_size(rng: Random, split: str) -> QuestionDraft:
-    kind, color = pick(rng, pairs_of(split, Look(pick(rng, WORLDS[split].kind))))
-    size, other_size = pick_distinct(rng, SIZES, 2)
-    draft = Draft([Look(kind, color, size), Look(kind, size=other_size)], [Look(kind, size=size)])
-    return f"what color is the {size} {kind}", color, draft
+def _color_of_size(rng: Random, split: str) -> QuestionDraft:
+    """Ask for the colour of a big or small shape, next to one of its kind in the other size."""
+    kind, color = pick(rng, pairs_of(split, Look(pick(rng, WORLDS[split].kinds))))
+    size, opposite_size = pick_distinct(rng, SIZES, 2)
+    wanted = [Look(kind, color, size), Look(kind, size=opposite_size)]
+    draft = Draft(wanted, [Look(kind, size=size)])
+    return QuestionDraft(f"what color is the {size} {kind}", color, draft)
 
 
 def _size(rng: Random, split: str) -> QuestionDraft:
-    pair, size = sample_pair(rng, split), pick(rng, SIZES)
-    return f"which size is the {pair.singular}", size, Draft([pair._replace(size=size)], [pair])
+    pair = sample_pair(rng, split)
+    size = pick(rng, SIZES)
+    draft = Draft([pair._replace(size=size)], [pair])
+    return QuestionDraft(f"which size is the {pair.singular}", size, draft)
 
 
-def _at_place(rng: Random, split: str, asked: str) -> QuestionDraft:
+def _at_place(rng: Random, split: str, feature: str) -> QuestionDraft:
+    """Ask for the kind or colour of the shape in a cell."""
     places = WORLDS[split].places
-    cell, value = int(rng.random() * len(places)), pick(rng, getattr(WORLDS[split], asked))
-    return (
-        f"{_ASKS[asked]} is the shape at {places[cell]}",
-        value,
-        Draft([Look(**{asked: value})], cells=[cell]),
-    )
+    cell = int(rng.random() * len(places))
+    value = pick(rng, WORLDS[split].values(feature))
+    draft = Draft([Look(**{feature: value})], cells=[cell])
+    return QuestionDraft(f"{_ASKS_FOR[feature]} is the shape at {places[cell]}", value, draft)
 
 
-# Count, existence
+# Count
 
 
 @cache
-def _looks(split: str, *features: str) -> tuple[Look, ...]:
-    return tuple(
-        Look(**{name: value}) for name in features for value in getattr(WORLDS[split], name)
-    )
+def _looks_of(split: str, *features: str) -> tuple[Look, ...]:
+    """Return the looks that have one of these features only."""
+    looks = []
+    for feature in features:
+        looks += [Look(**{feature: value}) for value in WORLDS[split].values(feature)]
+    return tuple(looks)
 
 
 def _count(rng: Random, split: str) -> QuestionDraft:
-    look, count = (
-        pick(rng, _looks(split, "kind", "color", "size")),
-        int(rng.random() * (WORLDS[split].max_shapes + 1)),
-    )
-    return f"how many {look.plural} are there", NUMBERS[count], Draft([look] * count, [look])
+    look = pick(rng, _looks_of(split, "kind", "color", "size"))
+    count = int(rng.random() * (WORLDS[split].max_shapes + 1))
+    draft = Draft([look] * count, [look])
+    return QuestionDraft(f"how many {look.plural} are there", NUMBERS[count], draft)
 
 
 def _count_all(rng: Random, split: str) -> QuestionDraft:
-    least, most = WORLDS[split].min_shapes, WORLDS[split].max_shapes
-    count = least + int(rng.random() * (most - least + 1))
-    return "how many shapes are there", NUMBERS[count], Draft(num_shapes=count)
+    fewest = WORLDS[split].min_shapes
+    most = WORLDS[split].max_shapes
+    count = fewest + int(rng.random() * (most - fewest + 1))
+    return QuestionDraft("how many shapes are there", NUMBERS[count], Draft(num_shapes=count))
 
 
 def _count_pairs(rng: Random, split: str) -> QuestionDraft:
     """Count a pair among shapes that share its kind or its colour."""
-    look, count = sample_pair(rng, split), pick(rng, range(WORLDS[split].max_shapes // 2 + 1))
-    others = [_resembling(rng, split, look) for _ in range(pick(rng, (1, 2, 3)))]
-    return (
-        f"how many {look.plural} are there",
-        NUMBERS[count],
-        Draft([look] * count + others, [look]),
-    )
+    look = sample_pair(rng, split)
+    count = pick(rng, range(WORLDS[split].max_shapes // 2 + 1))
+    num_resembling = pick(rng, (1, 2, 3))
+    resembling = [_resembling(rng, split, look) for _ in range(num_resembling)]
+    draft = Draft([look] * count + resembling, [look])
+    return QuestionDraft(f"how many {look.plural} are there", NUMBERS[count], draft)
 
 
-def _exists(rng: Random, split: str, *features: str) -> QuestionDraft:
-    """Ask for a look with these features; without any, for a pair of kind and colour."""
-    look = (
-        Look(**{name: pick(rng, getattr(WORLDS[split], name)) for name in features})
-        if features
-        else sample_pair(rng, split)
-    )
-    question, answer = f"is there {look.with_article}", pick(rng, YES_NO)
-    return (
-        question,
-        answer,
-        Draft([look]) if answer == "yes" else Draft([_resembling(rng, split, look)], [look]),
-    )
+# Existence
+
+
+def _pair_exists(rng: Random, split: str) -> QuestionDraft:
+    return _exists(rng, split, sample_pair(rng, split))
+
+
+def _sized_kind_exists(rng: Random, split: str) -> QuestionDraft:
+    kind = pick(rng, WORLDS[split].kinds)
+    return _exists(rng, split, Look(kind=kind, size=pick(rng, SIZES)))
+
+
+def _color_exists(rng: Random, split: str) -> QuestionDraft:
+    return _exists(rng, split, Look(color=pick(rng, WORLDS[split].colors)))
+
+
+def _exists(rng: Random, split: str, look: Look) -> QuestionDraft:
+    question = f"is there {look.with_article}"
+    answer = pick(rng, YES_NO)
+    if answer == "yes":
+        return QuestionDraft(question, answer, Draft([look]))
+    return QuestionDraft(question, answer, Draft([_resembling(rng, split, look)], [look]))
 
 
 def _resembling(rng: Random, split: str, look: Look) -> Look:
-    """Return a look that shares one feature.
-
-    So one feature does not decide the answer.
-    """
+    """Return a look that shares one feature, so that one feature does not decide the answer."""
     if look.kind and look.color:
-        return Look(
-            *pick(
-                rng,
-                [
-                    pair
-                    for pair in pairs_of(split)
-                    if (pair[0] == look.kind) != (pair[1] == look.color)
-                ],
-            )
-        )
+        pairs = []
+        for kind, color in pairs_of(split):
+            if (kind == look.kind) != (color == look.color):
+                pairs.append((kind, color))
+        return Look(*pick(rng, pairs))
     if look.kind:
-        other_size = SIZES[1 - SIZES.index(look.size)]
-        other_kind = pick(rng, [kind for kind in WORLDS[split].kind if kind != look.kind])
-        return pick(rng, [look._replace(size=other_size), look._replace(kind=other_kind)])
-    return Look(color=pick(rng, [color for color in WORLDS[split].color if color != look.color]))
+        opposite_size = SIZES[1 - SIZES.index(look.size)]
+        kinds = [kind for kind in WORLDS[split].kinds if kind != look.kind]
+        different_kind = pick(rng, kinds)
+        return pick(rng, [look._replace(size=opposite_size), look._replace(kind=different_kind)])
+    return Look(color=pick(rng, [color for color in WORLDS[split].colors if color != look.color]))
 
 
 # Relation
 
 
 def _relation(rng: Random, split: str, is_open: bool) -> QuestionDraft:
+    """Ask how two shapes lie, or whether they lie in a direction."""
     first, second = _two_pairs(rng, split)
     direction = pick(rng, tuple(_OPPOSITE))
-    answer = direction if is_open else pick(rng, YES_NO)
-    if direction in SIDES:
-        words = "left or right of" if is_open else f"{direction} of"
+    if is_open:
+        answer = direction
+        words = "left or right of" if direction in SIDES else "above or below"
     else:
-        words = "above or below" if is_open else direction
-    cells = _related_cells(rng, split, _OPPOSITE[direction] if answer == "no" else direction)
-    question = f"is the {first.singular} {words} the {second.singular}"
-    return question, answer, Draft([first, second], [first, second], cells)
+        answer = pick(rng, YES_NO)
+        words = f"{direction} of" if direction in SIDES else direction
+    true_direction = _OPPOSITE[direction] if answer == "no" else direction
+    cells = _related_cells(rng, split, true_direction)
+    draft = Draft([first, second], [first, second], cells)
+    return QuestionDraft(f"is the {first.singular} {words} the {second.singular}", answer, draft)
 
 
-def _adjacent(rng: Random, split: str, asked: str) -> QuestionDraft:
+def _adjacent(rng: Random, split: str, feature: str) -> QuestionDraft:
     """Ask for the kind or colour of the shape in the cell next to another shape."""
-    look, direction = sample_pair(rng, split), pick(rng, tuple(_OPPOSITE))
-    given = Look(**{asked: pick(rng, getattr(WORLDS[split], asked))})
-    found = Look(*pick(rng, [pair for pair in pairs_of(split, given) if pair != look[:2]]))
-    cells = _related_cells(rng, split, direction, are_adjacent=True)
+    look = sample_pair(rng, split)
+    direction = pick(rng, tuple(_OPPOSITE))
+    value = pick(rng, WORLDS[split].values(feature))
+    pairs = [pair for pair in pairs_of(split, Look(**{feature: value})) if pair != look.pair]
+    adjacent = Look(*pick(rng, pairs))
+    cells = _adjacent_cells(rng, split, direction)
     side = f"{direction} of" if direction in SIDES else direction
-    question = f"{_ASKS[asked]} is the shape directly {side} the {look.singular}"
-    return question, getattr(given, asked), Draft([found, look], [look], cells)
+    question = f"{_ASKS_FOR[feature]} is the shape directly {side} the {look.singular}"
+    return QuestionDraft(question, value, Draft([adjacent, look], [look], cells))
 
 
 def _two_pairs(rng: Random, split: str) -> list[Look]:
     """Sample two different pairs; in `test_novel` at least one is a held-out pair."""
-    pair = sample_pair(rng, split)
-    other = Look(*pick(rng, [other for other in pairs_of(split) if other != pair[:2]]))
-    return pick_distinct(rng, (pair, other), 2)
+    first = sample_pair(rng, split)
+    second = Look(*pick(rng, [pair for pair in pairs_of(split) if pair != first.pair]))
+    return pick_distinct(rng, (first, second), 2)
 
 
-def _related_cells(
-    rng: Random, split: str, direction: str, *, are_adjacent: bool = False
+def _related_cells(rng: Random, split: str, direction: str) -> list[int]:
+    """Sample the cells of two shapes. The first lies in that direction from the second."""
+    num_lines = len(WORLDS[split].anchors)
+    along = sorted(pick_distinct(rng, range(num_lines), 2))
+    across = [int(rng.random() * num_lines) for _ in range(2)]
+    return _cells_in_direction(num_lines, direction, along, across)
+
+
+def _adjacent_cells(rng: Random, split: str, direction: str) -> list[int]:
+    """Sample two cells side by side. The first lies in that direction from the second."""
+    num_lines = len(WORLDS[split].anchors)
+    along = pick(rng, list(pairwise(range(num_lines))))
+    line = pick(rng, range(num_lines))
+    return _cells_in_direction(num_lines, direction, along, (line, line))
+
+
+def _cells_in_direction(
+    num_lines: int, direction: str, along: Sequence[int], across: Sequence[int]
 ) -> list[int]:
-    """Sample the cells of two shapes.
-
-    The first lies in that direction from the second.
-    """
-    lines = len(WORLDS[split].anchors)
-    if are_adjacent:
-        along, across = pick(rng, [*pairwise(range(lines))]), [pick(rng, range(lines))] * 2
-    else:
-        along = sorted(pick_distinct(rng, range(lines), 2))
-        across = [int(rng.random() * lines) for _ in range(2)]
+    """Return two cells, given their ascending lines along a direction and those across it."""
     rows, columns = (across, along) if direction in SIDES else (along, across)
-    cells = [row * lines + column for row, column in zip(rows, columns, strict=True)]
-    return cells if direction in ("left", "above") else cells[::-1]
+    cells = [row * num_lines + column for row, column in zip(rows, columns, strict=True)]
+    if direction in ("right", "below"):
+        cells.reverse()
+    return cells
 
 
 # Comparison
 
 
 def _is_more(rng: Random, split: str) -> QuestionDraft:
-    more, less = pick_distinct(rng, _looks(split, pick(rng, ("kind", "color"))), 2)
+    feature = pick(rng, ("kind", "color"))
+    first, second = pick_distinct(rng, _looks_of(split, feature), 2)
     most = WORLDS[split].max_shapes
-    unequal = [
-        (high, low)
-        for low in range(most // 2)
-        for high in range(low + 1, low + 4)
-        if high + low <= most
-    ]
-    answer, (high, low) = pick(rng, YES_NO), pick(rng, unequal)
-    counts = (
-        (high, low)
-        if answer == "yes"
-        else pick(rng, [(low, high), pick(rng, [(n, n) for n in range(most // 2 + 1)])])
-    )
-    wanted = [more] * counts[0] + [less] * counts[1]
-    return f"are there more {more.plural} than {less.plural}", answer, Draft(wanted, [more, less])
+    unequal = []
+    for low in range(most // 2):
+        unequal += [(high, low) for high in range(low + 1, low + 4) if high + low <= most]
+    answer = pick(rng, YES_NO)
+    high, low = pick(rng, unequal)
+    if answer == "yes":
+        counts = (high, low)
+    else:
+        equal = pick(rng, [(count, count) for count in range(most // 2 + 1)])
+        counts = pick(rng, [(low, high), equal])
+    draft = Draft([first] * counts[0] + [second] * counts[1], [first, second])
+    return QuestionDraft(f"are there more {first.plural} than {second.plural}", answer, draft)
 
 
 def _is_bigger(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
     answer = pick(rng, YES_NO)
-    sizes = SIZES if answer == "yes" else SIZES[::-1]
-    wanted = [first._replace(size=sizes[0]), second._replace(size=sizes[1])]
-    return (
-        f"is the {first.singular} bigger than the {second.singular}",
-        answer,
-        Draft(wanted, [first, second]),
-    )
+    first_size, second_size = SIZES if answer == "yes" else SIZES[::-1]
+    wanted = [first._replace(size=first_size), second._replace(size=second_size)]
+    question = f"is the {first.singular} bigger than the {second.singular}"
+    return QuestionDraft(question, answer, Draft(wanted, [first, second]))
 
 
 def _which_is_bigger(rng: Random, split: str) -> QuestionDraft:
-    kinds = pick_distinct(rng, WORLDS[split].kind, 2)
+    kinds = pick_distinct(rng, WORLDS[split].kinds, 2)
     big, small = pick_distinct(rng, kinds, 2)
     draft = Draft([Look(big, size="big"), Look(small, size="small")], [Look(big), Look(small)])
-    return f"which is bigger the {kinds[0]} or the {kinds[1]}", big, draft
+    return QuestionDraft(f"which is bigger the {kinds[0]} or the {kinds[1]}", big, draft)
 
 
 def _is_same_color(rng: Random, split: str) -> QuestionDraft:
-    first, second = pick_distinct(rng, WORLDS[split].kind, 2)
+    first, second = pick_distinct(rng, WORLDS[split].kinds, 2)
     answer = pick(rng, YES_NO)
-    pairs = [
-        (one, two) for one in pairs_of(split, Look(first)) for two in pairs_of(split, Look(second))
-    ]
-    wanted = pick(
-        rng, [(one, two) for one, two in pairs if (one[1] == two[1]) == (answer == "yes")]
-    )
-    draft = Draft([Look(*pair) for pair in wanted], [Look(first), Look(second)])
-    return f"are the {first} and the {second} the same color", answer, draft
+    candidates = []
+    for first_pair in pairs_of(split, Look(first)):
+        for second_pair in pairs_of(split, Look(second)):
+            if (first_pair[1] == second_pair[1]) == (answer == "yes"):
+                candidates.append((first_pair, second_pair))
+    wanted = [Look(*pair) for pair in pick(rng, candidates)]
+    draft = Draft(wanted, [Look(first), Look(second)])
+    return QuestionDraft(f"are the {first} and the {second} the same color", answer, draft)
 
 
-_QUESTIONS: dict[str, tuple[Any, ...]] = {  # kind → templates, each with its arguments
+_TEMPLATES: dict[str, tuple[Template, ...]] = {
     "attribute": (
-        (_feature, "kind"),
-        (_of_size,),
-        (_feature, "color"),
-        (_size,),
-        (_at_place, "color"),
-        (_at_place, "kind"),
+        _color_of_kind,
+        _color_of_size,
+        _kind_of_color,
+        _size,
+        partial(_at_place, feature="color"),
+        partial(_at_place, feature="kind"),
     ),
-    "count": ((_count,), (_count,), (_count,), (_count_all,)),
-    "existence": ((_exists,), (_exists,), (_exists, "kind", "size"), (_exists, "color")),
-    "relation": ((_relation, False), (_relation, True)),
-    "comparison": ((_is_more,), (_is_bigger,), (_which_is_bigger,), (_is_same_color,)),
+    "count": (_count, _count, _count, _count_all),
+    "existence": (_pair_exists, _pair_exists, _sized_kind_exists, _color_exists),
+    "relation": (partial(_relation, is_open=False), partial(_relation, is_open=True)),
+    "comparison": (_is_more, _is_bigger, _which_is_bigger, _is_same_color),
 }
-_HARD_QUESTIONS = _QUESTIONS | {
-    "count": (*_QUESTIONS["count"], *[(_count_pairs,)] * 4),
-    "relation": (*_QUESTIONS["relation"], (_adjacent, "color"), (_adjacent, "kind")),
-    "comparison": (*_QUESTIONS["comparison"], *[(_is_more,)] * 2),
+"""By kind of question."""
+_HARD_TEMPLATES = _TEMPLATES | {
+    "count": (*_TEMPLATES["count"], *[_count_pairs] * 4),
+    "relation": (
+        *_TEMPLATES["relation"],
+        partial(_adjacent, feature="color"),
+        partial(_adjacent, feature="kind"),
+    ),
+    "comparison": (*_TEMPLATES["comparison"], _is_more, _is_more),
 }

@@ -16,7 +16,7 @@ from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.inputs import Inputs
-from eve_vl.synthetic.scenes.texts import SHARE_SAME, sample_items
+from eve_vl.synthetic.scenes.items import SHARE_SAME, sample_items
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.systems.mlim.predict import PairPredictor
 from eve_vl.systems.mlim.tasks import ItemPairs
