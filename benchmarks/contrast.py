@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eve_vl import objectives
-from eve_vl.tasks import negatives
-from eve_vl.tasks.negatives import shares_key
+from eve_vl.tasks.contrast import negatives
+from eve_vl.tasks.contrast.negatives import shares_key
 
 
 class LivePeak(TorchDispatchMode):

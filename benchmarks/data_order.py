@@ -35,7 +35,7 @@ from eve_vl.data.opening import open_sources
 from eve_vl.data.order import KeyedOrder, epoch_order
 from eve_vl.data.shard_order import LaneOrder
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import get_recipe
 
 BATCH, SEED = 64, 0
 WORLDS, WORKERS = (1, 2, 4, 8), (0, 1, 2, 3)

@@ -31,7 +31,7 @@ import torch
 from image_decoding import made_up_photo
 from timing import Goal, machine
 
-from eve_vl.config import RetrievalConfig, config_to_json
+from eve_vl.config import config_to_json
 from eve_vl.data.crops import Crop
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageFile
@@ -43,6 +43,7 @@ from eve_vl.search import word_tables
 from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
 from eve_vl.search.index import Index
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.train.checkpoint import save_best
 from eve_vl.utils.runtime import keep_memory
 

@@ -35,7 +35,7 @@ from timing import Goal, machine
 
 from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.recipes.registry import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
 from eve_vl.train.checkpoint import save_best
 from search import CAPTIONS, made_up_index, share_below, small_run

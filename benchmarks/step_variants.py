@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
+from eve_vl.config import Config
 from eve_vl.data.batches import Sample
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import generator
 from eve_vl.run.bench import now
 from eve_vl.run.loading import build_untrained
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train.optim import build_optimizer
 from eve_vl.train.processes import autocast, peak_memory, pick_device, pick_dtype

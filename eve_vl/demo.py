@@ -27,11 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eve_vl.config import Config
 from eve_vl.data.opening import open_sources
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, to_json
+from eve_vl.pages.drawing import Section, draw
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.compare import ComparedRun, comparison_page, read_run
-from eve_vl.report.drawing import Section, draw
 from eve_vl.report.page import write_page
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run

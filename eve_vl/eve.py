@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from eve_vl.builtin.names import is_name
-from eve_vl.config import DataConfig, TaskConfig, all_kinds, generated, kinds_of
-from eve_vl.config.base import load_file
+from eve_vl.config import DataConfig, TaskConfig
+from eve_vl.config.kinds import all_kinds, kinds_of
+from eve_vl.config.plugins import load_file
+from eve_vl.config.training import generated
 from eve_vl.interop.run_names import run_path
-from eve_vl.predict.base import predictor_class, predictor_of
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
+from eve_vl.tasks.predictor import predictor_class, predictor_of
 from eve_vl.train.processes import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 

@@ -10,7 +10,7 @@ from eve_vl.builtin.names import folder_of
 from eve_vl.config import Config, config_to_json
 from eve_vl.metrics.intervals import from_json
 from eve_vl.run.loading import read_config
-from eve_vl.tasks import task_class
+from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint
 from eve_vl.utils.console import print_line
 from eve_vl.utils.file_io import read_json, read_text, write_file

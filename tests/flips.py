@@ -25,10 +25,11 @@ from random import Random
 import torch
 
 import eve_vl
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import Config
 from eve_vl.eve import Eve
 from eve_vl.run.training import train
 from eve_vl.search.index import Index
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.train.log import read_log
 from eve_vl.utils.errors import UserError
 from helpers.campaign_data import ASKED, lines

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config import Config
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop import published
 from eve_vl.interop.convert import Plan, computed, config_for, sources
@@ -30,8 +30,11 @@ from eve_vl.interop.published import key_table, to_published
 from eve_vl.model.moe import Assignment, ReferenceMoE
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Sizes, routing_terms
+from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.twins import router_sums
 
 ABSOLUTE = 2e-5  # tolerance of recorded outputs

@@ -26,6 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import eve_vl.tasks.classifiers
 import numpy as np
 import torch
 from PIL import Image
@@ -33,8 +34,7 @@ from safetensors.torch import load_file
 
 import eve_vl.report.page
 import eve_vl.run.training  # all of it here, not in every fork
-import eve_vl.tasks.classifiers
-import eve_vl.tasks.masked_signal
+import eve_vl.tasks.masked_signal.task
 from eve_vl.cli import main as eve
 
 SIGNALS = (

@@ -33,8 +33,8 @@ from eve_vl import cli
 from eve_vl.cli import common, main, predict, runs, train
 from eve_vl.config import Config
 from eve_vl.eve import Eve
-from eve_vl.recipes import EITHER, get_recipe, recipes
-from eve_vl.recipes.finetune import CONTRAST_ONLY
+from eve_vl.recipes.registry import EITHER, get_recipe, recipes
+from eve_vl.tasks.retrieval.recipes import CONTRAST_ONLY
 from helpers.serving import serving
 from helpers.tiny_runs import TASKS, tiny_run, write_run
 
@@ -56,8 +56,12 @@ LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
 # titles of the recipe tables by file
 TITLES = {
-    "eve_vl.recipes.pretrain": "Pre-training",
-    "eve_vl.recipes.finetune": "Fine-tuning",
+    "eve_vl.tasks.masked_signal.recipes": "Pre-training",
+    "eve_vl.tasks.contrast_match.recipes": "Pre-training with other losses, for comparison",
+    "eve_vl.tasks.vqa.recipes": "Questions",
+    "eve_vl.tasks.nlvr2.recipes": "Statements about two images",
+    "eve_vl.tasks.retrieval.recipes": "Search",
+    "eve_vl.tasks.classification.recipes": "Labels",
     "eve_vl.systems.vlmo.recipes": "VLMo",
     "eve_vl.systems.mlim.recipes": "MLIM",
     "eve_vl.systems.medical.m3ae.recipes": "M3AE",

@@ -21,14 +21,19 @@ import pytest
 import torch
 
 import eve_vl
-from eve_vl.config import DualEncoderConfig, HeadlessConfig, MaskedSignalConfig, RetrievalConfig
+from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
 from eve_vl.model.packing import Tokens
-from eve_vl.predict.predictors import FilledText
 from eve_vl.run.loading import LoadedRun
-from eve_vl.tasks.classifiers import NLVR2, VQA
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
+from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.predictor import FilledText
+from eve_vl.tasks.masked_signal.task import MaskedSignal
+from eve_vl.tasks.nlvr2.task import NLVR2
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.task import Retrieval
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train.processes import pick_device, pick_dtype
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import (

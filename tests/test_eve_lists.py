@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
-from eve_vl.predict.predictors import FilledText, Judgement
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.masked_signal.predictor import FilledText
+from eve_vl.tasks.nlvr2.predictor import Judgement
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run
 

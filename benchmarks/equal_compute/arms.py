@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from equal_compute.data import FAMILIES
 from equal_compute.per_modality import PerModalityConfig
-from eve_vl.config import ContrastMatchConfig, EveModelConfig, TaskConfig
+from eve_vl.config import EveModelConfig, TaskConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
 
 @dataclass(frozen=True)

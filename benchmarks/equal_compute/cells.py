@@ -22,18 +22,19 @@ from equal_compute.arms import FINE_TUNING, Arm, Stage
 from equal_compute.data import Data
 from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
-from eve_vl.config import Config, config_to_json, generated, to_dict
+from eve_vl.config import Config, config_to_json, to_dict
+from eve_vl.config.training import generated
 from eve_vl.data.loader import train_loader
 from eve_vl.data.opening import open_sources
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import to_json
-from eve_vl.recipes import EITHER, find_recipe, start_of
+from eve_vl.recipes.registry import EITHER, find_recipe, start_of
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import build_task, load_run, read_config
 from eve_vl.run.resume_checks import check_out_folder
 from eve_vl.run.run_tokenizer import train_tokenizer, with_init_tokenizer
 from eve_vl.run.training import train
-from eve_vl.tasks import task_class
+from eve_vl.tasks.task import task_class
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer

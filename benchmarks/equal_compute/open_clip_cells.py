@@ -23,9 +23,9 @@ from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.row_hashes import row_name
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.retrieval import first_hits
-from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.tasks.retrieval.evaluation import first_hits
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.train.processes import pick_dtype
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError

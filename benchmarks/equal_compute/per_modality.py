@@ -18,7 +18,7 @@ from eve_vl.config import EveModelConfig, InputConfig
 from eve_vl.model.encoder import Block, Encoder
 from eve_vl.model.layers import Attention, layer_norm
 from eve_vl.model.packing import PackedTokens
-from eve_vl.tasks.task import BACKBONES
+from eve_vl.tasks.backbones import BACKBONES
 
 
 class PerModalityConfig(EveModelConfig):

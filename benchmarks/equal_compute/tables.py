@@ -13,7 +13,7 @@ from equal_compute.arms import REFERENCES
 from equal_compute.cells import Cell, Unit
 from equal_compute.data import NOVEL, SEEN
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
-from eve_vl.report.drawing import (
+from eve_vl.pages.drawing import (
     TEMPLATES,
     Frame,
     Section,

@@ -31,7 +31,7 @@ from equal_compute.arms import (
     untrained,
 )
 
-from eve_vl.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
 TASKS = (*GENERATED, "icons")
 SIZES = {

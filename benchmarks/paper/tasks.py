@@ -9,7 +9,7 @@ paper's numbers: VQA v2 for questions, NLVR2 test-P for statements, R@1 on Flick
 
 from command import Ordering, Part, Table, above_all, eve, main
 
-from eve_vl.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
 BY_TASKS = {
     "MIM": eve("--task.mlm-weight 0"),

@@ -11,8 +11,9 @@ from typing import Any
 
 from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, parse, print_line, print_list
-from eve_vl.config import TaskConfig, all_kinds
-from eve_vl.config.base import load_file, load_named
+from eve_vl.config import TaskConfig
+from eve_vl.config.kinds import all_kinds
+from eve_vl.config.plugins import load_file, load_named
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError, UserError, nearest
 from eve_vl.utils.runtime import keep_memory, yield_cores

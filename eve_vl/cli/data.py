@@ -82,7 +82,7 @@ def run_data_check(args: CheckArgs) -> None:
 
     kind, require, config = args.kind, None, None
     if args.recipe is not None:
-        from eve_vl.tasks import task_class
+        from eve_vl.tasks.task import task_class
 
         if kind != "auto":
             raise UserError(

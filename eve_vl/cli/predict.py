@@ -18,7 +18,8 @@ from eve_vl.cli.common import (
     print_line,
     write_json,
 )
-from eve_vl.config import DataConfig, kinds_of
+from eve_vl.config import DataConfig
+from eve_vl.config.kinds import kinds_of
 from eve_vl.predict.requests import Request
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file

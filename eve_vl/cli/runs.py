@@ -25,10 +25,13 @@ from eve_vl.cli.common import (
     write_json,
 )
 from eve_vl.cli.train import early_flags, refuse_unused
-from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, all_kinds, flat, to_dict
-from eve_vl.config.base import find_kind, installed, load_installed
+from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, flat, to_dict
+from eve_vl.config.kinds import all_kinds
+from eve_vl.config.kinds import find_kind
+from eve_vl.config.plugins import installed, load_installed
 from eve_vl.interop import ConvertArgs
-from eve_vl.recipes import EITHER, find_recipe, get_recipe, is_recipe, start_of
+from eve_vl.recipes.registry import EITHER, find_recipe, is_recipe, start_of
+from eve_vl.recipes import get_recipe
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest, printable
 from eve_vl.utils.frozen import Frozen
@@ -196,7 +199,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     A single run's numbers also go to a file.
     """
     from eve_vl.data.opening import open_sources, open_splits, open_train_and_val
-    from eve_vl.evaluation.runner import evaluated
+    from eve_vl.evaluation.evaluate import evaluated
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run, read_config
@@ -284,8 +287,8 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
             "zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE"
         )
     from eve_vl.data.opening import open_sources
-    from eve_vl.evaluation.evaluator import comparison_of
-    from eve_vl.evaluation.zero_shot import BASELINES, read_prompts, zero_shot
+    from eve_vl.tasks.baseline import comparison_of
+    from eve_vl.tasks.contrast.zero_shot import BASELINES, read_prompts, zero_shot
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run
@@ -312,7 +315,7 @@ def _show(
     comparison: str,
 ) -> None:
     """Print numbers, warnings and the comparison with the baseline; write numbers."""
-    from eve_vl.evaluation.evaluator import FEW
+    from eve_vl.tasks.baseline import FEW
     from eve_vl.metrics.intervals import to_json
     from eve_vl.metrics.names import meaning
 

@@ -170,7 +170,7 @@ def run_try(args: TryArgs) -> None:
 def _print_recalls(run: Any, specs: Sequence[str]) -> None:
     """Print how often captions of sources find their images, if there are some."""
     from eve_vl.data.opening import open_sources
-    from eve_vl.evaluation.runner import evaluated
+    from eve_vl.evaluation.evaluate import evaluated
 
     sources: list[Any] = []
     for spec in specs:
@@ -291,7 +291,7 @@ def _write_page(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path
 
     Raises UserError.
     """
-    from eve_vl.report.drawing import Section, document, draw
+    from eve_vl.pages.drawing import Section, document, draw
     from eve_vl.report.page import write_page
 
     def thumbnail(hit: Any) -> Any:

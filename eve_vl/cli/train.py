@@ -13,10 +13,12 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, parse, print_line, print_list
-from eve_vl.config import Config, generated
-from eve_vl.config.base import installed, origins, package_of
+from eve_vl.config import Config
+from eve_vl.config.plugins import installed, origins, package_of
+from eve_vl.config.training import generated
 from eve_vl.data.source_names import refuse_missing
-from eve_vl.recipes import find_recipe, get_recipe, recipes
+from eve_vl.recipes import get_recipe, recipes
+from eve_vl.recipes.registry import find_recipe
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
 from eve_vl.utils.frozen import Frozen

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from eve_vl.config.base import Depth, Positive, Section, Share, Weight, Width
-from eve_vl.config.tasks import TaskConfig
+from eve_vl.config.sections import Depth, Positive, Section, Share, Weight, Width
+from eve_vl.config.task import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Routing = Literal["dropless", "reference", "reference-dropless"]

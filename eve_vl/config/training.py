@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from eve_vl.config.base import Count, CountOrZero, Positive, Share, Values, Weight, Width, installed
+from eve_vl.config.plugins import installed
+from eve_vl.config.sections import Count, CountOrZero, Positive, Share, Values, Weight, Width
 from eve_vl.utils.errors import UserError
 
 HELD_OUT, HELD_OUT_TEST = "held-out", "held-out-test"

@@ -6,7 +6,7 @@ A generator is an entry point of the group `eve_vl.generators`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eve_vl.config.base import load_installed
+from eve_vl.config.plugins import load_installed
 from eve_vl.utils.frozen import Frozen
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, generated
+from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.config.training import generated
 from eve_vl.data.generated import find_generator
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers.open_source import open_source

@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.builtin.names import HUB_PREFIX
-from eve_vl.config import DualEncoderConfig, InputConfig, RetrievalConfig
+from eve_vl.config import DualEncoderConfig, InputConfig
 from eve_vl.data.clip_tokenizers import read_published
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, under
 from eve_vl.run.start_folder import hub_cache_folder
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, reporting_write_errors

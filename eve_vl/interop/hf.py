@@ -29,32 +29,25 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput
 
-from eve_vl.config import (
-    FORMAT,
-    Config,
-    RetrievalConfig,
-    TaskConfig,
-    all_kinds,
-    check_format,
-    from_dict,
-    kinds_of,
-    to_dict,
-)
-from eve_vl.config.base import Section
+from eve_vl.config import FORMAT, Config, TaskConfig, to_dict
+from eve_vl.config.json_form import check_format, from_dict
+from eve_vl.config.kinds import all_kinds, kinds_of
+from eve_vl.config.sections import Section
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop.heads import heads_class, heads_of
 from eve_vl.interop.hf_processing import EveImageProcessor as EveImageProcessor
 from eve_vl.interop.hf_processing import EveProcessor as EveProcessor
 from eve_vl.interop.hf_processing import EveTokenizerFast as EveTokenizerFast
 from eve_vl.interop.run_names import run_path
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.run.writing import write_run
-from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Sizes, Task
+from eve_vl.tasks.heads import heads_class, heads_of
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
 
-DEFAULTS = to_dict(Config(recipe="transformers", out=Path()))
+DEFAULTS = to_dict(Config(recipe="transformers", out=Path(), task=MaskedSignalConfig()))
 SECTIONS = ("input", "model", "task")
 ALIGNMENT = (
     64  # bytes; products of matrices mapped from a file at other offsets differ in the last bit

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, EveModelConfig, HeadlessConfig, InputConfig, TaskConfig
-from eve_vl.config.tasks import NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config import Config, EveModelConfig, InputConfig, TaskConfig
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
 from eve_vl.run.loading import read_config

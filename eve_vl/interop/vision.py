@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EveModelConfig, InputConfig
-from eve_vl.config.base import installed, load_installed
+from eve_vl.config.plugins import installed, load_installed
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, under
 from eve_vl.interop.published import PARTS

@@ -24,7 +24,7 @@ from eve_vl.data.row_hashes import hash_of, image_key
 from eve_vl.data.source_check import check_source
 from eve_vl.data.split_file import write_split
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.recipes.pretrain import changed
+from eve_vl.recipes.settings import changed
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.bench import step_seconds
 from eve_vl.run.loading import read_config

@@ -14,7 +14,7 @@ from typing import Any
 from eve_vl.builtin.names import folder_of
 from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.data.opening import open_sources, open_splits
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.eve import Eve
 from eve_vl.learn.plan import (
     AS_IT_IS,
@@ -30,7 +30,7 @@ from eve_vl.learn.plan import (
 )
 from eve_vl.metrics.intervals import MeasuredValue, paired, to_json
 from eve_vl.metrics.names import meaning
-from eve_vl.report.drawing import Section, draw
+from eve_vl.pages.drawing import Section, draw
 from eve_vl.report.page import command_line, run_page, write_page
 from eve_vl.run.average_runs import average
 from eve_vl.run.loading import load_run, read_config

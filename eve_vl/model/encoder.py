@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
-from eve_vl.config.model import NORM_EPS
+from eve_vl.config import EveModelConfig, InputConfig, ModelConfig
+from eve_vl.config.model import NORM_EPS, FFNPolicy
 from eve_vl.model import Backbone, Encoded
 from eve_vl.model.embeddings import (
     ImageEmbed,

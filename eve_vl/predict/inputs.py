@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from eve_vl.config import DataConfig, InputConfig, generated
+from eve_vl.config import DataConfig, InputConfig
+from eve_vl.config.training import generated
 from eve_vl.data.batches import Batch, RowBatch, Sample, padded
 from eve_vl.data.crops import eval_crop
 from eve_vl.data.decoding import decode

@@ -13,12 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 from tyro.conf import Positional
 
 from eve_vl.utils.frozen import Frozen
-
-if typing.TYPE_CHECKING:
-    import numpy as np
 
 FIELD = re.compile(
     r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE
@@ -36,9 +34,17 @@ class Given(Frozen):
 
 
 Images = Annotated[Path, Given(kind="image", several=True)]
+
+
 Texts = Annotated[str, Given(kind="text", several=True)]
+
+
 Text = Annotated[str, Given(kind="text")]
+
+
 ShownImage = Annotated[Path, Given(kind="image", is_shown=True)]
+
+
 Prompts = Annotated[str, Given(kind="prompts")]
 
 
@@ -88,152 +94,6 @@ class Request(Frozen):
     def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
         """Return the images of a result, uint8 (H, W, 3)."""
         return result.overlays()
-
-
-class Answer(Request):
-    """Answer a question about an image: eve answer RUN IMAGE "QUESTION".
-
-    Returns the best answers of the run's list, best first, each with its probability of being right. Several answers may be
-    right. Lists of images and questions are answered row by row.
-    """
-
-    name, key, title, by_rows = "answer", "answers", "Ask", True
-    examples: ClassVar[Mapping[str, str]] = {"question": "what is this"}
-    image: Positional[Images]
-    """Image."""
-    question: Positional[Texts]
-    """Question."""
-    top: int = 5
-    """Number of answers to show."""
-
-
-class Verify(Request):
-    """Tell whether a statement is true: eve verify RUN LEFT RIGHT "STATEMENT".
-
-    The statement is about two images. Lists are answered row by row.
-    """
-
-    name, title, by_rows = "verify", "Verify", True
-    examples: ClassVar[Mapping[str, str]] = {"statement": "both images show the same thing"}
-    left: Positional[Images]
-    """Left image."""
-    right: Positional[Images]
-    """Right image."""
-    statement: Positional[Texts]
-    """Statement about the two images."""
-
-
-class Same(Request):
-    """Tell whether two items are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
-
-    Each item is an image with a text. Lists are answered row by row.
-    """
-
-    name, title, by_rows = "same", "Same item", True
-    left: Positional[Images]
-    """Left image."""
-    left_text: Positional[Texts]
-    """Text of the left item."""
-    right: Positional[Images]
-    """Right image."""
-    right_text: Positional[Texts]
-    """Text of the right item."""
-
-
-class Classify(Request):
-    """Label an image, a text or both: eve classify RUN IMAGE --text "TEXT".
-
-    Returns the most probable labels, best first. Lists are answered row by row.
-    """
-
-    name, key, title, by_rows = "classify", "labels", "Classify", True
-    image: Positional[Images | None] = None
-    """Image, for a run that reads images."""
-    text: Texts | None = None
-    """Text, for a run that reads texts."""
-    top: int = 5
-    """Number of labels to show."""
-
-
-class Match(Request):
-    """Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".
-
-    Lists of n images and m texts give float32 (n, m). The value compares pairs; it is no calibrated probability. Two of three
-    training pairs were wrong and hard to tell from true ones, and a run with task.itm_loss learned to rank only.
-    """
-
-    name, key, title = "match", "probability", "Match"
-    examples: ClassVar[Mapping[str, str]] = {"text": "what the image may show"}
-    image: Positional[Images]
-    """Image."""
-    text: Positional[Texts]
-    """Text that may describe it."""
-
-    @classmethod
-    def lines(cls, result: Any) -> str:
-        """Return the probability."""
-        return f"{result:.4f}"
-
-
-class ZeroShot(Request):
-    """Classify an image by captions: eve zero-shot RUN IMAGE PROMPTS.json.
-
-    Nothing is trained for the classes. Returns the best classes, best first. Scores are cosines of features, or log-odds of a
-    match where the run has a matching head only. Several images are answered row by row.
-    """
-
-    name, key, title, by_rows = "zero_shot", "classes", "Compare labels", True
-    examples: ClassVar[Mapping[str, str]] = {
-        "prompts": "animal: a dog; a cat\nplant: a tree; a flower"
-    }
-    image: Positional[Images]
-    """Image."""
-    prompts: Positional[Prompts]
-    """Prompts of each class: {"class": ["text", …], …}, or a JSON file of them, or `phantoms` (built in)."""
-    by: Literal["mean", "max"] = "mean"
-    """Whether a class scores the mean or the maximum of its prompts."""
-    top: int = 5
-    """Number of classes to show."""
-
-
-class FillMask(Request):
-    """Guess the tokens behind [MASK]: eve fill-mask RUN IMAGE "a [MASK] circle".
-
-    All masks of a caption are guessed at once. Lists are answered row by row.
-    """
-
-    name, title, by_rows = "fill_mask", "Fill in", True
-    examples: ClassVar[Mapping[str, str]] = {"text": "a drawing of a [MASK]"}
-    image: Positional[Images]
-    """Image."""
-    text: Positional[Texts]
-    """Caption with one or more [MASK]."""
-    top: int = 5
-    """Number of guesses to show for each [MASK]."""
-
-
-class Reconstruct(Request):
-    """Mask and reconstruct patches: eve reconstruct RUN IMAGE "CAPTION".
-
-    Where targets were normalised per patch, each masked patch gets its true mean and contrast.
-    """
-
-    name, has_json, image_file = "reconstruct", False, "reconstruct.png"
-    image: Positional[ShownImage]
-    """Image."""
-    text: Positional[Text]
-    """Its caption."""
-    share: float | None = None
-    """Share of patches to mask; default: task.image_mask_ratio."""
-    keep: tuple[int, ...] | None = None
-    """Patches to keep instead, counted from 0 row by row."""
-    seed: int = 0
-    """Seed for the choice of masked patches."""
-
-    @classmethod
-    def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
-        """Return the three images side by side."""
-        return [result.original, result.masked, result.reconstructed]
 
 
 class Explain(Request):

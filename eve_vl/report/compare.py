@@ -15,12 +15,13 @@ from markupsafe import Markup
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.data import fingerprint
 from eve_vl.metrics import intervals
-from eve_vl.report.drawing import Curves, Loss, Section, clock, document, draw, line_chart
+from eve_vl.pages.drawing import Curves, Loss, Section, clock, document, draw, line_chart
 from eve_vl.report.page import run_facts, task_report, write_page
-from eve_vl.report.task import Example, Measured, own_sections
+from eve_vl.report.routing import own_sections
 from eve_vl.run.loading import load_run, root_of
 from eve_vl.run.results import Result, ranked, read_results, row_difference
 from eve_vl.synthetic.disclaimers import source_note
+from eve_vl.tasks.report import Example, Measured
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
 from eve_vl.utils.console import progress, warn

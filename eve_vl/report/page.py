@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.builtin.names import refuse_to_write
-from eve_vl.config import Config, DataConfig, changed_flags, define, kinds_of, to_dict
-from eve_vl.evaluation.evaluator import NO_BASELINE
-from eve_vl.recipes import get_finetune_recipe, get_recipe, is_recipe
-from eve_vl.report.drawing import Curves, Section, clock, document, draw
-from eve_vl.report.task import TaskReport, own_sections
+from eve_vl.config import Config, DataConfig, changed_flags, define, to_dict
+from eve_vl.config.kinds import kinds_of
+from eve_vl.tasks.evaluator import NO_BASELINE
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.recipes.registry import is_recipe
+from eve_vl.pages.drawing import Curves, clock, document
+from eve_vl.report.drawing import Section, draw
+from eve_vl.tasks.report import TaskReport
+from eve_vl.report.routing import own_sections
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
 from eve_vl.run.results import read_results

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import HELD_OUT, Config, generated
+from eve_vl.config import HELD_OUT, Config
+from eve_vl.config.training import generated
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.row_hashes import row_keys
-from eve_vl.evaluation.runner import eval_rows
 from eve_vl.run.loading import LoadedRun, read_config
 from eve_vl.run.start_folder import start_folder
-from eve_vl.tasks import task_class
+from eve_vl.tasks.evaluator import eval_rows
+from eve_vl.tasks.task import task_class
 from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.utils.errors import UserError
 

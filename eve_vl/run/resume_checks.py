@@ -9,7 +9,7 @@ from eve_vl.data import fingerprint
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.source_names import explain_missing
 from eve_vl.run.loading import read_config
-from eve_vl.tasks import task_class
+from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.optim import learning_rate
 from eve_vl.utils.errors import UserError

@@ -30,7 +30,7 @@ from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict import requests
 from eve_vl.predict.inputs import GivenImage
-from eve_vl.predict.requests import FillMask, Images, Request, Texts, fields_of
+from eve_vl.predict.requests import Images, Request, Texts, fields_of
 from eve_vl.search.index import Index
 from eve_vl.search.search_options import SearchOptions
 from eve_vl.serve import (
@@ -43,6 +43,7 @@ from eve_vl.serve import (
     RequestRefusedError,
 )
 from eve_vl.serve.batching import Job
+from eve_vl.tasks.masked_signal.requests import FillMask
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 
 SHOWN_SIDE = 512  # pixels of images that are returned

@@ -7,7 +7,7 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -15,30 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import (
-    Config,
-    DualEncoderConfig,
-    EveModelConfig,
-    HeadlessConfig,
-    InputConfig,
-    ModelConfig,
-    TaskConfig,
-)
+from eve_vl.config import Config, TaskConfig
+from eve_vl.config.kinds import load_part, subclasses
 from eve_vl.data.batches import normalize
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.model import Backbone
-from eve_vl.model.dual_encoder import DualEncoder
-from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.encoder import initialize
 from eve_vl.model.packing import Tokens
+from eve_vl.tasks.backbones import build_backbone
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
 
 Settings = TypeVar("Settings", bound=TaskConfig)
+
+
 Routers = list[list[Tensor]]
 """Per pass, the statistics of each block with experts; see `model.moe.router_stats`."""
+
+
 PAIR = ("pixels", "ids", "is_padding")
 
 
@@ -73,6 +69,8 @@ class Task(nn.Module, Generic[Settings]):
     """The dataset of training."""
     labels_file: ClassVar[str | None] = None
     """The file of a run folder that stores `labels`, for classifiers."""
+    heads: ClassVar[Any] = None
+    """Its heads for other programs (`tasks.heads.Heads`), unless a file heads.py beside it has them."""
     is_comparable: bool = False
     """Whether features of images and of texts compare with each other."""
     label_layer: ClassVar[str | None] = None
@@ -209,35 +207,10 @@ def routing_terms(routers: Routers) -> dict[str, Tensor]:
     return {"balance": balance_LP.mean(), **logged}
 
 
-BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {
-    EveModelConfig: Encoder,
-    DualEncoderConfig: DualEncoder,
-}
-"""Backbones by model section; code from outside the package may add its own."""
-
-
-def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
-    """Return the untrained backbone of a model section. Raises UserError."""
-    if type(config) not in BACKBONES:
-        raise UserError(
-            f"model {config.name}: has no backbone; add one to eve_vl.tasks.task.BACKBONES"
-        )
-    return BACKBONES[type(config)](config, sizes, vocab_size)
-
-
-class NoRows(RowDataset):
-    """The dataset of a task without losses and metrics."""
-
-    @classmethod
-    def kind_of(cls, config: Config) -> str:
-        """Raise UserError: there is nothing to train or to measure."""
-        raise UserError(
-            "the task headless has no losses and no numbers: start another run from this one with --init"
-        )
-
-
-class Headless(Task[HeadlessConfig]):
-    """An encoder from elsewhere: a start for other runs, and a source of features."""
-
-    section = HeadlessConfig
-    dataset = NoRows
+def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
+    """Return the task of a section. Raises UserError if there is none."""
+    load_part(section, "task")
+    for task in subclasses(Task):
+        if vars(task).get("section") is section:
+            return task
+    raise UserError(f"{section.__name__}: no task has this section; load_part one in the same file")

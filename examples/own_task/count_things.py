@@ -15,12 +15,13 @@ from tyro.conf import Positional
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
-from eve_vl.evaluation.evaluator import Baseline, Evaluator
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.heads import MLPHead
-from eve_vl.predict.base import Predictor
 from eve_vl.predict.inputs import given_image
 from eve_vl.predict.requests import Request, ShownImage
+from eve_vl.tasks.baseline import Baseline
+from eve_vl.tasks.evaluator import Evaluator
+from eve_vl.tasks.predictor import Predictor
 from eve_vl.tasks.task import Routers, Task
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import gather_objects

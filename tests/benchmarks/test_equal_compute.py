@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.augmentations import augment
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.retrieval_set import gathered
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.retrieval.retrieval_set import gathered
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 

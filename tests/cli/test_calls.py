@@ -10,9 +10,10 @@ from safetensors import safe_open
 
 from eve_vl.cli import VERBS
 from eve_vl.cli.predict import call_verbs
-from eve_vl.evaluation.zero_shot import ClassScore
 from eve_vl.eve import Eve
-from eve_vl.predict.predictors import ScoredAnswer, ScoredLabel
+from eve_vl.tasks.classification.predictor import ScoredLabel
+from eve_vl.tasks.contrast.zero_shot import ClassScore
+from eve_vl.tasks.vqa.predictor import ScoredAnswer
 from eve_vl.train.log import RunLog
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
 

@@ -19,10 +19,11 @@ from eve_vl.cli.runs import (
 )
 from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
 from eve_vl.cli.train import AverageArgs, TrainArgs
-from eve_vl.config import TaskConfig, all_kinds
+from eve_vl.config import TaskConfig
+from eve_vl.config.kinds import all_kinds
 from eve_vl.interop import ConvertArgs
-from eve_vl.predict.base import predictor_class
-from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes
+from eve_vl.tasks.predictor import predictor_class
 from helpers.verb_flags import flags_of
 
 START = "--out --init --init-allow-missing --scratch"

@@ -14,10 +14,13 @@ from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, with_own
 from eve_vl.cli.train import TrainArgs
-from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, all_kinds
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.config import TaskConfig
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.config.kinds import all_kinds
 from eve_vl.interop import ConvertArgs
-from eve_vl.predict.base import predictor_class
-from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
+from eve_vl.tasks.predictor import predictor_class
+from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes
 from eve_vl.utils.file_io import write_file
 from helpers.verb_flags import flags_of
 

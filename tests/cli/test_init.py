@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eve_vl.config import config_to_json
-from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import get_recipe
 
 STOP = "train.steps 0 is not in [1, inf)"
 EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"

@@ -12,26 +12,26 @@ from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import (
     Config,
-    ContrastMatchConfig,
     DataConfig,
     EveModelConfig,
-    HeadlessConfig,
     InputConfig,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
     TokenizerConfig,
     TrainConfig,
-    VQAConfig,
     changed_flags,
     config_from_dict,
     config_to_json,
-    from_dict,
     to_dict,
 )
+from eve_vl.config.json_form import from_dict
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
-from eve_vl.recipes.finetune import layer_decay
+from eve_vl.recipes.settings import layer_decay
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError, nearest
 
 MISTAKES = [

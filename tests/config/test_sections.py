@@ -6,26 +6,25 @@ import pytest
 
 from eve_vl.config import (
     FORMAT,
-    ContrastMatchConfig,
     EveModelConfig,
-    HeadlessConfig,
     InputConfig,
-    MaskedSignalConfig,
     ModelConfig,
-    NLVR2Config,
-    RetrievalConfig,
     TaskConfig,
-    VQAConfig,
-    all_kinds,
     config_from_dict,
     config_to_json,
-    from_dict,
-    generated,
-    kinds_of,
     to_dict,
 )
+from eve_vl.config.json_form import from_dict
+from eve_vl.config.kinds import all_kinds, kinds_of
+from eve_vl.config.training import generated
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.mlim.config import MlimConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
 
 

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from eve_vl.cli import main
-from eve_vl.config import VQAConfig
 from eve_vl.data.answer_list import NUM_SHOWN, closed_vocabulary, drop_unanswerable, read_answers
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics.vqa import normalize
 from eve_vl.synthetic.scenes.questions import answers_of
 from eve_vl.synthetic.scenes.rows import SceneQuestions
-from eve_vl.tasks.classifiers import VQA
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, noise, questions, tiny_config
 

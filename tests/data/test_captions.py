@@ -7,19 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eve_vl.config import (
-    ContrastMatchConfig,
-    DataConfig,
-    MaskedSignalConfig,
-    RetrievalConfig,
-    TaskConfig,
-    all_kinds,
-)
+from eve_vl.config import DataConfig, TaskConfig
+from eve_vl.config.kinds import all_kinds
 from eve_vl.data.caption_augmentation import augmented_caption
 from eve_vl.data.caption_tags import common_tags
 from eve_vl.data.kinds.captions import CaptionedImages, ImageText
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.row_dataset import RowDataset
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
 

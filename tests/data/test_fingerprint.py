@@ -19,7 +19,7 @@ from eve_vl.config import HELD_OUT, Config
 from eve_vl.data import fingerprint
 from eve_vl.data.opening import open_sources
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.report.page import write_report
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import train

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.data.masked_pairs import MAX_LABELS, MaskedPairs, label_hashes
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import generator
-from eve_vl.systems.mlim.tasks import BatchByMask
+from eve_vl.systems.mlim.task import BatchByMask
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.dataset import MAX_LABELS, MaskedPairs, label_hashes
 from eve_vl.utils.errors import BadSampleError
 from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer
 

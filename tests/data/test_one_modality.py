@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.config import ClassificationConfig, Config
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.config import Config
 from eve_vl.data.batches import Batch, ImageBatch, TextBatch
 from eve_vl.data.check_lines import report_lines
 from eve_vl.data.kinds.captions import CaptionedImages
@@ -27,7 +28,7 @@ from eve_vl.data.kinds.statements import ImagesStatement, StatementRows
 from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.row_hashes import row_keys

@@ -19,12 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import Config
 from eve_vl.data import fingerprint, loader, remote_ranges, remote_requests
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import train_loader
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers import shard_list, tar_index
 from eve_vl.data.readers.open_source import open_source
@@ -33,9 +32,11 @@ from eve_vl.data.sample_set import SampleSet
 from eve_vl.data.source_check import check_source
 from eve_vl.data.source_names import absolute_spec
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.retrieval_set import SearchSet
-from eve_vl.evaluation.runner import AblatedRows
 from eve_vl.predict.inputs import Inputs
+from eve_vl.tasks.ablated_rows import AblatedRows
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.utils.errors import StorageError, UserError
 from helpers.color_cards import encoded_card
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.cli.test_bad_input import complaint
 from eve_vl import Eve
 from eve_vl.data.row_dataset import eval_positions
-from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic.scenes.rows import SceneStatements

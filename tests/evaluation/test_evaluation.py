@@ -16,20 +16,22 @@ from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.opening import open_sources, open_train_and_val
-from eve_vl.evaluation import classifiers
-from eve_vl.evaluation.classifiers import NLVR2Evaluator, VQAEvaluator
-from eve_vl.evaluation.evaluator import Baseline, evaluator_of
-from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
-from eve_vl.evaluation.retrieval import RetrievalEvaluator
-from eve_vl.evaluation.retrieval_set import SearchSet
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.names import meaning
 from eve_vl.run.leaks import leaks
 from eve_vl.run.loading import load_run
 from eve_vl.systems.mlim.evaluation import MlimEvaluator
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.baseline import Baseline
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums
+from eve_vl.tasks.nlvr2.evaluation import NLVR2Evaluator
+from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.task import Retrieval
+from eve_vl.tasks.vqa import evaluation as vqa_evaluation
+from eve_vl.tasks.vqa.evaluation import VQAEvaluator
 from eve_vl.train import evaluation_batches, num_skipped
 from eve_vl.train.log import RunLog, read_log
 from eve_vl.utils.errors import UserError
@@ -471,7 +473,7 @@ def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
                 for row in source.rows
                 if row is not None and row.answers
             ]
-            patch.setattr(classifiers, "training_questions", lambda _: train)
+            patch.setattr(vqa_evaluation, "training_questions", lambda _: train)
             with evaluation_batches(
                 task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32
             ) as batches:

@@ -10,19 +10,21 @@ import torch
 from PIL import Image
 
 from eve_vl.cli import main
-from eve_vl.config import VQAConfig
 from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import QuestionRows
-from eve_vl.evaluation.evaluator import Baseline, evaluator_of
-from eve_vl.evaluation.runner import AblatedRows, evaluated
-from eve_vl.evaluation.zero_shot import ZeroShot, read_prompts, zero_shot
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
 from eve_vl.systems.medical.phantoms.reports import class_prompts, sample_report
 from eve_vl.systems.medical.phantoms.rows import PhantomQuestions
 from eve_vl.systems.medical.phantoms.world import sample_phantom
-from eve_vl.tasks import retrieval
+from eve_vl.tasks.ablated_rows import AblatedRows
+from eve_vl.tasks.baseline import Baseline
+from eve_vl.tasks.contrast import task as contrast_task
+from eve_vl.tasks.contrast.zero_shot import ZeroShot, read_prompts, zero_shot
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import ANSWERS, noise, tiny_run
 from helpers.tiny_tasks import TOKENIZER
@@ -211,7 +213,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     score_BC = scorer.scores(images)
     assert score_BC.shape == (5, 3)
     assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
-    monkeypatch.setattr(retrieval, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(contrast_task, "PAIRS_AT_ONCE", 4)
     monkeypatch.setattr(
         heads, "match", lambda *pairs: joined.append(len(pairs[1].x_BND)) or match(*pairs)
     )

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from eve_vl.cli import main
-from eve_vl.config import base
+from eve_vl.config import plugins
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.eve import Eve
@@ -71,7 +71,7 @@ def run_all(argvs: Sequence[list[str]], folder: Path, env: Mapping[str, str]) ->
     os.chdir(folder)
     os.environ.update(env)
     sys.path.insert(0, str(folder / "site"))
-    for cached in (base.installed, base.load_installed):
+    for cached in (plugins.installed, plugins.load_installed):
         cached.cache_clear()
     multiprocessing.set_start_method("spawn", force=True)
     (folder / "done.json").write_text(json.dumps([run(argv) for argv in argvs]))

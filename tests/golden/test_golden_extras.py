@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from eve_vl.config import TrainConfig
 from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.retrieval import RetrievalEvaluator
-from eve_vl.evaluation.retrieval_set import RetrievalSet, rerank_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
 from eve_vl.model.embeddings import index_tokens, resize_positions
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
+from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, rerank_scores
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
 from golden_check import Fixture
 from helpers.twins import in_rows

@@ -16,14 +16,18 @@ from PIL import Image
 from pyarrow import parquet
 
 from eve_vl.cli import _dispatch as eve_command
-from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config import TaskConfig
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.readers.tar_index import INDEX_SUFFIX, find_index, shard_stamp
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import evaluator_class
 from eve_vl.run.loading import build_task
-from eve_vl.tasks import task_class
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.evaluator import evaluator_class
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import task_class
+from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.mutations import TEXTS, mutate, odd_name
 from helpers.twins import CAPTIONS, tiny_config, tiny_tokenizer
 

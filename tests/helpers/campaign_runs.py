@@ -15,7 +15,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from eve_vl.cli import _dispatch as eve_command
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.eve import Eve
 from eve_vl.interop.published import export_published
 from eve_vl.report.page import write_report

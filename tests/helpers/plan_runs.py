@@ -12,10 +12,9 @@ import torch
 
 from eve_vl.config import Config
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import get_recipe
 from eve_vl.run.loading import build_untrained
-from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.task import Sizes, task_class
 from eve_vl.train import processes
 from eve_vl.train.trainer import Trainer
 from helpers.twins import ListSource, noise, tiny_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from eve_vl.config import Config, TaskConfig
-from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import get_recipe
 from eve_vl.report.page import write_report
 from eve_vl.run.training import train
 

@@ -15,11 +15,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import Service, application
 from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
 
 JSON = {"content-type": "application/json"}

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.config import Config
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.tasks import task_class
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.optim import build_optimizer

@@ -8,20 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eve_vl.config import (
-    ContrastMatchConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-    config_to_json,
-)
+from eve_vl.config import TaskConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import LoadedRun, build_task
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.task import MaskedSignal
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Task
+from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.twins import CAPTIONS, randomize, tiny_config
 
 ANSWERS = ("yes", "no", "red", "blue")

@@ -8,16 +8,19 @@ from typing import Any
 import torch
 
 from eve_vl import objectives
-from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config import Config, TaskConfig
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.model.packing import Tokens
 from eve_vl.run.loading import build_untrained
-from eve_vl.tasks import task_class
-from eve_vl.tasks.classifiers import NLVR2, VQA
-from eve_vl.tasks.task import Sizes, Task
+from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.nlvr2.task import NLVR2
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import Sizes, Task, task_class
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train import evaluation_batches
 from helpers.twins import (
     ANSWERS,

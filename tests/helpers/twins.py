@@ -19,7 +19,6 @@ from eve_vl.config import (
     DataConfig,
     EveModelConfig,
     InputConfig,
-    MaskedSignalConfig,
     TaskConfig,
     TokenizerConfig,
     TrainConfig,
@@ -32,6 +31,7 @@ from eve_vl.data.records import Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.utils.errors import BadSampleError
 
 Row = TypeVar("Row", bound=Record)

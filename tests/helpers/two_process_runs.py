@@ -18,8 +18,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from eve_vl import cli
 from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
-from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
-from eve_vl.tasks import task_class
+from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
+from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.processes import parallelize, share_running_averages

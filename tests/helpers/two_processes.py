@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.masked_pairs import MaskedPairs
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.retrieval_set import SearchSet
 from eve_vl.metrics.intervals import to_json
 from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train import processes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer

@@ -14,22 +14,19 @@ from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
 
-from eve_vl.config import (
-    EveModelConfig,
-    FFNPolicy,
-    HeadlessConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    VQAConfig,
-    config_to_json,
-)
+from eve_vl.config import EveModelConfig, config_to_json
+from eve_vl.config.model import FFNPolicy
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs, convert, published, vision
 from eve_vl.interop.convert import sources
 from eve_vl.interop.published import key_table, to_published
 from eve_vl.model.encoder import Block
 from eve_vl.run.loading import build_task, build_untrained, load_run
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.twins import tiny_config, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_report")

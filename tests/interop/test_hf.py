@@ -23,25 +23,21 @@ from transformers import (
     AutoTokenizer,
 )
 
-from eve_vl.config import (
-    Config,
-    ContrastMatchConfig,
-    DualEncoderConfig,
-    InputConfig,
-    VQAConfig,
-    to_dict,
-)
-from eve_vl.data.masked_pairs import MaskedPairs
+from eve_vl.config import Config, DualEncoderConfig, InputConfig, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
 from eve_vl.interop.hf_processing import EveTokenizerFast
 from eve_vl.run.loading import load_run
 from eve_vl.run.writing import write_run
-from eve_vl.tasks.classifiers import NLVR2, VQA
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.masked_signal.task import MaskedSignal
+from eve_vl.tasks.nlvr2.task import NLVR2
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Task
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import (
     ANSWER_LIST,

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from tests.data.test_tokenizer import TRICKY, word_level
-from eve_vl.config import ContrastMatchConfig, EveModelConfig, to_dict
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.config import EveModelConfig, to_dict
 from eve_vl.data.batches import Sample, TextBatch
 from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.image_refs import ImageBytes, ImageFile

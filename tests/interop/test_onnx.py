@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.cli import main
-from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, TaskConfig
+from eve_vl.config import DualEncoderConfig, TaskConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.eve import Eve
 from eve_vl.interop import convert, hf, onnx
-from eve_vl.interop.heads import Graph, Heads
 from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.interop.published import export_published
 from eve_vl.model.moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.heads import Graph, Heads
 from eve_vl.tasks.task import Task
 from helpers.tiny_runs import ANSWERS, TEXTS, assert_close, noise, pixels, tiny_run, write_run
 from helpers.twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer

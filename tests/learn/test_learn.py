@@ -24,7 +24,7 @@ from eve_vl.cli.learn import seconds_of
 from eve_vl.config import Config, DataConfig, config_to_json
 from eve_vl.data.opening import open_splits
 from eve_vl.data.row_hashes import row_keys
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.learn import plan, stages
 from eve_vl.learn.plan import BUNDLED, kind_of, shown
 from eve_vl.recipes import get_recipe

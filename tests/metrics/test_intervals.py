@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.evaluation.masked_signal import Sums
 from eve_vl.metrics import classification, intervals, retrieval, vqa
 from eve_vl.metrics.intervals import MeasuredValue, from_json, linear, mean, paired, share, to_json
 from eve_vl.metrics.retrieval import mean_of_folds
+from eve_vl.tasks.masked_signal.evaluation import Sums
 
 
 def certain(place_Q: torch.Tensor) -> retrieval.Ranks:

@@ -12,28 +12,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import (
-    ClassificationConfig,
-    Config,
-    ContrastMatchConfig,
-    DualEncoderConfig,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-)
+from eve_vl.config import Config, DualEncoderConfig, TaskConfig
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.interop.heads import heads_of
 from eve_vl.model.dual_encoder import CoAttention, DualEncoder, Tower
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
 from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.tasks.masked_signal import MaskedSignalTask
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.heads import heads_of
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.task import MaskedSignalTask
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import ANSWERS, TEXT, noise
 from helpers.twins import CAPTIONS, randomize, tiny_config

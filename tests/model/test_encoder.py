@@ -17,7 +17,7 @@ from eve_vl.model.encoder import Block, Encoder, initialize
 from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward, drop_path
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from helpers.twins import in_rows, randomize, router_sums, slow_ffn, slow_moe, tiny_config
 

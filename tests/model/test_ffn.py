@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from eve_vl.config import (
-    EveModelConfig,
-    FFNPolicy,
-)
+from eve_vl.config import EveModelConfig
+from eve_vl.config.model import FFNPolicy
 from eve_vl.model.encoder import Block, Encoder
 from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward
 from eve_vl.model.moe import MoE, ReferenceMoE

@@ -16,8 +16,8 @@ from eve_vl.data.batches import Batch
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
 from eve_vl.model.packing import PackedTokens, ReadPositions
-from eve_vl.predict.explain import Heatmap, overlay
-from eve_vl.tasks.classifiers import VQA
+from eve_vl.predict.heatmap import Heatmap, overlay
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import (
     ANSWERS,

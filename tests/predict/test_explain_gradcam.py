@@ -17,7 +17,7 @@ from eve_vl.model import Backbone
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.layers import Attention, attention_mask, attention_weights, replace_submodules
 from eve_vl.model.packing import PackedTokens
-from eve_vl.predict.explain import gradcam
+from eve_vl.predict.heatmap import gradcam
 from helpers.twins import randomize, tiny_config
 
 VOCAB = 30

@@ -17,29 +17,23 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from eve_vl.config import (
-    ClassificationConfig,
-    Config,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-    config_to_json,
-)
-from eve_vl.recipes import (
+import eve_vl
+from eve_vl.config import Config, TaskConfig, config_to_json
+from eve_vl.recipes.registry import (
     EITHER,
-    OWN,
     find_recipe,
-    finetune,
     get_finetune_recipe,
     get_recipe,
-    pretrain,
     recipes,
     start_of,
 )
 from eve_vl.run.flops import NUM_LABELS, inspect_config
 from eve_vl.run.loading import build_untrained
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.train.optim import lr_scales
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
@@ -188,8 +182,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 WITHOUT_PIXELS = ("demo_words", "scenes_words", "icons")
 VERBS = ("pretrain", "finetune")
 EVES, EVES_TASKS = (  # those on its encoder
-    [name for name, recipe in OWN.items() if recipe.__module__ == module.__name__]
-    for module in (pretrain, finetune)
+    [
+        name
+        for name, recipe in recipes(verb).items()
+        if recipe.__module__.startswith("eve_vl.tasks.")
+    ]
+    for verb in VERBS
 )
 WITHOUT_MATCHING = ("demo_retrieval", "icons_search", "search_small", "vlmo_retrieval")
 LARGER = {
@@ -324,17 +322,24 @@ def head_on_paper(recipe: str, D: int) -> int:
 
 
 SYSTEMS = {"vlmo": ("vlmo_",), "mlim": ("mlim_",), "medical": ("m3ae_", "medflip_")}
-RECIPES_OF_SYSTEMS = [
+RECIPES = [
+    *(
+        f"eve_vl.tasks.{task}.recipes"
+        for task in (
+            "masked_signal",
+            "contrast_match",
+            "vqa",
+            "nlvr2",
+            "retrieval",
+            "classification",
+        )
+    ),
     "eve_vl.systems.vlmo.recipes",
     "eve_vl.systems.mlim.recipes",
     "eve_vl.systems.medical.m3ae.recipes",
     "eve_vl.systems.medical.medflip.recipes",
 ]
-MODULES = [
-    pretrain,
-    finetune,
-    *map(importlib.import_module, RECIPES_OF_SYSTEMS),
-]
+MODULES = [importlib.import_module(name) for name in RECIPES]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -387,13 +392,13 @@ def test_a_recipe_without_its_docstring_starts_from_the_same_run(monkeypatch):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_can_be_left_out(name, tmp_path):
     """EVE and each other system work without its folder."""
-    package = Path(pretrain.__file__).parents[1]
+    package = Path(eve_vl.__file__).parent
     shutil.copytree(
         package,
         tmp_path / "eve_vl",
         ignore=lambda folder, _: [name] * (Path(folder).name == "systems"),
     )
-    code = "from eve_vl.recipes import EITHER, recipes; from eve_vl.cli import main; print(*recipes(EITHER)); main(['help'])"
+    code = "from eve_vl.recipes.registry import EITHER, recipes; from eve_vl.cli import main; print(*recipes(EITHER)); main(['help'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -407,7 +412,7 @@ def test_a_system_can_be_left_out(name, tmp_path):
 
 
 def test_a_recipe_loads_its_own_system_only():
-    code = "import sys; from eve_vl.recipes import is_recipe, get_recipe; get_recipe('demo'); is_recipe('finetune', 'nothing'); "
+    code = "import sys; from eve_vl.recipes.registry import is_recipe, get_recipe; get_recipe('demo'); is_recipe('finetune', 'nothing'); "
     for more, found in (
         ("", []),
         ("get_recipe('mlim_tiny'); ", ["", ".mlim", ".mlim.config", ".mlim.recipes"]),
@@ -696,7 +701,7 @@ def test_the_baseline_takes_the_arithmetic_that_its_docstring_says():
         for name in ("demo_words", "demo_mlm_itc_itm")
     )
     assert f"{baseline / demo:.1f} times the arithmetic" in (
-        pretrain.demo_mlm_itc_itm.__doc__ or ""
+        find_recipe("pretrain", "demo_mlm_itc_itm").__doc__ or ""
     )
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 
 from tests.cli.test_bad_input import complaint
 from eve_vl.cli import main
-from eve_vl.config import Config, DualEncoderConfig, generated
-from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes, start_of
+from eve_vl.config import DualEncoderConfig
+from eve_vl.config.training import generated
+from eve_vl.config import Config
+from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes, start_of
 from eve_vl.run import training
 from eve_vl.run.loading import read_config
 from helpers import shortcuts

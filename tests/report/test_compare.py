@@ -12,13 +12,13 @@ from PIL import Image
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.metrics import intervals
+from eve_vl.pages.drawing import clock, number, points
 from eve_vl.report.compare import comparison_page, find_runs, over, read_run, write_comparison
-from eve_vl.report.drawing import clock, number, points
-from eve_vl.report.task import TaskReport
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs
+from eve_vl.tasks.evaluator import Evaluated
+from eve_vl.tasks.report import TaskReport
 from eve_vl.utils.errors import UserError
 from helpers.report_page import Page, assert_self_contained, tiny
 

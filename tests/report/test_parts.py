@@ -15,12 +15,14 @@ import pytest
 from jinja2 import UndefinedError
 
 from eve_vl.cli.train import run_pretrain
-from eve_vl.config import Config, HeadlessConfig, TaskConfig, all_kinds, from_dict, to_dict
+from eve_vl.config import Config, TaskConfig, to_dict
+from eve_vl.config.json_form import from_dict
+from eve_vl.config.kinds import all_kinds
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.recipes import get_recipe
-from eve_vl.report import drawing
-from eve_vl.report.drawing import (
+from eve_vl.pages import drawing
+from eve_vl.pages.drawing import (
     TEMPLATES,
     Choice,
     draw,
@@ -30,11 +32,13 @@ from eve_vl.report.drawing import (
     pluralize,
     points,
 )
-from eve_vl.report.finetuned import chance_recall
-from eve_vl.report.masked_signal import MaskedToken, Piece, ShownPair, caption_pieces
+from eve_vl.recipes.registry import get_recipe
 from eve_vl.report.page import command_line, task_report, write_report
-from eve_vl.report.task import TaskReport
-from eve_vl.tasks import task_class
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.masked_signal.report import MaskedToken, Piece, ShownPair, caption_pieces
+from eve_vl.tasks.report import TaskReport
+from eve_vl.tasks.retrieval.report import chance_recall
+from eve_vl.tasks.task import task_class
 from helpers.report_page import Page, assert_self_contained
 from helpers.tiny_runs import tiny_run, write_run
 
@@ -246,7 +250,7 @@ def test_numbers_that_know_how_sure_they_are():
     run = SimpleNamespace(
         config=SimpleNamespace(data=SimpleNamespace(val_samples=9)), step=1, task=None
     )
-    values = TaskReport(run).measured(rows).values  # pyright: ignore[reportArgumentType]
+    values = TaskReport(run, evaluated).measured(rows).values  # pyright: ignore[reportArgumentType]
     assert isinstance(values["acc"], MeasuredValue) and set(values) == {"acc"}
     assert interval(values["acc"], percent) == "47.0 % to 53.0 %, n 1,200"
 

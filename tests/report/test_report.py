@@ -13,21 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router
-from eve_vl.report.drawing import number, percent, pluralize
-from eve_vl.report.masked_signal import MaskedSignalReport
+from eve_vl.pages.drawing import number, percent
 from eve_vl.report.page import write_report
-from eve_vl.report.task import NUM_SEEN, TaskReport, routing_of
+from eve_vl.report.routing import routing_of
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.synthetic.scenes.rows import ScenePairs
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.report import MaskedSignalReport
+from eve_vl.tasks.masked_signal.task import MaskedSignal
+from eve_vl.tasks.report import NUM_SEEN, TaskReport
+from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from helpers.report_page import Page, assert_self_contained, tiny, trained
 
@@ -463,7 +466,7 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
 
 def test_a_task_without_a_report_of_its_own(run: Path, tmp_path: Path, monkeypatch):
     """All its numbers in a table, a chart of everything in its log, and the routing."""
-    monkeypatch.setattr("eve_vl.report.page.task_report", TaskReport)
+    monkeypatch.setattr("eve_vl.report.page.task_report", lambda run: TaskReport(run, evaluated))
     page = Page(write_report(run, tmp_path / "page.html"))
     assert_self_contained(tmp_path / "page.html")
     assert page.ids == ["numbers", "curves", "routing", "config"]

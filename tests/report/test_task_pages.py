@@ -21,21 +21,22 @@ from eve_vl.data.image_refs import ImageDrawing, ImageRef
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.demo import read_numbers
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.retrieval_set import RetrievalSet
-from eve_vl.evaluation.runner import evaluated, with_settings
+from eve_vl.evaluation.evaluate import evaluated, with_settings
 from eve_vl.model.moe import Router
-from eve_vl.predict.base import predictor_of
+from eve_vl.pages.drawing import percent
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report.drawing import percent
-from eve_vl.report.finetuned import Query, RetrievalReport
 from eve_vl.report.page import command_line, task_report, write_report
-from eve_vl.report.task import routing_of
+from eve_vl.report.routing import routing_of
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
-from eve_vl.tasks.classifiers import NLVR2, VQA
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.nlvr2.task import NLVR2
+from eve_vl.tasks.predictor import predictor_of
+from eve_vl.tasks.retrieval.report import Query, RetrievalReport
+from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet
+from eve_vl.tasks.retrieval.task import Retrieval
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train.log import read_log
 from helpers.report_page import Page, assert_self_contained, tiny, trained
 
@@ -439,7 +440,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(
             found.append(score_QK)
         return found
 
-    monkeypatch.setattr("eve_vl.evaluation.retrieval.rerank_scores", scores)
+    monkeypatch.setattr("eve_vl.tasks.retrieval.evaluation.rerank_scores", scores)
     config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=4)
     page, run = Page(trained(config)), load_run(config.out)
     whole = read_config(config.out)

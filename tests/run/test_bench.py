@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eve_vl.cli import main
-from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.recipes.registry import get_finetune_recipe, get_recipe
 from eve_vl.run import bench
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eve_vl.config import config_to_json
-from eve_vl.evaluation import classifiers
 from eve_vl.run.loading import load_run, read_config
+from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 from eve_vl.train.log import TIMING, read_log
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -37,7 +37,7 @@ def test_there_is_a_folder_of_each_kind_of_run():
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: path.name.partition(".")[0])
 def test_the_numbers_are_those_of_then(path, eve, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifiers, "GENERATED_ROWS", 10_000)  # those of then
+    monkeypatch.setattr(vqa_evaluation, "GENERATED_ROWS", 10_000)  # those of then
     run = shutil.copytree(
         COMPAT / path.name.partition(".")[0], tmp_path / "run"
     )  # evaluate writes there

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import eve_vl
-from eve_vl.config import VQAConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import ConvertArgs
 from eve_vl.interop.convert import import_weights, read_tensors
 from eve_vl.interop.published import EVE, export_published
 from eve_vl.interop.vision import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.report.drawing import Curves
+from eve_vl.pages.drawing import Curves
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl.config import RetrievalConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.data.opening import open_sources
-from eve_vl.evaluation.runner import evaluated
+from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.report.compare import read_run, write_comparison
 from eve_vl.run.loading import load_run
 from eve_vl.run.results import read_results

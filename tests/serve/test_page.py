@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl.config import ClassificationConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import Server, listening, page_files, settings
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
 sync_api = pytest.importorskip(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.config import Config, ContrastMatchConfig, generated
+from eve_vl.config import Config
+from eve_vl.config.training import generated
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
@@ -17,6 +18,7 @@ from eve_vl.run.flops import inspect_run
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from helpers.report_page import Page, assert_self_contained, trained
 from helpers.tiny_runs import TEXTS, noise
 

@@ -15,18 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
+from eve_vl.config import Config, EveModelConfig
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.packing import Tokens
 from eve_vl.systems.medical.phantoms.reports import COLUMNS
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
-from eve_vl.tasks import negatives
-from eve_vl.tasks.contrastive import Contrast
-from eve_vl.tasks.retrieval import ContrastMatch
+from eve_vl.tasks.contrast import negatives
+from eve_vl.tasks.contrast.contrast import Contrast
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
 from helpers.tiny_tasks import watch_matching

@@ -12,17 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
+from eve_vl.config import Config, TokenizerConfig
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.row_dataset import eval_positions
-from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.packing import Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.training import train
-from eve_vl.tasks.retrieval import ContrastMatch
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import read_log
 from helpers.tiny_tasks import watch_matching

@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from eve_vl.config import ClassificationConfig, Config
+from eve_vl.config import Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.classifiers import ClassificationEvaluator, Prediction
-from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
-from eve_vl.tasks.classifiers import Classification
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.classification.evaluation import ClassificationEvaluator
+from eve_vl.tasks.classification.task import Classification
+from eve_vl.tasks.classifier.evaluation import Prediction
+from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer

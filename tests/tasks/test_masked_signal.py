@@ -20,7 +20,7 @@ from eve_vl.model.embeddings import gather_patches, patchify, unpatchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router
 from eve_vl.model.packing import PackedTokens, Tokens
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from helpers.twins import TwinStats, randomize, slow_balance, tiny_config
 

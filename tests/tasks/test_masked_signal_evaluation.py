@@ -13,14 +13,14 @@ from torch import Tensor
 
 from eve_vl.config import Config
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.data.row_dataset import eval_positions
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.masked_signal import Sums, visible_means
 from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import to_json
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.masked_signal.evaluation import Sums, visible_means
+from eve_vl.tasks.masked_signal.task import MaskedSignal
 from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from tests.tasks.test_masked_signal import VOCAB, batch_of, build, patches_of, samples
 

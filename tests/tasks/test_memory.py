@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eve_vl.config import RetrievalConfig
-from eve_vl.tasks.negatives import CrossBatchMemory
+from eve_vl.tasks.contrast.negatives import CrossBatchMemory
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers import tiny_tasks as tiny
 from helpers.twins import tiny_config
 from tests.test_objectives import slow_contrastive, slow_supcon

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.data.masked_pairs import MaskedPairs
-from eve_vl.evaluation import retrieval_set as retrieval_evaluation
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.retrieval import RetrievalEvaluator
-from eve_vl.evaluation.retrieval_set import RetrievalSet, SearchSet, gathered
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
-from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
-from eve_vl.tasks.retrieval import ContrastMatch, Retrieval
+from eve_vl.tasks.contrast.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval import retrieval_set as retrieval_evaluation
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
+from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, SearchSet, gathered
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable
 from helpers.twins import ListSource, pairs, tiny_config
@@ -343,7 +345,7 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
 @torch.no_grad()
 def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
     """In chunks that mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.evaluation.retrieval_set.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("eve_vl.tasks.retrieval.retrieval_set.PAIRS_AT_ONCE", 7)
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)

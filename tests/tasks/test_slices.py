@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.tasks import negatives, task_class
-from eve_vl.tasks.negatives import shares_key
+from eve_vl.tasks.contrast import negatives
+from eve_vl.tasks.contrast.negatives import shares_key
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import task_class
 from helpers import tiny_tasks as tiny
 from helpers.twins import pairs, tiny_config
 

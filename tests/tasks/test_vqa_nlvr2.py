@@ -11,10 +11,11 @@ import torch
 from eve_vl.config import Config
 from eve_vl.data.kinds.questions import QuestionBatch
 from eve_vl.data.kinds.statements import StatementBatch
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.evaluation.runner import with_settings
+from eve_vl.evaluation.evaluate import with_settings
 from eve_vl.run.loading import read_labels
-from eve_vl.tasks.classifiers import NLVR2, VQA
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.nlvr2.task import NLVR2
+from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train.optim import build_optimizer
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import (

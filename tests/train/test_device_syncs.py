@@ -17,15 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eve_vl
 import tests.tasks.test_classification as labelled
-from eve_vl.config import (
-    Config,
-    ContrastMatchConfig,
-    MaskedSignalConfig,
-    RetrievalConfig,
-    TrainConfig,
-)
+from eve_vl.config import Config, TrainConfig
 from eve_vl.model import layers, moe
-from eve_vl.tasks import task_class
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import task_class
 from eve_vl.train.trainer import Trainer
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
 from helpers.twins import pairs, tiny_config

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.masked_pairs import MaskedPairs
 from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.tasks import task_class
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
 from eve_vl.train.log import TIMING
 from eve_vl.train.processes import without_sharing

@@ -13,9 +13,9 @@ from torch import nn
 
 from eve_vl.config import TrainConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.evaluator import evaluator_of
-from eve_vl.recipes.finetune import layer_decay
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.recipes.settings import layer_decay
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.optim import build_optimizer, freeze

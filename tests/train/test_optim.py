@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train import optim
 from eve_vl.train.optim import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eve_vl.metrics.intervals import share
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train.best import on_training_rows
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer

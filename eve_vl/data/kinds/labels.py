@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from eve_vl.config import ClassificationConfig, Config
+from eve_vl.config import Config
 from eve_vl.data.batches import Batch, ImageBatch, RowBatch, Sample, TextBatch, batch_field
 from eve_vl.data.field_values import Fields, to_texts
 from eve_vl.data.image_refs import ImageRef
@@ -104,7 +104,7 @@ class LabeledRows(RowDataset):
     def require(cls, row: LabeledExample, config: Config, *, training: bool) -> None:
         """Raise BadSampleError if a row lacks an input or, in training, its labels."""
         super().require(row, config, training=training)
-        inputs = cast(ClassificationConfig, config.task).inputs
+        inputs = cast(Any, config.task).inputs
         if inputs != "text" and row.image is None:
             raise BadSampleError(
                 row.where,
@@ -115,7 +115,7 @@ class LabeledRows(RowDataset):
 
     def sample(self, row: LabeledExample, rng: np.random.Generator) -> Sample:
         """Return one row. Raises BadSampleError."""
-        inputs = cast(ClassificationConfig, self.config.task).inputs
+        inputs = cast(Any, self.config.task).inputs
         sample = Sample.of(BATCHES[inputs], row)
         if inputs != "text":
             sample.image = self.load_image(row.images[0], row.where, rng, [*row.texts, *row.labels])

@@ -5,8 +5,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import kinds_of
-from eve_vl.config.base import find_kind
+from eve_vl.config.kinds import find_kind, kinds_of
 from eve_vl.data.kinds.registry import KINDS
 from eve_vl.data.readers import published_layouts
 from eve_vl.data.readers.csv_table import CsvTable

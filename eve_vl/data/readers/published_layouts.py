@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eve_vl.config.base import installed, load_installed
+from eve_vl.config.plugins import installed, load_installed
 from eve_vl.data.table import Table
 
 GROUP = "layouts"

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import Suppress
 
 from eve_vl.config import DualEncoderConfig, EveModelConfig
-from eve_vl.config.base import InnerShare
-from eve_vl.config.tasks import MaskedSignalConfig, TaskConfig
+from eve_vl.config.sections import InnerShare
+from eve_vl.config.task import TaskConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 
 
 class MlimConfig(MaskedSignalConfig):

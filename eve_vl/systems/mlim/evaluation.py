@@ -11,12 +11,12 @@ import torch
 
 from eve_vl.data.kinds.items import ItemBatch
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.evaluation.classifiers import ClassifierEvaluator, Prediction, json_lines
-from eve_vl.evaluation.evaluator import Baseline
-from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator, Sums
 from eve_vl.metrics import classification as metrics
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
-from eve_vl.systems.mlim.tasks import ItemPairs, Mlim
+from eve_vl.systems.mlim.task import ItemPairs, Mlim
+from eve_vl.tasks.baseline import Baseline
+from eve_vl.tasks.classifier.evaluation import ClassifierEvaluator, Prediction, json_lines
+from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
 """The modalities that evaluation shows of the items, by metric."""

@@ -11,8 +11,7 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from eve_vl.recipes.finetune import SCENES, finetuned
-from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
+from eve_vl.recipes.settings import QUICK, SCENES, SMALL, finetuned, starts_from
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 
 BLOCKS = EveModelConfig(

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from eve_vl.data.kinds.items import ItemBatch
-from eve_vl.report.drawing import Loss
-from eve_vl.report.finetuned import ClassifierReport
-from eve_vl.report.masked_signal import MaskedSignalReport
-from eve_vl.report.task import Example
+from eve_vl.pages.drawing import Loss
+from eve_vl.tasks.classifier.report import ClassifierReport
+from eve_vl.tasks.masked_signal.report import MaskedSignalReport
+from eve_vl.tasks.report import Example
 
 
 class MlimReport(MaskedSignalReport):

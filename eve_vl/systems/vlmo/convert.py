@@ -19,13 +19,16 @@ from typing import Any
 
 from torch import Tensor
 
-from eve_vl import config as sections
 from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.vlmo.recipes import TASKS
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide
@@ -48,11 +51,11 @@ UNUSED = (
     r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
 )
 HEADS: dict[str, TaskConfig] = {
-    "vqa_classifier.": sections.VQAConfig(),
-    "nlvr2_classifier.": sections.NLVR2Config(second_image_type_embedding=True),
+    "vqa_classifier.": VQAConfig(),
+    "nlvr2_classifier.": NLVR2Config(second_image_type_embedding=True),
     "itm_score.": TASKS["image_text"],
     "mlm_score.": TASKS["text"],
-    "itc_": sections.RetrievalConfig(itm_weight=0.0, rerank=0),
+    "itc_": RetrievalConfig(itm_weight=0.0, rerank=0),
 }
 """Tasks by the prefix of their head; the first match counts."""
 BODY: Table = {
@@ -195,4 +198,4 @@ def infer(
     found = (
         task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors)
     )
-    return sizes, model, next(found, sections.HeadlessConfig()), start
+    return sizes, model, next(found, HeadlessConfig()), start

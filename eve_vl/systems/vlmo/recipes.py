@@ -17,16 +17,13 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from eve_vl.config.tasks import (
-    ContrastMatchConfig,
-    MaskedSignalConfig,
-    NLVR2Config,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-)
-from eve_vl.recipes.finetune import SCENES, at_paper_scale
-from eve_vl.recipes.pretrain import SMALL, starts_from
+from eve_vl.config.task import TaskConfig
+from eve_vl.recipes.settings import SCENES, SMALL, at_paper_scale, starts_from
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 
 Kind = Literal["image", "text", "image_text"]
 FROZEN_WITH_TEXTS = (

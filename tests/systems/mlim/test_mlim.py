@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import Config, from_dict
+from eve_vl.config import Config
+from eve_vl.config.json_form import from_dict
 from eve_vl.data.batches import Sample
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.packing import Tokens
 from eve_vl.run import bench
 from eve_vl.systems.mlim.config import MlimConfig
-from eve_vl.systems.mlim.tasks import AwareMasks, BatchByMask, ConvDecoder, Mlim
+from eve_vl.systems.mlim.task import AwareMasks, BatchByMask, ConvDecoder, Mlim
+from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
 from helpers.twins import pairs, randomize, tiny_config, tiny_tokenizer

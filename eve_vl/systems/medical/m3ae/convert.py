@@ -22,17 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import (
-    DualEncoderConfig,
-    HeadlessConfig,
-    InputConfig,
-    RetrievalConfig,
-    TaskConfig,
-)
+from eve_vl.config import DualEncoderConfig, InputConfig, TaskConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, token_head, under
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.systems.medical.m3ae.recipes import m3ae_base
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 
 BASE = m3ae_base()
 FIRST_PLACE = 2  # RoBERTa's position of the first token; earlier ones are padding

@@ -16,16 +16,13 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from eve_vl.config.tasks import (
-    ClassificationConfig,
-    ContrastMatchConfig,
-    RetrievalConfig,
-    TaskConfig,
-    VQAConfig,
-)
-from eve_vl.recipes.finetune import PAPER_DATA, finetuned
-from eve_vl.recipes.pretrain import QUICK, SMALL, starts_from
+from eve_vl.config.task import TaskConfig
+from eve_vl.recipes.settings import PAPER_DATA, QUICK, SMALL, finetuned, starts_from
 from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """Co-attention learns five times as fast as the towers, in pre-training and fine-tuning."""

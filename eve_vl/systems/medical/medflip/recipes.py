@@ -9,15 +9,15 @@ from typing import Any
 
 from eve_vl.config import (
     Config,
-    ContrastMatchConfig,
     DataConfig,
     DualEncoderConfig,
     InputConfig,
     TokenizerConfig,
     TrainConfig,
 )
-from eve_vl.recipes.pretrain import QUICK, SMALL
+from eve_vl.recipes.settings import QUICK, SMALL
 from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
 CONTRAST: dict[str, Any] = {
     "itc_masked_image": True,

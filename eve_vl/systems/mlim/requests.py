@@ -1,0 +1,22 @@
+"""The call of runs that compare two items."""
+
+from tyro.conf import Positional
+
+from eve_vl.predict.requests import Images, Request, Texts
+
+
+class Same(Request):
+    """Tell whether two items are the same: eve same RUN LEFT "TEXT" RIGHT "TEXT".
+
+    Each item is an image with a text. Lists are answered row by row.
+    """
+
+    name, title, by_rows = "same", "Same item", True
+    left: Positional[Images]
+    """Left image."""
+    left_text: Positional[Texts]
+    """Text of the left item."""
+    right: Positional[Images]
+    """Right image."""
+    right_text: Positional[Texts]
+    """Text of the right item."""

@@ -1,0 +1,1 @@
+"""What tasks with logits over labels share."""

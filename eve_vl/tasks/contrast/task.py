@@ -1,0 +1,162 @@
+"""The base of tasks with comparable features and a matching head."""
+
+import math
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from eve_vl import objectives
+from eve_vl.data.batches import normalize
+from eve_vl.model.embeddings import index_tokens
+from eve_vl.model.encoder import TEMPERATURE
+from eve_vl.model.packing import Tokens
+from eve_vl.tasks.contrast.contrast import Contrast
+from eve_vl.tasks.contrast.negatives import shares_key
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.task import Routers, Task
+
+PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
+
+
+Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
+
+
+class ContrastTask(Task[Settings]):
+    """A task with these heads: features that compare, and the probability of a match."""
+
+    contrast: Contrast
+    is_comparable = True
+
+    def build(self) -> None:
+        """Build the heads of contrast and matching."""
+        self.contrast = Contrast(self.encoder, self.settings)
+        self.is_comparable = self.contrast.num_contrasts > 0
+        super().build()
+
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Compute contrast over all micro-batches of a step."""
+        micro_batches = super().before_step(micro_batches)
+        sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
+        return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
+
+    def after_step(self, progress: float) -> None:
+        """Bound the temperatures, and remember the features of a step.
+
+        progress: share of the steps done.
+        """
+        self.contrast.after_step(progress)
+
+    @torch.no_grad()
+    def reset_temperatures(self, batch: Any) -> str:
+        """Reset temperatures of another run that are too low for a batch; return a note.
+
+        That is where the contrastive loss is above that of a uniform guess (LOG.md, 2026-11-30). Empty without a reset.
+        """
+        if not self.is_comparable:
+            return ""
+        _, _, image_BXd, text_BXd, _ = self.contrast.unimodal(self.encoder, batch)
+        keys_BK, uniform, notes = self.contrast.keys(batch), math.log(len(image_BXd)), []
+        target_BB = objectives.even_targets(shares_key(keys_BK, keys_BK))
+        for head, image_Bd, text_Bd in zip(
+            self.contrast.heads, image_BXd.unbind(1), text_BXd.unbind(1), strict=True
+        ):
+            loss = objectives.contrastive(
+                image_Bd, text_Bd, image_Bd, text_Bd, target_BB, head.temperature
+            ).item()
+            if loss > uniform and head.temperature < TEMPERATURE:
+                change = f"temperature reset from {head.temperature.item():.3g} to {TEMPERATURE}"
+                notes.append(
+                    f"{change}: contrastive loss {loss:.2f} on training rows, of a uniform guess {uniform:.2f}"
+                )
+                head.temperature.fill_(TEMPERATURE)
+        return "; ".join(notes)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """The remembered features, which a checkpoint keeps."""
+        return self.contrast.memory.rows
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return (
+            self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
+        )
+
+    def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the projected state of an image or a text, float32 (B, d).
+
+        Without contrast it is the state.
+        """
+        state_BD, _ = self.contrast.pooled(
+            self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True)
+        )
+        if not self.is_comparable:
+            return state_BD
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(
+            state_BD
+        ).float()
+
+    def match(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Routers]:
+        """Return the match logits (B, 2) of pairs, class 1 = match, and routers.
+
+        pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
+        """
+        image, text = (
+            self.encoder.image(normalize(images_BCHW)),
+            self.encoder.text(ids_BT, is_padding_BT),
+        )
+        if pairs is not None:
+            image, text = index_tokens(image, pairs[0]), index_tokens(text, pairs[1])
+        return self.contrast.match(self.encoder, image, text)
+
+    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
+        """Return the match logits of each embedded image with each text, (I, N, 2)."""
+        num_images, num_texts = len(image.x_BND), len(ids_NT)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
+        text = self.encoder.text(ids_NT, is_padding_NT)
+        pairs = (
+            (index_tokens(image, part // num_texts), index_tokens(text, part % num_texts))
+            for part in rows
+        )
+        logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
+        return torch.cat(logits).view(num_images, num_texts, 2)
+
+    @property
+    def orders_by_sum(self) -> bool:
+        """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
+        return getattr(self.settings, "rerank_by", "match") == "sum"
+
+    def pair_scores(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        similarity_B: Tensor,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the scores that re-ranking orders pairs by, float32 (B,).
+
+        See task.rerank_by. similarity_B: products of their features. pairs: as in `match`.
+        """
+        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
+        return (
+            yes_B - no_B + similarity_B / self.contrast.features.temperature
+            if self.orders_by_sum
+            else yes_B
+        )
+
+    def routers(self, batch: Any) -> Routers:
+        """Return the routers' statistics of images, of texts and, if matched, of pairs."""
+        routers = self.contrast.unimodal(self.encoder, batch)[-1] if self.is_comparable else []
+        if self.contrast.match_head is not None:
+            routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
+        return routers

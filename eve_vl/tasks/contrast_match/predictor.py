@@ -1,0 +1,34 @@
+"""The calls of runs pre-trained by contrast and matching."""
+
+from eve_vl.predict.heatmap import Evidence
+from eve_vl.predict.inputs import (
+    GivenImage,
+)
+from eve_vl.tasks.contrast.predictor import ContrastPredictor
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.masked_signal.predictor import MaskedSignalPredictor
+
+
+class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
+    """Calls of a run pre-trained by contrast, matching and masked signals."""
+
+    section = ContrastMatchConfig
+    task: ContrastMatch  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return tuple(
+            dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self))
+        )
+
+    def _evidence(
+        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+    ) -> Evidence:
+        masks_word = self.task.settings.mlm_weight and positions is not None
+        kind = (
+            MaskedSignalPredictor
+            if masks_word or self.task.contrast.match_head is None
+            else ContrastPredictor
+        )
+        return kind._evidence(self, images, text, positions, answer)

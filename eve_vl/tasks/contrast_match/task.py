@@ -1,0 +1,60 @@
+"""Pre-training by contrast, matching and masked signals."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.tasks.contrast.task import ContrastTask
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.task import MaskedSignalTask
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.task import Retrieval
+from eve_vl.tasks.task import Routers, Task
+from eve_vl.train import StepOutput
+
+
+class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[ContrastMatchConfig]):
+    """Masked signals, features that compare, and a matching head."""
+
+    section = ContrastMatchConfig
+
+    def forward(self, batch: PairBatch) -> StepOutput:
+        """Return the weighted sum of the losses.
+
+        Weights: task.…_weight, the model's balance weight.
+        """
+        losses, terms, routers = self.masked_losses(batch)
+        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
+        return self.output(
+            losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms
+        )
+
+    def as_task(self, name: str) -> Task[Any] | None:
+        """Return these weights as retrieval without any fine-tuning."""
+        if name != Retrieval.section.name or not (
+            self.is_comparable or self.contrast.match_head is not None
+        ):
+            return None
+        weights = {
+            weight: getattr(self.settings, weight)
+            for weight in ("itc_weight", "itm_weight", "projection_dim")
+        }
+        settings = RetrievalConfig(
+            **weights, rerank=0
+        )  # no validation has shown that re-ranking helps; --rerank sets it
+        with torch.device("meta"):
+            task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
+        task.encoder, task.contrast, task.is_validated = self.encoder, self.contrast, False
+        return task.eval()
+
+    def routers(self, batch: Any) -> Routers:
+        """Return the routers' statistics of all passes of a step.
+
+        Matching is without wrong pairs.
+        """
+        masks = self.settings.mim_weight or self.settings.mlm_weight
+        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(
+            self, batch
+        )

@@ -1,0 +1,24 @@
+"""The call of runs that judge statements."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tyro.conf import Positional
+
+from eve_vl.predict.requests import Images, Request, Texts
+
+
+class Verify(Request):
+    """Tell whether a statement is true: eve verify RUN LEFT RIGHT "STATEMENT".
+
+    The statement is about two images. Lists are answered row by row.
+    """
+
+    name, title, by_rows = "verify", "Verify", True
+    examples: ClassVar[Mapping[str, str]] = {"statement": "both images show the same thing"}
+    left: Positional[Images]
+    """Left image."""
+    right: Positional[Images]
+    """Right image."""
+    statement: Positional[Texts]
+    """Statement about the two images."""

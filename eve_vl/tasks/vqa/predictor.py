@@ -1,0 +1,69 @@
+"""The call of runs that answer questions."""
+
+from collections.abc import Sequence
+
+import torch
+
+from eve_vl.metrics.vqa import normalize as normalize_answer
+from eve_vl.predict.heatmap import Evidence
+from eve_vl.predict.inputs import (
+    GivenImage,
+    given_images,
+    given_texts,
+    in_batches,
+)
+from eve_vl.tasks.predictor import Predictor, best_classes
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.tasks.vqa.requests import Answer
+from eve_vl.tasks.vqa.task import VQA
+from eve_vl.utils.errors import UserError, nearest, printable
+from eve_vl.utils.frozen import Frozen
+
+
+class ScoredAnswer(Frozen):
+    """An answer of the run's list with its probability of being right."""
+
+    answer: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.probability:7.4f}  {printable(self.answer)}"
+
+
+class VQAPredictor(Predictor):
+    """Calls of a VQA run."""
+
+    section = VQAConfig
+    task: VQA
+
+    @torch.no_grad()
+    def answer(
+        self, asked: Answer, batch_size: int = 64
+    ) -> list[ScoredAnswer] | list[list[ScoredAnswer]]:
+        """Return the best answers of each row."""
+
+        def best(
+            images: Sequence[GivenImage], questions: Sequence[str]
+        ) -> list[list[ScoredAnswer]]:
+            probability_BA = self.task.probabilities(
+                self.task.predict(self.inputs.pairs(images, questions))[0]
+            )
+            rows = (best_classes(probability_A, asked.top) for probability_A in probability_BA)
+            return [
+                [ScoredAnswer(answer=self.task.answers[a], probability=value) for a, value in row]
+                for row in rows
+            ]
+
+        return in_batches(
+            best, batch_size, (given_images, asked.image), (given_texts, asked.question)
+        )
+
+    def _evidence(
+        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+    ) -> Evidence:
+        batch, known = self.inputs.pairs(images, [text]), [None]
+        if answer is not None and not (
+            known := self.task.answer_ids.get(normalize_answer(answer), ())
+        ):
+            raise UserError(f"no answer {nearest(answer, self.task.answers)}")
+        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer")

@@ -1,0 +1,91 @@
+"""Visual question answering as classification over an answer list."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eve_vl.config import Config
+from eve_vl.data.answer_list import closed_vocabulary, drop_unanswerable, read_answers
+from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.metrics import vqa as metrics
+from eve_vl.model.heads import MLPHead
+from eve_vl.tasks.classifier.task import Classifier
+from eve_vl.tasks.task import Prepared
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.utils.errors import UserError
+
+# Visual question answering over an answer list: the head reads the text [CLS] of the pair
+
+
+class VQA(Classifier[VQAConfig]):
+    """Encoder and answer head."""
+
+    section = VQAConfig
+    dataset = QuestionRows
+    is_multilabel = True
+    accuracy = "target_acc"
+    labels_file = "answers.json"
+    label_layer = "answer_head.3"
+
+    def build(self) -> None:
+        """Build the answer head."""
+        self.answers = self.sizes.labels
+        self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
+        for index, answer in enumerate(self.answers):
+            self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
+        self.answer_head = MLPHead(
+            self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers)
+        )
+
+    @classmethod
+    def prepare(
+        cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None
+    ) -> Prepared:
+        """Read the answer list or build it from the questions.
+
+        Questions without an answer in it are left out.
+        """
+        answers = labels or _answer_list(config, sources)
+        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
+        if not labels and cast(VQAConfig, config.task).answers is None:
+            notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
+        return Prepared(sources=kept, labels=tuple(answers), notes=notes)
+
+    def targets(self, batch: QuestionBatch) -> Tensor:
+        """Return the soft targets (B, A), float32 on the CPU.
+
+        Answers outside the list train nothing.
+        """
+        target_BA = torch.zeros(len(batch.answers), len(self.answers))
+        given = [
+            (row, index, score)
+            for row, answers in enumerate(batch.answers)
+            for answer, score in metrics.soft_targets(answers).items()
+            for index in self.answer_ids.get(answer, ())
+        ]
+        if given:  # in one assignment: one per value took longer than computing the values
+            rows, indices, scores = zip(*given, strict=True)
+            target_BA[rows, indices] = torch.tensor(scores)
+        return target_BA
+
+
+def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Return the given answer list, else the frequent answers of the questions.
+
+    Raises UserError if there are none.
+    """
+    assert isinstance(config.task, VQAConfig)
+    if config.task.answers is not None:
+        return read_answers(config.task.answers)
+    if (closed := closed_vocabulary(sources)) is not None:
+        return closed
+    given = (row.answers for source in sources for _, row in usable_rows(source))
+    answers = metrics.build_answers(given, config.task.min_answer_count)
+    if not answers:
+        problem = f"no answer is given to {config.task.min_answer_count} training questions"
+        fix = "give a lower --task.min-answer-count or an answer list with --task.answers"
+        raise UserError(f"{' '.join(config.data.train)}: {problem}; {fix}")
+    return answers
