@@ -45,6 +45,7 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
 def imports(path: Path) -> list[Import]:
     """Return what a file imports, also inside functions and by a string for import_module."""
     tree = parse(path)
