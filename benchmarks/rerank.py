@@ -23,16 +23,19 @@ yield_cores()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from eve_vl.tasks.retrieval.config import RetrievalConfig  # noqa: E402
 from eve_vl.data.batches import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader  # noqa: E402
 from eve_vl.data.opening import open_sources  # noqa: E402
-from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, rerank_scores
-from eve_vl.evaluation.retrieval_set import gathered  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.run.loading import build_task, load_run  # noqa: E402
 from eve_vl.run.run_tokenizer import train_tokenizer  # noqa: E402
+from eve_vl.tasks.retrieval.config import RetrievalConfig  # noqa: E402
+from eve_vl.tasks.retrieval.retrieval_set import (  # noqa: E402
+    RetrievalSet,
+    gathered,
+    rerank_scores,
+)
 from eve_vl.tasks.retrieval.task import Retrieval  # noqa: E402
 from eve_vl.utils.runtime import seed_everything  # noqa: E402
 

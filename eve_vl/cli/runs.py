@@ -26,12 +26,11 @@ from eve_vl.cli.common import (
 )
 from eve_vl.cli.train import early_flags, refuse_unused
 from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, flat, to_dict
-from eve_vl.config.kinds import all_kinds
-from eve_vl.config.kinds import find_kind
+from eve_vl.config.kinds import all_kinds, find_kind
 from eve_vl.config.plugins import installed, load_installed
 from eve_vl.interop import ConvertArgs
-from eve_vl.recipes.registry import EITHER, find_recipe, is_recipe, start_of
 from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import EITHER, find_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, nearest, printable
 from eve_vl.utils.frozen import Frozen
@@ -287,11 +286,11 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
             "zero_shot needs labelled images, --data LABELED, and prompts for each class, --prompts FILE"
         )
     from eve_vl.data.opening import open_sources
-    from eve_vl.tasks.baseline import comparison_of
-    from eve_vl.tasks.contrast.zero_shot import BASELINES, read_prompts, zero_shot
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run
+    from eve_vl.tasks.baseline import comparison_of
+    from eve_vl.tasks.contrast.zero_shot import BASELINES, read_prompts, zero_shot
     from eve_vl.train.processes import pick_device
 
     read_prompts(args.prompts)  # fail before loading the run
@@ -315,9 +314,9 @@ def _show(
     comparison: str,
 ) -> None:
     """Print numbers, warnings and the comparison with the baseline; write numbers."""
-    from eve_vl.tasks.baseline import FEW
     from eve_vl.metrics.intervals import to_json
     from eve_vl.metrics.names import meaning
+    from eve_vl.tasks.baseline import FEW
 
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, InputConfig, ModelConfig, TaskConfig
-from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs
@@ -26,6 +25,7 @@ from eve_vl.recipes.registry import is_recipe
 from eve_vl.run.loading import build_task
 from eve_vl.run.weight_transfer import transfer
 from eve_vl.run.writing import check_new, write_run
+from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError

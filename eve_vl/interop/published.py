@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, EveModelConfig, InputConfig, TaskConfig
-from eve_vl.tasks.headless.config import HeadlessConfig
-from eve_vl.tasks.nlvr2.config import NLVR2Config
-from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, sources, stack, under
 from eve_vl.run.loading import read_config
 from eve_vl.run.weight_transfer import model_parts
+from eve_vl.tasks.headless.config import HeadlessConfig
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.train import checkpoint
 from eve_vl.utils.errors import UserError
 

@@ -5,19 +5,16 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from eve_vl.builtin.names import refuse_to_write
-from eve_vl.config import Config, DataConfig, changed_flags, define, to_dict
-from eve_vl.config.kinds import kinds_of
-from eve_vl.tasks.evaluator import NO_BASELINE
+from eve_vl.config import Config, DataConfig, changed_flags, to_dict
+from eve_vl.config.kinds import kinds_of, load_part
+from eve_vl.evaluation.evaluate import evaluated
+from eve_vl.pages.drawing import Curves, Section, clock, document, draw
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.recipes.registry import is_recipe
-from eve_vl.pages.drawing import Curves, clock, document
-from eve_vl.report.drawing import Section, draw
-from eve_vl.tasks.report import TaskReport
 from eve_vl.report.routing import own_sections
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
@@ -25,6 +22,8 @@ from eve_vl.run.results import read_results
 from eve_vl.run.run_costs import cost_chain, cost_text
 from eve_vl.run.start_folder import start_folder
 from eve_vl.synthetic.disclaimers import source_note
+from eve_vl.tasks.evaluator import NO_BASELINE
+from eve_vl.tasks.report import TaskReport
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
 from eve_vl.utils.console import warn
@@ -50,18 +49,11 @@ def write_page(path: Path, text: str) -> Path:
 
 
 def task_report(run: LoadedRun) -> TaskReport:
-    """Return the report of a run's task: a subclass of its name, or the general one.
-
-    A package with tasks of its own defines their reports next to the task or in its file report.py.
-    """
-    import_module(
-        "eve_vl.report.masked_signal"
-        if run.config.task.is_pretraining
-        else "eve_vl.report.finetuned"
-    )
-    if package := type(run.task).__module__.rpartition(".")[0]:
-        define(package, "report")
-    return kinds_of(TaskReport).get(run.config.task.name, TaskReport)(run)
+    """Return the report of a run's task: that of its section, else the general one."""
+    section = type(run.config.task)
+    load_part(section, "report")
+    kind = kinds_of(TaskReport).get(section.name, TaskReport)
+    return kind(run, evaluated)
 
 
 def run_page(run: LoadedRun, top: Sequence[Section] = (), data: DataConfig | None = None) -> str:

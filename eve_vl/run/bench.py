@@ -25,8 +25,7 @@ from eve_vl.run.loading import build_untrained
 from eve_vl.run.run_tokenizer import obtain_tokenizer, with_init_tokenizer
 from eve_vl.run.startup_summary import expected_memory, machine_line
 from eve_vl.run.thread_count import choose_threads
-from eve_vl.tasks.task import task_class
-from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.task import Sizes, task_class
 from eve_vl.train import processes
 from eve_vl.train.processes import peak_memory, pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer

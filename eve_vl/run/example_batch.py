@@ -18,9 +18,8 @@ from eve_vl.data.masked_batches import MASKED
 from eve_vl.data.masking import num_masked_patches
 from eve_vl.model.moe import Experts
 from eve_vl.run.loading import build_untrained
-from eve_vl.tasks.task import task_class
 from eve_vl.tasks.headless.task import Headless
-from eve_vl.tasks.task import Sizes, Task
+from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.train.processes import pick_dtype
 
 CPU = torch.device("cpu")

@@ -11,10 +11,8 @@ from eve_vl.builtin.names import is_name, name_of
 from eve_vl.config import Config, config_from_dict
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Evaluator
-from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.tasks.task import task_class
-from eve_vl.tasks.task import Sizes, Task
+from eve_vl.tasks.evaluator import Evaluator, evaluator_of
+from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.train import checkpoint
 from eve_vl.utils.file_io import expand_user, read_json
 

@@ -18,8 +18,6 @@ from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.evaluator import Evaluator
-from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import build_task, read_labels
@@ -35,8 +33,8 @@ from eve_vl.run.startup_summary import data_lines, machine_line, run_lines
 from eve_vl.run.text_lengths import cut_texts
 from eve_vl.run.thread_count import choose_threads
 from eve_vl.run.weight_transfer import fit_temperatures, start_from
-from eve_vl.tasks.task import task_class
-from eve_vl.tasks.task import Task, label_files
+from eve_vl.tasks.evaluator import Evaluator, evaluator_of
+from eve_vl.tasks.task import Task, label_files, task_class
 from eve_vl.train import checkpoint, processes
 from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
 from eve_vl.train.processes import pick_device, pick_dtype

@@ -16,12 +16,12 @@ from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader, train_batches, train_loader
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.order import epoch_order
 from eve_vl.data.row_dataset import MAX_SKIPS, RowDataset, eval_positions
 from eve_vl.predict.inputs import is_source
 from eve_vl.search.sources import source_name
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
 from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer
 

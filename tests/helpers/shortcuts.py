@@ -5,11 +5,11 @@ from functools import lru_cache
 
 import torch
 
-from eve_vl.evaluation import classifiers
 from eve_vl.run import run_tokenizer, training
 from eve_vl.synthetic.scenes import rows
+from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 
-classifiers.GENERATED_ROWS = (
+vqa_evaluation.GENERATED_ROWS = (
     500  # training questions of the image-ablated baselines; 10,000 take seconds
 )
 run_tokenizer.ROWS_PER_TOKEN = (

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import eve_vl
-from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.eve import Eve
 from eve_vl.interop import ConvertArgs
 from eve_vl.interop.convert import import_weights, read_tensors
@@ -32,6 +31,7 @@ from eve_vl.pages.drawing import Curves
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.train import checkpoint
 from eve_vl.train.log import BadSamples, Meter, RunLog, read_bad_samples, read_log
 from eve_vl.train.trainer import Trainer

@@ -8,15 +8,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.config import Config
-from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.model import moe
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 from eve_vl.recipes.registry import start_of
 from eve_vl.run.flops import forward_flops, inspect_config
-from eve_vl.tasks.task import task_class
-from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.task import Sizes, task_class
 from tests.tasks.test_baselines import TASKS, build, config_of, full
 
 # Forward MFLOP per row, from formulas for each matrix product of the encoder's passes and of decoders, token heads included,

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import Config
-from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-from eve_vl.tasks.nlvr2.config import NLVR2Config
-from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.run.loading import build_task, build_untrained
 from eve_vl.run.weight_transfer import model_parts, start_from, transfer
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignal
+from eve_vl.tasks.nlvr2.config import NLVR2Config
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import ANSWERS, tiny_run, write_run
 from helpers.twins import randomize, tiny_config

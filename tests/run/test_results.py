@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.report.compare import read_run, write_comparison
 from eve_vl.run.loading import load_run
 from eve_vl.run.results import read_results
 from eve_vl.run.run_costs import cost_chain, cost_text
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers.report_page import Page
 from helpers.tiny_runs import noise, tiny_run, write_run
 from helpers.twins import CAPTIONS, randomize

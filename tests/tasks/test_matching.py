@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from eve_vl.cli import main
-from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.retrieval import retrieval_set as retrieval
-from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.evaluation.evaluate import with_settings
 from eve_vl.run.resume_checks import check_batch_size
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
+from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
+from eve_vl.tasks.retrieval import retrieval_set as retrieval
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
