@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import eve_vl.tasks.classifiers
+import eve_vl.tasks.vqa.task
 import numpy as np
 import torch
 from PIL import Image
