@@ -26,7 +26,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import eve_vl.tasks.vqa.task
 import numpy as np
 import torch
 from PIL import Image
@@ -35,6 +34,7 @@ from safetensors.torch import load_file
 import eve_vl.report.page
 import eve_vl.run.training  # all of it here, not in every fork
 import eve_vl.tasks.masked_signal.task
+import eve_vl.tasks.vqa.task
 from eve_vl.cli import main as eve
 
 SIGNALS = (

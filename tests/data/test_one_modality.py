@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.config import Config
 from eve_vl.data.batches import Batch, ImageBatch, TextBatch
 from eve_vl.data.check_lines import report_lines
@@ -28,7 +27,6 @@ from eve_vl.data.kinds.statements import ImagesStatement, StatementRows
 from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.row_hashes import row_keys
@@ -37,6 +35,8 @@ from eve_vl.synthetic.scenes.generator import SCENES
 from eve_vl.synthetic.scenes.rows import SceneLabels
 from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.synthetic.scenes.world import KINDS
+from eve_vl.tasks.classification.config import ClassificationConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 

@@ -13,22 +13,22 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from eve_vl.config import Config
-from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.data.batches import Sample
 from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages, ImageText
 from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.kinds.statements import ImagesStatement, StatementRows
 from eve_vl.data.loader import eval_loader, train_loader
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset, eval_positions
-from eve_vl.tasks.retrieval.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.startup_summary import data_lines
 from eve_vl.synthetic.scenes.captions import all_captions
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.synthetic.scenes.sampling import sample_scene
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.retrieval_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import encoded_card
 from helpers.twins import (
