@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,16 @@ def start_up(folder: Path, order: str) -> dict[str, float]:
     before = memory()
     (source,) = timed(found, "open, ms", lambda: open_sources(config.data.train, config.data, 16))
     blocks, middle = [loader.blocks_of(source)], 5 * len(source) // 2 // BATCH * BATCH
-    lanes = (blocks, BATCH) if order == "shards" else None
+    keyed = partial(KeyedOrder, [len(source)], (), SEED)
+    order_of_epoch = partial(LaneOrder, blocks, BATCH, SEED) if order == "shards" else keyed
     for name, start in (("first place, ms", 0), ("place in the middle of epoch 3, ms", middle)):
         timed(
             found,
             name,
             lambda start=start: next(
-                train_batches([len(source)], (), SEED, start, BATCH, BATCH, None, lanes)
+                train_batches(
+                    len(source), order_of_epoch, start=start, micro_batch=BATCH, stride=BATCH
+                )
             ),
         )
     timed(found, "first step, ms", lambda: steps(source, config, tokenizer, 0, 1))

@@ -1,5 +1,6 @@
 """Commands on data: data check, data answers, data write, tokenizer train."""
 
+import dataclasses
 import sys
 from dataclasses import replace
 from functools import partial
@@ -103,21 +104,21 @@ def run_data_check(args: CheckArgs) -> None:
     print_line(*report_lines(report))
     if (
         isinstance(source, FolderTable)
-        and report["kind"] != "captions"
+        and report.kind != "captions"
         and (tables := tables_in(source.path))
     ):
         print_line(f"note: {tables[0]} was not read, only the images; to check its rows, name it")
     lacking, option = {"images": ("captions", "text"), "texts": ("images", "image")}.get(
-        report["kind"], ("", "")
+        report.kind, ("", "")
     )
     if args.kind == "auto" and lacking and len(names := getattr(source, "names", ())) > 1:
         print_line(
             f"note: none of the columns {', '.join(names)} was read as {lacking}; name one with --data.{option}-column"
         )
-    if config is not None and report["usable"]:
+    if config is not None and report.usable:
         print_line(*_text_lines(config, args.init, source))
-    write_json(args.json, report)
-    if report["broken"]:
+    write_json(args.json, dataclasses.asdict(report))
+    if report.broken:
         sys.exit(1)
 
 

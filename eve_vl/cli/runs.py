@@ -236,7 +236,7 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
         if is_test
         else run.config
     )
-    if is_test and not (sources := open_splits(own, rows)[2]):
+    if is_test and not (sources := open_splits(own, rows).test):
         raise UserError(
             f"--data {HELD_OUT_TEST}: {owner} kept nothing for a test (--data.test-fraction); name other data"
         )

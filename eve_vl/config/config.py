@@ -68,12 +68,10 @@ class Config(Frozen):
         )
         is_scaled = init is None and train.head_lr_multiplier != 1
         allows_nothing = self.init_allow_missing and (init is None or self.scratch)
-        changes_captions, pairs_rows = self.data.caption_augment != "none", self.data.pair_captions
+        changes_captions = self.data.caption_augment != "none"
         conflicts = {
             f"data.caption_augment has no effect with task {task.name}": changes_captions
             and not task.augments_captions,
-            "data.pair_captions with data.train_weights, which repeats rows": pairs_rows
-            and self.data.train_weights,
             f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
             "scratch limits what --init gives, but there is no --init; name a run": self.scratch
             and init is None,

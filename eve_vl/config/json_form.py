@@ -18,6 +18,8 @@ from eve_vl.utils.file_io import require_type
 
 FORMAT = 3
 """Version of config.json."""
+REMOVED_FIELDS: dict[str, object] = {"data.pair_captions": False}
+"""Fields that only earlier versions have, and the values at which their runs still load."""
 
 
 def config_to_json(config: Config) -> str:
@@ -70,6 +72,7 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
     Raises UserError for unknown keys, missing keys without a default and values of another type. `where` names the file,
     `prefix` the section.
     """
+    values = _without_removed_fields(values, prefix)
     all_hints = typing.get_type_hints(cls)
     hints = {each.name: all_hints[each.name] for each in dataclasses.fields(cls) if each.init}
     if unknown := [key for key in values if key not in hints]:
@@ -88,6 +91,16 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
         return cls(**typed)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _without_removed_fields(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values without fields of earlier versions that had no effect there."""
+    remaining = dict(values)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in REMOVED_FIELDS and value == REMOVED_FIELDS[name]:
+            del remaining[key]
+    return remaining
 
 
 def read_value(hint: Any, value: Any, where: str, key: str) -> Any:

@@ -150,10 +150,6 @@ class DataConfig(Values):
     """Column of tables, e.g. `set` or `vendor`: half of the batches hold rows of one value only, the others stay mixed. It
     is meant for contrast among images of several styles: a style then no longer tells the right pair. A value with fewer rows
     than train.batch_size comes in mixed batches only."""
-    pair_captions: bool = False
-    """Put rows that share a caption into one batch, nearly always in pairs, except in batches of one value (batches_from). It
-    is meant for captions that recur often, and needs contrast in which equal captions are positives: task.dedup_captions, or
-    task.itc_targets same_text. Rows with several captions pair if all of them are equal."""
     num_workers: CountOrZero = 1
     """Loader processes; 0: load in the training process."""
     max_invalid_fraction: Annotated[float, "[0, 1]"] = 0.01
@@ -212,15 +208,12 @@ class DataConfig(Values):
             "text_column",
             "label_column",
             "batches_from",
-            "pair_captions",
         )
         unused: dict[str, str] = dict.fromkeys(
             (*reading, "split_file", "order") if is_generated else (), "on generated data"
         )
         by_shards = (
-            ("train_weights", "batches_from", "pair_captions", "split_file")
-            if self.order == "shards"
-            else ()
+            ("train_weights", "batches_from", "split_file") if self.order == "shards" else ()
         )
         unused |= dict.fromkeys(by_shards, "with order shards")
         holds_out = HELD_OUT in self.val

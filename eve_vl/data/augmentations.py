@@ -1,9 +1,24 @@
-"""Augmentations of training images, uint8 (3, H, W)."""
+"""Augmentations of training images (data.augment), uint8 (3, H, W)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+
+
+def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
+    """Apply an augmentation of data.augment to an image, uint8 (3, H, W).
+
+    All randomness comes from `rng`.
+    """
+    if name in DRAWING_AUGMENTATIONS:
+        # NumPy takes a third of torch's time at 64 pixels (LOG 2026-12-01)
+        change = DRAWING_AUGMENTATIONS[name]
+        return torch.from_numpy(change(np.ascontiguousarray(pixels), rng))
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+        seed = int(rng.integers(2**63))
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's too
+        return PHOTO_AUGMENTATIONS[name](pixels)
 
 
 def random_ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -16,30 +31,34 @@ def random_ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return pixels
     red, green, blue = pixels.astype(np.uint32)
     grey = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16  # as Pillow's convert("L")
-    darkest, shades = np.array([ink]).T * (0.7 * 255 * (draw_ink < 0.5)), np.arange(256)
-    return (shades + (1 - shades / 255) * darkest).round().astype(np.uint8).take(grey, axis=1)
+    darkest = np.array([ink]).T * (0.7 * 255 * (draw_ink < 0.5))
+    shades = np.arange(256)
+    colours = (shades + (1 - shades / 255) * darkest).round().astype(np.uint8)
+    return colours.take(grey, axis=1)
 
 
 def random_strokes(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change the strokes of a drawing, uint8 (3, H, W).
 
-    Lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are swapped without the hues
-    (15 %), and the drawing moves by at most 2 pixels each way. Lines that would lose half of their ink are not made thinner.
+    Lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are swapped without the
+    hues (15 %), and the drawing moves by at most 2 pixels each way. Lines that would lose half of their ink are not
+    made thinner.
     """
-    width, outline, invert, *shift = rng.random(5)
-    if width < 0.2:
+    draw_width, draw_outline, draw_invert, *draw_shift = rng.random(5)
+    if draw_width < 0.2:
         pixels = 255 - lightest(255 - pixels)
-    elif width < 0.4 and 2 * (255 - (thin := lightest(pixels))).sum() >= (255 - pixels).sum():
-        pixels = thin
-    if outline < 0.2:
+    elif draw_width < 0.4:
+        thinner = lightest(pixels)
+        if 2 * (255 - thinner).sum() >= (255 - pixels).sum():
+            pixels = thinner
+    if draw_outline < 0.2:
         pixels = pixels + (255 - lightest(pixels))  # the ink less that of thinner lines
-    if invert < 0.15:
-        pixels = pixels + (
-            255 - pixels.max(0) - pixels.min(0)
-        )  # lightness of HSL; uint8 wraps, the sum fits
-    for axis, part in enumerate(shift, start=1):
-        side, by = pixels.shape[axis], int(part * 5) - 2
-        pixels = pixels.take(np.arange(side) - by, axis, mode="clip")  # repeats the border
+    if draw_invert < 0.15:
+        # lightness of HSL; uint8 wraps, the sum fits
+        pixels = pixels + (255 - pixels.max(0) - pixels.min(0))
+    for axis, draw in enumerate(draw_shift, start=1):
+        places = np.arange(pixels.shape[axis]) - (int(draw * 5) - 2)
+        pixels = pixels.take(places, axis, mode="clip")  # repeats the border
     return pixels
 
 
@@ -66,19 +85,3 @@ PHOTO_AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
 }
-
-
-def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
-    """Apply an augmentation of data.augment to an image, uint8 (3, H, W).
-
-    All randomness comes from `rng`.
-    """
-    if change := DRAWING_AUGMENTATIONS.get(
-        name
-    ):  # NumPy takes a third of torch's time at 64 pixels (LOG 2026-12-01)
-        return torch.from_numpy(change(np.ascontiguousarray(pixels), rng))
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-        torch.default_generator.manual_seed(
-            int(rng.integers(2**63))
-        )  # torch.manual_seed would seed the GPU's too
-        return PHOTO_AUGMENTATIONS[name](pixels)

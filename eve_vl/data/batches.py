@@ -1,5 +1,7 @@
 """Samples and batches: how the values of rows become tensors.
 
+Batches have no slots: several of their classes have two bases with fields.
+
 Letters: B batch, T text tokens.
 """
 
@@ -33,12 +35,12 @@ def normalize(images_BCHW: Tensor) -> Tensor:
 
     Floats stay as they are: already normalised.
     """
-    return (
-        images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
-    )
+    if images_BCHW.is_floating_point():
+        return images_BCHW
+    return images_BCHW.float().div_(127.5).sub_(1)
 
 
-# How the values of all samples become a field of their batch; each rule takes (values, pad_id, length).
+# How the values of all samples become a field of their batch. Each rule takes (values, pad_id, length).
 
 
 def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
@@ -47,7 +49,9 @@ def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
         return None
     if isinstance(values[0], Tensor):
         return torch.stack(list(values))
-    return torch.as_tensor(np.stack(values) if isinstance(values[0], np.ndarray) else values)
+    if isinstance(values[0], np.ndarray):
+        return torch.as_tensor(np.stack(values))
+    return torch.as_tensor(values)
 
 
 def pad_ids(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
@@ -58,6 +62,21 @@ def pad_ids(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
 def pad_mask(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
     """Return which positions of padded token ids are padding."""
     return padded(values, pad_id, length)[1]
+
+
+def lengths(values: Sequence[Any], pad_id: int, length: int) -> tuple[int, ...]:
+    """Return the number of token ids of each text, without padding."""
+    return tuple(map(len, values))
+
+
+def total_length(values: Sequence[Any], pad_id: int, length: int) -> int:
+    """Return the number of token ids of all texts, without padding."""
+    return sum(map(len, values))
+
+
+def join(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
+    """Join tuples."""
+    return sum(values, ())
 
 
 def plain(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
@@ -91,12 +110,10 @@ class Sample(SimpleNamespace):
     """A pair's three numbers in [0, 1), float32, for random choices among the pairs of a step."""
 
     @classmethod
-    def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
-        """Return the sample of a row: its fields, and the values made from them."""
-        return cls(
-            batch=batch,
-            **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made,
-        )
+    def of(cls, batch: type["RowBatch"], row: Any, **values: Any) -> Self:
+        """Return the sample of a row: its fields, and the values computed from them."""
+        fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+        return cls(batch=batch, **fields | values)
 
 
 class RowBatch(Frozen):
@@ -105,9 +122,7 @@ class RowBatch(Frozen):
     where: tuple[str, ...] = batch_field("where")
     names: tuple[str, ...] = batch_field("name", default=())
     positions: tuple[tuple[int, int], ...] = batch_field("position", default=())
-    skipped: tuple[BadSampleError, ...] = batch_field(
-        "skipped", lambda values, *_: sum(values, ()), default=()
-    )
+    skipped: tuple[BadSampleError, ...] = batch_field("skipped", join, default=())
 
     @property
     def parts(self) -> "Sequence[RowBatch]":
@@ -123,23 +138,24 @@ class RowBatch(Frozen):
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = {
-            name: change(value)
-            for name, value in values.items()
-            if isinstance(value, Tensor | RowBatch)
-        }
+        """Return a copy with other tensors, also in the batches that it holds."""
+        changed = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | RowBatch):
+                changed[field.name] = change(value)
         return dataclasses.replace(self, **changed)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the plain fields of each row, by the names of the sample's attributes."""
-        fields = {
-            field.metadata["name"]: field.name
-            for field in dataclasses.fields(self)
-            if plain in field.metadata.values()
-        }
-        columns = zip(*(getattr(self, name) for name in fields.values()), strict=True)
-        return (dict(zip(fields, row, strict=True)) for row in columns)
+        names = []
+        columns = []
+        for field in dataclasses.fields(self):
+            if field.metadata.get("combine") is plain:
+                names.append(field.metadata["name"])
+                columns.append(getattr(self, field.name))
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], pad_id: int, length: int = 0) -> Self:
@@ -147,14 +163,12 @@ class RowBatch(Frozen):
 
         length: tokens to pad texts to; 0: those of the longest of the batch.
         """
-        rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
-        columns = {
-            name: [getattr(sample, rule["name"]) for sample in samples]
-            for name, rule in rules.items()
-        }
-        return cls(
-            **{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()}
-        )
+        values = {}
+        for field in dataclasses.fields(cls):
+            if field.metadata:
+                column = [getattr(sample, field.metadata["name"]) for sample in samples]
+                values[field.name] = field.metadata["combine"](column, pad_id, length)
+        return cls(**values)
 
 
 class ImageBatch(RowBatch):
@@ -174,10 +188,10 @@ class TextBatch(RowBatch):
     ids_BT: Tensor = batch_field("ids_T", pad_ids)
     """int64, [CLS] first, cut to the longest text of the batch."""
     is_padding_BT: Tensor = batch_field("ids_T", pad_mask)
-    num_real: int | None = batch_field(
-        "ids_T", lambda values, *_: sum(map(len, values)), default=None
-    )
+    num_real: int | None = batch_field("ids_T", total_length, default=None)
     """Tokens that are not padding, counted on the host to avoid a GPU sync; None if unknown."""
+    token_counts: tuple[int, ...] = batch_field("ids_T", lengths, default=())
+    """The same for each text; empty if unknown."""
 
 
 class Batch(ImageBatch, TextBatch):

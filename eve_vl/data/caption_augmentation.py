@@ -1,4 +1,4 @@
-"""Augmentation of training captions."""
+"""Augmentation of training captions (data.caption_augment)."""
 
 import re
 
@@ -13,20 +13,32 @@ def augmented_caption(caption: str, how: str, rng: np.random.Generator) -> str:
 
     how: data.caption_augment.
     """
-    words = caption.split()
-    if how == "none" or not words:
+    if how == "none" or not caption.split():
         return caption
     if how == "phrases":
-        parts = phrases_of(caption)
-        kept = rng.permutation(len(parts))[: 1 if rng.random() < 0.5 else None]
-        return ", ".join(parts[place] for place in kept) or caption
-    kept = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
-    kept = kept if len(kept) else rng.integers(len(words), size=1)
-    return " ".join(
-        words[place] for place in (rng.permutation(kept) if rng.random() < 0.5 else kept)
-    )
+        return _augment_phrases(caption, rng)
+    return _augment_words(caption, rng)
+
+
+def _augment_phrases(caption: str, rng: np.random.Generator) -> str:
+    phrases = phrases_of(caption)
+    order = rng.permutation(len(phrases))
+    if rng.random() < 0.5:
+        order = order[:1]
+    return ", ".join(phrases[place] for place in order) or caption
+
+
+def _augment_words(caption: str, rng: np.random.Generator) -> str:
+    words = caption.split()
+    places = np.flatnonzero(rng.random(len(words)) >= WORD_DROP)
+    if not len(places):
+        places = rng.integers(len(words), size=1)
+    if rng.random() < 0.5:
+        places = rng.permutation(places)
+    return " ".join(words[place] for place in places)
 
 
 def phrases_of(caption: str) -> list[str]:
     """Return the parts of a caption, as of a list such as `map, folded; paper`."""
-    return [part for part in map(str.strip, PHRASE_END.split(caption)) if part]
+    phrases = [phrase.strip() for phrase in PHRASE_END.split(caption)]
+    return [phrase for phrase in phrases if phrase]

@@ -14,10 +14,11 @@ from eve_vl.data.image_refs import Unencoded
 from eve_vl.utils.frozen import Frozen
 
 MAX_ASPECT = 4 / 3
-LONGEST = (
-    64  # times the shorter side that a centre crop resizes: a line of pixels would fill the memory
-)
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+# Times the shorter side that a centre crop resizes: a line of pixels would fill the memory.
+MAX_LENGTH = 64
+NUM_ATTEMPTS = 10
+Box = tuple[int, int, int, int]
+"""Top, left, height, width in pixels."""
 
 
 def whole_box(height: int, width: int) -> Box:
@@ -27,7 +28,8 @@ def whole_box(height: int, width: int) -> Box:
 
 def centre_box(height: int, width: int) -> Box:
     """Return the box of a whole image without the ends of a very long one."""
-    box_height, box_width = min(height, LONGEST * width), min(width, LONGEST * height)
+    box_height = min(height, MAX_LENGTH * width)
+    box_width = min(width, MAX_LENGTH * height)
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
@@ -38,21 +40,18 @@ def random_box(
 
     Like torchvision's RandomResizedCrop, it falls back to the centre after ten failed attempts.
     """
-    for area, aspect, y, x in rng.random((10, 4)).tolist():
-        area = height * width * (scale[0] + area * (scale[1] - scale[0]))
-        aspect = MAX_ASPECT ** (2 * aspect - 1)
-        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+    for draw_area, draw_aspect, draw_top, draw_left in rng.random((NUM_ATTEMPTS, 4)).tolist():
+        area = height * width * (scale[0] + draw_area * (scale[1] - scale[0]))
+        aspect = MAX_ASPECT ** (2 * draw_aspect - 1)
+        box_height = round(math.sqrt(area / aspect))
+        box_width = round(math.sqrt(area * aspect))
         if 0 < box_height <= height and 0 < box_width <= width:
-            return (
-                int(y * (height - box_height + 1)),
-                int(x * (width - box_width + 1)),
-                box_height,
-                box_width,
-            )
-    box_height, box_width = (
-        min(height, round(width * MAX_ASPECT)),
-        min(width, round(height * MAX_ASPECT)),
-    )
+            top = int(draw_top * (height - box_height + 1))
+            left = int(draw_left * (width - box_width + 1))
+            return top, left, box_height, box_width
+
+    box_height = min(height, round(width * MAX_ASPECT))
+    box_width = min(width, round(height * MAX_ASPECT))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
@@ -60,8 +59,8 @@ class Crop(Frozen):
     """A box of an image, resized to a square of `size` pixels.
 
     choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A JPEG is decoded at
-    a smaller size if the box keeps `sharpness` pixels per pixel of the square. is_centre: resize the shorter side of the box
-    and cut out the middle, instead of changing its aspect ratio.
+    a smaller size if the box keeps `sharpness` pixels per pixel of the square. is_centre: resize the shorter side of the
+    box and cut out the middle, instead of changing its aspect ratio.
     """
 
     size: int
@@ -75,14 +74,11 @@ class Crop(Frozen):
 
         libjpeg-turbo has fast code for these divisors.
         """
-        return next(
-            (
-                divisor
-                for divisor in (8, 4, 2)
-                if min(box[2:]) >= divisor * self.sharpness * self.size
-            ),
-            1,
-        )
+        shorter_side = min(box[2:])
+        for divisor in (8, 4, 2):
+            if shorter_side >= divisor * self.sharpness * self.size:
+                return divisor
+        return 1
 
     def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
         """Return uint8 (3, size, size) from an image whose sides were divided.
@@ -92,11 +88,20 @@ class Crop(Frozen):
         top, left, height, width = box
         rows = slice(top // divisor, -(-(top + height) // divisor))
         columns = slice(left // divisor, -(-(left + width) // divisor))
-        part, size, short = pixels[:, rows, columns], self.size, min(height, width)
-        wanted = (size * height // short, size * width // short) if self.is_centre else (size, size)
-        if part.shape[1:] != wanted:
-            part = F.interpolate(part[None], wanted, mode=self.interpolation, antialias=True)[0]
-        top, left = ((side - size) // 2 for side in wanted)
+        part = pixels[:, rows, columns]
+
+        size = self.size
+        new_height, new_width = size, size
+        if self.is_centre:
+            shorter_side = min(height, width)
+            new_height = size * height // shorter_side
+            new_width = size * width // shorter_side
+        if part.shape[1:] != (new_height, new_width):
+            part = F.interpolate(
+                part[None], (new_height, new_width), mode=self.interpolation, antialias=True
+            )[0]
+        top = (new_height - size) // 2
+        left = (new_width - size) // 2
         return part[:, top : top + size, left : left + size]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -116,17 +121,19 @@ def eval_crop(sizes: InputConfig) -> Crop:
 def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
     """Return a crop that samples a new box for every image.
 
-    An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops are decoded at half size.
+    An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops are decoded at half
+    size.
     """
-    choose = partial(random_box, rng=rng, scale=scale)
     return Crop(
-        size=sizes.image_size, choose=choose, sharpness=7 / 8, interpolation=sizes.interpolation
+        size=sizes.image_size,
+        choose=partial(random_box, rng=rng, scale=scale),
+        sharpness=7 / 8,
+        interpolation=sizes.interpolation,
     )
 
 
 def to_tensor(image: Unencoded, crop: Crop | None = None) -> Tensor:
     """Return an image in memory, or a crop of it, as uint8 (3, height, width)."""
-    pixels = torch.from_numpy(image.pixels.copy()).permute(
-        2, 0, 1
-    )  # in memory the channels stay last
+    # in memory the channels stay last
+    pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)
     return crop(pixels) if crop else pixels

@@ -1,8 +1,8 @@
 """Fingerprints of sources: which rows a run has trained on or was measured on.
 
-A fingerprint holds the number of rows, a hash of the content of NUM_SAMPLED rows, and one of the names or sizes that a source
-knows without reading rows. It depends neither on the place of the data nor on times of files. The replacement of one row
-among very many escapes it if names and sizes stay.
+A fingerprint holds the number of rows, a hash of the content of NUM_SAMPLED rows, and one of the names or sizes that a
+source knows without reading rows. It depends neither on the place of the data nor on times of files. The replacement of
+one row among very many escapes it if names and sizes stay.
 """
 
 import contextlib
@@ -31,36 +31,46 @@ VALIDATION = "validation data"  # start of the names of validation sources
 
 def of_sources(sources: Iterable[tuple[object, Source[Any]]]) -> dict[str, object]:
     """Return the fingerprint of named sources: JSON values by name and part."""
-    found: dict[str, object] = {}
+    fingerprint: dict[str, object] = {}
     for name, source in sources:
-        found[f"{name}, rows"] = len(source)
-        num = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
-        length = -(-num // NUM_RUNS)
-        starts = np.linspace(0, len(source) - length, NUM_RUNS).round().astype(int)
-        for index in fetched(
-            source, np.unique(starts[:, None] + np.arange(length)).tolist(), images=True
-        ):
+        fingerprint[f"{name}, rows"] = len(source)
+        for index in fetched(source, _sampled_rows(source), images=True):
             with contextlib.suppress(BadSampleError, OSError):
                 row = source[index]
-                found[f"{name}, row {row.where}"] = _digest(_content(row))
-        rows = getattr(source, "indices", ())
-        known = (
-            *getattr(getattr(source, "dataset", source), "listing", ()),
-            np.array(getattr(rows, "first", rows)),
-        )
-        found[f"{name}, names or sizes"] = _digest(map(np.ascontiguousarray, known))
-    return found
+                fingerprint[f"{name}, row {row.where}"] = _digest(_content(row))
+        fingerprint[f"{name}, names or sizes"] = _digest(_listing(source))
+    return fingerprint
+
+
+def _sampled_rows(source: Source[Any]) -> list[int]:
+    """Return rows in NUM_RUNS runs, spread evenly over a source."""
+    num_rows = min(len(source), NUM_GENERATED if is_generated(source) else NUM_SAMPLED)
+    run_length = -(-num_rows // NUM_RUNS)
+    starts = np.linspace(0, len(source) - run_length, NUM_RUNS).round().astype(int)
+    return np.unique(starts[:, None] + np.arange(run_length)).tolist()
+
+
+def _listing(source: Any) -> Iterable[np.ndarray]:
+    """Yield what a source knows without reading rows, and which rows a subset chooses."""
+    for array in getattr(getattr(source, "dataset", source), "listing", ()):
+        yield np.ascontiguousarray(array)
+    rows = getattr(source, "indices", ())
+    rows = getattr(rows, "first", rows)  # of rows by blocks: the first of each block
+    yield np.ascontiguousarray(np.array(rows))
 
 
 def _content(row: Record) -> Iterable[Any]:
     """Yield the encoded images and the values of a row. Raises OSError."""
-    for value in (
-        getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "where"
-    ):
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if field.name == "where" or isinstance(value, ImageDrawing):
+            continue  # a drawing follows from its row
         if isinstance(value, ImagePixels):
             yield np.ascontiguousarray(value.pixels)
-        elif not isinstance(value, ImageDrawing):  # it follows from its row
-            yield value.read() if hasattr(value, "read") else repr(value).encode()
+        elif hasattr(value, "read"):
+            yield value.read()
+        else:
+            yield repr(value).encode()
 
 
 def _digest(parts: Iterable[Any]) -> str:
@@ -81,12 +91,19 @@ def read(folder: Path, part: str = "") -> dict[str, object]:
     part: start of their names. Empty for a run of a version that recorded none, or another one of the same data. Raises
     UserError.
     """
-    known = read_json(folder / FILE, dict) if (folder / FILE).exists() else {}
-    is_known = known.get("version") == VERSION
-    return {name: value for name, value in known.items() if is_known and name.startswith(part)}
+    if not (folder / FILE).exists():
+        return {}
+    fingerprint = read_json(folder / FILE, dict)
+    if fingerprint.get("version") != VERSION:
+        return {}
+    return {name: value for name, value in fingerprint.items() if name.startswith(part)}
 
 
 def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the first difference of two fingerprints; empty if there is none."""
-    both = {name: (before.get(name, "none"), now.get(name, "none")) for name in {**before, **now}}
-    return next((f"{name} {old} → {new}" for name, (old, new) in both.items() if old != new), "")
+    for name in {**before, **now}:
+        old = before.get(name, "none")
+        new = now.get(name, "none")
+        if old != new:
+            return f"{name} {old} → {new}"
+    return ""

@@ -1,9 +1,8 @@
-"""The held-out split: shares of the images or texts of the training sources."""
+"""The held-out split: shares of the images or texts of the training sources, for validation and test."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import chain, compress
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch.utils.data import Subset
@@ -13,11 +12,20 @@ from eve_vl.data.order import LARGE
 from eve_vl.data.records import Source, fetched
 from eve_vl.data.row_hashes import hash_of, image_key, row_keys
 from eve_vl.data.shard_order import BlockRows
+from eve_vl.data.splits import Splits
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
 
-Parts = tuple[list[Source[Any]], list[Source[Any]], list[Source[Any]]]
-Blocks = Sequence[tuple[str, int]]
+
+class Unit(NamedTuple):
+    """What a split moves as a whole: a row or, in large sources, a shard.
+
+    key: the hash that decides on its part; None: the row is unusable. contents: hashes of its images or texts, which
+    no other part may show.
+    """
+
+    key: int | None
+    contents: tuple[int, ...]
 
 
 def held_out_split(
@@ -27,122 +35,143 @@ def held_out_split(
     test: float = 0.0,
     *,
     by_shards: bool = False,
-) -> Parts:
+) -> Splits:
     """Move shares of each source's images or texts to validation and test.
 
     Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources.
-    by_shards: move whole shards, by their names; sources of more than LARGE rows always do. Returns training, validation and
-    test. Raises UserError, which names a source that is too small.
+    by_shards: move whole shards, by their names; sources of more than LARGE rows always do. Raises UserError, which
+    names a source that is too small.
     """
-    tables: Sequence[Any] = sources
-    blocks = [source.blocks() if by_shards or len(source) > LARGE else [] for source in tables]
-    keys = [
-        _keys_of_shards(own) if len(own) > 1 else _keys_of_rows(source)
-        for source, own in zip(tables, blocks, strict=True)
-    ]
-    left, parts, total = [np.ones(len(rows), bool) for rows in keys], [], 0.0
-    for share in (test, val):
-        total += share
-        places = [
-            [place if is_left else None for (place, _), is_left in zip(rows, still, strict=True)]
-            for rows, still in zip(keys, left, strict=True)
-        ]
-        held = [
-            lowest(each, total, 1 if len(own) > 1 else 2) if share else np.zeros(len(each), bool)
-            for each, own in zip(places, blocks, strict=True)
-        ]
-        in_part = [
-            contents
-            for rows, is_held in zip(keys, held, strict=True)
-            for _, contents in compress(rows, is_held)
-        ]
-        shown = {*chain.from_iterable(in_part)}
-        alone = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
-        left = [still & apart for still, apart in zip(left, alone, strict=True)]
-        for name, own, is_kept, is_held in zip(names, blocks, left, held, strict=True):
-            sizes = np.array([num for _, num in own])
-            if (
-                len(own) > 1 > share * len(own) > 0
-                and (taken := sizes[is_held].sum() / sizes.sum()) > 2 * share
-            ):
-                problem = f"whole shards are held out (data.order shards), {taken:.1%} of its rows instead of {share:.1%}"
+    split_sources = []
+    for source, name in zip(sources, names, strict=True):
+        split_sources.append(_SplitSource(source, name, by_shards=by_shards))
+
+    test_sources = _move(split_sources, test, below=test) if test else []
+    val_sources = _move(split_sources, val, below=test + val) if val else []
+    return Splits(
+        train=[source.subset(source.is_training) for source in split_sources],
+        val=val_sources,
+        test=test_sources,
+        train_names=list(names),
+        val_names=list(names) if val else [],
+    )
+
+
+class _SplitSource:
+    """A source while it is split."""
+
+    def __init__(self, source: Any, name: str, *, by_shards: bool):
+        self.source = source
+        self.name = name
+        shards = source.blocks() if by_shards or len(source) > LARGE else []
+        self.has_shards = len(shards) > 1
+        if self.has_shards:
+            self.units = [_unit_of_shard(shard_name) for shard_name, _ in shards]
+            self.unit_sizes = np.array([num_rows for _, num_rows in shards])
+        else:
+            self.units = _units_of_rows(source)
+            self.unit_sizes = np.ones(len(self.units), int)
+        self.is_training = np.ones(len(self.units), bool)
+
+    def subset(self, is_chosen: np.ndarray) -> Source[Any]:
+        """Return the rows of the chosen units."""
+        if self.has_shards:
+            rows = BlockRows(self.unit_sizes.tolist(), is_chosen)
+        else:
+            rows = np.flatnonzero(is_chosen)
+        return cast(Source[Any], Subset(self.source, cast(Sequence[int], rows)))
+
+    def check(self, is_held_out: np.ndarray, share: float) -> None:
+        """Raise UserError if a part has too many rows or none."""
+        if self.has_shards and share * len(self.units) < 1:
+            actual_share = self.unit_sizes[is_held_out].sum() / self.unit_sizes.sum()
+            if actual_share > 2 * share:
                 raise UserError(
-                    f"{name}: {problem}; give --data.val, more shards or a larger fraction"
+                    f"{self.name}: whole shards are held out (data.order shards), {actual_share:.1%}"
+                    f" of its rows instead of {share:.1%}; give --data.val, more shards or a larger"
+                    " fraction"
                 )
-            if not (is_kept.any() and (is_held.any() or not share)):
-                raise UserError(
-                    f"{name}: has too few images or texts for a held-out split; name other data with --data.val"
-                )
-        parts.append(_subsets(sources, blocks, held) if share else [])
-    return _subsets(sources, blocks, left), parts[1], parts[0]
+        if not (self.is_training.any() and is_held_out.any()):
+            raise UserError(
+                f"{self.name}: has too few images or texts for a held-out split; "
+                "name other data with --data.val"
+            )
 
 
-def _subsets(
-    sources: Sequence[Any], blocks: Sequence[Blocks], chosen: Sequence[np.ndarray]
-) -> list[Source[Any]]:
-    return [
-        Subset(
-            source,
-            BlockRows([rows for _, rows in parts], is_in)
-            if len(parts) > 1
-            else np.flatnonzero(is_in),
-        )  # pyright: ignore
-        for source, parts, is_in in zip(sources, blocks, chosen, strict=True)
-    ]
+def _move(sources: Sequence[_SplitSource], share: float, below: float) -> list[Source[Any]]:
+    """Move the units with keys in the lowest `below` of all hashes out of training."""
+    held_out = []
+    contents: set[int] = set()
+    for source in sources:
+        keys: list[int | None] = []
+        for unit, is_training in zip(source.units, source.is_training, strict=True):
+            keys.append(unit.key if is_training else None)
+        is_held_out = lowest(keys, below, least=1 if source.has_shards else 2)
+        for place in np.flatnonzero(is_held_out):
+            contents.update(source.units[place].contents)
+        held_out.append(is_held_out)
+
+    for source in sources:
+        is_apart = [contents.isdisjoint(unit.contents) for unit in source.units]
+        source.is_training &= np.array(is_apart, bool)
+
+    subsets = []
+    for source, is_held_out in zip(sources, held_out, strict=True):
+        source.check(is_held_out, share)
+        subsets.append(source.subset(is_held_out))
+    return subsets
 
 
-def _keys_of_shards(shards: Blocks) -> list[tuple[int, tuple[int, ...]]]:
-    """Return the hash of each shard's name, as its key and its contents.
-
-    The key decides on its side of a split.
-    """
-    hashes = [hash_of(name.encode(errors="surrogatepass")) for name, _ in shards]
-    return [(key, (key,)) for key in hashes]
+def _unit_of_shard(name: str) -> Unit:
+    key = hash_of(name.encode(errors="surrogatepass"))
+    return Unit(key, (key,))
 
 
-def _keys_of_rows(source: Any) -> list[tuple[int | None, tuple[int, ...]]]:
-    """Return `_split_keys` of all rows of a table."""
+def _units_of_rows(source: Any) -> list[Unit]:
     rows = progress(range(len(source)), "splitting", len(source))
     if not source.columns.images:  # texts are read; places of images are known without
         rows = fetched(source, rows)
-    return [_split_keys(source, row) for row in rows]
+    return [_unit_of_row(source, row) for row in rows]
 
 
-def _split_keys(source: Any, row: int) -> tuple[int | None, tuple[int, ...]]:
-    """Return the hash that decides on which side of a split a row is, and `row_keys`.
+def _unit_of_row(source: Any, row: int) -> Unit:
+    """Return a row of a Table as a unit.
 
-    source: a Table. None: the row is unusable. The hash is of the first image's place within the source, so it stays
-    when the data move; of a text, it is of its words. Folders and shards know the place without reading the row.
+    Its key is the hash of the first image's place within the source, so that the split stays when the data move; of a
+    text, it is that of its words. Folders and shards know the place without reading the row.
     """
-    image, where = source.image(row) if source.columns.images else None, ""
-    images = () if image is None else (image,)
-    if not images:
+    image = source.image(row) if source.columns.images else None
+    images, where = (image,), ""
+    if image is None:
         try:
             record = source[row]
         except BadSampleError:
-            return None, ()
+            return Unit(None, ())
         images, where = record.images, record.where
         if not images:
-            return next(iter(row_keys(record)), None), row_keys(record)
-    keys = tuple(image_key(each, where) for each in images)
+            text_keys = row_keys(record)
+            return Unit(text_keys[0] if text_keys else None, text_keys)
+
+    contents = tuple(image_key(image, where) for image in images)
     match images[0]:
         case ImageFile(path=path):
             place = path.relative_to(source.root(row)).as_posix()
         case ImageSpan(path=path, offset=offset):
             place = f"{path.name}:{offset}"
         case _:
-            return keys[0], keys
-    return hash_of(place.encode(errors="surrogatepass")), keys
+            return Unit(contents[0], contents)
+    return Unit(hash_of(place.encode(errors="surrogatepass")), contents)
 
 
-def lowest(places: Sequence[int | None], share: float, least: int = 2) -> np.ndarray:
-    """Return which rows are in the held-out split, bool: those with the lowest hashes.
+def lowest(keys: Sequence[int | None], share: float, least: int = 2) -> np.ndarray:
+    """Return which units are in the held-out split, bool: those with the lowest keys.
 
-    These lie in the lowest `share` of all possible hashes. Rows with one hash stay together. A row's membership does
-    not depend on the other rows, except in tiny sources: the split has at least `least` hashes, if that leaves as many
+    These lie in the lowest `share` of all possible hashes. Units with one key stay together. A unit's membership does
+    not depend on the other units, except in tiny sources: the split has at least `least` keys, if that leaves as many
     for training.
     """
-    distinct = sorted({place for place in places if place is not None})
-    num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
-    held = set(distinct[: max(num, min(least, len(distinct) // 2))])
-    return np.array([place in held for place in places])
+    distinct = sorted({key for key in keys if key is not None})
+    num_below = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
+    num_held_out = max(num_below, min(least, len(distinct) // 2))
+    held_out = set(distinct[:num_held_out])
+    return np.array([key in held_out for key in keys])

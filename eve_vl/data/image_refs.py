@@ -40,23 +40,34 @@ class ImageSpan(Frozen):
         """
         if self.size > MAX_ENCODED_BYTES:
             raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
-        start, end = max(0, self.offset - tarfile.BLOCKSIZE), self.offset + self.size
+        start = max(0, self.offset - tarfile.BLOCKSIZE)
+        end = self.offset + self.size
+        data = self._read_range(start, end)
+        if len(data) != end - start or _size_in_header(data) != self.size:
+            problem = f"byte {self.offset:,} begins no member of {self.size:,} bytes"
+            raise changed_shard(self.path, problem)
+        return data[tarfile.BLOCKSIZE :]
+
+    def _read_range(self, start: int, end: int) -> bytes:
         if isinstance(self.path, RemotePath):
-            data = read_range(self.path, start, end)
-        else:
-            with open_ordinary(self.path) as file:
-                file.seek(start)
-                data = file.read(end - start)
-        with contextlib.suppress(tarfile.HeaderError, IndexError):
-            if len(data) == end - start and tarfile.nti(data[124:136]) == self.size:  # pyright: ignore[reportAttributeAccessIssue]
-                return data[tarfile.BLOCKSIZE :]
-        raise changed(self.path, f"byte {self.offset:,} begins no member of {self.size:,} bytes")
+            return read_range(self.path, start, end)
+        with open_ordinary(self.path) as file:
+            file.seek(start)
+            return file.read(end - start)
 
 
-def changed(path: Path, how: str) -> StorageError:
+def _size_in_header(block: bytes) -> int | None:
+    """Return the size of a member from its tar header; None if it has none."""
+    with contextlib.suppress(tarfile.HeaderError, IndexError):
+        return tarfile.nti(block[124:136])  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
+def changed_shard(path: Path, problem: str) -> StorageError:
     """Return the error of a shard that is not as its index says."""
     return StorageError(
-        f"{path}: has changed since it was indexed ({how}); restore it, or start again to index it again"
+        f"{path}: has changed since it was indexed ({problem}); restore it, or start again to "
+        "index it again"
     )
 
 

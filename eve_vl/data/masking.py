@@ -1,7 +1,6 @@
-"""Masks, and the samples and batches of pre-training.
+"""Masks: which patches and tokens are hidden.
 
-Rows are image–text pairs, images only or texts only. Letters: B batch, P patches, K kept patches, M masked patches or
-tokens, T text tokens, L labels.
+Letters: P patches, K kept patches, M masked patches, T text tokens.
 """
 
 import numpy as np
@@ -9,18 +8,21 @@ import numpy as np
 
 def num_masked_patches(num_patches: int, ratio: float) -> int:
     """Return the number of patches to mask: at least one unless ratio is 0, never all."""
-    return min(max(round(num_patches * ratio), 1), num_patches - 1) if ratio else 0
+    if not ratio:
+        return 0
+    return min(max(round(num_patches * ratio), 1), num_patches - 1)
 
 
 def mask_patches(
     num_patches: int, ratio: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample the patches to mask; return sorted positions, kept and masked, int64.
+    """Sample the patches to mask; return sorted positions, kept and masked, int64 (K,) and (M,).
 
     There is at least one of each, unless ratio is 0.
     """
-    order, num = rng.permutation(num_patches), num_masked_patches(num_patches, ratio)
-    return np.sort(order[num:]), np.sort(order[:num])
+    order_P = rng.permutation(num_patches)
+    M = num_masked_patches(num_patches, ratio)
+    return np.sort(order_P[M:]), np.sort(order_P[:M])
 
 
 def mask_tokens(
@@ -31,37 +33,44 @@ def mask_tokens(
 ) -> np.ndarray:
     """Sample the tokens to mask: bool (T,), True = masked; no special token.
 
-    At least one is masked, unless ratio is 0. word_T: the word of each token, int; words are then masked whole, in random
-    order, so that the masked tokens are exactly the share (VLMo skips words that no longer fit, and often masks fewer).
-    If no set of words reaches the share, the largest sum below it is masked; if every word is longer, the shortest one.
+    At least one is masked, unless ratio is 0. word_T: the word of each token, int; words are then masked whole, in
+    random order, so that the masked tokens are exactly the share (VLMo skips words that no longer fit, and often masks
+    fewer). If no set of words reaches the share, the largest sum below it is masked; if every word is longer, the
+    shortest one.
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
-    if len(candidates) and ratio:
-        num = max(1, round(len(candidates) * ratio))
-        if word_T is None:
-            is_masked_T[rng.permutation(candidates)[:num]] = True
-        else:
-            words, sizes = np.unique(word_T[candidates], return_counts=True)
-            order = rng.permutation(len(words))
-            chosen = order[_subset(sizes[order].tolist(), num)]
-            is_masked_T[candidates] = np.isin(word_T[candidates], words[chosen])
+    if not len(candidates) or not ratio:
+        return is_masked_T
+
+    num_masked = max(1, round(len(candidates) * ratio))
+    if word_T is None:
+        is_masked_T[rng.permutation(candidates)[:num_masked]] = True
+    else:
+        words, sizes = np.unique(word_T[candidates], return_counts=True)
+        order = rng.permutation(len(words))
+        chosen = order[_choose_sizes(sizes[order].tolist(), num_masked)]
+        is_masked_T[candidates] = np.isin(word_T[candidates], words[chosen])
     return is_masked_T
 
 
-def _subset(sizes: list[int], total: int) -> list[int]:
+def _choose_sizes(sizes: list[int], total: int) -> list[int]:
     """Return positions of sizes that sum to total, early ones first.
 
     If none do, they sum to the nearest number below, else to the least above.
     """
-    sums = [1]  # from the end, of the sizes from here on: bit n is set if some of them sum to n
+    # possible_sums[i] has bit n set if some of the sizes from place i on sum to n
+    possible_sums = [1]
     for size in reversed(sizes):
-        sums.append(sums[-1] | sums[-1] << size)
-    possible = [number for number in range(1, sum(sizes) + 1) if sums[-1] >> number & 1]
-    left = max((number for number in possible if number <= total), default=possible[0])
+        possible_sums.append(possible_sums[-1] | possible_sums[-1] << size)
+    possible_sums.reverse()
+
+    reachable = [number for number in range(1, sum(sizes) + 1) if possible_sums[0] >> number & 1]
+    remaining = max((number for number in reachable if number <= total), default=reachable[0])
     chosen = []
-    for position, (size, rest) in enumerate(zip(sizes, reversed(sums[:-1]), strict=True)):
-        if size <= left and rest >> left - size & 1:
+    for position, size in enumerate(sizes):
+        can_complete = size <= remaining and possible_sums[position + 1] >> (remaining - size) & 1
+        if can_complete:
             chosen.append(position)
-            left -= size
+            remaining -= size
     return chosen

@@ -1,4 +1,4 @@
-"""Images, the base of all records, sources of rows, generators.
+"""Records, the rows of all kinds, and sources of them.
 
 A `Source` is a random-access sequence of rows. Opening one is cheap: it builds an index and reads no image. Reading
 row i touches only row i, so shuffling is exact and a resumed run needs no replay.
@@ -44,7 +44,9 @@ class Record(Frozen):
     def texts(self) -> tuple[str, ...]:
         """The row's texts."""
         value = getattr(self, self.TEXT, None)
-        return () if value is None else (value,) if isinstance(value, str) else value
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
 
     def facts(self) -> list[Fact]:
         """Return what `eve data check` counts besides images and texts."""
@@ -75,17 +77,22 @@ def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
     ranges: list[ByteRange] = []
     for source, row in places:
         while hasattr(source, "indices"):  # a subset
-            source, row = source.dataset, source.indices[row]
-        ranges += source.ranges(row, images=images) if hasattr(source, "ranges") else ()
+            row = source.indices[row]
+            source = source.dataset
+        if hasattr(source, "ranges"):
+            ranges += source.ranges(row, images=images)
     fetch(ranges)
 
 
 def fetched(source: Any, rows: Iterable[int], *, images: bool = False) -> Iterator[int]:
     """Yield numbers of rows, after reading the bytes of AT_ONCE of them in one call."""
-    rows = iter(rows)
-    while some := [*itertools.islice(rows, AT_ONCE)]:
-        fetch_places(((source, row) for row in some), images=images)
-        yield from some
+    remaining = iter(rows)
+    while True:
+        chunk = list(itertools.islice(remaining, AT_ONCE))
+        if not chunk:
+            return
+        fetch_places(((source, row) for row in chunk), images=images)
+        yield from chunk
 
 
 def usable_rows(
@@ -93,9 +100,12 @@ def usable_rows(
 ) -> Rows[Row_co]:
     """Yield index and row of all usable rows, or of those at `rows`.
 
-    Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be read.
+    Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be
+    read.
     """
-    rows = range(len(source)) if rows is None else rows
-    for index in fetched(source, progress(rows, "reading rows", len(rows)), images=images):
+    if rows is None:
+        rows = range(len(source))
+    rows_with_progress = progress(rows, "reading rows", len(rows))
+    for index in fetched(source, rows_with_progress, images=images):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]

@@ -7,14 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import BatchSampler
 
 from eve_vl.config import Config
 from eve_vl.data.augmentations import augment
-from eve_vl.data.batches import (
-    RowBatch,
-    Sample,
-)
+from eve_vl.data.batches import RowBatch, Sample
 from eve_vl.data.crops import eval_crop, train_crop
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageRef
@@ -35,7 +31,8 @@ NAMES_A_SIDE = re.compile(
 class RowDataset(SampleSet):
     """Samples by (epoch, source, row).
 
-    In training, the next row replaces an unusable one. Evaluation augments nothing.
+    Everything random about a sample depends on (seed, epoch, source, row) only. In training, the next row replaces an
+    unusable one. Evaluation augments nothing.
     """
 
     kind: ClassVar[str]
@@ -52,7 +49,8 @@ class RowDataset(SampleSet):
         training: bool,
     ):
         super().__init__(config, tokenizer)
-        self.sources, self.training = sources, training
+        self.sources = sources
+        self.training = training
         self.seed = config.train.seed if training else EVAL_SEED
 
     @classmethod
@@ -72,19 +70,24 @@ class RowDataset(SampleSet):
             raise BadSampleError(row.where, f"no {cls.truth.removesuffix('s')} to train on")
 
     def __getitem__(self, position: Position) -> Sample:
+        """Return the sample at a position, or of the next usable row in training.
+
+        In evaluation, an unusable row is a sample without values.
+        """
         epoch, source, row = position
         skipped: list[BadSampleError] = []
         while len(skipped) < MAX_SKIPS:
             try:
                 sample = self.load(epoch, source, row)
-                sample.skipped = tuple(skipped)
-                return sample
             except BadSampleError as error:
                 if not self.training:
                     return unusable_sample(error)
                 error.row = f"{source}:{row}"
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
+            else:
+                sample.skipped = tuple(skipped)
+                return sample
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
     def places(self, position: Position) -> list[Place]:
@@ -97,7 +100,8 @@ class RowDataset(SampleSet):
         content = self.sources[source][row]
         self.require(content, self.config, training=self.training)
         sample = self.sample(content, generator(self.seed, SAMPLE, epoch, source, row))
-        sample.name, sample.position = "" if self.training else row_name(content), (source, row)
+        sample.name = "" if self.training else row_name(content)
+        sample.position = (source, row)
         return sample
 
     @abstractmethod
@@ -109,10 +113,11 @@ class RowDataset(SampleSet):
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
-        positions = eval_positions(
-            [len(source) for source in self.sources], self.config.data.val_samples
-        )
-        return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
+        lengths = [len(source) for source in self.sources]
+        positions = eval_positions(lengths, self.config.data.val_samples)[rank::world]
+        return [
+            positions[start : start + batch_size] for start in range(0, len(positions), batch_size)
+        ]
 
     def load_image(
         self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]
@@ -121,13 +126,18 @@ class RowDataset(SampleSet):
 
         It is not mirrored if that made it or a text false.
         """
-        sizes, data = self.config.input, self.config.data
-        is_cropped = self.training and data.crop_scale != (1, 1)
-        crop = train_crop(sizes, rng=rng, scale=data.crop_scale) if is_cropped else eval_crop(sizes)
+        data = self.config.data
+        if self.training and data.crop_scale != (1, 1):
+            crop = train_crop(self.config.input, rng=rng, scale=data.crop_scale)
+        else:
+            crop = eval_crop(self.config.input)
         pixels = decode(image, where, crop=crop)
-        has_sides = getattr(image, "has_sides", False) or any(map(NAMES_A_SIDE.search, texts))
-        if self.training and data.flip and rng.random() < 0.5 and not has_sides:
-            pixels = pixels.flip(2)
+
+        if self.training and data.flip:
+            is_mirrored = rng.random() < 0.5
+            has_sides = getattr(image, "has_sides", False) or any(map(NAMES_A_SIDE.search, texts))
+            if is_mirrored and not has_sides:
+                pixels = pixels.flip(2)
         if self.training and data.augment != "none":
             pixels = augment(pixels, data.augment, rng)
         return pixels
@@ -145,13 +155,13 @@ def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     """
     total = sum(lengths)
     num = min(num_samples, total)
+    # one random row of each of `num` stretches, since rows may alternate
     edges = np.arange(num + 1) * total // max(num, 1)
-    picks = generator(EVAL_SEED, PICKS).integers(
-        edges[:-1], edges[1:]
-    )  # one of each stretch, since rows may alternate
+    rows = generator(EVAL_SEED, PICKS).integers(edges[:-1], edges[1:])
+
     ends = np.cumsum(lengths)
-    sources = np.searchsorted(ends, picks, side="right")
-    return [
-        (0, int(source), int(pick - ends[source] + lengths[source]))
-        for source, pick in zip(sources, picks, strict=True)
-    ]
+    positions = []
+    for row in rows:
+        source = int(np.searchsorted(ends, row, side="right"))
+        positions.append((0, source, int(row - ends[source] + lengths[source])))
+    return positions

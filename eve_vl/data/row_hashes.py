@@ -7,6 +7,12 @@ from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.records import Record
 
 
+def hash_of(data: bytes) -> int:
+    """Return a signed 64-bit hash of some bytes."""
+    digest = hashlib.blake2b(data, digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
 def image_key(image: ImageRef, where: str) -> int:
     """Return a 64-bit hash that identifies an image without decoding it.
 
@@ -29,11 +35,11 @@ def row_name(row: Record) -> str:
 
     Files may share a name.
     """
-    values = (getattr(row, field.name) for field in dataclasses.fields(row))
-    held = [
-        image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values
-    ]
-    return f"{row.where} {hash_of(repr(held).encode()):x}"
+    values = []
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        values.append(image_key(value, row.where) if isinstance(value, ImageRef) else value)
+    return f"{row.where} {hash_of(repr(values).encode()):x}"
 
 
 def row_keys(row: Record) -> tuple[int, ...]:
@@ -41,10 +47,6 @@ def row_keys(row: Record) -> tuple[int, ...]:
 
     Training and validation share none.
     """
-    keys = tuple(image_key(image, row.where) for image in row.images)
-    return keys or tuple(hash_of(text.encode()) for text in row.texts)
-
-
-def hash_of(data: bytes) -> int:
-    """Return a signed 64-bit hash of some bytes."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
+    if row.images:
+        return tuple(image_key(image, row.where) for image in row.images)
+    return tuple(hash_of(text.encode()) for text in row.texts)

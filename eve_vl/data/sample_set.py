@@ -8,21 +8,20 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from eve_vl.config import Config
-from eve_vl.data.batches import (
-    RowBatch,
-    Sample,
-)
+from eve_vl.data.batches import RowBatch, Sample
 from eve_vl.data.records import Place, fetch_places
 from eve_vl.data.tokenizer import Tokenizer
 
-Position = tuple[int, int, int]  # epoch, source, row
+Position = tuple[int, int, int]
+"""Epoch, number of a source, row there."""
 
 
 class SampleSet(Dataset[Sample], ABC):
-    """What loaders and evaluation need of every dataset."""
+    """Base class of all datasets."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        self.config, self.tokenizer = config, tokenizer
+        self.config = config
+        self.tokenizer = tokenizer
 
     @abstractmethod
     def __getitem__(self, position: Position) -> Sample: ...
@@ -45,11 +44,13 @@ class SampleSet(Dataset[Sample], ABC):
         return []
 
     def collate(self, samples: Sequence[Sample]) -> RowBatch:
-        """Return the batch of some samples; `unusable` rows leave only their errors in it."""
+        """Return the batch of some samples; unusable rows leave only their errors in it."""
         usable = [sample for sample in samples if sample.batch is not RowBatch]
-        kind = usable[0].batch if usable else RowBatch
-        batch = kind.collate(usable, self.tokenizer.pad_id, self.config.input.padded_text_length)
-        return dataclasses.replace(batch, skipped=sum((sample.skipped for sample in samples), ()))
+        batch_class = usable[0].batch if usable else RowBatch
+        pad_id = self.tokenizer.pad_id
+        batch = batch_class.collate(usable, pad_id, self.config.input.padded_text_length)
+        skipped = sum((sample.skipped for sample in samples), ())
+        return dataclasses.replace(batch, skipped=skipped)
 
     def tokens(self, text: str) -> np.ndarray:
         """Return token ids, int64 (T,), [CLS] first, cut to input.max_text_tokens."""

@@ -3,7 +3,8 @@
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,171 @@ from eve_vl.utils.errors import BadSampleError
 from eve_vl.utils.runtime import start_method
 
 CHUNK = 64  # rows per message from a worker
-NUM_SHOWN = 10  # frequent answers or labels
-MIN_NOISE, NOISE_SHARE = (
-    20,
-    0.01,
-)  # equal captions that may be noise: more than this number and share (LOG.md, 2026-11-30)
+NUM_FREQUENT = 10  # answers and texts that are reported
+# Equal captions may be noise if they are more than this number and share (LOG 2026-11-30).
+MIN_NOISE = 20
+NOISE_SHARE = 0.01
 LONGEST_SHOWN = 80  # characters of a frequent text
 ROWS_PER_WORKER = 5000  # fewer take less time than starting a worker
 
-SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_question")
-TALLIES = ("formats", "conversions", "answer_types", "labels")
-
 Require = Callable[[Record], None]
-Report = dict[str, Any]
 
 
-class _Facts(Dataset[list[Fact] | BadSampleError]):
+@dataclass(frozen=True)
+class Spread:
+    """The spread of some numbers."""
+
+    min: int
+    median: float
+    max: int
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that training would skip, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What `eve data check` finds in a source.
+
+    A text is a caption, question, statement or plain text. Sizes are in pixels, after EXIF rotation.
+    """
+
+    kind: str
+    rows: int
+    usable: int
+    broken: list[BrokenRow]
+    """In their order."""
+    texts: int
+    frequent_texts: dict[str, int]
+    """Texts that are far more frequent than others, and their numbers."""
+    distinct_answers: int
+    top_answers: dict[str, int]
+    width: Spread | None
+    height: Spread | None
+    texts_per_row: Spread | None
+    text_words: Spread | None
+    answers_per_question: Spread | None
+    formats: dict[str, int]
+    conversions: dict[str, int]
+    """Number of images by kind of conversion."""
+    answer_types: dict[str, int]
+    labels: dict[str, int]
+    """Rows without a label count as "kept back"."""
+    duplicate_images: int
+    """Images that are equal to an earlier one byte for byte."""
+    duplicate_texts: int
+    duplicate_ids: int
+
+
+def check_source(
+    source: Source, *, require: Require | None = None, num_workers: int | None = None
+) -> SourceReport:
+    """Read every row and decode its images.
+
+    require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
+    rows.
+    """
+    if num_workers is None:
+        num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
+    chunks = DataLoader(
+        _RowFacts(source, require),
+        CHUNK,
+        collate_fn=list,  # rows stay as they are
+        num_workers=num_workers,
+        multiprocessing_context=start_method(num_workers),
+    )
+    tally = _Tally()
+    rows = itertools.chain.from_iterable(chunks)
+    for facts in progress(rows, "reading", len(source)):
+        tally.add(facts)
+    return tally.report()
+
+
+class _Tally:
+    """Counts of the facts of rows."""
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
+        self._broken: list[BrokenRow] = []
+        self._frequent_texts: dict[int, str] = {}  # by hash; others are not kept in memory
+
+    def add(self, facts: list[Fact] | BadSampleError) -> None:
+        """Count the facts of a row."""
+        if isinstance(facts, BadSampleError):
+            self._broken.append(BrokenRow(facts.where, facts.reason))
+            return
+        for name, value in facts:
+            if name == "text":
+                self._add_text(*value)
+            else:
+                self._counts[name][value] += 1
+
+    def _add_text(self, key: int, words: str) -> None:
+        counts = self._counts["text"]
+        if counts[key] == MIN_NOISE:
+            self._frequent_texts[key] = words
+        counts[key] += 1
+
+    def report(self) -> SourceReport:
+        """Return the counts."""
+        counts = self._counts
+        usable = counts["kind"].total()
+        return SourceReport(
+            kind=next(iter(counts["kind"]), "captions"),
+            rows=usable + len(self._broken),
+            usable=usable,
+            broken=self._broken,
+            texts=counts["text"].total(),
+            frequent_texts=self._noise(),
+            distinct_answers=len(counts["answer"]),
+            top_answers=dict(counts["answer"].most_common(NUM_FREQUENT)),
+            width=_spread(counts["width"]),
+            height=_spread(counts["height"]),
+            texts_per_row=_spread(counts["texts_per_row"]),
+            text_words=_spread(counts["text_words"]),
+            answers_per_question=_spread(counts["answers_per_question"]),
+            formats=dict(counts["formats"].most_common()),
+            conversions=dict(counts["conversions"].most_common()),
+            answer_types=dict(counts["answer_types"].most_common()),
+            labels=dict(counts["labels"].most_common()),
+            duplicate_images=_num_duplicates(counts["image"]),
+            duplicate_texts=_num_duplicates(counts["text"]),
+            duplicate_ids=_num_duplicates(counts["id"]),
+        )
+
+    def _noise(self) -> dict[str, int]:
+        """Return texts that are far more frequent than others."""
+        counts = self._counts["text"]
+        max_usual = max(MIN_NOISE, NOISE_SHARE * counts.total())
+        noise = {}
+        for key, count in counts.most_common(NUM_FREQUENT):
+            if count > max_usual:
+                noise[self._frequent_texts[key]] = count
+        return noise
+
+
+def _spread(counts: Counter[int]) -> Spread | None:
+    values = list(counts.elements())
+    if not values:
+        return None
+    return Spread(min(values), float(np.median(values)), max(values))
+
+
+def _num_duplicates(counts: Counter[Any]) -> int:
+    return counts.total() - len(counts)
+
+
+class _RowFacts(Dataset[list[Fact] | BadSampleError]):
     """The facts of each row, computed in loader workers."""
 
     def __init__(self, source: Source[Record], require: Require | None):
-        self.source, self.require = source, require
+        self.source = source
+        self.require = require
 
     def __len__(self) -> int:
         return len(self.source)
@@ -48,102 +194,35 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
             row = self.source[index]
             if self.require is not None:
                 self.require(row)
-            of_images = [fact for image in row.images for fact in _facts_of(image, row.where)]
+            facts: list[Fact] = [("kind", row.KIND)]
+            for image in row.images:
+                facts.extend(_facts_of_image(image, row.where))
         except BadSampleError as error:
             return error
-        facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
+
+        facts.append(("texts_per_row", len(row.texts)))
         for text in row.texts:
-            facts += [
-                ("text_words", len(text.split())),
-                ("text", (hash_of(text.encode()), text[:LONGEST_SHOWN])),
-            ]
-        return [*facts, *row.facts()]
+            facts.append(("text_words", len(text.split())))
+            facts.append(("text", (hash_of(text.encode()), text[:LONGEST_SHOWN])))
+        return facts + row.facts()
 
     def __getitems__(self, indices: Sequence[int]) -> list[list[Fact] | BadSampleError]:
         fetch_places((self.source, index) for index in indices)
         return [self[index] for index in indices]
 
 
-def _facts_of(image: ImageRef, where: str) -> list[Fact]:
+def _facts_of_image(image: ImageRef, where: str) -> Iterable[Fact]:
     if isinstance(image, Unencoded):
         drawn = ImagePixels(pixels=image.pixels)  # draw only once
-        data, decoded = (
-            drawn.pixels.tobytes(),
-            DecodedImage(pixels=to_tensor(drawn), format="pixels", conversions=()),
-        )
+        data = drawn.pixels.tobytes()
+        decoded = DecodedImage(pixels=to_tensor(drawn), format="pixels", conversions=())
     else:
         data = read_image(image, where)
         decoded = decode_bytes(data, where)
     _, height, width = decoded.pixels.shape
-    facts: list[Fact] = [
-        ("width", width),
-        ("height", height),
-        ("formats", decoded.format),
-        ("image", hash_of(data)),
-    ]
-    return facts + [("conversions", conversion) for conversion in decoded.conversions]
-
-
-def check_source(
-    source: Source, *, require: Require | None = None, num_workers: int | None = None
-) -> Report:
-    """Read every row, decode its images, and return counts as JSON values, by name.
-
-    A text is a caption, question, statement or plain text. `width` and `height` are in pixels, after EXIF rotation, and
-    have min, median and max, or are None; `broken` has the rows that training would skip, in their order, with the
-    reasons; `conversions` is the number of images by kind of conversion; `duplicate_images` are equal to an earlier one
-    byte for byte; `frequent_texts` are far more frequent than others; `labels` counts rows without one as "kept back".
-
-    require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
-    rows."""
-    if num_workers is None:
-        num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
-    workers: dict[str, Any] = {
-        "num_workers": num_workers,
-        "multiprocessing_context": start_method(num_workers),
-    }
-    chunks = DataLoader(
-        _Facts(source, require), CHUNK, collate_fn=list, **workers
-    )  # list: rows stay as they are
-    rows = itertools.chain.from_iterable(chunks)
-    counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
-    broken: list[BadSampleError] = []
-    frequent: dict[int, str] = {}
-    for row in progress(rows, "reading", len(source)):
-        if isinstance(row, BadSampleError):
-            broken.append(row)
-        else:
-            for name, value in row:
-                if name == "text":  # memory holds the words of frequent ones only
-                    value, words = value
-                    if counts[name][value] == MIN_NOISE:
-                        frequent[value] = words
-                counts[name][value] += 1
-    usable, most = counts["kind"].total(), max(MIN_NOISE, NOISE_SHARE * counts["text"].total())
-    return {
-        "kind": next(iter(counts["kind"]), "captions"),
-        "rows": usable + len(broken),
-        "usable": usable,
-        "broken": [{"where": row.where, "reason": row.reason} for row in broken],
-        "texts": counts["text"].total(),
-        "frequent_texts": {
-            frequent[text]: num for text, num in counts["text"].most_common(NUM_SHOWN) if num > most
-        },
-        "distinct_answers": len(counts["answer"]),
-        "top_answers": dict(counts["answer"].most_common(NUM_SHOWN)),
-        **{name: _spread(counts[name]) for name in SPREADS},
-        **{name: dict(counts[name].most_common()) for name in TALLIES},
-        **{
-            f"duplicate_{name}s": counts[name].total() - len(counts[name])
-            for name in ("image", "text", "id")
-        },
-    }
-
-
-def _spread(counts: Counter[int]) -> dict[str, float] | None:
-    values = list(counts.elements())
-    return (
-        {"min": min(values), "median": float(np.median(values)), "max": max(values)}
-        if values
-        else None
-    )
+    yield "width", width
+    yield "height", height
+    yield "formats", decoded.format
+    yield "image", hash_of(data)
+    for conversion in decoded.conversions:
+        yield "conversions", conversion

@@ -25,12 +25,15 @@ def parse_spec(spec: AnyPath) -> tuple[Path, str | None]:
     text = os.fspath(spec).removeprefix("file://")
     if re.match(r"[a-z][a-z0-9+]*://", text):
         return RemotePath(text), None
-    whole, (name, _, split) = absolute(Path(text)), text.rpartition("#")
-    if name and "/" not in split and not os.path.exists(whole):  # noqa: PTH110 (opening reports long names, no access)
+
+    whole_path = absolute(Path(text))
+    name, _, split = text.rpartition("#")
+    # opening reports long names and a lack of access, so these must not raise: no pathlib
+    if name and "/" not in split and not os.path.exists(whole_path):  # noqa: PTH110
         path = absolute(Path(name))
         if name.endswith(".json") or (split and os.path.isdir(path)):  # noqa: PTH112
             return path, split
-    return whole, None
+    return whole_path, None
 
 
 def absolute_spec(spec: str) -> str:
@@ -47,29 +50,33 @@ def absolute(path: Path) -> Path:
 
     Links are only followed to remove `..`.
     """
-    whole = expand_user(path).absolute()
-    if ".." not in whole.parts:
-        return whole
-    return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
+    whole_path = expand_user(path).absolute()
+    if ".." not in whole_path.parts:
+        return whole_path
+    if whole_path.name == "..":
+        return whole_path.resolve()
+    return whole_path.parent.resolve() / whole_path.name
 
 
 def expand(path: Path) -> list[Path]:
     """Return the existing paths of a path or pattern such as `name-{0000..0099}.tar`."""
-    parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
-    if path.exists() and not (parts and isinstance(path, RemotePath)):
+    pattern = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
+    if path.exists() and not (pattern and isinstance(path, RemotePath)):
         return [path]
-    if parts is None:
+    if pattern is None:
         raise UserError(explain_missing(path))
-    before, first, last, after = parts.groups()
-    paths = [
-        type(path)(f"{before}{number:0{len(first)}}{after}")
-        for number in range(int(first), int(last) + 1)
-    ]
+
+    before, first, last, after = pattern.groups()
+    paths = []
+    for number in range(int(first), int(last) + 1):
+        paths.append(type(path)(f"{before}{number:0{len(first)}}{after}"))
     if not paths:
         raise UserError(f"{path}: the range from {first} to {last} is empty")
-    if missing := [path for path in paths if not path.exists()]:
+    missing = [file for file in paths if not file.exists()]
+    if missing:
         raise UserError(
-            f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}"
+            f"{path}: {len(missing)} of its {len(paths)} files are missing; "
+            f"{explain_missing(missing[0])}"
         )
     return paths
 
@@ -78,22 +85,25 @@ def explain_missing(path: Path) -> str:
     """Return the message of a missing path: its existing part, the nearest name."""
     folder = next(parent for parent in path.parents if parent.exists())
     child = folder / path.relative_to(folder).parts[0]
-    stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
-    names = (
-        [entry.name for entry in folder.iterdir()]
-        if folder.is_dir() and os.access(folder, os.R_OK)
-        else []
-    )
-    hint = (
-        f"{path.name} is a run, not data"
-        if path.name.startswith("builtin:")
-        else did_you_mean(child.name, names)
-    )
-    return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
+    message = f"no such file or folder: {path}"
+    if child != path:
+        message += f" ({folder} exists, {child.name} in it does not)"
+
+    if path.name.startswith("builtin:"):
+        hint = f"{path.name} is a run, not data"
+    else:
+        names = []
+        if folder.is_dir() and os.access(folder, os.R_OK):
+            names = [entry.name for entry in folder.iterdir()]
+        hint = did_you_mean(child.name, names)
+    if hint:
+        message += f" ({hint})"
+    return message
 
 
 def refuse_missing(specs: Iterable[str]) -> None:
     """Raise UserError for a source whose files do not exist, without opening any."""
     for spec in specs:
         if spec not in (HELD_OUT, HELD_OUT_TEST) and not generated(spec):
-            expand(parse_spec(spec)[0])
+            path, _ = parse_spec(spec)
+            expand(path)

@@ -18,7 +18,7 @@ from eve_vl.builtin.names import folder_of
 from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.decoding import read_image
 from eve_vl.data.image_refs import Unencoded
-from eve_vl.data.opening import OPTIONS, open_sources, open_splits
+from eve_vl.data.opening import READING_OPTIONS, open_sources, open_splits
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.row_hashes import hash_of, image_key
 from eve_vl.data.source_check import check_source
@@ -194,7 +194,7 @@ class Plan:
 
     def reading(self) -> dict[str, Any]:
         """Return the options of reading the sources."""
-        return {name: getattr(self.data, name) for name in OPTIONS}
+        return {name: getattr(self.data, name) for name in READING_OPTIONS}
 
     def folder(self, name: str) -> Path:
         """Return the run folder of a stage."""
@@ -293,7 +293,8 @@ def check(plan: Plan) -> None:
     )
     reports = [check_source(source) for source in sources]
     rows, broken = (
-        sum(each) for each in zip(*((r["usable"], len(r["broken"])) for r in reports), strict=True)
+        sum(each)
+        for each in zip(*((report.usable, len(report.broken)) for report in reports), strict=True)
     )
     many = pluralize(
         rows, plan.job.words
@@ -314,7 +315,7 @@ def check(plan: Plan) -> None:
         if specs and specs != (HELD_OUT,):
             used[" ".join(specs)] = _refuse_overlap(plan, used, flag, specs)
     lengths = sorted(len(text.split()) for text in texts) or [1]
-    sides = [report["width"]["median"] for report in reports if report["width"]]
+    sides = [report.width.median for report in reports if report.width]
     # twice the share of unusable rows, because the rows of a run are a sample
     limit = min(1.0, round(0.01 + 2 * broken / (rows + broken), 3))
     facts: dict[str, Any] = {
@@ -326,10 +327,8 @@ def check(plan: Plan) -> None:
         "many_labels": any(len(getattr(row, "labels", ())) > 1 for row in known),
     }
     plan.values["data"] = facts
-    parts = [
-        sum(map(len, part))
-        for part in open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)
-    ]
+    splits = open_splits(plan.with_data(get_recipe("icons")), plan.job.rows)
+    parts = [sum(map(len, part)) for part in (splits.train, splits.val, splits.test)]
     parts[0] -= (
         broken  # held-out parts of a split file have usable rows only; of fractions, nearly so
     )

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import HELD_OUT, Config, flat, to_dict
+from eve_vl.config import Config, flat, to_dict
 from eve_vl.data import fingerprint
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.source_names import explain_missing
+from eve_vl.data.splits import Splits
 from eve_vl.run.loading import read_config
 from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint, processes
@@ -116,16 +117,15 @@ def _value_text(value: object) -> str:
 
 
 def check_data(
-    config: Config, sources: Sequence[Source[Any]], checkpoints: Sequence[Path], accepts: bool
+    config: Config, splits: Splits, checkpoints: Sequence[Path], accepts: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the fingerprint of all sources, and a sentence if they have changed.
 
-    sources: of training, then of validation. checkpoints: the newest has the fingerprint to compare with. Raises UserError for
-    a change that is not accepted.
+    checkpoints: the newest has the fingerprint to compare with. Raises UserError for a change that is not accepted.
     """
-    val = config.data.train if config.data.val == (HELD_OUT,) else config.data.val
-    names = [f"training data {spec}" for spec in config.data.train]
-    names += [f"{fingerprint.VALIDATION} {spec}" for spec in val]
+    names = [f"training data {name}" for name in splits.train_names]
+    names += [f"{fingerprint.VALIDATION} {name}" for name in splits.val_names]
+    sources = [*splits.train, *splits.val]
     prints = processes.from_main(lambda: fingerprint.of_sources(zip(names, sources, strict=True)))
     now: dict[str, Any] = {"version": fingerprint.VERSION} | prints
     before = fingerprint.read(checkpoints[-1]) if checkpoints else {}

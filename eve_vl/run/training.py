@@ -14,7 +14,7 @@ from eve_vl.builtin.names import refuse_to_write
 from eve_vl.config import Config, config_to_json
 from eve_vl.data import fingerprint
 from eve_vl.data.loader import eval_loader, train_loader
-from eve_vl.data.opening import open_train_and_val
+from eve_vl.data.opening import open_splits
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.tokenizer import Tokenizer
@@ -142,9 +142,10 @@ def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_dat
     check_batch_size(config, processes.world_size())
     task_type = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
-    sources, val_sources = open_train_and_val(config, task_type.dataset.kind_of(config))
+    splits = open_splits(config, task_type.dataset.kind_of(config))
+    sources, val_sources = splits.train, splits.val
     print_line(*data_lines(config, sources, val_sources))
-    data, changed_data = check_data(config, [*sources, *val_sources], checkpoints, accepts_data)
+    data, changed_data = check_data(config, splits, checkpoints, accepts_data)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
     labels = read_labels(checkpoints[-1], config) if checkpoints else None

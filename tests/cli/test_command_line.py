@@ -71,7 +71,7 @@ REST = """
     --data.modality --data.train --data.train-weights --data.order --data.val --data.val-fraction --data.test-fraction
     --data.split-file --data.val-samples --data.skip-invalid-val
     --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
-    --data.augment --data.caption-augment --data.batches-from --data.pair-captions --data.num-workers
+    --data.augment --data.caption-augment --data.batches-from --data.num-workers
     --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm

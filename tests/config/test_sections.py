@@ -102,3 +102,13 @@ def test_generators_are_told_from_files():
     assert generated("scenes") == ("scenes", "train")
     assert generated("scenes.jsonl") is None
     assert generated("folder/scenes:val") is None
+
+
+def test_a_removed_field_loads_only_at_the_value_that_had_no_effect():
+    config = get_recipe("tiny")
+    values = json.loads(config_to_json(config))
+    values["data"]["pair_captions"] = False
+    assert config_from_dict(values, "run/config.json") == config
+    values["data"]["pair_captions"] = True
+    with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'pair_captions'"):
+        config_from_dict(values, "run/config.json")

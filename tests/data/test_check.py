@@ -1,5 +1,6 @@
 """The data check on a set with known faults and numbers."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -14,7 +15,7 @@ from eve_vl.data.check_lines import report_lines
 from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.source_check import check_source
+from eve_vl.data.source_check import Spread, check_source
 from eve_vl.utils import console
 
 
@@ -52,24 +53,24 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_numbers(table: Path, num_workers: int | None):
     report = check_source(open_source(table), num_workers=num_workers)
-    assert (report["rows"], report["usable"]) == (10, 7)
-    assert [row["where"] for row in report["broken"]] == ["t.jsonl:4", "t.jsonl:9", "t.jsonl:10"]
-    assert "No such file" in report["broken"][0]["reason"]
-    assert report["broken"][1]["reason"].startswith("cannot decode image")
-    assert report["broken"][2]["reason"] == "caption is empty"
-    assert report["width"] == {"min": 5, "median": 20.0, "max": 60}
-    assert report["height"] == {"min": 3, "median": 16.0, "max": 99}
-    assert report["formats"] == {"PNG": 5, "JPEG": 2}
-    assert report["conversions"] == {"CMYK to RGB": 1, "transparency on white": 1}
-    assert report["texts"] == 10
-    assert report["text_words"] == {"min": 1, "median": 1.0, "max": 4}
-    assert report["texts_per_row"] == {"min": 1, "median": 1.0, "max": 3}
-    assert (report["duplicate_images"], report["duplicate_texts"]) == (2, 3)
+    assert (report.rows, report.usable) == (10, 7)
+    assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:9", "t.jsonl:10"]
+    assert "No such file" in report.broken[0].reason
+    assert report.broken[1].reason.startswith("cannot decode image")
+    assert report.broken[2].reason == "caption is empty"
+    assert report.width == Spread(5, 20.0, 60)
+    assert report.height == Spread(3, 16.0, 99)
+    assert report.formats == {"PNG": 5, "JPEG": 2}
+    assert report.conversions == {"CMYK to RGB": 1, "transparency on white": 1}
+    assert report.texts == 10
+    assert report.text_words == Spread(1, 1.0, 4)
+    assert report.texts_per_row == Spread(1, 1.0, 3)
+    assert (report.duplicate_images, report.duplicate_texts) == (2, 3)
 
 
 def test_views(table: Path):
     report = check_source(open_source(table))
-    values = json.loads(json.dumps(report))
+    values = json.loads(json.dumps(dataclasses.asdict(report)))
     assert values["broken"][2] == {"where": "t.jsonl:10", "reason": "caption is empty"}
     assert values["width"] == {"min": 5, "median": 20.0, "max": 60}
     lines = report_lines(report)
@@ -107,13 +108,13 @@ class Cards:
 def test_generated_pixels():
     report = check_source(Cards())
     assert (
-        report["usable"],
-        report["broken"],
-        report["duplicate_images"],
-        report["duplicate_texts"],
+        report.usable,
+        report.broken,
+        report.duplicate_images,
+        report.duplicate_texts,
     ) == (2, [], 1, 0)
-    assert report["formats"] == {"pixels": 2}
-    assert report["width"] == {"min": 20, "median": 20.0, "max": 20}
+    assert report.formats == {"pixels": 2}
+    assert report.width == Spread(20, 20.0, 20)
 
 
 def test_nothing_usable_has_no_spread():
@@ -122,7 +123,7 @@ def test_nothing_usable_has_no_spread():
             return 0
 
     report = check_source(Empty())
-    assert report["width"] is None
+    assert report.width is None
     assert "words per caption   -" in report_lines(report)
 
 
@@ -158,20 +159,20 @@ def test_questions(table: Path):
         {"image": "a.png", "question": "", "answers": ["yes"], "qid": 4, "answer_type": "yes/no"},
     ]
     report = check_source(open_source(write_rows(table, rows), kind="questions"))
-    assert (report["kind"], report["rows"], report["usable"], report["texts"]) == (
+    assert (report.kind, report.rows, report.usable, report.texts) == (
         "questions",
         5,
         4,
         4,
     )
-    assert report["text_words"] == {"min": 3, "median": 3.0, "max": 3}
-    assert report["answers_per_question"] == {"min": 0, "median": 1.0, "max": 10}
-    assert report["answer_types"] == {"yes/no": 2, "other": 1, "": 1}
-    assert (report["distinct_answers"], report["top_answers"]) == (
+    assert report.text_words == Spread(3, 3.0, 3)
+    assert report.answers_per_question == Spread(0, 1.0, 10)
+    assert report.answer_types == {"yes/no": 2, "other": 1, "": 1}
+    assert (report.distinct_answers, report.top_answers) == (
         3,
         {"red": 9, "yes": 2, "pink": 1},
     )
-    assert (report["duplicate_images"], report["duplicate_texts"], report["duplicate_ids"]) == (
+    assert (report.duplicate_images, report.duplicate_texts, report.duplicate_ids) == (
         2,
         2,
         1,
@@ -192,8 +193,8 @@ def test_only_frequent_answers_are_listed(table: Path):
         {"image": "a.png", "question": "what?", "answers": [str(n)] * (n + 1)} for n in range(12)
     ]
     report = check_source(open_source(write_rows(table, rows), kind="questions"))
-    assert report["distinct_answers"] == 12
-    assert list(report["top_answers"].items())[::9] == [("11", 12), ("2", 3)]
+    assert report.distinct_answers == 12
+    assert list(report.top_answers.items())[::9] == [("11", 12), ("2", 3)]
 
 
 def test_statements(table: Path):
@@ -217,21 +218,21 @@ def test_statements(table: Path):
         {"images": images, "sentence": "x", "label": "maybe", "identifier": "dev-4-0-0"},
     ]
     report = check_source(open_source(write_rows(table, rows), kind="statements"))
-    assert (report["kind"], report["rows"], report["usable"], report["texts"]) == (
+    assert (report.kind, report.rows, report.usable, report.texts) == (
         "statements",
         6,
         4,
         4,
     )
-    assert report["labels"] == {"True": 2, "False": 1, "kept back": 1}
-    assert report["formats"] == {"PNG": 4, "JPEG": 4}
-    assert report["width"] == {"min": 20, "median": 30.0, "max": 60}
-    assert (report["duplicate_images"], report["duplicate_texts"], report["duplicate_ids"]) == (
+    assert report.labels == {"True": 2, "False": 1, "kept back": 1}
+    assert report.formats == {"PNG": 4, "JPEG": 4}
+    assert report.width == Spread(20, 30.0, 60)
+    assert (report.duplicate_images, report.duplicate_texts, report.duplicate_ids) == (
         5,
         1,
         1,
     )
-    assert [row["where"] for row in report["broken"]] == ["t.jsonl:5", "t.jsonl:6"]
+    assert [row.where for row in report.broken] == ["t.jsonl:5", "t.jsonl:6"]
     lines = report_lines(report)
     assert "statements          4" in lines
     assert "labels              True 2, False 1, kept back 1" in lines
@@ -313,7 +314,7 @@ def test_a_caption_of_very_many_images_is_named(tmp_path: Path):
         for number, text in enumerate(captions)
     ]
     report = check_source(rows, num_workers=0)  # pyright: ignore[reportArgumentType]
-    assert report["frequent_texts"] == {"various cliparts": 21}
+    assert report.frequent_texts == {"various cliparts": 21}
     said = "note: 21 captions are 'various cliparts'; such a caption tells little about each image"
     assert [line for line in report_lines(report) if line.startswith("note")] == [said]
 

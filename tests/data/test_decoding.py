@@ -73,7 +73,7 @@ def test_lossy_formats_are_what_pillow_sees(form: str, options: dict):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_plain_images_take_the_fast_way(form: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding, "_decode_special", None)
+    monkeypatch.setattr(decoding, "decode_with_pillow", None)
     assert decoded(encode(IMAGE, form)).shape == SMOOTH.shape
 
 
@@ -278,7 +278,7 @@ def test_no_warning_leaks():
 
 
 def test_a_slow_image_blocks_no_other(monkeypatch):
-    started, may_end, original = threading.Event(), threading.Event(), decoding._decode_special
+    started, may_end, original = threading.Event(), threading.Event(), decoding.decode_with_pillow
 
     def slow(image, where):
         started.set()
@@ -286,7 +286,7 @@ def test_a_slow_image_blocks_no_other(monkeypatch):
         return original(image, where)
 
     jpeg = encode(IMAGE, "JPEG")
-    monkeypatch.setattr(decoding, "_decode_special", slow)
+    monkeypatch.setattr(decoding, "decode_with_pillow", slow)
     with ThreadPoolExecutor(2) as pool:
         webp = pool.submit(decode_bytes, encode(IMAGE, "WEBP"), "slow")
         try:

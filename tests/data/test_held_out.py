@@ -128,8 +128,10 @@ def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
         CONFIG.data, train=(str(source),), val=("held-out",), val_fraction=0.2, test_fraction=0.1
     )
     config = replace(CONFIG, data=data)
+    splits = open_splits(config, "captions")
     train, val, test = (
-        {each[row].where for row in range(len(each))} for (each,) in open_splits(config, "captions")
+        {source[row].where for row in range(len(source))}
+        for (source,) in (splits.train, splits.val, splits.test)
     )
     assert not train & val and not train & test and not val & test
     assert len(train | val | test) == 400
@@ -137,11 +139,9 @@ def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
     assert test == held_out(source, val_fraction=0.1)[1]
     assert test | val == held_out(source, val_fraction=0.3)[1]
     own = replace(config, data=replace(data, val=(str(source),), val_fraction=0.02))
-    assert [len(each) for (each,) in open_splits(own, "captions")] == [
-        400 - len(test),
-        400,
-        len(test),
-    ]
+    splits = open_splits(own, "captions")
+    lengths = [len(source) for (source,) in (splits.train, splits.val, splits.test)]
+    assert lengths == [400 - len(test), 400, len(test)]
     assert open_train_and_val(own)[1][0][0].where == "0.png"
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from eve_vl.config import Config
 from eve_vl.data import loader
 from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.loader import eval_loader, train_batches, train_loader
+from eve_vl.data.loader import eval_loader, order_of_epochs, train_batches, train_loader
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.opening import open_sources, open_train_and_val
 from eve_vl.data.order import epoch_order
@@ -199,10 +200,11 @@ def test_weights_of_sources_reach_the_order():
 
 def test_an_order_is_made_once_per_epoch(monkeypatch):
     made = []
+    dataset = MaskedPairs([pairs(5), pairs(3)], config_of(), TOKENIZER, training=True)
     monkeypatch.setattr(
         loader, "epoch_order", lambda *args: made.append(args[-1]) or epoch_order(*args)
     )
-    list(islice(train_batches([5, 3], (), 0, 0, 4, 4), 6))
+    list(islice(train_batches(8, order_of_epochs(dataset), start=0, micro_batch=4, stride=4), 6))
     assert made == [0, 1, 2]
 
 
@@ -246,9 +248,10 @@ def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths,
 
 
 def test_an_epochs_order_is_found_without_the_epochs_before_it():
-    batches = train_batches([5, 3], (1.0, 1.0), 0, 0, 4, 4)
+    order = partial(epoch_order, [5, 3], (1.0, 1.0), 0)
+    batches = train_batches(8, order, start=0, micro_batch=4, stride=4)
     positions = [position for batch in islice(batches, 20) for position in batch]
-    late = train_batches([5, 3], (1.0, 1.0), 0, 53, 4, 4)
+    late = train_batches(8, order, start=53, micro_batch=4, stride=4)
     assert [position for batch in islice(late, 5) for position in batch] == positions[53:73]
     assert [position[0] for position in positions] == [index // 8 for index in range(80)]
 

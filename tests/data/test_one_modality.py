@@ -123,13 +123,21 @@ def test_batches_hold_what_they_say_and_no_more():
             "ids_BT",
             "is_padding_BT",
             "num_real",
+            "token_counts",
             "is_masked_BT",
             "masked_M",
             "num_targets",
         },
         LabeledImages: {"images_BCHW", "labels"},
-        LabeledTexts: {"ids_BT", "is_padding_BT", "num_real", "labels"},
-        LabeledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "num_real", "labels"},
+        LabeledTexts: {"ids_BT", "is_padding_BT", "num_real", "token_counts", "labels"},
+        LabeledPairs: {
+            "images_BCHW",
+            "ids_BT",
+            "is_padding_BT",
+            "num_real",
+            "token_counts",
+            "labels",
+        },
     }
     for kind, expected in seen.items():
         assert names(kind) == expected | {"where", "names", "positions", "skipped"}
@@ -383,7 +391,7 @@ def test_checks_of_one_modality_and_of_labels(tmp_path: Path):
     (tmp_path / "t.txt").write_text("one two\none two\nthree\nb\xfcd\n", encoding="latin-1")
     report = check_source(open_source(tmp_path / "t.txt", kind="texts"))
     numbers = ("kind", "rows", "usable", "texts", "duplicate_texts")
-    assert [report[name] for name in numbers] == ["texts", 4, 3, 3, 1]
+    assert [getattr(report, name) for name in numbers] == ["texts", 4, 3, 3, 1]
     lines = report_lines(report)
     assert {
         "texts               3",
@@ -395,10 +403,10 @@ def test_checks_of_one_modality_and_of_labels(tmp_path: Path):
         word in line for line in lines for word in ("pixels", "images", "labels", "answers")
     )
     report = check_source(images(3))
-    assert (report["kind"], report["usable"], report["texts"]) == ("images", 3, 0)
+    assert (report.kind, report.usable, report.texts) == ("images", 3, 0)
     assert not any("text" in line or "words" in line for line in report_lines(report))
     report = check_source(labelled(8, text=True))
-    assert report["labels"] == {"red": 3, "ring": 3, "blue": 3, "kept back": 2}
+    assert report.labels == {"red": 3, "ring": 3, "blue": 3, "kept back": 2}
     assert {
         "labels              red 3, ring 3, blue 3, kept back 2",
         "texts               8",
@@ -406,7 +414,7 @@ def test_checks_of_one_modality_and_of_labels(tmp_path: Path):
     many = [{"text": str(number), "label": number % 12} for number in range(24)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     report = check_source(open_source(tmp_path / "t.jsonl", kind="labels"))
-    assert len(report["labels"]) == 12
+    assert len(report.labels) == 12
     assert any(
         line.startswith("labels              0 2, 1 2") and line.endswith("9 2, … (12 in all)")
         for line in report_lines(report)

@@ -1,16 +1,19 @@
 """Orders in O(1) memory: a keyed shuffle of rows, and lanes of shards."""
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
+from eve_vl.data.masked_pairs import MaskedPairs
 
 from eve_vl.data import loader
 from eve_vl.data.keyed_permutation import permuted
-from eve_vl.data.loader import train_batches
+from eve_vl.data.loader import order_of_epochs, train_batches
 from eve_vl.data.order import KeyedOrder, epoch_order
 from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
+from helpers.twins import pairs, tiny_config, tiny_tokenizer
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 2**12 + 7])
@@ -46,7 +49,7 @@ def test_a_source_without_rows_gives_none(weights):
     assert sources == ({0: 9, 2: 9} if weights else {0: 12, 2: 6})
 
 
-def test_a_keyed_order_has_the_shares_of_the_one_in_memory(monkeypatch):
+def test_a_keyed_order_has_the_shares_of_the_one_in_memory():
     lengths, weights = [12, 6], (1.0, 2.0)
     for epoch in range(4):
         orders = (
@@ -60,11 +63,18 @@ def test_a_keyed_order_has_the_shares_of_the_one_in_memory(monkeypatch):
         KeyedOrder(lengths, weights, 0, epoch)[place] for epoch in range(6) for place in range(18)
     ]
     assert set(Counter(rows).values()) == {3, 12}  # 36 and 72 draws of 12 and 6 rows, equally often
+
+
+def test_very_many_rows_have_a_keyed_order(monkeypatch):
+    data = {"train": ("a", "b"), "val": ("c",), "train_weights": (1.0, 2.0)}
+    dataset = MaskedPairs(
+        [pairs(12), pairs(6)], tiny_config(data=data), tiny_tokenizer(), training=True
+    )
+    assert isinstance(order_of_epochs(dataset)(1), np.ndarray)
     monkeypatch.setattr(loader, "LARGE", 17)
-    (batch,) = islice(train_batches(lengths, weights, 0, 18, 18, 18), 1)
-    assert [place[1:] for place in batch] == [
-        KeyedOrder(lengths, weights, 0, 1)[place] for place in range(18)
-    ]
+    order = order_of_epochs(dataset)(1)
+    expected = KeyedOrder([12, 6], (1.0, 2.0), dataset.seed, 1)
+    assert [order[place] for place in range(18)] == [expected[place] for place in range(18)]
 
 
 BLOCKS = [np.random.default_rng(0).integers(1, 60, size=40), np.array([7]), np.array([50] * 30)]
@@ -106,17 +116,25 @@ def test_rows_of_blocks_end_at_both_ends():
 
 
 @pytest.mark.parametrize("is_keyed", [True, False])
-def test_worlds_and_resuming_change_no_step(is_keyed, monkeypatch):
-    monkeypatch.setattr(loader, "LARGE", 0 if is_keyed else 2**24)
+def test_worlds_and_resuming_change_no_step(is_keyed):
     lengths, batch = [int(sum(sizes)) for sizes in BLOCKS], 48
-    lanes = None if is_keyed else (BLOCKS, batch)
+    if is_keyed:
+        order = partial(KeyedOrder, lengths, (), 0)
+    else:
+        order = partial(LaneOrder, BLOCKS, batch, 0)
 
     def steps(world: int, start: int, num: int) -> list:
         micro = batch // world
         batches = [
             [
                 *islice(
-                    train_batches(lengths, (), 0, start + rank * micro, micro, batch, None, lanes),
+                    train_batches(
+                        sum(lengths),
+                        order,
+                        start=start + rank * micro,
+                        micro_batch=micro,
+                        stride=batch,
+                    ),
                     num,
                 )
             ]

@@ -34,9 +34,10 @@ def parts_of(path: Path, split: Path, **data: object) -> list[list[tuple[str, tu
     """Images and captions of training, validation and test."""
     given = {"train": (str(path),), "val": ("held-out",), "split_file": split} | data
     config = replace(get_recipe("tiny"), data=DataConfig(**given))  # pyright: ignore[reportArgumentType]
+    splits = open_splits(config, "captions")
     return [
         [(row.image.path.name, row.captions) for source in part for row in source]
-        for part in open_splits(config, "captions")
+        for part in (splits.train, splits.val, splits.test)
     ]
 
 

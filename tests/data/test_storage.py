@@ -388,7 +388,7 @@ def test_an_order_by_shards_indexes_a_shard_when_it_reaches_it(
             store.folder.with_name("moved") / f"{number:05}.tar"
         ).unlink()  # the others stay where they are
     (moved,) = open_sources([str(store.folder.with_name("moved"))], config.data, 16)
-    (rest,) = held_out_split([moved], [""], 0.2, by_shards=True)[1]
+    (rest,) = held_out_split([moved], [""], 0.2, by_shards=True).val
     assert {rest[row].where.split(":")[0] for row in range(len(rest))} == {
         name for name in names[1] if name > "00009.tar"
     }
@@ -398,8 +398,8 @@ def test_a_split_by_shards_takes_one_shard_at_least_and_far_too_much_is_refused(
     (source,) = open_sources(
         [str(store.folder)], config_of(str(store.folder), order="shards").data, 16
     )
-    train, val, _ = held_out_split([source], ["shards"], 0.17, by_shards=True)
-    assert [len(train[0]), len(val[0])] == [2 * NUM, NUM]
+    splits = held_out_split([source], ["shards"], 0.17, by_shards=True)
+    assert [len(splits.train[0]), len(splits.val[0])] == [2 * NUM, NUM]
     with pytest.raises(
         UserError,
         match=r"^shards: whole shards .*, 33.3% of its rows instead of 2.0%; give --data.val, ",

@@ -269,9 +269,10 @@ def test_the_score_weighs_whole_captions_and_tags_equally(whole):
 
 def test_no_row_is_in_two_parts(whole):
     config = read_config(whole / "final")
+    splits = open_splits(config, "captions")
     parts = [
         {key for source in part for row in source for key in row_keys(row)}
-        for part in open_splits(config, "captions")
+        for part in (splits.train, splits.val, splits.test)
     ]
     assert [len(part) for part in parts] == [
         decisions(whole)["data"][name] for name in ("train", "val", "test")

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from eve_vl.config import Config
 from eve_vl.data.batches import Batch, Sample, batch_field, stack
 from eve_vl.data.caption_augmentation import augmented_caption
 from eve_vl.data.field_values import Fields, field, first_of, to_some_texts
@@ -42,14 +41,19 @@ class CaptionColumns(RowColumns):
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return an image with its captions. Raises ValueError."""
-        image = self.image(fields, root)
-        captions = to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE)
-        given = first_of(fields, self.OTHERS[:2]), fields.get("absent_labels")
-        lists = (value if isinstance(value, list) else [value] for value in given)
-        labels, absent = (
-            tuple(str(label) for label in each if isinstance(label, int | str)) for each in lists
+        return ImageText(
+            image=self.image(fields, root),
+            captions=to_some_texts(field(fields, self.texts[0]), self.TEXT_ROLE),
+            labels=_class_names(first_of(fields, ("labels", "label"))),
+            absent=_class_names(fields.get("absent_labels")),
+            where=where,
         )
-        return ImageText(image=image, captions=captions, labels=labels, absent=absent, where=where)
+
+
+def _class_names(value: object) -> tuple[str, ...]:
+    """Return the texts and whole numbers of a field, which may be a list, as texts."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(str(name) for name in values if isinstance(name, int | str))
 
 
 class CaptionBatch(Batch):
@@ -58,17 +62,9 @@ class CaptionBatch(Batch):
     image_id_B: Tensor = batch_field("image_id", stack)
     """int64, equal for captions of one image."""
     caption_B: Tensor = batch_field("caption", stack)
-    """int64, equal for captions with the same words; see `caption_key`."""
+    """int64, a hash of the caption: equal for captions with the same words."""
     contrast: Any = None
-    """The contrastive state over all micro-batches of a step (tasks/contrastive.py); None: contrast within this one."""
-
-
-def caption_key(row: ImageText, caption: str, config: Config) -> int:
-    """Return a hash of a caption's words.
-
-    With data.pair_captions, it is of all captions of its row.
-    """
-    return hash_of("\n".join(row.captions if config.data.pair_captions else (caption,)).encode())
+    """The contrastive state over all micro-batches of a step; None: contrast within this one."""
 
 
 class CaptionedImages(RowDataset):
@@ -79,14 +75,15 @@ class CaptionedImages(RowDataset):
     def sample(self, row: ImageText, rng: np.random.Generator) -> Sample:
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
-        image, image_id = (
-            self.load_image(row.image, row.where, rng, [caption]),
-            image_key(row.image, row.where),
+        image = self.load_image(row.image, row.where, rng, [caption])
+        text = caption
+        if self.training:
+            text = augmented_caption(caption, self.config.data.caption_augment, rng)
+        return Sample.of(
+            CaptionBatch,
+            row,
+            image=image,
+            image_id=image_key(row.image, row.where),
+            caption=hash_of(caption.encode()),
+            ids_T=self.tokens(text),
         )
-        shown = (
-            augmented_caption(caption, self.config.data.caption_augment, rng)
-            if self.training
-            else caption
-        )
-        text = {"caption": caption_key(row, caption, self.config), "ids_T": self.tokens(shown)}
-        return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)

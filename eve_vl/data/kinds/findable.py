@@ -40,31 +40,34 @@ class FindableColumns(RowColumns):
     def pick(cls, table: Table, named_columns: Mapping[str, str | None]) -> Self:
         """Pick the columns of a table. Raises UserError."""
         columns = super().pick(table, named_columns)
-        return replace(
-            columns, optional=tuple(name for name in table.names if name not in columns.images)
-        )
+        optional = tuple(name for name in table.names if name not in columns.images)
+        return replace(columns, optional=optional)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
         """Return an image with captions and columns. Raises ValueError for the image only."""
         image = self.image(fields, root)
-        value, problem, captions = fields.get(self.texts[0]) if self.texts else None, None, ()
+        captions: tuple[str, ...] = ()
+        problem = None
         try:
-            if isinstance(value, Exception):
-                raise value
-            captions = to_texts(value, self.TEXT_ROLE)
+            captions = self._captions(fields)
         except ValueError as error:
             problem = str(error)
-        shown = {
-            name: _short_text(value)
-            for name, value in fields.items()
-            if name not in (*self.images, *self.texts)
-        }
-        columns = {
-            name: text for name, text in shown.items() if text is not None and name.isprintable()
-        }
+
+        columns = {}
+        for name, value in fields.items():
+            if name not in (*self.images, *self.texts) and name.isprintable():
+                text = _short_text(value)
+                if text is not None:
+                    columns[name] = text
         return IndexableImage(
             image=image, captions=captions, columns=columns, problem=problem, where=where
         )
+
+    def _captions(self, fields: Fields) -> tuple[str, ...]:
+        value = fields.get(self.texts[0]) if self.texts else None
+        if isinstance(value, Exception):  # the reader could not read the caption
+            raise value
+        return to_texts(value, self.TEXT_ROLE)
 
 
 def _short_text(value: object) -> str | None:
@@ -72,4 +75,6 @@ def _short_text(value: object) -> str | None:
     if not isinstance(value, str | int | float):
         return None
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None
+    if len(text) > MAX_COLUMN_LETTERS or not text.isprintable():
+        return None
+    return text

@@ -64,23 +64,19 @@ class ItemColumns(RowColumns):
     @classmethod
     def pick_some(cls, table: Table, option: str, named_column: str | None) -> tuple[str, ...]:
         """Pick the columns; for images and texts a list of both, or one for each."""
-        return (
-            pick_two_columns(table, option, named_column)
-            if option in TWO_COLUMNS
-            else super().pick_some(table, option, named_column)
-        )
+        if option in TWO_COLUMNS:
+            return pick_two_columns(table, option, named_column)
+        return super().pick_some(table, option, named_column)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:
         """Return a pair of items. Raises ValueError."""
-        left, right = (
-            image_ref(value, root) for value in two_values(fields, self.images, "images")
-        )
-        texts = zip(self.texts * 2, two_values(fields, self.texts, "texts"), strict=False)
-        left_text, right_text = (to_text(value, name) for name, value in texts)
+        left_image, right_image = two_values(fields, self.images, "images")
+        left = image_ref(left_image, root)
+        right = image_ref(right_image, root)
+        left_text, right_text = two_values(fields, self.texts, "texts")
+        captions = (to_text(left_text, self.texts[0]), to_text(right_text, self.texts[-1]))
         label = truth_value(first_of(fields, self.labels))
-        return ItemPair(
-            left=left, right=right, captions=(left_text, right_text), label=label, where=where
-        )
+        return ItemPair(left=left, right=right, captions=captions, label=label, where=where)
 
 
 class ItemBatch(Batch):
@@ -102,14 +98,22 @@ class ItemRows(RowDataset):
     With task.modality_dropout, training shows images only, texts only or both.
     """
 
-    kind, truth = "items", "label"
+    kind = "items"
+    truth = "label"
 
     def sample(self, row: ItemPair, rng: np.random.Generator) -> Sample:
         """Return one pair of items. Raises BadSampleError."""
-        drops = self.training and getattr(self.config.task, "modality_dropout", False)
-        shown = SHOWN[int(rng.integers(len(SHOWN)))] if drops else "image_text"
+        shown = "image_text"
+        if self.training and getattr(self.config.task, "modality_dropout", False):
+            shown = SHOWN[int(rng.integers(len(SHOWN)))]
         left, right = (self.load_image(image, row.where, rng, row.captions) for image in row.images)
-        left_T, right_T = map(self.tokens, row.captions)
+        left_text, right_text = row.captions
         return Sample.of(
-            ItemBatch, row, image=left, right=right, ids_T=left_T, right_ids_T=right_T, shown=shown
+            ItemBatch,
+            row,
+            image=left,
+            right=right,
+            ids_T=self.tokens(left_text),
+            right_ids_T=self.tokens(right_text),
+            shown=shown,
         )

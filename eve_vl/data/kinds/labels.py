@@ -49,9 +49,9 @@ class LabelColumns(RowColumns):
 
         With both image and text they could also be captions.
         """
-        return cls.has_usual("label", names) and cls.has_usual("image", names) != cls.has_usual(
-            "text", names
-        )
+        has_image = cls.has_usual("image", names)
+        has_text = cls.has_usual("text", names)
+        return cls.has_usual("label", names) and has_image != has_text
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> LabeledExample:
         """Return a labelled row, with the first of several texts. Raises ValueError."""
@@ -66,11 +66,13 @@ class LabelColumns(RowColumns):
 
 def _labels(value: object) -> tuple[str, ...]:
     """Return the labels, numbers as text; none if the value is null."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for label in values:
+    if value is None:
+        return ()
+    labels = value if isinstance(value, list) else [value]
+    for label in labels:
         if not isinstance(label, int | str):
             raise ValueError(f"label is {type(label).__name__}, expected text or a whole number")
-    return to_texts([str(label) for label in values], "label")
+    return to_texts([str(label) for label in labels], "label")
 
 
 class LabelBatch(RowBatch):
@@ -98,7 +100,8 @@ BATCHES = {"image": LabeledImages, "text": LabeledTexts, "both": LabeledPairs}  
 class LabeledRows(RowDataset):
     """Samples of labelled images, texts or pairs, by task.inputs."""
 
-    kind, truth = "labels", "labels"
+    kind = "labels"
+    truth = "labels"
 
     @classmethod
     def require(cls, row: LabeledExample, config: Config, *, training: bool) -> None:
@@ -118,7 +121,8 @@ class LabeledRows(RowDataset):
         inputs = cast(Any, self.config.task).inputs
         sample = Sample.of(BATCHES[inputs], row)
         if inputs != "text":
-            sample.image = self.load_image(row.images[0], row.where, rng, [*row.texts, *row.labels])
+            texts = [*row.texts, *row.labels]
+            sample.image = self.load_image(row.images[0], row.where, rng, texts)
         if inputs != "image":
             sample.ids_T = self.tokens(row.texts[0])
         return sample

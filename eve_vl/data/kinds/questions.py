@@ -16,7 +16,8 @@ from eve_vl.data.table import IMAGE_COLUMNS, RowColumns
 from eve_vl.utils.errors import printable
 
 QUESTION_IDS = ("question_id", "qid", "id")
-TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
+TYPE_COLUMN = "answer_type"
+CONTENT_COLUMN = "content_type"
 
 
 class ImageQuestion(Record):
@@ -40,12 +41,13 @@ class ImageQuestion(Record):
 
     def facts(self) -> list[Fact]:
         """Return id, type and answers."""
-        facts = [("id", self.question_id), ("answers_per_question", len(self.answers))]
-        return [
-            *facts,
+        facts: list[Fact] = [
+            ("id", self.question_id),
+            ("answers_per_question", len(self.answers)),
             ("answer_types", printable(self.answer_type)),
-            *(("answer", printable(text)) for text in self.answers),
         ]
+        facts += [("answer", printable(answer)) for answer in self.answers]
+        return facts
 
 
 class QuestionColumns(RowColumns):
@@ -74,25 +76,32 @@ class QuestionColumns(RowColumns):
 
         Its id is the row number if the table has none.
         """
-        types = {name: first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
-        types = {
-            name: "" if value is None else to_text(value, name) for name, value in types.items()
-        }
+        answer_type = _optional_text(fields, TYPE_COLUMN)
+        content_type = _optional_text(fields, CONTENT_COLUMN)
         return ImageQuestion(
             image=self.image(fields, root),
             question=to_text(field(fields, self.texts[0]), self.TEXT_ROLE),
             answers=_answers(first_of(fields, self.labels)),
             question_id=row_id(fields, QUESTION_IDS, row),
-            answer_type=types[TYPE_COLUMN],
-            content_type=types[CONTENT_COLUMN],
+            answer_type=answer_type,
+            content_type=content_type,
             where=where,
         )
 
 
+def _optional_text(fields: Fields, name: str) -> str:
+    value = first_of(fields, (name,))
+    return "" if value is None else to_text(value, name)
+
+
 def _answers(value: object) -> tuple[str, ...]:
-    if isinstance(value, list):
-        value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
-    return to_texts(value, "answer")
+    """Return the answers of a field. Raises ValueError."""
+    if not isinstance(value, list):
+        return to_texts(value, "answer")
+    answers = []
+    for answer in value:
+        answers.append(answer.get("answer") if isinstance(answer, dict) else answer)
+    return to_texts(answers, "answer")
 
 
 class QuestionBatch(Batch):
@@ -112,12 +121,16 @@ class QuestionBatch(Batch):
 class QuestionRows(RowDataset):
     """Samples of questions."""
 
-    kind, truth = "questions", "answers"
+    kind = "questions"
+    truth = "answers"
 
     def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
         """Return one question. Raises BadSampleError."""
-        image = self.load_image(row.image, row.where, rng, [row.question, *row.answers])
-        image_id = image_key(row.image, row.where)
+        texts = [row.question, *row.answers]
         return Sample.of(
-            QuestionBatch, row, image=image, image_id=image_id, ids_T=self.tokens(row.question)
+            QuestionBatch,
+            row,
+            image=self.load_image(row.image, row.where, rng, texts),
+            image_id=image_key(row.image, row.where),
+            ids_T=self.tokens(row.question),
         )

@@ -1,4 +1,4 @@
-"""All kinds of rows by name."""
+"""All kinds of rows by name; a new kind is one file here and one line in KINDS."""
 
 from eve_vl.data.kinds.captions import CaptionColumns
 from eve_vl.data.kinds.findable import FindableColumns

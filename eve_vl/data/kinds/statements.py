@@ -14,12 +14,7 @@ from eve_vl.data.batches import Batch, Sample, batch_field, stack
 from eve_vl.data.field_values import Fields, field, find_image, first_of, image_ref, row_id, to_text
 from eve_vl.data.image_refs import ImageRef
 from eve_vl.data.kinds.labels import NO_LABEL
-from eve_vl.data.kinds.two_columns import (
-    pick_two_columns,
-    truth_value,
-    two_values,
-    usual_pair,
-)
+from eve_vl.data.kinds.two_columns import pick_two_columns, truth_value, two_values, usual_pair
 from eve_vl.data.records import Fact, Record, Source
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.table import RowColumns, Table
@@ -49,10 +44,8 @@ class ImagesStatement(Record):
 
     def facts(self) -> list[Fact]:
         """Return identifier and label."""
-        return [
-            ("id", self.identifier),
-            ("labels", NO_LABEL if self.label is None else str(self.label)),
-        ]
+        label = NO_LABEL if self.label is None else str(self.label)
+        return [("id", self.identifier), ("labels", label)]
 
 
 class StatementColumns(RowColumns):
@@ -73,16 +66,18 @@ class StatementColumns(RowColumns):
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
         """Return whether these are columns of statements."""
-        columns = _image_columns(names)
-        return columns is not None and (not columns or cls.has_usual("text", names))
+        if usual_pair("image", names):
+            return cls.has_usual("text", names)
+        return _are_nlvr2_columns(names)
 
     @classmethod
     def pick_some(cls, table: Table, option: str, named_column: str | None) -> tuple[str, ...]:
         """Pick the columns; for images a list, one for each, or none in NLVR2's files."""
         if option != "image":
             return super().pick_some(table, option, named_column)
-        if named_column is None and (columns := _image_columns(table.names)) is not None:
-            return columns
+        has_image_columns = named_column is not None or usual_pair("image", table.names)
+        if not has_image_columns and _are_nlvr2_columns(table.names):
+            return ()
         return pick_two_columns(table, option, named_column)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
@@ -92,19 +87,52 @@ class StatementColumns(RowColumns):
         """
         statement = to_text(field(fields, self.texts[0]), self.TEXT_ROLE)
         identifier = str(row_id(fields, STATEMENT_IDS, row))
-        parts = NLVR2_IDENTIFIER.fullmatch(identifier)
         if self.images:
-            left, right = (
-                image_ref(value, root) for value in two_values(fields, self.images, "images")
-            )
+            left_value, right_value = two_values(fields, self.images, "images")
+            left = image_ref(left_value, root)
+            right = image_ref(right_value, root)
         else:
             left, right = _nlvr2_images(identifier, fields.get(DIRECTORY_COLUMN), root)
-        label, group = (
-            truth_value(first_of(fields, self.labels)),
-            f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
+        return ImagesStatement(
+            left=left,
+            right=right,
+            statement=statement,
+            label=truth_value(first_of(fields, self.labels)),
+            identifier=identifier,
+            group=_group(identifier, statement),
+            where=where,
         )
-        texts = {"statement": statement, "identifier": identifier, "group": group, "where": where}
-        return ImagesStatement(left=left, right=right, label=label, **texts)
+
+
+def _are_nlvr2_columns(names: Sequence[str]) -> bool:
+    return {"identifier", "sentence"} <= set(names)
+
+
+def _group(identifier: str, statement: str) -> str:
+    """Return what rows about the same statement share: NLVR2's identifier without the pair."""
+    parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+    return f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement
+
+
+def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[ImageRef, ImageRef]:
+    """Find the two images of a row of NLVR2's files in the usual folder layouts.
+
+    The files name no path.
+    """
+    parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+    if parts is None:
+        raise ValueError(
+            f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has"
+        )
+    split = parts[1]
+    folders = [f"images/{split}", split, ""]
+    if isinstance(directory, int | str) and str(directory).isalnum():
+        # only NLVR2's training images have directories
+        folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
+    stem = identifier.rpartition("-")[0]
+    left = find_image(f"{stem}-img0.png", root, folders)
+    right = find_image(f"{stem}-img1.png", root, folders)
+    return left, right
 
 
 class StatementBatch(Batch):
@@ -124,7 +152,8 @@ class StatementRows(RowDataset):
     Groups need all rows of a source. A subset has none, and no consistency is reported.
     """
 
-    kind, truth = "statements", "label"
+    kind = "statements"
+    truth = "label"
 
     def __init__(
         self,
@@ -135,39 +164,18 @@ class StatementRows(RowDataset):
         training: bool,
     ):
         super().__init__(sources, config, tokenizer, training=training)
-        is_all = sum(map(len, sources)) <= config.data.val_samples
-        self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
+        num_rows = sum(map(len, sources))
+        has_subset = any(isinstance(source, Subset) for source in sources)
+        self.has_groups = num_rows <= config.data.val_samples and not has_subset
 
     def sample(self, row: ImagesStatement, rng: np.random.Generator) -> Sample:
         """Return one statement. Raises BadSampleError."""
         left, right = (self.load_image(image, row.where, rng, row.texts) for image in row.images)
-        ids_T, group = self.tokens(row.statement), row.group if self.has_groups else ""
-        return Sample.of(StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
-
-
-def _image_columns(names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the usual column of two images, or one for each; none for NLVR2's files.
-
-    None: these are no columns of statements.
-    """
-    pair = usual_pair("image", names)
-    return pair if pair or {"identifier", "sentence"} <= {*names} else None
-
-
-def _nlvr2_images(identifier: str, directory: object, root: Path) -> tuple[ImageRef, ImageRef]:
-    """Find the two images of a row of NLVR2's files in the usual folder layouts.
-
-    The files name no path.
-    """
-    if not (parts := NLVR2_IDENTIFIER.fullmatch(identifier)):
-        raise ValueError(
-            f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has"
+        return Sample.of(
+            StatementBatch,
+            row,
+            image=left,
+            right=right,
+            ids_T=self.tokens(row.statement),
+            group=row.group if self.has_groups else "",
         )
-    split, stem = parts[1], identifier.rpartition("-")[0]
-    folders = [f"images/{split}", split, ""]
-    if (
-        isinstance(directory, int | str) and str(directory).isalnum()
-    ):  # only NLVR2's training images have directories
-        folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
-    left, right = (find_image(f"{stem}-img{side}.png", root, folders) for side in (0, 1))
-    return left, right

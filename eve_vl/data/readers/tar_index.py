@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from eve_vl.data.image_refs import changed
+from eve_vl.data.image_refs import changed_shard
 from eve_vl.data.readers.formats import IMAGE_SUFFIXES
 from eve_vl.data.remote_path import FileStamp, RemotePath
 from eve_vl.data.row_hashes import hash_of
@@ -76,9 +76,9 @@ def mapped_index(path: Path, stamp: FileStamp, num_rows: int) -> TarIndex:
     if not isinstance(path, RemotePath):  # of a remote shard the headers of its members tell
         now = shard_stamp(path)
         if now.size != stamp.size:
-            raise changed(path, f"{stamp.size:,} → {now.size:,} bytes")
+            raise changed_shard(path, f"{stamp.size:,} → {now.size:,} bytes")
         if now != stamp:
-            raise changed(path, "another time of change")
+            raise changed_shard(path, "another time of change")
     index = find_index(path, stamp, is_checked=True)
     if len(index.keys) != num_rows:
         raise StorageError(

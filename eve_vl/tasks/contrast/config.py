@@ -18,5 +18,5 @@ class ContrastOptions(Values):
     Remembered matches of a row do not count."""
     image_image_weight: Weight = 0.0
     """Weight of the contrast of images with other images of the same caption (SupCon); 0: off. It is meant for searches that
-    must recognise a thing in another style, and needs batches in which captions occur twice (data.pair_captions). Rows without
+    must recognise a thing in another style, and needs batches in which captions occur twice. Rows without
     such an image are left out."""

@@ -1,6 +1,7 @@
 """The dataset of pre-training: pairs with masks, images only or texts only."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -8,11 +9,8 @@ import numpy as np
 from eve_vl.config import Config
 from eve_vl.data.batches import Sample
 from eve_vl.data.caption_augmentation import augmented_caption
-from eve_vl.data.kinds.captions import ImageText, caption_key
-from eve_vl.data.masked_batches import (
-    MASKED,
-    PairBatch,
-)
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.masked_batches import MASKED, PairBatch
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import PARTNER, generator
 from eve_vl.data.records import Place, Record
@@ -30,8 +28,8 @@ KINDS = {"image_text": "captions", "image": "images", "text": "texts"}  # of row
 class MaskedPairs(RowDataset):
     """Pairs with masks or, by data.modality, images only or texts only.
 
-    Evaluation uses the first caption. There each pair comes with a wrong partner: the pair half the data away or, if that
-    shares a caption with it, a random one.
+    Evaluation uses the first caption. There each pair comes with a wrong partner: the pair half the data away or, if
+    that shares a caption with it, a random one.
     """
 
     @classmethod
@@ -42,11 +40,10 @@ class MaskedPairs(RowDataset):
     def places(self, position: Position) -> list[Place]:
         """Return the row of a sample; in the evaluation of pairs also its usual partner."""
         _, source, row = position
-        has_partner = not self.training and self.config.data.modality == "image_text"
-        return [
-            (self.sources[source], each)
-            for each in (row, self._opposite(source, row))[: 1 + has_partner]
-        ]
+        places = [(self.sources[source], row)]
+        if not self.training and self.config.data.modality == "image_text":
+            places.append((self.sources[source], self._opposite_row(source, row)))
+        return places
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return one pair, image or text. Raises BadSampleError.
@@ -61,9 +58,8 @@ class MaskedPairs(RowDataset):
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
         """Return one pair, image or text with its masks. Raises BadSampleError."""
         task = cast(MaskedSignalConfig, self.config.task)
-        return self.masked(
-            row, self.config.data.modality, task.image_mask_ratio, task.text_mask_ratio, rng
-        )
+        modality = self.config.data.modality
+        return self.masked(row, modality, task.image_mask_ratio, task.text_mask_ratio, rng)
 
     def masked(
         self,
@@ -77,48 +73,65 @@ class MaskedPairs(RowDataset):
 
         shown: the part of the row to return, one of MASKED.
         """
-        sizes, task = self.config.input, cast(MaskedSignalConfig, self.config.task)
         sample = Sample(batch=MASKED[shown], where=row.where)
-        number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
-        texts = row.texts[number : number + 1]
-        for image in row.images if shown != "text" else ():
-            sample.image = self.load_image(image, row.where, rng, texts)
-            sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, image_ratio, rng)
-        for text in texts if shown != "image" else ():
-            if self.training and isinstance(row, ImageText):
-                text = augmented_caption(text, self.config.data.caption_augment, rng)
-            sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
-            word_T = (
-                self.tokenizer.words(text, sizes.max_text_tokens)
-                if task.whole_word_masking
-                else None
-            )
-            sample.is_masked_T = mask_tokens(is_special_T, text_ratio, rng, word_T)
+        text = None
+        if row.texts:
+            place = int(rng.integers(len(row.texts))) if self.training else 0
+            text = row.texts[place]
+
+        if row.images and shown != "text":
+            texts = [] if text is None else [text]
+            sample.image = self.load_image(row.images[0], row.where, rng, texts)
+            num_patches = self.config.input.num_patches
+            sample.keep_K, sample.hidden_M = mask_patches(num_patches, image_ratio, rng)
+        if text is not None and shown != "image":
+            self._add_masked_text(sample, row, text, text_ratio, rng)
         if isinstance(row, ImageText):
-            sample.image_id, sample.caption = (
-                image_key(row.image, row.where),
-                caption_key(row, texts[0], self.config),
-            )
+            sample.image_id = image_key(row.image, row.where)
+            sample.caption = hash_of(cast(str, text).encode())
             sample.draw = rng.random(3, dtype=np.float32)
-            if self.training and getattr(task, "itc_targets", "") == "semantic":
+            if self.training and getattr(self.config.task, "itc_targets", "") == "semantic":
                 sample.label_L = label_hashes(row)
         return sample
 
-    def _opposite(self, source: int, row: int) -> int:
-        return (row + (num := len(self.sources[source])) // 2) % num
+    def _add_masked_text(
+        self, sample: Sample, row: Record, text: str, ratio: float, rng: np.random.Generator
+    ) -> None:
+        if self.training and isinstance(row, ImageText):
+            text = augmented_caption(text, self.config.data.caption_augment, rng)
+        max_tokens = self.config.input.max_text_tokens
+        sample.ids_T, is_special_T = self.tokenizer.encode(text, max_tokens)
+        word_T = None
+        if cast(MaskedSignalConfig, self.config.task).whole_word_masking:
+            word_T = self.tokenizer.words(text, max_tokens)
+        sample.is_masked_T = mask_tokens(is_special_T, ratio, rng, word_T)
+
+    def _opposite_row(self, source: int, row: int) -> int:
+        num_rows = len(self.sources[source])
+        return (row + num_rows // 2) % num_rows
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
+        """Return another pair without a caption of this row. Raises UserError if there is none."""
         captions = set(self.sources[source][row].captions)
-        rng = generator(self.seed, PARTNER, source, row)
-        picks = rng.integers(len(self.sources), size=MAX_PARTNERS).tolist()
-        random_rows = ((other, int(rng.integers(len(self.sources[other])))) for other in picks)
-        for other, other_row in ((source, self._opposite(source, row)), *random_rows):
+        for partner_source, partner_row in self._partner_candidates(source, row):
             with contextlib.suppress(BadSampleError):
-                if captions.isdisjoint(self.sources[other][other_row].captions):
-                    return super().load(epoch, other, other_row)
-        where, total = self.sources[source][row].where, sum(map(len, self.sources))
-        problem = f"none of the {total} validation pairs is usable and has another caption"
-        raise UserError(f"{where}: {problem}; give more pairs, or name other ones with --data.val")
+                partner = self.sources[partner_source][partner_row]
+                if captions.isdisjoint(partner.captions):
+                    return super().load(epoch, partner_source, partner_row)
+
+        where = self.sources[source][row].where
+        total = sum(map(len, self.sources))
+        raise UserError(
+            f"{where}: none of the {total} validation pairs is usable and has another caption; "
+            "give more pairs, or name other ones with --data.val"
+        )
+
+    def _partner_candidates(self, source: int, row: int) -> Iterator[tuple[int, int]]:
+        """Yield source and row of the usual partner, then of random pairs."""
+        yield source, self._opposite_row(source, row)
+        rng = generator(self.seed, PARTNER, source, row)
+        for partner_source in rng.integers(len(self.sources), size=MAX_PARTNERS).tolist():
+            yield partner_source, int(rng.integers(len(self.sources[partner_source])))
 
 
 def label_hashes(row: ImageText) -> np.ndarray:
@@ -126,14 +139,20 @@ def label_hashes(row: ImageText) -> np.ndarray:
 
     They are padded with 0. Raises BadSampleError for none or too many.
     """
-    if not 0 < (number := len(row.labels) + len(row.absent)) <= MAX_LABELS:
+    number = len(row.labels) + len(row.absent)
+    if not 0 < number <= MAX_LABELS:
         raise BadSampleError(
             row.where,
             f"{number or 'no'} labels, but task.itc_targets semantic needs 1 to {MAX_LABELS}",
         )
-    present, absent = (
-        [hash_of(name.encode()) & 2**62 - 1 for name in names] for names in (row.labels, row.absent)
-    )
-    return np.array(
-        [*present, *(-label for label in absent), *[0] * (MAX_LABELS - number)], dtype=np.int64
-    )
+    hashes = np.zeros(MAX_LABELS, dtype=np.int64)
+    for place, name in enumerate(row.labels):
+        hashes[place] = _label_hash(name)
+    for place, name in enumerate(row.absent, start=len(row.labels)):
+        hashes[place] = -_label_hash(name)
+    return hashes
+
+
+def _label_hash(name: str) -> int:
+    """Return a positive hash, so that its negative stands for the absent label."""
+    return hash_of(name.encode()) & 2**62 - 1

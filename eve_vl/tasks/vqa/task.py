@@ -49,10 +49,10 @@ class VQA(Classifier[VQAConfig]):
         Questions without an answer in it are left out.
         """
         answers = labels or _answer_list(config, sources)
-        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
-        if not labels and cast(VQAConfig, config.task).answers is None:
-            notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
-        return Prepared(sources=kept, labels=tuple(answers), notes=notes)
+        is_built = not labels and cast(VQAConfig, config.task).answers is None
+        advice = " (--task.min-answer-count 1 keeps all)" if is_built else ""
+        answerable, notes = drop_unanswerable(sources, answers, metrics.normalize, advice)
+        return Prepared(sources=answerable, labels=tuple(answers), notes=notes)
 
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Return the soft targets (B, A), float32 on the CPU.
