@@ -52,7 +52,7 @@ def broken(path: Path, **options) -> dict[str, str]:
     """What the data check lists, by row; a Console must be able to print it."""
     report = check_source(open_source(path, must_be_usable=False, **options), num_workers=0)
     assert_plain(*report_lines(report))
-    return {row["where"]: row["reason"] for row in report.broken}
+    return {row.where: row.reason for row in report.broken}
 
 
 # Names

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from PIL import Image, TiffImagePlugin
 
 from tests.data.test_damaged_data import assert_plain, damaged
-from eve_vl.data import decoding
+from eve_vl.data import decoding, decoding_cost, pillow_decoding, plain_jpeg_png
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageBytes, ImageFile
 from eve_vl.utils.errors import BadSampleError
@@ -68,15 +68,15 @@ def peak(work: Callable[[], object]) -> int:
 def test_decoding_needs_no_more_than_the_header_says(
     monkeypatch: pytest.MonkeyPatch, mode: str, form: str, options: dict
 ):
-    monkeypatch.setattr(decoding, "STRIP_PIXELS", 2**16)
+    monkeypatch.setattr(pillow_decoding, "STRIP_PIXELS", 2**16)
     data = encode(Image.linear_gradient("L").resize((2400, 2400)).convert(mode), form, **options)
     needed = []
-    monkeypatch.setattr(decoding, "MAX_BYTES", 0)
+    monkeypatch.setattr(decoding_cost, "MAX_BYTES", 0)
     with pytest.raises(BadSampleError, match=r"2400x2400 .* needs \d+ MB to decode") as error:
         decode(ImageBytes(data=data), "row")
     needed = int(error.value.reason.split("needs ")[1].split()[0])
     monkeypatch.undo()
-    monkeypatch.setattr(decoding, "STRIP_PIXELS", 2**16)
+    monkeypatch.setattr(pillow_decoding, "STRIP_PIXELS", 2**16)
     assert peak(lambda: decode(ImageBytes(data=data), "row")) < (needed + 8) * 2**20
 
 
@@ -94,7 +94,7 @@ def test_what_is_too_much_is_refused_before_it_is_decoded(
     side: int, mode: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ):
 
-    monkeypatch.setattr(decoding, "_decode_fast", None)
+    monkeypatch.setattr(decoding, "decode_plain", None)
     data = blank(side, mode)
     with pytest.raises(BadSampleError, match=problem):
         decode(
@@ -116,7 +116,7 @@ def in_scans(num: int, exif: bytes = b"") -> bytes:
 
 
 def test_a_jpeg_in_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding, "MAX_SCANNED", 20 * 64 * 64)
+    monkeypatch.setattr(decoding_cost, "MAX_SCANNED", 20 * 64 * 64)
     decode(ImageBytes(data=in_scans(20)), "row")
     with pytest.raises(
         BadSampleError,
@@ -126,7 +126,7 @@ def test_a_jpeg_in_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_lies_before_or_behind_a_jpeg_is_no_scan_of_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding, "MAX_SCANNED", 20 * 64 * 64)
+    monkeypatch.setattr(decoding_cost, "MAX_SCANNED", 20 * 64 * 64)
     data = in_scans(20, exif=b"Exif\0\0" + b"\xff\xda" * 30)
     for film in (b"", b"\xff\xda" * 30):
         decode(ImageBytes(data=data + film), "row")
@@ -187,7 +187,7 @@ def test_an_upload_costs_no_more_than_its_pixels(monkeypatch: pytest.MonkeyPatch
     """A PNG may hold gigabytes behind its last row, which libpng inflates."""
     data = encode(Image.linear_gradient("L").convert("RGB"), "PNG")
     expected = decode(ImageBytes(data=data), "row")
-    monkeypatch.setattr(decoding, "decode_png", None)
+    monkeypatch.setattr(plain_jpeg_png, "decode_png", None)
     assert torch.equal(decode(ImageBytes(data=data, is_upload=True), "row"), expected)
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.config import InputConfig
-from eve_vl.data import decoding
+from eve_vl.data import decoding, plain_jpeg_png
 from eve_vl.data.augmentations import random_ink, random_strokes
 from eve_vl.data.crops import Crop, random_box, train_crop
 from eve_vl.data.decoding import MAX_PIXELS, decode, decode_bytes
@@ -336,14 +336,14 @@ def test_a_big_jpeg_is_shrunk_while_it_is_decoded(
     photo = IMAGE.resize((1003, 805), Image.Resampling.BICUBIC)
     data = encode(photo, "JPEG", quality=95)
     shapes = []
-    decode_jpeg = decoding.simplejpeg.decode_jpeg
+    decode_jpeg = plain_jpeg_png.simplejpeg.decode_jpeg
 
     def spy(*args, **options):
         pixels = decode_jpeg(*args, **options)
         shapes.append(pixels.shape[:2])
         return pixels
 
-    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", spy)
+    monkeypatch.setattr(plain_jpeg_png.simplejpeg, "decode_jpeg", spy)
     found = decoded(data, crop=Crop(size=size, choose=lambda *_: (104, 200, 600, 752)))
     assert shapes == [(-(-805 // divisor), -(-1003 // divisor))]
     expected = squeezed(photo.crop((200, 104, 952, 704)), size)
