@@ -6,13 +6,13 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from eve_vl.data.masked_pairs import MaskedPairs
 
 from eve_vl.data import loader
 from eve_vl.data.keyed_permutation import permuted
 from eve_vl.data.loader import order_of_epochs, train_batches
 from eve_vl.data.order import KeyedOrder, epoch_order
 from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
 
 

@@ -14,13 +14,13 @@ import pytest
 from pyarrow import parquet
 from torch.utils.data import Subset
 
-from eve_vl.config import RetrievalConfig
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import order_of_epochs, train_batches, train_loader
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.order import epoch_order
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.same_value_batches import SameValueBatches, hashes_of
+from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, write_images
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
