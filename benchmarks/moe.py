@@ -21,9 +21,10 @@ from timing import Goal, interleaved, machine, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.model.layers import FeedForward, quick_gelu
+from eve_vl.model.feed_forward import FeedForward, quick_gelu
 from eve_vl.model.moe import MoE
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.utils.runtime import keep_memory
 
 TOP_K = 2

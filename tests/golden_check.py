@@ -27,8 +27,8 @@ from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop import published
 from eve_vl.interop.convert import Plan, computed, config_for, sources
 from eve_vl.interop.published import key_table, to_published
-from eve_vl.model.moe import Assignment, ReferenceMoE
-from eve_vl.model.packing import Tokens
+from eve_vl.model.reference_moe import Assignment, ReferenceMoE
+from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -135,7 +135,7 @@ def watching(
     handles = []
 
     def watched(moe: ReferenceMoE) -> Callable[[Tensor], Assignment]:
-        route = type(moe).route
+        route = type(moe).assign
 
         def run(x_SD: Tensor) -> Assignment:
             name = f"{tag}.moe{len(balances)}"
@@ -147,7 +147,7 @@ def watching(
             check("choices (exact)", f"{name}.expert_idx", found.experts_S2)
             check("gates", f"{name}.gates", found.gates_S2)
             if moe.drops:
-                check("slots (exact)", f"{name}.slot", found.slots_S2)
+                check("slots (exact)", f"{name}.slot", found.places_S2)
             stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.long))
             balances.append(
                 objectives.balance(
@@ -164,8 +164,8 @@ def watching(
     for number, block in enumerate(encoder.blocks):
         if isinstance(block.ffn, ReferenceMoE):
             moe: Any = block.ffn
-            moe.route = watched(moe)
-            undo.append(lambda moe=moe: delattr(moe, "route"))
+            moe.assign = watched(moe)
+            undo.append(lambda moe=moe: delattr(moe, "assign"))
             if has_states:
                 handles.append(
                     moe.register_forward_hook(_compare_ffn(check, f"{tag}.layer{number}"))
@@ -186,18 +186,18 @@ def watching(
 
 
 def _compare_state(check: Comparison, name: str) -> Callable[..., None]:
-    return lambda _module, inputs, output: check("states", name, inputs[1].grid(output[0]))
+    return lambda _module, inputs, output: check("states", name, inputs[1].unpack(output[0]))
 
 
 def _compare_input(check: Comparison, name: str) -> Callable[..., None]:
-    return lambda _module, inputs: check("states", name, inputs[1].grid(inputs[0]))
+    return lambda _module, inputs: check("states", name, inputs[1].unpack(inputs[0]))
 
 
 def _compare_ffn(check: Comparison, name: str) -> Callable[..., None]:
     def compare(_module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
         x_SD, rows, *_ = inputs
-        check("states", f"{name}.moe_in", rows.grid(x_SD))
-        check("states", f"{name}.moe_out", rows.grid(output[0]))
+        check("states", f"{name}.moe_in", rows.unpack(x_SD))
+        check("states", f"{name}.moe_out", rows.unpack(output[0]))
 
     return compare
 

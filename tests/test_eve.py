@@ -23,7 +23,7 @@ import torch
 import eve_vl
 from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.contrast_match.task import ContrastMatch
 from eve_vl.tasks.headless.config import HeadlessConfig

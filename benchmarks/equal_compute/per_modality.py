@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import EveModelConfig, InputConfig
-from eve_vl.model.encoder import Block, Encoder
-from eve_vl.model.layers import Attention, layer_norm
+from eve_vl.model.attention import Attention
+from eve_vl.model.block import Block
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.norm import layer_norm
 from eve_vl.model.packing import PackedTokens
 from eve_vl.tasks.backbones import BACKBONES
 

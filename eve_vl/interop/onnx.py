@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.model.layers import Module, replace_submodules
-from eve_vl.model.moe import MoE, ReferenceMoE
+from eve_vl.model.moe import MoE
 from eve_vl.model.packing import PackedTokens, ReadPositions
+from eve_vl.model.reference_moe import ReferenceMoE
+from eve_vl.model.submodules import Module, replace_submodules
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.writing import check_new
 from eve_vl.tasks.heads import heads_of

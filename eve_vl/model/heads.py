@@ -1,21 +1,15 @@
-"""Heads and the pixel decoder: from encoder states to predictions.
+"""Heads: from encoder states to words, classes, matches and features.
 
-Letters: B batch, P patches of the image, K kept patches, M masked patches or tokens, T text tokens, N all tokens, D width of
-the encoder, d width of features or of the decoder, V vocabulary, X values in a patch.
+Letters: B batch, M masked tokens, N all tokens, D width of the encoder, d width of features,
+V vocabulary, I images, C texts.
 """
-
-import dataclasses
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import EveModelConfig
 from eve_vl.config.model import NORM_EPS
-from eve_vl.model.embeddings import join
-from eve_vl.model.encoder import Block
-from eve_vl.model.layers import layer_norm
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.norm import layer_norm
 
 
 class TokenHead(nn.Module):
@@ -47,10 +41,11 @@ class MLPHead(nn.Sequential):
 class ITMHead(nn.Linear):
     """Logits (B, 2) of an image–text pair, class 1 = match.
 
-    standardize: batch normalisation without weights comes first, in float32, as in MAE's linear probes. Most of a [CLS] state
-    is equal for all inputs, and an untrained head makes the encoder increase that share (LOG.md). Each process normalises by
-    its own rows, evaluation by running averages. ranks: only a match has a logit, a score to rank the texts of an image; that
-    of no match is 0.
+    standardize: batch normalisation without weights comes first, in float32, as in MAE's linear
+    probes. Most of a [CLS] state is equal for all inputs, and an untrained head makes the encoder
+    increase that share (LOG.md). Each process normalises by its own rows, evaluation by running
+    averages. ranks: only a match has a logit, a score to rank the texts of an image; that of no match
+    is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
@@ -59,8 +54,11 @@ class ITMHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Return logits (B, 2) of states (B, D)."""
-        logits = super().forward(input if self.norm is None else self.norm(input.float()))
-        return logits if self.out_features == 2 else F.pad(logits, (1, 0))
+        x_BD = input if self.norm is None else self.norm(input.float())
+        logits = super().forward(x_BD)
+        if self.out_features == 1:
+            logits = F.pad(logits, (1, 0))
+        return logits
 
 
 class PairedAttentionHead(nn.Module):
@@ -82,26 +80,34 @@ class PairedAttentionHead(nn.Module):
 
     def forward(self, left_BND: Tensor, right_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
         """Return logits (B, 2) from states of [left image; text] and [right image; text]."""
-        pooled = []
-        sides = (self.attend_right, left_BND, right_BND), (self.attend_left, right_BND, left_BND)
-        for attention, own_BND, other_BND in sides:
-            attended_BND, _ = attention(
-                own_BND, other_BND, other_BND, key_padding_mask=is_padding_BN, need_weights=False
-            )
-            fused_BND = self.fuse(torch.cat([attended_BND, own_BND], dim=2))
-            score_BN = self.score(fused_BND).squeeze(2).relu()
-            if is_padding_BN is not None:
-                score_BN = score_BN.masked_fill(is_padding_BN, float("-inf"))
-            weight_BN = self.dropout(score_BN.softmax(1))
-            pooled.append(torch.bmm(weight_BN[:, None].to(fused_BND.dtype), fused_BND).squeeze(1))
-        return self.classify(torch.cat(pooled, dim=1))
+        pooled_left_BD = self._pooled(self.attend_right, left_BND, right_BND, is_padding_BN)
+        pooled_right_BD = self._pooled(self.attend_left, right_BND, left_BND, is_padding_BN)
+        return self.classify(torch.cat([pooled_left_BD, pooled_right_BD], dim=1))
+
+    def _pooled(
+        self,
+        attention: nn.MultiheadAttention,
+        x_BND: Tensor,
+        keys_BND: Tensor,
+        is_padding_BN: Tensor | None,
+    ) -> Tensor:
+        """Return one pair's states after attention to the other pair, pooled to (B, D)."""
+        attended_BND, _ = attention(
+            x_BND, keys_BND, keys_BND, key_padding_mask=is_padding_BN, need_weights=False
+        )
+        fused_BND = self.fuse(torch.cat([attended_BND, x_BND], dim=2))
+        score_BN = self.score(fused_BND).squeeze(2).relu()
+        if is_padding_BN is not None:
+            score_BN = score_BN.masked_fill(is_padding_BN, float("-inf"))
+        weight_BN = self.dropout(score_BN.softmax(1))
+        return torch.bmm(weight_BN[:, None].to(fused_BND.dtype), fused_BND).squeeze(1)
 
 
 class SiameseHead(nn.Module):
     """Two classes from two standardised states, their distance and their product.
 
-    As in InferSent (Conneau et al. 2017). Distance and product show equality from the start; a classifier of the states alone
-    must first learn to compare.
+    As in InferSent (Conneau et al. 2017). Distance and product show equality from the start; a
+    classifier of the states alone must first learn to compare.
     """
 
     def __init__(self, embed_dim: int):
@@ -111,16 +117,18 @@ class SiameseHead(nn.Module):
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Return logits (B, 2) of two states (B, D)."""
-        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD]).float()).unflatten(0, (2, -1))
-        return self.classify(
-            torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1)
-        )
+        states_2BD = self.norm(torch.cat([left_BD, right_BD]).float()).unflatten(0, (2, -1))
+        left_BD, right_BD = states_2BD
+        distance_BD = (left_BD - right_BD).abs()
+        product_BD = left_BD * right_BD
+        return self.classify(torch.cat([left_BD, right_BD, distance_BD, product_BD], dim=1))
 
 
 class ContrastHead(nn.Module):
     """Projections of two [CLS] states to features of length 1, and a temperature.
 
-    is_siglip: texts have a bias, and `logit_bias` is the one of SigLIP's sigmoid, which no softmax needs.
+    is_siglip: texts have a bias, and `logit_bias` is the one of SigLIP's sigmoid, which no softmax
+    needs.
     """
 
     def __init__(
@@ -135,7 +143,9 @@ class ContrastHead(nn.Module):
     def logits(self, image_Id: Tensor, text_Cd: Tensor) -> Tensor:
         """Return the logits (I, C) of features."""
         logits_IC = image_Id @ text_Cd.T / self.temperature
-        return logits_IC if self.logit_bias is None else logits_IC + self.logit_bias
+        if self.logit_bias is None:
+            return logits_IC
+        return logits_IC + self.logit_bias
 
     def image_features(self, cls_BD: Tensor) -> Tensor:
         """Return image features, float32 (B, d), of states (B, D)."""
@@ -144,76 +154,3 @@ class ContrastHead(nn.Module):
     def text_features(self, cls_BD: Tensor) -> Tensor:
         """Return text features, float32 (B, d), of states (B, D)."""
         return F.normalize(self.text(cls_BD).float(), dim=1)
-
-
-class PixelDecoder(nn.Module):
-    """The light decoder that reconstructs masked patches from states (MAE §3).
-
-    A few narrow blocks over [image; one mask token per masked patch; text] give the pixels of the masked patches. Attention
-    ignores order, so masked patches come after all kept ones, without reordering. Fixed sine-cosine positions locate all
-    patches.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        patch_dim: int,
-        block: EveModelConfig,
-        *,
-        depth: int,
-        dim: int,
-        num_heads: int,
-    ):
-        """Build it.
-
-        embed_dim: of the encoder. block: shape of the blocks, except for width and heads.
-        """
-        super().__init__()
-        block = dataclasses.replace(block, embed_dim=dim, num_heads=num_heads)
-        self.embed = nn.Linear(embed_dim, dim)
-        self.mask_token = nn.Parameter(torch.empty(dim))
-        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(depth))
-        self.norm = layer_norm(dim)
-        self.pixels = nn.Linear(dim, patch_dim)
-        self.block = block
-
-    def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
-        """Predict the masked patches.
-
-        encoded: states of [image CLS, K kept patches, T text tokens]. keep_BK, hidden_BM: int64 positions in the grid.
-        Returns (B, M, X), in the order of hidden_BM.
-        """
-        K, M = keep_BK.shape[1], hidden_BM.shape[1]
-        x_BNd = self.embed(encoded.x_BND)
-        positions_Pd = sincos_positions(K + M, x_BNd.shape[2], x_BNd.device).to(x_BNd.dtype)
-        cls_B1d, kept_BKd, text_BTd = x_BNd.split([1, K, x_BNd.shape[1] - K - 1], dim=1)
-        hidden_BMd = self.mask_token.to(x_BNd.dtype) + positions_Pd[hidden_BM]
-        image_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], hidden_BMd], dim=1)
-        is_padding_BT = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:, 1 + K :]
-        image = Tokens(x_BND=image_BNd, num_image=1 + K + M)
-        tokens = join(
-            image,
-            Tokens(
-                x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real
-            ),
-        )
-        rows = PackedTokens.of(tokens, self.block.num_heads)
-        hidden, x_Sd = rows.between(1 + K, 1 + K + M), rows.collect(tokens.x_BND)
-        for block in self.blocks:
-            x_Sd, _ = block(x_Sd, rows, hidden if block is self.blocks[-1] else None)
-        return self.pixels(self.norm(x_Sd)).unflatten(0, (-1, M))
-
-
-def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:
-    """Return sine-cosine positions of a square grid, float32 (num_patches, dim).
-
-    One half is for the row, one for the column.
-    """
-    side = round(num_patches**0.5)
-    frequencies = 10_000 ** -(
-        torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4)
-    )
-    angles = torch.arange(side, device=device, dtype=torch.float32)[:, None] * frequencies
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=2).reshape(num_patches, dim)

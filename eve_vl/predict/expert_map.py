@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from eve_vl.data.batches import normalize
-from eve_vl.model.layers import replace_submodules
 from eve_vl.model.moe import MoE
+from eve_vl.model.submodules import replace_submodules
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import printable
 from eve_vl.utils.frozen import Frozen
@@ -188,8 +188,8 @@ def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE
 
     def combined(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
         seen[name] = experts_SK, gates_SK
-        return moe.combined(x_SD, gates_SK, experts_SK)
+        return moe.mix(x_SD, gates_SK, experts_SK)
 
     twin = copy.copy(moe)
-    twin.combined = combined
+    twin.mix = combined
     return twin

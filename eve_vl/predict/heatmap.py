@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
-from eve_vl.model.layers import Attention, Module, attention_weights, replace_submodules
+from eve_vl.model.attention import Attention, attention_weights
+from eve_vl.model.submodules import Module, replace_submodules
 from eve_vl.predict.inputs import GivenImage, Inputs
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.frozen import Frozen

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.model.layers import replace_submodules
-from eve_vl.model.moe import chosen_ME
+from eve_vl.model.router import chosen_ME
+from eve_vl.model.submodules import replace_submodules
 from eve_vl.pages.drawing import Curves, Section, bar_chart, draw, percent
 from eve_vl.tasks.report import NUM_SEEN, TaskReport
 from eve_vl.tasks.task import Task

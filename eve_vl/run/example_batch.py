@@ -16,7 +16,7 @@ from eve_vl.data.batches import RowBatch
 from eve_vl.data.kinds.items import ItemBatch
 from eve_vl.data.masked_batches import MASKED
 from eve_vl.data.masking import num_masked_patches
-from eve_vl.model.moe import Experts
+from eve_vl.model.experts import Experts
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.headless.task import Headless
 from eve_vl.tasks.task import Sizes, Task, task_class

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from eve_vl.config import DualEncoderConfig, EveModelConfig, InputConfig, ModelConfig
-from eve_vl.model import Backbone
+from eve_vl.model.backbone import Backbone
 from eve_vl.model.dual_encoder import DualEncoder
 from eve_vl.model.encoder import Encoder
 from eve_vl.utils.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eve_vl.config import TaskConfig
 from eve_vl.config.kinds import class_for, load_part
-from eve_vl.model import Encoded
+from eve_vl.model.backbone import Encoded
 from eve_vl.tasks.task import PAIR, Task, task_class
 from eve_vl.utils.errors import UserError
 

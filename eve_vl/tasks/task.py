@@ -20,8 +20,8 @@ from eve_vl.config.kinds import load_part, subclasses
 from eve_vl.data.batches import normalize
 from eve_vl.data.records import Source
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.model.encoder import initialize
-from eve_vl.model.packing import Tokens
+from eve_vl.model.initialization import initialize
+from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.backbones import build_backbone
 from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes
@@ -32,7 +32,7 @@ Settings = TypeVar("Settings", bound=TaskConfig)
 
 
 Routers = list[list[Tensor]]
-"""Per pass, the statistics of each block with experts; see `model.moe.router_stats`."""
+"""Per pass, the statistics of each block with experts; see `model.router.router_stats`."""
 
 
 PAIR = ("pixels", "ids", "is_padding")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EveModelConfig, config_from_dict, config_to_json
-from eve_vl.model.embeddings import join
-from eve_vl.model.layers import ModalityFeedForward
+from eve_vl.model.feed_forward import ModalityFeedForward
+from eve_vl.model.tokens import join
 from eve_vl.run.flops import inspect_config
 from eve_vl.tasks.task import build_backbone
 from helpers.twins import randomize, slow_ffn, tiny_config

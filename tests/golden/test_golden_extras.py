@@ -13,7 +13,8 @@ from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
-from eve_vl.model.embeddings import index_tokens, resize_positions
+from eve_vl.model.positions import resize_positions
+from eve_vl.model.tokens import index_tokens
 from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
 from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, rerank_scores
 from eve_vl.tasks.retrieval.task import Retrieval

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eve_vl.config import Config
-from eve_vl.model import moe
+from eve_vl.model import experts
 from eve_vl.run.example_batch import example_batch
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
@@ -75,7 +75,7 @@ def sharded(config: Config) -> Iterator[Any]:
         task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size)).train()
     mesh = shard._mesh(device)  # made of values
     by_one = mock.patch.object(
-        moe, "grouped_linear", lambda x, weight, _: x @ weight[0].t()
+        experts, "grouped_linear", lambda x, weight, _: x @ weight[0].t()
     )  # no row knows its expert
     with (
         FakeTensorMode(allow_non_fake_inputs=True),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.nn.parallel import DistributedDataParallel
 
-from eve_vl.model.moe import Experts, MoE
+from eve_vl.model.experts import Experts
+from eve_vl.model.moe import MoE
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.train import processes
 from helpers.tiny_tasks import TOKENIZER, build

@@ -11,7 +11,7 @@ from torch import Tensor
 from eve_vl.config import TaskConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import LoadedRun, build_task
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignal

@@ -12,7 +12,7 @@ from eve_vl.config import Config, TaskConfig
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.row_dataset import RowDataset
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks.nlvr2.config import NLVR2Config

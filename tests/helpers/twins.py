@@ -30,7 +30,8 @@ from eve_vl.data.kinds.statements import ImagesStatement
 from eve_vl.data.records import Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import MoE
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.utils.errors import BadSampleError
 
@@ -163,7 +164,7 @@ def in_rows(
     rows = PackedTokens.of(
         Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN), num_heads
     )
-    return rows.collect(x_BND), rows
+    return rows.pack(x_BND), rows
 
 
 def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:

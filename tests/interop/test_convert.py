@@ -20,7 +20,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop import ConvertArgs, convert, published, vision
 from eve_vl.interop.convert import sources
 from eve_vl.interop.published import key_table, to_published
-from eve_vl.model.encoder import Block
+from eve_vl.model.block import Block
 from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config

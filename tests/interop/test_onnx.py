@@ -26,7 +26,7 @@ from eve_vl.eve import Eve
 from eve_vl.interop import convert, hf, onnx
 from eve_vl.interop.onnx import TraceableMoE, export_run
 from eve_vl.interop.published import export_published
-from eve_vl.model.moe import ReferenceMoE
+from eve_vl.model.reference_moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.mlim.config import PairConfig
@@ -258,7 +258,7 @@ def test_the_twin_of_the_experts(experts, top_k, modality, padded):
 
     twin.activation = counted
     expected_BND, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
-    found_BND = where.grid(twin(x_SD, where)[0])
+    found_BND = where.unpack(twin(x_SD, where)[0])
     found_BND = (
         found_BND if is_padding_BN is None else found_BND.masked_fill(is_padding_BN[:, :, None], 0)
     )

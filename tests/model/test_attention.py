@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 
-from eve_vl.model import layers
-from eve_vl.model.layers import Attention, attend
-from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
+from eve_vl.model import attention as module
+from eve_vl.model.attention import Attention, attend
+from eve_vl.model.packing import PackedTokens, ReadPositions, SequenceOrder
+from eve_vl.model.tokens import Tokens
 from helpers.twins import randomize
 
 B, N, M, D, H = 3, 5, 7, 16, 2
@@ -106,9 +107,9 @@ def attended(attention: Attention, *, bias_HNM: Tensor | None, **given: Any) -> 
     """What attention makes of its arguments, with something added to the scores."""
     if bias_HNM is None:
         return attention(**given)
-    heads = attention.split(given["x_BND"], given["keys_BMD"])
-    return attention.join(
-        attention.attend(*heads, layers.attention_mask(given["is_padding_BM"], bias_HNM))
+    heads = attention.split_heads(given["x_BND"], given["keys_BMD"])
+    return attention.join_heads(
+        attention.attend(*heads, module.attention_mask(given["is_padding_BM"], bias_HNM))
     )
 
 
@@ -190,9 +191,9 @@ def slow_attention(attention: Attention, given: dict[str, Tensor | None]) -> Ten
 @pytest.mark.parametrize("keys", [False, True])
 def test_bfloat16_stays_close_to_the_loop_forward_and_backward(keys, padded, bias, monkeypatch):
     """On a CPU it goes by the explicit form where there is something to train, else by the fused kernel."""
-    calls, explicit = [], layers.attention_weights
+    calls, explicit = [], module.attention_weights
     monkeypatch.setattr(
-        layers, "attention_weights", lambda *given: calls.append(1) or explicit(*given)
+        module, "attention_weights", lambda *given: calls.append(1) or explicit(*given)
     )
     attention, given = random_attention(), arguments(keys=keys, padded=padded, bias=bias)
     expected = slow_attention(attention, given)
@@ -305,9 +306,9 @@ def test_attention_by_lengths_equals_that_by_a_mask(packs, reads, monkeypatch):
     upstream, found = torch.randn(len(is_read), D) * is_read[:, None], {}
     monkeypatch.setattr(varlen, "varlen_attn", slow_varlen)
     for by_lengths in (True, False):
-        monkeypatch.setattr(layers, "takes_lengths", lambda *_, by_lengths=by_lengths: by_lengths)
-        x_SD = rows.collect(x_BMD).requires_grad_()
-        out = attention.over_rows(x_SD, rows, read)
+        monkeypatch.setattr(module, "can_use_varlen", lambda *_, by_lengths=by_lengths: by_lengths)
+        x_SD = rows.pack(x_BMD).requires_grad_()
+        out = attention.forward_packed(x_SD, rows, read)
         attention.zero_grad()
         (out * upstream).sum().backward()
         found[by_lengths] = {"out": out[is_read], "x": x_SD.grad, **gradients(attention)}
@@ -327,14 +328,14 @@ def test_on_cuda_attention_by_lengths_is_flash_of_halves(monkeypatch):
             torch.empty(n, dtype=kind, device="cuda")
             for n, kind in ((S, torch.long), (2 * B + 1, torch.int32))
         )
-        vars(rows)["by_sequence"] = order_S, order_S, starts
+        vars(rows)["by_sequence"] = SequenceOrder(row_S=order_S, place_S=order_S, start=starts)
         qkv_SX = torch.empty(S, 3 * D, device="cuda", dtype=torch.bfloat16)
-        out = layers.attend_by_lengths(qkv_SX, rows, H)
+        out = module.varlen_attention(qkv_SX, rows, H)
         assert (out.shape, out.dtype, out.device.type) == ((S, D), torch.bfloat16, "cuda")
-        assert layers.takes_lengths(qkv_SX, rows, H)
+        assert module.can_use_varlen(qkv_SX, rows, H)
         for given in (
             (qkv_SX.float(), rows, H),
             (qkv_SX, rows, 2 * H),
             (qkv_SX, replace(rows, is_padding_BN=None), H),
         ):
-            assert not layers.takes_lengths(*given)  # in float32, of heads of 4, without padding
+            assert not module.can_use_varlen(*given)  # in float32, of heads of 4, without padding

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eve_vl.model import Backbone
-from eve_vl.model.embeddings import index_tokens, join
+from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.moe import chosen_ME
-from eve_vl.model.packing import Tokens
+from eve_vl.model.router import chosen_ME
+from eve_vl.model.tokens import Tokens, index_tokens, join
 from helpers.twins import randomize, router_sums
 from tests.model.test_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
 

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from eve_vl.config import Config, DualEncoderConfig, TaskConfig
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.model.dual_encoder import CoAttention, DualEncoder, Tower
-from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.dual_encoder import DualEncoder
+from eve_vl.model.fusion import CoAttention
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.tokens import Tokens, index_tokens
+from eve_vl.model.tower import Tower
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
 from eve_vl.systems.mlim.config import PairConfig

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from eve_vl.model.embeddings import ConvStem, gather_patches, patchify, resize_positions, unpatchify
+from eve_vl.model.patches import gather_patches, patchify, unpatchify
+from eve_vl.model.positions import resize_positions
+from eve_vl.model.stems import ConvStem
 from eve_vl.utils.errors import UserError
 from tests.model.test_encoder import encoder, pixels, text_batch
 
@@ -64,7 +66,7 @@ def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
         (norm.whole if is_hidden else norm.hidden).running_mean.clone() for norm in stem.norms
     ]
     images = pixels(2)
-    torch.testing.assert_close(stem(images, is_hidden=is_hidden), same(images).flatten(2).mT)
+    torch.testing.assert_close(stem(images, is_masked=is_hidden), same(images).flatten(2).mT)
     for ours, theirs, other in zip(stem.norms, norms, left_alone, strict=True):
         torch.testing.assert_close(
             (ours.hidden if is_hidden else ours.whole).running_var, theirs.running_var

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embeddings import join
-from eve_vl.model.encoder import Block, Encoder, initialize
-from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward, drop_path
+from eve_vl.model.block import Block, drop_path
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
+from eve_vl.model.initialization import initialize
 from eve_vl.model.moe import MoE
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens, join
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from helpers.twins import in_rows, randomize, router_sums, slow_ffn, slow_moe, tiny_config
@@ -59,7 +60,7 @@ def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
     x, rows = in_rows(torch.ones(20_000, 2, 3), 1)
     assert drop_path(x, rows, 0.3, training=False) is x
     assert drop_path(x, rows, 0.0, training=True) is x
-    dropped = rows.grid(drop_path(x, rows, 0.3, training=True)).flatten(1)
+    dropped = rows.unpack(drop_path(x, rows, 0.3, training=True)).flatten(1)
     assert torch.equal(dropped, dropped[:, :1].expand(-1, 6))
     assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7])
     assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(
@@ -202,7 +203,7 @@ def slow_encode(
                 else bias_BLHNN[b, number][:, real][:, :, real],
             )
             x = x + block.scale1 * branch.transpose(0, 1)
-            if is_pair and isinstance(block.ffn, PassFeedForward):
+            if is_pair and isinstance(block.ffn, PairFeedForward):
                 rows = [
                     slow_ffn(slow_norm(block.ffn.norm_vl, row), *block.ffn.vl.parameters())
                     for row in x[0]

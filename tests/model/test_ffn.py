@@ -9,9 +9,11 @@ from torch import nn
 
 from eve_vl.config import EveModelConfig
 from eve_vl.config.model import FFNPolicy
-from eve_vl.model.encoder import Block, Encoder
-from eve_vl.model.layers import FeedForward, ModalityFeedForward, PassFeedForward
-from eve_vl.model.moe import MoE, ReferenceMoE
+from eve_vl.model.block import Block
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
+from eve_vl.model.moe import MoE
+from eve_vl.model.reference_moe import ReferenceMoE
 from helpers.twins import in_rows, randomize, slow_ffn, slow_moe
 from tests.model.test_encoder import SIZES, VOCAB, model_config, slow_norm
 
@@ -41,7 +43,7 @@ def test_hard_router_sends_each_token_to_its_modalitys_norm_and_network(num_imag
     randomize(ffn, 4)
     x = torch.randn(2, 7, 16)
     x_SD, rows = in_rows(x, num_image)
-    output = rows.grid(ffn(x_SD, rows))
+    output = rows.unpack(ffn(x_SD, rows))
     for b in range(2):
         for n in range(7):
             is_text = n >= num_image
@@ -111,7 +113,7 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
     expected = x_BND.clone()
     for b in range(2):
         for n in range(7):
-            if isinstance(block.ffn, PassFeedForward):
+            if isinstance(block.ffn, PairFeedForward):
                 branch = slow_ffn(
                     slow_norm(block.ffn.norm_vl, x_BND[b, n]), *block.ffn.vl.parameters()
                 )
@@ -129,4 +131,4 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
             else:
                 branch = slow_ffn(slow_norm(block.norm2, x_BND[b, n]), *block.ffn.parameters())
             expected[b, n] += block.scale2 * branch
-    torch.testing.assert_close(rows.grid(y_SD), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows.unpack(y_SD), expected, rtol=1e-4, atol=1e-4)

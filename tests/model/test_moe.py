@@ -12,10 +12,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eve_vl import objectives
-from eve_vl.model import moe as module
-from eve_vl.model.layers import quick_gelu
-from eve_vl.model.moe import MoE, ReferenceMoE, chosen_ME, grouped_linear, grouped_mm_works
-from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
+from eve_vl.model.experts import grouped_linear, grouped_mm_works, row_tile
+from eve_vl.model.feed_forward import quick_gelu
+from eve_vl.model.moe import MoE
+from eve_vl.model.packing import PackedTokens, ReadPositions
+from eve_vl.model.reference_moe import ReferenceMoE, capacity, gumbel_noise, queue
+from eve_vl.model.router import chosen_ME
+from eve_vl.model.tokens import Tokens
 from helpers.twins import (
     TwinStats,
     in_rows,
@@ -57,7 +60,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     x_SD, rows = in_rows(x_BND, int((~is_text_BN[0]).sum()), is_padding_BN)
     y_SD, stats = moe(x_SD, rows)
-    y_BND = rows.grid(y_SD)
+    y_BND = rows.unpack(y_SD)
     return y_BND if is_padding_BN is None else y_BND.masked_fill(
         is_padding_BN[:, :, None], 0
     ), stats
@@ -212,7 +215,7 @@ def test_modality_embedding_reaches_the_router_alone():
     with torch.no_grad():
         seen = x_BND + moe.router.modality_embed[is_text_BN.long()]
         expected = (seen.flatten(0, 1) @ moe.router.weight.t()).softmax(-1)
-    torch.testing.assert_close(rows.tokens(gates), expected.sort(-1, descending=True).values)
+    torch.testing.assert_close(rows.unpack_flat(gates), expected.sort(-1, descending=True).values)
     as_image, _ = run(moe, x_BND, torch.zeros(B, N, dtype=torch.bool), None)
     as_text, _ = run(moe, x_BND, torch.ones(B, N, dtype=torch.bool), None)
     assert not torch.allclose(as_image, as_text)
@@ -399,12 +402,15 @@ def test_the_published_routing_equals_a_slow_queue(drops, boundary, modality):
     rows = PackedTokens.of(
         Tokens(x_BND=x_BND, num_image=4, is_padding_BN=is_padding_BN), 1, packs=False
     )
-    x_SD = rows.collect(x_BND)
+    x_SD = rows.pack(x_BND)
     expected, stats = slow_reference(
-        moe, rows.tokens(x_SD), [token % N >= boundary for token in range(B * N)], noise * drops
+        moe,
+        rows.unpack_flat(x_SD),
+        [token % N >= boundary for token in range(B * N)],
+        noise * drops,
     )
     found, found_stats = moe(x_SD, rows)
-    torch.testing.assert_close(found, rows.collect(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, rows.pack(expected), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_stats, torch.tensor(stats), rtol=1e-5, atol=1e-5)
     assert (chosen_ME(found_stats).sum() < 2 * B * N) == drops
     read = ReadPositions(row_M=torch.tensor([5, 0]), is_image=True)
@@ -418,7 +424,7 @@ def test_a_pass_of_one_modality_has_no_boundary(num_image):
     moe.noise = torch.zeros_like
     x_SD, rows = in_rows(x_BND, num_image)
     expected, stats = slow_reference(
-        moe, rows.tokens(x_SD), [not num_image] * (B * N), torch.zeros(B * N, 4)
+        moe, rows.unpack_flat(x_SD), [not num_image] * (B * N), torch.zeros(B * N, 4)
     )
     found, found_stats = moe(x_SD, rows)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -427,23 +433,23 @@ def test_a_pass_of_one_modality_has_no_boundary(num_image):
 
 def test_capacity_is_an_even_share_of_both_choices_and_at_least_four():
     assert [
-        module.capacity(*sizes) for sizes in ((10, 4), (9, 4), (8, 4), (4, 4), (1, 32), (640, 32))
+        capacity(*sizes) for sizes in ((10, 4), (9, 4), (8, 4), (4, 4), (1, 32), (640, 32))
     ] == [5, 5, 4, 4, 4, 40]
 
 
 def test_places_in_queues():
     experts_S2 = torch.tensor([[2, 0], [0, 2], [2, 1], [2, 0]])
-    assert module.queue(experts_S2, 4).tolist() == [[0, 1], [0, 3], [1, 0], [2, 2]]
+    assert queue(experts_S2, 4).tolist() == [[0, 1], [0, 3], [1, 0], [2, 2]]
 
 
 def test_gumbel_noise_is_that_of_the_quantiles(monkeypatch):
     torch.manual_seed(0)
-    noise = module.gumbel_noise(torch.empty(20_000, 2))
+    noise = gumbel_noise(torch.empty(20_000, 2))
     assert noise.shape == (20_000, 2)
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.05)
     monkeypatch.setattr(torch, "rand_like", lambda _: torch.tensor([0.0, 0.25, 0.5, 1.0]))
-    found = module.gumbel_noise(torch.empty(4))
+    found = gumbel_noise(torch.empty(4))
     assert found[1:3].tolist() == pytest.approx(
         [-math.log(-math.log(each)) for each in (0.25, 0.5)]
     )
@@ -451,9 +457,7 @@ def test_gumbel_noise_is_that_of_the_quantiles(monkeypatch):
 
 
 def test_noise_comes_with_drops_only():
-    assert (
-        reference(drops=True).noise is module.gumbel_noise and reference(drops=False).noise is None
-    )
+    assert reference(drops=True).noise is gumbel_noise and reference(drops=False).noise is None
 
 
 # Types and devices
@@ -467,8 +471,7 @@ def test_rows_are_tiled_in_bfloat16_on_the_cpu_only():
         for device in ("cpu", "meta")
     ]
     tiles = [
-        module.row_tile(torch.empty(num, 8, dtype=dtype, device=device), 4)
-        for dtype, num, device in sizes
+        row_tile(torch.empty(num, 8, dtype=dtype, device=device), 4) for dtype, num, device in sizes
     ]
     assert tiles == [32, 1, 64, 1, 1, 1, 1, 1]
 

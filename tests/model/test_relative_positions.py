@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from eve_vl.config import InputConfig
-from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import PassFeedForward
-from eve_vl.model.packing import Tokens
+from eve_vl.model.feed_forward import PairFeedForward
 from eve_vl.model.relative_positions import geometric_places, resize_distances, spline
+from eve_vl.model.tokens import Tokens, index_tokens, join
 from helpers.twins import tiny_config
 from tests.model.test_encoder import LENGTHS, VOCAB, encoder, pixels, slow_encode, text_batch
 
@@ -151,7 +150,7 @@ def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
     torch.testing.assert_close(own_BD, model.cls(image, text)[0])
     for block in model.blocks[1:]:  # put the networks of pairs in the place of its own
         ffn = block.ffn
-        assert isinstance(ffn, PassFeedForward)
+        assert isinstance(ffn, PairFeedForward)
         ffn.image = ffn.text = ffn.vl
         ffn.norm_image = ffn.norm_text = ffn.norm_vl
     torch.testing.assert_close(model.cls(image, text)[0], vl_BD)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eve_vl.model.layers import replace_submodules
+from eve_vl.model.submodules import replace_submodules
 from helpers.twins import randomize
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from eve_vl.eve import Eve
-from eve_vl.model.moe import chosen_ME
+from eve_vl.model.router import chosen_ME
 from eve_vl.predict.expert_map import expert_colors
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import BASELINE, TEXT, ids_of, image_tokens, noise, tiny_run, write_run

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eve_vl.data.batches import Batch
 from eve_vl.eve import Eve
-from eve_vl.model.layers import Attention
+from eve_vl.model.attention import Attention
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.predict.heatmap import Heatmap, overlay
 from eve_vl.tasks.vqa.task import VQA
@@ -83,21 +83,21 @@ def moving_one_weight(
     attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
-    def over_rows(
+    def forward_packed(
         x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None, bias: None
     ) -> Tensor:
         assert read is None and bias is None
-        q, k, v = (rows.grid(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
+        q, k, v = (rows.unpack(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
         q, v = q + attention.q_bias, v + attention.v_bias
         q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))
         kept.append((q @ k.transpose(2, 3) / 8**0.5).softmax(3))
         kept[0].retain_grad()
         return (
-            rows.collect((kept[0] @ v).transpose(1, 2).flatten(2)) @ attention.proj.weight.T
+            rows.pack((kept[0] @ v).transpose(1, 2).flatten(2)) @ attention.proj.weight.T
             + attention.proj.bias
         )
 
-    with mock.patch.object(attention, "over_rows", over_rows):
+    with mock.patch.object(attention, "forward_packed", forward_packed):
         eve.task.predict(batch)[0][0, class_].backward()
     return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
 

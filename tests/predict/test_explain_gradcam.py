@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model import Backbone
+from eve_vl.model.attention import Attention, attention_mask, attention_weights
+from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import Attention, attention_mask, attention_weights, replace_submodules
 from eve_vl.model.packing import PackedTokens
+from eve_vl.model.submodules import replace_submodules
 from eve_vl.predict.heatmap import gradcam
 from helpers.twins import randomize, tiny_config
 
@@ -61,7 +62,7 @@ class SlowAttention(torch.nn.Module):
         self.num_heads = attention.num_heads
         self.seen: list[Tensor] = []
 
-    def over_rows(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
+    def forward_packed(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
         assert read is None and bias is None and rows.shape == (1, len(x_ND))
         w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
         q, k, v = (
@@ -92,7 +93,7 @@ def test_explicit_attention_equals_the_fused_kernel(with_padding):
         if with_padding
         else None
     )
-    q, k, v = attention.split(x_BND)
+    q, k, v = attention.split_heads(x_BND)
     weights_BHNN = attention_weights(q, k, may_attend)
     torch.testing.assert_close(
         weights_BHNN @ v, F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
@@ -101,7 +102,7 @@ def test_explicit_attention_equals_the_fused_kernel(with_padding):
     if with_padding:
         assert not weights_BHNN[1, :, :, 3:].any()
     torch.testing.assert_close(
-        attention.join(weights_BHNN @ v),
+        attention.join_heads(weights_BHNN @ v),
         attention(x_BND, None if may_attend is None else ~may_attend[:, 0, 0]),
     )
 
@@ -222,10 +223,10 @@ def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
     def score(twin: torch.nn.ModuleDict) -> Tensor:
         attn: Any = twin["attn"]
         mask = attention_mask(is_padding_BM, bias_HNM if bias else None)
-        return attn.join(attn.attend(*attn.split(x_BND, other_BMD), mask)).sin().sum()
+        return attn.join_heads(attn.attend(*attn.split_heads(x_BND, other_BMD), mask)).sin().sum()
 
     cam_BNM, _ = gradcam(holder, "attn", score)
-    q, k, v = attention.split(x_BND, other_BMD)
+    q, k, v = attention.split_heads(x_BND, other_BMD)
     scores_BHNM = q @ k.mT / 8**0.5 + (bias_HNM if bias else 0)
     weights_BHNM = (
         scores_BHNM.masked_fill(is_padding_BM[:, None, None], float("-inf"))
@@ -233,7 +234,7 @@ def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
         .detach()
         .requires_grad_()
     )
-    attention.join(weights_BHNM @ v).sin().sum().backward()
+    attention.join_heads(weights_BHNM @ v).sin().sum().backward()
     assert weights_BHNM.grad is not None
     torch.testing.assert_close(
         cam_BNM, (weights_BHNM.detach() * weights_BHNM.grad).relu().mean(1), rtol=1e-4, atol=1e-5

@@ -19,7 +19,7 @@ from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import from_json
-from eve_vl.model.moe import Router
+from eve_vl.model.router import Router
 from eve_vl.pages.drawing import number, percent
 from eve_vl.report.page import write_report
 from eve_vl.report.routing import routing_of
@@ -258,7 +258,7 @@ def test_routing_shares(run: Path):
 
     def count(router, inputs, _output):
         x_SD, rows = inputs
-        for x, is_of in zip(x_SD, rows.is_of_2S.T.tolist(), strict=True):
+        for x, is_of in zip(x_SD, rows.is_modality_2S.T.tolist(), strict=True):
             if is_of == [0, 0]:  # padding that fills a tile
                 continue
             is_text = is_of[1]

@@ -22,7 +22,7 @@ from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.demo import read_numbers
 from eve_vl.evaluation.evaluate import evaluated, with_settings
-from eve_vl.model.moe import Router
+from eve_vl.model.router import Router
 from eve_vl.pages.drawing import percent
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report.page import command_line, task_report, write_report
@@ -205,7 +205,7 @@ def test_routing_counts_all_tokens(runs: dict[str, Path]):
 
         def count(router, inputs, _output, seen=seen):
             x_SD, rows = inputs
-            for x, is_of in zip(x_SD, rows.is_of_2S.T.tolist(), strict=True):
+            for x, is_of in zip(x_SD, rows.is_modality_2S.T.tolist(), strict=True):
                 if is_of == [0, 0]:  # padding that fills a tile
                     continue
                 is_text = is_of[1]

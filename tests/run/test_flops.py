@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eve_vl.config import Config
-from eve_vl.model import moe
+from eve_vl.model import experts
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 from eve_vl.recipes.registry import start_of
 from eve_vl.run.flops import forward_flops, inspect_config
@@ -63,7 +63,7 @@ def test_flops_are_those_counted_by_hand(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_flops_are_those_of_a_real_batch(name, policies, monkeypatch):
     """torch counts neither grouped_mm nor the fused attention of CPUs: both take their plain form here."""
-    monkeypatch.setattr(moe, "grouped_mm_works", lambda *_: False)
+    monkeypatch.setattr(experts, "grouped_mm_works", lambda *_: False)
     config = config_of(
         name,
         shallow_ffn=policies[0],

@@ -18,8 +18,9 @@ from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.model.encoder import Encoder, initialize
-from eve_vl.model.packing import Tokens
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.initialization import initialize
+from eve_vl.model.tokens import Tokens
 from eve_vl.systems.medical.phantoms.reports import COLUMNS
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS

@@ -16,7 +16,7 @@ from eve_vl.config import Config, TokenizerConfig
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.metrics.intervals import from_json
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.training import train

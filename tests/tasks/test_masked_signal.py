@@ -16,10 +16,11 @@ from eve_vl.data.batches import Sample
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import generator
-from eve_vl.model.embeddings import gather_patches, patchify, unpatchify
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.moe import Router
-from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.patches import gather_patches, patchify, unpatchify
+from eve_vl.model.router import Router
+from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from helpers.twins import TwinStats, randomize, slow_balance, tiny_config

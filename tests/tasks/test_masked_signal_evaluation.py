@@ -16,7 +16,7 @@ from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.metrics import intervals
 from eve_vl.metrics.intervals import to_json
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.masked_signal.evaluation import Sums, visible_means

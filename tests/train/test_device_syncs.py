@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import eve_vl
 import tests.tasks.test_classification as labelled
 from eve_vl.config import Config, TrainConfig
-from eve_vl.model import layers, moe
+from eve_vl.model import attention, experts
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -51,7 +51,7 @@ WAITING = {
     "tasks/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }
-WAITING_IN_FLOAT32 = "model/moe.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
+WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
 
 
 def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -205,7 +205,7 @@ def test_what_no_longer_waits_is_no_longer_listed(watch: Watch, tmp_path: Path):
 
 def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
-        moe, "grouped_mm_works", lambda x_RI, _: x_RI.dtype == torch.bfloat16
+        experts, "grouped_mm_works", lambda x_RI, _: x_RI.dtype == torch.bfloat16
     )  # as on CUDA
     assert waiting(watch, "masked signal, experts", tmp_path) - set(WAITING) == {WAITING_IN_FLOAT32}
 
@@ -213,7 +213,7 @@ def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("name", ["masked signal, experts", "retrieval, conv"])
 def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
-        layers, "takes_lengths", lambda _, rows, __: rows.is_padding_BN is not None
+        attention, "can_use_varlen", lambda _, rows, __: rows.is_padding_BN is not None
     )  # as on CUDA
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, *_: q)
     assert waiting(watch, name, tmp_path) <= set(WAITING)

@@ -21,11 +21,11 @@ from eve_vl.data.batches import RowBatch, Sample, normalize
 from eve_vl.data.kinds.items import ItemBatch, ItemRows
 from eve_vl.data.masked_batches import MaskedImages, PairBatch
 from eve_vl.data.records import Record
-from eve_vl.model import Encoded
-from eve_vl.model.embeddings import gather_patches, patchify
+from eve_vl.model.backbone import Encoded
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.heads import SiameseHead
-from eve_vl.model.packing import Tokens
+from eve_vl.model.patches import gather_patches, patchify
+from eve_vl.model.tokens import Tokens
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.tasks.classifier.heads import ClassifierHeads
 from eve_vl.tasks.classifier.task import FIELDS, Classifier
@@ -190,10 +190,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def embed_images(self, batch: MaskedImages) -> Tokens:
         """Embed images with the word [MASK] in place of masked patches."""
         assert isinstance(self.encoder, Encoder)
-        word_BMD = self.encoder.text.without_place(
+        word_BMD = self.encoder.text.without_positions(
             torch.full_like(batch.hidden_BM, self.sizes.mask_id)
         )
-        return self.encoder.image(batch.pixels(), instead=(batch.hidden_BM, word_BMD))
+        return self.encoder.image(batch.pixels(), replacement=(batch.hidden_BM, word_BMD))
 
     def routers(self, batch: Any) -> Routers:
         """Return the router statistics with few patches and tokens masked."""

@@ -16,10 +16,9 @@ from eve_vl import objectives
 from eve_vl.data.batches import Batch
 from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.data.masked_batches import MaskedImages, PairBatch
-from eve_vl.model import Backbone
-from eve_vl.model.embeddings import index_tokens
+from eve_vl.model.backbone import Backbone
 from eve_vl.model.heads import ContrastHead, ITMHead
-from eve_vl.model.packing import Tokens
+from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.objectives import LazyRows
 from eve_vl.tasks.contrast import negatives
 from eve_vl.tasks.contrast.negatives import CrossBatchMemory, shares_key

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from eve_vl import objectives
 from eve_vl.data.batches import Batch
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.model import Backbone
-from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.packing import Tokens
+from eve_vl.model.backbone import Backbone
+from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.objectives import LazyRows
 from eve_vl.train.processes import fetch_rows, gather_rows, rank
 from eve_vl.utils.frozen import Frozen

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.data.batches import normalize
-from eve_vl.model.embeddings import index_tokens
-from eve_vl.model.encoder import TEMPERATURE
-from eve_vl.model.packing import Tokens
+from eve_vl.model.initialization import TEMPERATURE
+from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.tasks.contrast.contrast import Contrast
 from eve_vl.tasks.contrast.negatives import shares_key
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig

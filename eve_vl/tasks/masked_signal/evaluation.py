@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.row_hashes import hash_of
 from eve_vl.metrics import intervals
-from eve_vl.model.embeddings import gather_patches
+from eve_vl.model.patches import gather_patches
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import Evaluated, Evaluator
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig

@@ -12,7 +12,7 @@ import torch
 
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.embeddings import gray_out, to_images
+from eve_vl.model.patches import gray_out, to_images
 from eve_vl.pages.drawing import Choice, Loss, Section, draw
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignalTask

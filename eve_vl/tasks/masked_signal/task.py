@@ -19,10 +19,11 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.model import Encoded
-from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
-from eve_vl.model.heads import PixelDecoder, TokenHead
-from eve_vl.model.packing import Tokens
+from eve_vl.model.backbone import Encoded
+from eve_vl.model.heads import TokenHead
+from eve_vl.model.patches import gather_patches, gray_out, patchify, scatter_patches, to_images
+from eve_vl.model.pixel_decoder import PixelDecoder
+from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import Routers, Task

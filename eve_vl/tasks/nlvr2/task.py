@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.statements import StatementBatch, StatementRows
-from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
+from eve_vl.model.tokens import index_tokens
 from eve_vl.tasks.classifier.task import Classifier
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.task import Routers

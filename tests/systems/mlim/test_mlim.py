@@ -13,9 +13,11 @@ from eve_vl.config import Config
 from eve_vl.config.json_form import from_dict
 from eve_vl.data.batches import Sample
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.model.embeddings import ImageEmbed, PatchConvStem, TextEmbed
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.packing import Tokens
+from eve_vl.model.image_embedding import ImageEmbed
+from eve_vl.model.stems import PatchConvStem
+from eve_vl.model.text_embedding import TextEmbed
+from eve_vl.model.tokens import Tokens
 from eve_vl.run import bench
 from eve_vl.systems.mlim.config import MlimConfig
 from eve_vl.systems.mlim.task import AwareMasks, BatchByMask, ConvDecoder, Mlim
@@ -86,7 +88,7 @@ def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothi
     encoder, pixels = encoder_of(task), torch.randn(1, 3, 48, 48, requires_grad=True)
     for k in range(9):
         word = torch.randn(1, 1, 16)
-        tokens = encoder.image(pixels, instead=(torch.tensor([[k]]), word))
+        tokens = encoder.image(pixels, replacement=(torch.tensor([[k]]), word))
         assert torch.allclose(tokens.x_BND[0, 1 + k], word[0, 0] + place_of(encoder.image, 1 + k))
         (gradient,) = torch.autograd.grad(tokens.x_BND.square().sum(), pixels)
         is_seen = torch.ones(48, 48, dtype=torch.bool)
@@ -156,7 +158,7 @@ def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
             )
             # all tokens as if of texts: one network for all, so only the padding counts
             rows = encoder.rows(tokens)
-            states = rows.grid(encoder.norm(encoder.run_blocks(tokens, rows)[0]))[0]
+            states = rows.unpack(encoder.norm(encoder.run_blocks(tokens, rows)[0]))[0]
             for t in is_masked.nonzero().flatten().tolist():
                 logits = head(states[10 + t : 11 + t])[0]
                 nats.append(-logits.log_softmax(0)[ids[0, t]].item())

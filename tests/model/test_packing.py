@@ -1,0 +1,67 @@
+"""The layout of packed rows against a loop over tokens.
+
+Letters: B batch, N all tokens, S rows, H heads, d width of a head, D width.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eve_vl.model.attention import Attention
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.tokens import Tokens
+
+B, N, H, D = 3, 5, 2, 8
+IMAGE, TEXT, PAIR = N, 0, 2  # image tokens among N
+
+
+class Gathers(TorchDispatchMode):
+    """Counts gathers by index."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket == torch.ops.aten.index_select:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def layout(num_image: int, lengths: list[int] | None = None) -> tuple[Tensor, PackedTokens]:
+    """Return tokens (B, N, D) with different values and their layout; lengths of the texts."""
+    x_BND = torch.arange(B * N * D, dtype=torch.float32).view(B, N, D)
+    is_padding_BN = None
+    if lengths is not None:
+        is_padding_BN = torch.arange(N) >= torch.tensor(lengths)[:, None]
+    tokens = Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN)
+    return x_BND, PackedTokens.of(tokens, H)
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 3, 4]], ids=["whole", "padded"])
+@pytest.mark.parametrize("num_image", [IMAGE, TEXT, PAIR], ids=["image", "text", "pair"])
+def test_heads_are_split_and_joined_as_in_a_loop_over_tokens(num_image, lengths, monkeypatch):
+    monkeypatch.setattr("eve_vl.model.packing.TILE", 1)
+    if num_image == IMAGE:
+        lengths = None  # images have no padding
+    x_BND, rows = layout(num_image, lengths)
+    x_SD = rows.pack(x_BND)
+    qkv_SX = torch.cat([x_SD, x_SD + 1000, x_SD + 2000], dim=1)
+    split = rows.split_heads(qkv_SX)
+    for b in range(B):
+        for n in range(N if lengths is None else lengths[b]):
+            for kind in range(3):
+                expected_Hd = x_BND[b, n].view(H, D // H) + 1000 * kind
+                assert torch.equal(split[kind, b, :, n], expected_Hd)
+    assert torch.equal(rows.join_heads(split[0]), x_SD)
+
+
+def test_one_modality_without_padding_attends_without_a_gather():
+    attention = Attention(D, H)
+    for num_image, num_gathers in ((IMAGE, 0), (TEXT, 0), (PAIR, 2)):
+        x_BND, rows = layout(num_image)
+        x_SD = rows.pack(x_BND)
+        with Gathers() as gathers:
+            attention.forward_packed(x_SD, rows)
+        assert gathers.count == num_gathers
