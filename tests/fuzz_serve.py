@@ -39,7 +39,7 @@ from typing import Any
 from PIL import Image
 
 from eve_vl.eve import Eve
-from eve_vl.serve import DECODERS, MB, Limits
+from eve_vl.serve.limits import DECODERS, MB, Limits
 from helpers.mutations import mutate, mutate_bytes, mutate_json, write_json
 from helpers.serving import BOMB, CALLS, SHOWN, png, sent
 from helpers.tiny_runs import TEXTS, tiny_run, write_run

@@ -24,7 +24,7 @@ from eve_vl.cli.common import (
     write_json,
 )
 from eve_vl.config import DataConfig
-from eve_vl.serve import Limits
+from eve_vl.serve.limits import Limits
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import cache_folder, expand_user
@@ -314,16 +314,18 @@ def _write_page(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path
 def run_serve(args: ServeArgs) -> None:
     """Serve runs and an index as JSON over HTTP: eve serve RUN … --index INDEX."""
     token = check_server(args)
-    from eve_vl.serve.app import application
-    from eve_vl.serve.server import page_files, serve
+    from eve_vl.serve.server import serve
 
     runs, index = load_served(args.runs, args.index, args.device)
     is_app = isinstance(args, AppArgs)
-    app = application(runs, index, args, token=token, page=page_files() if is_app else None)
     serve(
-        app,
-        args.host,
-        args.port,
+        runs,
+        index,
+        args,
+        host=args.host,
+        port=args.port,
+        token=token,
+        with_page=is_app,
         opened=open_browser if is_app and args.browser else lambda _: None,
     )
 

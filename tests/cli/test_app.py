@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from eve_vl.eve import Eve
 from eve_vl.serve import server
-from eve_vl.serve.app import application
-from eve_vl.serve.server import page_files
+from eve_vl.serve.application import application
+from eve_vl.serve.page_files import page_files
 from helpers.tiny_runs import tiny_run, write_run
 
 FILES = page_files()
@@ -20,7 +20,7 @@ TEXTS = {path: file.read_text() for path, file in FILES.items() if path != "/rep
 
 @pytest.fixture
 def client() -> TestClient:
-    app = application([Eve(tiny_run("vqa"))], token="secret", page=FILES)
+    app = application([Eve(tiny_run("vqa"))], token="secret", with_page=True)
     return TestClient(app, base_url="http://localhost")
 
 
@@ -35,7 +35,7 @@ def test_the_page_is_there_without_the_token_and_nothing_else(client):
             policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
             and "unsafe" not in policy
         )
-    for path in ("/v1/runs", "/app.py", "/page/app.js", "/..%2fapp.py", "/%2e%2e/web.py"):
+    for path in ("/v1/runs", "/service.py", "/page/app.js", "/..%2fservice.py", "/%2e%2e/web.py"):
         assert client.get(path).status_code == 401
         assert client.get(path, headers={"authorization": "Bearer secret"}).status_code == (
             200 if path == "/v1/runs" else 404

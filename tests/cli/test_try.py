@@ -14,6 +14,7 @@ from eve_vl.builtin.icons import unpack_icons
 from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
+from eve_vl.serve.application import application
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
 from tests.builtin.test_builtin import few  # noqa: F401 (a fixture)
 
@@ -25,7 +26,11 @@ def tried(eve, few, tmp_path, monkeypatch) -> Any:  # noqa: F811
     """Runs `eve try` up to the server, and returns the output and the application."""
     apps = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("eve_vl.serve.server.serve", lambda app, *_, **__: apps.append(app))
+
+    def serve(runs, index, limits, *, with_page, **_) -> None:
+        apps.append(application(runs, index, limits, with_page=with_page))
+
+    monkeypatch.setattr("eve_vl.serve.server.serve", serve)
 
     def run(*words: Any) -> tuple[str, Any]:
         done = eve("try", *words, "--port", "0", "--no-browser")

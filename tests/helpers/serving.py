@@ -17,7 +17,8 @@ from PIL import Image
 
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.serve.app import Service, application
+from eve_vl.serve.application import application
+from eve_vl.serve.service import Service
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run

@@ -18,8 +18,8 @@ from PIL import Image
 
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.serve.app import application
-from eve_vl.serve.server import Server, listening, page_files, settings
+from eve_vl.serve.application import application
+from eve_vl.serve.server import Server, listening, settings
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
@@ -51,7 +51,7 @@ class Site:
 
     def __init__(self, runs: list[Eve], index: Index | None = None, token: str | None = None):
         listener = listening("127.0.0.1", 0)
-        self.server = Server(settings(application(runs, index, token=token, page=page_files())))
+        self.server = Server(settings(application(runs, index, token=token, with_page=True)))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"

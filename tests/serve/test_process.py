@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from eve_vl.serve import MB, Limits, server
-from eve_vl.serve.app import application
-from eve_vl.serve.batching import Job
+from eve_vl.serve import server
+from eve_vl.serve.application import application
+from eve_vl.serve.computing_thread import Job
+from eve_vl.serve.limits import MB, Limits
 from eve_vl.serve.server import Server, listening, settings
 from eve_vl.utils.errors import UserError
 from helpers.serving import (  # noqa: F401
@@ -108,12 +109,12 @@ def test_what_is_hung_up_on_is_not_computed(runs):
     app, go, body = application([runs["vqa"]]), threading.Event(), QUESTION
     with contextlib.ExitStack() as sockets, listening_server(app) as (_, port):
         until(lambda: app.state.service.compute.is_alive())
-        app.state.service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        app.state.service.compute.submit(Job(compute=lambda given: [go.wait(60)], arguments=None))
         waiting = [asked(port, body, sockets) for _ in range(3)]
         until(lambda: len(app.state.service.compute) == 3)
         waiting[1].close()
         until(lambda: len(app.state.service.compute) == 2)
-        until(lambda: app.state.service.room.requests == 2)
+        until(lambda: app.state.service.reservations.num_requests == 2)
         go.set()
 
 
@@ -164,7 +165,7 @@ def test_a_second_signal_ends_at_once(runs):
     app, go = application([runs["vqa"]]), threading.Event()
     with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
         until(lambda: app.state.service.compute.is_alive())
-        app.state.service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        app.state.service.compute.submit(Job(compute=lambda given: [go.wait(60)], arguments=None))
         asked(port, QUESTION, sockets)
         until(lambda: len(app.state.service.compute) == 1)
         server.handle_exit(signal.SIGINT, None)

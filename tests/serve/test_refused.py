@@ -18,11 +18,16 @@ from fastapi.testclient import TestClient
 
 from eve_vl.search.index import Index
 from eve_vl.search.index_files import DATABASE
-from eve_vl.serve import DECODERS, MB, Limits, RequestRefusedError
-from eve_vl.serve.admission import AdmissionMiddleware, Counts, Reservation, Room
-from eve_vl.serve.app import application, distinct, without_paths
-from eve_vl.serve.batching import Job
-from eve_vl.serve.server import page_files, settings
+from eve_vl.serve.admission import AdmissionMiddleware
+from eve_vl.serve.application import application
+from eve_vl.serve.computing_thread import Job
+from eve_vl.serve.limits import DECODERS, MB, Limits
+from eve_vl.serve.metrics import Metrics
+from eve_vl.serve.public_names import distinct, without_paths
+from eve_vl.serve.refusals import RequestRefusedError
+from eve_vl.serve.request_body import read_body
+from eve_vl.serve.reservations import Reservations
+from eve_vl.serve.server import settings
 from eve_vl.utils.errors import BadSampleError
 from helpers.serving import (  # noqa: F401
     BOMB,
@@ -171,35 +176,35 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
         yield b"{"
         await asyncio.Event().wait()
 
-    room = Room(Limits(body_seconds=0.01))
+    room = Reservations(Limits(body_seconds=0.01))
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": await anext(chunks), "more_body": True}
 
     async def read() -> None:
-        with Reservation(room) as place:
+        with room.reserve() as place:
             try:
-                await place.body(Request({"type": "http", "headers": []}, receive))
+                await read_body(Request({"type": "http", "headers": []}, receive), place)
             finally:
-                assert (room.requests, room.held) == (1, 1)
+                assert (room.num_requests, room.num_bytes) == (1, 1)
 
     chunks = never()
     with pytest.raises(RequestRefusedError, match=r"incomplete after 0.01 s") as refused:
         asyncio.run(read())
-    assert (refused.value.status, room.requests, room.held) == (408, 0, 0)
+    assert (refused.value.status, room.num_requests, room.num_bytes) == (408, 0, 0)
 
 
 def test_there_is_only_so_much_room(runs):
     body = {"image": text_of(ONE), "question": "what"}
     with serving(runs["vqa"], limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
         service, go = service_of(client), threading.Event()
-        room = service.room
-        room.requests = 2
+        room = service.reservations
+        room.num_requests = 2
         answers = [client.post(VQA, json=body)]
-        room.requests, room.held = 0, MB
+        room.num_requests, room.num_bytes = 0, MB
         answers.append(client.post(VQA, json=body))
-        room.held = 0
-        service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        room.num_bytes = 0
+        service.compute.submit(Job(compute=lambda given: [go.wait(60)], arguments=None))
         answers.append(client.post(VQA, json=body))
         assert len(service.compute) == 0  # nor are its images kept for a turn that does not come
         go.set()
@@ -212,7 +217,7 @@ def test_there_is_only_so_much_room(runs):
                 why in answer.json()["error"],
                 answer.headers["retry-after"] > "0",
             ) == (503, True, True)
-        assert (room.requests, room.held) == (0, 0)
+        assert (room.num_requests, room.num_bytes) == (0, 0)
 
 
 def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch):
@@ -222,9 +227,11 @@ def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch
     )  # a list: decoded on a thread
     with serving(runs["vqa"], limits=Limits(wait_seconds=0.5)) as client:
         service = service_of(client)
-        prepare = service.calls["vqa"]["answer"].prepare
+        prepare = service.endpoints["vqa"]["answer"].prepare
         monkeypatch.setattr(
-            service.calls["vqa"]["answer"], "prepare", lambda body: go.wait(60) and prepare(body)
+            service.endpoints["vqa"]["answer"],
+            "prepare",
+            lambda body: go.wait(60) and prepare(body),
         )
         answers: list[Any] = []
         threads = [
@@ -236,11 +243,14 @@ def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch
         while not answers:
             time.sleep(0.01)
         assert client.get("/healthz").status_code == 200
-        assert (service.room.requests, service.decoders.borrowed_tokens) == (DECODERS, DECODERS)
+        assert (service.reservations.num_requests, service.decoders.borrowed_tokens) == (
+            DECODERS,
+            DECODERS,
+        )
         go.set()
         for thread in threads:
             thread.join()
-        assert (service.room.requests, service.room.held) == (0, 0)
+        assert (service.reservations.num_requests, service.reservations.num_bytes) == (0, 0)
     assert answers[0].status_code == 503
     assert "the request has waited for 0.5 s" in answers[0].text
 
@@ -248,7 +258,7 @@ def test_images_are_decoded_on_so_many_threads_and_others_wait(runs, monkeypatch
 def test_images_are_never_decoded_by_the_thread_of_the_connections(runs, monkeypatch):
     """However small the body; texts do not wait for a turn to decode."""
     with serving(runs["vqa"]) as client:
-        threads, calls = [], service_of(client).calls["vqa"]
+        threads, calls = [], service_of(client).endpoints["vqa"]
         for name in ("encode_image", "encode_text"):
             prepare = calls[name].prepare
             monkeypatch.setattr(
@@ -266,7 +276,7 @@ def test_images_are_never_decoded_by_the_thread_of_the_connections(runs, monkeyp
 
 def test_a_request_is_read_to_its_end_before_it_is_refused():
     """To close a connection before would lose the answer."""
-    room, events = Room(Limits()), []
+    room, events = Reservations(Limits()), []
 
     async def receive() -> dict[str, Any]:
         events.append("part")
@@ -276,12 +286,12 @@ def test_a_request_is_read_to_its_end_before_it_is_refused():
         events.append(message.get("status", "body"))
 
     scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
-    asyncio.run(AdmissionMiddleware(silent, Counts(room), "token", ())(scope, receive, send))
+    asyncio.run(AdmissionMiddleware(silent, Metrics(room), 20.0, "token", ())(scope, receive, send))
     assert events == ["part"] * 5 + [401, "body"]
 
 
 def test_the_page_is_sent_whole(runs):
-    with serving(runs["vqa"], page=page_files()) as client:
+    with serving(runs["vqa"], with_page=True) as client:
         for part in ("bytes=5-1", "--5", "bytes=0-3"):
             answer = client.get("/", headers={"range": part})
             assert (answer.status_code, answer.content) == (200, client.get("/").content)
@@ -329,7 +339,7 @@ def test_a_thread_that_computes_no_more_is_no_health(runs):
 
     with serving(runs["vqa"]) as client:
         compute = service_of(client).compute
-        job = Job(compute=leave, given=None)
+        job = Job(compute=leave, arguments=None)
         compute.submit(job)
         with pytest.raises(
             RuntimeError, match="SystemExit"
@@ -438,9 +448,8 @@ def test_folders_are_those_that_images_lie_in(runs, tmp_path):
             assert {hit["name"] for hit in hits} == names
 
 
-def test_a_token_opens_the_rest(runs, tmp_path):
-    (tmp_path / "index.html").write_text("<p>page")
-    with serving(runs["vqa"], token="sesame", page={"/": tmp_path / "index.html"}) as client:
+def test_a_token_opens_the_rest(runs):
+    with serving(runs["vqa"], token="sesame", with_page=True) as client:
         given = {"authorization": "Bearer sesame"}
         for path in ("/v1/runs", "/metrics", "/openapi.json", "/other"):
             assert client.get(path).status_code == 401
@@ -452,7 +461,7 @@ def test_a_token_opens_the_rest(runs, tmp_path):
         assert client.get("/v1/runs", headers={"authorization": "Basic sesame"}).status_code == 401
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.head("/healthz").status_code == 200
-        assert client.get("/").text == "<p>page"
+        assert client.get("/").text.startswith("<!doctype html>")
         assert client.get("/v1/runs", headers=given | {"host": "example.org"}).status_code == 200
     with serving(
         runs["vqa"]

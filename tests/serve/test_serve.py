@@ -18,10 +18,12 @@ from tyro.conf import Positional
 from eve_vl.config import HELD_OUT, InputConfig
 from eve_vl.eve import Eve
 from eve_vl.predict.requests import Images, Prompts, Request, ShownImage, Texts
-from eve_vl.serve import Limits, RequestRefusedError
-from eve_vl.serve.app import Service
-from eve_vl.serve.batching import Compute, Job
-from eve_vl.serve.endpoints import Endpoint, parsed
+from eve_vl.serve.computing_thread import ComputingThread, Job
+from eve_vl.serve.endpoints import Endpoint
+from eve_vl.serve.limits import Limits
+from eve_vl.serve.refusals import RequestRefusedError
+from eve_vl.serve.request_body import parse_body
+from eve_vl.serve.service import Service
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.utils.errors import UserError
 from helpers.serving import (  # noqa: F401
@@ -209,13 +211,13 @@ def test_the_body_follows_from_the_fields_of_any_request():
         "places": [1],
         "rate": 1,
     }
-    given = parsed(endpoint.model, json.dumps(body).encode())
+    given = parse_body(endpoint.model, json.dumps(body).encode())
     assert given == body | {"rate": 1.0, "size": 3, "how": "a", "flag": False}
     for name, wrong in (("images", ["x"] * 3), ("names", [1]), ("size", 1.5), ("size", True), ("size", 2**63), ("how", "c"),
                         ("table", {"a": 1}), ("table", "/etc/passwd"), ("pairs", {"a": 1}), ("flag", 1), ("places", "x"),
                         ("batch_size", 3)):  # fmt: skip
         with pytest.raises(RequestRefusedError, match=name):
-            parsed(endpoint.model, json.dumps(body | {name: wrong}).encode())
+            parse_body(endpoint.model, json.dumps(body | {name: wrong}).encode())
     schema = endpoint.model.model_json_schema()
     assert schema["required"] == ["images", "names"]
     images = schema["properties"]["images"]
@@ -272,11 +274,11 @@ def test_jobs_that_ask_for_the_same_become_one_batch():
             raise UserError("13") if 13 in given else ZeroDivisionError
         return [2 * each for each in given]
 
-    compute = Compute(Limits(batch=4), lambda rows, _: sizes.append(rows))
+    compute = ComputingThread(4, lambda rows, _: sizes.append(rows))
     keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
-    jobs = [Job(compute=double, given=number, key=key) for number, key in enumerate(keys)]
+    jobs = [Job(compute=double, arguments=number, key=key) for number, key in enumerate(keys)]
     bad = [
-        Job(compute=double, given=given, key=key)
+        Job(compute=double, arguments=given, key=key)
         for key, given in (("c", 13), ("c", 14), ("d", 0.5), ("d", 15))
     ]
     for job in [*jobs, *bad]:
@@ -311,7 +313,7 @@ def test_clients_are_answered_from_one_batch(runs):
     """Requests that arrive during a computation form one batch; each gets its own result."""
     with serving(runs["vqa"], limits=Limits()) as client:
         service, go = service_of(client), threading.Event()
-        service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        service.compute.submit(Job(compute=lambda given: [go.wait(60)], arguments=None))
         bodies = [
             {"image": text_of(png(number)), "question": TEXTS[number % 3], "top": 2} if number % 2
             else {"image": [text_of(png(number)), text_of(png(50))], "question": TEXTS[number % 3], "top": 2}
@@ -350,7 +352,7 @@ def test_clients_are_answered_from_one_batch(runs):
 
 
 def test_what_waits_is_counted_at_its_size(runs):
-    served = Service([runs["vqa"]], None, Limits()).calls["vqa"]
+    served = Service([runs["vqa"]], None, Limits()).endpoints["vqa"]
     question = {"question": "what " * 1000}
     for given, size in (
         ({"image": text_of(ONE)}, 3 * 16 * 16),  # the run's square
@@ -360,10 +362,10 @@ def test_what_waits_is_counted_at_its_size(runs):
         rest = len(body) - sum(
             map(len, given["image"] if isinstance(given["image"], list) else [given["image"]])
         )
-        assert served["answer"].prepare(body)[1] == size + rest
+        assert served["answer"].prepare(body).num_bytes == size + rest
     body = json.dumps({"image": text_of(png(1, 700, 350)), "text": "what"}).encode()
     assert (
-        0 <= served["explain"].prepare(body)[1] - 3 * 512 * 256 < 100
+        0 <= served["explain"].prepare(body).num_bytes - 3 * 512 * 256 < 100
     )  # what is shown is no larger than that
 
 
