@@ -17,9 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms import sampling
+from eve_vl.systems.medical.phantoms.film import SIGMA, draw, noise, to_pixels
 from eve_vl.systems.medical.phantoms.questions import sample_question
-from eve_vl.systems.medical.phantoms.rows import SIGMA, draw, noise, to_pixels
 from eve_vl.systems.medical.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
 
 NUM_QUESTIONS = 20_000
@@ -32,9 +32,9 @@ def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
     """
     pairs = []
     for index in range(count):
-        rng = world.stream("benchmark", split, 0, index)
-        found = world.sample_findings(rng, [Finding(kind)])
-        with_it = world.take_view(rng, world.sample_anatomy(rng, split, found, 0), "pa")
+        rng = sampling.stream("benchmark", split, 0, index)
+        found = sampling.sample_findings(rng, [Finding(kind)])
+        with_it = sampling.take_view(rng, sampling.sample_anatomy(rng, split, found, 0), "pa")
         without = replace(with_it.patient, findings=())
         pairs.append((with_it, replace(with_it, patient=without, seed=with_it.seed ^ 1)))
     return pairs

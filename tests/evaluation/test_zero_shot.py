@@ -18,7 +18,7 @@ from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
 from eve_vl.systems.medical.phantoms.reports import class_prompts, sample_report
 from eve_vl.systems.medical.phantoms.rows import PhantomQuestions
-from eve_vl.systems.medical.phantoms.world import sample_phantom
+from eve_vl.systems.medical.phantoms.sampling import sample_phantom
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.contrast import task as contrast_task

@@ -11,7 +11,7 @@ import numpy as np
 
 from eve_vl.synthetic.random_choices import pick
 from eve_vl.synthetic.write import OutputFolder
-from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms import sampling, world
 from eve_vl.systems.medical.phantoms.layouts import (
     LAYOUTS,
     SPLITS,
@@ -22,7 +22,7 @@ from eve_vl.systems.medical.phantoms.layouts import (
 )
 from eve_vl.systems.medical.phantoms.questions import sample_question
 from eve_vl.systems.medical.phantoms.reports import sample_report
-from eve_vl.systems.medical.phantoms.world import sample_phantom
+from eve_vl.systems.medical.phantoms.sampling import sample_phantom
 
 _MEDICAT = "release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
 _MEDVQA = {  # category → question and answers by view
@@ -41,7 +41,7 @@ def _write_medicat(output: OutputFolder) -> None:
 
 def _medicat_row(seed: int, split: str, index: int) -> WrittenRow:
     phantom = sample_phantom(split, seed, index)
-    paper = f"{world.place_of(seed, split, index)[0]:040x}"
+    paper = f"{sampling.place_of(seed, split, index)[0]:040x}"
     figure = f"{index}-Figure1-1.png"
     fields = {
         "pdf_hash": paper,
@@ -124,7 +124,7 @@ def sample_panel(split: str, seed: int, index: int) -> tuple[np.ndarray, str, st
 
     Returns it, uint8 (64, 64, 3), with its caption, its fine label (of PANEL_LABELS) and coarse label (of PANEL_KINDS).
     """
-    rng = world.stream("panel", split, seed, index)
+    rng = sampling.stream("panel", split, seed, index)
     kind, verb = pick(rng, PANEL_KINDS), pick(rng, _VERBS)
     caption = (
         f"{pick(rng, _WHAT)} in {pick(rng, _WHERE)} was {verb} {1 + int(rng.random() * 9)} times"

@@ -15,6 +15,7 @@ import pytest
 from eve_vl.config import DataConfig
 from eve_vl.config.training import generator_names
 from eve_vl.data.opening import open_sources
+from eve_vl.systems.medical.phantoms.film import SIGMA, draw, render
 from eve_vl.systems.medical.phantoms.generator import PHANTOMS
 from eve_vl.systems.medical.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
 from eve_vl.systems.medical.phantoms.reports import (
@@ -25,13 +26,12 @@ from eve_vl.systems.medical.phantoms.reports import (
     name_of,
     sample_report,
 )
-from eve_vl.systems.medical.phantoms.rows import (
-    SIGMA,
-    PhantomLabels,
-    PhantomPairs,
-    PhantomQuestions,
-    draw,
-    render,
+from eve_vl.systems.medical.phantoms.rows import PhantomLabels, PhantomPairs, PhantomQuestions
+from eve_vl.systems.medical.phantoms.sampling import (
+    place_of,
+    sample_patient,
+    sample_phantom,
+    with_findings,
 )
 from eve_vl.systems.medical.phantoms.world import (
     FINDINGS,
@@ -41,11 +41,7 @@ from eve_vl.systems.medical.phantoms.world import (
     ZONED,
     Finding,
     Phantom,
-    place_of,
-    sample_patient,
-    sample_phantom,
     variants,
-    with_findings,
 )
 from eve_vl.utils.errors import UserError
 from tests.metrics.test_retrieval import slow_hit

@@ -8,11 +8,12 @@ import numpy as np
 
 from eve_vl.synthetic.random_choices import pick
 from eve_vl.synthetic.write import IMAGE_SIZE, OutputFolder, TableRow
-from eve_vl.systems.medical.phantoms import world
+from eve_vl.systems.medical.phantoms import sampling
+from eve_vl.systems.medical.phantoms.film import render
 from eve_vl.systems.medical.phantoms.questions import sample_question
 from eve_vl.systems.medical.phantoms.reports import COLUMNS, class_prompts, sample_report
-from eve_vl.systems.medical.phantoms.rows import render
-from eve_vl.systems.medical.phantoms.world import Finding, Phantom, sample_phantom
+from eve_vl.systems.medical.phantoms.sampling import sample_phantom
+from eve_vl.systems.medical.phantoms.world import VIEWS, Finding, Phantom
 
 SPLITS = ("train", "val", "test")
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -136,10 +137,10 @@ def write_five(output: OutputFolder) -> None:
 
 def _five_row(seed: int, _split: str, index: int) -> WrittenRow:
     label = FIVE[index % len(FIVE)]
-    rng = world.stream("five", "test", seed, index)
-    findings = world.sample_findings(rng, [Finding(COLUMNS[label])])
-    patient = world.sample_anatomy(rng, "test", findings, _FIRST_OF_FIVE + index)
-    phantom = world.take_view(rng, patient, pick(rng, world.VIEWS))
+    rng = sampling.stream("five", "test", seed, index)
+    findings = sampling.sample_findings(rng, [Finding(COLUMNS[label])])
+    patient = sampling.sample_anatomy(rng, "test", findings, _FIRST_OF_FIVE + index)
+    phantom = sampling.take_view(rng, patient, pick(rng, VIEWS))
     image = f"images/{patient.number}.png"
     fields: TableRow = {
         "imgpath": image,

@@ -1,17 +1,26 @@
-"""Reports of phantoms, their labels, and false reports with one change.
+"""Reports of phantoms and their labels.
 
-A report mentions findings as present, as absent (40 % of all mentions) or as possible; what it does not mention has no label.
-Each finding has two names. Training always uses the same one next to a side, zone and grade, `test_novel` the other one: all
-words are known there, their combinations are not.
+A report mentions findings as present, as absent (40 % of all mentions) or as possible; what it does
+not mention has no label. Each finding has two names. Training always uses the same one next to a
+side, zone and grade, `test_novel` the other one: all words are known there, their combinations are
+not.
 """
 
-from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
 from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted
 from eve_vl.systems.medical.phantoms import world
-from eve_vl.systems.medical.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
+from eve_vl.systems.medical.phantoms.sampling import sample_findings
+from eve_vl.systems.medical.phantoms.world import (
+    DEVICES,
+    FINDINGS,
+    GRADES,
+    SIDES,
+    ZONES,
+    Finding,
+    Phantom,
+)
 from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
@@ -25,12 +34,15 @@ NAMES = {
     world.ATELECTASIS: ("atelectasis", "band of collapse"),
     world.EDEMA: ("edema", "vascular congestion"),
 }
-COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in CHEXPERT_LABELS} | {
-    "Lung Lesion": world.NODULE
-}
+COLUMNS = {name: name.lower() if name.lower() in FINDINGS else "" for name in CHEXPERT_LABELS}
 """Columns of CheXpert's tables, in their order, and our findings; "": none."""
-NUM_DISTRACTORS = 3
+COLUMNS["Lung Lesion"] = world.NODULE
 
+_REMARKS = {
+    "pacemaker": "pacemaker in place",
+    "wires": "wires over the sternum",
+    "tube": "tube in place",
+}
 _SHORT = 0.4  # share of reports without findings (10 % of all) that are the shortest one
 _POSSIBLE = 0.1  # share of present findings reported as possible
 _POSSIBLE_BUT_ABSENT = 0.12  # share of reports that name an absent finding as possible
@@ -51,7 +63,9 @@ class Mention(NamedTuple):
     @property
     def words(self) -> str:
         """Words such as "small left pleural effusion"; only the name if absent."""
-        return describe(self.finding, self.name) if self.state != ABSENT else self.name
+        if self.state == ABSENT:
+            return self.name
+        return describe(self.finding, self.name)
 
 
 class Report(NamedTuple):
@@ -68,11 +82,15 @@ class Report(NamedTuple):
         """
         if not self.mentions:
             return NORMAL
+        sentences = self._sentences()
         present = [mention.name for mention in self.mentions if mention.state == PRESENT]
-        return " ".join(
-            f"{one} ."
-            for one in (*self._sentences(), f"impression : {' and '.join(present) or NORMAL}")
-        )
+        sentences.append(f"impression : {' and '.join(present) or NORMAL}")
+        return " ".join(f"{sentence} ." for sentence in sentences)
+
+    @property
+    def state_of(self) -> dict[str, int]:
+        """States by kind of finding, in the order of the mentions."""
+        return {mention.finding.kind: mention.state for mention in self.mentions}
 
     @property
     def labels(self) -> dict[str, int]:
@@ -80,21 +98,24 @@ class Report(NamedTuple):
 
         Findings that are not mentioned are left out.
         """
-        state_of = {mention.finding.kind: mention.state for mention in self.mentions}
+        state_of = self.state_of
         labels = {column: state_of[kind] for column, kind in COLUMNS.items() if kind in state_of}
-        return (
-            labels
-            if {PRESENT, UNCERTAIN} & set(labels.values())
-            else {"No Finding": PRESENT, **labels}
-        )
+        if PRESENT in labels.values() or UNCERTAIN in labels.values():
+            return labels
+        return {"No Finding": PRESENT, **labels}
 
-    def _sentences(self) -> Iterator[str]:
-        if self.opening:
-            yield self.opening
-        for state in dict.fromkeys(mention.state for mention in self.mentions):
+    def _sentences(self) -> list[str]:
+        """Return the opening and a sentence for each state, in the order of the mentions."""
+        sentences = [self.opening] if self.opening else []
+        for state in dict.fromkeys(self.state_of.values()):
             words = [mention.words for mention in self.mentions if mention.state == state]
-            lead = {PRESENT: "there is", ABSENT: "no", UNCERTAIN: "possible"}[state]
-            yield f"{lead} {(' or ' if state == ABSENT else ' and ').join(words)}"
+            if state == PRESENT:
+                sentences.append(f"there is {' and '.join(words)}")
+            elif state == ABSENT:
+                sentences.append(f"no {' or '.join(words)}")
+            else:
+                sentences.append(f"possible {' and '.join(words)}")
+        return sentences
 
 
 def describe(finding: Finding, name: str) -> str:
@@ -113,10 +134,14 @@ def describe(finding: Finding, name: str) -> str:
 
 def name_of(finding: Finding, split: str) -> str:
     """Return the name that a split uses with the side, zone and grade of a finding."""
-    grades = tuple(GRADES.get(finding.kind, ("",)))
-    places = ((finding.side, SIDES), (finding.zone, ZONES), (finding.grade, grades))
-    parity = sum(options.index(value) for value, options in places if value)
-    return NAMES[finding.kind][(parity + (split == "test_novel")) % 2]
+    parity = int(split == "test_novel")
+    if finding.side:
+        parity += SIDES.index(finding.side)
+    if finding.zone:
+        parity += ZONES.index(finding.zone)
+    if finding.grade:
+        parity += tuple(GRADES[finding.kind]).index(finding.grade)
+    return NAMES[finding.kind][parity % 2]
 
 
 def class_prompts() -> dict[str, tuple[str, ...]]:
@@ -126,10 +151,11 @@ def class_prompts() -> dict[str, tuple[str, ...]]:
     """
     prompts: dict[str, tuple[str, ...]] = {NORMAL: (f"there is {NORMAL}", "there is nothing acute")}
     for kind in FINDINGS:
-        unseen = [
-            describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)
-        ]
-        prompts[kind] = tuple(f"there is {words}" for words in unseen)
+        texts = []
+        for finding in world.variants(kind):
+            words = describe(finding, name_of(finding, "test_novel"))
+            texts.append(f"there is {words}")
+        prompts[kind] = tuple(texts)
     return prompts
 
 
@@ -138,94 +164,30 @@ def sample_report(split: str, phantom: Phantom) -> Report:
     rng = Random(f"report/{phantom.seed}")
     if not phantom.findings and rng.random() < _SHORT:
         return Report("", ())
-    mentions = [
-        Mention(
-            finding, UNCERTAIN if rng.random() < _POSSIBLE else PRESENT, name_of(finding, split)
-        )
-        for finding in phantom.findings
-    ]
-    absent = [kind for kind in FINDINGS if phantom.finding(kind) is None]
-    absent = pick_distinct(rng, absent, len(absent))
+
+    mentions = []
+    for finding in phantom.findings:
+        state = UNCERTAIN if rng.random() < _POSSIBLE else PRESENT
+        mentions.append(Mention(finding, state, name_of(finding, split)))
+
+    absent_kinds = [kind for kind in FINDINGS if phantom.finding(kind) is None]
+    absent_kinds = pick_distinct(rng, absent_kinds, len(absent_kinds))
     if rng.random() < _POSSIBLE_BUT_ABSENT:
-        (finding,) = world.sample_findings(rng, [Finding(absent.pop())])
+        (finding,) = sample_findings(rng, [Finding(absent_kinds.pop())])
         mentions.append(Mention(finding, UNCERTAIN, name_of(finding, split)))
-    count = pick_weighted(rng, _NUM_ABSENT_WEIGHTS) or int(not mentions)
-    mentions += [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in absent[:count]]
-    remarks = {
-        "pacemaker": "pacemaker in place",
-        "wires": "wires over the sternum",
-        "tube": "tube in place",
-    }
-    openings = [
-        f"{phantom.view} view",
-        *(words for device, words in remarks.items() if device in phantom.patient.devices),
-    ]
-    opening = pick(rng, openings) if rng.random() < _OPENING else ""
+
+    num_absent = pick_weighted(rng, _NUM_ABSENT_WEIGHTS)
+    if num_absent == 0 and not mentions:
+        num_absent = 1
+    for kind in absent_kinds[:num_absent]:
+        mentions.append(Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])))
+
+    opening = _sample_opening(rng, phantom)
     return Report(opening, tuple(pick_distinct(rng, mentions, len(mentions))))
 
 
-def distractors(split: str, phantom: Phantom) -> list[str]:
-    """Return NUM_DISTRACTORS false but possible reports.
-
-    Each has one finding changed.
-
-    One denies a present finding; the others have a wrong side, zone or grade. If there are too few of these, they state
-    a finding that the true report denies, then one that it does not mention.
-
-    That balances words: a report without findings has longer distractors, every other one a shorter one and some of its length.
-    """
-    rng, report = Random(f"distractors/{phantom.seed}"), sample_report(split, phantom)
-    state_of = {mention.finding.kind: mention.state for mention in report.mentions}
-    there = [kind for kind, state in state_of.items() if state != ABSENT and phantom.finding(kind)]
-    denied = [
-        Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind]))
-        for kind in pick_distinct(rng, there, len(there))
-    ]
-    claimed = [
-        Mention(finding, PRESENT, name_of(finding, split))
-        for finding in _other_findings(rng, report)
-    ]
-    in_turn = [
-        each
-        for state in (PRESENT, ABSENT, None)
-        for each in claimed
-        if state_of.get(each.finding.kind) == state
-    ]
-    changes = [*denied[:1], *in_turn, *denied[1:]]
-    return [_changed(rng, report, mention).text for mention in changes[:NUM_DISTRACTORS]]
-
-
-def _other_findings(rng: Random, report: Report) -> list[Finding]:
-    """Sample up to NUM_DISTRACTORS findings of each kind, in random order.
-
-    They are compatible with the report's others.
-
-    Of kinds in the report, they differ from it in one attribute.
-    """
-    present = {
-        mention.finding.kind: mention.finding
-        for mention in report.mentions
-        if mention.state == PRESENT
-    }
-    sampled: list[Finding] = []
-    for kind in FINDINGS:
-        old, others = (
-            present.get(kind),
-            [finding for other, finding in present.items() if other != kind],
-        )
-        variants = [
-            each for each in world.variants(kind) if old is None or old.num_changes(each) == 1
-        ]
-        fitting = [each for each in variants if world.is_possible([*others, each])]
-        sampled += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
-    return pick_distinct(rng, sampled, len(sampled))
-
-
-def _changed(rng: Random, report: Report, new: Mention) -> Report:
-    """Return a report with one finding changed, or added at a random place."""
-    mentions = [
-        new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions
-    ]
-    if new not in mentions:
-        mentions.insert(pick(rng, range(len(mentions) + 1)), new)
-    return report._replace(mentions=tuple(mentions))
+def _sample_opening(rng: Random, phantom: Phantom) -> str:
+    """Sample a remark on the view or on a device, or ""."""
+    devices = [device for device in DEVICES if device in phantom.patient.devices]
+    remarks = [f"{phantom.view} view", *(_REMARKS[device] for device in devices)]
+    return pick(rng, remarks) if rng.random() < _OPENING else ""

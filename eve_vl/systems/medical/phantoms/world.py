@@ -1,57 +1,54 @@
 """The world of phantoms: what a schematic radiograph shows.
 
-This file also samples it.
-
-A patient is sampled first: anatomy, findings and devices; then one or two views. Everything is a pure function of (split,
-seed, number), and no two splits share the number of a patient. Lengths are fractions of the canvas, y grows downwards;
-sides are the patient's, who faces the viewer: the patient's right is on the left of the image.
+Lengths are fractions of the canvas, y grows downwards. Sides are the patient's, who faces the viewer:
+the patient's right is on the left of the image.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from random import Random
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from eve_vl.synthetic import random_choices
-from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted
 from eve_vl.utils.frozen import Frozen
 
 SPLITS = ("train", "val", "test", "test_shift", "test_novel")
 SIDES = ("right", "left")
 ZONES = ("upper", "middle", "lower")
 VIEWS = ("pa", "ap")
-CARDIOMEGALY, EFFUSION, PNEUMOTHORAX = "cardiomegaly", "pleural effusion", "pneumothorax"
-CONSOLIDATION, NODULE, ATELECTASIS, EDEMA = "consolidation", "nodule", "atelectasis", "edema"
+DEVICES = ("pacemaker", "wires", "tube")
+CARDIOMEGALY = "cardiomegaly"
+EFFUSION = "pleural effusion"
+PNEUMOTHORAX = "pneumothorax"
+CONSOLIDATION = "consolidation"
+NODULE = "nodule"
+ATELECTASIS = "atelectasis"
+EDEMA = "edema"
 FINDINGS = (CARDIOMEGALY, EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS, EDEMA)
 MAX_FINDINGS = 3
 
 SIDED = (EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS)
+"""Findings with a side."""
 ZONED = (CONSOLIDATION, NODULE)
+"""Findings with a zone."""
 GRADES: dict[str, dict[str, tuple[float, float]]] = {
-    CARDIOMEGALY: {
-        "mild": (0.54, 0.57),
-        "marked": (0.62, 0.65),
-    },  # width of the heart over that of the chest; above 0.5
-    EFFUSION: {
-        "small": (0.13, 0.17),
-        "moderate": (0.27, 0.31),
-        "large": (0.44, 0.49),
-    },  # height over that of the lung
-    PNEUMOTHORAX: {"small": (0.05, 0.058), "large": (0.095, 0.11)},  # width of the bare rim
-    NODULE: {"small": (0.036, 0.042), "large": (0.062, 0.07)},  # radius
-    EDEMA: {"mild": (30, 35), "severe": (62, 70)},  # levels of haze
+    # width of the heart over that of the chest; above 0.5
+    CARDIOMEGALY: {"mild": (0.54, 0.57), "marked": (0.62, 0.65)},
+    # height over that of the lung
+    EFFUSION: {"small": (0.13, 0.17), "moderate": (0.27, 0.31), "large": (0.44, 0.49)},
+    # width of the bare rim
+    PNEUMOTHORAX: {"small": (0.05, 0.058), "large": (0.095, 0.11)},
+    # radius
+    NODULE: {"small": (0.036, 0.042), "large": (0.062, 0.07)},
+    # levels of haze
+    EDEMA: {"mild": (30, 35), "severe": (62, 70)},
 }
 """Names of grades and the range of the number behind each; gaps between ranges make the truth exact."""
-AMOUNTS = {CONSOLIDATION: (0.085, 0.1), ATELECTASIS: (0.085, 0.1)}  # radius, half of the length
-HEART = (0.4, 0.46)  # width of a normal heart over that of the chest
-
-NUM_FINDINGS_WEIGHTS = (0.25, 0.35, 0.25, 0.15)
-TUBE_WITH_PNEUMOTHORAX = {split: 0.2 if split == "test_shift" else 0.8 for split in SPLITS}
-"""Share of images with a tube among those with a pneumothorax, and of images without one among the others."""
-PATIENTS_PER_BLOCK, VIEWS_PER_BLOCK = 2, 3  # one of two patients has a second view
+AMOUNTS = {CONSOLIDATION: (0.085, 0.1), ATELECTASIS: (0.085, 0.1)}
+"""Radius, or half of the length, of findings without a grade."""
+HEART = (0.4, 0.46)
+"""Width of a normal heart over that of the chest."""
 
 Cell = tuple[str, str]
-_BEHIND_HEART: frozenset[Cell] = frozenset({("left", "heart")})
+"""A side and a zone of the lungs."""
+_BEHIND_HEART: Cell = ("left", "heart")
 """A large heart hides small findings at the patient's left base, but no fluid."""
 
 
@@ -70,12 +67,13 @@ class Finding(NamedTuple):
 
     @property
     def variant(self) -> tuple[str, str, str]:
-        """Side, zone and grade, which captions may name besides the kind."""
+        """Side, zone and grade, which reports may name next to the kind."""
         return self.side, self.zone, self.grade
 
-    def num_changes(self, other: "Finding") -> int:
-        """Return how many of side, zone and grade differ."""
-        return sum(one != two for one, two in zip(self.variant, other.variant, strict=True))
+    def num_changes(self, finding: "Finding") -> int:
+        """Return how many of side, zone and grade differ from those of another finding."""
+        pairs = zip(self.variant, finding.variant, strict=True)
+        return sum(value != changed for value, changed in pairs)
 
     @property
     def cells(self) -> frozenset[Cell]:
@@ -83,58 +81,61 @@ class Finding(NamedTuple):
 
         No other finding may lie there, since one would hide the other.
         """
-        if self.kind == CARDIOMEGALY:
-            return _BEHIND_HEART
-        if self.kind == EDEMA:
-            return frozenset((side, "middle") for side in SIDES)
-        if self.kind == EFFUSION:
-            return frozenset(
-                (self.side, zone)
-                for zone in (("middle", "lower") if self.grade == "large" else ("lower",))
-            )
-        zone = "upper" if self.kind == PNEUMOTHORAX else self.zone or "lower"
-        return frozenset({(self.side, zone)}) | (
-            _BEHIND_HEART if (self.side, zone) == ("left", "lower") else set()
-        )
+        match self.kind:
+            case "cardiomegaly":
+                return frozenset([_BEHIND_HEART])
+            case "edema":
+                return frozenset((side, "middle") for side in SIDES)
+            case "pleural effusion":
+                zones = ("middle", "lower") if self.grade == "large" else ("lower",)
+                return frozenset((self.side, zone) for zone in zones)
+            case "pneumothorax":
+                return frozenset([(self.side, "upper")])
+        cell = (self.side, self.zone or "lower")
+        if cell == ("left", "lower"):
+            return frozenset([cell, _BEHIND_HEART])
+        return frozenset([cell])
 
 
 class Patient(Frozen):
-    """A patient.
-
-    number: unique over all splits. half_width: of the chest. heart: its width over the chest's.
-
-    tube_side: the side of a tube, if there is one. findings: in the order of FINDINGS.
-    """
+    """A patient."""
 
     number: int
+    """Unique over all splits."""
     age: int
     sex: str
     half_width: float
+    """Of the chest."""
     apex: float
     base: float
     heart: float
+    """Width of the heart over that of the chest."""
     rib_phase: float
     tube_side: str
+    """Side of a tube, if there is one."""
     findings: tuple[Finding, ...]
+    """In the order of FINDINGS."""
     devices: frozenset[str]
 
 
 class Phantom(Frozen):
-    """One image of a patient before rendering.
-
-    tilt: of the body, in radians. turn: offset of the midline from the middle. breath: how much lower the diaphragm is.
-    gain: contrast of the film. slope: levels from the middle to the edge (down, right). seed: of noise and words.
-    """
+    """One image of a patient before rendering."""
 
     patient: Patient
     view: str
     tilt: float
+    """Of the body, in radians."""
     turn: float
+    """Offset of the midline from the middle."""
     breath: float
+    """How much lower the diaphragm is."""
     gain: float
+    """Contrast of the film."""
     slope: tuple[float, float]
+    """Levels from the middle to the edge (down, right)."""
     has_marker: bool
     seed: int
+    """Of noise and words."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -143,109 +144,10 @@ class Phantom(Frozen):
 
     def finding(self, kind: str) -> Finding | None:
         """Return its finding of a kind, or None."""
-        return next((each for each in self.findings if each.kind == kind), None)
-
-
-def stream(purpose: str, split: str, seed: int, index: int) -> Random:
-    """Return the random stream of one row."""
-    return random_choices.stream("phantom", purpose, split, seed, index)
-
-
-def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
-    """Return patient and view (0 or 1) of row `index`.
-
-    One of every two patients has a second view.
-    """
-    block, row = divmod(index, VIEWS_PER_BLOCK)
-    first = (
-        2 if stream("block", split, seed, block).random() < 0.5 else 1
-    )  # views of the first of the two patients
-    return PATIENTS_PER_BLOCK * block + (row >= first), row - first * (row >= first)
-
-
-def sample_phantom(split: str, seed: int, index: int) -> Phantom:
-    """Sample row `index` of a split, a pure function of the arguments."""
-    number, view = place_of(seed, split, index)
-    patient = sample_patient(split, seed, number)
-    first = pick(stream("view", split, seed, number), VIEWS)
-    other = VIEWS[1 - VIEWS.index(first)]
-    return take_view(stream("picture", split, seed, index), patient, other if view else first)
-
-
-def sample_patient(split: str, seed: int, number: int) -> Patient:
-    """Sample a patient with findings; at least one in `test_novel`."""
-    rng = stream("patient", split, seed, number)
-    count = pick_weighted(rng, NUM_FINDINGS_WEIGHTS) or int(split == "test_novel")
-    findings = sample_findings(rng, [Finding(kind) for kind in pick_distinct(rng, FINDINGS, count)])
-    return sample_anatomy(rng, split, findings, number)
-
-
-def sample_anatomy(rng: Random, split: str, findings: Iterable[Finding], number: int) -> Patient:
-    """Sample a patient with these findings."""
-    devices = {device for device in ("pacemaker", "wires") if rng.random() < 0.2}
-    patient = Patient(
-        number=number * len(SPLITS) + SPLITS.index(split),
-        age=25 + int(rng.random() * 65),
-        sex=pick(rng, ("Female", "Male")),
-        half_width=_between(rng, 0.37, 0.4),
-        apex=_between(rng, 0.11, 0.14),
-        base=_between(rng, 0.7, 0.74),
-        heart=_between(rng, *HEART),
-        rib_phase=rng.random(),
-        tube_side=pick(rng, SIDES),
-        findings=(),
-        devices=frozenset(devices),
-    )
-    return with_findings(rng, split, patient, findings)
-
-
-def with_findings(
-    rng: Random, split: str, patient: Patient, findings: Iterable[Finding]
-) -> Patient:
-    """Return the same patient with other findings.
-
-    A tube is as frequent as in the split's images with these findings.
-    """
-    findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
-    air = next((each for each in findings if each.kind == PNEUMOTHORAX), None)
-    has_tube = (rng.random() < TUBE_WITH_PNEUMOTHORAX[split]) == (air is not None)
-    devices = patient.devices - {"tube"} | ({"tube"} if has_tube else set())
-    side = air.side if air else patient.tube_side
-    return replace(patient, findings=findings, devices=frozenset(devices), tube_side=side)
-
-
-def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
-    """Sample a view of a patient."""
-    return Phantom(
-        patient=patient,
-        view=view,
-        tilt=_between(rng, -0.05, 0.05),
-        turn=_between(rng, -0.012, 0.012),
-        breath=_between(rng, -0.015, 0.015),
-        gain=_between(rng, 0.94, 1.06),
-        slope=(_between(rng, -8, 8), _between(rng, -8, 8)),
-        has_marker=rng.random() < 0.5,
-        seed=int(rng.random() * 2**32),
-    )
-
-
-def sample_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
-    """Sample the open attributes ("" and 0) of the wanted findings.
-
-    None hides another. A solution must exist.
-    """
-    while (found := try_findings(rng, wanted)) is None:
-        pass
-    return found
-
-
-def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
-    """Sample the open attributes of the wanted findings once.
-
-    None if one finding would hide another.
-    """
-    found = [_sample_finding(rng, finding) for finding in wanted]
-    return found if is_possible(found) else None
+        for finding in self.findings:
+            if finding.kind == kind:
+                return finding
+        return None
 
 
 def is_possible(findings: Sequence[Finding]) -> bool:
@@ -262,30 +164,12 @@ def variants(kind: str) -> list[Finding]:
 
     The amount is the middle of its range.
     """
-    grades = GRADES.get(kind, {"": AMOUNTS.get(kind, (0, 0))})
-    return [
-        Finding(kind, side, zone, grade, sum(grades[grade]) / 2)
-        for side in (SIDES if kind in SIDED else ("",))
-        for zone in (ZONES if kind in ZONED else ("",))
-        for grade in grades
-    ]
-
-
-def _sample_finding(rng: Random, wanted: Finding) -> Finding:
-    kind = wanted.kind
-    grade = wanted.grade or (pick(rng, tuple(GRADES[kind])) if kind in GRADES else "")
-    side = wanted.side or (pick(rng, SIDES) if kind in SIDED else "")
-    zone = wanted.zone or (pick(rng, ZONES) if kind in ZONED else "")
-    amount = _between(rng, *(GRADES[kind][grade] if grade else AMOUNTS[kind]))
-    return Finding(
-        kind,
-        side,
-        zone,
-        grade,
-        amount,
-        shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)),
-    )
-
-
-def _between(rng: Random, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
+    amounts = GRADES.get(kind, {"": AMOUNTS.get(kind, (0, 0))})
+    sides = SIDES if kind in SIDED else ("",)
+    zones = ZONES if kind in ZONED else ("",)
+    findings = []
+    for side in sides:
+        for zone in zones:
+            for grade, (low, high) in amounts.items():
+                findings.append(Finding(kind, side, zone, grade, (low + high) / 2))
+    return findings
