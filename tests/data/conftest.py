@@ -1,0 +1,14 @@
+"""Shared by the tests of data."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.color_cards import write_images
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with images/red.png … images/navy.png."""
+    write_images(tmp_path)
+    return tmp_path

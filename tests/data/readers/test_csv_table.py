@@ -1,0 +1,60 @@
+"""CSV and TSV files."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from eve_vl.data.readers.open_source import open_source
+from helpers.color_cards import COLORS, assert_colors
+from helpers.source_files import assert_refused, reasons, values_of
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "form"),
+    [
+        ("t.csv", ",", "auto"),
+        ("t.csv", "\t", "auto"),
+        ("t.tsv", "\t", "auto"),
+        ("t.csv", ";", "csv"),
+        ("t.dat", "\t", "tsv"),
+    ],
+)
+def test_rows_are_as_the_csv_module_wrote_them(root: Path, name: str, delimiter: str, form: str):
+    captions = [f'a "{color}",\ncard; or\ttab' for color in COLORS]
+    with (root / name).open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["id", "filepath", "title"])
+        for color, caption in zip(COLORS, captions, strict=True):
+            writer.writerow([7, f"images/{color}.png", caption])
+    source = open_source(root / name, format=form)
+    assert_colors(source, [(caption,) for caption in captions])
+    assert values_of(source, "where") == [f"{name}:{line}" for line in (2, 4, 6, 8, 10, 12)]
+
+
+def test_broken_rows_have_a_reason_each(root: Path):
+    lines = [
+        b"image,caption",
+        b"images/red.png,ok",
+        b"",
+        b"images/red.png",
+        b"images/red.png,b\xfcd",
+        b"../x.png,x",
+        b'images/red.png,"open',
+    ]
+    (root / "t.csv").write_bytes(b"\n".join(lines))
+    leaves = f"image path '../x.png' leaves {root}; name the images' folder: --data.image-root"
+    assert reasons(open_source(root / "t.csv")) == [
+        "t.csv:4: row has 1 fields, the header has 2",
+        "t.csv:5: not UTF-8 text",
+        f"t.csv:6: {leaves}",
+        "t.csv:7: not valid CSV (unexpected end of data)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("", "no header line"), ("image,caption\n", "t.csv: holds no rows")]
+)
+def test_files_without_rows_are_refused(tmp_path: Path, text: str, problem: str):
+    (tmp_path / "t.csv").write_text(text)
+    assert_refused(problem, tmp_path / "t.csv")

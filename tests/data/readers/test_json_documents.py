@@ -1,0 +1,78 @@
+"""JSON documents: lists as ALBEF, X-VLM, BLIP and ViLT read them, and what is no list of rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eve_vl.data.image_refs import ImageFile
+from eve_vl.data.readers.open_source import open_source
+from helpers.color_cards import COLORS, assert_colors, encoded_card, guess_kind
+from helpers.source_files import assert_refused, reasons, values_of, write_json
+
+
+def test_albef_train_has_a_row_for_each_caption(root: Path):
+    name = "train2014/COCO_train2014_000000000009.jpg"
+    (root / "train2014").mkdir()
+    (root / name).write_bytes(encoded_card("red", "JPEG"))
+    captions = ("a tray of food", "a meal")
+    rows = [{"image": name, "caption": text, "image_id": "coco_9"} for text in captions]
+    source = open_source(write_json(root / "coco_train.json", rows))
+    assert values_of(source, "captions") == [(text,) for text in captions]
+    assert values_of(source, "image") == [ImageFile(path=root / name)] * 2
+
+
+def test_albef_test_has_a_row_for_each_image(root: Path):
+    captions = [tuple(f"{number} {color}" for number in range(5)) for color in COLORS]
+    rows = []
+    for color, texts in zip(COLORS, captions, strict=True):
+        rows.append({"image": f"images/{color}.png", "caption": texts, "image_id": "coco_9"})
+    (root / "coco_test.json").write_text(json.dumps(rows, indent=1))
+    source = open_source(root / "coco_test.json")
+    assert_colors(source, captions)
+    assert source[2].where == "coco_test.json row 3"
+    assert guess_kind(root / "coco_test.json") == "captions"
+
+
+def test_a_list_may_mix_both_and_absolute_paths(root: Path):
+    rows = [
+        {"image": str(root / "images" / "red.png"), "caption": "a red card"},
+        {"image": "images/lime.png", "caption": ["a lime card", "a green card"]},
+    ]
+    source = open_source(write_json(root / "cc3m.json", rows))
+    assert values_of(source, "captions") == [("a red card",), ("a lime card", "a green card")]
+
+
+def test_vilt_pairs(root: Path):
+    pairs = [[f"images/{color}.png", f"a {color} card"] for color in COLORS]
+    path = write_json(root / "train_annot.json", pairs)
+    assert_colors(open_source(path))
+    assert guess_kind(path) == "captions"
+    looks = r"looks like images with captions \(fields image, caption\), expected questions"
+    assert_refused(looks, path, kind="questions")
+
+
+def test_broken_rows_have_a_reason_each(root: Path):
+    rows = [["images/red.png", "x"], 3, ["images/red.png"], {"image": "images/red.png"}]
+    expected = "expected an object or [image path, caption]"
+    assert reasons(open_source(write_json(root / "t.json", rows))) == [
+        f"t.json row 2: JSON int, {expected}",
+        f"t.json row 3: JSON list, {expected}",
+        "t.json row 4: no field 'caption' (fields: image)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"red": 1}', "holds an object with fields red, expected a list of objects"),
+        ("[]", "holds an empty list"),
+        ('["yes", "no"]', "holds a list of str"),
+        ("7", "holds int"),
+        ('[{"image": ', "not valid JSON"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_documents_without_rows_are_refused(tmp_path: Path, text: str, problem: str):
+    (tmp_path / "t.json").write_text(text)
+    assert_refused(problem, tmp_path / "t.json")
