@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.color_cards import write_images
+from helpers.shard_store import store  # noqa: F401 (a fixture)
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""Shards and Parquet files on a server that fails, against the same files on disk."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from eve_vl.data import fingerprint, remote_requests
+from eve_vl.data.kinds.captions import CaptionedImages
+from eve_vl.data.opening import open_sources
+from eve_vl.data.readers.open_source import open_source
+from eve_vl.data.records import usable_rows
+from eve_vl.data.sample_set import SampleSet
+from eve_vl.data.source_check import check_source
+from eve_vl.data.source_names import absolute_spec
+from eve_vl.predict.inputs import Inputs
+from eve_vl.tasks.ablated_rows import AblatedRows
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.utils.errors import StorageError
+from helpers.color_cards import encoded_card
+from helpers.shard_store import CARD_TOKENIZER, NUM, Store, batches_of, config_of, write_shard
+from helpers.source_files import assert_refused, values_of
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_remote_shards_equal_those_of_local_ones(
+    store: Store, num_workers: int, capsys: pytest.CaptureFixture[str]
+):
+    assert absolute_spec(store.shards) == store.shards
+    assert absolute_spec(f"file://{store.local_shards}") == store.local_shards
+    expected = batches_of(config_of(store.local_shards), 5)
+    assert batches_of(config_of(store.shards, num_workers=num_workers), 5) == expected
+    assert f"reading the sizes of 3 shards in {store.url}\n" in capsys.readouterr().out
+    suffixes = sorted(entry.suffix for entry in store.folder.iterdir())
+    assert suffixes == [".index"] * 3 + [".json"] * 3 + [".tar"] * 3
+
+
+def test_rows_of_a_batch_are_requested_together(store: Store):
+    config = config_of(store.shards)
+    sources = open_sources([store.shards], config.data, 16)
+    dataset = CaptionedImages(sources, config, CARD_TOKENIZER, training=False)
+    store.requests.clear()
+    dataset.__getitems__([(0, 0, row) for row in (0, 7, 9)])
+    assert sorted(store.requests) == ["GET /00000.tar", "GET /00001.tar", "GET /00001.tar"]
+
+
+def samples_of(dataset: SampleSet) -> list[Any]:
+    """Pixels and ids of all rows, with those of wrong partners."""
+    content = []
+    for batch in dataset.eval_batches(64, 0, 1):
+        for sample in dataset.__getitems__(batch):
+            for part in (sample, sample.wrong):
+                if part:
+                    image = getattr(part, "image", torch.zeros(0))
+                    content.append((image.tolist(), getattr(part, "ids_T", np.zeros(0)).tolist()))
+    return content
+
+
+def readings_of(spec: str) -> dict[str, Callable[[], Any]]:
+    """The functions that read all rows of a source."""
+    config = config_of(spec)
+    (source,) = sources = open_sources([spec], config.data, 16)
+    pairs = CaptionedImages(sources, config, CARD_TOKENIZER, training=False)
+    searching = replace(config, task=RetrievalConfig())
+    inputs = Inputs(config.input, CARD_TOKENIZER, torch.device("cpu"))
+
+    def images() -> list[Any]:
+        stream = inputs.stream(spec, "image", config.data, skipped=[])
+        return [pixels.tolist() for _, pixels in stream]
+
+    return {
+        "pairs": lambda: samples_of(pairs),
+        "masked": lambda: samples_of(MaskedPairs(sources, config, CARD_TOKENIZER, training=False)),
+        "search": lambda: samples_of(SearchSet(sources, searching, CARD_TOKENIZER)),
+        "wrong images": lambda: samples_of(AblatedRows(pairs, "wrong_image")),
+        "fingerprint": lambda: fingerprint.of_sources([("", source)]),
+        "rows": lambda: [row.captions for _, row in usable_rows(source)],
+        "column": lambda: [*source.values("caption")],  # pyright: ignore[reportAttributeAccessIssue]
+        "check": lambda: check_source(source, num_workers=0),
+        "images": images,
+    }
+
+
+def test_evaluation_reads_many_remote_rows_in_one_call(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    request_ranges = remote_requests.request_ranges
+
+    def counting(ranges):
+        calls.append(ranges)
+        return request_ranges(ranges)
+
+    monkeypatch.setattr(remote_requests, "request_ranges", counting)
+    for number, color in enumerate(("blue", "green"), start=1):  # wrong images differ
+        write_shard(store.folder / f"{number:05}.tar", NUM * number, color=color)
+    local = readings_of(store.local_shards)
+    for name, read in readings_of(store.shards).items():
+        calls.clear()
+        content = read()
+        num_calls = len(calls)
+        assert content and content == local[name](), name
+        # rows are read before images
+        assert num_calls <= (3 if name == "wrong images" else 2), name
+
+
+def test_passing_faults_change_nothing(store: Store):
+    config = config_of(store.shards)
+    expected = batches_of(config, 4)
+    store.faults = ["503", "", "", "cut", "", "", "500", "", "", "whole"]
+    assert batches_of(config, 4) == expected
+    assert not store.faults
+
+
+@pytest.mark.parametrize(
+    ("faults", "problem"),
+    [
+        (["503"] * 99, r"4 tries failed \(.*Service Unavailable.*\); check address and network"),
+        (["cut"] * 99, r"4 tries failed \(.*\); check address and network, then resume"),
+        (
+            ["whole"] * 99,
+            r"the server does not support byte ranges \([\d,]+ bytes came instead of [\d,]+\);"
+            " use one that does, such as ",
+        ),
+        (["404"], "no such file, or it has changed"),
+        (["403"], "access was refused .*; check the credentials"),
+    ],
+)
+def test_lasting_faults_stop_a_run_in_one_line(store: Store, faults: list[str], problem: str):
+    config = config_of(store.shards)
+    expected = batches_of(config, 4)
+    store.faults = faults
+    with pytest.raises(StorageError, match=rf"^{store.url}/0000\d.tar: {problem}"):
+        batches_of(config, 4)
+    store.faults = []
+    assert batches_of(config, 4) == expected
+
+
+def test_faults_at_the_start_are_one_line(store: Store):
+    missing = f"^{store.url}/9.tar: no such file, or it has changed"
+    assert_refused(missing, f"{store.url}/9.tar")
+    store.down = "503"
+    assert_refused(rf"^{store.url}/00000.tar: 4 tries failed \(503", f"{store.url}/00000.tar")
+    store.down = ""
+    store.faults = ["503", "cut", "503"]  # in the scan of headers
+    assert len(open_source(f"{store.url}/00001.tar")) == NUM
+    store.shutdown()
+    store.server_close()
+    gone = r"00002.tar: 4 tries failed \(Cannot connect.*\); check address and network"
+    assert_refused(gone, f"{store.url}/00002.tar")
+
+
+def test_addresses_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    install = (
+        r"^s3://bucket/x.tar: cannot be read \(Install s3fs to access S3\);"
+        r" pip install 'eve-vl\[remote\]' for s3"
+    )
+    assert_refused(install, "s3://bucket/x.tar")
+    assert_refused("^nothing://bucket/x.tar: cannot be read", "nothing://bucket/x.tar")
+    form = "only tar shards and Parquet files are read from remote storage, not 'jsonl'"
+    assert_refused(form, "http://127.0.0.1/rows.jsonl")
+
+
+def in_memory(name: str, data: bytes) -> str:
+    """Put a file into an object store; return its address."""
+    fsspec.filesystem("memory").pipe(f"/bucket/{name}", data)
+    return f"memory://bucket/{name}"
+
+
+def test_folders_and_parquet_files_of_an_object_store(store: Store):
+    for number in range(2):
+        in_memory(f"pairs/{number}.tar", (store.folder / f"0000{number}.tar").read_bytes())
+    source = open_source("memory://bucket/pairs")
+    assert source[0].captions == ("a card 0",)
+    assert source[NUM].captions == (f"a card {NUM}",)
+    file = io.BytesIO()
+    columns = {"image": [encoded_card("red")] * 4, "caption": ["a", "b", "c", "d"]}
+    pq.write_table(pa.table(columns), file, row_group_size=2)
+    source = open_source(in_memory("rows.parquet", file.getvalue()))
+    assert values_of(source, "captions") == [("a",), ("b",), ("c",), ("d",)]
+    assert source.blocks() == [("rows.parquet:0", 2), ("rows.parquet:1", 2)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store: Store, is_remote: bool):
+    path = store.folder / "00001.tar"
+    spec = f"{store.url}/00001.tar" if is_remote else path
+    image = open_source(spec)[2].image
+    write_shard(path, 500, color="blue")
+    changed = r"00001.tar: has changed since it was indexed"
+    with pytest.raises(StorageError, match=rf"{changed} \(byte [\d,]+ begins no member"):
+        image.read()
+    source = open_source(spec)  # indexed again
+    assert source[2].captions == ("a card 502",)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(StorageError, match=r"00001.tar: .*has changed since it was indexed"):
+        [source[row].image.read() for row in range(NUM)]
