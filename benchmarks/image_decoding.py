@@ -25,7 +25,7 @@ from eve_vl.config import InputConfig
 from eve_vl.data.crops import train_crop
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageBytes
-from eve_vl.utils.runtime import keep_memory
+from eve_vl.utils.memory import keep_memory
 
 SIZE, SCALE = 224, (0.5, 1.0)
 GOAL = Goal(limit=2.2, at_least=True)

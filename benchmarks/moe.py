@@ -25,7 +25,7 @@ from eve_vl.model.feed_forward import FeedForward, quick_gelu
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.tokens import Tokens
-from eve_vl.utils.runtime import keep_memory
+from eve_vl.utils.memory import keep_memory
 
 TOP_K = 2
 CAPACITY_FACTOR = 1.25

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.utils.runtime import keep_memory, yield_cores
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.threads import yield_cores
 
 yield_cores()
 
@@ -37,7 +38,7 @@ from eve_vl.tasks.retrieval.retrieval_set import (  # noqa: E402
     rerank_scores,
 )
 from eve_vl.tasks.retrieval.task import Retrieval  # noqa: E402
-from eve_vl.utils.runtime import seed_everything  # noqa: E402
+from eve_vl.utils.seeds import seed_everything  # noqa: E402
 
 
 def loop_over_queries(

@@ -44,8 +44,8 @@ from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
 from eve_vl.search.index import Index
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.train.checkpoint import save_best
-from eve_vl.utils.runtime import keep_memory
+from eve_vl.train.best_folder import save_best
+from eve_vl.utils.memory import keep_memory
 
 CAPTIONS = (
     "a red car in front of a house",

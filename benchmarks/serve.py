@@ -37,7 +37,7 @@ from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
-from eve_vl.train.checkpoint import save_best
+from eve_vl.train.best_folder import save_best
 from search import CAPTIONS, made_up_index, share_below, small_run
 
 RATIO = Goal(limit=3.0, at_least=True)

@@ -25,7 +25,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eve_vl.utils.runtime import keep_memory, yield_cores
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.threads import yield_cores
 
 yield_cores()
 
@@ -53,10 +54,11 @@ from eve_vl.data.masked_batches import PairBatch  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.bench import has_processor_clock, now  # noqa: E402
 from eve_vl.run.flops import inspect_config  # noqa: E402
-from eve_vl.train.optim import build_optimizer  # noqa: E402
-from eve_vl.train.processes import autocast, pick_device, pick_dtype  # noqa: E402
+from eve_vl.train.devices import autocast, pick_device, pick_dtype  # noqa: E402
+from eve_vl.train.optimizer import build_optimizer  # noqa: E402
 from eve_vl.utils.errors import UserError  # noqa: E402
-from eve_vl.utils.runtime import seed_everything, set_threads  # noqa: E402
+from eve_vl.utils.seeds import seed_everything  # noqa: E402
+from eve_vl.utils.threads import set_threads  # noqa: E402
 
 GIB = 2**30
 OPTIMIZER_STEPS = 3

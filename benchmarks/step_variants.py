@@ -25,10 +25,12 @@ from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.train.optim import build_optimizer
-from eve_vl.train.processes import autocast, peak_memory, pick_device, pick_dtype
+from eve_vl.train.devices import autocast, pick_device, pick_dtype
+from eve_vl.train.optimizer import build_optimizer
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import keep_memory, seed_everything, set_threads
+from eve_vl.utils.memory import keep_memory, peak_memory
+from eve_vl.utils.seeds import seed_everything
+from eve_vl.utils.threads import set_threads
 
 Texts = Literal["captions", "full"]
 BASELINE = "MLM+ITC+ITM"

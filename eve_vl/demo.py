@@ -37,12 +37,14 @@ from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run
 from eve_vl.run.resume_checks import check_out_folder
 from eve_vl.run.training import train
-from eve_vl.train import StoppedError
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.console import CONSOLE, print_line, warn
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.cores import usable_cores
+from eve_vl.utils.errors import StoppedError, UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
-from eve_vl.utils.runtime import keep_memory, set_threads, stop_signals, usable_cores
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.signals import stop_signals
+from eve_vl.utils.threads import set_threads
 
 NUM_TEST = 1000
 PRETRAIN, SCRATCH = "pretrain", "_scratch"

@@ -26,7 +26,7 @@ from eve_vl.predict.requests import Request
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
 from eve_vl.tasks.predictor import predictor_class, predictor_of
-from eve_vl.train.processes import pick_device
+from eve_vl.train.devices import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Sources = str | Path | Iterable[str | Path]

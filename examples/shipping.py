@@ -11,7 +11,7 @@ from eve_vl.config import Config, config_to_json
 from eve_vl.metrics.intervals import from_json
 from eve_vl.run.loading import read_config
 from eve_vl.tasks.task import task_class
-from eve_vl.train import checkpoint
+from eve_vl.train import best_folder, checkpoint_files, checkpoint_folders, tensor_files
 from eve_vl.utils.console import print_line
 from eve_vl.utils.file_io import read_json, read_text, write_file
 
@@ -21,13 +21,13 @@ def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
 
     The same run writes the same bytes. Raises UserError.
     """
-    folder = checkpoint.chosen_checkpoint(folder_of(run))
-    state, config = checkpoint.verify(folder), changed(read_config(folder))
+    folder = checkpoint_folders.chosen_checkpoint(folder_of(run))
+    state, config = checkpoint_files.verify(folder), changed(read_config(folder))
     weights = {
         name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in checkpoint.read_model(folder).items()
+        for name, tensor in checkpoint_files.read_model(folder).items()
     }
-    checkpoint.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
+    tensor_files.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
     texts = {
         "config.json": config_to_json(config),
         "tokenizer.json": read_text(folder / "tokenizer.json"),
@@ -37,7 +37,7 @@ def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
     numbers = (
         state["numbers"] if "numbers" in state else read_json(run / "metrics.json", dict)
     )  # pre-training has no best
-    best = checkpoint.save_best(
+    best = best_folder.save_best(
         out, step=state["step"], model=weights, texts=texts, numbers=from_json(numbers)
     )
     write_file(out / "config.json", texts["config.json"])

@@ -30,7 +30,7 @@ from eve_vl.eve import Eve
 from eve_vl.run.training import train
 from eve_vl.search.index import Index
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
 from helpers.campaign_data import ASKED, lines
 from helpers.indices import write_image

@@ -18,7 +18,7 @@ from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.pages.drawing import percent, points
 from eve_vl.recipes.registry import get_recipe
 from eve_vl.report.compare import ComparedRun
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from helpers.forked import demo_work

@@ -34,7 +34,7 @@ from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.vqa.task import VQA
-from eve_vl.train.processes import pick_device, pick_dtype
+from eve_vl.train.devices import pick_device, pick_dtype
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import (
     ANSWERS,

@@ -35,13 +35,16 @@ from eve_vl.run.resume_checks import check_out_folder
 from eve_vl.run.run_tokenizer import train_tokenizer, with_init_tokenizer
 from eve_vl.run.training import train
 from eve_vl.tasks.task import task_class
-from eve_vl.train.checkpoint import checkpoint_folders
-from eve_vl.train.log import read_log
+from eve_vl.train.checkpoint_folders import checkpoint_folders
+from eve_vl.train.run_log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import print_line
+from eve_vl.utils.cores import core_seconds
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, write_file
-from eve_vl.utils.runtime import core_seconds, keep_memory, seed_everything, set_threads
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.seeds import seed_everything
+from eve_vl.utils.threads import set_threads
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds

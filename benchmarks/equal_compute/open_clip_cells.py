@@ -26,7 +26,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.tasks.retrieval.evaluation import first_hits
 from eve_vl.tasks.retrieval.retrieval_set import SearchSet
-from eve_vl.train.processes import pick_dtype
+from eve_vl.train.devices import pick_dtype
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_folder, read_json, write_file
@@ -44,7 +44,7 @@ GRID: Mapping[str, Sequence[Any]] = {
 TUNED = "open_clip.json"
 TRAINED_WITH = "trained_with.json"
 MAX_TRAINING = 100_000  # images
-LIBC = {  # as `eve_vl.utils.runtime.keep_memory` sets it for our runs
+LIBC = {  # as `eve_vl.utils.memory.keep_memory` sets it for our runs
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(64 << 20),

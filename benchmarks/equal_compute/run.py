@@ -40,7 +40,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder of the package equal_compute
 
-from eve_vl.utils.runtime import keep_memory, yield_cores
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.threads import yield_cores
 
 yield_cores()
 

@@ -16,7 +16,8 @@ from eve_vl.config.kinds import all_kinds
 from eve_vl.config.plugins import load_file, load_named
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError, UserError, nearest
-from eve_vl.utils.runtime import keep_memory, yield_cores
+from eve_vl.utils.memory import keep_memory
+from eve_vl.utils.threads import yield_cores
 
 DISK = {
     errno.ENOSPC,

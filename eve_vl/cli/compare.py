@@ -134,8 +134,8 @@ def _row(path: Path) -> dict[str, Any]:
     from eve_vl.run.loading import load_run, root_of
     from eve_vl.run.results import main_numbers, read_results
     from eve_vl.run.run_costs import cost_chain
-    from eve_vl.train.checkpoint import BEST
-    from eve_vl.train.log import read_log
+    from eve_vl.train.checkpoint_folders import BEST
+    from eve_vl.train.run_log import read_log
 
     run = load_run(run_path(path))
     rows = [

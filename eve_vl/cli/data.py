@@ -131,7 +131,7 @@ def _text_lines(config: Config, init: Path | None, source: Any) -> list[str]:
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.run_tokenizer import tokenizer_of
     from eve_vl.run.text_lengths import check_lines
-    from eve_vl.train.checkpoint import chosen_checkpoint
+    from eve_vl.train.checkpoint_folders import chosen_checkpoint
 
     if config.data.modality == "image":
         return []

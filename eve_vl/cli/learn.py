@@ -45,7 +45,7 @@ def run_learn(args: LearnArgs) -> None:
     print_line("eve learn: reading the data")  # torch takes seconds
     from eve_vl.learn.plan import Clock, check, kind_of, shown
     from eve_vl.learn.stages import Learner, conclude, result_lines
-    from eve_vl.train import StoppedError
+    from eve_vl.utils.errors import StoppedError
 
     train, val, test = (
         tuple(spec if spec == HELD_OUT else absolute_spec(spec) for spec in specs)

@@ -170,7 +170,7 @@ def _write_features(
     import numpy as np
     import torch
 
-    from eve_vl.train.checkpoint import write_tensors
+    from eve_vl.train.tensor_files import write_tensors
 
     texts = {name: json.dumps(values) for name, values in names.items()}
     with atomic_file(path) as temporary:

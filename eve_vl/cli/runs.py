@@ -203,8 +203,8 @@ def _evaluate(name: str, path: Path, args: EvaluateArgs, flags: Mapping[str, Any
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run, read_config
     from eve_vl.run.results import measuring_options, result_of, store
-    from eve_vl.train.checkpoint import chosen_checkpoint
-    from eve_vl.train.processes import pick_device
+    from eve_vl.train.checkpoint_folders import chosen_checkpoint
+    from eve_vl.train.devices import pick_device
 
     run = _as_task(load_run(run_path(path), pick_device(args.device)), name)
     if not args.ablations and not run.evaluator.ablations:
@@ -291,7 +291,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     from eve_vl.run.loading import load_run
     from eve_vl.tasks.baseline import comparison_of
     from eve_vl.tasks.contrast.zero_shot import BASELINES, read_prompts, zero_shot
-    from eve_vl.train.processes import pick_device
+    from eve_vl.train.devices import pick_device
 
     read_prompts(args.prompts)  # fail before loading the run
     run = load_run(run_path(args.run), pick_device(args.device))
@@ -470,7 +470,7 @@ def recipe_config(name: str, init: Path | None) -> Config:
         return make(get_recipe(start))
     from eve_vl.interop.run_names import run_path
     from eve_vl.run.loading import read_config
-    from eve_vl.train.checkpoint import chosen_checkpoint
+    from eve_vl.train.checkpoint_folders import chosen_checkpoint
 
     return make(read_config(chosen_checkpoint(run_path(init))))
 
@@ -510,7 +510,7 @@ def run_convert(args: ConvertArgs) -> None:
     from eve_vl.interop.published import EVE, export_published
     from eve_vl.interop.run_names import path_of
     from eve_vl.interop.vision import IMAGE_ENCODERS
-    from eve_vl.train import checkpoint
+    from eve_vl.train import checkpoint_folders
 
     families, folder = (
         [FAMILY, IMAGE_ENCODERS, EVE],
@@ -520,7 +520,7 @@ def run_convert(args: ConvertArgs) -> None:
         print_line(f"{args.target}: {import_weights([FAMILY], read_folder(folder), args)}")
         return
     if folder.is_dir():
-        checkpoint.chosen_checkpoint(folder)  # first, since any folder may have been named
+        checkpoint_folders.chosen_checkpoint(folder)  # first, since any folder may have been named
         args.refuse_without_effect((), "a run folder")
         check_writable(args.target)
         print_line(f"{args.target}: {export_published(folder, args.target)}")

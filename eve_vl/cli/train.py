@@ -145,7 +145,7 @@ def _obtain_start(init: Path, out: Path) -> None:
     Raises UserError if there is no such run.
     """
     from eve_vl.interop.run_names import run_path
-    from eve_vl.train.checkpoint import checkpoint_folders
+    from eve_vl.train.checkpoint_folders import checkpoint_folders
 
     if not checkpoint_folders(out):
         run_path(init)

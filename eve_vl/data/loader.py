@@ -19,7 +19,8 @@ from eve_vl.data.same_value_batches import SameValueBatches
 from eve_vl.data.sample_set import Position, SampleSet
 from eve_vl.data.shard_order import BlockRows, LaneOrder
 from eve_vl.data.table import Table
-from eve_vl.utils.runtime import start_method, usable_cores
+from eve_vl.utils.cores import usable_cores
+from eve_vl.utils.worker_processes import start_method
 
 OrderOfEpoch = Callable[[int], Any]
 """Returns the order of an epoch: its element at a place is the source and the row there."""

@@ -17,7 +17,7 @@ from eve_vl.data.records import Fact, Record, Source, fetch_places
 from eve_vl.data.row_hashes import hash_of
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError
-from eve_vl.utils.runtime import start_method
+from eve_vl.utils.worker_processes import start_method
 
 CHUNK = 64  # rows per message from a worker
 NUM_FREQUENT = 10  # answers and texts that are reported

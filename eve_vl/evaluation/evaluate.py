@@ -22,7 +22,7 @@ from eve_vl.metrics import intervals
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.evaluator import AnyTask, Evaluated, Evaluator, evaluator_of
 from eve_vl.tasks.run import Run
-from eve_vl.train import evaluation_batches, num_skipped
+from eve_vl.train.evaluation_batches import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import write_file
 

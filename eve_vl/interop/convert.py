@@ -27,10 +27,10 @@ from eve_vl.run.weight_transfer import transfer
 from eve_vl.run.writing import check_new, write_run
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.task import task_class
-from eve_vl.train import checkpoint
+from eve_vl.train import tensor_files
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
-from eve_vl.utils.runtime import seed_everything
+from eve_vl.utils.seeds import seed_everything
 
 FLAGS = ("tokenizer", "answers", "image_size", "num_heads", "drop")
 """Flags of `eve convert` for all families."""
@@ -243,7 +243,7 @@ def computed(
     """
     if not made.sources:
         return made.compute().expand(own.shape).clone()
-    given, wanted = [tensors[source] for source in made.sources], checkpoint.form(own)
+    given, wanted = [tensors[source] for source in made.sources], tensor_files.describe_shape(own)
     if made.compute is stack:  # name the odd one of them
         for source, part in zip(made.sources, own.unbind(), strict=True):
             computed(name, Made(same, (source,)), tensors, part, where)
@@ -251,10 +251,10 @@ def computed(
         result = made.compute(*given)
     except ODD:
         result = None
-    if result is None or checkpoint.form(result) != wanted:
+    if result is None or tensor_files.describe_shape(result) != wanted:
         pairs = zip(made.sources, given, strict=True)
         shapes = ", ".join(
-            f"{source} has shape {checkpoint.form(tensor)}" for source, tensor in pairs
+            f"{source} has shape {tensor_files.describe_shape(tensor)}" for source, tensor in pairs
         )
         needs = "the other tensors ask for" if made.compute is same else f"{name} needs"
         raise UserError(f"{where}: {shapes}, but {needs} {wanted}")
@@ -268,7 +268,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    tensors = checkpoint.read_tensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    tensors = (
+        tensor_files.read_tensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -324,7 +326,7 @@ def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> d
     kept = {
         name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)
     }
-    checkpoint.check_tensors(kept, where)
+    tensor_files.check_tensors(kept, where)
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in kept.items()

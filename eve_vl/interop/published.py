@@ -19,7 +19,7 @@ from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.vqa.config import VQAConfig
-from eve_vl.train import checkpoint
+from eve_vl.train import checkpoint_files, checkpoint_folders, tensor_files
 from eve_vl.utils.errors import UserError
 
 BLOCKS, EXPERTS = "backbone.encoder.layers.*", ".mlp_moe.moe.experts.experts.*"
@@ -231,18 +231,18 @@ def export_published(run: Path, target: Path) -> str:
         raise UserError(f"{target}: name a .safetensors or .pth file")
     if target.exists():
         raise UserError(f"{target}: already exists; name a new file")
-    folder = checkpoint.chosen_checkpoint(run)
+    folder = checkpoint_folders.chosen_checkpoint(run)
     config = read_config(folder)
     if problems := _unpublished(config):
         raise UserError(
             f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights"
         )
     assert isinstance(config.model, EveModelConfig)
-    checkpoint.verify(folder, to_resume=False)
-    ours = checkpoint.read_model(folder)
+    checkpoint_files.verify(folder, to_resume=False)
+    ours = checkpoint_files.read_model(folder)
     made = sources(key_table(config.model, config.task), ours)
     published = to_published(ours, made, config.input)
-    checkpoint.save_weights(target, published)
+    tensor_files.save_weights(target, published)
     words = f"{len(published)} tensors"
     if left_out := sorted(ours.keys() - made.keys()):
         words += f"; left out {len(left_out)} that the published models do not have: {model_parts(left_out)}"

@@ -28,9 +28,9 @@ from eve_vl.recipes.settings import changed
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.bench import step_seconds
 from eve_vl.run.loading import read_config
-from eve_vl.train import processes
-from eve_vl.train.checkpoint import chosen_checkpoint
-from eve_vl.train.log import read_log
+from eve_vl.train import devices, processes
+from eve_vl.train.checkpoint_folders import chosen_checkpoint
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file
@@ -120,7 +120,7 @@ class Plan:
             clock,
         )
         self.data, self.test = data, test
-        processes.setup(processes.pick_device(device))
+        processes.setup(devices.pick_device(device))
         reading = {
             name: None if value is None else str(value) for name, value in self.reading().items()
         }

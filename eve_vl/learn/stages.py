@@ -36,13 +36,14 @@ from eve_vl.run.average_runs import average
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.results import result_of
 from eve_vl.run.training import train
-from eve_vl.train import StoppedError, processes
-from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint, delete_folders, read_best
-from eve_vl.train.log import read_log
+from eve_vl.train import devices, processes
+from eve_vl.train.best_folder import read_best
+from eve_vl.train.checkpoint_folders import checkpoint_folders, chosen_checkpoint, delete_folders
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.console import is_main, pluralize, print_line, progress_line
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import StoppedError, UserError
 from eve_vl.utils.file_io import read_json, write_file
-from eve_vl.utils.runtime import stop_signals
+from eve_vl.utils.signals import stop_signals
 
 ROWS, REPORT, SCRIPT, INDEX = "rows.json", "report.html", "learn.sh", "index"
 PILOT_SHARE = 0.3  # of the time that is left for training, for what pilots take in all
@@ -328,9 +329,7 @@ class Learner(Plan):
                 with progress_line(line), self.output(config.out.relative_to(self.out)):
                     train(config)
             if stop:  # during the last step, which is no longer interrupted
-                stopped = StoppedError(f"stopped after {name}")
-                stopped.code = 128 + next(iter(stop))
-                raise stopped
+                raise StoppedError(f"stopped after {name}", code=128 + next(iter(stop)))
         measured, took = self.score(name) if "start" in stage else {}, self.clock.now() - start
         cost, steps = self.clock.cost(config), config.train.steps
         setup = max(0.0, took - (steps - before) * cost)
@@ -359,7 +358,7 @@ class Learner(Plan):
         config = self.config(name)
         with self.output(config.out.relative_to(self.out)):
             sources = open_splits(config, self.job.rows).val
-            run = load_run(Path(self.run(name)), processes.pick_device(self.device))
+            run = load_run(Path(self.run(name)), devices.pick_device(self.device))
             found = evaluated(
                 run, config.data.val_samples, sources, ablations=False, skip_invalid=True
             )
@@ -435,7 +434,7 @@ def conclude(learner: Learner) -> str:
         tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
         tests = tests or open_splits(config, learner.job.rows).test
         runs = {
-            name: load_run(Path(learner.run(name)), processes.pick_device(learner.device))
+            name: load_run(Path(learner.run(name)), devices.pick_device(learner.device))
             for name in dict.fromkeys(both)
         }
         measured = {

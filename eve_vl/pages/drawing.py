@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.train.log import TIMING
+from eve_vl.train.meter import TIMING
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.frozen import Frozen
 

@@ -22,8 +22,8 @@ from eve_vl.run.loading import load_run, root_of
 from eve_vl.run.results import Result, ranked, read_results, row_difference
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.tasks.report import Example, Measured
-from eve_vl.train.checkpoint import BEST, CHECKPOINTS
-from eve_vl.train.log import LOG, read_log
+from eve_vl.train.checkpoint_folders import BEST, CHECKPOINTS
+from eve_vl.train.run_log import LOG, read_log
 from eve_vl.utils.console import progress, warn
 from eve_vl.utils.errors import UserError
 

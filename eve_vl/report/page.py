@@ -24,8 +24,10 @@ from eve_vl.run.start_folder import start_folder
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.tasks.evaluator import NO_BASELINE
 from eve_vl.tasks.report import TaskReport
-from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
-from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_environment, read_log
+from eve_vl.train.bad_samples import read_bad_samples
+from eve_vl.train.checkpoint_folders import BEST, checkpoint_folders, chosen_checkpoint
+from eve_vl.train.environment import read_environment
+from eve_vl.train.run_log import STOPPED_EARLY, read_log
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file

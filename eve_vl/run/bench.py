@@ -27,11 +27,14 @@ from eve_vl.run.startup_summary import expected_memory, machine_line
 from eve_vl.run.thread_count import choose_threads
 from eve_vl.tasks.task import Sizes, task_class
 from eve_vl.train import processes
-from eve_vl.train.processes import peak_memory, pick_device, pick_dtype
+from eve_vl.train.devices import pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import progress
+from eve_vl.utils.cores import core_seconds
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import core_seconds, seed_everything, set_threads
+from eve_vl.utils.memory import peak_memory
+from eve_vl.utils.seeds import seed_everything
+from eve_vl.utils.threads import set_threads
 
 WARM_UP_STEPS = 3  # they allocate memory and compile kernels, and do not count
 MAX_TOKENIZER_ROWS = 2000  # of each source, to train a tokenizer on

@@ -20,7 +20,7 @@ from eve_vl.model.experts import Experts
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.headless.task import Headless
 from eve_vl.tasks.task import Sizes, Task, task_class
-from eve_vl.train.processes import pick_dtype
+from eve_vl.train.devices import pick_dtype
 
 CPU = torch.device("cpu")
 

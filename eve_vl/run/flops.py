@@ -23,7 +23,7 @@ from eve_vl.run.example_batch import (
 )
 from eve_vl.run.loading import build_untrained, read_config, read_labels
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.train.checkpoint import chosen_checkpoint
+from eve_vl.train.checkpoint_folders import chosen_checkpoint
 from eve_vl.utils.frozen import Frozen
 
 NUM_LABELS = 3129  # VQA v2's usual answer list

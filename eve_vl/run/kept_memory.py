@@ -19,7 +19,8 @@ from eve_vl.run.example_batch import (
     task_without_values,
 )
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.processes import autocast, transformer_blocks
+from eve_vl.train.block_wrapping import transformer_blocks
+from eve_vl.train.devices import autocast
 
 
 @dataclass(frozen=True)

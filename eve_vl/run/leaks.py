@@ -15,7 +15,7 @@ from eve_vl.run.loading import LoadedRun, read_config
 from eve_vl.run.start_folder import start_folder
 from eve_vl.tasks.evaluator import eval_rows
 from eve_vl.tasks.task import task_class
-from eve_vl.train.checkpoint import chosen_checkpoint
+from eve_vl.train.checkpoint_folders import chosen_checkpoint
 from eve_vl.utils.errors import UserError
 
 MAX_SEEN_ROWS = 50_000  # of a run's data, against which rows are compared

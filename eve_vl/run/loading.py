@@ -13,7 +13,7 @@ from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.tasks.evaluator import Evaluator, evaluator_of
 from eve_vl.tasks.task import Sizes, Task, task_class
-from eve_vl.train import checkpoint
+from eve_vl.train import checkpoint_files, checkpoint_folders
 from eve_vl.utils.file_io import expand_user, read_json
 
 
@@ -53,9 +53,9 @@ class LoadedRun:
 
 def root_of(checkpoint_folder: Path) -> Path:
     """Return the run folder of a checkpoint; a folder of neither kind is one itself."""
-    if checkpoint_folder.parent.name == checkpoint.CHECKPOINTS:
+    if checkpoint_folder.parent.name == checkpoint_folders.CHECKPOINTS:
         return checkpoint_folder.parents[1]
-    if checkpoint_folder.name == checkpoint.BEST:
+    if checkpoint_folder.name == checkpoint_folders.BEST:
         return checkpoint_folder.parent
     return checkpoint_folder
 
@@ -66,13 +66,13 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     A run folder gives its best weights, else its newest. Compares weights, tokenizer and labels with their checksums. The
     config may be edited, e.g. for data that has moved. Raises UserError.
     """
-    folder = checkpoint.chosen_checkpoint(expand_user(path))
-    step = checkpoint.verify(folder, to_resume=False)["step"]
+    folder = checkpoint_folders.chosen_checkpoint(expand_user(path))
+    step = checkpoint_files.verify(folder, to_resume=False)["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", ends=config.model.reads_text_end)
     with torch.device("meta"):  # random initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
-    checkpoint.load_model(folder, task)
+    checkpoint_files.load_model(folder, task)
     return LoadedRun(
         config=config,
         tokenizer=tokenizer,

@@ -16,7 +16,7 @@ from eve_vl.run.loading import build_untrained
 from eve_vl.run.resume_checks import check_batch_size
 from eve_vl.run.step_memory import Layout, step_memory, step_traffic
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.train.optim import freeze
+from eve_vl.train.freezing import freeze
 from eve_vl.utils.errors import UserError
 
 PROBED_ROWS = 2  # of the small micro-batch whose memory tells what does not grow with the rows

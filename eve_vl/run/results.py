@@ -16,7 +16,7 @@ from eve_vl.builtin.names import refuse_to_write
 from eve_vl.metrics import intervals
 from eve_vl.run.loading import LoadedRun, root_of
 from eve_vl.tasks.evaluator import Evaluated, Evaluator
-from eve_vl.train.checkpoint import read_state
+from eve_vl.train.checkpoint_files import read_state
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import has_fields, read_json, write_file

@@ -11,8 +11,8 @@ from eve_vl.data.source_names import explain_missing
 from eve_vl.data.splits import Splits
 from eve_vl.run.loading import read_config
 from eve_vl.tasks.task import task_class
-from eve_vl.train import checkpoint, processes
-from eve_vl.train.optim import learning_rate
+from eve_vl.train import checkpoint_files, checkpoint_folders, processes
+from eve_vl.train.learning_rate import learning_rate
 from eve_vl.utils.errors import UserError
 
 MAX_ROWS_FOR_TRUTH = 100
@@ -48,7 +48,7 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     Returns sentences on fields that may change and did. Raises UserError with the fields that differ, or with a
     missing file that a new run needs: now, because reading data may take long.
     """
-    checkpoints = checkpoint.known_checkpoints(config.out)
+    checkpoints = checkpoint_folders.checkpoint_folders_of_main(config.out)
     if not checkpoints:
         _check_new_run(config, must_resume)
         return []
@@ -56,7 +56,7 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     if before.recipe != config.recipe:
         recipes = f"recipe {before.recipe!r}, not {config.recipe!r}"
         raise UserError(f"{config.out}: holds a run of {recipes}; choose another folder with --out")
-    refused, allowed = changes(before, config, checkpoint.read_state(checkpoints[-1])["step"])
+    refused, allowed = changes(before, config, checkpoint_files.read_state(checkpoints[-1])["step"])
     if refused:
         fix = "give the same flags to resume, or choose another folder with --out"
         raise UserError(f"{config.out}: holds a run with other values: {'; '.join(refused)}; {fix}")

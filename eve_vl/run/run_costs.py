@@ -7,8 +7,9 @@ from pathlib import Path
 from eve_vl.builtin.names import is_name
 from eve_vl.run.loading import read_config, root_of
 from eve_vl.run.start_folder import start_folder
-from eve_vl.train.checkpoint import chosen_checkpoint, read_state
-from eve_vl.train.log import read_log
+from eve_vl.train.checkpoint_files import read_state
+from eve_vl.train.checkpoint_folders import chosen_checkpoint
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError, printable
 
 

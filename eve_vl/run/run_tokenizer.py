@@ -11,7 +11,7 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.loading import read_config
 from eve_vl.run.start_folder import settings_folder
-from eve_vl.train import checkpoint, processes
+from eve_vl.train import checkpoint_folders, processes
 from eve_vl.utils.console import pluralize, print_line
 from eve_vl.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
     It is from its folder, the --init run or tokenizer.path, or trained on the captions.
     """
     ends = config.model.reads_text_end
-    checkpoints = checkpoint.known_checkpoints(config.out)
+    checkpoints = checkpoint_folders.checkpoint_folders_of_main(config.out)
     if checkpoints:
         return Tokenizer.load(checkpoints[-1] / "tokenizer.json", ends=ends)
     if config.init is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eve_vl.builtin.names import HUB_PREFIX, folder_of, is_hub_name
 from eve_vl.config import FORMAT
-from eve_vl.train.checkpoint import checkpoint_folders, chosen_checkpoint
+from eve_vl.train.checkpoint_folders import checkpoint_folders, chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import cache_folder
 

@@ -11,8 +11,8 @@ import torch
 
 from eve_vl.config import Config
 from eve_vl.tasks.task import Task
-from eve_vl.train.optim import muon_parts
-from eve_vl.train.processes import transformer_blocks
+from eve_vl.train.block_wrapping import transformer_blocks
+from eve_vl.train.parameter_groups import muon_parts
 from eve_vl.utils.frozen import Frozen
 
 FLOAT32 = 4  # bytes; weights, gradients, moments and averages have this type

@@ -35,13 +35,15 @@ from eve_vl.run.thread_count import choose_threads
 from eve_vl.run.weight_transfer import fit_temperatures, start_from
 from eve_vl.tasks.evaluator import Evaluator, evaluator_of
 from eve_vl.tasks.task import Task, label_files, task_class
-from eve_vl.train import checkpoint, processes
-from eve_vl.train.log import BAD_SAMPLES, BadSamples, record
-from eve_vl.train.processes import pick_device, pick_dtype
+from eve_vl.train import checkpoint_files, checkpoint_folders, processes
+from eve_vl.train.bad_samples import BAD_SAMPLES, BadSamples
+from eve_vl.train.devices import pick_device, pick_dtype
+from eve_vl.train.environment import record_environment
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main, print_line
 from eve_vl.utils.file_io import write_file
-from eve_vl.utils.runtime import seed_everything, set_threads
+from eve_vl.utils.seeds import seed_everything
+from eve_vl.utils.threads import set_threads
 
 
 def train(config: Config, *, must_resume: bool = False, accepts_data: bool = False) -> bool:
@@ -138,7 +140,7 @@ def _train(
 def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_data: bool) -> Setup:
     """Check the folder and the data, and build what trains; print the facts. Raises UserError."""
     changed_fields = check_out_folder(config, must_resume)
-    checkpoints = checkpoint.known_checkpoints(config.out)
+    checkpoints = checkpoint_folders.checkpoint_folders_of_main(config.out)
     check_batch_size(config, processes.world_size())
     task_type = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
@@ -158,7 +160,7 @@ def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_dat
     new_parameters: Collection[str] | None = None
     if checkpoints:
         notes = changed_fields + changed_data
-        new_parameters = checkpoint.read_state(checkpoints[-1]).get("new")
+        new_parameters = checkpoint_files.read_state(checkpoints[-1]).get("new")
     else:
         notes = list(prepared.notes)
         if tokenizer.added:
@@ -204,10 +206,10 @@ def _start(
 
 def _resumed_threads(run: Path) -> object:
     """Return the number of threads of the newest checkpoint; 0 for a new run."""
-    checkpoints = checkpoint.known_checkpoints(run)
+    checkpoints = checkpoint_folders.checkpoint_folders_of_main(run)
     if not checkpoints:
         return 0
-    return checkpoint.read_state(checkpoints[-1]).get("threads", 0)
+    return checkpoint_files.read_state(checkpoints[-1]).get("threads", 0)
 
 
 def _best_config(
@@ -232,4 +234,4 @@ def _write_run_files(
         (run / BAD_SAMPLES).unlink(missing_ok=True)
     for name, text in texts.items():
         write_file(run / name, text)
-    record(run, device)
+    record_environment(run, device)

@@ -13,7 +13,7 @@ from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.run.loading import read_config, read_labels
 from eve_vl.run.start_folder import start_folder
 from eve_vl.tasks.task import Task
-from eve_vl.train import checkpoint, processes
+from eve_vl.train import checkpoint_files, checkpoint_folders, processes
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, matching
 
@@ -73,10 +73,12 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
         heads = [name for name, _ in task.named_parameters() if not name.startswith(ENCODER)]
         return heads, f"random weights, in the shape of {config.init}"
-    folder = checkpoint.chosen_checkpoint(start_folder(config.init))
-    processes.from_main(lambda: checkpoint.verify(folder))
+    folder = checkpoint_folders.chosen_checkpoint(start_folder(config.init))
+    processes.from_main(lambda: checkpoint_files.verify(folder))
     start = read_config(folder)
-    tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
+    tensors = task.init_weights_from(
+        checkpoint_files.read_model(folder), read_labels(folder, start)
+    )
     result = transfer(
         tensors, task, str(folder), config.init_allow_missing, start.input.text_length
     )

@@ -8,7 +8,7 @@ from eve_vl.builtin.names import refuse_to_write
 from eve_vl.config import Config, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.tasks.task import Task, label_files
-from eve_vl.train import checkpoint
+from eve_vl.train import best_folder
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_folder, reporting_write_errors
 
@@ -42,6 +42,6 @@ def write_weights(
         **label_files(task),
     }
     with reporting_write_errors(run), atomic_folder(run) as folder:
-        checkpoint.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
+        best_folder.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")

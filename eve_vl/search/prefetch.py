@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from eve_vl.utils.runtime import usable_cores
+from eve_vl.utils.cores import usable_cores
 
 # each thread may need decoding.MAX_BYTES; more decode faster than small encoders compute
 THREADS = min(usable_cores(), 4)

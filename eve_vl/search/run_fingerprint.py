@@ -31,7 +31,7 @@ def _sha256(run: "LoadedRun", name: str) -> str:
 
     Loading has already verified the stored one of the weights.
     """
-    from eve_vl.train import checkpoint
+    from eve_vl.train import checkpoint_files
 
-    stored = checkpoint.read_state(run.folder).get("sha256", {})
-    return stored.get(name) or checkpoint.checksum(run.folder / name)
+    stored = checkpoint_files.read_state(run.folder).get("sha256", {})
+    return stored.get(name) or checkpoint_files.checksum(run.folder / name)

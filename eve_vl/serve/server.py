@@ -17,7 +17,7 @@ from eve_vl.serve.application import application
 from eve_vl.serve.limits import DECODERS, Limits
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
-from eve_vl.utils.runtime import keep_memory
+from eve_vl.utils.memory import keep_memory
 
 PORT = 8000  # the default port
 NUM_PORTS = 100  # that are tried from there

@@ -23,8 +23,8 @@ from eve_vl.data.row_dataset import RowDataset
 from eve_vl.model.initialization import initialize
 from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.backbones import build_backbone
-from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes
+from eve_vl.train.step import StepOutput
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
 

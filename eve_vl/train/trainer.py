@@ -1,14 +1,12 @@
 """The only training loop: all it knows of a task is `StepOutput` and `Evaluator`."""
 
 import contextlib
+import gc
 import itertools
-import math
-import operator
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +14,52 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import (
-    Evaluator,
-    StepOutput,
-    StoppedError,
-    checkpoint,
-    evaluation_batches,
-    num_skipped,
-    processes,
-    unusable,
-)
-from eve_vl.train.best import BestWeights, Validated, on_training_rows
-from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.optim import (
-    Averages,
-    build_optimizer,
-    freeze,
-    learning_rate,
-    running_averages,
-)
-from eve_vl.train.processes import (
-    autocast,
-    parallelize,
-    pick_dtype,
+from eve_vl.train import processes
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.best_folder import save_best
+from eve_vl.train.best_weights import BestWeights, ValidatedStep
+from eve_vl.train.block_wrapping import wrap_blocks
+from eve_vl.train.checkpoint_folders import BEST, CHECKPOINTS, checkpoint_folders_of_main
+from eve_vl.train.checkpoint_writer import CheckpointWriter
+from eve_vl.train.data_parallel import parallelize, without_gradient_averaging
+from eve_vl.train.devices import autocast, pick_dtype, use_tf32
+from eve_vl.train.early_stopping import EarlyStopping
+from eve_vl.train.evaluation_batches import Evaluator
+from eve_vl.train.finite_check import FiniteCheck, StepToCheck
+from eve_vl.train.freezing import freeze
+from eve_vl.train.gradient_clipping import clip_gradients
+from eve_vl.train.learning_rate import learning_rate
+from eve_vl.train.meter import Meter
+from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
+from eve_vl.train.overfitting import compare_with_training_rows
+from eve_vl.train.random_state import get_rng_state
+from eve_vl.train.run_log import STOPPED_EARLY, RunLog
+from eve_vl.train.running_averages import (
+    copy_running_averages,
     share_running_averages,
-    without_sharing,
-    wrap_blocks,
 )
-from eve_vl.train.shard import clip_gradients, gathered, unsharded
+from eve_vl.train.shard import gathered
+from eve_vl.train.step import StepOutput
+from eve_vl.train.tensor_files import read_tensors
+from eve_vl.train.tensor_shares import read_shares
 from eve_vl.train.training_state import (
-    CheckpointWriter,
+    LIVE,
+    MEMORY,
+    METER_PREFIX,
+    OPTIMIZER,
     load_training_state,
-    optimizer_tensors,
-    read_parts,
 )
-from eve_vl.utils.console import is_main, progress
-from eve_vl.utils.errors import SharedError, UserError
-from eve_vl.utils.file_io import delete_temporary, write_file
-from eve_vl.utils.runtime import stop_signals
+from eve_vl.train.validation import Validation, validate
+from eve_vl.train.weight_averages import WeightAverages
+from eve_vl.utils.console import is_main, pluralize
+from eve_vl.utils.errors import SharedError, StoppedError, UserError
+from eve_vl.utils.file_io import delete_temporary
+from eve_vl.utils.memory import garbage_collection_paused
+from eve_vl.utils.signals import stop_signals
 
 HANDING_OVER = (EOFError, ConnectionError, FileNotFoundError)
 """Errors if a loading process ends while it hands over a batch, by a socket."""
+COLLECT_EVERY = 100  # steps between garbage collections
 
 
 class Trainer:
@@ -80,24 +83,26 @@ class Trainer:
         evaluator: for validation; None: only `train_step` is used. texts: files of every checkpoint. new: parameters that train
         with head_lr_multiplier. notes: lines for the log. skip_invalid: leave unusable rows out of validation.
         """
+        self.config = config
+        self.run = run
+        self.device = device
+        self.texts = texts
+        self.notes = notes
+        self.new = sorted(new)
         self.skip_invalid = skip_invalid
-        self.config, self.run, self.device, self.texts, self.notes, self.new = (
-            config,
-            run,
-            device,
-            texts,
-            notes,
-            sorted(new),
-        )
+
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
-        self.frozen_averages = freeze(self.task, config.freeze)
+        use_tf32(device, self.dtype)
+        self.frozen_normalisations = freeze(self.task, config.freeze)
         wrap_blocks(self.task, config)
         self.model = parallelize(self.task, device, config.layout)
-        self.optimizer = build_optimizer(
+        self.optimizer: Any = build_optimizer(
             self.task.named_parameters(), config, new, products=self.dtype
         )
-        self.averages = Averages(self.task, config.ema_decay)
+        self.averages = WeightAverages(self.task, config.ema_decay)
+        self.finite_check = FiniteCheck(run, self.task, device)
+
         self.evaluator = evaluator
         self.main_metric = evaluator.main_metric if evaluator else None
         self.watched = self.main_metric or (evaluator.main_loss if evaluator else None)
@@ -105,77 +110,93 @@ class Trainer:
             raise UserError(
                 "train.patience: validation of this task has no number to watch; leave it out"
             )
-        self.scores: list[float] = []
-        self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
+        self.early_stopping = EarlyStopping(
+            config.patience, is_higher_better=self.main_metric is not None
+        )
+        self.best_weights = BestWeights(run, self.main_metric)
+
         self.step = 0
-        in_background = (
-            device.type != "cpu" or processes.world_size() > 1
-        )  # else it would take cores and memory from training
+        self.window: dict[str, Tensor] = {}  # sums of the open log window of a resumed run
+        # a single process on a CPU would lose cores and memory to the writer
+        in_background = device.type != "cpu" or processes.world_size() > 1
         self.writer = CheckpointWriter(
             run, keep=config.keep_checkpoints, in_background=in_background
         )
-        self.choice = BestWeights(run, self.main_metric)
-        self.mark: Callable[[str], None] = lambda _: (
-            None
-        )  # profiling hook after each part of a step
-        self.training_rows: Callable[[], Iterable[Any]] | None = (
-            None  # a loader of some, as validation reads them
-        )
-        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = (
-            lambda _: {}
-        )  # files that differ in best/
+        # profiling hook after each part of a step
+        self.mark: Callable[[str], None] = lambda _: None
+        # a loader of some training rows, as validation reads them
+        self.training_rows: Callable[[], Iterable[Any]] | None = None
+        # files that differ in best/
+        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}
 
     @property
     def samples_consumed(self) -> int:
         """Samples that all processes have trained on."""
         return self.step * self.config.batch_size
 
+    # --- resuming and saving ---
+
     def resume(self) -> bool:
         """Load the newest checkpoint of the run folder; return whether there is one."""
-        folders = checkpoint.known_checkpoints(self.run)
+        folders = checkpoint_folders_of_main(self.run)
         if is_main():
-            delete_temporary(self.run, checkpoint.BEST)
-            delete_temporary(self.run / checkpoint.CHECKPOINTS)
-        if folders:
-            state = load_training_state(folders[-1], self.task, self.optimizer, processes.rank())
-            if self.averages.values:
-                live = {
-                    name: torch.empty_like(value) for name, value in self.averages.live().items()
-                }
-                read_parts(live, folders[-1], checkpoint.LIVE)
-                self.averages.restore(live)
-            if (remembered := folders[-1] / f"{checkpoint.MEMORY}.safetensors").is_file():
-                tensors = checkpoint.read_tensors(remembered)
-                self.task.memory.update(
-                    {name: value.to(self.device) for name, value in tensors.items()}
-                )
-            self.step = state["step"]
-            if state["num_processes"] == processes.world_size():
-                self.window = {
-                    name: value.to(self.device) for name, value in state["meter"].items()
-                }
-            self.choice.restore(self.step)
-        return bool(folders)
+            delete_temporary(self.run, BEST)
+            delete_temporary(self.run / CHECKPOINTS)
+        if not folders:
+            return False
+        folder = folders[-1]
+        state = load_training_state(folder, self.task, self.optimizer, processes.rank())
+        self._restore_live_weights(folder)
+        self._restore_memory(folder)
+        self.step = state["step"]
+        if state["num_processes"] == processes.world_size():
+            for name, value in state["meter"].items():
+                self.window[name] = value.to(self.device)
+        self.best_weights.restore(self.step)
+        return True
+
+    def _restore_live_weights(self, folder: Path) -> None:
+        if self.averages.values:
+            live = {name: torch.empty_like(value) for name, value in self.averages.live().items()}
+            read_shares(live, folder, LIVE)
+            self.averages.restore(live)
+
+    def _restore_memory(self, folder: Path) -> None:
+        path = folder / f"{MEMORY}.safetensors"
+        if path.is_file():
+            for name, value in read_tensors(path).items():
+                self.task.memory[name] = value.to(self.device)
 
     def save(self) -> None:
         """Begin to write a checkpoint; every process must call this."""
         self.writer.finish()  # before copies are made
+        unshared: dict[str, Mapping[str, Tensor]] = {}
         with self.averages.in_place():
-            model = gathered(self.task.state_dict())
-            own = {"model": self.writer.copied(model)} if is_main() else {}
-        meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
-        own[f"rng_{processes.rank()}"] = checkpoint.get_rng_state() | meter
-        if is_main() and (remembered := getattr(self.task, "memory", None)):
-            own[checkpoint.MEMORY] = self.writer.copied(remembered)
-        shared = {
-            "optimizer": optimizer_tensors(self.task, self.optimizer),
-            checkpoint.LIVE: self.averages.live(),
+            weights = gathered(self.task.state_dict())
+            if is_main():
+                unshared["model"] = self.writer.copied(weights)
+        process_tensors = get_rng_state()
+        for name, value in self.meter.state().items():
+            process_tensors[f"{METER_PREFIX}{name}"] = value
+        unshared[f"rng_{processes.rank()}"] = process_tensors
+        memory = getattr(self.task, "memory", None)
+        if is_main() and memory:
+            unshared[MEMORY] = self.writer.copied(memory)
+
+        shared = {OPTIMIZER: optimizer_tensors(self.task, self.optimizer)}
+        live = self.averages.live()
+        if live:
+            shared[LIVE] = live
+        state = {
+            "step": self.step,
+            "new": self.new,
+            "num_processes": processes.world_size(),
+            "threads": torch.get_num_threads(),
         }
-        state: dict[str, Any] = {"step": self.step, "new": self.new}
-        state |= {"num_processes": processes.world_size(), "threads": torch.get_num_threads()}
-        self.writer.start(
-            own, {name: tensors for name, tensors in shared.items() if tensors}, self.texts, state
-        )
+        shared = {name: tensors for name, tensors in shared.items() if tensors}
+        self.writer.start(unshared, shared, self.texts, state)
+
+    # --- the loop ---
 
     def fit(
         self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples
@@ -186,27 +207,21 @@ class Trainer:
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
-        with contextlib.closing(log), stop_signals() as stop:
+        with contextlib.closing(log), stop_signals() as signals, garbage_collection_paused():
             try:
-                numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+                numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, signals)
             except Exception as error:
                 is_of_loader = isinstance(error, HANDING_OVER) or "DataLoader worker" in str(error)
-                if (
-                    stop and processes.world_size() == 1 and is_of_loader
-                ):  # its process got the signal, too
+                if signals and processes.world_size() == 1 and is_of_loader:
+                    # the loader's process got the signal, too
                     self.save()
                     self.writer.finish()
-                    raise self._stopped(stop) from None
-                if self._is_shared(error):
+                    raise self._stopped(signals) from None
+                if _is_shared(error):
                     self.writer.finish()
                 raise
             self.writer.finish()
             return numbers
-
-    @staticmethod
-    def _is_shared(error: Exception) -> bool:
-        """Return whether all processes raise an error; they can still save then."""
-        return processes.world_size() == 1 or isinstance(error, SharedError)
 
     def _loop(
         self,
@@ -214,189 +229,124 @@ class Trainer:
         val_loader: Iterable[Any],
         bad_samples: BadSamples,
         log: RunLog,
-        stop: Collection[int],
+        signals: Collection[int],
     ) -> dict[str, float]:
         config = self.config
         self.meter = Meter(self.window)
-        past = [row for row in processes.gather_objects(log.old)[0] if row["kind"] == "val"]
-        self.scores = [row[self.watched] for row in past if self.watched in row]
-        is_stalled = self.step < config.steps and self._has_stalled()
-        for text in () if is_stalled else self.notes:  # they describe the training that follows
-            log.note(self.step, text)
-        if self.step:
-            left = "; nothing left to train" * (is_stalled or self.step >= config.steps)
-            left += (
-                f": train.patience {config.patience} has ended it; a larger one, or 0, continues"
-                * is_stalled
-            )
-            log.print_line(f"resuming from step {self.step} of {config.steps}{left}")
+        earlier_rows = processes.gather_objects(log.earlier_rows)[0]
+        validations = [row for row in earlier_rows if row["kind"] == "val"]
+        self._restore_scores(validations)
+        self._print_start(log)
         numbers: dict[str, float] | None = None
-        was_validated = any(row["step"] == self.step for row in past)
-        if (
-            self.step and self._is_due(config.val_every) and not was_validated
-        ):  # it stopped between saving and validation
-            numbers = self._validate(val_loader, log)
-        while self.step < config.steps and not self._has_stalled():
-            start = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(config.accumulation)]
-            self.meter.loading_seconds += time.perf_counter() - start
+        was_validated = any(row["step"] == self.step for row in validations)
+        if self.step and self._is_due(config.val_every) and not was_validated:
+            numbers = self._validate(val_loader, log)  # the run stopped after saving
+
+        while self.step < config.steps and not self.early_stopping.has_stalled():
+            micro_batches = self._load(batches)
             skipped = [error for batch in micro_batches for error in batch.skipped]
-            if processes.any_process(bool(skipped)):
-                everywhere = itertools.chain(*processes.gather_objects(skipped))
-                bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
-            is_stopped = processes.any_process(bool(stop)) and self.step < config.steps
+
+            has_skipped, is_stopped, is_writing = processes.any_process_of_each(
+                [bool(skipped), bool(signals), self.writer.is_writing]
+            )
+            if has_skipped:
+                everywhere = itertools.chain.from_iterable(processes.gather_objects(skipped))
+                bad_samples.add(everywhere, self.samples_consumed)
+            is_stopped = is_stopped and self.step < config.steps
             is_saved = self._is_due(config.save_every) or is_stopped
-            if self._is_due(config.log_every):
-                window, self.meter = self.meter, Meter()
+            is_logged = self._is_due(config.log_every)
+            is_validated = self._is_due(config.val_every)
+            if is_saved or is_logged or is_validated:
+                self.finite_check.finish()
+
+            if is_logged:
+                window = self.meter
+                self.meter = Meter()
                 log.row("train", self.step, window.result(config, self.step))
-            start = time.perf_counter()
-            self.writer.poll()
+            pause_start = time.perf_counter()
+            if not is_writing:
+                self.writer.finish()
             if is_saved:
                 self.save()
-            numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
-            self.meter.start += time.perf_counter() - start  # their time does not count
+            numbers = self._validate(val_loader, log) if is_validated else None
+            if is_validated or self.step % COLLECT_EVERY == 0:
+                gc.collect()
+            self.meter.start += time.perf_counter() - pause_start  # their time does not count
             if is_stopped:
-                raise self._stopped(stop)
-        return self.chosen or numbers or self.evaluate(val_loader)
+                raise self._stopped(signals)
+        return self.best_numbers or numbers or self.evaluate(val_loader)
 
-    def _stopped(self, stop: Collection[int]) -> StoppedError:
-        where = (
-            f"stopped at step {self.step} of {self.config.steps}, checkpoint saved in {self.run}"
+    def _restore_scores(self, validations: Sequence[Mapping[str, float]]) -> None:
+        for row in validations:
+            if self.watched is not None and self.watched in row:
+                self.early_stopping.scores.append(row[self.watched])
+
+    def _print_start(self, log: RunLog) -> None:
+        is_stalled = self.step < self.config.steps and self.early_stopping.has_stalled()
+        if not is_stalled:  # the notes describe the training that follows
+            for text in self.notes:
+                log.note(self.step, text)
+        if not self.step:
+            return
+        line = f"resuming from step {self.step} of {self.config.steps}"
+        if is_stalled or self.step >= self.config.steps:
+            line += "; nothing left to train"
+        if is_stalled:
+            patience = self.config.patience
+            line += f": train.patience {patience} has ended it; a larger one, or 0, continues"
+        log.print_line(line)
+
+    def _load(self, batches: Iterator[Any]) -> list[Any]:
+        """Return the micro-batches of a step, and count the time that it takes."""
+        start = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(self.config.accumulation)]
+        self.meter.loading_seconds += time.perf_counter() - start
+        return micro_batches
+
+    def _stopped(self, signals: Collection[int]) -> StoppedError:
+        first_signal = next(iter(signals), signal.SIGTERM)
+        return StoppedError(
+            f"stopped at step {self.step} of {self.config.steps}, checkpoint saved in {self.run}; "
+            "run the same command again to resume",
+            code=128 + first_signal,
         )
-        stopped = StoppedError(f"{where}; run the same command again to resume")
-        stopped.code = 128 + next(iter(stop), signal.SIGTERM)
-        return stopped
-
-    @property
-    def chosen(self) -> dict[str, float] | None:
-        """Numbers of the weights in best/; None without any."""
-        return self.choice.best.numbers if self.choice.best else None
-
-    def _has_stalled(self) -> bool:
-        """Return whether the last train.patience validations brought no improvement."""
-        sign = 1 if self.main_metric else -1
-        scores = [-math.inf if math.isnan(score) else sign * score for score in self.scores]
-        return 0 < self.config.patience < len(scores) - (scores.index(max(scores)) if scores else 0)
 
     def _is_due(self, every: int) -> bool:
         """Return whether an action of every `every` steps and of the last step is due."""
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
-        self.writer.finish()  # else a kill would lose the checkpoint, or best/ could stay without the one of its step
-        try:
-            numbers, rows = self._evaluate(val_loader)
-        except UserError as error:
-            if self._is_shared(error):
-                self.save()
-            raise
-        self._choose(numbers, rows)
-        self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
-        if is_early := self._has_stalled() and self.step < self.config.steps:
-            if self.step % self.config.save_every:
-                self.save()
-            num = self.config.patience
-            log.note(
-                self.step,
-                f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}",
-            )
-        if (is_early or self.step == self.config.steps) and self.evaluator:
-            found = self.chosen or numbers
-            closing = (
-                self._on_training_rows(numbers),
-                self.choice.closing(self.step, int(self.config.warmup * self.config.steps)),
-            )
-            for text in filter(
-                None, [*self.evaluator.warnings(found), self.evaluator.comparison(found), *closing]
-            ):
-                log.note(self.step, text)
-        log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
-        return numbers
-
-    def _on_training_rows(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence on training rows against validation rows; empty if unknown."""
-        if self.training_rows is None or self.watched is None or self.watched not in numbers:
-            return ""
-        try:
-            seen, _ = self._evaluate(self.training_rows(), skip_invalid=True)
-        except (
-            UserError
-        ):  # a finished run must not fail at its last sentence; all processes meet the same error
-            return ""
-        if self.watched not in seen:
-            return ""
-        return on_training_rows(
-            self.watched,
-            seen[self.watched],
-            numbers[self.watched],
-            is_score=self.main_metric is not None,
-        )
-
-    def _choose(self, numbers: dict[str, float], rows: Mapping[str, float]) -> None:
-        """Choose the weights of best/ among this step and earlier ones.
-
-        Every process must call this.
-        """
-        name = self.main_metric
-        if name is not None and name not in numbers:
-            lacking = (
-                "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
-            )
-            raise SharedError(
-                f"validation gives no {name} to choose the best weights by: its rows have {lacking}"
-            )
-
-        def save() -> None:
-            with self.averages.in_place():
-                model, texts = (
-                    gathered(self.task.state_dict()),
-                    {**self.texts, **self.best_texts(numbers)},
-                )
-                content = {
-                    "step": self.step,
-                    "model": model,
-                    "texts": texts,
-                    "numbers": numbers,
-                    "rows": rows,
-                }
-                processes.from_main(lambda: checkpoint.save_best(self.run, **content))
-
-        if name is not None:
-            self.choice.update(
-                Validated(step=self.step, numbers=numbers, rows=rows), len(self.scores), save
-            )
+    # --- one step ---
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Run one optimiser step; return its terms, averaged over micro-batches."""
         self.model.train()
-        for module in self.frozen_averages:
+        for module in self.frozen_normalisations:
             module.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        num, losses, given = len(micro_batches), [], micro_batches
-        micro_batches = [batch.to(self.device) for batch in micro_batches]
-        buffers = [buffer.clone() for buffer in running_averages(self.task)]
+
+        sent_batches = [batch.to(self.device) for batch in micro_batches]
+        averages_before = copy_running_averages(self.task)
         if hasattr(self.task, "before_step"):
             with autocast(self.device, self.dtype):
-                micro_batches = self.task.before_step(micro_batches)
-        for index, batch in enumerate(micro_batches):
-            with without_sharing(self.model) if index < num - 1 else contextlib.nullcontext():
-                with autocast(self.device, self.dtype):
-                    output: StepOutput = self.model(batch)
-                for name, value in {"loss": output.loss, **output.terms}.items():
-                    terms[name] = terms[name] + value.detach().float() / num
-                losses.append(output.loss.detach().float())
-                self.mark("forward")
-                (output.loss / num).backward()
-                self.mark("backward")
-        max_norm = self.config.clip_norm or float("inf")
-        terms["grad_norm"] = clip_gradients(self.task, max_norm)
-        self._check_finite(given, terms, [*losses, terms["grad_norm"]], buffers)
+                sent_batches = self.task.before_step(sent_batches)
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        losses = self._accumulate_gradients(sent_batches, terms)
+        terms["grad_norm"] = clip_gradients(self.task, self.config.clip_norm or float("inf"))
+
+        step = StepToCheck(
+            step=self.step,
+            micro_batches=micro_batches,
+            losses=losses,
+            grad_norm=terms["grad_norm"],
+            terms=terms,
+            running_averages=averages_before,
+        )
+        self.optimizer.found_inf = self.finite_check.before_update(step)
         self.optimizer.step()
         self.averages.update(self.step)
         share_running_averages(self.task)
@@ -405,78 +355,150 @@ class Trainer:
         self.mark("optimizer")
         return terms
 
-    def _check_finite(
-        self,
-        micro_batches: list[Any],
-        terms: Mapping[str, Tensor],
-        values: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-    ) -> None:
-        """Raise SharedError in all processes for a value that is not finite.
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[Any], terms: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Add the gradients and terms of micro-batches; return their losses.
 
-        Saves batch, rows and weights. values: losses of the micro-batches, and last the gradient norm. buffers: running
-        averages from before the step.
+        Gradients are averaged over processes after the last one.
         """
-        num_bad_V = processes.sum_over_processes((~torch.stack([*values]).isfinite()).float())
-        if not num_bad_V.any():
-            return
-        for buffer, before in zip(running_averages(self.task), buffers, strict=True):
-            buffer.copy_(before)
-        first = int(num_bad_V.bool().int().argmax())
-        is_loss = first < len(micro_batches)
-        batch = micro_batches[first if is_loss else -1]
-        folder = self.run / f"non_finite_step_{self.step:08d}_rank_{processes.rank()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            each.name: value
-            for each in fields(batch)
-            if isinstance(value := getattr(batch, each.name), Tensor)
-        }
-        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
-        write_file(folder / "samples.txt", "\n".join(batch.where))
-        model = gathered(self.task.state_dict())
-        if is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", model)
-        processes.barrier()  # the first process that ends would end the others
-        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
-        problem = f"{'loss' if is_loss else 'gradient norm'} is not finite at step {self.step} ({numbers})"
-        there = f"stopped before the update; weights, batch and sample names are in {folder}"
-        raise SharedError(
-            f"{problem}: {there}; a lower train.lr or train.dtype float32 often helps"
-        )
+        num = len(micro_batches)
+        losses = []
+        for index, batch in enumerate(micro_batches):
+            is_last = index == num - 1
+            averaging = (
+                contextlib.nullcontext() if is_last else without_gradient_averaging(self.model)
+            )
+            with averaging:
+                with autocast(self.device, self.dtype):
+                    output: StepOutput = self.model(batch)
+                for name, value in {"loss": output.loss, **output.terms}.items():
+                    terms[name] = terms[name] + value.detach().float() / num
+                losses.append(output.loss.detach().float())
+                self.mark("forward")
+                loss = output.loss / num
+                loss.backward(self.finite_check.loss_gradient(loss))
+                self.mark("backward")
+        return losses
+
+    # --- validation ---
+
+    @property
+    def best_numbers(self) -> dict[str, float] | None:
+        """Numbers of the weights in best/; None without any."""
+        best = self.best_weights.best
+        return best.numbers if best else None
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the task's numbers on a loader.
 
         Raises UserError in all processes for an unusable row, unless skip_invalid.
         """
-        return self._evaluate(loader)[0]
+        return self._evaluate(loader, skip_invalid=self.skip_invalid).numbers
 
-    def _evaluate(
-        self, loader: Iterable[Any], *, skip_invalid: bool = False
-    ) -> tuple[dict[str, float], Mapping[str, float]]:
+    def _evaluate(self, loader: Iterable[Any], *, skip_invalid: bool) -> Validation:
         assert self.evaluator is not None
-        skip_invalid = skip_invalid or self.skip_invalid
-        # an error in one process only would leave the others waiting
-        skipped: list[Any] | None = [] if skip_invalid or processes.world_size() > 1 else None
-        failed: list[UserError] = []
-        loader = progress(
-            _up_to_error(loader, failed), "validating", operator.length_hint(loader) or None
-        )
-        evaluated = evaluation_batches(self.task, loader, self.device, self.dtype, skipped)
-        with self.averages.in_place(), unsharded(self.task), evaluated as batches:
-            numbers, rows = self.evaluator.validate(batches)
-        failed += [unusable(error) for error in skipped or () if not skip_invalid]
-        if met := [*itertools.chain(*processes.gather_objects([str(error) for error in failed]))]:
-            raise SharedError(met[0])
-        return numbers | num_skipped(skipped), rows
+        with self.averages.in_place():
+            return validate(
+                self.task,
+                self.evaluator,
+                loader,
+                self.device,
+                self.dtype,
+                skip_invalid=skip_invalid,
+            )
 
-
-def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any]:
-    """Yield batches; list a UserError if other processes wait in sums over all."""
-    try:
-        yield from loader
-    except UserError as error:
-        if processes.world_size() == 1:
+    def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
+        """Validate, choose the weights of best/, and log the numbers."""
+        # else a kill would lose the checkpoint, or best/ could stay without the one of its step
+        self.writer.finish()
+        try:
+            validation = self._evaluate(val_loader, skip_invalid=self.skip_invalid)
+        except UserError as error:
+            if _is_shared(error):
+                self.save()
             raise
-        failed.append(error)
+        numbers = validation.numbers
+        self._choose_best(validation)
+        if self.watched is not None and self.watched in numbers:
+            self.early_stopping.scores.append(numbers[self.watched])
+        is_early = self.early_stopping.has_stalled() and self.step < self.config.steps
+        if is_early:
+            if self.step % self.config.save_every:
+                self.save()
+            validations = pluralize(self.config.patience, "validation")
+            log.note(self.step, f"{STOPPED_EARLY}: {validations} without a better {self.watched}")
+        if is_early or self.step == self.config.steps:
+            self._note_conclusions(numbers, log)
+        log.row("val", self.step, numbers)  # last: a resumed run repeats a validation without a row
+        return numbers
+
+    def _note_conclusions(self, numbers: Mapping[str, float], log: RunLog) -> None:
+        """Add sentences about the end of training to the log."""
+        assert self.evaluator is not None
+        final_numbers = self.best_numbers or numbers
+        num_warmup = int(self.config.warmup * self.config.steps)
+        sentences = [
+            *self.evaluator.warnings(final_numbers),
+            self.evaluator.comparison(final_numbers),
+            self._compare_with_training_rows(numbers),
+            self.best_weights.closing(self.step, num_warmup),
+        ]
+        for sentence in sentences:
+            if sentence:
+                log.note(self.step, sentence)
+
+    def _compare_with_training_rows(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence on training rows against validation rows; empty if unknown."""
+        if self.training_rows is None or self.watched is None or self.watched not in numbers:
+            return ""
+        try:
+            training = self._evaluate(self.training_rows(), skip_invalid=True)
+        except UserError:
+            # a finished run must not fail at its last sentence; all processes meet the same error
+            return ""
+        if self.watched not in training.numbers:
+            return ""
+        return compare_with_training_rows(
+            self.watched,
+            training.numbers[self.watched],
+            numbers[self.watched],
+            is_score=self.main_metric is not None,
+        )
+
+    def _choose_best(self, validation: Validation) -> None:
+        """Choose the weights of best/ among this step and earlier ones.
+
+        Every process must call this.
+        """
+        if self.main_metric is None:
+            return
+        numbers = validation.numbers
+        if self.main_metric not in numbers:
+            raise SharedError(
+                f"validation gives no {self.main_metric} to choose the best weights by: its rows "
+                "have no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
+            )
+
+        def save() -> None:
+            with self.averages.in_place():
+                weights = gathered(self.task.state_dict())
+                texts = {**self.texts, **self.best_texts(numbers)}
+                processes.from_main(
+                    lambda: save_best(
+                        self.run,
+                        step=self.step,
+                        model=weights,
+                        texts=texts,
+                        numbers=numbers,
+                        rows=validation.rows,
+                    )
+                )
+
+        now = ValidatedStep(step=self.step, numbers=numbers, rows=validation.rows)
+        self.best_weights.update(now, len(self.early_stopping.scores), save)
+
+
+def _is_shared(error: Exception) -> bool:
+    """Return whether all processes raise an error; they can still save then."""
+    return processes.world_size() == 1 or isinstance(error, SharedError)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
-LONGEST = 4000  # characters of a message, which may quote a very long name or value
-WRAPPED = re.compile(
-    r"(?s)Caught \w+ in .*\n[\w.]+: "
-)  # torch's prefix of an error in a loader worker
+MAX_MESSAGE = 4000  # characters of a message, which may quote a very long name or value
+MAX_QUOTE = 600  # characters of a text that a message quotes
+# torch's prefix of an error in a loader worker
+WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
@@ -21,12 +21,12 @@ def printable(text: str) -> str:
 
     Characters that a terminal, a log or a file cannot take become escapes.
     """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def shortened(text: str) -> str:
     """Return a text without its middle if it is very long."""
-    return text if len(text) <= 600 else f"{text[:400]} … {text[-200:]}"
+    return text if len(text) <= MAX_QUOTE else f"{text[:400]} … {text[-200:]}"
 
 
 class UserError(ValueError):
@@ -37,13 +37,22 @@ class UserError(ValueError):
 
     def __init__(self, message: object):
         text = printable(WRAPPED.sub("", str(message), count=1).rstrip("\n"))
-        super().__init__(
-            text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-        )
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[: MAX_MESSAGE // 2]} … {text[-MAX_MESSAGE // 2 :]}"
+        super().__init__(text)
 
 
 class SharedError(UserError):
     """A UserError that every process of a run raises; only the first prints it."""
+
+
+class StoppedError(SharedError):
+    """A signal stopped the run after a checkpoint."""
+
+    def __init__(self, message: object, code: int):
+        """code: exit status of the shell."""
+        super().__init__(message)
+        self.code = code
 
 
 class DamagedError(UserError):
@@ -55,7 +64,8 @@ class DamagedError(UserError):
         is_gone: they were deleted or replaced.
         """
         super().__init__(message)
-        self.is_locked, self.is_gone = is_locked, is_gone
+        self.is_locked = is_locked
+        self.is_gone = is_gone
 
 
 class StorageError(UserError):
@@ -69,15 +79,13 @@ class BadSampleError(UserError):
     """Unique name among all sources of a run, whose files may share a name."""
 
     def __init__(self, where: str, reason: str):
-        self.where, self.reason = (printable(shortened(text)) for text in (where, reason))
+        self.where = printable(shortened(where))
+        self.reason = printable(shortened(reason))
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
-        return (
-            BadSampleError,
-            (self.where, self.reason),
-            self.__dict__,
-        )  # for pickling from a loader worker
+        """Allow pickling from a loader worker."""
+        return BadSampleError, (self.where, self.reason), self.__dict__
 
 
 MISSING_FIELDS = (TypeError, KeyError, ValueError, AttributeError)
@@ -98,25 +106,25 @@ def explained(
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except kind as error:
-        reason = ": ".join(
-            [*[type(error).__name__] * (type(error) is not Exception), *str(error).splitlines()[:1]]
-        )
-        raise UserError(f"{problem} ({reason})") from None
+        reasons = str(error).splitlines()[:1]
+        if type(error) is not Exception:
+            reasons.insert(0, type(error).__name__)
+        raise UserError(f"{problem} ({': '.join(reasons)})") from None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `name` quoted, with the nearest known name or else all.
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `name` quoted, with the nearest choice or else all.
 
     It ends an error message.
     """
-    known = sorted(known)
-    hint = did_you_mean(name, known)
-    return f"{name!r}; {hint or 'choose from ' + ', '.join(known)}"
+    choices = sorted(choices)
+    hint = did_you_mean(name, choices) or f"choose from {', '.join(choices)}"
+    return f"{name!r}; {hint}"
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `did you mean 'x'?` for the closest known name; empty if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+def did_you_mean(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `did you mean 'x'?` for the closest choice; empty if none is close."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
@@ -125,12 +133,15 @@ def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
 
     Raises UserError without a match.
     """
-    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
-        known = {
-            f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."
-        }
-        near = difflib.get_close_matches(pattern, sorted({*names, *known}), n=3, cutoff=0)
-        raise UserError(
-            f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}"
-        )
-    return found
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if matches:
+        return matches
+    suggestions = set(names)
+    for name in names:
+        for position, letter in enumerate(name):
+            if letter == ".":
+                suggestions.add(f"{name[:position]}.*")
+    near = difflib.get_close_matches(pattern, sorted(suggestions), n=3, cutoff=0)
+    raise UserError(
+        f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}"
+    )

@@ -23,8 +23,8 @@ from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import Evaluator
 from eve_vl.tasks.predictor import Predictor
 from eve_vl.tasks.task import Routers, Task
-from eve_vl.train import StepOutput
 from eve_vl.train.processes import gather_objects
+from eve_vl.train.step import StepOutput
 
 
 class CountConfig(TaskConfig):

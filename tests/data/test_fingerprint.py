@@ -24,8 +24,8 @@ from eve_vl.report.page import write_report
 from eve_vl.run.loading import load_run
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs
-from eve_vl.train.checkpoint import checkpoint_folders
-from eve_vl.train.log import read_log
+from eve_vl.train.checkpoint_folders import checkpoint_folders
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
 from helpers.campaign_data import tar_of
 from helpers.tiny_runs import noise

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eve_vl.metrics.intervals import from_json, to_json
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 
 
 def numbers_in(path: Path) -> dict[str, float]:

@@ -32,8 +32,8 @@ from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 from eve_vl.tasks.vqa.evaluation import VQAEvaluator
-from eve_vl.train import evaluation_batches, num_skipped
-from eve_vl.train.log import RunLog, read_log
+from eve_vl.train.evaluation_batches import evaluation_batches, num_skipped
+from eve_vl.train.run_log import RunLog, read_log
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import CPU, TOKENIZER, build, config_of, numbers_of
 from helpers.twins import ListSource, pairs, questions, statements

@@ -18,7 +18,9 @@ from eve_vl.model.tokens import index_tokens
 from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
 from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, rerank_scores
 from eve_vl.tasks.retrieval.task import Retrieval
-from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
+from eve_vl.train.learning_rate import learning_rate
+from eve_vl.train.optimizer import build_optimizer
+from eve_vl.train.parameter_groups import is_decayed
 from golden_check import Fixture
 from helpers.twins import in_rows
 

@@ -22,7 +22,8 @@ from eve_vl.report.page import write_report
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
-from eve_vl.train.checkpoint import CHECKPOINTS, checkpoint_folders, checksum
+from eve_vl.train.checkpoint_files import checksum
+from eve_vl.train.checkpoint_folders import CHECKPOINTS, checkpoint_folders
 from helpers.campaign_data import ASKED, Action, Files, Reader, big_images, encode, files_in, lines
 from helpers.mutations import TEXTS, mutate
 from helpers.twins import CAPTIONS, tiny_config

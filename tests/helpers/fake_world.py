@@ -18,8 +18,8 @@ from eve_vl.model import experts
 from eve_vl.run.example_batch import example_batch
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
-from eve_vl.train import processes, shard
-from eve_vl.train.optim import build_optimizer
+from eve_vl.train import data_parallel, gradient_clipping, shard
+from eve_vl.train.optimizer import build_optimizer
 from eve_vl.utils.launcher import ProcessPlace
 
 
@@ -83,7 +83,7 @@ def sharded(config: Config) -> Iterator[Any]:
         by_one,
     ):
         task.to_empty(device=device)
-        processes.parallelize(task, device, "shard")
+        data_parallel.parallelize(task, device, "shard")
         yield task
 
 
@@ -93,6 +93,6 @@ def sent_in_a_step(task: Any) -> list[tuple[str, int]]:
     with Sent() as sent:
         (batch,) = task.before_step([example_batch(task)])
         task(batch).loss.backward()
-        shard.clip_gradients(task, 1.0)
+        gradient_clipping.clip_gradients(task, 1.0)
         optimizer.step()
     return sent.found

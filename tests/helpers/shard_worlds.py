@@ -24,10 +24,12 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
-from eve_vl.train.log import BadSamples
-from eve_vl.train.optim import build_optimizer
-from eve_vl.train.processes import parallelize, without_sharing, wrap_blocks
-from eve_vl.train.shard import clip_gradients, gathered
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.block_wrapping import wrap_blocks
+from eve_vl.train.data_parallel import parallelize, without_gradient_averaging
+from eve_vl.train.gradient_clipping import clip_gradients
+from eve_vl.train.optimizer import build_optimizer
+from eve_vl.train.shard import gathered
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
@@ -139,7 +141,7 @@ def step(config: Config, layout: str, steps: bool) -> dict[str, Tensor]:
         [rows.collate([rows[0, 0, row] for row in part.tolist()]) for part in own]
     )
     for index, batch in enumerate(batches):
-        with without_sharing(model) if index < num - 1 else contextlib.nullcontext():
+        with without_gradient_averaging(model) if index < num - 1 else contextlib.nullcontext():
             (model(batch).loss / num).backward()
     norm = clip_gradients(task, float("inf"))
     assert layout != "shard" or all(

@@ -21,7 +21,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
-from eve_vl.train import evaluation_batches
+from eve_vl.train.evaluation_batches import evaluation_batches
 from helpers.twins import (
     ANSWERS,
     ListSource,

@@ -20,9 +20,10 @@ from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks.task import task_class
-from eve_vl.train import checkpoint, processes
-from eve_vl.train.log import BadSamples
-from eve_vl.train.processes import parallelize, share_running_averages
+from eve_vl.train import checkpoint_files, checkpoint_folders, processes
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.data_parallel import parallelize
+from eve_vl.train.running_averages import share_running_averages
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
@@ -88,8 +89,10 @@ def train(run: Path, *, dies: bool) -> None:
     )
     checksum = None if is_main() else AssertionError("the first process verifies for all")
     with (
-        mock.patch.object(checkpoint, "checkpoint_folders", seen_by_this_process),
-        mock.patch.object(checkpoint, "checksum", side_effect=checksum, wraps=checkpoint.checksum),
+        mock.patch.object(checkpoint_folders, "checkpoint_folders", seen_by_this_process),
+        mock.patch.object(
+            checkpoint_files, "checksum", side_effect=checksum, wraps=checkpoint_files.checksum
+        ),
     ):
         trainer.resume()
 
@@ -113,7 +116,7 @@ def train(run: Path, *, dies: bool) -> None:
 
 def seen_by_this_process(run: Path) -> list[Path]:
     """Checkpoints of a run on a network disk, which shows the last one to the first process only."""
-    folders = sorted((run / checkpoint.CHECKPOINTS).glob("step_*"))
+    folders = sorted((run / checkpoint_folders.CHECKPOINTS).glob("step_*"))
     return folders if is_main() else folders[:-1]
 
 

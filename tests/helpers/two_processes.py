@@ -23,7 +23,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.retrieval_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train import processes
-from eve_vl.train.log import BadSamples
+from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from helpers import shared_experts

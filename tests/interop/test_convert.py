@@ -412,7 +412,7 @@ def test_no_file_is_overwritten_or_half_written(eve, tmp_path, words, suffix, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        "torch.save" if suffix == ".pth" else "eve_vl.train.checkpoint.save_file", full
+        "torch.save" if suffix == ".pth" else "eve_vl.train.tensor_files.save_file", full
     )
     done = eve("convert", "run", f"new{suffix}")
     assert done.returncode == 2 and "cannot be written (No space left on device)" in done.stderr

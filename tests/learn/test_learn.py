@@ -32,7 +32,7 @@ from eve_vl.run import training
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.run_tokenizer import with_init_tokenizer
-from eve_vl.train.checkpoint import checkpoint_folders
+from eve_vl.train.checkpoint_folders import checkpoint_folders
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from helpers.report_page import Page, assert_self_contained

@@ -34,7 +34,7 @@ from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa.config import VQAConfig
-from eve_vl.train.optim import lr_scales
+from eve_vl.train.learning_rate import lr_scales
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
 DEMO: dict[str, Any] = {

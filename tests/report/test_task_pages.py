@@ -37,7 +37,7 @@ from eve_vl.tasks.retrieval.report import Query, RetrievalReport
 from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.vqa.task import VQA
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 from helpers.report_page import Page, assert_self_contained, tiny, trained
 
 TASKS = ("vqa", "nlvr2", "retrieval")

@@ -10,7 +10,8 @@ import torch
 from eve_vl.config import config_to_json
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.tasks.vqa import evaluation as vqa_evaluation
-from eve_vl.train.log import TIMING, read_log
+from eve_vl.train.meter import TIMING
+from eve_vl.train.run_log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -32,8 +32,10 @@ from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.tasks.vqa.config import VQAConfig
-from eve_vl.train import checkpoint
-from eve_vl.train.log import BadSamples, Meter, RunLog, read_bad_samples, read_log
+from eve_vl.train import checkpoint_folders
+from eve_vl.train.bad_samples import BadSamples, read_bad_samples
+from eve_vl.train.meter import Meter
+from eve_vl.train.run_log import RunLog, read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.tiny_runs import tiny_run, write_run
@@ -355,7 +357,7 @@ def test_a_bad_weight_is_named_when_a_run_is_used_or_started_from(
         (lambda tensor: tensor.long(), "encoder.norm.bias ", 1),
     ):
         folder = shutil.copytree(
-            checkpoint.chosen_checkpoint(pretrained), tmp_path / "start", dirs_exist_ok=True
+            checkpoint_folders.chosen_checkpoint(pretrained), tmp_path / "start", dirs_exist_ok=True
         )
         without_sums(folder)
         tensors = load_file(folder / "model.safetensors")
@@ -501,7 +503,7 @@ def test_a_folder_that_cannot_be_renamed_is_read_without_it(tmp_path: Path, monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "rename", read_only)
-    assert checkpoint.chosen_checkpoint(run) == step_folder(run, 4)
+    assert checkpoint_folders.chosen_checkpoint(run) == step_folder(run, 4)
 
 
 # The command line

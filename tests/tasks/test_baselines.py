@@ -26,7 +26,7 @@ from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.log import read_log
+from eve_vl.train.run_log import read_log
 from helpers.tiny_tasks import watch_matching
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
 from tests.tasks.test_masked_signal import batch_of, samples

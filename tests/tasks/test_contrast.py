@@ -10,7 +10,7 @@ from torch import Tensor
 from eve_vl.config import EveModelConfig
 from eve_vl.tasks.contrast.contrast import replayed
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-from eve_vl.train.checkpoint import get_rng_state
+from eve_vl.train.random_state import get_rng_state
 from helpers import tiny_tasks as tiny
 
 ROWS = 12

@@ -16,7 +16,7 @@ from eve_vl.run.loading import read_labels
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.tasks.vqa.task import VQA
-from eve_vl.train.optim import build_optimizer
+from eve_vl.train.optimizer import build_optimizer
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import (
     ANSWER_LIST,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import Config, TrainConfig
 from eve_vl.tasks.task import task_class
-from eve_vl.train.processes import wrap_blocks
+from eve_vl.train.block_wrapping import wrap_blocks
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import TOKENIZER, build, config_of, rows_of, train_set
 from helpers.twins import pairs, tiny_config

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import StepOutput, checkpoint
-from eve_vl.train.checkpoint import chosen_checkpoint, read_best
-from eve_vl.train.log import BadSamples, read_log
+from eve_vl.train import best_folder
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.best_folder import read_best
+from eve_vl.train.checkpoint_folders import chosen_checkpoint
+from eve_vl.train.checkpoint_writer import CheckpointWriter
+from eve_vl.train.run_log import read_log
+from eve_vl.train.step import StepOutput
 from eve_vl.train.trainer import Trainer
-from eve_vl.train.training_state import CheckpointWriter
 from eve_vl.utils.errors import BadSampleError, UserError
 
 CONFIG = TrainConfig(
@@ -141,13 +144,13 @@ def test_a_bad_row_of_validation_loses_no_step(tmp_path: Path):
 
 def test_the_checkpoint_of_a_step_is_in_place_before_its_best(tmp_path: Path, monkeypatch):
     """Also one that is written while training continues, as on a GPU."""
-    run, save_best, found = tmp_path / "run", checkpoint.save_best, []
+    run, save_best, found = tmp_path / "run", best_folder.save_best, []
 
     def save(run: Path, *, step: int, **content: Any) -> None:
         found.append((step, step_folder(run, step).exists()))
         save_best(run, step=step, **content)
 
-    monkeypatch.setattr(checkpoint, "save_best", save)
+    monkeypatch.setattr("eve_vl.train.trainer.save_best", save)
     as_on_a_gpu = partial(CheckpointWriter, keep=9, in_background=True)
     monkeypatch.setattr("eve_vl.train.trainer.CheckpointWriter", lambda run, **_: as_on_a_gpu(run))
     train(run, Guess(scored(0.2, 0.3, 0.4, 0.5)))

@@ -18,8 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import checkpoint, training_state
-from eve_vl.train.optim import build_optimizer
+from eve_vl.train import (
+    best_folder,
+    checkpoint_files,
+    checkpoint_folders,
+    checkpoint_writer,
+    random_state,
+    tensor_files,
+    training_state,
+)
+from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
 from eve_vl.utils.errors import UserError
 from tests.train.test_best import CONFIG, Guess, scored, step_folder, train, weights
 
@@ -38,7 +46,7 @@ class Tied(nn.Module):
 
 
 def save(run: Path, model: nn.Module, **more: Tensor) -> Path:
-    return checkpoint.save_best(
+    return best_folder.save_best(
         run, step=3, model=model.state_dict() | more, texts={"config.json": "{}"}, numbers={}
     )
 
@@ -51,7 +59,7 @@ def test_tied_weights_come_back(tmp_path: Path, device):
     torch.manual_seed(1)
     with torch.device(device):
         other = Tied()
-    checkpoint.load_model(folder, other)
+    checkpoint_files.load_model(folder, other)
     assert device == "meta" or other.head.weight is other.words.weight
     trains = [
         {name: p.requires_grad for name, p in each.named_parameters(remove_duplicate=False)}
@@ -72,7 +80,7 @@ def test_loading_is_strict(tmp_path: Path, device):
     with pytest.raises(
         UserError, match=r"extra is unknown; weight has shape \(2, 3\), expected \(2, 4\)"
     ):
-        checkpoint.load_model(folder, model)
+        checkpoint_files.load_model(folder, model)
 
 
 def test_all_files_have_the_permissions_of_any_other(tmp_path: Path):
@@ -217,7 +225,7 @@ def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(
     with pytest.raises(KeyboardInterrupt):
         train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     monkeypatch.undo()
-    assert checkpoint.checkpoint_folders(run) == [step_folder(run, 4)]
+    assert checkpoint_folders.checkpoint_folders(run) == [step_folder(run, 4)]
     (run / ".best.eve-ab12.tmp").mkdir()
     train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep_checkpoints=1))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008"]
@@ -280,8 +288,8 @@ def test_the_best_never_vanish(tmp_path: Path, monkeypatch):
         train(run, Guess(scored(0.6)), replace(SHORT, steps=8))
     monkeypatch.undo()
     assert not (run / "best").exists()
-    assert checkpoint.chosen_checkpoint(run) == run / "best"
-    best = checkpoint.read_best(run)
+    assert checkpoint_folders.chosen_checkpoint(run) == run / "best"
+    best = best_folder.read_best(run)
     assert best == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}, "rows": {}}
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
 
@@ -294,7 +302,7 @@ def test_what_a_replacement_left_behind_comes_back(tmp_path: Path):
     for folder in (old, tmp_path / "checkpoints/step_00000012", tmp_path / "checkpoints/step_9"):
         (folder / "deep").mkdir(parents=True)
     (tmp_path / "checkpoints/step_00000020").write_text("a file")
-    assert checkpoint.checkpoint_folders(tmp_path) == [
+    assert checkpoint_folders.checkpoint_folders(tmp_path) == [
         step_folder(tmp_path, 4),
         step_folder(tmp_path, 12),
     ]
@@ -309,16 +317,16 @@ def test_a_write_that_fails_names_the_folder_and_says_that_older_ones_are_intact
 
     save(tmp_path, nn.Linear(2, 2))
     before = {path: path.read_bytes() for path in (tmp_path / "best").iterdir()}
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     advice = "; earlier checkpoints are intact, make room and run the same command again"
     with pytest.raises(UserError) as caught:
         save(tmp_path, nn.Linear(2, 2))
     assert str(caught.value) == f"{tmp_path / 'best'}: cannot be written (no space left){advice}"
     assert {path: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
     with pytest.raises(UserError, match=r"a.safetensors: cannot be written \(no space left\)$"):
-        checkpoint.save_weights(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+        tensor_files.save_weights(tmp_path / "a.safetensors", {"a": torch.ones(1)})
     with pytest.raises(UserError, match="cannot be written"):
-        checkpoint.save_weights(tmp_path / "nowhere/a.pt", {"a": torch.ones(1)})
+        tensor_files.save_weights(tmp_path / "nowhere/a.pt", {"a": torch.ones(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
@@ -330,7 +338,7 @@ def test_weights_of_either_format_come_back_without_the_storage_around_them(tmp_
         "across": large.view(200, 200)[:, :2].T,
         "whole": torch.ones(2).bfloat16(),
     }
-    checkpoint.save_weights(tmp_path / name, tensors)
+    tensor_files.save_weights(tmp_path / name, tensors)
     read = load_file if name.endswith("safetensors") else partial(torch.load, weights_only=True)
     found = read(tmp_path / name)
     assert found.keys() == tensors.keys() and not any(each.requires_grad for each in found.values())
@@ -345,7 +353,7 @@ def test_weights_of_either_format_come_back_without_the_storage_around_them(tmp_
 
 def test_a_file_holds_each_tensor_once_for_each_name_and_its_metadata(tmp_path: Path):
     shared = torch.arange(6.0)
-    checkpoint.write_tensors(
+    tensor_files.write_tensors(
         tmp_path / "a", {"a": shared, "b": shared, "c": shared[2:].view(2, 2).T}, {"key": "value"}
     )
     with safe_open(tmp_path / "a", "pt") as file:
@@ -364,7 +372,7 @@ def test_five_of_the_names_that_do_not_fit_are_listed(tmp_path: Path, num):
         tmp_path, nn.Linear(2, 2), **{f"extra{number}": torch.ones(1) for number in range(num)}
     )
     with pytest.raises(UserError) as caught:
-        checkpoint.load_model(folder, nn.Linear(2, 2))
+        checkpoint_files.load_model(folder, nn.Linear(2, 2))
     listed = "; ".join(f"extra{number} is unknown" for number in range(5))
     more = " and 2 more" if num == 7 else ""
     assert (
@@ -374,15 +382,15 @@ def test_five_of_the_names_that_do_not_fit_are_listed(tmp_path: Path, num):
     (tmp_path / "bare").mkdir()
     save_file({"bias": torch.ones(2)}, tmp_path / "bare/model.safetensors")
     with pytest.raises(UserError, match=r"does not fit the model: weight is missing$"):
-        checkpoint.load_model(tmp_path / "bare", nn.Linear(2, 2))
+        checkpoint_files.load_model(tmp_path / "bare", nn.Linear(2, 2))
 
 
 def test_a_model_without_memory_takes_aligned_copies_in_its_own_types(tmp_path: Path):
     weights = {"weight": torch.randn(3, 5).half(), "bias": torch.randn(3).double().float()}
-    folder = checkpoint.save_best(tmp_path, step=1, model=weights, texts={}, numbers={})
+    folder = best_folder.save_best(tmp_path, step=1, model=weights, texts={}, numbers={})
     with torch.device("meta"):
         model = nn.Linear(5, 3)
-    checkpoint.load_model(folder, model)
+    checkpoint_files.load_model(folder, model)
     assert model.weight.dtype == model.bias.dtype == torch.float32
     assert torch.equal(model.weight, weights["weight"].float()) and torch.equal(
         model.bias, weights["bias"]
@@ -411,12 +419,12 @@ def test_tensors_that_are_no_plain_numbers_are_refused(tensor, words):
         "d": torch.tensor([2**62]),
         "e": torch.tensor(True),
     }
-    checkpoint.check_tensors(plain, "file")
+    tensor_files.check_tensors(plain, "file")
     with pytest.raises(UserError) as caught:
-        checkpoint.check_tensors(plain | {"a": tensor}, "file")
+        tensor_files.check_tensors(plain | {"a": tensor}, "file")
     assert str(caught.value) == f"file: {words}"
     forms = [
-        checkpoint.form(each)
+        tensor_files.describe_shape(each)
         for each in (torch.ones(2, 3), torch.ones(1).half(), torch.ones(2).int())
     ]
     assert forms == ["(2, 3)", "(1,)", "(2,) of whole numbers"]
@@ -425,20 +433,20 @@ def test_tensors_that_are_no_plain_numbers_are_refused(tensor, words):
 def test_an_answer_needs_other_files_than_a_resume(tmp_path: Path):
     folder = save(tmp_path, nn.Linear(2, 2))
     (folder / "config.json").write_text("damaged")
-    assert checkpoint.verify(folder, to_resume=False)["step"] == 3
+    assert checkpoint_files.verify(folder, to_resume=False)["step"] == 3
     with pytest.raises(UserError, match=r"damaged \(config.json is not what was written"):
-        checkpoint.verify(folder)
+        checkpoint_files.verify(folder)
     edit_state(sha256={"../best/config.json": "0"})(folder)
     with pytest.raises(
         UserError,
         match=r"damaged \(state.json names a file in another folder: ../best/config.json\)",
     ):
-        checkpoint.verify(folder)
+        checkpoint_files.verify(folder)
     edit_state(step=-1)(folder)
     with pytest.raises(UserError, match=r"state.json holds no step"):
-        checkpoint.read_state(folder)
+        checkpoint_files.read_state(folder)
     edit_state(step=0)(folder)
-    assert checkpoint.read_state(folder)["step"] == 0
+    assert checkpoint_files.read_state(folder)["step"] == 0
 
 
 def test_what_is_no_run_says_what_it_is(tmp_path: Path):
@@ -461,14 +469,14 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path):
         ),
     ):
         with pytest.raises(UserError) as caught:
-            checkpoint.chosen_checkpoint(tmp_path / name)
+            checkpoint_folders.chosen_checkpoint(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}: {words}"
     for name in ("runs/second/best", "runs/.hidden/best", "runs/first/checkpoints"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("second", ".hidden"):
         (tmp_path / "runs" / name / "best/state.json").touch()
     with pytest.raises(UserError, match=f"; name a run in it, such as {tmp_path / 'runs/second'}$"):
-        checkpoint.chosen_checkpoint(tmp_path / "runs")
+        checkpoint_folders.chosen_checkpoint(tmp_path / "runs")
 
 
 # Optimisers and generators
@@ -478,14 +486,14 @@ def test_the_optimisers_state_has_a_name_for_each_parameter_that_trains_before_a
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 3)]), "head": nn.Linear(3, 1)})
     model["head"].requires_grad_(False)
     optimizer = build_optimizer(model.named_parameters(), TrainConfig(steps=1, optimizer="muon"))
-    before = training_state.optimizer_tensors(model, optimizer)
+    before = optimizer_tensors(model, optimizer)
     assert before.keys() == {
         "blocks.0.weight.momentum",
         *(f"blocks.0.bias.{name}" for name in ("step", "exp_avg", "exp_avg_sq")),
     }
     model["blocks"][0](torch.ones(1, 2)).sum().backward()  # pyright: ignore[reportIndexIssue]
     optimizer.step()
-    after = training_state.optimizer_tensors(model, optimizer)
+    after = optimizer_tensors(model, optimizer)
     assert {name: value.shape for name, value in after.items()} == {
         name: value.shape for name, value in before.items()
     }
@@ -505,12 +513,12 @@ def test_generators_go_on_where_they_were(num_gauss):
     np.random.rand(7)
     for _ in range(num_gauss):
         random.gauss(0, 1)
-    states = checkpoint.get_rng_state()
+    states = random_state.get_rng_state()
     expected = [drawn() for _ in range(3)]
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)
-    checkpoint.set_rng_state(states)
+    random_state.set_rng_state(states)
     assert [drawn() for _ in range(3)] == expected
     assert "cuda" not in states
 
@@ -519,25 +527,25 @@ def test_the_generator_of_a_gpu_is_kept_where_there_is_one(monkeypatch):
     kept, restored = torch.tensor([1, 2], dtype=torch.uint8), []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: kept)
     monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
-    checkpoint.set_rng_state(checkpoint.get_rng_state() | {"cuda": kept})
+    random_state.set_rng_state(random_state.get_rng_state() | {"cuda": kept})
     assert not restored
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    states = checkpoint.get_rng_state()
-    checkpoint.set_rng_state(states)
+    states = random_state.get_rng_state()
+    random_state.set_rng_state(states)
     assert restored == [kept] and states["cuda"] is kept
-    checkpoint.set_rng_state({name: state for name, state in states.items() if name != "cuda"})
+    random_state.set_rng_state({name: state for name, state in states.items() if name != "cuda"})
     assert len(restored) == 1
 
 
 def test_a_process_that_is_new_after_a_resume_keeps_its_own_generators(tmp_path: Path):
     run, model = tmp_path / "run", nn.Linear(2, 2)
     optimizer = build_optimizer(model.named_parameters(), TrainConfig(steps=1))
-    rng = checkpoint.get_rng_state() | {"meter.loss": torch.tensor([3.0])}
+    rng = random_state.get_rng_state() | {"meter.loss": torch.tensor([3.0])}
     own, shared = (
         {"model": model.state_dict(), "rng_0": rng},
-        {"optimizer": training_state.optimizer_tensors(model, optimizer)},
+        {"optimizer": optimizer_tensors(model, optimizer)},
     )
-    writer = training_state.CheckpointWriter(run, keep=2, in_background=False)
+    writer = checkpoint_writer.CheckpointWriter(run, keep=2, in_background=False)
     writer.start(own, shared, {}, {"step": 7, "num_processes": 1})
     folder = step_folder(run, 7)
     for rank in (0, 1):
@@ -548,5 +556,5 @@ def test_a_process_that_is_new_after_a_resume_keeps_its_own_generators(tmp_path:
     assert {value.dtype for value in optimizer.state[model.weight].values()} == {torch.float32}
     for step in (8, 9):
         writer.start(own, shared, {}, {"step": step, "num_processes": 1})
-    assert checkpoint.checkpoint_folders(run) == [step_folder(run, 8), step_folder(run, 9)]
+    assert checkpoint_folders.checkpoint_folders(run) == [step_folder(run, 8), step_folder(run, 9)]
     assert len([*(run / "checkpoints").iterdir()]) == 2

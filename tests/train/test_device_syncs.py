@@ -45,9 +45,9 @@ INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
 DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
 # Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become shorter.
 WAITING = {
-    "train/trainer.py:_check_finite": "stops a run before the update that a loss that is not finite would make",
+    "train/finite_check.py:_require_finite": "stops a run before the update that a loss that is not finite would make",
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
-    "train/checkpoint.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
+    "train/random_state.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
     "tasks/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }

@@ -20,8 +20,8 @@ from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
-from eve_vl.train.log import TIMING
-from eve_vl.train.processes import without_sharing
+from eve_vl.train.data_parallel import without_gradient_averaging
+from eve_vl.train.meter import TIMING
 from eve_vl.utils.console import is_main
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
 from helpers.twins import pairs, tiny_config
@@ -193,7 +193,7 @@ def test_gradients_wait_for_the_last_micro_batch_unless_parameters_may_be_unused
 ):
     """DDP averages none of a parameter that the last pass leaves out: after earlier passes, processes would drift apart."""
     model = DistributedDataParallel(torch.nn.Linear(2, 1), find_unused_parameters=may_be_unused)
-    with without_sharing(model):
+    with without_gradient_averaging(model):
         assert model.require_backward_grad_sync == may_be_unused
 
 

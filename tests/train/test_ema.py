@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eve_vl.train.log import BadSamples
+from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from tests.train.test_best import CONFIG, Guess, Numbers, scored

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from eve_vl.train import log
-from eve_vl.utils.runtime import core_seconds
+from eve_vl.train import environment
+from eve_vl.utils.cores import core_seconds
 
 CPU = torch.device("cpu")
 TICKS = 0.02  # the system counts user and system time of processes that have ended in hundredths of seconds
@@ -23,25 +23,25 @@ def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["/somewhere/eve_vl/__main__.py", "pretrain", "tiny", "--out", "with space"]
     )
-    log.record(tmp_path, CPU)
-    log.record(tmp_path, CPU)
-    first, second = log.read_environment(tmp_path)
+    environment.record_environment(tmp_path, CPU)
+    environment.record_environment(tmp_path, CPU)
+    first, second = environment.read_environment(tmp_path)
     assert first["command"] == "eve pretrain tiny --out 'with space'"
     assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
     assert first["started"] <= second["started"]
     assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
     for damaged in ("[", "{}", '["text", 1, null]'):
-        (tmp_path / log.ENVIRONMENT).write_text(damaged)
-        assert log.read_environment(tmp_path) == []
-        log.record(tmp_path, CPU)
-        assert len(json.loads((tmp_path / log.ENVIRONMENT).read_text())) == 1
+        (tmp_path / environment.ENVIRONMENT).write_text(damaged)
+        assert environment.read_environment(tmp_path) == []
+        environment.record_environment(tmp_path, CPU)
+        assert len(json.loads((tmp_path / environment.ENVIRONMENT).read_text())) == 1
 
 
 def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeypatch):
     package = tmp_path / "eve_vl"
     package.mkdir()
-    monkeypatch.setattr(log, "PACKAGE", package)
-    assert log.facts(CPU)["commit"] == ""
+    monkeypatch.setattr(environment, "PACKAGE", package)
+    assert environment.environment_facts(CPU)["commit"] == ""
 
     def git(*words: str) -> str:
         name = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -56,9 +56,9 @@ def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeyp
     git("commit", "--quiet", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag is no commit")
     commit = git("rev-parse", "HEAD")
-    assert log.facts(CPU)["commit"] == commit
+    assert environment.environment_facts(CPU)["commit"] == commit
     (package / "file").write_text("2")
-    assert log.facts(CPU)["commit"] == f"{commit}-dirty"
+    assert environment.environment_facts(CPU)["commit"] == f"{commit}-dirty"
 
 
 def work(link) -> None:

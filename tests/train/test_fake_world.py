@@ -8,9 +8,9 @@ from torch.distributed.tensor import DTensor, Shard
 
 from eve_vl.recipes import get_recipe
 from eve_vl.run.step_memory import Layout, step_memory, step_traffic
-from eve_vl.train import shard
-from eve_vl.train.optim import orthogonalize
-from eve_vl.train.shard import local
+from eve_vl.train import shard, sharded_matrices
+from eve_vl.train.muon import orthogonalize
+from eve_vl.train.shard import local_shard
 from helpers.fake_world import Sent, sent_in_a_step, sharded, world
 
 SIZE = 512
@@ -23,7 +23,7 @@ def test_no_process_has_more_than_its_share(per_machine: int):
     config = replace(config, model=replace(config.model, depth=3))
     with world(0, SIZE, per_machine), sharded(config) as task:
         total = sum(each.numel() for each in task.parameters())
-        own = sum(local(each).numel() for each in task.parameters())
+        own = sum(local_shard(each).numel() for each in task.parameters())
         planned = step_memory(
             config, task, Layout(gpus=per_machine, machines=SIZE // per_machine, shards=True), 0
         )
@@ -63,7 +63,9 @@ def test_tall_matrices_that_no_axis_divides():
         own = whole.chunk(8)[0].contiguous()
         form = {"shape": whole.shape, "stride": whole.stride(), "run_check": False}
         weight = DTensor.from_local(own, mesh, [Shard(0)] * mesh.ndim, **form)
-        (update,) = shard.on_matrices(orthogonalize, [weight], own.flatten(), (30, 6))
+        (update,) = sharded_matrices.compute_on_matrices(
+            orthogonalize, [weight], own.flatten(), (30, 6)
+        )
     assert len(update) == own.numel()
 
 
@@ -79,6 +81,8 @@ def test_shards_of_complete_blocks_are_not_exchanged(
         own = torch.ones(shape).chunk(8, axis)[0].contiguous()
         weight = DTensor.from_local(own, mesh, [Shard(axis)] * mesh.ndim, run_check=False)
         sent.found.clear()
-        (update,) = shard.on_matrices(orthogonalize, [weight], own.flatten(), (64, 8))
+        (update,) = sharded_matrices.compute_on_matrices(
+            orthogonalize, [weight], own.flatten(), (64, 8)
+        )
     assert len(update) == own.numel()
     assert {name for name, _ in sent.found} == ({"alltoall_base_"} if is_sent else set())

@@ -17,8 +17,9 @@ from eve_vl.recipes.settings import layer_decay
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.log import BadSamples
-from eve_vl.train.optim import build_optimizer, freeze
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.freezing import freeze
+from eve_vl.train.optimizer import build_optimizer
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import build, config_of, eval_set, train_set
@@ -60,7 +61,9 @@ def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Modul
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
 def test_frozen_parameters_stay_bit_for_bit(tmp_path: Path, monkeypatch, optimizer):
-    monkeypatch.setattr("eve_vl.train.optim.BLOCK_ROWS", 16)  # divides 16, 32 and 48 rows
+    monkeypatch.setattr(
+        "eve_vl.train.parameter_groups.BLOCK_ROWS", 16
+    )  # divides 16, 32 and 48 rows
     config = replace(
         CONFIG,
         optimizer=optimizer,

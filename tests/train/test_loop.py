@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train import StepOutput, StoppedError, checkpoint
-from eve_vl.train.log import TIMING, BadSamples, Meter, read_log
+from eve_vl.train import checkpoint_files
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.meter import TIMING, Meter
+from eve_vl.train.run_log import read_log
+from eve_vl.train.step import StepOutput
 from eve_vl.train.trainer import Trainer
-from eve_vl.utils.runtime import core_seconds
+from eve_vl.utils.cores import core_seconds
+from eve_vl.utils.errors import StoppedError
 from tests.train.test_best import CONFIG, Guess, Numbers, endless, scored, step_folder
 
 SCORES = scored(0.1, 0.2, 0.3, 0.4)
@@ -118,7 +122,7 @@ def test_a_signal_that_was_ignored_before_the_run_stays_so(tmp_path: Path, numbe
 
 def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
     """Ctrl-C again; made to count as later here."""
-    monkeypatch.setattr("eve_vl.utils.runtime.AGAIN", 1e-9)
+    monkeypatch.setattr("eve_vl.utils.signals.REPEAT_SECONDS", 1e-9)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", Noisy(), stopping(3, INT, TERM, INT), CONFIG)
     assert signal.getsignal(INT) is signal.default_int_handler
@@ -126,8 +130,8 @@ def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
 
 def test_a_pool_that_says_it_again_means_the_same_stop(tmp_path: Path, monkeypatch):
     """It sends SIGTERM to all of its processes whenever one has ended."""
-    monkeypatch.setattr("eve_vl.utils.runtime.AGAIN", 1e-9)
-    monkeypatch.setattr("eve_vl.utils.runtime.multiprocessing.parent_process", object)
+    monkeypatch.setattr("eve_vl.utils.signals.REPEAT_SECONDS", 1e-9)
+    monkeypatch.setattr("eve_vl.utils.signals.multiprocessing.parent_process", object)
     with pytest.raises(StoppedError):
         fit(
             tmp_path / "run",
@@ -201,11 +205,11 @@ def test_a_checkpoint_is_in_place_before_its_validation_begins(tmp_path: Path, m
 
     there, write_files, config = (
         list[list[Path]](),
-        checkpoint.write_files,
+        checkpoint_files.write_files,
         replace(CONFIG, steps=4),
     )
     monkeypatch.setattr(
-        checkpoint, "write_files", lambda *files: time.sleep(0.2) or write_files(*files)
+        checkpoint_files, "write_files", lambda *files: time.sleep(0.2) or write_files(*files)
     )
     trainer = Trainer(
         config, tmp_path, task := Looking(SCORES), task, device=torch.device("cpu"), texts={}

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eve_vl.train import StepOutput
-from eve_vl.train.log import BadSamples
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.step import StepOutput
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import SharedError
 from tests.train.test_best import CONFIG
@@ -123,7 +123,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_a_stopped_run_holds_what_was_there_before_the_step(
     tmp_path: Path, monkeypatch, optimizer, bad, index
 ):
-    monkeypatch.setattr("eve_vl.train.optim.BLOCK_ROWS", 2)  # the block has 4 rows
+    monkeypatch.setattr("eve_vl.train.parameter_groups.BLOCK_ROWS", 2)  # the block has 4 rows
     trained(tmp_path / "before", None, optimizer, index, save_every=BAD)
     late, said = trained(tmp_path / "late", bad, optimizer, index)
     assert f"loss is not finite at step {BAD} (loss nan" in said

@@ -10,20 +10,13 @@ from torch import nn
 from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
-from eve_vl.train import optim
-from eve_vl.train.optim import (
-    Averages,
-    Muon,
-    build_optimizer,
-    initial_state,
-    is_decayed,
-    learning_rate,
-    lr_scales,
-    muon_parts,
-    orthogonalize,
-    running_averages,
-    running_averages_kept,
-)
+from eve_vl.train import muon
+from eve_vl.train.learning_rate import learning_rate, lr_scales
+from eve_vl.train.muon import Muon, orthogonalize
+from eve_vl.train.optimizer import build_optimizer, initial_state
+from eve_vl.train.parameter_groups import is_decayed, muon_parts
+from eve_vl.train.running_averages import running_averages, running_averages_restored
+from eve_vl.train.weight_averages import WeightAverages
 from helpers.twins import tiny_config
 
 
@@ -241,7 +234,7 @@ def test_the_state_before_the_first_step_is_what_the_optimiser_starts_from(name)
     """Names, shapes and types of the state after a step without a gradient, whose moments are 0."""
     parameter = nn.Parameter(torch.randn(3, 2))
     optimizer = build_optimizer([(name, parameter)], config_of(optimizer="muon"))
-    assert isinstance(optimizer, Muon) and optimizer.rest.defaults["fused"]
+    assert isinstance(optimizer, Muon) and optimizer.adamw.defaults["fused"]
     parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     with torch.device("meta"):  # the parameter's device counts, not the default one
@@ -277,7 +270,7 @@ def test_muon_leaves_parameters_without_a_gradient_alone():
 @pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
 def test_muons_products_have_the_type_that_is_asked_for(monkeypatch, products):
     seen = []
-    monkeypatch.setattr(optim, "orthogonalize", lambda x: seen.append(x.dtype) or orthogonalize(x))
+    monkeypatch.setattr(muon, "orthogonalize", lambda x: seen.append(x.dtype) or orthogonalize(x))
     parameter = nn.Parameter(torch.randn(2, 2))
     parameter.grad = torch.randn(2, 2)
     build_optimizer(
@@ -322,7 +315,7 @@ def test_scales_are_rounded_where_factors_multiply_only():
 def test_running_averages_are_those_of_batch_normalisations_and_come_back():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
     assert [len(buffer.shape) for buffer in running_averages(model)] == [1, 1, 0]
-    with pytest.raises(KeyError), running_averages_kept(model):
+    with pytest.raises(KeyError), running_averages_restored(model):
         model(torch.randn(8, 2))
         assert running_averages(model)[2] == 1
         raise KeyError
@@ -332,8 +325,8 @@ def test_running_averages_are_those_of_batch_normalisations_and_come_back():
 def test_averages_change_places_with_the_weights_and_back():
     layer = nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    averages = Averages(layer, 0.9)
-    assert Averages(layer, 0.0).values == {} and [*averages.values] == ["weight"]
+    averages = WeightAverages(layer, 0.9)
+    assert WeightAverages(layer, 0.0).values == {} and [*averages.values] == ["weight"]
     first = layer.weight.detach().clone()
     layer.weight.data += 1
     averages.update(0)  # min(0.9, 2 / 11) of the old

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from eve_vl.run.loading import read_config
-from eve_vl.train.checkpoint import read_best
-from eve_vl.train.log import TIMING, read_log
-from eve_vl.train.optim import learning_rate
+from eve_vl.train.best_folder import read_best
+from eve_vl.train.learning_rate import learning_rate
+from eve_vl.train.meter import TIMING
+from eve_vl.train.run_log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

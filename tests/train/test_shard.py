@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eve_vl.tasks.contrast.contrast import MAX_TEMPERATURE
-from eve_vl.train.log import TIMING
+from eve_vl.train.meter import TIMING
 from helpers.shard_worlds import IN_WORLD, RUNS, STEPS_OF, fit, four, in_world, two
 
 

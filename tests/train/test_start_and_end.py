@@ -9,8 +9,8 @@ import torch
 
 from eve_vl.metrics.intervals import share
 from eve_vl.tasks.retrieval.task import Retrieval
-from eve_vl.train.best import on_training_rows
-from eve_vl.train.log import BadSamples
+from eve_vl.train.bad_samples import BadSamples
+from eve_vl.train.overfitting import compare_with_training_rows
 from eve_vl.train.trainer import Trainer
 from helpers.tiny_tasks import build, config_of, rows_of, train_set
 from tests.train.test_best import CONFIG, Guess, endless, notes_of, scored
@@ -28,7 +28,7 @@ from tests.train.test_best import CONFIG, Guess, endless, notes_of, scored
     ],
 )
 def test_overfitting_is_named(seen, validated, is_score, overfits):
-    text = on_training_rows("loss", seen, validated, is_score=is_score)
+    text = compare_with_training_rows("loss", seen, validated, is_score=is_score)
     assert f"loss {seen:.3f} on training rows, {validated:.3f} on validation rows" in text
     assert ("overfits" in text) == overfits
 

@@ -23,9 +23,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from eve_vl.train import checkpoint, processes
+from eve_vl.train import checkpoint_files, checkpoint_folders, checkpoint_writer, processes
+from eve_vl.train.checkpoint_writer import CheckpointWriter
 from eve_vl.train.shard import gathered
-from eve_vl.train.training_state import CheckpointWriter, read_parts
+from eve_vl.train.tensor_shares import read_shares
 from eve_vl.utils.errors import SharedError, UserError
 from eve_vl.utils.file_io import delete_temporary
 from helpers import shares
@@ -108,6 +109,12 @@ def writer_of(folder: Path) -> CheckpointWriter:
     return CheckpointWriter(folder, keep=2, in_background=processes.world_size() > 1)
 
 
+def finish_if_written(writer: CheckpointWriter) -> None:
+    """Put a checkpoint in place as the training loop does after each step."""
+    if not processes.any_process(writer.is_writing):
+        writer.finish()
+
+
 LAYOUTS = ("whole", "first axis", "last axis", "machines")
 KILLED: list[
     CheckpointWriter
@@ -118,13 +125,13 @@ def save_all(folder: Path) -> str:
     """Save every layout; change tensors while they are written; fail to write; die while writing."""
     for layout in LAYOUTS:
         tensors, writer = in_layout(layout, whole_tensors(0)), writer_of(folder / layout)
-        allowed, write_files = threading.Event(), checkpoint.write_files
+        allowed, write_files = threading.Event(), checkpoint_writer.write_files
 
         def slowly(*args, allowed=allowed, write_files=write_files):
             assert allowed.wait(60)
             return write_files(*args)
 
-        with mock.patch.object(checkpoint, "write_files", slowly):
+        with mock.patch.object(checkpoint_writer, "write_files", slowly):
             model = gathered(tensors)
             assert bool(model) == (processes.rank() == 0)
             own = {"model": writer.copied(model)} if model else {}
@@ -136,13 +143,13 @@ def save_all(folder: Path) -> str:
             )
             for tensor in (*tensors.values(), *model.values()):
                 (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
-            writer.poll()
+            finish_if_written(writer)
             assert not (folder / layout / "checkpoints/step_00000004").exists()
             allowed.set()
             while not (folder / layout / "checkpoints/step_00000004").exists():
-                writer.poll()  # in as many rounds as others
+                finish_if_written(writer)  # in as many rounds as others
                 time.sleep(0.01)
-        writer.poll()
+        finish_if_written(writer)
         writer.finish()
     own = in_layout(
         "first axis", {name: each for name, each in whole_tensors(0).items() if each.ndim}
@@ -179,7 +186,7 @@ def load_all(folder: Path) -> str:
             tensors = in_layout(
                 layout, {name: torch.full_like(expected[name], 7) for name in names}
             )
-            read_parts(tensors, there, "optimizer")
+            read_shares(tensors, there, "optimizer")
             if not equal(tensors, {name: expected[name] for name in names}):
                 wrong.append((saved, layout))
     return str(wrong)
@@ -214,9 +221,9 @@ def test_four_processes_save_and_two_or_one_resume_with_the_same_bits(folder: Pa
         assert equal(load_file(there / "model.safetensors"), whole_tensors(0))
         together = shares.whole_tensors(there)
         assert equal({name: together[f"optimizer.{name}"] for name in filled}, filled)
-        assert {*checkpoint.verify(there)["sha256"]} == {path.name for path in there.iterdir()} - {
-            "state.json"
-        }
+        assert {*checkpoint_files.verify(there)["sha256"]} == {
+            path.name for path in there.iterdir()
+        } - {"state.json"}
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -237,7 +244,7 @@ def test_a_full_disk_of_one_process_is_one_line_in_all_and_the_last_checkpoint_s
     path = folder / "whole/checkpoints/step_00000005"
     assert (
         said.startswith(f"{path}: cannot be written (")
-        and said.endswith(checkpoint.ADVICE)
+        and said.endswith(checkpoint_files.ADVICE)
         and "File too large" in said
     )
     assert [each.name for each in path.parent.iterdir()] == ["step_00000004"]
@@ -245,7 +252,7 @@ def test_a_full_disk_of_one_process_is_one_line_in_all_and_the_last_checkpoint_s
 
 def test_a_save_that_was_killed_leaves_nothing_that_counts(folder: Path):
     (left,) = (folder / "killed/checkpoints").iterdir()
-    assert not checkpoint.checkpoint_folders(folder / "killed") and not list(
+    assert not checkpoint_folders.checkpoint_folders(folder / "killed") and not list(
         left.rglob("state.json")
     )
     delete_temporary(left.parent)
@@ -258,7 +265,7 @@ def test_shares_that_are_lost_or_misplaced_are_named(folder: Path, tmp_path: Pat
             folder / f"whole/checkpoints/step_00000004/optimizer_{rank}.safetensors"
         )
     with pytest.raises(UserError, match=r"^optimizer.safetensors: does not hold all of experts$"):
-        read_parts(whole_tensors(1), tmp_path, "optimizer")
+        read_shares(whole_tensors(1), tmp_path, "optimizer")
     for text in ("[]", "{", '{"bias": 3}', '{"bias": {}}', '{"bias": {"saved_offsets": [null]}}'):
         save_file(
             {"bias": torch.ones(5)},
@@ -266,4 +273,4 @@ def test_shares_that_are_lost_or_misplaced_are_named(folder: Path, tmp_path: Pat
             {"DCP_SHARDING_INFO": text},
         )
         with pytest.raises(UserError, match=r"optimizer_0.safetensors: cannot be read \("):
-            read_parts({"bias": torch.ones(5)}, tmp_path, "optimizer")
+            read_shares({"bias": torch.ones(5)}, tmp_path, "optimizer")

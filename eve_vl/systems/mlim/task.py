@@ -32,7 +32,7 @@ from eve_vl.tasks.classifier.task import FIELDS, Classifier
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.masked_signal.task import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers
-from eve_vl.train import StepOutput
+from eve_vl.train.step import StepOutput
 
 GROWING = (512, 256, 96, 48, 32, 16, 16)
 """Channels after each doubling of the sides; fewer doublings take the last ones."""

@@ -11,8 +11,8 @@ from eve_vl.config import Config
 from eve_vl.data.batches import normalize
 from eve_vl.tasks.classifier.heads import ClassifierHeads
 from eve_vl.tasks.task import PAIR, Routers, Settings, Sizes, Task
-from eve_vl.train import StepOutput
-from eve_vl.train.processes import send
+from eve_vl.train.devices import send_to_device
+from eve_vl.train.step import StepOutput
 
 FIELDS = {
     "pixels": "images_BCHW",
@@ -50,7 +50,7 @@ class Classifier(Task[Settings]):
     def forward(self, batch: Any) -> StepOutput:
         """Return the loss over the classes plus the weighted balance loss."""
         logits_BC, routers = self.predict(batch)
-        target, best_B = send(self.targets(batch), logits_BC.device), logits_BC.argmax(1)
+        target, best_B = send_to_device(self.targets(batch), logits_BC.device), logits_BC.argmax(1)
         right_B = target == best_B if target.ndim == 1 else target.gather(1, best_B[:, None])
         losses = {self.section.name: self.loss(logits_BC, target)}
         return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})

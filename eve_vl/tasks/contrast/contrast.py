@@ -25,9 +25,9 @@ from eve_vl.tasks.contrast.negatives import CrossBatchMemory, shares_key
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Routers
-from eve_vl.train.checkpoint import get_rng_state, set_rng_state
-from eve_vl.train.optim import running_averages_kept
 from eve_vl.train.processes import gather_rows, sum_over_processes, world_size
+from eve_vl.train.random_state import get_rng_state, set_rng_state
+from eve_vl.train.running_averages import running_averages_restored
 from eve_vl.utils.frozen import Frozen
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
@@ -365,7 +365,7 @@ class Contrast(nn.Module):
         rng_states, parts = [], []
         with (
             torch.no_grad(),
-            running_averages_kept(encoder),
+            running_averages_restored(encoder),
         ):  # `forward` updates them, once as without accumulation
             for batch in micro_batches:
                 rng_states.append(get_rng_state())

@@ -34,7 +34,7 @@ from eve_vl.tasks.contrast.task import ContrastTask
 from eve_vl.tasks.evaluator import Evaluated
 from eve_vl.tasks.run import Run
 from eve_vl.tasks.task import Task
-from eve_vl.train import evaluation_batches, num_skipped
+from eve_vl.train.evaluation_batches import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user, read_json
 from eve_vl.utils.frozen import Frozen

@@ -12,7 +12,7 @@ from eve_vl.tasks.masked_signal.task import MaskedSignalTask
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Routers, Task
-from eve_vl.train import StepOutput
+from eve_vl.train.step import StepOutput
 
 
 class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[ContrastMatchConfig]):

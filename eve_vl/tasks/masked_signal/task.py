@@ -27,8 +27,8 @@ from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import Routers, Task
-from eve_vl.train import StepOutput
 from eve_vl.train.processes import sum_over_processes, world_size
+from eve_vl.train.step import StepOutput
 
 MaskedBatch = PairBatch | MaskedImages | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)

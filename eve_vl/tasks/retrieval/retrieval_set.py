@@ -37,7 +37,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.contrast.task import ContrastTask
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.train import unusable
+from eve_vl.train.evaluation_batches import unusable_row_error
 from eve_vl.train.processes import gather_objects, rank
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import BadSampleError, SharedError
@@ -157,7 +157,7 @@ class SearchSet(SampleSet):
                 pair = source[row]
             except BadSampleError as error:
                 if not self.config.data.skips_invalid_val:
-                    raise unusable(error) from None
+                    raise unusable_row_error(error) from None
                 found[-len(found) - 1] = (
                     (number, row),
                     [],

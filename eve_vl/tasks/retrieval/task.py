@@ -7,7 +7,7 @@ from torch import Tensor
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.tasks.contrast.task import ContrastTask
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.train import StepOutput
+from eve_vl.train.step import StepOutput
 
 
 class Retrieval(ContrastTask[RetrievalConfig]):
