@@ -1,4 +1,4 @@
-"""Answer lists of questions: reading them, and leaving out the questions that they cannot answer."""
+"""Answer lists of questions: reading them, and leaving out questions that they cannot answer."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ NUM_SHOWN = 10  # answers in a message
 def read_answers(path: Path) -> list[str]:
     """Read an answer list. Raises UserError.
 
-    The file is a JSON list of texts, BEiT-3's answer2label.txt (one JSON object per line) or has plain lines.
+    The file is a JSON list of texts, BEiT-3's answer2label.txt (one JSON object per line) or has
+    plain lines.
     """
     text = read_text(path)
     with explained(f"{path}: not an answer list", MISSING_FIELDS):
@@ -67,9 +68,10 @@ def drop_unanswerable(
 ) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
     """Return the sources without questions whose answers the vocabulary lacks.
 
-    Also return a sentence about these, if any. It ends with the advice, which says how an answer list would have all
-    answers, unless an answer is empty in its normal form, which no list has. Unusable rows stay, because training counts
-    them. Raises UserError if no question of a source is left.
+    Also return a sentence about these, if any. It ends with the advice, which says how an answer
+    list would have all answers, unless an answer is empty in its normal form, which no list has.
+    Unusable rows stay, because training counts them. Raises UserError if no question of a source is
+    left.
     """
     vocabulary = set(map(normalize, answers))
     closed_answers = closed_vocabulary(sources)
@@ -96,7 +98,8 @@ def drop_unanswerable(
     frequent = [answer for answer, _ in missing_answers.most_common(NUM_SHOWN)]
     note = (
         f"the answer list lacks the answers of {num_dropped} of {total} training questions "
-        f"({num_dropped / total:.1%}), which are left out; first {len(frequent)}: {', '.join(frequent)}"
+        f"({num_dropped / total:.1%}), which are left out; "
+        f"first {len(frequent)}: {', '.join(frequent)}"
     )
     if all(map(normalize, missing_answers)):
         note += advice

@@ -24,7 +24,8 @@ def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
 def random_ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Recolour half of the images, uint8 (3, H, W).
 
-    A quarter is in grey, a quarter in shades of one dark random colour. Drawings are then recognised by their lines.
+    A quarter is in grey, a quarter in shades of one dark random colour. Drawings are then
+    recognised by their lines.
     """
     draw_grey, draw_ink, *ink = rng.random(5)
     if draw_grey < 0.5:
@@ -40,9 +41,9 @@ def random_ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def random_strokes(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change the strokes of a drawing, uint8 (3, H, W).
 
-    Lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are swapped without the
-    hues (15 %), and the drawing moves by at most 2 pixels each way. Lines that would lose half of their ink are not
-    made thinner.
+    Lines become bolder (20 %) or thinner (20 %), areas become outlines (20 %), dark and light are
+    swapped without the hues (15 %), and the drawing moves by at most 2 pixels each way. Lines that
+    would lose half of their ink are not made thinner.
     """
     draw_width, draw_outline, draw_invert, *draw_shift = rng.random(5)
     if draw_width < 0.2:

@@ -40,7 +40,7 @@ def normalize(images_BCHW: Tensor) -> Tensor:
     return images_BCHW.float().div_(127.5).sub_(1)
 
 
-# How the values of all samples become a field of their batch. Each rule takes (values, pad_id, length).
+# How the values of all samples become a field of their batch; rules take (values, pad_id, length).
 
 
 def stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:

@@ -14,11 +14,12 @@ MAX_TAGS = 100
 
 
 def common_tags(captions: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """Return words and phrases that people may search for, with the images whose captions have them.
+    """Return words and phrases that people may search for, with the images whose captions have
+    them.
 
-    captions: of each image. A tag stands in the captions of TAG_ROWS images or more, and of at most TAG_SHARE of all,
-    which leaves out words such as `the`, and gives none for few images. Of more than MAX_TAGS tags some are chosen,
-    evenly in alphabetical order.
+    captions: of each image. A tag stands in the captions of TAG_ROWS images or more, and of at most
+    TAG_SHARE of all, which leaves out words such as `the`, and gives none for few images. Of more
+    than MAX_TAGS tags some are chosen, evenly in alphabetical order.
     """
     images_of_tag: defaultdict[str, set[int]] = defaultdict(set)
     for image, texts in enumerate(captions):
@@ -58,6 +59,6 @@ def _text_between_spaces(captions: Sequence[str]) -> str:
     return " ".join(f" {' '.join(_words(caption))} " for caption in captions)
 
 
-def _spread_evenly(tags: Sequence[str]) -> list[str]:
+def _spread_evenly(tags: list[str]) -> list[str]:
     places = np.linspace(0, len(tags) - 1, min(MAX_TAGS, len(tags)))
     return [tags[place] for place in np.unique(places.astype(int))]

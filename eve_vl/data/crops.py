@@ -58,9 +58,10 @@ def random_box(
 class Crop(Frozen):
     """A box of an image, resized to a square of `size` pixels.
 
-    choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A JPEG is decoded at
-    a smaller size if the box keeps `sharpness` pixels per pixel of the square. is_centre: resize the shorter side of the
-    box and cut out the middle, instead of changing its aspect ratio.
+    choose: returns the box for (height, width). The box is chosen before EXIF rotates the image. A
+    JPEG is decoded at a smaller size if the box keeps `sharpness` pixels per pixel of the square.
+    is_centre: resize the shorter side of the box and cut out the middle, instead of changing its
+    aspect ratio.
     """
 
     size: int
@@ -121,8 +122,8 @@ def eval_crop(sizes: InputConfig) -> Crop:
 def train_crop(sizes: InputConfig, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
     """Return a crop that samples a new box for every image.
 
-    An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops are decoded at half
-    size.
+    An eighth less sharpness is less than the aspect ratio changes either side. With it, more crops
+    are decoded at half size.
     """
     return Crop(
         size=sizes.image_size,

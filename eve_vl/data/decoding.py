@@ -1,8 +1,9 @@
 """Decoding: from encoded images to uint8 tensors (3, height, width), RGB.
 
-simplejpeg decodes plain JPEG and torchvision plain PNG, because they are faster; Pillow decodes and converts everything
-else. The crop is known before decoding, so that a far too large JPEG is decoded at half its size or less. Pixels stay
-uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the memory travels between processes.
+simplejpeg decodes plain JPEG and torchvision plain PNG, because they are faster; Pillow decodes and
+converts everything else. The crop is known before decoding, so that a far too large JPEG is decoded
+at half its size or less. Pixels stay uint8 up to the batch: resizing uint8 is vectorised, and a
+quarter of the memory travels between processes.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ def decode(
 ) -> Tensor:
     """Return an image, or a crop of it, as uint8 RGB, shape (3, height, width).
 
-    longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or decoded.
+    longest: see `decode_bytes`. Raises BadSampleError (naming `where`) if it cannot be read or
+    decoded.
     """
     if isinstance(image, Unencoded):
         return to_tensor(image, crop)
@@ -74,10 +76,10 @@ def decode_bytes(
 ) -> DecodedImage:
     """Return an encoded image, or a crop of it, as RGB.
 
-    It is upright, on white where it is transparent, the first frame of several. longest: pixels that suffice for the
-    longer side of a whole image; a JPEG is then decoded at a multiple of an eighth of its size. is_upload: see
-    `ImageBytes`. Raises BadSampleError (naming `where`) if it cannot be decoded or has more than MAX_PIXELS pixels,
-    which is checked before decoding.
+    It is upright, on white where it is transparent, the first frame of several. longest: pixels
+    that suffice for the longer side of a whole image; a JPEG is then decoded at a multiple of an
+    eighth of its size. is_upload: see `ImageBytes`. Raises BadSampleError (naming `where`) if it
+    cannot be decoded or has more than MAX_PIXELS pixels, which is checked before decoding.
     """
     with _explained(data, where, FORMATS):
         image = open_image(data, FORMATS)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from eve_vl.utils.errors import BadSampleError
 
-# Peak memory of decoding, rotation included; other formats need 8: 4 in Pillow, 3 as RGB, and strips.
+# Peak memory of decoding, rotation included.
+# Other formats need 8: 4 in Pillow, 3 as RGB, and strips.
 BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
 MAX_BYTES: Final = 600 * 2**20  # keeps a process with its libraries below 1 GB
 # Pixels of a JPEG over all scans: seconds, because 73 bytes can hold a scan.

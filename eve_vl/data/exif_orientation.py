@@ -7,7 +7,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
-# Dimensions of (channels, height, width) to mirror; from 5 on, height and width are swapped after that.
+# Dimensions of (channels, height, width) to mirror.
+# From 5 on, height and width are swapped after that.
 FLIPPED: Final = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [1], 7: [1, 2], 8: [2]}
 
 

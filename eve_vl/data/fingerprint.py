@@ -1,8 +1,9 @@
 """Fingerprints of sources: which rows a run has trained on or was measured on.
 
-A fingerprint holds the number of rows, a hash of the content of NUM_SAMPLED rows, and one of the names or sizes that a
-source knows without reading rows. It depends neither on the place of the data nor on times of files. The replacement of
-one row among very many escapes it if names and sizes stay.
+A fingerprint holds the number of rows, a hash of the content of NUM_SAMPLED rows, and one of the
+names or sizes that a source knows without reading rows. It depends neither on the place of the data
+nor on times of files. The replacement of one row among very many escapes it if names and sizes
+stay.
 """
 
 import contextlib
@@ -88,8 +89,8 @@ def short(fingerprint: Mapping[str, object]) -> str:
 def read(folder: Path, part: str = "") -> dict[str, object]:
     """Return the fingerprint in a run folder, or its entries of a part.
 
-    part: start of their names. Empty for a run of a version that recorded none, or another one of the same data. Raises
-    UserError.
+    part: start of their names. Empty for a run of a version that recorded none, or another one of
+    the same data. Raises UserError.
     """
     if not (folder / FILE).exists():
         return {}

@@ -1,4 +1,4 @@
-"""The held-out split: shares of the images or texts of the training sources, for validation and test."""
+"""The held-out split: shares of the images or texts of training sources move to other parts."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from torch.utils.data import Subset
 
-from eve_vl.data.image_refs import ImageFile, ImageSpan
+from eve_vl.data.image_refs import ImageFile, ImageRef, ImageSpan
 from eve_vl.data.order import LARGE
 from eve_vl.data.records import Source, fetched
 from eve_vl.data.row_hashes import hash_of, image_key, row_keys
@@ -20,8 +20,8 @@ from eve_vl.utils.errors import BadSampleError, UserError
 class Unit(NamedTuple):
     """What a split moves as a whole: a row or, in large sources, a shard.
 
-    key: the hash that decides on its part; None: the row is unusable. contents: hashes of its images or texts, which
-    no other part may show.
+    key: the hash that decides on its part; None: the row is unusable. contents: hashes of its
+    images or texts, which no other part may show.
     """
 
     key: int | None
@@ -38,9 +38,9 @@ def held_out_split(
 ) -> Splits:
     """Move shares of each source's images or texts to validation and test.
 
-    Every row, of any source, that shows one of these images leaves the other parts, too. A share of 0 gives no sources.
-    by_shards: move whole shards, by their names; sources of more than LARGE rows always do. Raises UserError, which
-    names a source that is too small.
+    Every row, of any source, that shows one of these images leaves the other parts, too. A share of
+    0 gives no sources. by_shards: move whole shards, by their names; sources of more than LARGE
+    rows always do. Raises UserError, which names a source that is too small.
     """
     split_sources = []
     for source, name in zip(sources, names, strict=True):
@@ -87,9 +87,9 @@ class _SplitSource:
             actual_share = self.unit_sizes[is_held_out].sum() / self.unit_sizes.sum()
             if actual_share > 2 * share:
                 raise UserError(
-                    f"{self.name}: whole shards are held out (data.order shards), {actual_share:.1%}"
-                    f" of its rows instead of {share:.1%}; give --data.val, more shards or a larger"
-                    " fraction"
+                    f"{self.name}: whole shards are held out (data.order shards), "
+                    f"{actual_share:.1%} of its rows instead of {share:.1%}; give --data.val, more "
+                    "shards or a larger fraction"
                 )
         if not (self.is_training.any() and is_held_out.any()):
             raise UserError(
@@ -137,21 +137,24 @@ def _units_of_rows(source: Any) -> list[Unit]:
 def _unit_of_row(source: Any, row: int) -> Unit:
     """Return a row of a Table as a unit.
 
-    Its key is the hash of the first image's place within the source, so that the split stays when the data move; of a
-    text, it is that of its words. Folders and shards know the place without reading the row.
+    Its key is the hash of the first image's place within the source, so that the split stays when
+    the data move; of a text, it is that of its words. Folders and shards know the place without
+    reading the row.
     """
     image = source.image(row) if source.columns.images else None
-    images, where = (image,), ""
-    if image is None:
-        try:
-            record = source[row]
-        except BadSampleError:
-            return Unit(None, ())
-        images, where = record.images, record.where
-        if not images:
-            text_keys = row_keys(record)
-            return Unit(text_keys[0] if text_keys else None, text_keys)
+    if image is not None:
+        return _unit_of_images(source, row, [image], "")
+    try:
+        record = source[row]
+    except BadSampleError:
+        return Unit(None, ())
+    if record.images:
+        return _unit_of_images(source, row, record.images, record.where)
+    text_keys = row_keys(record)
+    return Unit(text_keys[0] if text_keys else None, text_keys)
 
+
+def _unit_of_images(source: Any, row: int, images: Sequence[ImageRef], where: str) -> Unit:
     contents = tuple(image_key(image, where) for image in images)
     match images[0]:
         case ImageFile(path=path):
@@ -166,9 +169,9 @@ def _unit_of_row(source: Any, row: int) -> Unit:
 def lowest(keys: Sequence[int | None], share: float, least: int = 2) -> np.ndarray:
     """Return which units are in the held-out split, bool: those with the lowest keys.
 
-    These lie in the lowest `share` of all possible hashes. Units with one key stay together. A unit's membership does
-    not depend on the other units, except in tiny sources: the split has at least `least` keys, if that leaves as many
-    for training.
+    These lie in the lowest `share` of all possible hashes. Units with one key stay together. A
+    unit's membership does not depend on the other units, except in tiny sources: the split has at
+    least `least` keys, if that leaves as many for training.
     """
     distinct = sorted({key for key in keys if key is not None})
     num_below = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed

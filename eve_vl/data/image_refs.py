@@ -74,7 +74,8 @@ def changed_shard(path: Path, problem: str) -> StorageError:
 class ImageBytes(Frozen):
     """An image whose encoded bytes are in memory (a Parquet column).
 
-    is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more pixels than its size.
+    is_upload: from a stranger; then a slower decoder bounds the time of a PNG that holds more
+    pixels than its size.
     """
 
     data: bytes

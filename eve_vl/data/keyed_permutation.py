@@ -13,8 +13,8 @@ MASK = 2**64 - 1
 def permuted(place: int, length: int, *key: int) -> int:
     """Return the element at a place of a random permutation of range(length).
 
-    A Feistel network permutes the next power of four. What lies beyond `length` is permuted again (Black and
-    Rogaway, 2002).
+    A Feistel network permutes the next power of four. What lies beyond `length` is permuted again
+    (Black and Rogaway, 2002).
     """
     half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1

@@ -1,7 +1,7 @@
 """From sources to batches, at a position from which a run resumes.
 
-Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
-number of processes and workers, and restarts, change nothing.
+Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed,
+epoch) only. The number of processes and workers, and restarts, change nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,8 +79,8 @@ def train_batches(
 ) -> Iterator[list[Position]]:
     """Yield endless micro-batches of one process.
 
-    num_rows: of an epoch. The first micro-batch begins with sample `start` of the whole run, each further one `stride`
-    samples later.
+    num_rows: of an epoch. The first micro-batch begins with sample `start` of the whole run, each
+    further one `stride` samples later.
     """
     epoch = -1
     order: Any = None

@@ -55,9 +55,9 @@ class MaskedTexts(TextBatch):
     is_masked_BT: Tensor = batch_field("is_masked_T", _pad_is_masked)
     """True = masked."""
     masked_M: Tensor | None = batch_field("is_masked_T", _masked_positions, default=None)
-    """The result of `places`, computed by the loader to avoid a GPU sync; None: `places` computes it."""
+    """The result of `places`, computed by the loader to avoid a GPU sync; None: not computed."""
     num_targets: Tensor | None = None
-    """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this batch."""
+    """Denominator of the masked-token loss, float32 scalar; None: the masked tokens of this batch."""
 
     def places(self) -> Tensor:
         """Return the positions of masked tokens among B·T, int64 (M,), in order."""
@@ -85,7 +85,7 @@ class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
     wrong: "PairBatch | None" = batch_field("wrong", _collate_wrong, default=None)
     """In evaluation: other pairs, whose images or texts are the negatives of these."""
     draw_B3: Tensor | None = batch_field("draw", stack, default=None)
-    """float32 in [0, 1), per row, so that random choices do not depend on the number of processes."""
+    """float32 in [0, 1), per row: choices that do not depend on the number of processes."""
     label_BL: Tensor | None = batch_field("label_L", stack, default=None)
     """int64, hashes of labels that each row has or, negative, is known not to have; 0: padding."""
 

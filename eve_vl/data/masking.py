@@ -33,10 +33,10 @@ def mask_tokens(
 ) -> np.ndarray:
     """Sample the tokens to mask: bool (T,), True = masked; no special token.
 
-    At least one is masked, unless ratio is 0. word_T: the word of each token, int; words are then masked whole, in
-    random order, so that the masked tokens are exactly the share (VLMo skips words that no longer fit, and often masks
-    fewer). If no set of words reaches the share, the largest sum below it is masked; if every word is longer, the
-    shortest one.
+    At least one is masked, unless ratio is 0. word_T: the word of each token, int; words are then
+    masked whole, in random order, so that the masked tokens are exactly the share (VLMo skips words
+    that no longer fit, and often masks fewer). If no set of words reaches the share, the largest
+    sum below it is masked; if every word is longer, the shortest one.
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)

@@ -27,8 +27,8 @@ def open_sources(
 ) -> list[Source[Any]]:
     """Open every source. Raises UserError.
 
-    image_size: side of generated images, in pixels. kind: of rows; auto: guessed from the columns, captions for
-    generated data. must_be_usable: require that one of the first rows is usable.
+    image_size: side of generated images, in pixels. kind: of rows; auto: guessed from the columns,
+    captions for generated data. must_be_usable: require that one of the first rows is usable.
     """
     sources = []
     for spec in specs:
@@ -75,8 +75,8 @@ def open_train_and_val(
 def open_splits(config: Config, kind: str) -> Splits:
     """Open the sources of a run for training, validation and the test. Raises UserError.
 
-    `held-out` splits the training sources; see `held_out_split`. There are none for the test without
-    data.test_fraction or split_file.
+    `held-out` splits the training sources; see `held_out_split`. There are none for the test
+    without data.test_fraction or split_file.
     """
     data = config.data
     size = config.input.image_size

@@ -1,7 +1,7 @@
 """The order of training rows: a function of (seed, epoch) only.
 
-Up to LARGE rows it is an array. Beyond, a keyed permutation gives the row of a place, so that a run resumes anywhere at
-once. `shard_order.py` has the order for `data.order shards`.
+Up to LARGE rows it is an array. Beyond, a keyed permutation gives the row of a place, so that a run
+resumes anywhere at once. `shard_order.py` has the order for `data.order shards`.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ def epoch_order(
 ) -> np.ndarray:
     """Return source and row of every sample of one epoch, int64 (sum of lengths, 2).
 
-    Without weights each row comes once. With weights each source fills its share of the epoch. It cycles through its
-    own shuffled rows, so that over the epochs all its rows come equally often.
+    Without weights each row comes once. With weights each source fills its share of the epoch. It
+    cycles through its own shuffled rows, so that over the epochs all its rows come equally often.
     """
     total = sum(lengths)
     order = np.empty((total, 2), dtype=np.int64)

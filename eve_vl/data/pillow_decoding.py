@@ -22,7 +22,8 @@ PILLOW_MODULES: Final = re.compile(r"PIL\.")
 class _BoundedFile(io.BytesIO):
     """The bytes of an image, with a bound on reads.
 
-    Pillow reads parts such as the comment of a PPM in Python, byte by byte; a GIF's blocks take two reads per 256 bytes.
+    Pillow reads parts such as the comment of a PPM in Python, byte by byte; a GIF's blocks take two
+    reads per 256 bytes.
     """
 
     def __init__(self, data: bytes):
@@ -40,8 +41,9 @@ class _BoundedFile(io.BytesIO):
 def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Open an image with Pillow; its pixels are decoded later.
 
-    This process ignores Pillow's warnings (large images, odd metadata) from then on. A process-wide filter, because
-    `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
+    This process ignores Pillow's warnings (large images, odd metadata) from then on. A process-wide
+    filter, because `warnings.catch_warnings` is not thread-safe, and a lock would serialise
+    decoding.
     """
     first_filter = warnings.filters[0] if warnings.filters else None
     if first_filter is None or first_filter[3] != PILLOW_MODULES:

@@ -18,7 +18,8 @@ def decode_plain(
 ) -> Tensor | None:
     """Return the pixels, or a crop, of a plain JPEG or PNG; None for anything else.
 
-    image: its header. Pillow gets what these decoders refuse; it has the better messages and now and then succeeds.
+    image: its header. Pillow gets what these decoders refuse; it has the better messages and now
+    and then succeeds.
     """
     if image.mode not in ("RGB", "L", "P"):
         return None

@@ -1,7 +1,7 @@
 """Records, the rows of all kinds, and sources of them.
 
-A `Source` is a random-access sequence of rows. Opening one is cheap: it builds an index and reads no image. Reading
-row i touches only row i, so shuffling is exact and a resumed run needs no replay.
+A `Source` is a random-access sequence of rows. Opening one is cheap: it builds an index and reads
+no image. Reading row i touches only row i, so shuffling is exact and a resumed run needs no replay.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ Fact = tuple[str, Any]
 class Record(Frozen):
     """One row of any kind; each kind is a subclass in data/kinds.
 
-    Generic code uses `images` and `texts`. where: the row's name in messages, e.g. `train.jsonl:17`.
+    Generic code uses `images` and `texts`. where: the row's name in messages, e.g.
+    `train.jsonl:17`.
     """
 
     KIND: ClassVar[str]
@@ -100,8 +101,8 @@ def usable_rows(
 ) -> Rows[Row_co]:
     """Yield index and row of all usable rows, or of those at `rows`.
 
-    Unusable rows are left out silently: training and evaluation report them when they reach them. images: they will be
-    read.
+    Unusable rows are left out silently: training and evaluation report them when they reach them.
+    images: they will be read.
     """
     if rows is None:
         rows = range(len(source))

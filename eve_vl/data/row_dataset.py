@@ -31,8 +31,8 @@ NAMES_A_SIDE = re.compile(
 class RowDataset(SampleSet):
     """Samples by (epoch, source, row).
 
-    Everything random about a sample depends on (seed, epoch, source, row) only. In training, the next row replaces an
-    unusable one. Evaluation augments nothing.
+    Everything random about a sample depends on (seed, epoch, source, row) only. In training, the
+    next row replaces an unusable one. Evaluation augments nothing.
     """
 
     kind: ClassVar[str]

@@ -23,7 +23,8 @@ NO_VALUE = hash_of(b"")
 class SameValueBatches(Frozen):
     """How to arrange an epoch so that half of its whole batches share a value.
 
-    value_R: a hash of the value of each row. source_starts: number of the first row of each source among all rows.
+    value_R: a hash of the value of each row. source_starts: number of the first row of each source
+    among all rows.
     """
 
     value_R: np.ndarray
@@ -64,8 +65,8 @@ class SameValueBatches(Frozen):
     def _choose_batches(self, value_N: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples of batches that share a value, and their new places.
 
-        Groups of a batch's size with one value are chosen at random, so that each value comes about as often as its
-        rows.
+        Groups of a batch's size with one value are chosen at random, so that each value comes about
+        as often as its rows.
         """
         N = len(value_N)
         B = self.batch_size
@@ -111,7 +112,8 @@ def _hashes_of_source(source: Any, column: str) -> np.ndarray:
     if (hashes == NO_VALUE).all():
         raise source.lacks(
             f"no row has a value in column {column!r}",
-            "Name another column of a JSON lines, CSV, TSV or Parquet file, or leave the option out",
+            "Name another column of a JSON lines, CSV, TSV or Parquet file, "
+            "or leave the option out",
         )
     return hashes
 

@@ -44,9 +44,10 @@ class Lane:
 class LaneOrder:
     """An order that reads few shards at a time, at random places of each.
 
-    All shards, shuffled, form a line of rows, which is cut into NUM_LANES lanes. A step takes a block of rows from each
-    lane, so that a process reads its share of the lanes. A lane mixes the rows of a window, as long as WINDOW shards.
-    The rest of an epoch, less than a step, is one more lane. Each row comes once.
+    All shards, shuffled, form a line of rows, which is cut into NUM_LANES lanes. A step takes a
+    block of rows from each lane, so that a process reads its share of the lanes. A lane mixes the
+    rows of a window, as long as WINDOW shards. The rest of an epoch, less than a step, is one more
+    lane. Each row comes once.
     """
 
     def __init__(self, blocks: Sequence[np.ndarray], batch_size: int, seed: int, epoch: int):

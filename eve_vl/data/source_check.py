@@ -51,7 +51,8 @@ class BrokenRow:
 class SourceReport:
     """What `eve data check` finds in a source.
 
-    A text is a caption, question, statement or plain text. Sizes are in pixels, after EXIF rotation.
+    A text is a caption, question, statement or plain text. Sizes are in pixels, after EXIF
+    rotation.
     """
 
     kind: str
@@ -86,8 +87,8 @@ def check_source(
 ) -> SourceReport:
     """Read every row and decode its images.
 
-    require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None: by the number of
-    rows.
+    require: raises BadSampleError for rows that count as broken, too. num_workers: processes; None:
+    by the number of rows.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)

@@ -29,8 +29,8 @@ FIX = "name the split.json that eve learn wrote for these rows, or leave it out"
 def write_split(path: Path, sources: Sequence[Source[Any]], num_val: int, num_test: int) -> bool:
     """Choose rows for validation and test, and write their places to a file.
 
-    Groups of more than a quarter of a part stay in training. Return False, without a file, if too few rows are in the
-    small groups, because captions link most rows, as tags do.
+    Groups of more than a quarter of a part stay in training. Return False, without a file, if too
+    few rows are in the small groups, because captions link most rows, as tags do.
     """
     row_numbers: list[int] = []  # among those of all sources
     records: list[Record] = []

@@ -19,8 +19,8 @@ from eve_vl.data.table import IMAGE_COLUMNS, TEXT_COLUMNS, RowColumns
 class ImageText(Record):
     """One image with its captions.
 
-    labels: its classes, if the data have them; a search that finds another image of these classes may be right.
-    absent: classes that it is known not to have; nothing is known about all others.
+    labels: its classes, if the data have them; a search that finds another image of these classes
+    may be right. absent: classes that it is known not to have; nothing is known about all others.
     """
 
     KIND: ClassVar[str] = "captions"

@@ -23,10 +23,11 @@ CONTENT_COLUMN = "content_type"
 class ImageQuestion(Record):
     """An image and a question about it.
 
-    answers: one per annotator as given (ten in VQA v2, often one elsewhere); empty in test sets without answers.
-    answer_type: accuracies are also reported by it (VQA v2: yes/no, number, other); "" if the data have no types.
-    content_type: the subject of a medical question in the data's terms (SLAKE: Modality, Organ, …), else "".
-    group: rows of one group are a minimal pair: images or questions differ in one thing, and the answers differ.
+    answers: one per annotator as given (ten in VQA v2, often one elsewhere); empty in test sets
+    without answers. answer_type: accuracies are also reported by it (VQA v2: yes/no, number,
+    other); "" if the data have no types. content_type: the subject of a medical question in the
+    data's terms (SLAKE: Modality, Organ, …), else "". group: rows of one group are a minimal pair:
+    images or questions differ in one thing, and the answers differ.
     """
 
     KIND: ClassVar[str] = "questions"

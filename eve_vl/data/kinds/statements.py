@@ -30,7 +30,8 @@ class ImagesStatement(Record):
     """Two images and a statement about both.
 
     label: whether it is true, None in test sets. identifier: the row's name in prediction files.
-    group: rows of one group share a statement, for consistency (NLVR2: the identifier without its pair number).
+    group: rows of one group share a statement, for consistency (NLVR2: the identifier without its
+    pair number).
     """
 
     KIND: ClassVar[str] = "statements"
@@ -51,7 +52,8 @@ class ImagesStatement(Record):
 class StatementColumns(RowColumns):
     """Two images, a statement and, outside test sets, whether it is true.
 
-    images: one column that lists both, a column for each, or none in NLVR2's files, whose identifiers name images.
+    images: one column that lists both, a column for each, or none in NLVR2's files, whose
+    identifiers name images.
     """
 
     DESCRIPTION = "statements about two images"

@@ -44,7 +44,8 @@ def pick_two_columns(table: Table, option: str, named_columns: str | None) -> tu
         columns = named_columns.split(",")
         if len(columns) > 2:
             raise UserError(
-                f"{table.path}: '{named_columns}' names {len(columns)} columns, expected LIST or LEFT,RIGHT"
+                f"{table.path}: '{named_columns}' names {len(columns)} columns, "
+                "expected LIST or LEFT,RIGHT"
             )
         return tuple(table.column(name, (), option, option) for name in columns)
 
