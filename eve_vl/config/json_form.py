@@ -5,7 +5,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal
@@ -18,7 +18,11 @@ from eve_vl.utils.file_io import require_type
 
 FORMAT = 3
 """Version of config.json."""
-REMOVED_FIELDS: dict[str, object] = {"data.pair_captions": False}
+REMOVED_FIELDS: dict[str, object] = {
+    "data.pair_captions": False,
+    "model.positions": "learned",
+    "model.pooler": False,
+}
 """Fields that only earlier versions have, and the values at which their runs still load."""
 
 
@@ -72,9 +76,9 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
     Raises UserError for unknown keys, missing keys without a default and values of another type. `where` names the file,
     `prefix` the section.
     """
-    values = _without_removed_fields(values, prefix)
     all_hints = typing.get_type_hints(cls)
     hints = {each.name: all_hints[each.name] for each in dataclasses.fields(cls) if each.init}
+    values = _without_removed_fields(values, hints, prefix)
     if unknown := [key for key in values if key not in hints]:
         raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
     for each in dataclasses.fields(cls):
@@ -93,12 +97,14 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
         raise UserError(f"{where}: {error}") from None
 
 
-def _without_removed_fields(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _without_removed_fields(
+    values: Mapping[str, Any], fields: Collection[str], prefix: str
+) -> dict[str, Any]:
     """Return the values without fields of earlier versions that had no effect there."""
     remaining = dict(values)
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if name in REMOVED_FIELDS and value == REMOVED_FIELDS[name]:
+        if key not in fields and name in REMOVED_FIELDS and value == REMOVED_FIELDS[name]:
             del remaining[key]
     return remaining
 

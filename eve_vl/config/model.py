@@ -1,7 +1,6 @@
 """Sections of the model: the base of all backbones, EVE's, and that of two towers."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -75,9 +74,10 @@ class EveModelConfig(ModelConfig):
     """
 
     name: ClassVar[str] = "eve"
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("model.positions", "relative", "pos_embed_init_std"),
-    )
+    system_fields: ClassVar[tuple[str, ...]] = ("stem", "shallow_ffn", "deep_ffn")
+    """Fields in which two models of one system are equal."""
+    positions: ClassVar[str] = "learned"
+    """Positions are vectors that are added to patches and words; VLMo's may be relative."""
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping convolutions of stride 2
     with batch normalisation (Xiao et al. 2021), which see masked patches as grey; small models learn sooner (LOG.md).
@@ -110,13 +110,9 @@ class EveModelConfig(ModelConfig):
     arithmetic without noise and drops, for published weights (docs/fidelity.md)."""
     activation: Activation = "quick_gelu"
     """Activation of every feed-forward network and expert; ViT and BEiT have gelu."""
-    positions: Literal["learned", "relative"] = "learned"
-    """learned: vectors added to patches and words. relative: attention biases by distance, per head and block (BEiT)."""
     text_embedding: Literal["eve", "bert"] = "eve"
     """Embedding of words. eve: LayerNorm, then the position. bert: the position, then LayerNorm with an epsilon of 1e-12, also
     in the token head (BERT)."""
-    pooler: bool = False
-    """Give heads tanh(Linear) of a pair's [CLS] state instead of the state (BERT)."""
     norm_pre: bool = True
     """LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
     balance_weight: Weight = 0.001
@@ -189,11 +185,7 @@ class EveModelConfig(ModelConfig):
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
         idle = {*self.unused_fields(), *other.unused_fields()}
-        names = [
-            name
-            for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler")
-            if name not in idle
-        ]
+        names = [name for name in self.system_fields if name not in idle]
         if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
             names.append(
                 "num_deep_blocks"

@@ -81,10 +81,9 @@ MODEL = {
     "activation": "quick_gelu",
     "norm_pre": True,
     "stem": "linear",
-    "positions": "learned",
     "text_embedding": "eve",
 }
-MODEL |= {"pooler": False, "shallow_ffn": "modality", "deep_ffn": "moe", "top_k": 2}
+MODEL |= {"shallow_ffn": "modality", "deep_ffn": "moe", "top_k": 2}
 """Fields of the model that have one value in all published models."""
 OTHER_HEADS: dict[str, dict[str, Any]] = {
     "retrieval": {

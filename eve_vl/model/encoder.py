@@ -7,7 +7,6 @@ Letters: B batch, S rows of the batch, M rows that are read, N all tokens, D wid
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from eve_vl.model.image_embedding import ImageEmbed
 from eve_vl.model.norm import layer_norm
 from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.model.positions import fit_text_positions, resize_image_positions
-from eve_vl.model.relative_positions import RelativePositions
 from eve_vl.model.text_embedding import TextEmbed
 from eve_vl.model.tokens import Tokens, index_tokens, join
 from eve_vl.model.upcycling import upcycle_blocks
@@ -38,7 +36,7 @@ class Encoder(Backbone):
         self.sizes = sizes
         self.balance_weight = config.balance_weight
 
-        has_positions = config.positions == "learned"
+        has_positions = self.adds_positions(config)
         self.image: ImageEmbed = ImageEmbed(  # pyright: ignore[reportIncompatibleMethodOverride]
             config.embed_dim, sizes, config.stem, has_positions=has_positions
         )
@@ -57,22 +55,21 @@ class Encoder(Backbone):
             drop_path_rate = config.drop_path * number / max(1, config.depth - 1)
             self.blocks.append(Block(config, policy, drop_path_rate, sizes))
         self.norm = layer_norm(config.embed_dim)
-        self.relative = None if has_positions else RelativePositions(config, sizes)
-        self.pooler = nn.Linear(config.embed_dim, config.embed_dim) if config.pooler else None
 
-        has_pair_networks = "modality_vl" in config.ffn_policies
-        self.num_contrasts = 2 if has_pair_networks else 1
         # The last block computes only rows that are read. If they have one modality, the other's
         # network gets no gradient.
-        self.find_unused_parameters = (
-            has_pair_networks or config.pooler or config.ffn_policies[-1] == "modality"
-        )
+        has_pair_networks = "modality_vl" in config.ffn_policies
+        self.find_unused_parameters = has_pair_networks or config.ffn_policies[-1] == "modality"
         self.packs = config.routing == "dropless"  # the published code routes padding too
         # without drops, a token's result depends on no other token
         self.results_depend_on_batch = (
             config.routing == "reference" and "moe" in config.ffn_policies
         )
         self.computes_all = self.results_depend_on_batch
+
+    def adds_positions(self, config: EveModelConfig) -> bool:
+        """Return whether positions are vectors that are added to patches and words."""
+        return True
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of images, texts or pairs, with reference routing by pass."""
@@ -113,36 +110,12 @@ class Encoder(Backbone):
         position = 0 if text is None else tokens.num_image
         x_BD, stats = self.run_blocks(tokens, rows, rows.read_range(position, position + 1))
         if final_norm:
-            x_BD = self.norm(x_BD)
-            if self.pooler is not None and rows.is_pair:
-                x_BD = self.pooler(x_BD).tanh()
+            x_BD = self.normed_cls(x_BD, is_pair=rows.is_pair)
         return x_BD, [stats]
 
-    def for_contrast(
-        self, image: Tokens | None, text: Tokens | None
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Return the [CLS] states (B, D) of an image or a text, and the routers.
-
-        With networks for pairs there are two, for VLMo's two contrasts: by the modality's own
-        networks, and by those of pairs.
-        """
-        if self.num_contrasts == 1:
-            return super().for_contrast(image, text)
-
-        tokens = join(image, text)
-        rows = self.rows(tokens)
-        read = rows.read_range(0, 1)
-        blocks = self._blocks_with_biases(tokens)
-        first = self.config.ffn_policies.index("modality_vl")
-        x_SD = self.norm_pre(rows.pack(tokens.x_BND))
-        x_SD, shared_stats = self._run(blocks[:first], x_SD, rows, None)
-
-        states, routers = [], []
-        for pass_rows in (rows, replace(rows, is_pair=True)):
-            x_BD, stats = self._run(blocks[first:], x_SD, pass_rows, read)
-            states.append(x_BD)
-            routers.append(shared_stats + stats)
-        return [self.norm(x_BD) for x_BD in states], routers
+    def normed_cls(self, x_BD: Tensor, *, is_pair: bool) -> Tensor:
+        """Return the [CLS] states of images, texts or pairs as heads read them."""
+        return self.norm(x_BD)
 
     def for_tokens(
         self, image: Tokens | None, text: Tokens, token_M: Tensor
@@ -166,15 +139,13 @@ class Encoder(Backbone):
         read, but its router sees all that count in the balance loss.
         """
         x_SD = self.norm_pre(rows.pack(tokens.x_BND))
-        return self._run(self._blocks_with_biases(tokens), x_SD, rows, read)
+        return self.run(self.blocks_with_biases(tokens), x_SD, rows, read)
 
-    def _blocks_with_biases(self, tokens: Tokens) -> list[tuple[nn.Module, Tensor | None]]:
-        """Return the blocks, each with its attention bias, if any."""
-        if self.relative is None:
-            return [(block, None) for block in self.blocks]
-        return list(zip(self.blocks, self.relative(tokens), strict=True))
+    def blocks_with_biases(self, tokens: Tokens) -> list[tuple[nn.Module, Tensor | None]]:
+        """Return the blocks, each with its attention bias (B or 1, H, N, N), if any."""
+        return [(block, None) for block in self.blocks]
 
-    def _run(
+    def run(
         self,
         blocks: Iterable[tuple[nn.Module, Tensor | None]],
         x_SD: Tensor,
@@ -194,24 +165,21 @@ class Encoder(Backbone):
         return x_SD, all_stats
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Resize another encoder's positions; relative ones of texts are only cut.
-
-        Experts start from its networks of the modalities.
-        """
+        """Resize another encoder's positions; experts start from its networks of the modalities."""
         tensors, note = upcycle_blocks(tensors, self.blocks)
-        notes = [note]
-        if self.relative is not None:
-            tensors, position_notes = self.relative.resized(tensors, "relative.")
-            notes += position_notes
-        else:
-            tensors, image_note = resize_image_positions(
-                tensors, "image.positions", self.sizes.num_patches
-            )
-            tensors, text_note = fit_text_positions(
-                tensors, "text.positions", self.sizes.text_length
-            )
-            notes += [text_note, image_note]
+        tensors, position_notes = self.resized_positions(tensors)
+        notes = [note, *position_notes]
         return tensors, "; ".join(note for note in notes if note) or None
+
+    def resized_positions(
+        self, tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[str | None]]:
+        """Resize another encoder's positions. Returns all weights, and notes on changes."""
+        tensors, image_note = resize_image_positions(
+            tensors, "image.positions", self.sizes.num_patches
+        )
+        tensors, text_note = fit_text_positions(tensors, "text.positions", self.sizes.text_length)
+        return tensors, [text_note, image_note]
 
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of the attention modules, and the row of a [CLS].

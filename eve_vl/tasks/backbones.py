@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from eve_vl.config import DualEncoderConfig, EveModelConfig, InputConfig, ModelConfig
+from eve_vl.config.plugins import load_installed
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.dual_encoder import DualEncoder
 from eve_vl.model.encoder import Encoder
@@ -12,13 +13,14 @@ BACKBONES: dict[type[ModelConfig], Callable[..., Backbone]] = {
     EveModelConfig: Encoder,
     DualEncoderConfig: DualEncoder,
 }
-"""Backbones by model section; code from outside the package may add its own."""
+"""Backbones by model section; users' files may add their own, packages have entry points."""
 
 
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
     """Return the untrained backbone of a model section. Raises UserError."""
-    if type(config) not in BACKBONES:
+    backbone = BACKBONES.get(type(config)) or load_installed("backbones", config.name)
+    if backbone is None:
         raise UserError(
-            f"model {config.name}: has no backbone; add one to eve_vl.tasks.task.BACKBONES"
+            f"model {config.name}: has no backbone; add one to eve_vl.tasks.backbones.BACKBONES"
         )
-    return BACKBONES[type(config)](config, sizes, vocab_size)
+    return backbone(config, sizes, vocab_size)

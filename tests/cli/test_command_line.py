@@ -33,8 +33,8 @@ INPUT = """
 MODEL = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation --model.positions
-    --model.text-embedding --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
+    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation
+    --model.text-embedding --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 TOWERS = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
@@ -182,7 +182,8 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
-    model = {"eve": MODEL, "dual_encoder": TOWERS}[config.model.name]
+    vlmo = f"{MODEL} --model.positions --model.pooler"
+    model = {"eve": MODEL, "vlmo": vlmo, "dual_encoder": TOWERS}[config.model.name]
     run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eve_vl.config import TaskConfig, config_to_json
+from eve_vl.config import ModelConfig, TaskConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.model.tokens import Tokens
@@ -42,7 +42,7 @@ def tiny_run(
     folder: Path = Path("tiny"),
     *,
     task: dict | TaskConfig | None = None,
-    model: dict | None = None,
+    model: dict | ModelConfig | None = None,
 ) -> LoadedRun:
     """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
 

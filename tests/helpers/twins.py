@@ -19,6 +19,7 @@ from eve_vl.config import (
     DataConfig,
     EveModelConfig,
     InputConfig,
+    ModelConfig,
     TaskConfig,
     TokenizerConfig,
     TrainConfig,
@@ -181,7 +182,7 @@ def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:
 def tiny_config(
     *,
     input: dict | None = None,  # noqa: A002 (the section's name)
-    model: dict | None = None,
+    model: dict | ModelConfig | None = None,
     task: dict | TaskConfig | None = None,
     data: dict | None = None,
     train: dict | None = None,
@@ -210,7 +211,7 @@ def tiny_config(
     return replace(
         base,
         input=replace(base.input, **input or {}),
-        model=replace(base.model, **model or {}),
+        model=replace(base.model, **model or {}) if isinstance(model, dict | None) else model,
         task=replace(base.task, **task or {}) if isinstance(task, dict | None) else task,
         data=replace(base.data, **data or {}),
         train=replace(base.train, **train or {}),

@@ -35,13 +35,13 @@ from eve_vl.tasks.heads import Graph, Heads
 from eve_vl.tasks.task import Task
 from helpers.tiny_runs import ANSWERS, TEXTS, assert_close, noise, pixels, tiny_run, write_run
 from helpers.twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer
+from helpers.vlmo import tiny_vlmo
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
-VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
 DENSE = {"depth": 1, "num_deep_blocks": 0}
 RUNS = {
     "retrieval": ("retrieval", SMALL, ()),
-    "vqa": ("vqa", SMALL | VLMO, ("answerer",)),
+    "vqa": ("vqa", tiny_vlmo(pooler=True, **SMALL), ("answerer",)),
     "nlvr2": (
         "nlvr2_compare",
         SMALL | {"num_experts": 2, "routing": "reference-dropless"},

@@ -27,6 +27,7 @@ from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
 from helpers.twins import ListSource, noise, pairs, tiny_config
+from helpers.vlmo import tiny_vlmo
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -108,9 +109,7 @@ def test_texts_that_are_cut_are_told():
         cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows])[0]
         == said + "--input.text-length 7 holds 99% of them"
     )
-    relative = replace(
-        config, init=Path("runs/a"), model=replace(config.model, positions="relative")
-    )
+    relative = replace(config, init=Path("runs/a"), model=tiny_vlmo())
     assert cut_texts(relative, tokenizer, [rows])[0] == said + "as runs/a reads them"
     longer, whole = (
         replace(config, input=replace(config.input, text_length=10)),

@@ -26,6 +26,7 @@ from eve_vl.tasks.task import task_class
 from eve_vl.train.trainer import Trainer
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
 from helpers.twins import pairs, tiny_config
+from helpers.vlmo import tiny_vlmo
 from tests.model.test_dual_encoder import small as small_towers
 from tests.systems.mlim.test_mlim import config_of as tiny_mlim
 
@@ -153,7 +154,7 @@ RUNS: dict[str, Config] = {
     "official routing": tiny_config(model={"routing": "reference"}),
     "VLMo": tiny_config(
         task=ContrastMatchConfig(**DECODER),
-        model={"deep_ffn": "modality_vl", "positions": "relative"},
+        model=tiny_vlmo(),
     ),
     "MLIM": tiny_mlim(),
     "M3AE": small_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),

@@ -19,11 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
+from eve_vl.config import InputConfig, TaskConfig
 from eve_vl.interop import ConvertArgs, convert
 from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
 from eve_vl.interop.published import BLOCK
 from eve_vl.recipes import get_recipe
+from eve_vl.systems.vlmo.config import VlmoModelConfig
 from eve_vl.systems.vlmo.recipes import TASKS
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config
@@ -156,7 +157,7 @@ def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
 
 def infer(
     tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
-) -> tuple[InputConfig, EveModelConfig, TaskConfig, str]:
+) -> tuple[InputConfig, VlmoModelConfig, TaskConfig, str]:
     """Return a checkpoint's sizes, model, task and nearest recipe.
 
     Raises UserError.
@@ -171,7 +172,7 @@ def infer(
     depth = convert.count(BLOCKS, tensors)
     start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
     like = get_recipe(start).model
-    assert isinstance(like, EveModelConfig)
+    assert isinstance(like, VlmoModelConfig)
     heads = (
         num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1)
     )

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from eve_vl.config import (
     Config,
     DataConfig,
-    EveModelConfig,
     InputConfig,
     TokenizerConfig,
     TrainConfig,
 )
 from eve_vl.config.task import TaskConfig
 from eve_vl.recipes.settings import SCENES, SMALL, at_paper_scale, starts_from
+from eve_vl.systems.vlmo.config import VlmoModelConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config
@@ -36,14 +36,7 @@ FROZEN_WITH_TEXTS = (
     *("encoder.image.proj.*", "encoder.image.cls"),
 )
 """Parameters of the image stage that the text stage keeps."""
-VLMO = EveModelConfig(
-    deep_ffn="modality_vl",
-    positions="relative",
-    pooler=True,
-    norm_pre=False,
-    activation="gelu",
-    num_deep_blocks=2,
-)
+VLMO = VlmoModelConfig()
 TINY = replace(
     VLMO, stem="conv", embed_dim=96, depth=4, num_heads=3, num_deep_blocks=1, drop_path=0.0, **SMALL
 )
@@ -226,7 +219,7 @@ def _tiny(name: str, modality: Kind, *, steps: int) -> Config:
     return _run(name, sizes, TINY, replace(SCENES, modality=modality), 512, **train)
 
 
-def _stage(name: str, model: EveModelConfig, modality: Kind, *, lr: float) -> Config:
+def _stage(name: str, model: VlmoModelConfig, modality: Kind, *, lr: float) -> Config:
     """Return a stage at the paper's scale.
 
     Texts have 196 tokens with relative positions, captions 40.
@@ -249,7 +242,7 @@ def _stage(name: str, model: EveModelConfig, modality: Kind, *, lr: float) -> Co
 def _run(
     name: str,
     sizes: InputConfig,
-    model: EveModelConfig,
+    model: VlmoModelConfig,
     data: DataConfig,
     vocab_size: int,
     **train: Any,
@@ -282,7 +275,7 @@ def _finetuned(
     train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
     model = (
         replace(init.model, drop_path=drop_path)
-        if isinstance(init.model, EveModelConfig)
+        if isinstance(init.model, VlmoModelConfig)
         else init.model
     )
     return at_paper_scale(replace(init, model=model), name, task, image_size, "rand", **train)

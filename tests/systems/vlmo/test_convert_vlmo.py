@@ -18,7 +18,7 @@ from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
 from helpers.twins import Shapes
-from tests.model.test_relative_positions import slow_row
+from helpers.vlmo import slow_row
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

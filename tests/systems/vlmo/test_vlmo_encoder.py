@@ -12,18 +12,30 @@ import torch
 from eve_vl.config import InputConfig
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import PairFeedForward
-from eve_vl.model.relative_positions import geometric_places, resize_distances, spline
 from eve_vl.model.tokens import Tokens, index_tokens, join
-from helpers.twins import tiny_config
-from tests.model.test_encoder import LENGTHS, VOCAB, encoder, pixels, slow_encode, text_batch
+from eve_vl.systems.vlmo.encoder import VlmoEncoder
+from eve_vl.systems.vlmo.relative_positions import geometric_places, resize_distances, spline
+from helpers.twins import randomize
+from helpers.vlmo import slow_row, tiny_vlmo
+from tests.model.test_encoder import (
+    LENGTHS,
+    SIZES,
+    VOCAB,
+    encoder,
+    pixels,
+    slow_encode,
+    text_batch,
+)
 
 G, LONGEST = 4, 12  # patches per side, tokens of the longest text in tiny_config
-VLMO: dict[str, Any] = {
-    "deep_ffn": "modality_vl",
-    "positions": "relative",
-    "activation": "quick_gelu",
-}
 KINDS = ["image", "text", "pair", "kept patches", "pair of kept patches", "picked pairs"]
+
+
+def vlmo_encoder(**changes: Any) -> VlmoEncoder:
+    """A tiny encoder in evaluation mode with weights that all matter."""
+    module = VlmoEncoder(tiny_vlmo(**changes), SIZES, VOCAB)
+    randomize(module, 0, std=0.4)
+    return module.eval()
 
 
 def tokens_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
@@ -37,28 +49,6 @@ def tokens_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
             torch.tensor([2, 0, 2]),
         ), text
     return image, text
-
-
-def slow_row(
-    query: tuple[Any, ...], key: tuple[Any, ...], side: int = G, longest: int = LONGEST
-) -> int:
-    """The row of the table for a query and a key: ("patch", number), ("word", number) or ("cls", "image" or "text")."""
-    square, sides = (2 * side - 1) ** 2, {"patch": "image", "word": "text"}
-    of_query, of_key = (sides.get(kind, which) for kind, which in (query, key))
-    words = square + 5  # where the rows of words begin: after three of images and two across
-    if of_query != of_key:
-        return square + 3 if of_query == "text" else square + 4
-    first = square if of_query == "image" else words + 2 * longest - 3
-    if query[0] == key[0] == "cls":
-        return first + 2
-    if key[0] == "cls":
-        return first + 1
-    if query[0] == "cls":
-        return first
-    if of_query == "text":
-        return words + (key[1] - query[1]) + longest - 2
-    down, right = query[1] // side - key[1] // side, query[1] % side - key[1] % side
-    return (down + side - 1) * (2 * side - 1) + right + side - 1
 
 
 def slow_rows(tokens: Tokens, sample: int) -> list[list[int]]:
@@ -105,9 +95,9 @@ def test_rows_of_the_published_size_are_where_the_paper_code_has_them():
     ]:
         assert slow_row(query, key, 14, 196) == row
     with torch.device("meta"):
-        config = tiny_config(model=VLMO).model
-        model = Encoder(config, InputConfig(image_size=224, text_length=196), VOCAB)  # pyright: ignore[reportArgumentType]
-    assert sum(len(part) for part in model.relative.parameters()) == 1126  # pyright: ignore[reportOptionalMemberAccess]
+        model = VlmoEncoder(tiny_vlmo(), InputConfig(image_size=224, text_length=196), VOCAB)
+    assert model.relative is not None
+    assert sum(len(part) for part in model.relative.parameters()) == 1126
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,7 +105,7 @@ def test_rows_of_the_published_size_are_where_the_paper_code_has_them():
 def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
     """Padding, texts shorter than the longest, dropped and picked patches; the whole encoder with networks for pairs."""
     torch.manual_seed(0)
-    model = encoder(**VLMO)
+    model = vlmo_encoder()
     assert model.relative is not None
     image, text = tokens_of(model, kind)
     tokens = join(image, text)
@@ -143,7 +133,7 @@ def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
 @torch.no_grad()
 def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
     """The first by its own networks, whatever those of pairs are; the second by these from the first block that has them."""
-    model = encoder(**VLMO, num_deep_blocks=2)
+    model = vlmo_encoder(num_deep_blocks=2)
     image, text = tokens_of(model, kind)
     (own_BD, vl_BD), routers = model.for_contrast(image, text)
     assert (model.num_contrasts, routers) == (2, [[], []])
@@ -161,7 +151,7 @@ def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
 
 @torch.no_grad()
 def test_networks_of_pairs_change_pairs_alone_and_the_pooler_their_cls_alone():
-    model = encoder(**VLMO, pooler=True)
+    model = vlmo_encoder(pooler=True)
     assert model.pooler is not None
     kinds = {kind: tokens_of(model, kind) for kind in ("image", "text", "pair")}
     before = {kind: model.encode(*tokens).x_BND for kind, tokens in kinds.items()}
@@ -244,8 +234,10 @@ def test_splines_repeat_what_they_go_through_and_cubics():
 
 @torch.no_grad()
 def test_a_larger_image_and_a_shorter_text_keep_what_they_can_of_the_table():
-    before = encoder(**VLMO)
-    after = Encoder(before.config, InputConfig(image_size=24, patch_size=4, text_length=9), VOCAB)
+    before = vlmo_encoder()
+    after = VlmoEncoder(
+        before.config, InputConfig(image_size=24, patch_size=4, text_length=9), VOCAB
+    )
     tensors, note = after.resized(before.state_dict())
     assert note == (
         "relative positions resized from 16 to 36 patches; relative positions of texts cut from 12 to 9 tokens"

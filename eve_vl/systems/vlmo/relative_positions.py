@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import EveModelConfig, InputConfig
+from eve_vl.config import InputConfig
 from eve_vl.model.tokens import Tokens
+from eve_vl.systems.vlmo.config import VlmoModelConfig
 
 MIN_GROWTH, MAX_GROWTH = 1.01, 1.5
 """Limits of the factor between successive steps of the resized grid (BEiT)."""
@@ -36,7 +37,7 @@ class RelativePositions(nn.Module):
     tell the sizes.
     """
 
-    def __init__(self, config: EveModelConfig, sizes: InputConfig):
+    def __init__(self, config: VlmoModelConfig, sizes: InputConfig):
         super().__init__()
         self.shape = config.depth, config.num_heads
         self.side = sizes.image_size // sizes.patch_size
