@@ -23,7 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from eve_vl.config import Config, DualEncoderConfig, InputConfig, to_dict
+from eve_vl.config import DualEncoderConfig, InputConfig, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
@@ -36,14 +36,13 @@ from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Task
-from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
+from helpers.hf_runs import noise_image, tiny, write
 from helpers.tiny_tasks import (
     ANSWER_LIST,
     TOKENIZER,
     build,
-    config_of,
     eval_set,
     rows_of,
     train_set,
@@ -70,29 +69,6 @@ MEDFLIP = DualEncoderConfig(
     mlp_ratio=2.0,
     init_std=0.3,
 )
-
-
-def tiny(name: str, **sections: dict) -> tuple[Config, Task[Any]]:
-    config = (
-        tiny_config(task={"mim_weight": 0.0}, **sections)
-        if name == "masked"
-        else config_of(name, **sections)
-    )
-    return config, build(config)
-
-
-def write(name: str, folder: Path, **sections: dict) -> Task[Any]:
-    """Write a run folder and return its task."""
-    config, task = tiny(name, **sections)
-    config = dataclasses.replace(config, out=folder, init=folder / "init")
-    if isinstance(config.task, VQAConfig):
-        config = dataclasses.replace(config, task=VQAConfig(answers=folder / "answers.txt"))
-    write_run(folder, config, TOKENIZER, task)
-    return task
-
-
-def noise_image(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def batch_of(task: Task[Any], count: int = 5) -> Any:

@@ -1,0 +1,206 @@
+"""Files of tokenizers: what is read, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers, processors
+
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.utils.errors import UserError, explained
+from helpers.tokenizer_files import TRICKY_TEXTS, WORDS, bert_tokenizer, save, word_level
+from helpers.twins import CAPTIONS, tiny_tokenizer
+
+
+def assert_refused(message: str, path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Tokenizer.load(path)
+
+
+def test_a_written_tokenizer_is_read_again(tmp_path):
+    tokenizer = tiny_tokenizer()
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer.to_json())
+    again = Tokenizer.load(path)
+    assert again.to_json() == tokenizer.to_json()
+    for attribute in ("pad_id", "cls_id", "mask_id", "vocab_size"):
+        assert getattr(again, attribute) == getattr(tokenizer, attribute)
+    for text in (*CAPTIONS, *TRICKY_TEXTS):
+        assert again.encode(text, 40)[0].tolist() == tokenizer.encode(text, 40)[0].tolist()
+
+
+def test_bert_vocabulary(tmp_path):
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += ["a", "red", "circle", "##s", "cafe"]
+    tokenizer = bert_tokenizer(tmp_path, words)
+    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id) == (0, 3, 5)
+    assert tokenizer.vocab_size == 11
+    ids, is_special = tokenizer.encode("A red Circles café zebra", 20)
+    expected = "[CLS] a red circle ##s cafe [UNK] [SEP]"
+    assert " ".join(words[token] for token in ids) == expected
+    assert is_special.nonzero()[0].tolist() == [0, 7]
+    assert tokenizer.decode(ids) == "a red circles cafe"
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.encode("A red Circles café zebra", 20)[0].tolist() == ids.tolist()
+
+
+def test_folders_as_transformers_saves_them(tmp_path):
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "red": 5, "Red": 6}
+    backend = tokenizers.BertWordPieceTokenizer(words, lowercase=False)._tokenizer
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]"
+    )
+    fast.save_pretrained(tmp_path / "fast")
+    assert Tokenizer.load(tmp_path / "fast").encode("Red red", 9)[0].tolist() == [2, 6, 5, 3]
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    assert bert_tokenizer(folder, [*words]).encode("Red red", 9)[0].tolist() == [2, 5, 5, 3]
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert Tokenizer.load(folder).encode("Red red", 9)[0].tolist() == [2, 6, 5, 3]
+    (folder / "tokenizer_config.json").write_text("[")
+    problem = r"slow/tokenizer_config\.json: cannot be read \(not valid JSON"
+    assert_refused(problem, folder)
+    assert_refused(r"holds no tokenizer\.json and no vocab\.txt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "largest"),
+    [
+        (WORDS | {"red": 2**32 - 1}, 2**32 - 1),
+        (WORDS | {"red": 5000}, 5000),
+        ({"<unk>": 0, "<s>": 1, "red": 3}, 3),  # the library would give a second token the id 3
+    ],
+)
+def test_ids_that_need_huge_tables_are_refused(tmp_path, ids: dict[str, int], largest: int):
+    path = save(word_level(ids | {"red": 99}), tmp_path / "words.json")
+    path.write_text(path.read_text().replace('"red": 99', f'"red": {largest}'))
+    problem = f"the ids of its {len(ids)} tokens go up to {largest}, with too many gaps"
+    assert_refused(problem, path)
+
+
+def test_a_vocabulary_that_fails_on_unknown_words_is_refused(tmp_path):
+    ids = {"<pad>": 0, "<s>": 1, "<mask>": 2, "a": 3}
+    path = save(word_level(ids), tmp_path / "closed.json")
+    assert_refused(r"closed\.json: the tokenizer cannot encode unknown words", path)
+
+
+def changed(path: Path, **parts: object) -> Path:
+    """Write the file of a tokenizer with other parts."""
+    path.write_text(json.dumps(json.loads(tiny_tokenizer().to_json()) | parts))
+    return path
+
+
+@pytest.mark.parametrize("ids", [[1, 2**32 - 1], [300]])
+def test_a_template_with_an_id_beyond_the_vocabulary_is_refused(tmp_path, ids: list[int]):
+    template = json.loads(tiny_tokenizer().to_json())["post_processor"]
+    template["special_tokens"]["[CLS]"] |= {"ids": ids, "tokens": ["[CLS]"] * len(ids)}
+    problem = f"json: its post_processor adds token id {ids[-1]}, beyond the last one, 299"
+    assert_refused(problem, changed(tmp_path / "tokenizer.json", post_processor=template))
+
+
+def test_panics_of_the_library_are_errors_of_the_user(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    problem = (
+        r"tokenizer\.json: not a tokenizer\.json or BERT vocab\.txt"
+        r" \(PanicException: Precompiled: .*charsmap"
+    )
+    assert_refused(problem, changed(path, normalizer=charsmap))
+    pattern = {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""}
+    tokenizer = Tokenizer.load(changed(path, normalizer=pattern))
+    text = "a" * 100 + "b"
+    for encode in (tokenizer.encode, tokenizer.words, tokenizer.spans, tokenizer.encode_with_masks):
+        with pytest.raises(UserError, match=rf"tokenizer\.json: cannot encode '{text[:80]}' \("):
+            encode(text, 20)
+
+
+def test_loading_leaves_the_stderr_of_other_threads_alone(capfd):
+    with explained("t.json: broken", BaseException):  # what loading runs in
+        os.write(2, b"from another thread")
+    assert capfd.readouterr().err == "from another thread"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b'{"a": 1}'),
+        ("tokenizer.json", b"\xff\xfe\x00"),
+        ("tokenizer.json", b"[" * 99_999),
+        ("tokenizer.json", b'{"model": ' * 9999),
+        ("vocab.txt", b"\xff\xfe"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, name: str, content: bytes):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert_refused(name.replace(".", r"\."), path)
+
+
+def test_missing_files_are_refused(tmp_path):
+    for name in ("nothing.json", "n" * 300, "\ud800", "a\0b"):
+        assert_refused(r": cannot be read \(", tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.json")
+    assert_refused("is not an ordinary file", tmp_path / "pipe.json")
+
+
+# Whatever a file holds
+
+VALUES = (None, True, -1, 0, 1.5, 2**32 - 1, 2**64, "", "\ud800", "x" * 999, "(", "AAAA")
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value, as keys and indices."""
+    places = [place]
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        places += places_in(value[key], (*place, key))
+    return places
+
+
+def sound_tokenizer() -> dict[str, Any]:
+    backend = word_level(WORDS)
+    steps = [normalizers.NFKC(), normalizers.Replace("a", "b")]
+    backend.normalizer = normalizers.Sequence(steps)  # pyright: ignore
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    return json.loads(backend.to_str())
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_any_file_is_a_tokenizer_or_an_error_of_the_user(data, tmp_path_factory):
+    document = sound_tokenizer()
+    for _ in range(data.draw(st.integers(0, 3))):
+        *keys, last_key = data.draw(st.sampled_from(places_in(document)[1:]))
+        parent = document
+        for key in keys:
+            parent = parent[key]
+        value = data.draw(st.sampled_from([*VALUES, [], {}, [[]]]))
+        parent[last_key] = json.loads(json.dumps(value))
+    content = bytearray(json.dumps(document).encode())
+    for _ in range(data.draw(st.integers(0, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    size = data.draw(st.sampled_from([None, None, 50, 500]))
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content[:size])
+    try:
+        tokenizer = Tokenizer.load(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")
+        return
+    assert tokenizer.vocab_size < 3000
+    for text in ("a red [MASK] circle 日本", "x"):
+        assert tokenizer.encode(text, 20)[0][0] == tokenizer.cls_id
+        tokenizer.encode_with_masks(text, 20)
