@@ -111,7 +111,7 @@ def parse_body(model: type[BaseModel], body: bytes) -> dict[str, Any]:
 
 
 def _message(model: type[BaseModel], errors: list[ErrorDetails]) -> str:
-    """Return what is wrong with a body."""
+    """Return the message about the first error of a body."""
     # a union (an image or a list of images) gives an error for each part:
     # the deepest is about the part that was meant
     errors_of_field = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
