@@ -21,7 +21,7 @@ from eve_vl.search import reranking
 from eve_vl.search.index import Index
 from eve_vl.search.index_files import CHECKSUMS, DATABASE
 from eve_vl.utils.errors import BadSampleError, UserError
-from helpers.indices import content, features_of, write_image
+from helpers.indices import features_of, read_index, write_image
 from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
 
 # Content
@@ -30,7 +30,7 @@ from helpers.tiny_runs import TEXTS, noise, tiny_run, write_run
 def test_features_and_captions_equal_those_of_encode(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index", batch_size=3)
     images = model.encode_image(photos)
-    known = content(tmp_path / "index")
+    known = read_index(tmp_path / "index")
     assert list(known) == sorted(images.names)
     assert index.counts() == {"images": 20, "distinct": 20, "near": 0, "captions": 3, "broken": 0}
     for name, expected in zip(images.names, images, strict=True):
@@ -517,10 +517,10 @@ def test_mistakes(eve, run, model, photos, tmp_path):
     assert float(
         eve("search", "of_blind", "--image", "photos/old/00.png").stdout.split()[0]
     ) == pytest.approx(1, abs=2e-3)
-    before = content(tmp_path / "index")
+    before = read_index(tmp_path / "index")
     shutil.rmtree(photos)
     assert "no such file or folder" in eve("index", "--out", "index").stderr
-    assert content(tmp_path / "index") == before
+    assert read_index(tmp_path / "index") == before
     assert len(eve("search", "index", "red").stdout.splitlines()) == 20
 
 
