@@ -5,8 +5,8 @@ import json
 import shutil
 import tarfile
 from collections import Counter
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -19,81 +19,99 @@ from eve_vl.search.pending_images import PendingImage
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
-from helpers.indices import features_of, write_image
+from helpers.indices import features_of, write_images, write_table
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 SIZES = ("--part-rows", 8, "--batch-size", 4)
 
 
-def bits(folder: Path) -> dict[str, bytes]:
+def read_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
-def vectors(table) -> np.ndarray:
+def features_in(table) -> np.ndarray:
     return np.array(table["feature"].to_pylist(), dtype=np.float16)
 
 
-def test_parts_hold_what_encode_image_and_the_index_compute(eve, model, run, photos, tmp_path):
+def write_shard(photos: Path, path: Path) -> None:
+    """Write a shard of three images with captions."""
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(photos.glob("old/0[0-2].*")):
+            tar.add(file, file.name)
+
+
+@pytest.fixture
+def written(eve, run, photos, tmp_path) -> Path:
+    """Features of a folder with two broken files, of a shard and of a table, in `features`."""
     (photos / "new" / "15.png").write_bytes(b"x")
     (photos / "old" / "03.txt").write_bytes(b"\xff")
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        for path in sorted(photos.glob("old/0[0-2].*")):
-            tar.add(path, path.name)
-    rows = [
-        {"image": f"photos/old/0{n}.png", "caption": TEXTS[0], "year": 2000 + n} for n in range(3)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_shard(photos, tmp_path / "shard.tar")
+    rows = []
+    for number in range(3):
+        image = f"photos/old/0{number}.png"
+        rows.append({"image": image, "caption": TEXTS[0], "year": 2000 + number})
+    write_table(tmp_path / "rows.jsonl", rows)
     sources = ("photos", "shard.tar", "rows.jsonl")
-    done = eve("features", *sources, "--run", run, "--out", "f", *SIZES)
+    done = eve("features", *sources, "--run", run, "--out", "features", *SIZES)
     assert f"skipped: {photos}/new/15.png: not an image" in done.stdout
-    assert done.stdout.endswith(
-        "f: 5 new parts, 0 kept parts, 25 images, 1 unusable row, 0 missing parts\n"
-    )
-    table = parquet.read_table(tmp_path / "f")
-    found = dict(zip(table["name"].to_pylist(), vectors(table), strict=True))
+    summary = "5 new parts, 0 kept parts, 25 images, 1 unusable row, 0 missing parts"
+    assert done.stdout.endswith(f"features: {summary}\n")
+    return tmp_path / "features"
+
+
+def test_features_equal_those_of_encode_image_and_the_index(written, model, photos, tmp_path):
+    table = parquet.read_table(written)
+    features = features_in(table)
+    names = table["name"].to_pylist()
     encoded = model.encode_image([str(photos)], batch_size=4)
-    np.testing.assert_array_equal(vectors(table)[:19], np.asarray(encoded).astype(np.float16))
-    assert table["name"].to_pylist()[:19] == [*encoded.names]
+    assert names[:19] == list(encoded.names)
+    np.testing.assert_array_equal(features[:19], np.asarray(encoded).astype(np.float16))
+    feature_of_name = dict(zip(names, features, strict=True))
     model.index(photos, tmp_path / "index", batch_size=4)
     for path in (*photos.glob("old/*.png"), photos / "new" / "08.png"):
-        np.testing.assert_array_equal(found[str(path)], features_of(tmp_path / "index", str(path)))
-    each = {row["name"]: row for row in table.to_pylist()}
-    shard, member = each[f"{tmp_path}/shard.tar:02"], (photos / "old" / "02.png").read_bytes()
-    data = Path(shard["path"]).read_bytes()[shard["offset"] :][: shard["size"]]
-    assert data == member and shard["captions"] == [TEXTS[2]]
-    assert shard["hash"] == hashlib.sha256(member).hexdigest()[:32]
-    assert [json.loads(row["columns"]) for row in table.to_pylist()[-3:]] == [
-        {"year": str(2000 + n)} for n in range(3)
-    ]
-    notes = [
-        json.loads(parquet.read_schema(path).metadata[b"eve"])
-        for path in sorted((tmp_path / "f").glob("*.parquet"))
-    ]
-    assert [name for note in notes for name in note["skipped"]] == [f"{photos}/new/15.png"]
-    (bad,) = (note["bad_captions"] for note in notes if note["bad_captions"])
-    assert [*bad] == [f"{photos}/old/03.png"] and "not UTF-8" in bad[f"{photos}/old/03.png"]
+        expected = features_of(tmp_path / "index", str(path))
+        np.testing.assert_array_equal(feature_of_name[str(path)], expected)
+
+
+def test_rows_name_the_bytes_captions_and_columns_of_images(written, photos, tmp_path):
+    rows = parquet.read_table(written).to_pylist()
+    row = {row["name"]: row for row in rows}[f"{tmp_path}/shard.tar:02"]
+    image = (photos / "old" / "02.png").read_bytes()
+    assert Path(row["path"]).read_bytes()[row["offset"] :][: row["size"]] == image
+    assert row["hash"] == hashlib.sha256(image).hexdigest()[:32]
+    assert row["captions"] == [TEXTS[2]]
+    columns = [json.loads(row["columns"]) for row in rows[-3:]]
+    assert columns == [{"year": "2000"}, {"year": "2001"}, {"year": "2002"}]
+
+
+def test_parts_list_rows_that_could_not_be_used(written, photos):
+    skipped: dict[str, str] = {}
+    bad_captions: dict[str, str] = {}
+    for path in written.glob("*.parquet"):
+        notes = json.loads(parquet.read_schema(path).metadata[b"eve"])
+        skipped |= notes["skipped"]
+        bad_captions |= notes["bad_captions"]
+    assert list(skipped) == [f"{photos}/new/15.png"]
+    assert list(bad_captions) == [f"{photos}/old/03.png"]
+    assert "not UTF-8" in bad_captions[f"{photos}/old/03.png"]
 
 
 def test_remote_shards_have_the_features_of_local_ones(model, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shard, remote = tmp_path / "features.tar", "memory://bucket/features.tar"
-    with tarfile.open(shard, "w") as tar:
-        for path in sorted(photos.glob("old/0[0-2].*")):
-            tar.add(path, path.name)
+    shard = tmp_path / "features.tar"
+    url = "memory://bucket/features.tar"
+    write_shard(photos, shard)
     fsspec.filesystem("memory").pipe("/bucket/features.tar", shard.read_bytes())
-    for name, source in {"local": shard, "remote": remote}.items():
-        assert write_features(model, [source], tmp_path / name)["image"] == 3
-    local, far = (parquet.read_table(tmp_path / name) for name in ("local", "remote"))
-    assert (
-        far["path"].to_pylist() == [remote] * 3
-        and far["name"][2].as_py() == "memory://bucket/features.tar:02"
-    )
-    assert far.drop(["path", "name"]).equals(local.drop(["path", "name"]))
-    with pytest.raises(
-        UserError,
-        match=r"^memory://bucket/features.tar: a search reads its images again; copy them to a disk",
-    ):
-        model.index(remote, tmp_path / "index")
+    assert write_features(model, [shard], tmp_path / "local")["image"] == 3
+    assert write_features(model, [url], tmp_path / "remote")["image"] == 3
+    local = parquet.read_table(tmp_path / "local")
+    remote = parquet.read_table(tmp_path / "remote")
+    assert remote["path"].to_pylist() == [url] * 3
+    assert remote["name"][2].as_py() == f"{url}:02"
+    assert remote.drop(["path", "name"]).equals(local.drop(["path", "name"]))
+    problem = rf"^{url}: a search reads its images again; copy them to a disk"
+    with pytest.raises(UserError, match=problem):
+        model.index(url, tmp_path / "index")
     assert not (tmp_path / "index").exists()
 
 
@@ -101,7 +119,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-KILLS = [  # what dies at which of its calls
+KILLS: list[tuple[Any, str, int]] = [  # at which call of what
     (parquet_features, "_arrow_table", 1),
     (PendingImage, "read", 9),
     (PendingImage, "read", 16),
@@ -111,98 +129,103 @@ KILLS = [  # what dies at which of its calls
 
 
 def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_path, monkeypatch):
-    """Two machines take turns, and each dies at another moment; the first one before its first part."""
-    for number in range(100, 136):
-        write_image(photos / "many" / f"{number}.png", number)
+    """Two machines take turns, and each dies at another moment."""
+    write_images(photos / "many", range(100, 136))
     command = ("features", "photos", "--run", run, *SIZES, "--out")
     assert eve(*command, "whole").returncode == 0
-    whole, parts, left = bits(tmp_path / "whole"), tmp_path / "parts", tmp_path / "left"
+    whole = read_bytes(tmp_path / "whole")
     assert len(whole) == 7
-    for kills, (owner, name, calls) in enumerate(KILLS):
-        counted, real = count(1), getattr(owner, name)
-
-        def call(*args, counted=counted, last=calls, real=real, **kwargs):
-            if next(counted) == last:
-                shutil.copytree(parts, left)
-                raise Killed
-            return real(*args, **kwargs)
-
+    parts = tmp_path / "parts"
+    snapshot = tmp_path / "snapshot"
+    for num_kills, (owner, name, last_call) in enumerate(KILLS):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(owner, name, call)
-            place = ProcessPlace(rank=kills % 2, world_size=2)
+            kill_at_call(patch, owner, name, last_call, parts, snapshot)
+            place = ProcessPlace(rank=num_kills % 2, world_size=2)
             patch.setattr(parquet_features, "process_place", lambda place=place: place)
             write_features(model, [photos], parts, part_rows=8, batch_size=4)
         shutil.rmtree(parts)
-        left.rename(parts)
-        assert len(bits(parts)) == kills
-        assert bits(parts).items() <= whole.items()
-    assert len([*parts.glob(".part-*.tmp/new")]) == 1
-    (parts / "part-00000.parquet").write_bytes(
-        whole["part-00000.parquet"][:1000]
-    )  # a copy that broke off
-    assert (
-        eve(*command, "parts").stdout
-        == "parts: 4 new parts, 3 kept parts, 32 images, 0 unusable rows, 0 missing parts\n"
-    )
-    assert bits(parts) == whole
+        snapshot.rename(parts)
+        assert len(read_bytes(parts)) == num_kills
+        assert read_bytes(parts).items() <= whole.items()
+    assert len(list(parts.glob(".part-*.tmp/new"))) == 1
+    # a copy that broke off
+    (parts / "part-00000.parquet").write_bytes(whole["part-00000.parquet"][:1000])
+    summary = "4 new parts, 3 kept parts, 32 images, 0 unusable rows, 0 missing parts"
+    assert eve(*command, "parts").stdout == f"parts: {summary}\n"
+    assert read_bytes(parts) == whole
+
+
+def kill_at_call(
+    monkeypatch, owner: Any, name: str, last_call: int, folder: Path, snapshot: Path
+) -> None:
+    """Copy a folder and raise Killed instead of a call."""
+    real = getattr(owner, name)
+    num_calls = 0
+
+    def call(*args, **kwargs):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == last_call:
+            shutil.copytree(folder, snapshot)
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
 
 
 def test_processes_share_the_parts(model, photos, tmp_path, monkeypatch):
-    def write(world: int, number: int) -> Counter[str]:
-        for name, value in {"RANK": number, "LOCAL_RANK": 0, "WORLD_SIZE": world}.items():
-            monkeypatch.setenv(name, str(value))
-        return write_features(model, [photos], tmp_path / f"{world}", part_rows=6, batch_size=4)
+    def write(world_size: int, rank: int) -> Counter[str]:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        folder = tmp_path / str(world_size)
+        return write_features(model, [photos], folder, part_rows=6, batch_size=4)
 
-    for world in (1, 2, 4):
-        done = [write(world, number) for number in range(world)]
-        assert [each["new part"] for each in done] == [4 // world] * world
-        assert [each["missing part"] for each in done] == [
-            4 - 4 // world * (number + 1) for number in range(world)
-        ]
-        assert bits(tmp_path / f"{world}") == bits(tmp_path / "1")
+    for world_size in (1, 2, 4):
+        num_missing = 4
+        for rank in range(world_size):
+            counts = write(world_size, rank)
+            num_missing -= 4 // world_size
+            assert counts["new part"] == 4 // world_size
+            assert counts["missing part"] == num_missing
+        assert read_bytes(tmp_path / str(world_size)) == read_bytes(tmp_path / "1")
 
 
-def test_mistakes_are_one_line(eve, run, photos, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(eve, run, photos, tmp_path):
     assert eve("features", "photos", "--run", run, "--out", "f", *SIZES).returncode == 0
     write_run(tiny_run("vqa"), tmp_path / "vqa")
-    other = write_run(tiny_run("retrieval", model={"depth": 4}), tmp_path / "other")
+    other_run = write_run(tiny_run("retrieval", model={"depth": 4}), tmp_path / "other")
     (tmp_path / "empty").mkdir()
-
-    def line(*args: object) -> str:
-        done = eve("features", *args)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
-
     to_f = ("--run", run, "--out", "f")
-    assert "needs at least one path" in line("--run", run)
-    assert "no images in this folder" in line("empty", *to_f)
-    assert "is generated data, which has no files" in line("scenes:", *to_f)
-    assert "its features of images do not compare with those of texts" in line(
-        "photos", "--run", "vqa", "--out", "g"
-    )
-    assert "f: holds other features (run " in line("photos", "--run", other, "--out", "f", *SIZES)
-    assert "f: holds other features (rows per part 8 → 8192)" in line("photos", *to_f)
-    assert "photos: holds files, but no _features.json" in line(
-        "photos", "--run", run, "--out", "photos"
-    )
-    assert "--part-rows 0 and --batch-size 64: both must be positive" in line(
-        "photos", *to_f, "--part-rows", 0
-    )
+    vqa = ("--run", "vqa", "--out", "g")
+    mistakes: list[tuple[tuple[Any, ...], str]] = [
+        (("--run", run), "needs at least one path"),
+        (("empty", *to_f), "no images in this folder"),
+        (("scenes:", *to_f), "is generated data, which has no files"),
+        (("photos", *vqa), "its features of images do not compare with those of texts"),
+        (("photos", "--run", other_run, "--out", "f", *SIZES), "f: holds other features (run "),
+        (("photos", *to_f), "f: holds other features (rows per part 8 → 8192)"),
+        (("photos", "--run", run, "--out", "photos"), "photos: holds files, but no _features.json"),
+        (("photos", *to_f, "--part-rows", 0), "--part-rows 0 and --batch-size 64: both must be"),
+    ]
+    for args, message in mistakes:
+        done = eve("features", *args)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr
     (photos / "old" / "07.png").unlink()
-    assert "f: holds other features" in line("photos", *to_f, *SIZES)
+    assert "f: holds other features" in eve("features", "photos", *to_f, *SIZES).stderr
 
 
 def test_processes_that_see_different_data_stop(model, photos, tmp_path, monkeypatch):
-    """Both found an empty folder; the first one notices it before its next part."""
-    real = FeatureParts.write
+    """Both saw an empty folder; the first one notices the other before its next part."""
+    write = FeatureParts.write
 
-    def write(self, number):
+    def change_facts_and_write(self, number):
         facts = tmp_path / "f" / FACTS_FILE
-        facts.write_text(
-            facts.read_text().replace(f'"{photos}, rows": 20', f'"{photos}, rows": 19')
-        )
-        return real(self, number)
+        text = facts.read_text().replace(f'"{photos}, rows": 20', f'"{photos}, rows": 19')
+        facts.write_text(text)
+        return write(self, number)
 
-    monkeypatch.setattr(FeatureParts, "write", write)
+    monkeypatch.setattr(FeatureParts, "write", change_facts_and_write)
     with pytest.raises(UserError, match=r"f: holds other features \(.*photos, rows 19 → 20\)"):
         write_features(model, [photos], tmp_path / "f", part_rows=8)

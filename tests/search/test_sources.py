@@ -1,144 +1,209 @@
-"""Sources of an index: one or several; an image in two of them counts once."""
+"""Sources of an index: folders, tables and shards, one or several."""
 
-import json
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from eve_vl.utils.errors import UserError
-from helpers.indices import write_image
+from eve_vl.search.update import Update
+from eve_vl.utils.errors import BadSampleError, UserError
+from helpers.indices import write_image, write_table
 from helpers.tiny_runs import TEXTS, noise
 
 
-def write_table(path: Path, names: list[str]) -> None:
-    path.write_text(
-        "".join(json.dumps({"image": name, "caption": f"red {name}"}) + "\n" for name in names)
-    )
+def table_of(path: Path, images: list[str]) -> Path:
+    return write_table(path, [{"image": image, "caption": f"red {image}"} for image in images])
 
 
-def test_a_source_is_not_an_image_to_search_for(eve, model, photos, tmp_path):
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def test_one_source_needs_no_list(model, photos, tmp_path):
+    for kind in (str, Path):
+        model.index(kind(photos / "old"), tmp_path / "index")
+        index = model.index(kind(photos / "new"), tmp_path / "index", drop=kind(photos / "old"))
+        assert list(index.sources()) == [str(photos / "new")]
+
+
+def test_rows_about_one_image_are_one_image(model, photos, tmp_path):
+    """With the captions of all rows; shards may lack captions."""
+    images = [f"photos/old/{number % 4:02}.png" for number in range(8)]
+    rows = [{"image": image, "caption": f"red {row}"} for row, image in enumerate(images)]
+    table = write_table(tmp_path / "table.jsonl", rows)
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(6):
+            add_member(tar, f"{number:04}.png", (photos / "old" / f"{number:02}.png").read_bytes())
+            if number % 2:
+                add_member(tar, f"{number:04}.txt", b"a circle")
+    index = model.index([table, shard], tmp_path / "index")
+    assert index.counts() == {"images": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
+    hits = {hit.name.rpartition("/")[2]: hit for hit in index.search("red")}
+    assert sorted(hits["01.png"].captions) == ["a circle", "red 1", "red 5"]
+    assert hits["01.png"].images == (str(photos / "old" / "01.png"), f"{shard}:0001")
+    pixels = index.image(hits["shard.tar:0005"].id).whole()
+    np.testing.assert_array_equal(pixels, noise(5, 20, 30))
+    assert model.index(shard, tmp_path / "index").changes.kept == 6
+
+
+def test_rows_of_files_with_the_same_name_are_different_images(model, tmp_path):
+    """Parquet holds the image bytes, so only folder, file and row distinguish them."""
+    for part in range(2):
+        folder = tmp_path / "parts" / f"d{part}"
+        rows: list[dict[str, object]] = []
+        for row in range(3):
+            write_image(tmp_path / "image.png", 10 * part + row)
+            data = (tmp_path / "image.png").read_bytes()
+            rows.append({"image": data, "caption": f"red {part} {row}"})
+        rows.append({"image": None, "caption": "red"})
+        folder.mkdir(parents=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "x.parquet")
+    index = model.index(tmp_path / "parts" / "d{0..1}" / "x.parquet", tmp_path / "index")
+    assert index.counts() == {"images": 6, "distinct": 6, "near": 0, "captions": 6, "broken": 2}
+    names = []
+    for part in range(2):
+        path = tmp_path / "parts" / f"d{part}" / "x.parquet"
+        names += [f"{path} row {row}" for row in range(1, 5)]
+    hits = {hit.name: hit for hit in index.search("red")}
+    assert sorted([*hits, *index.changes.broken]) == names
+    assert hits[names[5]].captions == ("red 1 1",)
+    hits_in_folder = index.search("red", folder=tmp_path / "parts" / "d1")
+    assert sorted(hit.name for hit in hits_in_folder) == names[4:7]
+    assert model.index((), tmp_path / "index").changes.kept == 6
+
+
+def test_image_of_several_sources_counts_once(eve, model, run, photos, tmp_path):
+    """In counts, among hits and in an update's report. It is gone when the last source drops it."""
+    images = [f"photos/new/{number:02}.png" for number in range(8, 20)]
+    table_of(tmp_path / "table.jsonl", images)
+    twins = (str(photos / "new" / "08.png"), str(photos / "old" / "again.png"))
+    shutil.copy(*twins)
+    (photos / "old" / "broken.png").write_bytes(b"x")
+    sources = ("photos", "table.jsonl", "photos/old")
+    output = eve("index", *sources, "--run", run, "--out", "index").stdout
+    summary = "21 images (21 new), 15 captions; 1 exact duplicate, 0 near-duplicates"
+    assert f"index: {summary}\n" in output
+    index = model.index((), tmp_path / "index")
+    changes = index.changes
+    assert (changes.new, changes.changed, changes.gone, changes.kept) == (0, 0, 0, 21)
+    assert index.counts() == {"images": 21, "distinct": 20, "near": 0, "captions": 15, "broken": 1}
+    hits = index.search("red", top=50)
+    assert len(hits) == 20
+    assert sorted(hit.images for hit in hits if len(hit.images) > 1) == [twins]
+    captions = {hit.name: hit.images for hit in index.search("red", captions=True)}
+    for image in images:
+        assert captions[f"red {image}"] == (str(tmp_path / image),)
+
+    write_image(photos / "new" / "09.png", 109)
+    write_image(photos / "old" / "05.png", 105)
+    (photos / "old" / "06.png").unlink()
+    write_image(photos / "old" / "99.png", 99)
+    output = eve("index", "--out", "index").stdout
+    assert "index: 21 images (1 new, 2 changed, 1 gone), " in output
+    index = model.index((), tmp_path / "index", drop="table.jsonl")
+    assert (index.changes.gone, len(index)) == (0, 21)
+    output = eve("index", "table.jsonl", "--out", "index").stdout
+    assert "index: 21 images (nothing new), " in output
+    output = eve("index", "--out", "index", "--drop", "photos", "table.jsonl").stdout
+    assert "index: 9 images (12 gone), " in output
+    left = {str(path) for path in (photos / "old").glob("*.png") if path.name != "broken.png"}
+    index = model.index((), tmp_path / "index")
+    assert {hit.name for hit in index.search(TEXTS[0])} == left
+
+
+def test_file_is_no_near_duplicate_of_itself_in_another_source(model, photos, tmp_path):
+    table = table_of(tmp_path / "table.jsonl", ["photos/new/08.png"])
+    model.index([photos, table], tmp_path / "index")
+    path = photos / "new" / "08.png"
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, compress_level=0)  # the same pixels in other bytes
+    index = model.index(photos, tmp_path / "index")  # the table's row keeps the old bytes
+    assert index.counts() == {"images": 21, "distinct": 21, "near": 1, "captions": 4, "broken": 0}
+    hits = [hit for hit in index.search("red", top=50) if hit.name == str(path)]
+    assert [hit.near for hit in hits] == [None, None]
+    assert model.index((), tmp_path / "index").counts()["images"] == 20
+
+
+def test_image_never_gets_the_captions_of_a_dropped_one(model, tmp_path, monkeypatch):
+    """Not even in an update that ends early: new images may get the ids of dropped ones."""
+    write_image(tmp_path / "a.png", 1)
+    write_image(tmp_path / "b" / "b.png", 2)
+    table = table_of(tmp_path / "a.jsonl", ["a.png"])
+    model.index(table, tmp_path / "index")
+    monkeypatch.setattr(Update, "_forget_missing", lambda update, _: update._commit())
+    index = model.index(tmp_path / "b", tmp_path / "index", drop=table)
+    (hit,) = index.search(image=noise(1, 20, 30))
+    assert (Path(hit.name).name, hit.captions) == ("b.png", ())
+
+
+def test_image_is_the_indexed_one_or_an_error(model, photos, tmp_path):
+    """A file, shard or table may have changed, or its rows may have another order."""
+    table = tmp_path / "table.parquet"
+    shard = tmp_path / "shard.tar"
+
+    def write(numbers: list[int]) -> None:
+        data = [(photos / "new" / f"{number:02}.png").read_bytes() for number in numbers]
+        columns = {"image": data, "caption": ["x"] * len(data)}
+        parquet.write_table(pyarrow.table(columns), table)
+        with tarfile.open(shard, "w") as tar:
+            for position, image in enumerate(data):
+                add_member(tar, f"{position:04}.png", image)
+
+    write([8, 9, 10])
+    index = model.index([table, shard], tmp_path / "index")
+    ids = [number for (number,) in index.database.rows("SELECT id FROM image ORDER BY source, row")]
+
+    def assert_images(ids: list[int], numbers: list[int]) -> None:
+        for image_id, number in zip(ids, numbers, strict=True):
+            np.testing.assert_array_equal(index.image(image_id).whole(), noise(number, 20, 30))
+
+    assert_images(ids, [8, 9, 10] * 2)
+    write([9, 8, 10])
+    model.index((), tmp_path / "index")
+    ids = [number for (number,) in index.database.rows("SELECT id FROM image ORDER BY source, row")]
+    assert_images(ids, [9, 8, 10] * 2)
+    write([10, 8, 11])  # and not indexed; of the table, rows that were read may still be served
+    shard_ids = ids[3:]
+    assert_images(shard_ids[1:2], [8])
+    for image_id in (shard_ids[0], shard_ids[2]):
+        with pytest.raises(BadSampleError, match="is not the image that was indexed"):
+            index.image(image_id)
+
+
+def test_source_is_not_an_image_to_search_for(eve, model, photos, tmp_path):
     """Not even if it holds a single image."""
     index = model.index(photos, tmp_path / "index")
     write_image(tmp_path / "one" / "1.png", 1)
-    for name in ("one", "many"):
-        write_table(tmp_path / f"{name}.jsonl", ["one/1.png"] * (1 + (name == "many")))
-    for given, message in (
+    table_of(tmp_path / "one.jsonl", ["one/1.png"])
+    for image, message in (
         ("one", "image: is a folder; name the images in it: one"),
-        ("photos", "image: is a folder; name the images in it: photos"),
         (".", "image: is a folder; name the images in it: ."),
         ("", "image: is a folder; name the images in it: ."),
         ("one.jsonl", "one.jsonl: holds rows and is no image"),
-        ("many.jsonl", "many.jsonl: holds rows and is no image"),
         ("scenes:test", "image: no such file: scenes:test"),
         ("photos/old/00.txt", "photos/old/00.txt: holds rows and is no image"),
     ):
-        done = eve("search", "index", "--image", given)
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), given
-        assert done.stderr.startswith(f"eve: {message}"), given
-    source_image = noise(1, 20, 30)
+        done = eve("search", "index", "--image", image)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), image
+        assert done.stderr.startswith(f"eve: {message}")
+    pixels = noise(1, 20, 30)
     for image, message in (
-        ([source_image], "image: got a list, but this call takes one at a time"),
-        ([], "image: got a list, but this call takes one at a time"),
-        ((tmp_path / "one" / "1.png" for _ in range(1)), "image: got generator, expected a path"),
-        (source_image[None], r"image: array of shape \(1, 20, 30, 3\), expected"),
-        (np.stack([source_image] * 2), r"image: array of shape \(2, 20, 30, 3\), expected"),
+        ([pixels], "image: got a list, but this call takes one at a time"),
+        (iter([pixels]), "image: got list_iterator, expected a path"),
+        (pixels[None], r"image: array of shape \(1, 20, 30, 3\), expected"),
     ):
         for captions in (False, True):
             with pytest.raises(UserError, match=message):
                 index.search(image=image, captions=captions)
     with pytest.raises(UserError, match="image 1: is a folder"):
-        index.search_each(["", ""], [source_image, photos])
-    expected = (
-        model.encode_image([tmp_path / "one" / "1.png", source_image])
-        @ model.encode_image(photos).T
-    )
-    for row, image in enumerate((str(tmp_path / "one" / "1.png"), source_image)):
-        assert index.search(image=image, top=1)[0].score == pytest.approx(
-            float(expected[row].max()), abs=3e-3
-        )
-
-
-def test_one_source_needs_no_list(model, photos, tmp_path):
-    for text in (str, Path):
-        model.index(text(photos / "old"), tmp_path / "index")
-        index = model.index(text(photos / "new"), tmp_path / "index", drop=text(photos / "old"))
-        assert list(index.sources()) == [str(photos / "new")]
-
-
-def test_an_image_of_two_sources_counts_once(eve, model, run, photos, tmp_path):
-    """In counts, among hits and in an update's report. It is gone when the last source drops it."""
-    names = [f"photos/new/{number:02}.png" for number in range(8, 20)]
-    write_table(tmp_path / "table.jsonl", names)
-    shutil.copy(photos / "new" / "08.png", photos / "old" / "again.png")
-    (photos / "old" / "broken.png").write_bytes(b"x")
-    done = eve(
-        "index", "photos", "table.jsonl", "photos/old", "--run", run, "--out", "index"
-    ).stdout
-    assert "index: 21 images (21 new), 15 captions; 1 exact duplicate, 0 near-duplicates\n" in done
-    index = model.index((), tmp_path / "index")
-    changes = index.changes
-    assert (changes.new, changes.changed, changes.gone, changes.kept) == (0, 0, 0, 21)
-    assert index.counts() == {"images": 21, "distinct": 20, "near": 0, "captions": 15, "broken": 1}
-    assert len(index) == 21
-    hits = {hit.name: hit.images for hit in index.search("red", top=50)}
-    twins = str(photos / "new" / "08.png"), str(photos / "old" / "again.png")
-    assert hits == {
-        name: tuple(dict.fromkeys((name, *(twins if name in twins else ())))) for name in hits
-    }
-    assert len(hits) == 20
-    assert len(hits.keys() & {*twins}) == 1
-    said = {hit.name: hit.images for hit in index.search("red", captions=True)}
-    assert {f"red {name}": said[f"red {name}"] for name in names} == {
-        f"red {name}": (str(tmp_path / name),) for name in names
-    }
-    write_image(photos / "new" / "09.png", 109)
-    write_image(photos / "old" / "05.png", 105)
-    (photos / "old" / "06.png").unlink()
-    write_image(photos / "old" / "99.png", 99)
-    assert "index: 21 images (1 new, 2 changed, 1 gone), " in eve("index", "--out", "index").stdout
-    index = model.index((), tmp_path / "index", drop="table.jsonl")
-    assert (index.changes.gone, len(index)) == (0, 21)
-    assert (
-        "index: 21 images (nothing new), " in eve("index", "table.jsonl", "--out", "index").stdout
-    )
-    done = eve("index", "--out", "index", "--drop", "photos", "table.jsonl").stdout
-    assert "index: 9 images (12 gone), " in done
-    assert {hit.name for hit in model.index((), tmp_path / "index").search(TEXTS[0])} == {
-        str(path) for path in (photos / "old").glob("*.png") if path.name != "broken.png"
-    }
-
-
-def test_a_file_is_no_near_duplicate_of_itself_in_another_source(model, photos, tmp_path):
-    write_table(tmp_path / "table.jsonl", ["photos/new/08.png"])
-    model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
-    path = photos / "new" / "08.png"
-    with Image.open(path) as image:
-        image.load()
-        image.save(path, compress_level=0)  # the same pixels in other bytes
-    index = model.index(photos, tmp_path / "index")
-    assert index.counts() == {"images": 21, "distinct": 21, "near": 1, "captions": 4, "broken": 0}
-    assert [hit.near for hit in index.search("red", top=50) if hit.name == str(path)] == [
-        None,
-        None,
-    ]
-    assert model.index((), tmp_path / "index").counts()["images"] == 20
-
-
-def test_an_image_never_gets_the_captions_of_a_dropped_one(model, tmp_path, monkeypatch):
-    """Not even in an update that ends early: new images may get the ids of dropped ones."""
-    for name in ("a", "b"):
-        write_image(tmp_path / f"{name}.png", ord(name))
-    write_table(tmp_path / "a.jsonl", ["a.png"])
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b.png").rename(tmp_path / "b" / "b.png")
-    model.index(tmp_path / "a.jsonl", tmp_path / "index")
-    monkeypatch.setattr(
-        "eve_vl.search.update.Update._forget_missing", lambda update, _: update._commit()
-    )
-    index = model.index(tmp_path / "b", tmp_path / "index", drop=str(tmp_path / "a.jsonl"))
-    assert [
-        (Path(hit.name).name, [*hit.captions]) for hit in index.search(image=noise(1, 20, 30))
-    ] == [("b.png", [])]
+        index.search_each(["", ""], [pixels, photos])
