@@ -1,0 +1,122 @@
+"""Folders and columns filter a search."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eve_vl.search.index import Index
+from eve_vl.utils.errors import UserError
+from helpers.indices import write_table
+
+
+def image_row(number: int) -> dict[str, Any]:
+    parity = "odd" if number % 2 else "even"
+    image = f"photos/new/{number:02}.png"
+    return {"image": image, "caption": f"red {number}", "set": parity, "x": number}
+
+
+@pytest.fixture
+def index(model, photos, tmp_path) -> Index:
+    """Images in two folders; those of `new` are also rows of a table with columns."""
+    table = write_table(tmp_path / "table.jsonl", map(image_row, range(8, 20)))
+    return model.index([photos, table], tmp_path / "index")
+
+
+def names(hits) -> list[str]:
+    return sorted(Path(hit.name).name for hit in hits)
+
+
+def test_hits_lie_in_the_folder(index, photos):
+    hits = index.search("red", folder=photos / "old")
+    assert names(hits) == [f"{number:02}.png" for number in range(8)]
+
+
+def test_hits_have_the_values_of_columns(index):
+    odd = range(9, 20, 2)
+    assert names(index.search("red", where={"set": "odd"})) == [f"{n:02}.png" for n in odd]
+    assert names(index.search("red", where={"set": "odd", "x": "11"})) == ["11.png"]
+    captions = index.search("red", where={"set": "odd"}, captions=True)
+    assert {hit.name for hit in captions} == {f"red {number}" for number in odd}
+
+
+def test_captions_of_a_folder_name_its_images(index, photos):
+    where = {"x": "11"}
+    (hit,) = index.search("red", folder=photos / "new", where=where, captions=True)
+    assert hit.images[0] == str(photos / "new" / "11.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folder": "other"}, "no image of the index has folder other; its folders: "),
+        ({"where": {"sett": "odd"}}, r"no column 'sett'; did you mean 'set'\?"),
+        ({"where": {"set": "red"}}, "no image of the index has set = red"),
+        ({"where": {"x": "7"}, "captions": True}, "no caption of the index has x = 7"),
+    ],
+)
+def test_filter_that_leaves_nothing_is_named(index, options, message):
+    with pytest.raises(UserError, match=message):
+        index.search("red", **options)
+
+
+def test_image_of_two_folders_is_named_by_the_one_that_is_searched(index, model, photos, tmp_path):
+    twin = photos / "old" / "00.png"
+    copy = photos / "new" / "copy.png"
+    copy.write_bytes(twin.read_bytes())
+    model.index((), tmp_path / "index")
+    hits = {hit.name: hit for hit in index.search("red", folder=photos / "new")}
+    assert {Path(name).parent for name in hits} == {photos / "new"}
+    assert hits[str(copy)].images == (str(copy), str(twin))
+    assert index.image(hits[str(copy)].id).where == str(copy)
+
+
+def test_one_row_about_an_image_must_have_all_values(eve, run, model, photos, tmp_path):
+    """As in tables with a row per caption. Columns that the first row lacks count, and True is stored as true."""
+    size = 'größe "1\\'
+    rows: list[dict[str, Any]] = []
+    for number in range(6):
+        image = f"photos/old/0{number // 2}.png"
+        rows.append(
+            {"image": image, "caption": f"red {number}", "who": number % 2, size: number // 2}
+        )
+    rows.append({"image": "photos/new/10.png", "is_late": True})
+    rows.append({"image": "photos/new/10.png", "x.y": "a'b%"})
+    table = write_table(tmp_path / "table.jsonl", rows)
+    index = model.index(table, tmp_path / "index")
+    assert sorted(index.columns()) == [size, "is_late", "who", "x.y"]
+
+    def search(where: dict[str, str], captions: bool = False) -> list[str]:
+        return names(index.search("red", where=where, captions=captions))
+
+    every_image = ["00.png", "01.png", "02.png"]
+    assert search({"who": "0"}) == search({"who": "1"}) == every_image
+    assert search({"who": "1"}, captions=True) == ["red 1", "red 3", "red 5"]
+    assert search({"who": "1", size: "1"}) == ["01.png"]
+    assert search({"who": "1", size: "1"}, captions=True) == ["red 3"]
+    assert search({"is_late": "true"}) == search({"x.y": "a'b%"}) == ["10.png"]
+    with pytest.raises(UserError, match="no caption of the index has is_late = true"):
+        search({"is_late": "true"}, captions=True)
+
+    rows[1]["who"] = 2
+    rows[3]["who"] = 0
+    write_table(table, rows)
+    index = model.index((), tmp_path / "index")
+    assert search({"who": "0"}) == every_image
+    assert search({"who": "1"}) == ["02.png"]
+    assert search({"who": "2"}) == ["00.png"]
+    output = eve("search", "index", "red", "--where", "who=0", f"{size}=1").stdout
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("who=1", "who=2"), "--where: 'who=1 who=2' was given, expected COLUMN=VALUE"),
+        (("who=1", "--where", "x=2"), "--where: given 2 times; give it once, with all its values"),
+    ],
+)
+def test_where_takes_each_column_once(eve, values, message):
+    done = eve("search", "index", "red", "--where", *values)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -1,0 +1,157 @@
+"""Mistakes of people who search or serve an index are one line that says what to do."""
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eve_vl import __version__
+from eve_vl.eve import Eve
+from eve_vl.search.index_files import CHECKSUMS, DATABASE
+from helpers.indices import read_index, write_photos
+from helpers.tiny_runs import tiny_run, write_run
+
+
+def copy_unchecked(index: Path, name: str) -> Path:
+    """Copy an index without its checksums."""
+    copy = index.with_name(name)
+    shutil.copytree(index, copy)
+    (copy / CHECKSUMS).unlink()
+    return copy
+
+
+def set_fact(index: Path, name: str, value: str) -> None:
+    db = sqlite3.connect(index / DATABASE)
+    with db:
+        db.execute("UPDATE fact SET value = ? WHERE name = ?", [value, name])
+    db.close()
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory) -> Path:
+    """Runs, a good index, and bad ones: empty, older, moved, damaged, of a run without contrast."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    photos = write_photos(folder / "photos")
+    model = Eve.load(run)
+    index = folder / "index"
+    model.index(photos, index)
+    (folder / "bad").mkdir()
+    (folder / "bad" / "1.png").write_bytes(b"x")
+    model.index(folder / "bad", folder / "of_bad")
+    (folder / "empty").mkdir()
+    masked = write_run(tiny_run("masked"), folder / "masked")
+    Eve.load(masked).index(photos, folder / "of_masked")
+    other_run = tiny_run("retrieval")
+    next(other_run.task.parameters()).data.add_(1)
+    write_run(other_run, folder / "other")
+
+    set_fact(copy_unchecked(index, "older"), "format", "0")
+    set_fact(copy_unchecked(index, "moved"), "run", '"/nowhere/run"')
+    os.truncate(copy_unchecked(index, "lacking") / "images.f16", 200)
+    shutil.copytree(index, folder / "truncated")
+    os.truncate(folder / "truncated" / "images.f16", 200)
+    os.truncate(copy_unchecked(index, "shortened") / DATABASE, 5000)
+    os.truncate(copy_unchecked(index, "nil") / DATABASE, 0)
+    (copy_unchecked(index, "wrong") / DATABASE).write_text("no database at all " * 9)
+    return folder
+
+
+OTHER = ("--run", "other")
+MOVED = "/nowhere/run: no such run, which made moved; name its new folder: --run RUN"
+NO_TEXT = "images and texts of this run do not compare"
+SEARCHES = [
+    ("nothing", ("red",), "nothing: no such index; eve index FOLDER --run RUN --out nothing makes"),
+    ("indx", ("red",), "indx: no such index; did you mean 'index'? eve index FOLDER --run RUN "),
+    ("photos", ("red",), "photos: holds no index.sqlite; eve index photos --run RUN --out photos."),
+    (".", ("red",), ".: holds no index.sqlite; did you mean 'index'?\n"),
+    ("index", (), "nothing to search for"),
+    ("index", ("red", "--top", "0"), "top 0 is not positive"),
+    ("index", ("red", "--rerank", "3", "--by", "words"), "rerank 3 has no effect: only searches"),
+    ("index", ("Москва 東京",), "no letter of its first 11 tokens is known"),
+    ("index", ("красная " * 9 + "rojo",), "no letter of its first 11 tokens is known"),
+    ("index", ("🚗",), "no sign of its first 11 tokens is known"),
+    ("index", ("red -red",), "nothing is left to search for"),
+    ("index", ("\udcff\udcfe",), r"'\udcff\udcfe' is not valid UTF-8; correct it"),
+    ("index", ("red", "--where", "a=\udcff"), "not valid UTF-8"),
+    ("index", ("red", "--folder", "\udcff"), "not valid UTF-8"),
+    ("index", ("red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
+    ("index", ("red", *OTHER), "or make another index with another --out"),
+    ("index", ("--image", "gone.png"), "no such file: gone.png"),
+    (
+        "older",
+        ("red",),
+        f"older: is not in the format of version {__version__} of eve_vl; make it ",
+    ),
+    ("older", ("red",), "delete older, then eve index SOURCE … --run RUN --out older"),
+    ("shortened", ("red",), "index.sqlite: database disk image is malformed; make it again: "),
+    ("truncated", ("red",), "truncated/images.f16: is damaged, or was changed by another program"),
+    ("moved", ("red",), MOVED),
+    ("of_bad", ("red",), "of_bad: is empty"),
+    ("of_masked", ("zebra",), NO_TEXT),
+]
+INTO_FRESH = ("--run", "RUN", "--out", "fresh")
+INDEXINGS = [
+    (("photos", "builtin:drawings"), "(builtin:drawings is a run, not data)"),
+    (("--out", "nil"), "nil/index.sqlite: no such table: fact; make it again: delete nil, then"),
+    (("--out", "lacking"), "images.f16: lacks features that the database lists; make it again: "),
+    (("photos", "--out", "fresh"), "fresh: no such index; eve index FOLDER --run RUN --out fresh"),
+    (INTO_FRESH, "fresh: is no index yet; to make one, name folders"),
+    (("scenes:test", *INTO_FRESH), "scenes:test: is generated data, which has no files"),
+    (("empty", *INTO_FRESH), "empty: no images in this folder"),
+    (("gone", "--run", "RUN", "--out", "index"), "no such file or folder: "),
+    (("photos", *OTHER, "--out", "index"), "was made by another run"),
+    (("photos", "--run", "RUN", "--out", "photos/old"), "photos/old: holds files, but no index;"),
+    (("--format", "csv", "--out", "index"), "say how to read sources; name some"),
+]
+SERVINGS = [
+    (("--index", "wrong"), "wrong/index.sqlite: file is not a database; make it again: delete "),
+    (("--index", "moved"), f"{MOVED}, or eve serve RUN --index INDEX"),
+    (("index",), "index: is an index, not a run folder; name it with --index"),
+    (("RUN", "--index", "nothing"), "nothing: no such index"),
+    (("other", "masked", "--index", "index"), "than other"),
+]
+COMMANDS: list[tuple[tuple[str, ...], str]] = [
+    *((("search", index, *words), message) for index, words, message in SEARCHES),
+    *((("index", *words), message) for words, message in INDEXINGS),
+    *((("serve", *words), message) for words, message in SERVINGS),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), COMMANDS)
+def test_mistake_is_one_line(eve, run, folder, command, message):
+    words: list[Any] = [run if word == "RUN" else word for word in command]
+    os.chdir(folder)
+    done = eve(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "fresh").exists()
+
+
+def test_index_notes_the_new_place_of_its_run(eve, run, model, photos, tmp_path):
+    model.index(photos, tmp_path / "index")
+    moved = copy_unchecked(tmp_path / "index", "moved")
+    set_fact(moved, "run", '"/nowhere/run"')
+    assert eve("search", "moved", "red", "--run", run).returncode == 0
+    assert eve("search", "moved", "red").returncode == 2
+    assert eve("index", "--out", "moved", "--run", run).returncode == 0
+    assert eve("search", "moved", "red").returncode == 0
+
+
+def test_run_without_contrast_finds_images_by_an_image(eve, photos, tmp_path):
+    masked = write_run(tiny_run("masked"), tmp_path / "masked")
+    assert eve("index", "photos", "--run", masked, "--out", "index").returncode == 0
+    output = eve("search", "index", "--image", "photos/old/00.png").stdout
+    assert float(output.split()[0]) == pytest.approx(1, abs=2e-3)
+
+
+def test_index_of_a_lost_source_is_still_searched(eve, model, photos, tmp_path):
+    model.index(photos, tmp_path / "index")
+    before = read_index(tmp_path / "index")
+    shutil.rmtree(photos)
+    assert "no such file or folder" in eve("index", "--out", "index").stderr
+    assert read_index(tmp_path / "index") == before
+    assert len(eve("search", "index", "red").stdout.splitlines()) == 20
