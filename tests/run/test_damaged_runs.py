@@ -38,11 +38,11 @@ from eve_vl.train.meter import Meter
 from eve_vl.train.run_log import RunLog, read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import BadSampleError, UserError
+from helpers.number_task import CONFIG, Guess, scored, step_folder
+from helpers.number_task import train as train_guess
 from helpers.tiny_runs import tiny_run, write_run
 from helpers.twins import tiny_config
 from tests.interop.test_convert import tiny, tokenizer_of_500  # noqa: F401
-from tests.train.test_best import CONFIG, Guess, scored, step_folder
-from tests.train.test_best import train as train_guess
 
 CONFIG_4 = replace(CONFIG, steps=4, log_every=3)
 FEW = settings(

@@ -29,7 +29,7 @@ from eve_vl.train import (
 )
 from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
 from eve_vl.utils.errors import UserError
-from tests.train.test_best import CONFIG, Guess, scored, step_folder, train, weights
+from helpers.number_task import CONFIG, Guess, scored, step_folder, train, weights
 
 SHORT = replace(CONFIG, steps=4, val_every=4)
 

@@ -46,10 +46,10 @@ INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
 DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
 # Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become shorter.
 WAITING = {
-    "train/finite_check.py:_require_finite": "stops a run before the update that a loss that is not finite would make",
+    "train/finite_check.py:finish": "reads whether the step before was finite, which a GPU has worked out by then",
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
     "train/random_state.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
+    "tasks/contrast/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }
 WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
@@ -183,6 +183,7 @@ def step(config: Config, optimizer: str, run: Path) -> Callable[[], object]:
         steps=9, batch_size=12, accumulation=2, optimizer=optimizer, ema_decay=0.9, dtype="float32"
     )  # pyright: ignore
     trainer = Trainer(train, run, task, device=torch.device("cpu"), texts={})
+    trainer.finite_check.is_delayed = True  # as on a GPU
     return lambda: trainer.train_step([batch, batch])
 
 
