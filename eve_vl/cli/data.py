@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -14,7 +14,7 @@ from eve_vl.cli.runs import recipe_config
 from eve_vl.config import Config, DataConfig, TokenizerConfig
 from eve_vl.data.source_names import refuse_missing
 from eve_vl.utils.console import pluralize
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import UserError, nearest
 from eve_vl.utils.file_io import reporting_write_errors, write_file
 from eve_vl.utils.frozen import Frozen
 
@@ -26,10 +26,9 @@ class CheckArgs(JsonArgs, SourceArgs):
 
     path: Positional[str]
     """A source, as in --data.train."""
-    kind: Literal[
-        "auto", "captions", "questions", "statements", "items", "labels", "images", "texts"
-    ] = "auto"
-    """Kind of its rows; auto: guessed from the fields of the first row."""
+    kind: str = "auto"
+    """Kind of its rows: captions, questions, statements, labels, images, texts or one of a related system; auto: guessed from
+    the fields of the first row."""
     recipe: str | None = None
     """Also check that the rows have what training with this recipe needs, its text length and vocabulary; a recipe or
     FILE.py:NAME."""
@@ -77,10 +76,14 @@ def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
     refuse_missing([args.path])
     from eve_vl.data.check_lines import report_lines
+    from eve_vl.data.kinds.registry import row_kinds
     from eve_vl.data.opening import open_sources
     from eve_vl.data.readers.folder import FolderTable, tables_in
     from eve_vl.data.source_check import check_source
 
+    kinds = ("auto", *row_kinds())
+    if args.kind not in kinds:
+        raise UserError(f"no --kind {nearest(args.kind, kinds)}")
     kind, require, config = args.kind, None, None
     if args.recipe is not None:
         from eve_vl.tasks.task import task_class

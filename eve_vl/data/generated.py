@@ -1,12 +1,13 @@
 """Data that code generates, such as `scenes:train`: generators by name, the base of their sources.
 
-A generator is an entry point of the group `eve_vl.generators`.
+A generator is an entry point of the group `eve_vl.generators`. Rows that a system adds to a generator
+are entry points of the group `eve_vl.generated_rows`, called GENERATOR.KIND.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eve_vl.config.plugins import load_installed
+from eve_vl.config.plugins import installed, load_installed
 from eve_vl.utils.frozen import Frozen
 
 
@@ -53,3 +54,13 @@ def is_generated(source: object) -> bool:
 def find_generator(name: str) -> Generator:
     """Return the generator of this name, one of `generator_names()`."""
     return load_installed("generators", name)
+
+
+def generated_rows(name: str) -> dict[str, type[Any]]:
+    """Return the sources of a generator by kind of row, with those that systems add."""
+    rows = dict(find_generator(name).rows)
+    for entry in installed("generated_rows"):
+        generator, _, kind = entry.partition(".")
+        if generator == name:
+            rows[kind] = load_installed("generated_rows", entry)
+    return rows

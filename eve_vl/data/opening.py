@@ -5,7 +5,7 @@ from typing import Any
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.config.training import generated
-from eve_vl.data.generated import find_generator
+from eve_vl.data.generated import generated_rows
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
@@ -43,7 +43,7 @@ def open_sources(
 def _open_generated(
     spec: str, generator: str, split: str, kind: str, image_size: int
 ) -> Source[Any]:
-    source_of_kind = find_generator(generator).rows
+    source_of_kind = generated_rows(generator)
     if kind == "auto":
         kind = "captions"
     if kind not in source_of_kind:

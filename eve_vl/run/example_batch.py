@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eve_vl.config import Config, DataConfig, TrainConfig
 from eve_vl.data.batches import RowBatch
-from eve_vl.data.kinds.items import ItemBatch
+from eve_vl.data.kinds.statements import StatementBatch
 from eve_vl.data.masked_batches import MASKED
 from eve_vl.data.masking import num_masked_patches
 from eve_vl.model.experts import Experts
@@ -92,10 +92,11 @@ def example_batch(task: Task[Any]) -> RowBatch:
     settings = task.settings
     B = config.train.batch_size
     if _is_classifier(task):
+        kind = getattr(task.dataset, "batch", StatementBatch)
         modalities = ("image_text",)
         if getattr(settings, "modality_dropout", False):
             modalities = tuple(MASKED)
-        return _batch(ItemBatch, config, B * len(modalities), shown=modalities * B)
+        return _batch(kind, config, B * len(modalities), shown=modalities * B)
     kind = MASKED[config.data.modality]
     by_mask = getattr(task.dataset, "by_mask", None)
     if by_mask is not None:  # rows masked in several ways
@@ -137,6 +138,9 @@ def _batch(
         "image_id_B": index_B,
         "caption_B": index_B,
         "captions": (),
+        "statements": (),
+        "identifiers": (),
+        "groups": (),
         "labels": (),
         "keep_BK": integers(B, P - num_masked),
         "hidden_BM": integers(B, num_masked),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from eve_vl.data.decoding import decode
 from eve_vl.data.kinds.captions import ImageText
-from eve_vl.data.kinds.registry import KINDS
+from eve_vl.data.kinds.registry import row_kinds
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
 from eve_vl.utils.errors import BadSampleError
@@ -33,7 +33,7 @@ def write_images(folder: Path) -> None:
 def guess_kind(path: str | Path) -> str:
     """The kind as which a source is opened if none is named."""
     columns = vars(open_source(path, kind="auto", must_be_usable=False))["columns"]
-    return next(name for name, own in KINDS.items() if type(columns) is own)
+    return next(name for name, own in row_kinds().items() if type(columns) is own)
 
 
 def rows_of(source: Source) -> list[ImageText]:

@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
-from eve_vl.data.kinds.items import ItemPair
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run.kept_memory import KeptBytes
 from eve_vl.run.loading import build_untrained
@@ -23,6 +22,7 @@ from eve_vl.run.startup_summary import (
 )
 from eve_vl.run.text_lengths import check_lines, cut_texts
 from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.item_rows import ItemPair
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config.kinds import find_kind, kinds_of
-from eve_vl.data.kinds.registry import KINDS
+from eve_vl.data.kinds.registry import row_kinds
 from eve_vl.data.readers import published_layouts
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
@@ -54,7 +54,7 @@ def open_source(
     must_be_usable: bool = True,
     by_shards: bool = False,
 ) -> Source[Any]:
-    """Open the rows of a source as one of the KINDS.
+    """Open the rows of a source as one of the `row_kinds`.
 
     kind: `auto` takes the first kind that has these columns and uses the options, else captions.
 
@@ -204,7 +204,7 @@ def _likely_kind(table: Table, options: SourceOptions) -> str:
     """Return the kind of row that a table looks like, if it uses the columns that are named."""
     named = {role for role, column in options.named_columns().items() if column is not None}
     candidates = (_looks_like(table) or "captions", "captions", "labels")
-    return next(kind for kind in candidates if named <= KINDS[kind].USUAL.keys())
+    return next(kind for kind in candidates if named <= row_kinds()[kind].USUAL.keys())
 
 
 def _looks_like(table: Table) -> str | None:
@@ -213,7 +213,7 @@ def _looks_like(table: Table) -> str | None:
         return table.kind
     if table.likely:
         return table.likely
-    return next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
+    return next((name for name, kind in row_kinds().items() if kind.looks_like(table.names)), None)
 
 
 def _pick_columns(table: Table, kind: str, options: SourceOptions) -> RowColumns:
@@ -227,7 +227,7 @@ def _pick_columns(table: Table, kind: str, options: SourceOptions) -> RowColumns
 
     named = options.named_columns()
     try:
-        return KINDS[kind].pick(table, named)
+        return row_kinds()[kind].pick(table, named)
     except UserError:
         actual = _looks_like(table)
         if actual in (None, kind) or any(column is not None for column in named.values()):
@@ -242,8 +242,8 @@ def _refuse_options_without_effect(table: Table, kind: str, options: SourceOptio
         role = name.partition("_")[0]
         if table.layout and name in table.fixed:
             unused_by = table.layout
-        elif role not in KINDS[kind].USUAL:
-            unused_by = KINDS[kind].DESCRIPTION
+        elif role not in row_kinds()[kind].USUAL:
+            unused_by = row_kinds()[kind].DESCRIPTION
         else:
             continue
         flag = name.replace("_", "-")
@@ -257,7 +257,7 @@ def _another_kind(table: Table, actual: str, expected: str) -> UserError:
     fields = ", ".join(table.names[:10])
     if len(table.names) > 10:
         fields += ", …"
-    description = KINDS[actual].DESCRIPTION
+    description = row_kinds()[actual].DESCRIPTION
     return UserError(
         f"{table.path}: looks like {description} (fields {fields}), expected {expected}"
         f"{table.hint()}"

@@ -8,7 +8,6 @@ SCENES = Generator(
         "captions": rows.ScenePairs,
         "questions": rows.SceneQuestions,
         "statements": rows.SceneStatements,
-        "items": rows.SceneItems,
         "images": rows.SceneImages,
         "texts": rows.SceneTexts,
         "labels": rows.SceneLabels,

@@ -6,7 +6,6 @@ from typing import ClassVar
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.kinds.images import ImageOnly
-from eve_vl.data.kinds.items import ItemPair
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.kinds.statements import ImagesStatement
@@ -14,7 +13,6 @@ from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.synthetic.generated_rows import GeneratedRows
 from eve_vl.synthetic.scenes.captions import all_captions, captions
 from eve_vl.synthetic.scenes.drawing import render
-from eve_vl.synthetic.scenes.items import sample_items
 from eve_vl.synthetic.scenes.questions import answers_of, sample_question
 from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.synthetic.scenes.statements import sample_statement
@@ -116,23 +114,4 @@ class SceneStatements(SceneRows):
             identifier=str(index),
             group=claim.statement,
             where=self.where(index),
-        )
-
-
-class SceneItems(SceneRows):
-    """Two items each, the same or not.
-
-    Image and text of an item describe different shapes.
-    """
-
-    def __getitem__(self, index: int, /) -> ItemPair:
-        where = self.where(index)
-        items = sample_items(self.split, self.seed, index)
-        left_scene, right_scene = items.scenes
-        return ItemPair(
-            left=self.image(left_scene),
-            right=self.image(right_scene),
-            captions=items.texts,
-            label=items.label,
-            where=where,
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from eve_vl.data.kinds.items import ItemBatch
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.metrics import classification as metrics
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.systems.mlim.item_rows import ItemBatch
 from eve_vl.systems.mlim.task import ItemPairs, Mlim
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ClassifierEvaluator, Prediction, json_lines

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from eve_vl.data.kinds.items import ItemBatch
 from eve_vl.pages.drawing import Loss
+from eve_vl.systems.mlim.item_rows import ItemBatch
 from eve_vl.tasks.classifier.report import ClassifierReport
 from eve_vl.tasks.masked_signal.report import MaskedSignalReport
 from eve_vl.tasks.report import Example

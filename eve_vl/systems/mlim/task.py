@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.data.batches import RowBatch, Sample, normalize
-from eve_vl.data.kinds.items import ItemBatch, ItemRows
 from eve_vl.data.masked_batches import MaskedImages, PairBatch
 from eve_vl.data.records import Record
 from eve_vl.model.backbone import Encoded
@@ -27,6 +26,7 @@ from eve_vl.model.heads import SiameseHead
 from eve_vl.model.patches import gather_patches, patchify
 from eve_vl.model.tokens import Tokens
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.systems.mlim.item_rows import ItemBatch, ItemRows
 from eve_vl.tasks.classifier.heads import ClassifierHeads
 from eve_vl.tasks.classifier.task import FIELDS, Classifier
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
@@ -34,6 +34,8 @@ from eve_vl.tasks.masked_signal.task import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers
 from eve_vl.train.step import StepOutput
 
+ITEM_FIELDS = FIELDS | {"right_ids": "right_ids_BT", "right_is_padding": "right_is_padding_BT"}
+"""Fields of an `ItemBatch` by the argument of `ItemPairs.logits`."""
 GROWING = (512, 256, 96, 48, 32, 16, 16)
 """Channels after each doubling of the sides; fewer doublings take the last ones."""
 REFINING = (32, 32, 3)
@@ -239,7 +241,7 @@ class ItemPairs(Classifier[PairConfig]):
 
     def predict(self, batch: ItemBatch) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of a batch's pairs as shown, and router statistics."""
-        tensors = [getattr(batch, FIELDS[name]) for name in self.reads]
+        tensors = [getattr(batch, ITEM_FIELDS[name]) for name in self.reads]
         states, order, routers = [], [], []
         for kind in dict.fromkeys(batch.shown):
             rows = [row for row, shown in enumerate(batch.shown) if shown == kind]

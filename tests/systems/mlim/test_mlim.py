@@ -240,7 +240,7 @@ def test_bench_counts_the_tokens_that_a_step_shows():
     config = config_of()
     batch = batch_of(config)
     lengths = [int(length) for part in batch.parts for length in (~part.is_padding_BT).sum(1)]
-    found = bench._tokens([batch], config)
+    found = bench._count_tokens([batch], config)
     assert found == pytest.approx((10 + sum(lengths) / 9, sum(lengths) / 9))
 
 

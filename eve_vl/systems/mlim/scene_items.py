@@ -1,4 +1,4 @@
-"""Pairs of items, the same or not, after the pairs of goods in MLIM.
+"""Pairs of items made of scenes, the same or not, after the pairs of goods in MLIM.
 
 The image of an item shows one or two shapes; its text describes one more shape, so each carries half
 of the evidence. The same item is sampled with other light and other words. A different item differs
@@ -13,8 +13,10 @@ from random import Random
 from typing import NamedTuple
 
 from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted, stream
+from eve_vl.synthetic.scenes.rows import SceneRows
 from eve_vl.synthetic.scenes.sampling import compose, sample_looks
 from eve_vl.synthetic.scenes.world import WORLDS, Look, Scene, article, pairs_of
+from eve_vl.systems.mlim.item_rows import ItemPair
 
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
@@ -26,6 +28,25 @@ class Items(NamedTuple):
     scenes: tuple[Scene, Scene]
     texts: tuple[str, str]
     label: bool
+
+
+class SceneItems(SceneRows):
+    """Two items each, the same or not.
+
+    Image and text of an item describe different shapes.
+    """
+
+    def __getitem__(self, index: int, /) -> ItemPair:
+        where = self.where(index)
+        items = sample_items(self.split, self.seed, index)
+        left_scene, right_scene = items.scenes
+        return ItemPair(
+            left=self.image(left_scene),
+            right=self.image(right_scene),
+            captions=items.texts,
+            label=items.label,
+            where=where,
+        )
 
 
 def sample_items(split: str, seed: int, index: int) -> Items:

@@ -100,6 +100,8 @@ class ItemRows(RowDataset):
 
     kind = "items"
     truth = "label"
+    batch = ItemBatch
+    """Batch of training, by which FLOPs are counted."""
 
     def sample(self, row: ItemPair, rng: np.random.Generator) -> Sample:
         """Return one pair of items. Raises BadSampleError."""
