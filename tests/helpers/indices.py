@@ -42,6 +42,30 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
+CAPTIONED = {
+    "cat": "a cat",
+    "dogs": "two dogs: animals, pets",
+    "hot_dog": "a hot dog on a plate",
+    "dog_house": "a house for the dog",
+    "café": "the Café of the black cat",
+    "hotel": "a hot plate",
+    "none": "",
+}
+"""Captions of images, by their names."""
+
+
+def write_captioned(folder: Path) -> Path:
+    """Write images with the captions of CAPTIONED and a table of them; return the table."""
+    rows = []
+    for number, (name, caption) in enumerate(CAPTIONED.items()):
+        write_image(folder / f"{name}.png", number)
+        row = {"image": f"{name}.png", "set": "red" if number % 2 else "blue"}
+        if caption:
+            row["caption"] = caption
+        rows.append(row)
+    return write_table(folder / "table.jsonl", rows)
+
+
 @dataclass(frozen=True)
 class IndexedImage:
     """What an index holds about an image."""
