@@ -35,7 +35,7 @@ import eve_vl
 from eve_vl.utils.errors import UserError
 from helpers.campaign_data import Action, Reader, data_readers
 from helpers.campaign_runs import make_base, run_readers
-from helpers.mutations import make_special, odd_name
+from helpers.odd_files import make_special, odd_name
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
 ALLOWED_NEW = (

@@ -40,7 +40,9 @@ from PIL import Image
 
 from eve_vl.eve import Eve
 from eve_vl.serve.limits import DECODERS, MB, Limits
-from helpers.mutations import mutate, mutate_bytes, mutate_json, write_json
+from helpers.byte_mutations import mutate_bytes
+from helpers.json_mutations import mutate_json, write_json
+from helpers.mutations import mutate
 from helpers.serving import BOMB, CALLS, SHOWN, png, sent
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 

@@ -28,7 +28,9 @@ from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import task_class
 from eve_vl.tasks.vqa.config import VQAConfig
-from helpers.mutations import TEXTS, mutate, odd_name
+from helpers.mutations import mutate
+from helpers.odd_files import odd_name
+from helpers.odd_values import TEXTS
 from helpers.twins import CAPTIONS, tiny_config, tiny_tokenizer
 
 Files = dict[str, bytes]

@@ -25,7 +25,8 @@ from eve_vl.run.training import train
 from eve_vl.train.checkpoint_files import checksum
 from eve_vl.train.checkpoint_folders import CHECKPOINTS, checkpoint_folders
 from helpers.campaign_data import ASKED, Action, Files, Reader, big_images, encode, files_in, lines
-from helpers.mutations import TEXTS, mutate
+from helpers.mutations import mutate
+from helpers.odd_values import TEXTS
 from helpers.twins import CAPTIONS, tiny_config
 
 LEFT_OUT = object()
