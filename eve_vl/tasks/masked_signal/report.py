@@ -3,7 +3,7 @@
 Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from eve_vl.data.masked_batches import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.patches import gray_out, to_images
 from eve_vl.pages.drawing import Choice, Loss, Section, draw
+from eve_vl.tasks.evaluator import Evaluated
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignalTask
 from eve_vl.tasks.report import Example, TaskReport, best_choices
@@ -75,8 +76,8 @@ class MaskedSignalReport(TaskReport):
 
     task: MaskedSignalTask[MaskedSignalConfig]
 
-    def __init__(self, run: Run):
-        super().__init__(run)
+    def __init__(self, run: Run, evaluate: Callable[..., Evaluated]):
+        super().__init__(run, evaluate)
         if (
             run.config.data.modality != "image_text"
         ):  # rows without partners get the general template
