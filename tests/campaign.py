@@ -33,7 +33,8 @@ import torch
 
 import eve_vl
 from eve_vl.utils.errors import UserError
-from helpers.campaign_data import Action, Reader, data_readers
+from helpers.campaign_data import data_readers
+from helpers.campaign_reader import Action, Reader
 from helpers.campaign_runs import make_base, run_readers
 from helpers.odd_files import make_special, odd_name
 

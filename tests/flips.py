@@ -32,7 +32,8 @@ from eve_vl.search.index import Index
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
-from helpers.campaign_data import ASKED, lines
+from helpers.campaign_actions import ASKED
+from helpers.campaign_reader import lines
 from helpers.indices import write_image
 from helpers.twins import CAPTIONS, tiny_config
 

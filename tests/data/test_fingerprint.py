@@ -27,7 +27,7 @@ from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.train.checkpoint_folders import checkpoint_folders
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
-from helpers.campaign_data import tar_of
+from helpers.campaign_tables import tar_of
 from helpers.tiny_runs import noise
 from helpers.twins import CAPTIONS, tiny_config
 

@@ -24,7 +24,9 @@ from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train
 from eve_vl.train.checkpoint_files import checksum
 from eve_vl.train.checkpoint_folders import CHECKPOINTS, checkpoint_folders
-from helpers.campaign_data import ASKED, Action, Files, Reader, big_images, encode, files_in, lines
+from helpers.campaign_actions import ASKED
+from helpers.campaign_images import big_images, encode
+from helpers.campaign_reader import Action, Files, Reader, files_in, lines
 from helpers.mutations import mutate
 from helpers.odd_values import TEXTS
 from helpers.twins import CAPTIONS, tiny_config

@@ -1,0 +1,75 @@
+"""Tars and Parquet files for the fault campaigns, some with columns of unusual types."""
+
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from helpers.campaign_images import GOOD
+from helpers.campaign_reader import Files
+from helpers.odd_values import TEXTS
+
+ODD_NAMES = ["image", "caption", "question", "answer", "label", "question_id", "images"]
+ODD_NAMES += ["sentence", "text", "a\x1bb", "identifier"]
+
+
+def tar_of(members: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(list(rows)), file, row_group_size=2)
+    return file.getvalue()
+
+
+def odd_columns() -> list[pa.Array]:
+    """Return columns of two rows; the first has paths of images."""
+    bad_text = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
+    nested = pa.array([{"path": "0.png", "bytes": GOOD}, {"path": None, "bytes": None}])
+    return [
+        pa.array(["0.png", "1.png"]),
+        pa.array(["a cat", None]),
+        bad_text,
+        nested,
+        pa.array([GOOD, b""]),
+        pa.array([2**31 - 1, -(2**31)], pa.date32()),
+        pa.array([2**62, -(2**62)], pa.timestamp("ns")),
+        pa.array([1.5, float("nan")]),
+        pa.array([[1], [2, 3]]),
+        pa.array([["a", "b"], []]),
+        pa.array(["0.png", "0.png"]).dictionary_encode(),
+        pa.array([None, None]),
+        pa.array([2**63, 0], pa.uint64()),
+        pa.array([True, None]),
+        pa.array([2**62, 1], pa.duration("s")),
+        pa.array([[("a", "b")], []], pa.map_(pa.string(), pa.string())),
+        pa.array(TEXTS[5:7]),
+        pa.array([[nested[0].as_py()], []]),
+        pa.array([2**62, 1], pa.time64("ns")),
+        pa.array([GOOD, None], pa.large_binary()),
+    ]
+
+
+def odd_table(rng: Random, __: Files) -> Files:
+    """Lay out a Parquet file with columns of unusual types."""
+    columns = odd_columns()
+    names = ["image", rng.choice(ODD_NAMES[1:])]
+    for _ in range(rng.randrange(4)):
+        names.append(rng.choice(ODD_NAMES))
+    values = [columns[0] if rng.random() < 0.5 else rng.choice(columns)]
+    for _ in names[1:]:
+        values.append(rng.choice(columns))
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_arrays(values, names), file)
+    return {"rows.parquet": file.getvalue(), "0.png": GOOD, "1.png": GOOD}
