@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from eve_vl.train.weight_averages import WeightAverages
 from eve_vl.utils.errors import UserError
 from helpers.number_task import CONFIG, Guess, Numbers, scored, step_folder, train
 
@@ -93,3 +94,25 @@ def test_averages_cannot_resume_without_live_weights(tmp_path: Path):
     fit(tmp_path / "run", replace(AVERAGED, ema_decay=0.0))
     with pytest.raises(UserError, match=r"live.safetensors: cannot be read"):
         fit(tmp_path / "run", replace(AVERAGED, steps=40))
+
+
+def test_averages_change_places_with_the_weights_and_back():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    assert WeightAverages(layer, 0.0).values == {}
+    averages = WeightAverages(layer, 0.9)
+    assert averages.values.keys() == {"weight"}
+    first = layer.weight.detach().clone()
+    layer.weight.data += 1
+    averages.update(0)  # min(0.9, 2 / 11) of the old
+    with averages.in_place():
+        torch.testing.assert_close(layer.weight.detach(), first + 9 / 11)
+        assert torch.equal(averages.live()["weight"], layer.weight)
+    assert torch.equal(layer.weight, first + 1)
+
+    averages.restore({"weight": torch.full((2, 2), 5.0)})
+    assert torch.equal(averages.values["weight"], first + 1)
+    assert (layer.weight == 5).all()
+    for _ in range(2):
+        averages.update(10**6)  # 0.9 of the old
+    torch.testing.assert_close(averages.values["weight"], 5 + 0.81 * (first + 1 - 5))

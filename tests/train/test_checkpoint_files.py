@@ -1,0 +1,270 @@
+"""The files of a checkpoint: loading is strict, and damage is detected."""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eve_vl.config import TrainConfig
+from eve_vl.train import tensor_files
+from eve_vl.train.best_folder import save_best
+from eve_vl.train.checkpoint_files import load_model, read_state, verify
+from eve_vl.train.checkpoint_folders import checkpoint_folders
+from eve_vl.train.checkpoint_writer import CheckpointWriter
+from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
+from eve_vl.train.random_state import get_rng_state
+from eve_vl.train.training_state import load_training_state
+from eve_vl.utils.errors import UserError
+from helpers.damaged_checkpoints import cut, edit_state, edit_tensors, flip_a_bit
+from helpers.number_task import CONFIG, Guess, scored, step_folder, train
+
+SHORT = replace(CONFIG, steps=4, val_every=4)
+
+
+class TiedModel(nn.Module):
+    """A word table whose weight is its head's too, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.words.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.norm.weight.requires_grad_(False)
+
+
+def save(run: Path, model: nn.Module, **further: Tensor) -> Path:
+    weights = model.state_dict() | further
+    return save_best(run, step=3, model=weights, texts={"config.json": "{}"}, numbers={})
+
+
+def trained_parameters(model: nn.Module) -> dict[str, bool]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: parameter.requires_grad for name, parameter in parameters}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_loaded_model_has_the_saved_weights_and_ties(tmp_path: Path, device):
+    model = TiedModel()
+    folder = save(tmp_path, model)
+    with torch.device(device):
+        loaded = TiedModel()
+    load_model(folder, loaded)
+    assert device == "meta" or loaded.head.weight is loaded.words.weight
+    assert trained_parameters(loaded) == trained_parameters(model)
+    expected = model.state_dict()
+    weights = loaded.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_model_on_the_meta_device_takes_aligned_copies_in_its_types(tmp_path: Path):
+    """Products of unaligned matrices differ in the last bit."""
+    weights = {"weight": torch.randn(3, 5).half(), "bias": torch.randn(3)}
+    folder = save_best(tmp_path, step=1, model=weights, texts={}, numbers={})
+    with torch.device("meta"):
+        model = nn.Linear(5, 3)
+    load_model(folder, model)
+    assert model.weight.dtype == model.bias.dtype == torch.float32
+    assert torch.equal(model.weight, weights["weight"].float())
+    assert torch.equal(model.bias, weights["bias"])
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_unknown_and_misshapen_tensors_are_refused(tmp_path: Path, device):
+    folder = save(tmp_path, nn.Linear(3, 2), extra=torch.ones(1))
+    with torch.device(device):
+        model = nn.Linear(4, 2)
+    message = r"extra is unknown; weight has shape \(2, 3\), expected \(2, 4\)"
+    with pytest.raises(UserError, match=message):
+        load_model(folder, model)
+
+
+def test_missing_tensors_are_refused(tmp_path: Path):
+    save_file({"bias": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit the model: weight is missing$"):
+        load_model(tmp_path, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("num_unknown", "ending"), [(5, ""), (7, " and 2 more")])
+def test_five_tensors_that_do_not_fit_are_listed(tmp_path: Path, num_unknown, ending):
+    unknown = {f"extra{number}": torch.ones(1) for number in range(num_unknown)}
+    folder = save(tmp_path, nn.Linear(2, 2), **unknown)
+    with pytest.raises(UserError) as error:
+        load_model(folder, nn.Linear(2, 2))
+    path = folder / "model.safetensors"
+    listed = "; ".join(f"extra{number} is unknown" for number in range(5))
+    assert str(error.value) == f"{path}: does not fit the model: {listed}{ending}"
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        folder = save(tmp_path, TiedModel())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {"model.safetensors": 0o640, "config.json": 0o640, "state.json": 0o640}
+
+
+def test_failed_write_names_the_folder_and_keeps_the_one_before(tmp_path: Path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise SafetensorError("no space left")
+
+    folder = save(tmp_path, nn.Linear(2, 2))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(tensor_files, "save_file", fail)
+    with pytest.raises(UserError) as error:
+        save(tmp_path, nn.Linear(2, 2))
+    assert str(error.value) == (
+        f"{folder}: cannot be written (no space left); "
+        "earlier checkpoints are intact, make room and run the same command again"
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+DAMAGES = [
+    (
+        flip_a_bit("model.safetensors"),
+        "damaged (model.safetensors is not what was written, by its checksum)",
+    ),
+    (flip_a_bit("optimizer.safetensors"), "optimizer.safetensors is not what was written"),
+    (flip_a_bit("rng_0.safetensors"), "rng_0.safetensors is not what was written"),
+    (flip_a_bit("config.json"), "config.json is not what was written"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    (edit_state(step=True), "state.json holds no step"),
+    (edit_state(step=10**30), "state.json holds no step"),
+    (edit_state(new=["head", 0.5]), "state.json lists new parameters that are no names"),
+    (edit_state(new=3), "state.json lists new parameters that are no names"),
+    (edit_state(num_processes=0), "state.json says num_processes 0"),
+    (edit_state(num_processes=True), "state.json says num_processes True"),
+    (edit_state(num_processes="1"), "state.json says num_processes 1"),
+    (edit_state(sha256=[]), "state.json holds no checksums"),
+    (cut("state.json"), "state.json: "),
+    (
+        lambda folder: (folder / "state.json").write_text("[]"),
+        "state.json: cannot be read (JSON list",
+    ),
+    (lambda folder: (folder / "state.json").write_text("[" * 99_999), "state.json: "),
+    (lambda folder: (folder / "state.json").write_bytes(b"\xff"), "state.json: "),
+    (cut("model.safetensors"), "model.safetensors: cannot be read"),
+    (cut("optimizer.safetensors"), "damaged ("),
+    (cut("rng_0.safetensors"), "damaged ("),
+    (
+        edit_tensors("model.safetensors", lambda tensors: tensors["weight"].fill_(torch.nan)),
+        "model.safetensors: weight holds NaN or infinity",
+    ),
+    (
+        edit_tensors("model.safetensors", lambda tensors: tensors.update(weight=torch.arange(3))),
+        "weight has shape (3,) of whole numbers, expected (3,)",
+    ),
+    (
+        edit_tensors(
+            "model.safetensors", lambda tensors: tensors.update(weight=torch.ones(3).double())
+        ),
+        "weight is float64, expected dense numbers",
+    ),
+    (
+        edit_tensors("rng_0.safetensors", lambda tensors: tensors["numpy"][0].fill_(2**40)),
+        "damaged (",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "problem"), DAMAGES)
+def test_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path, damage, problem):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), SHORT)
+    damage(step_folder(run, 4))
+    with pytest.raises(UserError) as error:
+        train(run, Guess([]), SHORT)
+    message = str(error.value)
+    assert problem in message
+    assert "\n" not in message
+    assert message.startswith(f"{step_folder(run, 4)}: damaged (")
+    assert message.endswith(
+        "; restore it from a copy, or delete this folder to continue without it"
+    )
+    shutil.rmtree(step_folder(run, 4))
+    assert train(run, Guess(scored(0.5)), SHORT)["score"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (flip_a_bit("model.safetensors"), "model.safetensors is not what was written"),
+        (edit_state(sha256={}, numbers=3), r"state.json holds no numbers"),
+    ],
+)
+def test_damaged_best_weights_are_named(tmp_path: Path, damage, problem):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), SHORT)
+    damage(run / "best")
+    with pytest.raises(UserError, match=rf"best: damaged \({problem}.* delete this folder"):
+        train(run, Guess(scored(0.5)), SHORT)
+
+
+def test_run_of_an_older_version_without_checksums_still_loads(tmp_path: Path):
+    run = tmp_path / "run"
+    numbers = train(run, Guess(scored(0.5, 0.6, 0.3, 0.4)))
+    for folder in (step_folder(run, 8), run / "best"):
+        state = json.loads((folder / "state.json").read_text())
+        del state["sha256"]
+        (folder / "state.json").write_text(json.dumps(state))
+    assert train(run, Guess([])) == numbers
+
+
+def test_answers_do_not_depend_on_an_edited_config(tmp_path: Path):
+    folder = save(tmp_path, nn.Linear(2, 2))
+    (folder / "config.json").write_text("edited")
+    assert verify(folder, to_resume=False)["step"] == 3
+    with pytest.raises(UserError, match=r"damaged \(config.json is not what was written"):
+        verify(folder)
+
+
+def test_checksums_name_no_file_of_another_folder(tmp_path: Path):
+    folder = save(tmp_path, nn.Linear(2, 2))
+    edit_state(sha256={"../best/config.json": "0"})(folder)
+    message = r"damaged \(state.json names a file in another folder: ../best/config.json\)"
+    with pytest.raises(UserError, match=message):
+        verify(folder)
+
+
+def test_step_of_a_state_is_not_negative(tmp_path: Path):
+    folder = save(tmp_path, nn.Linear(2, 2))
+    edit_state(step=-1)(folder)
+    with pytest.raises(UserError, match=r"state.json holds no step"):
+        read_state(folder)
+    edit_state(step=0)(folder)
+    assert read_state(folder)["step"] == 0
+
+
+def test_process_added_after_a_resume_keeps_its_generators(tmp_path: Path):
+    run = tmp_path / "run"
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model.named_parameters(), TrainConfig(steps=1))
+    process_tensors = get_rng_state() | {"meter.loss": torch.tensor([3.0])}
+    unshared = {"model": model.state_dict(), "rng_0": process_tensors}
+    shared = {"optimizer": optimizer_tensors(model, optimizer)}
+    writer = CheckpointWriter(run, keep=2, in_background=False)
+    for step in (7, 8, 9):
+        writer.start(unshared, shared, {}, {"step": step, "num_processes": 1})
+    folders = [step_folder(run, 8), step_folder(run, 9)]
+    assert checkpoint_folders(run) == folders
+    assert sorted((run / "checkpoints").iterdir()) == folders
+    for rank in (0, 1):
+        random.seed(9)
+        state = load_training_state(folders[-1], model, optimizer, rank)
+        assert state["meter"] == ({"loss": torch.tensor([3.0])} if rank == 0 else {})
+        assert (random.random() == random.Random(9).random()) == (rank == 1)
+    assert {value.dtype for value in optimizer.state[model.weight].values()} == {torch.float32}
