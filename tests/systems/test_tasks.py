@@ -23,7 +23,7 @@ from eve_vl.model.initialization import initialize
 from eve_vl.model.tokens import Tokens
 from eve_vl.systems.medical.phantoms.reports import COLUMNS
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
-from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
+from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS
 from eve_vl.tasks.contrast import negatives
 from eve_vl.tasks.contrast.contrast import Contrast
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig

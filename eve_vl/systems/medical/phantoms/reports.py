@@ -21,7 +21,7 @@ from eve_vl.systems.medical.phantoms.world import (
     Finding,
     Phantom,
 )
-from eve_vl.systems.medical.readers.tables import CHEXPERT_LABELS
+from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 NORMAL = "no acute finding"

@@ -18,27 +18,51 @@ import itertools
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from eve_vl.data.field_values import MAX_TEXT_BYTES, is_file
 from eve_vl.data.readers.published_layouts import PublishedLayouts
 from eve_vl.data.table import Table
-from eve_vl.systems.medical.readers.tables import ALIASES, CHEXPERT_LABELS, LANGUAGES, TABLES
+from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS, chexpert_table
+from eve_vl.systems.medical.readers.medicat import medicat_table
+from eve_vl.systems.medical.readers.medvqa import medvqa_table
+from eve_vl.systems.medical.readers.melinda import melinda_table
+from eve_vl.systems.medical.readers.questions import LANGUAGES, rad_table, slake_table
+from eve_vl.systems.medical.readers.roco import roco_table
+from eve_vl.systems.medical.readers.splits import ALIASES, SPLITS, split_name
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import open_ordinary, parse_json, read_json
 
-FIELDS = {
-    "MedICaT": (2, {"pdf_hash", "fig_uri"}),
-    "VQA-RAD": (4, {"qid", "image_name", "question", "answer", "phrase_type"}),
-    "SLAKE": (2, {"img_name", "q_lang"}),
-    "MELINDA": (3, {"figure_file", "i_meth", "p_meth", "i_meth_label", "p_meth_label"}),
-    "CheXpert": (8, {*CHEXPERT_LABELS}),
-}
-"""By layout: a file has at least this number of these fields."""
-SPLITS = ("train", "val", "test")
 MAX_ENTRIES = 1000  # in the folder itself; these layouts have few
 NUM_PROBED = 20  # rows of a file read to recognise its layout, as the first may be broken
+
+Opener = Callable[[], Table]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The fields that tell a layout: a file has at least this number of them."""
+
+    fields: frozenset[str]
+    fewest: int
+    any_of: frozenset[str] = frozenset()
+    """Fields of which it has one."""
+
+    def fits(self, fields: set[str]) -> bool:
+        """Return whether a file with these fields has the layout."""
+        has_any = not self.any_of or not self.any_of.isdisjoint(fields)
+        return has_any and len(self.fields & fields) >= self.fewest
+
+
+MEDICAT = Signature(frozenset({"pdf_hash", "fig_uri"}), fewest=2)
+RAD = Signature(frozenset({"qid", "image_name", "question", "answer", "phrase_type"}), fewest=4)
+SLAKE = Signature(frozenset({"img_name", "q_lang"}), fewest=2)
+MELINDA = Signature(
+    frozenset({"figure_file", "i_meth", "p_meth", "i_meth_label", "p_meth_label"}), fewest=3
+)
+CHEXPERT = Signature(frozenset(CHEXPERT_LABELS), fewest=8, any_of=frozenset({"Path", "imgpath"}))
 
 
 def medical_table(path: Path, split: str | None) -> Table | None:
@@ -49,82 +73,156 @@ def medical_table(path: Path, split: str | None) -> Table | None:
     if not path.exists():
         return None
     if not path.is_dir():
-        return None if split is not None else _table_of_file(path)
-    with os.scandir(path) as entries:
-        if len(list(itertools.islice(entries, MAX_ENTRIES))) == MAX_ENTRIES:
-            return None
+        return _table_of_file(path) if split is None else None
+    if _has_many_entries(path):
+        return None
     splits = _splits(path)
-    chosen = next(iter(splits)) if split is None and len(splits) == 1 else split
-    if chosen in splits:
-        return splits[chosen]()
-    if splits:
-        problem = "holds several splits" if split is None else f"has no split '{split}'"
-        raise UserError(
-            f"{path}: {problem}; name one: {', '.join(f'{path.name}#{name}' for name in splits)}"
-        )
+    if not splits:
+        return None
+    if split is None and len(splits) == 1:
+        (opener,) = splits.values()
+        return opener()
+    if split in splits:
+        return splits[split]()
+    problem = "holds several splits" if split is None else f"has no split '{split}'"
+    names = ", ".join(f"{path.name}#{name}" for name in splits)
+    raise UserError(f"{path}: {problem}; name one: {names}")
+
+
+def medical_list(path: Path, rows: list[object]) -> Table | None:
+    """Return the table of a JSON list in a medical layout, else None."""
+    fields = _first_fields(rows)
+    if SLAKE.fits(fields):
+        return slake_table(path)
+    if RAD.fits(fields):
+        return rad_table(path)
     return None
 
 
-def _splits(folder: Path) -> dict[str | None, Callable[[], Table]]:
-    """Return the splits of a folder, none if it has no medical layout."""
-    if parts := _subfolders(folder, "radiology/captions.txt"):
-        return {
-            split: partial(TABLES["ROCO"], part / "radiology" / "captions.txt")
-            for split, part in parts.items()
-        }
-    files = sorted([*folder.glob("release/*.jsonl"), *folder.glob("*.jsonl")])
-    if file := next((file for file in files if _is("MedICaT", _fields_of(file))), None):
-        return {split: partial(TABLES["MedICaT"], file, split) for split in SPLITS}
-    if found := _files(folder, "*set.json", "VQA-RAD"):
-        return {split: partial(TABLES["VQA-RAD"], file) for split, file in found.items()}
-    if found := _files(folder, "*.json", "SLAKE"):
-        each = itertools.product(found.items(), LANGUAGES.items())
-        return {
-            split + ending: partial(TABLES["SLAKE"], file, language)
-            for (split, file), (ending, language) in each
-        }
-    lists = {
-        split: sorted((part / "QA").glob("*.csv"))
-        for split, part in _subfolders(folder, "QA").items()
-    }
-    if any(lists.values()):
-        return {
-            split: partial(TABLES["MedVQA-2019"], files) for split, files in lists.items() if files
-        }
-    if found := _files(folder, "*.csv", "MELINDA"):
-        return {split: partial(TABLES["MELINDA"], file) for split, file in found.items()}
-    inside = next((each for each in sorted(folder.glob("CheXpert*")) if each.is_dir()), folder)
-    files = [file for file in sorted(inside.glob("*.csv")) if _is("CheXpert", _fields_of(file))]
-    return {ALIASES.get(file.stem, file.stem): partial(TABLES["CheXpert"], file) for file in files}
+LAYOUTS = PublishedLayouts(medical_table, medical_list)
+"""The entry point `eve_vl.layouts`."""
+
+
+def _has_many_entries(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return len(list(itertools.islice(entries, MAX_ENTRIES))) == MAX_ENTRIES
 
 
 def _table_of_file(path: Path) -> Table | None:
     """Return the table of one file of a layout, no matter the name of its folder."""
     match path.suffix.lower():
         case ".txt" if path.name == "captions.txt" and path.parent.name == "radiology":
-            return TABLES["ROCO"](path)
+            return roco_table(path)
         case ".csv" if path.parent.name == "QA":
-            return TABLES["MedVQA-2019"]([path])
-        case ".jsonl":
-            return _recognized(path, _fields_of(path), "MedICaT")
+            return medvqa_table([path])
+        case ".jsonl" if MEDICAT.fits(_fields_of(path)):
+            return medicat_table(path)
         case ".csv":
-            return _recognized(path, _fields_of(path), "MELINDA", "CheXpert")
+            fields = _fields_of(path)
+            if MELINDA.fits(fields):
+                return melinda_table(path)
+            if CHEXPERT.fits(fields):
+                return chexpert_table(path)
     return None
 
 
-def medical_list(path: Path, rows: list[object]) -> Table | None:
-    """Return the table of a JSON list in a medical layout, else None."""
-    return _recognized(path, _first_fields(rows), "SLAKE", "VQA-RAD")
+# Splits of a folder, none if it does not have the layout
 
 
-def _recognized(path: Path, fields: set[str], *layouts: str) -> Table | None:
-    return next((TABLES[layout](path) for layout in layouts if _is(layout, fields)), None)
+def _splits(folder: Path) -> dict[str, Opener]:
+    """Return how to open each split of a folder, none if it has no medical layout."""
+    for splits_of in (
+        _roco_splits,
+        _medicat_splits,
+        _rad_splits,
+        _slake_splits,
+        _medvqa_splits,
+        _melinda_splits,
+        _chexpert_splits,
+    ):
+        splits = splits_of(folder)
+        if splits:
+            return splits
+    return {}
 
 
-def _is(layout: str, fields: set[str]) -> bool:
-    least, names = FIELDS[layout]
-    has_image = layout != "CheXpert" or not fields.isdisjoint({"Path", "imgpath"})
-    return len(names & fields) >= least and has_image
+def _roco_splits(folder: Path) -> dict[str, Opener]:
+    captions = "radiology/captions.txt"
+    subfolders = _subfolders(folder, captions)
+    return {split: partial(roco_table, path / captions) for split, path in subfolders.items()}
+
+
+def _medicat_splits(folder: Path) -> dict[str, Opener]:
+    for file in sorted([*folder.glob("release/*.jsonl"), *folder.glob("*.jsonl")]):
+        if MEDICAT.fits(_fields_of(file)):
+            return {split: partial(medicat_table, file, split) for split in SPLITS}
+    return {}
+
+
+def _rad_splits(folder: Path) -> dict[str, Opener]:
+    files = _files(folder, "*set.json", RAD)
+    return {split: partial(rad_table, file) for split, file in files.items()}
+
+
+def _slake_splits(folder: Path) -> dict[str, Opener]:
+    splits = {}
+    for split, file in _files(folder, "*.json", SLAKE).items():
+        for ending, language in LANGUAGES.items():
+            splits[split + ending] = partial(slake_table, file, language)
+    return splits
+
+
+def _medvqa_splits(folder: Path) -> dict[str, Opener]:
+    splits = {}
+    for split, path in _subfolders(folder, "QA").items():
+        files = sorted((path / "QA").glob("*.csv"))
+        if files:
+            splits[split] = partial(medvqa_table, files)
+    return splits
+
+
+def _melinda_splits(folder: Path) -> dict[str, Opener]:
+    files = _files(folder, "*.csv", MELINDA)
+    return {split: partial(melinda_table, file) for split, file in files.items()}
+
+
+def _chexpert_splits(folder: Path) -> dict[str, Opener]:
+    release = next((path for path in sorted(folder.glob("CheXpert*")) if path.is_dir()), folder)
+    splits = {}
+    for file in sorted(release.glob("*.csv")):
+        if CHEXPERT.fits(_fields_of(file)):
+            splits[split_name(file.stem)] = partial(chexpert_table, file)
+    return splits
+
+
+def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
+    """Return the splits that are folders with the path `inside`.
+
+    The folder itself may be the only split.
+    """
+    if (folder / inside).exists():
+        return {split_name(folder.name): folder}
+    subfolders = {}
+    for name in ("train", *ALIASES, "val", "test"):
+        if (folder / name / inside).exists():
+            subfolders[split_name(name)] = folder / name
+    return subfolders
+
+
+def _files(folder: Path, pattern: str, signature: Signature) -> dict[str, Path]:
+    """Return the files of a layout by the name of their split."""
+    files = {}
+    for file in sorted(folder.glob(pattern)):
+        if is_file(file):
+            files[split_name(file.stem.removesuffix("set"))] = file
+    return {
+        split: file
+        for split, file in files.items()
+        if split in SPLITS and signature.fits(_fields_of(file))
+    }
+
+
+# Fields of a file
 
 
 def _fields_of(path: Path) -> set[str]:
@@ -135,47 +233,18 @@ def _fields_of(path: Path) -> set[str]:
         lines = [file.readline(MAX_TEXT_BYTES) for _ in range(NUM_PROBED)]
     with suppress(ValueError, csv.Error):
         if path.suffix.lower() == ".csv":
-            return set(next(csv.reader([lines[0].decode("utf-8-sig", errors="replace")]), []))
+            header = lines[0].decode("utf-8-sig", errors="replace")
+            return set(next(csv.reader([header]), []))
         return _first_fields([parse_json(line) for line in lines if line.startswith(b"{")])
     return set()
 
 
 def _first_fields(rows: object) -> set[str]:
-    return {
-        name
-        for row in (rows if isinstance(rows, list) else [])[:NUM_PROBED]
-        if isinstance(row, dict)
-        for name in row
-    }
-
-
-def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
-    """Return the splits that are folders with the path `inside`.
-
-    The folder itself may be the only split.
-    """
-    if (folder / inside).exists():
-        return {ALIASES.get(folder.name, folder.name): folder}
-    names = [
-        name for name in ("train", *ALIASES, "val", "test") if (folder / name / inside).exists()
-    ]
-    return {ALIASES.get(name, name): folder / name for name in names}
-
-
-def _files(folder: Path, pattern: str, layout: str) -> dict[str, Path]:
-    """Return the files of a layout by the name of their split."""
-    stems = {
-        file: file.stem.removesuffix("set")
-        for file in sorted(folder.glob(pattern))
-        if is_file(file)
-    }
-    splits = {ALIASES.get(stem, stem): file for file, stem in stems.items()}
-    return {
-        split: file
-        for split, file in splits.items()
-        if split in SPLITS and _is(layout, _fields_of(file))
-    }
-
-
-MEDICAL = PublishedLayouts(medical_table, medical_list)
-"""As the entry point names them."""
+    """Return the fields of the first rows of a list, none for anything else."""
+    if not isinstance(rows, list):
+        return set()
+    fields: set[str] = set()
+    for row in rows[:NUM_PROBED]:
+        if isinstance(row, dict):
+            fields |= row.keys()
+    return fields
