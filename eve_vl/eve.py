@@ -17,9 +17,9 @@ from torch import Tensor
 
 from eve_vl.builtin.names import is_name
 from eve_vl.config import DataConfig, TaskConfig
+from eve_vl.config.generated_sources import generated
 from eve_vl.config.kinds import all_kinds, kinds_of
 from eve_vl.config.plugins import load_file
-from eve_vl.config.training import generated
 from eve_vl.interop.run_names import run_path
 from eve_vl.predict.inputs import Images, Texts, chunked
 from eve_vl.predict.requests import Request

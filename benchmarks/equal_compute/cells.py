@@ -23,7 +23,7 @@ from equal_compute.data import Data
 from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import Config, config_to_json, to_dict
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.loader import train_loader
 from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.evaluate import evaluated

@@ -14,8 +14,8 @@ from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, parse, print_line, print_list
 from eve_vl.config import Config
+from eve_vl.config.generated_sources import generated
 from eve_vl.config.plugins import installed, origins, package_of
-from eve_vl.config.training import generated
 from eve_vl.data.source_names import refuse_missing
 from eve_vl.recipes import get_recipe, recipes
 from eve_vl.recipes.registry import find_recipe

@@ -8,20 +8,16 @@ from pathlib import Path
 
 import tyro
 
-from eve_vl.config.model import (
-    LARGEST_CONV_PATCH,
-    EveModelConfig,
-    ModelConfig,
-)
+from eve_vl.config.data import DataConfig
+from eve_vl.config.input import InputConfig
+from eve_vl.config.model import LARGEST_CONV_PATCH, EveModelConfig, ModelConfig
 from eve_vl.config.task import TaskConfig
-from eve_vl.config.training import (
-    DataConfig,
-    InputConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from eve_vl.config.tokenizer import TokenizerConfig
+from eve_vl.config.training import TrainConfig
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
+
+SECTIONS = ("input", "model", "task", "data", "tokenizer", "train")
 
 
 class Config(Frozen):
@@ -48,38 +44,61 @@ class Config(Frozen):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        task, model, train, init = self.task, self.model, self.train, self.init
-        by_task = task.problems_with_rows(self.data.modality) + model.problems_with(
-            task, self.data.modality
-        )
-        by_task += task.problems_with_pairs(train.batch_size // max(1, train.accumulation))
-        names = ("input", "model", "task", "data", "tokenizer", "train")
-        found = [
-            f"{name}.{problem}" for name in names for problem in getattr(self, name).validate()
+        problems = self._problems_of_sections()
+        problems += self._problems_of_task()
+        problems += self._problems_of_stem()
+        problems += self._problems_of_start()
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _problems_of_sections(self) -> list[str]:
+        """Return what each section says of its own values."""
+        problems = []
+        for name in SECTIONS:
+            problems += [f"{name}.{problem}" for problem in getattr(self, name).validate()]
+        return problems
+
+    def _problems_of_task(self) -> list[str]:
+        """Return what the task says of the rows, the model and the batches."""
+        rows = self.data.modality
+        pairs_in_micro_batch = self.train.batch_size // max(1, self.train.accumulation)
+        problems = [
+            *self.task.problems_with_rows(rows),
+            *self.model.problems_with(self.task, rows),
+            *self.task.problems_with_pairs(pairs_in_micro_batch),
         ]
-        found += [f"task.{problem}" for problem in by_task]
-        stem, patch = getattr(model, "stem", "linear"), self.input.patch_size
-        sizes = (
-            f"from 2 to {LARGEST_CONV_PATCH}" if patch.bit_count() == 1 else "that is a power of 2"
-        )
-        is_unfit = stem != "linear" and (
-            patch.bit_count() != 1
-            or (stem == "patch_conv" and not 2 <= patch <= LARGEST_CONV_PATCH)
-        )
-        is_scaled = init is None and train.head_lr_multiplier != 1
-        allows_nothing = self.init_allow_missing and (init is None or self.scratch)
-        changes_captions = self.data.caption_augment != "none"
-        conflicts = {
-            f"data.caption_augment has no effect with task {task.name}": changes_captions
-            and not task.augments_captions,
-            f"model.stem {stem} needs an input.patch_size {sizes} (value given: {patch})": is_unfit,
-            "scratch limits what --init gives, but there is no --init; name a run": self.scratch
-            and init is None,
-            "tokenizer.path has no effect with --init, which brings its run's tokenizer": init
-            and self.tokenizer.path,
-            "train.head_lr_multiplier has no effect without --init: all parameters are new": is_scaled,
-            "init_allow_missing has no effect without weights from an --init run": allows_nothing,
-        }
-        found += [sentence for sentence, holds in conflicts.items() if holds]
-        if found:
-            raise UserError("; ".join(found))
+        problems = [f"task.{problem}" for problem in problems]
+        if self.data.caption_augment != "none" and not self.task.augments_captions:
+            problems.append(f"data.caption_augment has no effect with task {self.task.name}")
+        return problems
+
+    def _problems_of_stem(self) -> list[str]:
+        """Return whether convolutions of stride 2 cannot make patches of this size."""
+        stem = getattr(self.model, "stem", "linear")
+        if stem == "linear":
+            return []
+        patch_size = self.input.patch_size
+        expected = f"model.stem {stem} needs an input.patch_size"
+        is_power_of_2 = patch_size.bit_count() == 1
+        if not is_power_of_2:
+            return [f"{expected} that is a power of 2 (value given: {patch_size})"]
+        if stem == "patch_conv" and not 2 <= patch_size <= LARGEST_CONV_PATCH:
+            return [f"{expected} from 2 to {LARGEST_CONV_PATCH} (value given: {patch_size})"]
+        return []
+
+    def _problems_of_start(self) -> list[str]:
+        """Return the options about the run to start from that have no effect."""
+        problems = []
+        if self.scratch and self.init is None:
+            problems.append("scratch limits what --init gives, but there is no --init; name a run")
+        if self.init and self.tokenizer.path:
+            problems.append(
+                "tokenizer.path has no effect with --init, which brings its run's tokenizer"
+            )
+        if self.init is None and self.train.head_lr_multiplier != 1:
+            problems.append(
+                "train.head_lr_multiplier has no effect without --init: all parameters are new"
+            )
+        if self.init_allow_missing and (self.init is None or self.scratch):
+            problems.append("init_allow_missing has no effect without weights from an --init run")
+        return problems

@@ -11,24 +11,33 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of `to_dict` by dotted names, e.g. `train.steps`."""
     named: dict[str, Any] = {}
     for key, value in values.items():
-        named |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            named |= flat(value, f"{prefix}{key}.")
+        else:
+            named[prefix + key] = value
     return named
 
 
 def changed_flags(config: Config, default: Config) -> list[str]:
     """Return the flags that turn a default config into another."""
-    words, defaults = list[str](), flat(to_dict(default))
+    defaults = flat(to_dict(default))
+    words: list[str] = []
     for name, value in flat(to_dict(config)).items():
         if value != defaults.get(name):
-            section, dot, field_name = name.rpartition(".")
-            words.append(
-                "--"
-                + (f"{section}{dot}no-{field_name}" if value is False else name).replace("_", "-")
-            )
-            parts = value if isinstance(value, list) else [] if isinstance(value, bool) else [value]
-            words += (
-                str(word) for part in parts for word in (part if isinstance(part, list) else [part])
-            )
+            words += _flag(name, value)
+    return words
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """Return a flag such as `--train.no-compile` or `--data.crop-scale 0.5 1.0` in words."""
+    if isinstance(value, bool):
+        section, dot, field_name = name.rpartition(".")
+        if not value:
+            name = f"{section}{dot}no-{field_name}"
+        return [f"--{name}".replace("_", "-")]
+    words = [f"--{name}".replace("_", "-")]
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        parts = item if isinstance(item, list) else [item]
+        words += [str(part) for part in parts]
     return words

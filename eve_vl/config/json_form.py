@@ -42,9 +42,9 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
         if not code:
             raise
         made_with = ", ".join(f"{name} ({version})" for name, version in code)
-        how = "install the package; a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
         raise UserError(
-            f"{where}: the {error.kind} needs {made_with}, which is not loaded: {how}"
+            f"{where}: the {error.kind} needs {made_with}, which is not loaded: install the package; "
+            "a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
         ) from None
 
 
@@ -59,35 +59,49 @@ class UnknownKindError(UserError):
 def to_dict(config: Any) -> Any:
     """Return a config or a value in it as JSON values."""
     if dataclasses.is_dataclass(config):
-        tag = {"name": config.name} if isinstance(config, Section) else {}
-        return tag | {
-            each.name: to_dict(getattr(config, each.name))
-            for each in dataclasses.fields(config)
-            if each.init
-        }
+        values: dict[str, Any] = {}
+        if isinstance(config, Section):
+            values["name"] = config.name
+        for field in dataclasses.fields(config):
+            if field.init:
+                values[field.name] = to_dict(getattr(config, field.name))
+        return values
     if isinstance(config, tuple):
         return [to_dict(item) for item in config]
-    return str(config) if isinstance(config, Path) else config
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of a config.json without its format. Raises UserError unless the format is FORMAT."""
+    form = values.get("format", 1)
+    if form != FORMAT:
+        is_newer = type(form) is int and form > FORMAT
+        fix = "update the package" if is_newer else "train the run again"
+        raise UserError(
+            f"{where}: config format {shown(form)} is not supported, this version reads {FORMAT}; {fix}"
+        )
+    return {key: value for key, value in values.items() if key != "format"}
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     """Return the config from `to_dict`; a missing key takes its default.
 
-    Raises UserError for unknown keys, missing keys without a default and values of another type. `where` names the file,
-    `prefix` the section.
+    `where` names the file, `prefix` the section. Raises UserError for unknown keys, missing keys without a default and values
+    of another type.
     """
-    all_hints = typing.get_type_hints(cls)
-    hints = {each.name: all_hints[each.name] for each in dataclasses.fields(cls) if each.init}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    types_of_fields = typing.get_type_hints(cls)
+    hints = {field.name: types_of_fields[field.name] for field in fields}
     values = _without_removed_fields(values, hints, prefix)
-    if unknown := [key for key in values if key not in hints]:
-        raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
-    for each in dataclasses.fields(cls):
-        if (
-            each.name in hints
-            and each.name not in values
-            and each.default is each.default_factory is dataclasses.MISSING
-        ):
-            raise UserError(f"{where}: key {each.name!r} is missing from section {cls.__name__}")
+    for key in values:
+        if key not in hints:
+            raise UserError(f"{where}: unknown key {nearest(key, hints)}")
+    for field in fields:
+        has_default = not (field.default is field.default_factory is dataclasses.MISSING)
+        if field.name not in values and not has_default:
+            raise UserError(f"{where}: key {field.name!r} is missing from section {cls.__name__}")
     typed = {
         key: read_value(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()
     }
@@ -111,62 +125,56 @@ def _without_removed_fields(
 
 def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
     """Return a JSON value in the declared type of the field `key`. Raises UserError."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    origin = typing.get_origin(hint) or hint
+    arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return None if value is None else read_value(args[0], value, where, key)
+        return None if value is None else read_value(arguments[0], value, where, key)
     if origin is Literal:
-        if value not in args:
-            raise UserError(
-                f"{where}: {key} {shown(value)} is not one of {', '.join(map(str, args))}"
-            )
+        if value not in arguments:
+            choices = ", ".join(map(str, arguments))
+            raise UserError(f"{where}: {key} {shown(value)} is not one of {choices}")
         return value
+    _require_json_type(hint, origin, value, where, key)
+    if origin is tuple:
+        return _read_tuple(arguments, value, where, key)
+    if dataclasses.is_dataclass(hint):
+        return _read_section(typing.cast(type, hint), value, where, key)
+    return Path(value) if hint is Path else value
+
+
+def _require_json_type(hint: Any, origin: Any, value: Any, where: str, key: str) -> None:
+    """Raise UserError unless a value has the type in which JSON stores values of the field's type."""
+    json_types = {tuple: list, Path: str}
+    json_type = dict if dataclasses.is_dataclass(hint) else json_types.get(origin, origin)
     try:
-        require_type(
-            value,
-            dict
-            if dataclasses.is_dataclass(hint)
-            else {tuple: list, Path: str}.get(origin, origin),
-        )
+        require_type(value, json_type)
         if isinstance(value, str):
             os.fsencode(value.replace("\0", "\ud800"))  # no file name can hold these
     except ValueError as error:
         raise UserError(f"{where}: {key} {shown(value)}: {error}") from None
-    if origin is tuple:
-        hints = args[:1] * len(value) if args[1:] == (...,) else args
-        if len(hints) != len(value):
-            raise UserError(
-                f"{where}: {key} {shown(value)} has {len(value)} values, expected {len(hints)}"
-            )
-        return tuple(
-            read_value(hints[place], item, where, f"{key}[{place}]")
-            for place, item in enumerate(value)
-        )
-    if not dataclasses.is_dataclass(hint):
-        return Path(value) if hint is Path else value
-    kind, value = typing.cast(type, hint), typing.cast(dict[str, Any], value)
-    what = kind.__name__.removesuffix("Config").lower()
-    if issubclass(kind, Section):
-        name, value = (
-            value.get("name"),
-            {field_name: item for field_name, item in value.items() if field_name != "name"},
-        )
-        found = find_kind(kind, f"{what}s", name) if isinstance(name, str) else None
-        if found is None:
-            known = nearest(str(name), all_kinds(kind, f"{what}s"))
-            raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {known}")
-        kind = found
-    return from_dict(kind, value, where, f"{key}.")
 
 
-def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values of a config.json without its format.
-
-    Raises UserError unless the format is FORMAT.
-    """
-    form = values.get("format", 1)
-    if form != FORMAT:
-        fix = "update the package" if type(form) is int and form > FORMAT else "train the run again"
+def _read_tuple(hints: tuple[Any, ...], value: list[Any], where: str, key: str) -> tuple[Any, ...]:
+    """Return a JSON list as a tuple of declared types. Raises UserError."""
+    if hints[1:] == (...,):
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
         raise UserError(
-            f"{where}: config format {shown(form)} is not supported, this version reads {FORMAT}; {fix}"
+            f"{where}: {key} {shown(value)} has {len(value)} values, expected {len(hints)}"
         )
-    return {key: value for key, value in values.items() if key != "format"}
+    pairs = enumerate(zip(hints, value, strict=True))
+    return tuple(read_value(hint, item, where, f"{key}[{place}]") for place, (hint, item) in pairs)
+
+
+def _read_section(section: type, value: dict[str, Any], where: str, key: str) -> Any:
+    """Return a JSON object as a section; one of several kinds has the `name` of its kind. Raises UserError."""
+    if not issubclass(section, Section):
+        return from_dict(section, value, where, f"{key}.")
+    name = value.get("name")
+    fields = {field_name: item for field_name, item in value.items() if field_name != "name"}
+    what = section.__name__.removesuffix("Config").lower()
+    kind = find_kind(section, f"{what}s", name) if isinstance(name, str) else None
+    if kind is None:
+        known = nearest(str(name), all_kinds(section, f"{what}s"))
+        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {known}")
+    return from_dict(kind, fields, where, f"{key}.")

@@ -2,18 +2,35 @@
 
 import itertools
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from eve_vl.config.sections import Depth, Positive, Section, Share, Weight, Width
+from eve_vl.config.sections import (
+    Depth,
+    Positive,
+    Section,
+    Share,
+    Weight,
+    Width,
+)
 from eve_vl.config.task import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Routing = Literal["dropless", "reference", "reference-dropless"]
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Stem = Literal["linear", "conv", "patch_conv"]
-NORM_EPS, BERT_EPS = 1e-6, 1e-12  # of LayerNorm
-CLIP_EPS = 1e-5  # of LayerNorm, also in RoBERTa
+# of LayerNorm
+NORM_EPS = 1e-6
+BERT_EPS = 1e-12
+CLIP_EPS = 1e-5  # also in RoBERTa
 LARGEST_CONV_PATCH = 128  # pixels of a patch: seven layers
+EXPERT_FIELDS = (
+    "num_experts",
+    "expert_ratio",
+    "top_k",
+    "modality_routing",
+    "routing",
+    "balance_weight",
+)
 
 
 class ModelConfig(Section):
@@ -135,47 +152,42 @@ class EveModelConfig(ModelConfig):
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
         """Feed-forward policy of each block, first to last."""
-        return (self.shallow_ffn,) * (self.depth - self.num_deep_blocks) + (
-            self.deep_ffn,
-        ) * self.num_deep_blocks
+        shallow = [self.shallow_ffn] * (self.depth - self.num_deep_blocks)
+        deep = [self.deep_ffn] * self.num_deep_blocks
+        return (*shallow, *deep)
 
     @property
     def ffn_dim(self) -> int:
         """Hidden width of every feed-forward network."""
         return round(self.embed_dim * self.mlp_ratio)
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
-
-        Each comes with whether it holds.
-        """
-        width, heads, depth, deep, k = (
-            self.embed_dim,
-            self.num_heads,
-            self.depth,
-            self.num_deep_blocks,
-            self.top_k,
-        )
-        return {
-            f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
-            f"num_deep_blocks {deep} is not between 0 and depth {depth}": not 0 <= deep <= depth,
-            f"top_k {k} is larger than num_experts {self.num_experts}": k > self.num_experts,
-            f"top_k {k}, but routing {self.routing} is always top 2": self.routing != "dropless"
-            and k != 2,
-        }
+    def problems(self) -> list[str]:
+        """Return the problems of a shape, one sentence each."""
+        problems = []
+        if self.embed_dim % self.num_heads:
+            problems.append(
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}"
+            )
+        if not 0 <= self.num_deep_blocks <= self.depth:
+            problems.append(
+                f"num_deep_blocks {self.num_deep_blocks} is not between 0 and depth {self.depth}"
+            )
+        if self.top_k > self.num_experts:
+            problems.append(f"top_k {self.top_k} is larger than num_experts {self.num_experts}")
+        if self.routing != "dropless" and self.top_k != 2:
+            problems.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
+        return problems
 
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
-        found = super().unused_fields()
+        unused = super().unused_fields()
         if "moe" not in self.ffn_policies:
-            experts = "num_experts expert_ratio top_k modality_routing routing balance_weight"
-            found |= dict.fromkeys(experts.split(), "without a block of experts (moe)")
-        for name, count in (
-            ("shallow_ffn", self.depth - self.num_deep_blocks),
-            ("deep_ffn", self.num_deep_blocks),
-        ):
-            found |= {} if count else {name: "as no block has it (model.num_deep_blocks)"}
-        return found
+            unused |= dict.fromkeys(EXPERT_FIELDS, "without a block of experts (moe)")
+        if self.num_deep_blocks == self.depth:
+            unused["shallow_ffn"] = "as no block has it (model.num_deep_blocks)"
+        if self.num_deep_blocks == 0:
+            unused["deep_ffn"] = "as no block has it (model.num_deep_blocks)"
+        return unused
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields in which another section is another system.
@@ -184,21 +196,22 @@ class EveModelConfig(ModelConfig):
         """
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
-        idle = {*self.unused_fields(), *other.unused_fields()}
-        names = [name for name in self.system_fields if name not in idle]
-        if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
-            names.append(
-                "num_deep_blocks"
-            )  # 0 in one of them: what the other's deep blocks do, none of its blocks does
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        unused = {*self.unused_fields(), *other.unused_fields()}
+        compared = [name for name in self.system_fields if name not in unused]
+        if "deep_ffn" in unused and self.ffn_policies[-1] != other.ffn_policies[-1]:
+            # one of the two has no deep blocks: none of its blocks does what those of the other do
+            compared.append("num_deep_blocks")
+        return [name for name in compared if getattr(self, name) != getattr(other, name)]
 
     def __str__(self) -> str:
         """Return the shape in one line."""
-        policies = ", ".join(
-            f"{policy} × {len(list(blocks))}"
-            for policy, blocks in itertools.groupby(self.ffn_policies)
+        counts = []
+        for policy, blocks in itertools.groupby(self.ffn_policies):
+            counts.append(f"{policy} × {len(list(blocks))}")
+        return (
+            f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, "
+            f"feed-forward {self.ffn_dim} ({', '.join(counts)})"
         )
-        return f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim} ({policies})"
 
 
 class DualEncoderConfig(ModelConfig):
@@ -256,8 +269,12 @@ class DualEncoderConfig(ModelConfig):
     @property
     def of_text(self) -> "DualEncoderConfig":
         """The text tower's shape as that of both towers."""
-        heads, ratio = self.text_num_heads or self.num_heads, self.text_mlp_ratio or self.mlp_ratio
-        return replace(self, embed_dim=self.text_width, num_heads=heads, mlp_ratio=ratio)
+        return replace(
+            self,
+            embed_dim=self.text_width,
+            num_heads=self.text_num_heads or self.num_heads,
+            mlp_ratio=self.text_mlp_ratio or self.mlp_ratio,
+        )
 
     @property
     def text_norm_eps(self) -> float:
@@ -267,51 +284,66 @@ class DualEncoderConfig(ModelConfig):
     @property
     def block(self) -> EveModelConfig:
         """Shape of the image blocks, and of EVE's text blocks."""
-        names = "embed_dim layer_scale_init num_heads mlp_ratio activation"
-        shape: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
-        shape |= {"activation": "quick_gelu"} if self.towers == "clip_roberta" else {}
+        activation = "quick_gelu" if self.towers == "clip_roberta" else self.activation
         return EveModelConfig(
-            **shape,
+            embed_dim=self.embed_dim,
+            layer_scale_init=self.layer_scale_init,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            activation=activation,
             depth=self.image_depth + self.fusion_depth,
             deep_ffn="shared",
             shallow_ffn="shared",
         )
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
-
-        Each comes with whether it holds.
-        """
-        width, heads, last = self.embed_dim, self.num_heads, self.fusion_depth
-        text, of_text = self.text_width, self.text_num_heads or heads
-        own_text = self.text_dim or self.text_num_heads or self.text_mlp_ratio
-        return {
-            f"text_dim {text} is not divisible by text_num_heads {of_text}": own_text
-            and text % of_text,
-            f"fusion_depth {last} with towers {self.towers}, which have no co-attention: set it to 0": self.reads_text_end
-            and last,
-            "text_dim, text_num_heads and text_mlp_ratio need fusion_depth 0": own_text and last,
-            f"embed_dim {width} is not divisible by num_heads {heads}": width % heads,
-            f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {last}": not 0
-            <= self.pixel_layer
-            <= last,
-        }
+    def problems(self) -> list[str]:
+        """Return the problems of a shape, one sentence each."""
+        problems = []
+        has_text_shape = self.text_dim or self.text_num_heads or self.text_mlp_ratio
+        text_heads = self.text_num_heads or self.num_heads
+        if has_text_shape and self.text_width % text_heads:
+            problems.append(
+                f"text_dim {self.text_width} is not divisible by text_num_heads {text_heads}"
+            )
+        if self.reads_text_end and self.fusion_depth:
+            problems.append(
+                f"fusion_depth {self.fusion_depth} with towers {self.towers}, which have no "
+                "co-attention: set it to 0"
+            )
+        if has_text_shape and self.fusion_depth:
+            problems.append("text_dim, text_num_heads and text_mlp_ratio need fusion_depth 0")
+        if self.embed_dim % self.num_heads:
+            problems.append(
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}"
+            )
+        if not 0 <= self.pixel_layer <= self.fusion_depth:
+            problems.append(
+                f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth "
+                f"{self.fusion_depth}"
+            )
+        return problems
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """Return the problems of a task with the towers, one sentence each."""
-        found = super().problems_with(task, rows)
+        problems = super().problems_with(task, rows)
         if not self.fusion_depth and rows == "image_text":
-            without = "needs states of pairs, which model.fusion_depth 0 does not give"
-            found += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
-        if self.towers == "siglip" and (weight := getattr(task, "mim_weight", 0)):
-            found.append(
-                f"mim_weight {weight:g} needs an image [CLS], which towers siglip do not have; set it to 0"
+            for name in task.reads_pairs():
+                problems.append(
+                    f"{name} {getattr(task, name)} needs states of pairs, which "
+                    "model.fusion_depth 0 does not give"
+                )
+        pixel_weight = getattr(task, "mim_weight", 0)
+        if self.towers == "siglip" and pixel_weight:
+            problems.append(
+                f"mim_weight {pixel_weight:g} needs an image [CLS], which towers siglip do not "
+                "have; set it to 0"
             )
         if getattr(task, "joint_masking", False):
-            found.append(
-                "joint_masking masks both modalities in one pass, but the towers reconstruct pixels in their own pass"
+            problems.append(
+                "joint_masking masks both modalities in one pass, but the towers reconstruct "
+                "pixels in their own pass"
             )
-        return found
+        return problems
 
     def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields in which another section is another system.
@@ -320,15 +352,24 @@ class DualEncoderConfig(ModelConfig):
         """
         if type(self) is not type(other) or not isinstance(other, DualEncoderConfig):
             return ["name"]
-        has_other_fusion = bool(self.fusion_depth) != bool(other.fusion_depth)
-        return ["stem"] * (self.stem != other.stem) + ["fusion_depth"] * has_other_fusion
+        fields = []
+        if self.stem != other.stem:
+            fields.append("stem")
+        if bool(self.fusion_depth) != bool(other.fusion_depth):
+            fields.append("fusion_depth")
+        return fields
 
     def __str__(self) -> str:
         """Return the shape in one line."""
-        depths = f"{self.image_depth} and {self.text_depth} blocks, {self.fusion_depth} layers of co-attention"
-        towers = dict.fromkeys((self, self.of_text))
-        shapes = dict.fromkeys(
-            f"width {one.embed_dim}, {one.num_heads} heads, feed-forward {one.block.ffn_dim}"
-            for one in towers
+        shapes = []
+        for tower in (self, self.of_text):
+            shape = (
+                f"width {tower.embed_dim}, {tower.num_heads} heads, "
+                f"feed-forward {tower.block.ffn_dim}"
+            )
+            if shape not in shapes:
+                shapes.append(shape)
+        return (
+            f"towers of {self.image_depth} and {self.text_depth} blocks, "
+            f"{self.fusion_depth} layers of co-attention, {' and '.join(shapes)}"
         )
-        return f"towers of {depths}, {' and '.join(shapes)}"

@@ -23,7 +23,7 @@ class TaskConfig(Section):
     recipe: ClassVar[str] = ""
     """Recipe that fine-tunes it, if none has its name."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
-    """Its own flags of `eve evaluate`."""
+    """Its flags of `eve evaluate`."""
     alone: ClassVar[Mapping[str, str]] = {}
     """Modalities of rows besides pairs that it takes, each with the weight of the loss that they do not allow."""
     augments_captions: ClassVar[bool] = False
@@ -43,12 +43,14 @@ class TaskConfig(Section):
         """Return the problems of training on rows of a `data.modality`, one sentence each."""
         if rows == "image_text":
             return []
-        if (lacking := self.alone.get(rows)) is None:
-            return [
-                f"name {self.name} does not train on data.modality {rows}; leave it at image_text"
-            ]
-        weight = getattr(self, lacking)
-        return [f"{lacking} {weight:g}, but data.modality is {rows}: set it to 0"] if weight else []
+        if rows not in self.alone:
+            problem = f"name {self.name} does not train on data.modality {rows}"
+            return [f"{problem}; leave it at image_text"]
+        weight_name = self.alone[rows]
+        weight = getattr(self, weight_name)
+        if not weight:
+            return []
+        return [f"{weight_name} {weight:g}, but data.modality is {rows}: set it to 0"]
 
     def problems_with_pairs(self, num_pairs: int) -> list[str]:
         """Return the problems of a micro-batch of num_pairs, one sentence each."""

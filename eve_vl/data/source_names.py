@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eve_vl.config import HELD_OUT, HELD_OUT_TEST
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.remote_path import RemotePath
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.batches import Batch, RowBatch, Sample, padded
 from eve_vl.data.crops import eval_crop
 from eve_vl.data.decoding import decode

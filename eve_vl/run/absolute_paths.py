@@ -6,8 +6,8 @@ from typing import Any
 
 from eve_vl.builtin.names import is_name
 from eve_vl.config import HELD_OUT, Config
+from eve_vl.config.generated_sources import generated
 from eve_vl.config.plugins import origins
-from eve_vl.config.training import generated
 from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.file_io import expand_user
 

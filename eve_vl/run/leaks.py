@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import HELD_OUT, Config
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.row_hashes import row_keys

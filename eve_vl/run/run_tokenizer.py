@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from eve_vl.config import Config, DataConfig
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.opening import open_sources
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer

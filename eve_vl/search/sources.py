@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import DataConfig
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.opening import open_sources
 from eve_vl.data.source_names import absolute_spec
 from eve_vl.data.table import Table

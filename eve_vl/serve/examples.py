@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from eve_vl.config.training import generator_names
+from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.eve import Eve

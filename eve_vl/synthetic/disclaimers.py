@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from eve_vl.config import HELD_OUT
-from eve_vl.config.training import generated, generator_names
+from eve_vl.config.generated_sources import generated, generator_names
 from eve_vl.data.field_values import is_file
 from eve_vl.data.generated import Generator, find_generator
 from eve_vl.data.source_names import parse_spec

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eve_vl.config.training import generator_names
+from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.generated import find_generator
 from eve_vl.utils.errors import UserError, nearest
 

@@ -305,17 +305,23 @@ def test_what_has_no_use_with_or_without_a_start_is_refused():
     with pytest.raises(
         UserError, match=r"^scratch limits what --init gives, but there is no --init; name a run$"
     ):
-        Config(recipe="x", out=Path("x"), scratch=True)
+        Config(task=MaskedSignalConfig(), recipe="x", out=Path("x"), scratch=True)
     with pytest.raises(
         UserError,
         match=r"^train\.head_lr_multiplier has no effect without --init: all parameters are new$",
     ):
-        Config(recipe="x", out=Path("x"), train=TrainConfig(head_lr_multiplier=2.0))
+        Config(
+            task=MaskedSignalConfig(),
+            recipe="x",
+            out=Path("x"),
+            train=TrainConfig(head_lr_multiplier=2.0),
+        )
     with pytest.raises(
         UserError,
         match=r"^tokenizer\.path has no effect with --init, which brings its run's tokenizer$",
     ):
         Config(
+            task=MaskedSignalConfig(),
             recipe="x",
             out=Path("x"),
             init=Path("y"),
@@ -326,8 +332,15 @@ def test_what_has_no_use_with_or_without_a_start_is_refused():
             UserError, match=r"init_allow_missing has no effect without weights from an --init run$"
         ):
             Config(recipe="x", out=Path("x"), init_allow_missing=("encoder.norm.*",), **start)
-    Config(recipe="x", out=Path("x"), init=Path("y"), init_allow_missing=("encoder.norm.*",))
     Config(
+        task=MaskedSignalConfig(),
+        recipe="x",
+        out=Path("x"),
+        init=Path("y"),
+        init_allow_missing=("encoder.norm.*",),
+    )
+    Config(
+        task=MaskedSignalConfig(),
         recipe="x",
         out=Path("x"),
         init=Path("y"),

@@ -14,9 +14,9 @@ from eve_vl.config import (
     config_to_json,
     to_dict,
 )
+from eve_vl.config.generated_sources import generated
 from eve_vl.config.json_form import from_dict
 from eve_vl.config.kinds import all_kinds, kinds_of
-from eve_vl.config.training import generated
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.mlim.config import MlimConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.cli.test_bad_input import complaint
 from eve_vl.cli import main
 from eve_vl.config import DualEncoderConfig
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.config import Config
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes, start_of
 from eve_vl.run import training

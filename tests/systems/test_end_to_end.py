@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eve_vl.config import Config
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf

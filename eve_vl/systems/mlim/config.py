@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import Suppress
 
 from eve_vl.config import DualEncoderConfig, EveModelConfig
-from eve_vl.config.sections import InnerShare
+from eve_vl.config.sections import InnerShare, UnusedFields
 from eve_vl.config.task import TaskConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 
@@ -18,8 +18,8 @@ class MlimConfig(MaskedSignalConfig):
     name: ClassVar[str] = "mlim"
     title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
     alone: ClassVar[Mapping[str, str]] = {}
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.masking", "light", "heavy_mask_ratio"),
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(when="task.masking", equals="light", fields="heavy_mask_ratio"),
     )
     masking: Literal["aware", "light"] = "aware"
     """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
@@ -50,15 +50,11 @@ class MlimConfig(MaskedSignalConfig):
         reason = "which shows nothing of a masked patch and whose layers its decoder mirrors"
         return [f"name {self.name} needs model eve with model.stem patch_conv, {reason}"]
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
-
-        Each comes with whether it holds.
-        """
-        lacks_one = 0 in (self.mim_weight, self.mlm_weight)
-        return super().conflicts() | {
-            "mim_weight and mlm_weight must both be above 0 in MLIM": lacks_one
-        }
+    def problems_of_weights(self) -> list[str]:
+        """Return whether one of the two losses is off."""
+        if self.mim_weight and self.mlm_weight:
+            return []
+        return ["mim_weight and mlm_weight must both be above 0 in MLIM"]
 
 
 class PairConfig(TaskConfig):

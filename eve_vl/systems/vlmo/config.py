@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from eve_vl.config import EveModelConfig
 from eve_vl.config.model import Activation, FFNPolicy
+from eve_vl.config.sections import UnusedFields
 
 
 class VlmoModelConfig(EveModelConfig):
@@ -16,8 +17,8 @@ class VlmoModelConfig(EveModelConfig):
         "positions",
         "pooler",
     )
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("model.positions", "relative", "pos_embed_init_std"),
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(when="model.positions", equals="relative", fields="pos_embed_init_std"),
     )
     deep_ffn: FFNPolicy = "modality_vl"
     """Feed-forward part of the last num_deep_blocks blocks."""

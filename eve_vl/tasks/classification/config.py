@@ -20,4 +20,4 @@ class ClassificationConfig(TaskConfig):
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return what is read, if it is both."""
-        return ("inputs",) * (self.inputs == "both")
+        return ("inputs",) if self.inputs == "both" else ()

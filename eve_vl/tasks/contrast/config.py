@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from eve_vl.config.sections import CountOrZero, Values, Weight
+from eve_vl.config.sections import CountOrZero, UnusedFields, Values, Weight
 
 
 class ContrastOptions(Values):
     """Options of contrast in pre-training and in fine-tuning."""
 
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.itc_weight", 0, "memory_batches image_image_weight"),
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(when="task.itc_weight", equals=0, fields="memory_batches image_image_weight"),
     )
     memory_batches: CountOrZero = 0
     """Batches whose features stay as further negatives of contrast (cross-batch memory), once 20 % of the steps are done; 0:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config.training import generator_names
+from eve_vl.config.generated_sources import generator_names
 from eve_vl.data import fingerprint
 from eve_vl.data.batches import normalize, padded
 from eve_vl.data.generated import find_generator

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from eve_vl.config.sections import (
+    UnusedFields,
     Weight,
 )
 from eve_vl.tasks.contrast.config import ContrastOptions
@@ -20,10 +21,14 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
     title: ClassVar[str] = "contrast, matching and masked signals"
     alone: ClassVar[Mapping[str, str]] = {}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight", "itm_weight")
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.itc_weight", 0, "projection_dim itc_masked_image itc_targets svd_form svd_weight"),
-        ("task.itm_weight", 0, "itm_negatives"),
-        ("task.svd_form", "off", "svd_weight"),
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(
+            when="task.itc_weight",
+            equals=0,
+            fields="projection_dim itc_masked_image itc_targets svd_form svd_weight",
+        ),
+        UnusedFields(when="task.itm_weight", equals=0, fields="itm_negatives"),
+        UnusedFields(when="task.svd_form", equals="off", fields="svd_weight"),
     )
     mim_weight: Weight = 0.0
     """Weight of the masked-pixel loss; 0: no image pass."""
@@ -49,27 +54,34 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
     svd_weight: Annotated[float, "(-inf, inf)"] = 0.1
     """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs it."""
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
+    def problems_of_weights(self) -> list[str]:
+        """Return whether all weights of losses are 0."""
+        if self.mim_weight or self.mlm_weight or self.itc_weight or self.itm_weight:
+            return []
+        return ["mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn"]
 
-        Each comes with whether it holds.
-        """
-        learns = any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
-        samples = self.itm_weight and self.itm_negatives != "random_half"
-        forgets = self.itc_weight and self.memory_batches and self.itc_targets == "semantic"
-        how = "are sampled by contrastive similarity, but itc_weight is 0: set it to random_half"
-        return super().conflicts() | {
-            "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn": not learns,
-            f"itm_negatives {self.itm_negatives} {how}": samples and not self.itc_weight,
-            "memory_batches keeps no labels, which itc_targets semantic needs: set memory_batches to 0": forgets,
-        }
+    def problems(self) -> list[str]:
+        """Return the problems of values that do not go together, one sentence each."""
+        problems = super().problems()
+        samples_negatives = self.itm_weight and self.itm_negatives != "random_half"
+        if samples_negatives and not self.itc_weight:
+            problems.append(
+                f"itm_negatives {self.itm_negatives} are sampled by contrastive similarity, but "
+                "itc_weight is 0: set it to random_half"
+            )
+        if self.itc_weight and self.memory_batches and self.itc_targets == "semantic":
+            problems.append(
+                "memory_batches keeps no labels, which itc_targets semantic needs: set "
+                "memory_batches to 0"
+            )
+        return problems
 
     def unused_fields(self) -> dict[str, str]:
         """Return the fields without effect next to the other values, with the reason."""
-        found = super().unused_fields()
+        unused = super().unused_fields()
         if self.itc_weight and self.itc_masked_image:
-            found.pop("image_mask_ratio", None)
-        return found
+            unused.pop("image_mask_ratio", None)
+        return unused
 
     def problems_with_model(self, model: Any) -> list[str]:
         """Return the problems of this task with a model section, one sentence each."""

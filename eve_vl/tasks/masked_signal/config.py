@@ -7,6 +7,7 @@ from eve_vl.config import TaskConfig
 from eve_vl.config.sections import (
     Depth,
     InnerShare,
+    UnusedFields,
     Weight,
     Width,
 )
@@ -21,19 +22,19 @@ class MaskedSignalConfig(TaskConfig):
     augments_captions: ClassVar[bool] = True
     alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     of_pairs: ClassVar[tuple[str, ...]] = ("mlm_weight",)
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        (
-            "task.mim_weight",
-            0,
-            "mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads",
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(
+            when="task.mim_weight",
+            equals=0,
+            fields="mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads",
         ),
-        (
-            "task.mlm_weight",
-            0,
-            "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source",
+        UnusedFields(
+            when="task.mlm_weight",
+            equals=0,
+            fields="text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source",
         ),
-        ("task.mask_replace_prob", 0, "mask_replace_source"),
-        ("task.joint_masking", True, "mim_share"),
+        UnusedFields(when="task.mask_replace_prob", equals=0, fields="mask_replace_source"),
+        UnusedFields(when="task.joint_masking", equals=True, fields="mim_share"),
     )
     image_mask_ratio: InnerShare = 0.75
     """Share of masked patches in the image pass ([paper] Fig. 4)."""
@@ -63,22 +64,20 @@ class MaskedSignalConfig(TaskConfig):
     decoder_num_heads: Width = 6
     """Attention heads of the pixel decoder."""
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
+    def problems_of_weights(self) -> list[str]:
+        """Return whether all weights of losses are 0."""
+        if self.mim_weight or self.mlm_weight:
+            return []
+        return ["mim_weight and mlm_weight are both 0: nothing to learn"]
 
-        Each comes with whether it holds.
-        """
-        learns_nothing = type(self) is MaskedSignalConfig and not (
-            self.mim_weight or self.mlm_weight
-        )
-        lacks_one, width, heads = (
-            0 in (self.mim_weight, self.mlm_weight),
-            self.decoder_dim,
-            self.decoder_num_heads,
-        )
-        return {
-            "joint_masking needs both mim_weight and mlm_weight above 0": self.joint_masking
-            and lacks_one,
-            "mim_weight and mlm_weight are both 0: nothing to learn": learns_nothing,
-            f"decoder_dim {width} is not divisible by 4 × decoder_num_heads": width % (4 * heads),
-        }
+    def problems(self) -> list[str]:
+        """Return the problems of values that do not go together, one sentence each."""
+        problems = []
+        if self.joint_masking and not (self.mim_weight and self.mlm_weight):
+            problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
+        problems += self.problems_of_weights()
+        if self.decoder_dim % (4 * self.decoder_num_heads):
+            problems.append(
+                f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads"
+            )
+        return problems

@@ -167,6 +167,7 @@ def base() -> Config:
     torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     return Config(
+        task=MaskedSignalConfig(),
         recipe="base",
         out=Path("runs/base"),
         data=DataConfig(num_workers=8),

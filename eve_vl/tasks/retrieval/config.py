@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from eve_vl.config import TaskConfig
-from eve_vl.config.sections import CountOrZero, Weight
+from eve_vl.config.sections import CountOrZero, UnusedFields, Weight
 from eve_vl.config.task import EvaluationFlags
 from eve_vl.tasks.contrast.config import ContrastOptions
 
@@ -36,11 +36,11 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
     augments_captions: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     of_pairs: ClassVar[tuple[str, ...]] = ("itm_weight",)
-    unused: ClassVar[Sequence[tuple[str, object, str]]] = (
-        ("task.rerank", 0, "rerank_by"),
-        ("task.itc_weight", 0, "projection_dim pooling final_norm"),
-        ("task.itm_weight", 0, "itm_loss"),
-        ("task.itm_loss", "pairs", "ranking_candidates"),
+    unused: ClassVar[Sequence[UnusedFields]] = (
+        UnusedFields(when="task.rerank", equals=0, fields="rerank_by"),
+        UnusedFields(when="task.itc_weight", equals=0, fields="projection_dim pooling final_norm"),
+        UnusedFields(when="task.itm_weight", equals=0, fields="itm_loss"),
+        UnusedFields(when="task.itm_loss", equals="pairs", fields="ranking_candidates"),
     )
     itc_weight: Weight = 1.0
     """Weight of the contrastive loss. 0: no comparable features, random negatives of matching, and search by one fusion pass
@@ -91,25 +91,34 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
         if self.itm_loss != "ranking" or num_pairs >= self.ranking_candidates:
             return []
         return [
-            f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"
+            f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a "
+            "micro-batch"
         ]
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
-
-        Each comes with whether it holds.
-        """
-        rerank, contrasts, matches = self.rerank, bool(self.itc_weight), bool(self.itm_weight)
-        is_unnormed = self.pooling == "mean" and not self.final_norm
-        head = f"rerank {rerank} needs the matching head, but itm_weight is 0: set it to 0 too"
-        pairs = f"rerank {rerank} needs contrast's candidates, but itc_weight is 0, which scores every pair; set it to 0"
-        return {
-            "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1": rerank
-            == 1,
-            "itc_weight and itm_weight are both 0: nothing to learn": not contrasts and not matches,
-            pairs: rerank and not contrasts,
-            "pooling mean takes states after the final norm: leave final_norm at True": is_unnormed,
-            head: rerank and contrasts and not matches,
-            "itm_batchnorm has no effect while itm_weight is 0: there is no matching head": self.itm_batchnorm
-            and not matches,
-        }
+    def problems(self) -> list[str]:
+        """Return the problems of values that do not go together, one sentence each."""
+        problems = []
+        if self.rerank == 1:
+            problems.append(
+                "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1"
+            )
+        if not self.itc_weight and not self.itm_weight:
+            problems.append("itc_weight and itm_weight are both 0: nothing to learn")
+        if self.rerank and not self.itc_weight:
+            problems.append(
+                f"rerank {self.rerank} needs contrast's candidates, but itc_weight is 0, which "
+                "scores every pair; set it to 0"
+            )
+        elif self.rerank and not self.itm_weight:
+            problems.append(
+                f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too"
+            )
+        if self.pooling == "mean" and not self.final_norm:
+            problems.append(
+                "pooling mean takes states after the final norm: leave final_norm at True"
+            )
+        if self.itm_batchnorm and not self.itm_weight:
+            problems.append(
+                "itm_batchnorm has no effect while itm_weight is 0: there is no matching head"
+            )
+        return problems

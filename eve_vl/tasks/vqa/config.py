@@ -21,10 +21,9 @@ class VQAConfig(TaskConfig):
     min_answer_count: Count = 9
     """Training questions that an answer of a built list needs."""
 
-    def conflicts(self) -> dict[str, object]:
-        """Return sentences about values that do not go together.
-
-        Each comes with whether it holds.
-        """
-        has_both = self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count
-        return {"min_answer_count has no effect with an answer list (answers)": has_both}
+    def problems(self) -> list[str]:
+        """Return the problems of values that do not go together, one sentence each."""
+        has_minimum = self.min_answer_count != VQAConfig.min_answer_count
+        if self.answers is not None and has_minimum:
+            return ["min_answer_count has no effect with an answer list (answers)"]
+        return []

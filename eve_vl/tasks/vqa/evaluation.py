@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eve_vl.config import Config
-from eve_vl.config.training import generated
+from eve_vl.config.generated_sources import generated
 from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import usable_rows

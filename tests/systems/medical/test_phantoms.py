@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eve_vl.config import DataConfig
-from eve_vl.config.training import generator_names
+from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.opening import open_sources
 from eve_vl.systems.medical.phantoms.film import SIGMA, draw, render
 from eve_vl.systems.medical.phantoms.generator import PHANTOMS
