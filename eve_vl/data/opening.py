@@ -4,13 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
-<<<<<<< HEAD
-from eve_vl.config.training import generated
-from eve_vl.data.generated import generated_rows
-=======
 from eve_vl.config.generated_sources import generated
-from eve_vl.data.generated import find_generator
->>>>>>> 7e458317 (config: a file per section; problems are written as sentences under an if)
+from eve_vl.data.generated import generated_rows
 from eve_vl.data.held_out import held_out_split
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
