@@ -2,25 +2,26 @@
 
     PYTHONPATH=. python tests/flips.py --flips 200 --seed 0 --only index
 
-A process of its own reads the answers after each flip. They may be refused in one line or stay the same. Faults: another
-text or order, or a score that differs by more than 1e-3, without a word; a traceback, a death or a hang of the process.
-Faults in config.json count apart, because people may edit it.
+A process of its own reads the answers after each flip. They may be refused in one line or stay the
+same. Faults: another text or order, or a score that differs by more than 1e-3, without a message; a
+traceback, a death or a hang of the process. Faults in config.json count apart, because people may
+edit it.
 """
 
 import argparse
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ from eve_vl.utils.errors import UserError
 from helpers.campaign_actions import ASKED
 from helpers.campaign_reader import lines
 from helpers.indices import write_image
+from helpers.process_limits import limit_process
 from helpers.twins import CAPTIONS, tiny_config
 
 Answers = Sequence[tuple[str, float]]
@@ -42,35 +44,43 @@ Answers = Sequence[tuple[str, float]]
 Read = Callable[[Path], Answers]
 OUTCOMES = ("refused", "same", "CHANGED", "traceback", "death", "hang")
 TOLERANCE = 1e-3
-ROOM = (
-    3 * 2**30
-)  # bytes of addresses beyond those at the start: a runaway must not take the machine along
 STEPS = 4
+NUM_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A folder whose files are damaged, and what then reads it."""
+
+    name: str
+    folder: Path
+    pattern: str
+    """Of the damaged files."""
+    reader: Callable[[], Read]
+    """Prepares the reading, which may need other folders."""
+
+
+# Folders
 
 
 def make_runs(base: Path) -> None:
-    """Train two runs on a few images, one that searches and one that answers."""
+    """Train a run on a few images, and from it one that searches and one that answers."""
     rows = []
-    for number in range(8):
+    for number in range(NUM_IMAGES):
         write_image(base / f"data/{number}.png", number)
-        answer = ("cat", "dog", "red")[number % 3]
-        rows.append(
-            {
-                "image": f"{number}.png",
-                "caption": CAPTIONS[number % 6],
-                "question": "what is it",
-                "answer": answer,
-            }
-        )
+        row = {"image": f"{number}.png", "caption": CAPTIONS[number % 6]}
+        row["question"] = "what is it"
+        row["answer"] = ("cat", "dog", "red")[number % 3]
+        rows.append(row)
     (base / "data/rows.jsonl").write_bytes(lines(rows))
-    train(run_config(base, "masked"))
-    for name in ("retrieval", "vqa"):
+    for name in ("masked", "retrieval", "vqa"):
         train(run_config(base, name))
 
 
 def run_config(base: Path, name: str, steps: int = STEPS) -> Config:
     """Return the config of one of the runs."""
-    often = {
+    rows = (str(base / "data/rows.jsonl"),)
+    options = {
         "steps": steps,
         "batch_size": 4,
         "save_every": 2,
@@ -79,13 +89,9 @@ def run_config(base: Path, name: str, steps: int = STEPS) -> Config:
         "log_every": 1,
         "lr": 1e-2,
     }
-    sources = {
-        "train": (str(base / "data/rows.jsonl"),),
-        "val": (str(base / "data/rows.jsonl"),),
-        "crop_scale": (1, 1),
-    }
     task = {"masked": None, "retrieval": RetrievalConfig(projection_dim=8), "vqa": ASKED}[name]
-    config = tiny_config(task=task, data=sources, train=often)
+    data = {"train": rows, "val": rows, "crop_scale": (1, 1)}
+    config = tiny_config(task=task, data=data, train=options)
     return replace(config, out=base / name, init=None if name == "masked" else base / "masked")
 
 
@@ -95,137 +101,127 @@ def make_index(base: Path, num_rows: int) -> None:
     for number in range(num_rows):
         name = f"{number // 1000}/{number}.png"
         write_image(base / "images" / name, number)
-        rows.append(
-            {"image": name, "caption": f"{CAPTIONS[number % 6]} {number}", "set": str(number % 3)}
-        )
-    (base / "images/rows.jsonl").write_bytes(lines(rows))
-    Eve.load(base / "retrieval").index(base / "images/rows.jsonl", base / "index")
+        caption = f"{CAPTIONS[number % 6]} {number}"
+        rows.append({"image": name, "caption": caption, "set": str(number % 3)})
+    table = base / "images/rows.jsonl"
+    table.write_bytes(lines(rows))
+    Eve.load(base / "retrieval").index(table, base / "index")
+
+
+# Readings
 
 
 def use(base: Path, name: str) -> Read:
     """Return what reads the answers of a run."""
-    images = [base / f"data/{number}.png" for number in range(8)]
+    images = [base / f"data/{number}.png" for number in range(NUM_IMAGES)]
 
-    def answers(folder: Path) -> Answers:
-        eve = Eve.load(folder)
-        if name == "vqa":
-            found = eve.answer(images, ["what is it"] * len(images))
-            return [(each.answer, each.probability) for row in found for each in row]
+    def answer(eve: Eve) -> Answers:
+        answers = eve.answer(images, ["what is it"] * len(images))
+        return [(guess.answer, guess.probability) for row in answers for guess in row]
+
+    def compare(eve: Eve) -> Answers:
         scores = eve.encode_image(images) @ eve.encode_text(CAPTIONS).T
-        best = [int(each) for each in scores.argmax(1)]
-        return [
-            (f"{row} {column} {best[row]}", float(scores[row, column]))
-            for row in range(8)
-            for column in range(6)
-        ]
+        best = scores.argmax(1).tolist()
+        pairs = []
+        for row in range(NUM_IMAGES):
+            for column in range(6):
+                pairs.append((f"{row} {column} {best[row]}", float(scores[row, column])))
+        return pairs
 
-    return answers
+    read = answer if name == "vqa" else compare
+    return lambda folder: read(Eve.load(folder))
 
 
 def resume(base: Path, name: str) -> Read:
     """Return what resumes a run for two steps, and reads its numbers."""
 
-    def answers(folder: Path) -> Answers:
+    def read(folder: Path) -> Answers:
         train(replace(run_config(base, name, STEPS + 2), out=folder))
-        rows = [row for row in read_log(folder) if row["kind"] == "val" and row["step"] > STEPS]
-        return [
-            (key, value)
-            for row in rows
-            for key, value in sorted(row.items())
-            if isinstance(value, float)
-        ]
+        numbers = []
+        for row in read_log(folder):
+            if row["kind"] == "val" and row["step"] > STEPS:
+                numbers += [item for item in sorted(row.items()) if isinstance(item[1], float)]
+        return numbers
 
-    return answers
+    return read
 
 
 def search(base: Path) -> Read:
     """Return what searches an index, with and without a filter, for images and captions."""
-    eve, queries = Eve.load(base / "retrieval"), [*CAPTIONS[:3], f"{CAPTIONS[1]} 77"]
+    eve = Eve.load(base / "retrieval")
+    queries = [*CAPTIONS[:3], f"{CAPTIONS[1]} 77"]
+    searches: list[dict[str, Any]] = [
+        {"rerank": 0},
+        {"captions": True},
+        {"rerank": 0, "by": "words"},
+        {"rerank": 0, "where": {"set": "1"}},
+    ]
 
-    def answers(folder: Path) -> Answers:
+    def read(folder: Path) -> Answers:
         index = Index.open(folder, eve)
-        ways = (
-            {"rerank": 0},
-            {"captions": True},
-            {"rerank": 0, "by": "words"},
-            {"rerank": 0, "where": {"set": "1"}},
-        )
-        found = [index.search_each(queries, [None] * len(queries), top=10, **way) for way in ways]
-        found += [
-            [
-                index.search(image=base / "data/0.png", top=10),
-                index.search(queries[0], top=10, rerank=5),
-            ]
-        ]
-        return [
-            (f"{hit.name} {hit.captions} {hit.near} {hit.why}", hit.score or 0.0)
-            for way in found
-            for hits in way
-            for hit in hits
-        ]
+        results = []
+        for options in searches:
+            results += index.search_each(queries, [None] * len(queries), top=10, **options)
+        results.append(index.search(image=base / "data/0.png", top=10))
+        results.append(index.search(queries[0], top=10, rerank=5))
+        answers = []
+        for hits in results:
+            for hit in hits:
+                text = f"{hit.name} {hit.captions} {hit.near} {hit.why}"
+                answers.append((text, hit.score or 0.0))
+        return answers
 
-    return answers
+    return read
+
+
+# Outcomes
 
 
 def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, object]:
     """Read answers in a process of its own; return its outcome, and the answers or the message."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
+    receiving, sending = multiprocessing.Pipe(duplex=False)
 
     def work() -> None:
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(quiet, stream)
-        resource.setrlimit(resource.RLIMIT_AS, (most := _addresses() + ROOM, most))
-        torch.set_num_threads(1)
-        try:
-            theirs.send(("same", list(read(folder))))
-        except UserError as error:
-            theirs.send(("refused" if str(error).isprintable() else "traceback", str(error)))
-        except BaseException as error:
-            place = [
-                frame
-                for frame in traceback.extract_tb(error.__traceback__)
-                if "eve_vl" in frame.filename
-            ][-1:]
-            theirs.send(("traceback", f"{type(error).__name__}: {error} {place}"[:500]))
+        limit_process()
+        sending.send(read_outcome(read, folder))
         os._exit(0)
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    theirs.close()
+    sending.close()
     try:
-        found = ours.recv() if ours.poll(timeout) else ("hang", "")
+        outcome = receiving.recv() if receiving.poll(timeout) else ("hang", "")
     except EOFError:
-        found = "death", ""
+        outcome = ("death", "")
     process.kill()
     process.join()
-    return found
+    return outcome
 
 
-def _addresses() -> int:
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmSize")
-    )
-    return int(line.split()[1]) * 1024
+def read_outcome(read: Read, folder: Path) -> tuple[str, object]:
+    """Read answers; return the outcome, and the answers or the message."""
+    try:
+        return "same", list(read(folder))
+    except UserError as error:
+        return "refused" if str(error).isprintable() else "traceback", str(error)
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [frame for frame in frames if "eve_vl" in frame.filename]
+        return "traceback", f"{type(error).__name__}: {error} {places[-1:]}"[:500]
 
 
 def changed(before: Answers, now: Answers) -> str:
     """Return how answers differ; empty if they are the same."""
-    if [text for text, _ in before] != [text for text, _ in now]:
-        first = next(
-            ((a[0], b[0]) for a, b in zip(before, now, strict=False) if a[0] != b[0]),
-            (len(before), len(now)),
-        )
-        return f"{first[0]} → {first[1]}"
-    worst = max(
-        (
-            abs(a - b) if a - b == a - b else float("inf")
-            for (_, a), (_, b) in zip(before, now, strict=True)
-        ),
-        default=0,
-    )
+    for (text_before, _), (text_now, _) in zip(before, now, strict=False):
+        if text_before != text_now:
+            return f"{text_before} → {text_now}"
+    if len(before) != len(now):
+        return f"{len(before)} → {len(now)}"
+    worst = 0.0
+    for (_, score_before), (_, score_now) in zip(before, now, strict=True):
+        difference = abs(score_before - score_now)
+        is_nan = difference != difference
+        worst = max(worst, float("inf") if is_nan else difference)
     return f"score by {worst:.3g}" if worst > TOLERANCE else ""
 
 
@@ -236,57 +232,64 @@ def flips_of(files: Sequence[Path], num_flips: int, rng: Random) -> Iterator[tup
         yield path, rng.randrange(path.stat().st_size), rng.randrange(8)
 
 
-def trial(
-    whole: Path, part: str, read: Read, options: argparse.Namespace, name: str
-) -> dict[str, Counter[str]]:
-    """Flip bits of copies of a folder; return the outcomes by file, and print those that should not be.
-
-    part: pattern of the damaged files.
-    """
-    copy, table = options.out / "copy" / whole.name, defaultdict(Counter)
-    shutil.copytree(whole, copy)
-    first, before = outcome_of(read, copy, options.timeout)
-    if first != "same" or not isinstance(before, list):
-        raise RuntimeError(f"{name}: sound, yet {first}: {before}")
-    shutil.rmtree(copy)
-    shutil.copytree(whole, copy)
-    files = sorted(
-        path
-        for path in copy.glob(part)
-        if path.is_file() and path.stat().st_size and "events" not in path.name
-    )
-    for path, byte, bit in flips_of(files, options.flips, Random(f"{options.seed}/{name}")):
+def run_trial(trial: Trial, flags: argparse.Namespace) -> dict[str, Counter[str]]:
+    """Flip bits of copies of a folder; return the outcomes by file, and print the faults."""
+    read = trial.reader()
+    copy = flags.out / "copy" / trial.folder.name
+    shutil.copytree(trial.folder, copy)
+    first_outcome, before = outcome_of(read, copy, flags.timeout)
+    if first_outcome != "same" or not isinstance(before, list):
+        raise RuntimeError(f"{trial.name}: sound, yet {first_outcome}: {before}")
+    restore(copy, trial.folder)
+    files = []
+    for path in sorted(copy.glob(trial.pattern)):
+        if path.is_file() and path.stat().st_size and "events" not in path.name:
+            files.append(path)
+    table: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for path, byte, bit in flips_of(files, flags.flips, Random(f"{flags.seed}/{trial.name}")):
         data = bytearray(path.read_bytes())
         data[byte] ^= 1 << bit
         path.write_bytes(data)
-        outcome, found = outcome_of(read, copy, options.timeout)
-        if outcome == "same" and isinstance(found, list) and (how := changed(before, found)):
-            outcome, found = "CHANGED", how
-        shown = path.relative_to(copy).as_posix()
-        table[shown][outcome] += 1
+        outcome, detail = outcome_of(read, copy, flags.timeout)
+        if outcome == "same" and isinstance(detail, list):
+            difference = changed(before, detail)
+            if difference:
+                outcome = "CHANGED"
+                detail = difference
+        name = path.relative_to(copy).as_posix()
+        table[name][outcome] += 1
         if outcome not in ("refused", "same"):
-            print(f"{name}: {shown} byte {byte} bit {bit}: {outcome} {found}", flush=True)
-        shutil.rmtree(copy)
-        shutil.copytree(whole, copy)
+            place = f"{trial.name}: {name} byte {byte} bit {bit}"
+            print(f"{place}: {outcome} {detail}", flush=True)
+        restore(copy, trial.folder)
     shutil.rmtree(copy)
     return table
 
 
-def trials(base: Path) -> Mapping[str, tuple[Path, str, Callable[[], Read]]]:
-    """Return what is damaged, a pattern of its files, and what then reads it, by name."""
+def restore(copy: Path, folder: Path) -> None:
+    """Copy a folder again."""
+    shutil.rmtree(copy)
+    shutil.copytree(folder, copy)
+
+
+def trials(base: Path) -> list[Trial]:
+    """Return all trials."""
     runs = ("retrieval", "vqa")
-    found = {
-        f"use {name}": (base / name, "best/*", lambda name=name: use(base, name)) for name in runs
-    }
-    found |= {
-        f"resume {name}": (base / name, "**/*", lambda name=name: resume(base, name))
-        for name in runs
-    }
-    return {**found, "index": (base / "index", "**/*", lambda: search(base))}
+    return [
+        *(
+            Trial(f"use {name}", base / name, "best/*", lambda n=name: use(base, n))
+            for name in runs
+        ),
+        *(
+            Trial(f"resume {name}", base / name, "**/*", lambda n=name: resume(base, n))
+            for name in runs
+        ),
+        Trial("index", base / "index", "**/*", lambda: search(base)),
+    ]
 
 
-def main() -> int:
-    """Flip bits; return the exit status."""
+def parsed_flags() -> argparse.Namespace:
+    """Parse the command line; `out` is an empty folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -295,39 +298,42 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="trials whose names begin so")
     parser.add_argument("--rows", type=int, default=10_000, help="of the index")
     parser.add_argument("--timeout", type=float, default=60, help="seconds that one flip may take")
-    parser.add_argument(
-        "--out", type=Path, help="empty folder to work in; default: a new temporary one"
-    )
-    options = parser.parse_args()
-    options.out = options.out or Path(tempfile.mkdtemp(prefix="eve_flips_"))
-    options.out.mkdir(parents=True, exist_ok=True)
-    if any(options.out.iterdir()):
-        parser.error(f"--out {options.out}: is not empty")
-    print(f"works in {options.out}", flush=True)
+    out_help = "empty folder to work in; default: a new temporary one"
+    parser.add_argument("--out", type=Path, help=out_help)
+    flags = parser.parse_args()
+    flags.out = flags.out or Path(tempfile.mkdtemp(prefix="eve_flips_"))
+    flags.out.mkdir(parents=True, exist_ok=True)
+    if any(flags.out.iterdir()):
+        parser.error(f"--out {flags.out}: is not empty")
+    return flags
+
+
+def main() -> int:
+    """Flip bits; return the exit status."""
+    flags = parsed_flags()
+    print(f"works in {flags.out}", flush=True)
     torch.set_num_threads(1)  # threads would not survive a fork
-    chosen = {
-        name: each
-        for name, each in trials(options.out).items()
-        if name.startswith(tuple(options.only or [""]))
-    }
+    prefixes = tuple(flags.only or [""])
+    chosen = [trial for trial in trials(flags.out) if trial.name.startswith(prefixes)]
     start = time.perf_counter()
-    make_runs(options.out)
-    if "index" in chosen:
-        make_index(options.out, options.rows)
+    make_runs(flags.out)
+    if any(trial.name == "index" for trial in chosen):
+        make_index(flags.out, flags.rows)
     total: Counter[str] = Counter()
-    for name, (folder, part, reader) in chosen.items():
-        table = trial(folder, part, reader(), options, name)
-        print(f"\n{name:58}{''.join(f'{each:>10}' for each in OUTCOMES)}")
-        for shown, counts in sorted(table.items()):
-            print(f"  {shown:56}{''.join(f'{counts[each]:10}' for each in OUTCOMES)}", flush=True)
-            total.update(
-                {each: counts[each] for each in OUTCOMES if not shown.endswith("config.json")}
-            )
-    faults = sum(total[each] for each in OUTCOMES[2:])
+    for trial in chosen:
+        table = run_trial(trial, flags)
+        print(f"\n{trial.name:58}{''.join(f'{outcome:>10}' for outcome in OUTCOMES)}")
+        for name, counts in sorted(table.items()):
+            numbers = "".join(f"{counts[outcome]:10}" for outcome in OUTCOMES)
+            print(f"  {name:56}{numbers}", flush=True)
+            if not name.endswith("config.json"):
+                total.update({outcome: counts[outcome] for outcome in OUTCOMES})
+    seconds = time.perf_counter() - start
     print(
-        f"{total.total()} flips outside config.json in {time.perf_counter() - start:.0f} s: {dict(total)}; {eve_vl.__file__}"
+        f"{total.total()} flips outside config.json in {seconds:.0f} s: {dict(total)};"
+        f" {eve_vl.__file__}"
     )
-    return bool(faults)
+    return any(total[outcome] for outcome in OUTCOMES[2:])
 
 
 if __name__ == "__main__":

@@ -17,27 +17,28 @@ from eve_vl.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("tool", "first"), [(kills, "make_data"), (campaign, "make_base"), (flips, "make_runs")]
+    ("script", "first"), [(kills, "make_data"), (campaign, "make_base"), (flips, "make_runs")]
 )
-def test_each_start_has_a_folder_of_its_own(tool, first, tmp_path: Path, monkeypatch, capsys):
-    """And nobody else can have made it, or know its name, beforehand."""
+def test_each_start_makes_a_new_temporary_folder(
+    script, first, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["tool"])
+    monkeypatch.setattr(sys, "argv", ["script"])
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, first, stop)
-    monkeypatch.setattr(tool.multiprocessing, "get_context", stop)
+    monkeypatch.setattr(script, first, stop)
+    monkeypatch.setattr(script.multiprocessing, "get_context", stop)
     for number in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            tool.main()
+            script.main()
         folders = {str(path) for path in tmp_path.iterdir() if path.is_dir()}
         assert len(folders) == number
         assert capsys.readouterr().out.removeprefix("works in ").strip() in folders
 
 
-def test_what_a_named_folder_holds_is_left_alone(tmp_path: Path, monkeypatch, capsys):
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "thesis.txt").write_text("ten years")
     monkeypatch.setattr(sys, "argv", ["kills.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
@@ -58,8 +59,8 @@ def test_a_flip_is_counted_by_what_it_changes(tmp_path: Path):
         raise UserError("refused; in one line")
 
     reads: list[Any] = [lambda _: before, refuse, lambda _: 1 / 0, lambda _: os._exit(3)]
-    found = [flips.outcome_of(read, tmp_path, 20)[0] for read in reads]
-    assert found == ["same", "refused", "traceback", "death"]
+    outcomes = [flips.outcome_of(read, tmp_path, 20)[0] for read in reads]
+    assert outcomes == ["same", "refused", "traceback", "death"]
 
 
 def test_a_mutant_that_changes_an_assertion_only_does_not_count(tmp_path: Path):
@@ -72,11 +73,9 @@ def test_a_mutant_that_changes_an_assertion_only_does_not_count(tmp_path: Path):
     }
     code = [f"def x_f__mutmut_{name}(x, y):\n    return {body}\n" for name, body in bodies.items()]
     (tmp_path / "a.py").write_text("\n".join(code))
-    (tmp_path / "a.py.meta").write_text(
-        json.dumps({"exit_code_by_key": {f"a.x_f__mutmut_{n}": 0 for n in (1, 2, 3)}})
-    )
-    assert mutants.mutants_of(tmp_path / "a.py.meta") == {
-        "a.x_f__mutmut_3": mutants.Mutant(
-            change="-    return zip(x, y)\n+    return zip(y, y)", code=0
-        )
-    }
+    record = tmp_path / "a.py.meta"
+    exit_codes = {f"a.x_f__mutmut_{number}": 0 for number in (1, 2, 3)}
+    record.write_text(json.dumps({"exit_code_by_key": exit_codes}))
+    change = "-    return zip(x, y)\n+    return zip(y, y)"
+    mutant = mutants.Mutant(change=change, code=0)
+    assert mutants.mutants_of(record) == {"a.x_f__mutmut_3": mutant}
