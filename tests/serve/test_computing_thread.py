@@ -1,0 +1,117 @@
+"""Jobs of the same call become one batch, and no client suffers from another one's mistake."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from eve_vl.serve.computing_thread import ComputingThread, Job
+from eve_vl.utils.errors import UserError
+from helpers.serving import ONE, VQA, as_json, png, service_of, serving
+from helpers.tiny_runs import TEXTS
+
+
+def test_jobs_with_the_same_key_become_one_batch():
+    batches = []
+
+    def double(numbers: list[int]) -> list[int]:
+        batches.append(numbers)
+        return [2 * number for number in numbers]
+
+    sizes = []
+    thread = ComputingThread(4, lambda rows, _: sizes.append(rows))
+    keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
+    jobs = []
+    for number, key in enumerate(keys):
+        jobs.append(Job(compute=double, arguments=number, key=key))
+        thread.submit(jobs[-1])
+    jobs[4].result.cancel()  # its client has gone
+    thread.start()
+    thread.end()
+    thread.join()
+    assert batches == [[0, 2, 7, 8], [1, 5], [3], [6]]
+    assert sizes == [4, 2, 1, 1]
+    for number, job in enumerate(jobs):
+        assert job.result.cancelled() if number == 4 else job.result.result() == 2 * number
+
+
+@pytest.mark.parametrize("error", [UserError("13"), ZeroDivisionError()])
+def test_error_reaches_only_the_job_that_caused_it(error):
+    def double_unless_13(numbers: list[int]) -> list[int]:
+        if 13 in numbers:
+            raise error
+        return [2 * number for number in numbers]
+
+    thread = ComputingThread(4)
+    jobs = [Job(compute=double_unless_13, arguments=number, key="a") for number in (13, 14)]
+    for job in jobs:
+        thread.submit(job)
+    thread.start()
+    thread.end()
+    thread.join()
+    with pytest.raises(type(error)):
+        jobs[0].result.result()
+    assert jobs[1].result.result() == 28
+
+
+def test_clients_are_answered_from_one_batch(runs):
+    """Requests that arrive during a computation form one batch; each gets its own result."""
+    requests: list[dict[str, Any]] = []
+    for number in range(6):
+        image = png(number) if number % 2 else [png(number), png(50)]
+        requests.append({"image": image, "question": TEXTS[number % 3], "top": 2})
+    requests.append({"image": ONE, "question": "", "top": 2})
+    answers: list[Any] = [None] * len(requests)
+    with serving(runs["vqa"]) as client:
+
+        def ask(number: int) -> None:
+            answers[number] = client.post(VQA, json=as_json(requests[number]))
+
+        compute = service_of(client).compute
+        go = threading.Event()
+        compute.submit(Job(compute=lambda _: [go.wait(60)], arguments=None))
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(7)]
+        for thread in threads:
+            thread.start()
+        while len(compute) < len(requests):
+            time.sleep(0.01)
+        go.set()
+        for thread in threads:
+            thread.join()
+        compute.end()
+        compute.join()  # a batch is counted after its answers are given
+        metrics = client.get("/metrics").text
+
+    assert answers[-1].status_code == 400
+    assert answers[-1].json() == {"error": "text is empty"}
+    for request, answer in zip(requests[:-1], answers[:-1], strict=True):
+        expected = runs["vqa"].answer(**request)
+        rows = expected if isinstance(request["image"], list) else [expected]
+        result = answer.json()["result"]
+        results = result if isinstance(request["image"], list) else [result]
+        for row, expected_row in zip(results, rows, strict=True):
+            assert [item["answer"] for item in row] == [item.answer for item in expected_row]
+            probabilities = [item.probability for item in expected_row]
+            assert [item["probability"] for item in row] == pytest.approx(probabilities, rel=1e-4)
+    assert 'eve_requests_total{call="/v1/runs/vqa/answer",status="200"} 6.0' in metrics
+    # one job that waits, and three requests of one row, three of two and a mistake
+    assert "eve_batch_rows_sum 11.0" in metrics
+    assert "eve_batch_rows_count 2.0" in metrics
+
+
+def test_server_whose_thread_has_ended_is_not_healthy(runs):
+    def leave(_: Any) -> list[Any]:
+        raise SystemExit
+
+    with serving(runs["vqa"]) as client:
+        compute = service_of(client).compute
+        job = Job(compute=leave, arguments=None)
+        compute.submit(job)
+        with pytest.raises(RuntimeError, match="SystemExit"):  # the loop would end with SystemExit
+            job.result.result(60)
+        assert client.get("/healthz").json() == {"status": "ok"}
+        compute.end()
+        compute.join()
+        answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})

@@ -1,0 +1,229 @@
+"""Search over HTTP: hits of the index under public names, thumbnails, and changes of the index."""
+
+import contextlib
+import io
+import json
+import sqlite3
+import tarfile
+import time
+
+import pytest
+from PIL import Image
+
+from eve_vl.search.index import Index
+from eve_vl.search.index_files import DATABASE
+from helpers.indices import write_table
+from helpers.serving import ONE, ONE_TEXT, as_json, png, serving
+
+SEARCH = "/v1/search"
+
+
+def post(client, **body) -> list[dict]:
+    return client.post(SEARCH, json=as_json(body)).json()["hits"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"query": "a red circle", "top": 3},
+        {"image": ONE, "captions": True},
+        {"query": "red -blue"},
+    ],
+)
+def test_search_returns_the_hits_of_the_index(client, index, folder, query):
+    expected = index.search(**query)
+    hits = post(client, **query)
+    assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+    scores = [hit.score for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx(scores, rel=1e-4, abs=1e-6)
+    names = [hit["name"].removeprefix(f"{folder.name}/") for hit in hits]
+    assert names == [hit.name.removeprefix(f"{folder}/") for hit in expected]
+
+
+def test_list_of_queries_is_answered_row_by_row(client, index):
+    rows = client.post(SEARCH, json={"query": ["red", "blue"], "top": 2}).json()
+    for row, query in zip(rows, ("red", "blue"), strict=True):
+        expected = [hit.id for hit in index.search(query, top=2)]
+        assert [hit["id"] for hit in row["hits"]] == expected
+    assert client.post(SEARCH, json={"query": []}).json() == []
+
+
+def test_search_in_a_folder_by_its_public_name(client):
+    names = {hit["name"] for hit in post(client, query="red", folder="photos/new")}
+    assert names == {"photos/new/04.png", "photos/new/05.png"}
+
+
+def test_runs_list_the_facts_of_the_index(client, index, runs):
+    facts = client.get("/v1/runs").json()["index"]
+    assert facts["images"] == 7
+    assert facts["run"] == "retrieval"
+    assert facts["text_queries"] and facts["captions_searchable"]
+    assert facts["examples"] == index.examples()
+    captions = {hit.name for hit in index.search("red", captions=True)}
+    assert set(facts["examples"]) == captions
+    with serving(runs["retrieval"]) as bare:
+        assert bare.get("/v1/runs").json()["index"] is None
+        assert bare.get("/v1/images/1").status_code == 404
+        assert bare.post(SEARCH, json={}).status_code == 404
+
+
+def test_server_bounds_how_many_hits_are_reranked(client, index, monkeypatch):
+    """Though validation chose more for the run. Rows that cannot be re-ranked may come with others."""
+    assert index.encoder.run.config.task.rerank > 2
+    assert index.most_reranked == 100
+    monkeypatch.setattr(index, "most_reranked", 2)
+    hits = post(client, query="red", top=5)
+    expected = [hit.id for hit in index.search("red", top=5, rerank=2)]
+    assert [hit["id"] for hit in hits] == expected
+    assert [hit["match"] is not None for hit in hits] == [True, True, False, False, False]
+    body = {"query": ["", "red"], "image": [ONE_TEXT] * 2, "captions": True, "top": 3}
+    rows = client.post(SEARCH, json=body).json()
+    num_matched = []
+    for row in rows:
+        num_matched.append(sum(hit["match"] is not None for hit in row["hits"]))
+    assert num_matched == [2, 0]
+
+
+def test_images_are_thumbnails(client, index):
+    for hit in index.search("red", top=7):  # one of them lies in a shard
+        digest = index.digests([hit.id])[hit.id]
+        for path, cached in (
+            (f"{hit.id}", "no-cache"),
+            (f"{hit.id}/{digest}", "private, max-age=300"),
+        ):
+            answer = client.get(f"/v1/images/{path}?size=16")
+            image = Image.open(io.BytesIO(answer.content))
+            assert (image.format, image.size) == ("JPEG", (16, 11))
+            assert answer.headers["cache-control"] == cached
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("99", 404),
+        ("-1", 404),
+        (str(2**70), 404),
+        ("x", 400),
+        ("1?size=15", 400),
+        ("1?size=1025", 400),
+    ],
+)
+def test_unknown_image_is_refused(client, path, status):
+    assert client.get(f"/v1/images/{path}").status_code == status
+
+
+def test_new_image_with_an_old_number_has_another_address(runs, tmp_path):
+    """Or browsers, which keep what an address has given, would show the old image."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(png(0))
+    (photos / "b.png").write_bytes(png(1))
+    model = runs["retrieval"]
+    index = model.index(photos, tmp_path / "index")
+
+    def last_hit(client) -> dict:
+        return max(post(client, query="red"), key=lambda hit: hit["name"])
+
+    with serving(model, index=index) as client:
+        before = last_hit(client)
+        (photos / "b.png").unlink()
+        model.index((), tmp_path / "index")
+        (photos / "c.png").write_bytes(png(2))
+        model.index((), tmp_path / "index")
+        after = last_hit(client)
+        assert after["id"] == before["id"]
+        assert after["image"] != before["image"]
+        assert client.get(after["image"]).status_code == 200
+        answer = client.get(before["image"])
+    assert answer.status_code == 404
+    problem = f"image {before['id']} is another one by now; search again"
+    assert answer.json() == {"error": problem}
+
+
+def test_locked_index_is_busy_at_once(index):
+    with (
+        serving(index.encoder, index=index) as client,
+        contextlib.closing(sqlite3.connect(index.database.folder / DATABASE)) as writer,
+    ):
+        writer.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        answer = client.post(SEARCH, json={"query": "red"})
+        assert time.monotonic() - started < 3  # SQLite would wait for 5 s
+        writer.rollback()
+        assert client.post(SEARCH, json={"query": "red"}).status_code == 200
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"error": "the index is being written; send it again in 1 s"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [("images.f16", b"", "lacks features"), (DATABASE, bytes(10_000), "not a database")],
+)
+def test_damaged_index_is_the_fault_of_the_server(folder, runs, caplog, name, content, problem):
+    path = folder / f"damaged {name}"
+    runs["retrieval"].index(folder / "photos", path)
+    index = Index.open(path, runs["retrieval"])
+    with serving(index.encoder, index=index) as client:
+        (path / name).write_bytes(content)
+        answer = client.post(SEARCH, json={"query": "red"})
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "the server failed at this request; its log says why"}
+    assert f"{path / name}" in caplog.text
+    assert problem in caplog.text
+
+
+def test_changed_index_is_read_again(folder, runs):
+    """By page and search: another process has brought another source into it."""
+    model = runs["retrieval"]
+    model.index(folder / "photos" / "old", folder / "grows")
+    index = Index.open(folder / "grows", model)
+    statements: list[str] = []
+    index.database.db.set_trace_callback(statements.append)
+    with serving(model, index=index) as client:
+        for _ in range(2):
+            facts = client.get("/v1/runs").json()["index"]
+            assert (facts["images"], facts["folders"]) == (4, ["old"])
+        assert sum("count(*) FROM text" in text for text in statements) == 1
+        model.index(folder / "photos" / "new", folder / "grows")
+        facts = client.get("/v1/runs").json()["index"]
+        assert (facts["images"], facts["folders"]) == (6, ["old", "new"])
+        names = {hit["name"] for hit in post(client, query="red", folder="new")}
+        assert names == {"new/04.png", "new/05.png"}
+
+
+def assert_folder(index: Index, label: str, names: set[str]) -> None:
+    with serving(index.encoder, index=index) as client:
+        assert client.get("/v1/runs").json()["index"]["folders"] == [label]
+        hits = post(client, query="red", folder=label)
+    assert {hit["name"] for hit in hits} == names
+
+
+def test_folder_of_a_table_is_that_of_its_images(runs, tmp_path):
+    for name, seed in (("a/1", 1), ("b/2", 2), ("b/3", 3)):
+        path = tmp_path / "pics" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(seed))
+    (tmp_path / "tables").mkdir()
+    images = ("a/1.png", "b/2.png", "b/3.png")
+    rows = [{"image": image, "caption": "red"} for image in images]
+    table = write_table(tmp_path / "tables" / "t.jsonl", rows)
+    index = runs["retrieval"].index(table, tmp_path / "index", image_root=tmp_path / "pics")
+    assert_folder(index, "pics", {f"pics/{image}" for image in images})
+
+
+def test_folder_of_several_shards_is_above_them(runs, tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    for number in range(2):
+        (tmp_path / f"d{number}").mkdir()
+        with tarfile.open(tmp_path / f"d{number}" / "x.tar", "w") as tar:
+            tar.add(tmp_path / "1.png", "1.png")
+    index = runs["retrieval"].index(str(tmp_path / "d{0..1}" / "x.tar"), tmp_path / "index")
+    assert_folder(index, tmp_path.name, {f"{tmp_path.name}/d0/x.tar:1"})
+
+
+def test_results_are_json_without_nan(client):
+    """Hits by words alone have no score."""
+    text = client.post(SEARCH, json={"query": "shard", "by": "words"}).text
+    (hit,) = json.loads(text, parse_constant=lambda name: pytest.fail(name))["hits"]
+    assert hit["score"] is None
