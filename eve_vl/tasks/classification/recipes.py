@@ -1,7 +1,7 @@
 """Recipes of classification."""
 
 from eve_vl.config import Config
-from eve_vl.recipes.settings import OF_YOURS, _small, at_paper_scale, changed, starts_from
+from eve_vl.recipes.settings import OF_YOURS, at_paper_scale, at_small_scale, changed, starts_from
 from eve_vl.tasks.classification.config import ClassificationConfig
 
 
@@ -28,7 +28,7 @@ def demo_classification(init: Config) -> Config:
 
     eve finetune demo_classification --init runs/demo/pretrain
     """
-    return _small(
+    return at_small_scale(
         init, "demo_classification", ClassificationConfig(multilabel=True), steps=300, validations=2
     )
 

@@ -1,7 +1,14 @@
 """Recipes of statements about two images."""
 
 from eve_vl.config import Config
-from eve_vl.recipes.settings import MUON, OF_YOURS, _small, at_paper_scale, changed, starts_from
+from eve_vl.recipes.settings import (
+    MUON,
+    OF_YOURS,
+    at_paper_scale,
+    at_small_scale,
+    changed,
+    starts_from,
+)
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 
 
@@ -25,7 +32,7 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _small(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=600, validations=1)
+    return at_small_scale(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=600, validations=1)
 
 
 @starts_from("scenes")
@@ -36,7 +43,7 @@ def scenes_nlvr2(init: Config) -> Config:
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
-    return _small(
+    return at_small_scale(
         init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=4500, validations=9, **MUON
     )
 

@@ -9,8 +9,8 @@ from eve_vl.recipes.settings import (
     MUON,
     OF_YOURS,
     SCENES,
-    _small,
     at_paper_scale,
+    at_small_scale,
     starts_from,
 )
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -40,7 +40,7 @@ def demo_retrieval(init: Config) -> Config:
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
     train: dict[str, Any] = FAST_CONTRAST | {"optimizer": "block_muon", "lr": 2e-3}
-    return _small(
+    return at_small_scale(
         init,
         "demo_retrieval",
         replace(CONTRAST_ONLY, captions_per_image=1),
@@ -61,7 +61,7 @@ def scenes_retrieval(init: Config) -> Config:
     task = RetrievalConfig(
         rerank=16, rerank_by="sum", captions_per_image=1, dedup_captions=True, itm_batchnorm=True
     )
-    return _small(init, "scenes_retrieval", task, steps=900, validations=3, **MUON)
+    return at_small_scale(init, "scenes_retrieval", task, steps=900, validations=3, **MUON)
 
 
 @starts_from("icons")
@@ -76,7 +76,7 @@ def icons_search(init: Config) -> Config:
     task = replace(CONTRAST_ONLY, memory_batches=8)
     own = {"augment": "ink_strokes", "batches_from": "set", "val_samples": 1500}
     data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), **own)
-    return _small(
+    return at_small_scale(
         init,
         "icons_search",
         task,
@@ -104,6 +104,6 @@ def search_small(init: Config) -> Config:
         "ema_decay": 0.98,
         "lr": 3e-4,
     }  # 1e-3 forgets what the start knows (LOG.md)
-    return _small(
+    return at_small_scale(
         init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **FAST_CONTRAST | more
     )

@@ -8,8 +8,8 @@ from eve_vl.recipes.settings import (
     MUON,
     OF_YOURS,
     SCENES,
-    _small,
     at_paper_scale,
+    at_small_scale,
     changed,
     starts_from,
 )
@@ -36,7 +36,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return _small(init, "demo_vqa", VQAConfig(), steps=1000, validations=1, **FAST_ANSWERS)
+    return at_small_scale(init, "demo_vqa", VQAConfig(), steps=1000, validations=1, **FAST_ANSWERS)
 
 
 @starts_from("scenes")
@@ -47,7 +47,9 @@ def scenes_vqa(init: Config) -> Config:
 
     eve finetune scenes_vqa --init runs/scenes
     """
-    return _small(init, "scenes_vqa", VQAConfig(), steps=1300, validations=5, **FAST_ANSWERS)
+    return at_small_scale(
+        init, "scenes_vqa", VQAConfig(), steps=1300, validations=5, **FAST_ANSWERS
+    )
 
 
 @starts_from("scenes")
@@ -60,7 +62,7 @@ def easy_vqa(init: Config) -> Config:
     eve finetune easy_vqa --init runs/scenes --data.train easyvqa/train.jsonl --data.val held-out
     """
     data = replace(SCENES, train=("easyvqa/train.jsonl",), val=("held-out",))
-    return _small(init, "easy_vqa", VQAConfig(), data, steps=2400, **MUON)
+    return at_small_scale(init, "easy_vqa", VQAConfig(), data, steps=2400, **MUON)
 
 
 @starts_from("demo")
