@@ -32,17 +32,15 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.run.loading import build_task, load_run  # noqa: E402
 from eve_vl.run.run_tokenizer import train_tokenizer  # noqa: E402
 from eve_vl.tasks.retrieval.config import RetrievalConfig  # noqa: E402
-from eve_vl.tasks.retrieval.retrieval_set import (  # noqa: E402
-    RetrievalSet,
-    gathered,
-    rerank_scores,
-)
+from eve_vl.tasks.retrieval.gallery import Gallery  # noqa: E402
+from eve_vl.tasks.retrieval.gathering import gather_gallery  # noqa: E402
+from eve_vl.tasks.retrieval.reranking import rerank_scores  # noqa: E402
 from eve_vl.tasks.retrieval.task import Retrieval  # noqa: E402
 from eve_vl.utils.seeds import seed_everything  # noqa: E402
 
 
 def loop_over_queries(
-    task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, images_TK: Tensor
+    task: Retrieval, gallery: Gallery, texts_IK: Tensor, images_TK: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
     length = task.config.input.text_length
@@ -98,7 +96,7 @@ def main() -> None:
     task = (loaded.task if loaded else build_task(config, tokenizer)).eval()
     assert isinstance(task, Retrieval)
     loader = eval_loader(evaluator_of(task).dataset(sources, config, tokenizer), rank=0, world=1)
-    gallery = gathered(task, loader)
+    gallery = gather_gallery(task, loader)
     texts_IK = metrics.top_candidates(gallery.image_Id, gallery.caption_Td, args.k)[0]
     images_TK = metrics.top_candidates(gallery.caption_Td, gallery.image_Id, args.k)[0]
     times: dict[str, list[float]] = {"loop": [], "ours": []}

@@ -25,7 +25,7 @@ from eve_vl.data.row_hashes import row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.tasks.retrieval.evaluation import first_hits
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.train.devices import pick_dtype
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
@@ -132,9 +132,7 @@ def write_reading(folder: Path, source: str, config: Config) -> None:
         return
     search = searched(source, config)
     with atomic_folder(folder) as temporary:
-        write_images(
-            temporary, [(search.sources[number], row) for number, row in search.images], config
-        )
+        write_images(temporary, [(image.source, image.row) for image in search.images], config)
         (temporary / "texts.json").write_text(json.dumps({"texts": search.texts}))
 
 
@@ -151,7 +149,7 @@ def numbers_of(
     images, texts = torch.from_numpy(images_ID), torch.from_numpy(texts_TD)
     ranks_I = metrics.best_ranks(images, texts, relevance.texts_of_image)
     ranks_T = metrics.best_ranks(texts, images, relevance.images_of_text)
-    names = [row_name(search.sources[number][row]) for number, row in search.images]
+    names = [row_name(image.source[image.row]) for image in search.images]
     return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(
         names, relevance, ranks_I, ranks_T
     )

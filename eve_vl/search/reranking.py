@@ -12,10 +12,11 @@ import torch
 
 from eve_vl.config import InputConfig
 from eve_vl.data.image_refs import ImagePixels
-from eve_vl.predict.inputs import GivenImage, ImageLike, chunked, given_image
+from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.search.hits import Hit
 from eve_vl.search.query import Query
 from eve_vl.search.search_options import SearchOptions
+from eve_vl.tasks.contrast.pair_scores import in_chunks
 from eve_vl.utils.errors import BadSampleError, UserError
 
 PAIRS_AT_ONCE = 64
@@ -115,14 +116,14 @@ def match_scores(encoder: Any, pairs: Iterable[Pair]) -> np.ndarray:
 
     encoder: an `Eve` of a run with a matching head.
     """
-    scores = [np.zeros(0, np.float32)]
-    for chunk in chunked(pairs, PAIRS_AT_ONCE):
+
+    def score(chunk: Sequence[Pair]) -> torch.Tensor:
         images = [pair.image for pair in chunk]
         texts = [pair.text for pair in chunk]
         batch = encoder.inputs.pairs(images, texts)
         cosine_B = torch.tensor([pair.cosine for pair in chunk], device=batch.ids_BT.device)
-        score_B = encoder.task.pair_scores(
+        return encoder.task.pair_scores(
             batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, cosine_B
         )
-        scores.append(score_B.cpu().numpy())
-    return np.concatenate(scores)
+
+    return in_chunks(score, pairs, PAIRS_AT_ONCE).numpy()

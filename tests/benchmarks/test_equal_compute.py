@@ -21,7 +21,7 @@ from eve_vl.data.loader import eval_loader
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.tasks.retrieval.retrieval_set import gathered
+from eve_vl.tasks.retrieval.gathering import gather_gallery
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
@@ -344,7 +344,7 @@ def test_open_clip_is_evaluated_on_the_rows_of_our_runs(images):
     config = config_for(folder)
     search = open_clip.searched(str(folder / "rows.jsonl"), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
-    found = gathered(task, eval_loader(search, rank=0, world=1))
+    found = gather_gallery(task, eval_loader(search, rank=0, world=1))
     numbers, rows = open_clip.numbers_of(
         search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy()
     )

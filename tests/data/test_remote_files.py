@@ -25,7 +25,7 @@ from eve_vl.predict.inputs import Inputs
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.utils.errors import StorageError
 from helpers.color_cards import encoded_card
 from helpers.shard_store import CARD_TOKENIZER, NUM, Store, batches_of, config_of, write_shard

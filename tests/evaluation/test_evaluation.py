@@ -28,7 +28,7 @@ from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums
 from eve_vl.tasks.nlvr2.evaluation import NLVR2Evaluator
 from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 from eve_vl.tasks.vqa.evaluation import VQAEvaluator

@@ -21,7 +21,7 @@ from eve_vl.systems.medical.phantoms.rows import PhantomQuestions
 from eve_vl.systems.medical.phantoms.sampling import sample_phantom
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.baseline import Baseline
-from eve_vl.tasks.contrast import task as contrast_task
+from eve_vl.tasks.contrast import pair_scores
 from eve_vl.tasks.contrast.zero_shot import ZeroShot, read_prompts, zero_shot
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.vqa.config import VQAConfig
@@ -213,7 +213,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     score_BC = scorer.scores(images)
     assert score_BC.shape == (5, 3)
     assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
-    monkeypatch.setattr(contrast_task, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(pair_scores, "PAIRS_AT_ONCE", 4)
     monkeypatch.setattr(
         heads, "match", lambda *pairs: joined.append(len(pairs[1].x_BND)) or match(*pairs)
     )
@@ -316,7 +316,7 @@ def test_a_wrong_image_is_of_the_same_patient_and_looks_different():
 
 def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
     monkeypatch.setattr(
-        "eve_vl.evaluation.classifiers.training_questions",
+        "eve_vl.tasks.vqa.evaluation.training_questions",
         lambda _: [("is it so", ("red",)), ("is it", ("no",))],
     )
     run, asked = tiny_run("vqa"), questions(20)

@@ -15,8 +15,9 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
 from eve_vl.model.positions import resize_positions
 from eve_vl.model.tokens import index_tokens
-from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
-from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, rerank_scores
+from eve_vl.tasks.retrieval.gallery import Gallery
+from eve_vl.tasks.retrieval.rerank_choice import search_gallery
+from eve_vl.tasks.retrieval.reranking import rerank_scores
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train.learning_rate import learning_rate
 from eve_vl.train.optimizer import build_optimizer
@@ -156,7 +157,7 @@ def test_search_and_reranking(tiny):
     num_images, num_texts, k = len(images), len(ids), notes["k_test"]
     owners = [notes["txt2img"][str(text)] for text in range(num_texts)]
     with torch.no_grad():
-        gallery = RetrievalSet(
+        gallery = Gallery(
             image_Id=task.image_features(images),
             text_Nd=task.text_features(ids, is_padding),
             text_T=torch.arange(num_texts),
@@ -180,7 +181,7 @@ def test_search_and_reranking(tiny):
     ):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
         torch.testing.assert_close(ours, wanted, rtol=0, atol=5e-5)
-    plain = RetrievalEvaluator(task).search(gallery, 0)[0]
+    plain = search_gallery(task, gallery, 0).numbers
     for ours, theirs in (
         ("tr1", "txt_r1"),
         ("tr5", "txt_r5"),
@@ -189,7 +190,7 @@ def test_search_and_reranking(tiny):
         ("ir5", "img_r5"),
     ):
         assert 100 * plain[ours] == pytest.approx(notes["metrics"]["plain"][theirs])
-    reranked = RetrievalEvaluator(task).search(gallery, k)[0]
+    reranked = search_gallery(task, gallery, k).numbers
     assert 100 * reranked["tr1"] == pytest.approx(notes["metrics"]["rerank"]["txt_r1"])
     assert 100 * reranked["ir1"] == pytest.approx(notes["metrics"]["rerank"]["img_r1"])
 

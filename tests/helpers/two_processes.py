@@ -20,7 +20,7 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train import processes
 from eve_vl.train.bad_samples import BadSamples

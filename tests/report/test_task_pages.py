@@ -33,8 +33,8 @@ from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatem
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.tasks.predictor import predictor_of
+from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.report import Query, RetrievalReport
-from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train.run_log import read_log
@@ -424,7 +424,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(
 ):
     """A matching head that is right only about the first candidates."""
 
-    def scores(task: Retrieval, gallery: RetrievalSet, *candidates: Tensor) -> list[Tensor]:
+    def scores(task: Retrieval, gallery: Gallery, *candidates: Tensor) -> list[Tensor]:
         sides = gallery.relevance.texts_of_image, gallery.relevance.images_of_text
         found = []
         for order_QK, side in zip(candidates, sides, strict=True):
@@ -440,7 +440,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(
             found.append(score_QK)
         return found
 
-    monkeypatch.setattr("eve_vl.tasks.retrieval.evaluation.rerank_scores", scores)
+    monkeypatch.setattr("eve_vl.tasks.retrieval.rerank_choice.rerank_scores", scores)
     config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=4)
     page, run = Page(trained(config)), load_run(config.out)
     whole = read_config(config.out)

@@ -16,9 +16,9 @@ from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
-from eve_vl.tasks.retrieval import retrieval_set as retrieval
+from eve_vl.tasks.retrieval import reranking
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.retrieval.retrieval_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
@@ -136,8 +136,8 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
     for name in seen:
         hook = lambda _, inputs, name=name: seen.update({name: seen[name] + len(inputs[0])})  # noqa: E731
         task.get_submodule(name).register_forward_pre_hook(hook)
-    monkeypatch.setattr(retrieval, "ONE_SIDE_AT_ONCE", 4)
-    monkeypatch.setattr(retrieval, "MANY_PAIRS", 1)
+    monkeypatch.setattr(reranking, "ONE_SIDE_AT_ONCE", 4)
+    monkeypatch.setattr(reranking, "MANY_PAIRS", 1)
     numbers, num_texts = tiny.numbers_of(task, dataset, 5), len({*dataset.captions})
     assert seen == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
     assert (
@@ -164,9 +164,9 @@ def test_false_texts_are_scored_beside_their_own_image_and_a_wrong_one_alone(mon
         task.config,
         tiny.TOKENIZER,
     )
-    scored, match = [], retrieval.match_scores
+    scored, match = [], reranking.match_scores
     monkeypatch.setattr(
-        retrieval, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args)
+        reranking, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args)
     )
     numbers = tiny.numbers_of(task, dataset, 7)
     for name, step in (("tr1_hard", 0), ("tr1_hard_wrong_image", 6)):
@@ -183,7 +183,7 @@ def test_false_texts_are_scored_beside_their_own_image_and_a_wrong_one_alone(mon
 
 
 def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
-    monkeypatch.setattr("eve_vl.evaluation.retrieval.MAX_SEARCHED", 3)
+    monkeypatch.setattr("eve_vl.tasks.retrieval.evaluation.MAX_SEARCHED", 3)
     source = tiny.pairs(8)
     sizes = [
         len(

@@ -24,10 +24,13 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from eve_vl.tasks.retrieval import retrieval_set as retrieval_evaluation
+from eve_vl.tasks.retrieval import reranking
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
-from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, SearchSet, gathered
+from eve_vl.tasks.retrieval.gallery import Gallery
+from eve_vl.tasks.retrieval.gallery_metrics import hard_caption_accuracy
+from eve_vl.tasks.retrieval.gathering import gather_gallery
+from eve_vl.tasks.retrieval.rerank_choice import search_gallery
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable
@@ -314,15 +317,15 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
     task = retrieval(rerank=k)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
-    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gather_gallery(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     scored: list[tuple[int, int]] = []
-    original = retrieval_evaluation.match_scores
+    original = reranking.match_scores
 
-    def spy(task: Any, found: RetrievalSet, images: Tensor, texts: Tensor) -> Tensor:
+    def spy(task: Any, found: Gallery, images: Tensor, texts: Tensor) -> Tensor:
         scored.extend(zip(images.tolist(), texts.tolist(), strict=True))
         return original(task, found, images, texts)
 
-    monkeypatch.setattr(retrieval_evaluation, "match_scores", spy)
+    monkeypatch.setattr(reranking, "match_scores", spy)
     seen = Counter()
 
     def counting(name: str) -> Any:
@@ -331,7 +334,8 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
         )
 
     hooks = [counting(name) for name in ("encoder.image", "encoder.text", "contrast.match_head")]
-    _, (by_image, by_text) = RetrievalEvaluator(task).search(index, k)
+    result = search_gallery(task, index, k)
+    by_image, by_text = result.ranks_I, result.ranks_T
     for hook in hooks:
         hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)
@@ -345,18 +349,18 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
 @torch.no_grad()
 def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
     """In chunks that mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.tasks.retrieval.retrieval_set.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("eve_vl.tasks.contrast.pair_scores.PAIRS_AT_ONCE", 7)
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
-    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gather_gallery(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     images, texts = torch.arange(9).repeat_interleave(2), torch.randint(len(dataset.texts), (18,))
-    found = retrieval_evaluation.match_scores(task, index, images, texts)
+    found = reranking.match_scores(task, index, images, texts)
     for score, image, text in zip(found.tolist(), images.tolist(), texts.tolist(), strict=True):
         pixels = dataset[(0, 0, image)].image[None].float() / 127.5 - 1
         expected = match_logits(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
         assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert len(retrieval_evaluation.match_scores(task, index, images[:0], texts[:0])) == 0
+    assert len(reranking.match_scores(task, index, images[:0], texts[:0])) == 0
 
 
 @torch.no_grad()
@@ -370,7 +374,7 @@ def test_each_image_and_each_text_is_encoded_once_for_the_index():
         module.register_forward_pre_hook(
             lambda _, inputs, name=name: rows.update({name: rows[name] + len(inputs[0])})
         )
-    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gather_gallery(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     assert rows == {"image": len(dataset.images), "text": len(dataset.texts)}
     assert [ids.tolist() for ids in index.ids] == [ids.tolist() for ids in dataset.ids]
     assert sorted(index.pixels) == list(range(9))
@@ -444,7 +448,7 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
 # How many candidates are worth re-ranking
 
 
-def scored_index(num: int) -> tuple[RetrievalSet, Tensor]:
+def scored_index(num: int) -> tuple[Gallery, Tensor]:
     """Images with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
     image_Id = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
     text_Nd = torch.nn.functional.normalize(image_Id + 0.4 * torch.randn(num, 8), dim=1)
@@ -456,9 +460,7 @@ def scored_index(num: int) -> tuple[RetrievalSet, Tensor]:
         "pixels": {},
         "owner_I": torch.zeros(num, dtype=torch.int64),
     }
-    index = RetrievalSet(
-        image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty
-    )
+    index = Gallery(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
     return index, image_Id @ text_Nd.T
 
 
@@ -504,7 +506,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     score = make(torch.eye(num), similarity, torch.randn(num, num))
     scored = []
     monkeypatch.setattr(
-        retrieval_evaluation,
+        reranking,
         "match_scores",
         lambda *args: scored.append(args[2]) or score[args[2], args[3]],
     )
@@ -513,7 +515,8 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     surely = [k for k in shares if least_gain(shares[k], before) > 0]
     k = max(surely, key=lambda k: (round(sum(shares[k]), 9), -k), default=0)
     assert k == wanted or wanted is None
-    numbers, ranks = RetrievalEvaluator(task).search(index, 16, selects=True)
+    result = search_gallery(task, index, 16, selects=True)
+    numbers = result.numbers
     assert len(scored) == 1  # once for all numbers
     assert numbers["rerank_k"] == k
     assert {k: numbers[f"r_mean_k{k}"] for k in shares} == pytest.approx(
@@ -521,16 +524,17 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     )
     assert numbers["r_mean"] == pytest.approx(sum(shares.get(k, before)))
     assert numbers["r_mean_itc_only"] == pytest.approx(sum(before))
-    forced, ranks_forced = RetrievalEvaluator(task).search(index, k)
-    assert forced == {
+    forced = search_gallery(task, index, k)
+    assert forced.numbers == {
         name: value for name, value in numbers.items() if not name.startswith("r_mean_k")
     }
-    assert [*map(hits_of, ranks)] == [*map(hits_of, ranks_forced)]
+    assert hits_of(result.ranks_I) == hits_of(forced.ranks_I)
+    assert hits_of(result.ranks_T) == hits_of(forced.ranks_T)
     for each in (2, 16):
-        assert RetrievalEvaluator(task).search(index, each)[0]["r_mean"] == pytest.approx(
+        assert search_gallery(task, index, each).numbers["r_mean"] == pytest.approx(
             sum(shares[each])
         )
-        assert RetrievalEvaluator(task).search(index, each)[0]["rerank_k"] == each
+        assert search_gallery(task, index, each).numbers["rerank_k"] == each
     assert evaluator_of(task).selected_settings(numbers) == replace(task.settings, rerank=k)
     (remark,) = evaluator_of(task).warnings(numbers)
     assert remark.startswith(
@@ -540,7 +544,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
 
 def test_without_a_matching_head_there_is_nothing_to_choose():
     task = retrieval(itm_weight=0.0, rerank=0)
-    numbers, _ = RetrievalEvaluator(task).search(scored_index(20)[0], 0, selects=True)
+    numbers = search_gallery(task, scored_index(20)[0], 0, selects=True).numbers
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
     assert evaluator_of(task).selected_settings(numbers) == task.settings
 
@@ -555,14 +559,14 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
     numbers = numbers_of(task, dataset, 7)
     rows = [source[row] for row in range(30)]
     pixels = [dataset[(0, 0, place)].image[None].float() / 127.5 - 1 for place in range(30)]
-    rows = [rows[row] for _, row in dataset.images]
+    rows = [rows[image.row] for image in dataset.images]
 
     def text(words: str) -> Tensor:
         return torch.from_numpy(dataset.tokens(words))[None]
 
     said = [
         [row.captions[0], *source.distractors(place)]
-        for row, (_, place) in zip(rows, dataset.images, strict=True)
+        for row, place in zip(rows, (image.row for image in dataset.images), strict=True)
     ]
     distinct = sorted({words for each in said for words in each})
     images, texts = features(task, pixels, map(text, distinct))
@@ -641,7 +645,7 @@ def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
         ids=[torch.tensor([text]) for text in range(2 * num)],
         hard=[(image, num + image) for image in range(num)],
     )
-    assert says in evaluator_of(task).comparison(RetrievalEvaluator(task).hard(index, 0))
+    assert says in evaluator_of(task).comparison(hard_caption_accuracy(task, index, 0))
 
 
 @torch.no_grad()

@@ -10,14 +10,12 @@ from eve_vl import objectives
 from eve_vl.data.batches import normalize
 from eve_vl.model.initialization import TEMPERATURE
 from eve_vl.model.tokens import Tokens, index_tokens
+from eve_vl.tasks.contrast import pair_scores
 from eve_vl.tasks.contrast.contrast import Contrast
 from eve_vl.tasks.contrast.negatives import shares_key
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Routers, Task
-
-PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
-
 
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
@@ -120,7 +118,9 @@ class ContrastTask(Task[Settings]):
     def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
         """Return the match logits of each embedded image with each text, (I, N, 2)."""
         num_images, num_texts = len(image.x_BND), len(ids_NT)
-        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(
+            pair_scores.PAIRS_AT_ONCE
+        )
         text = self.encoder.text(ids_NT, is_padding_NT)
         pairs = (
             (index_tokens(image, part // num_texts), index_tokens(text, part % num_texts))
@@ -159,3 +159,6 @@ class ContrastTask(Task[Settings]):
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
         return routers
+
+
+AnyContrastTask = ContrastTask[Any]

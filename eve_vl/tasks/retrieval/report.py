@@ -15,8 +15,11 @@ from eve_vl.pages.drawing import Loss, Section
 from eve_vl.tasks.classifier.report import heatmaps, pixels_of
 from eve_vl.tasks.contrast.report import CONTRAST_LOSSES
 from eve_vl.tasks.report import Example, Measured, TaskReport
-from eve_vl.tasks.retrieval.evaluation import r_means_tried
-from eve_vl.tasks.retrieval.retrieval_set import RetrievalSet, SearchSet, gathered, match_scores
+from eve_vl.tasks.retrieval.gallery import Gallery
+from eve_vl.tasks.retrieval.gathering import gather_gallery
+from eve_vl.tasks.retrieval.rerank_choice import r_means_tried
+from eve_vl.tasks.retrieval.reranking import match_scores
+from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 
 NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; fewer if every pair takes a fusion pass
@@ -95,7 +98,7 @@ class RetrievalReport(TaskReport):
         """Return captions with the images they find."""
         dataset, examples = self._searched(), []
         for query in self._queries(
-            gathered(self.task, self.batches(dataset)), dataset, by_text=True
+            gather_gallery(self.task, self.batches(dataset)), dataset, by_text=True
         )[:num]:
             names = [
                 f"{rank} {'✓' if right else '✗'}"
@@ -122,7 +125,7 @@ class RetrievalReport(TaskReport):
     def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
         """Return num_each right and wrong queries per direction, computed in float32."""
         with torch.inference_mode():
-            gallery = gathered(self.task, self.batches(dataset))
+            gallery = gather_gallery(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
             by_text, by_image = (_right_and_wrong(queries, num_each) for queries in found)
         return by_text, [
@@ -130,7 +133,7 @@ class RetrievalReport(TaskReport):
             for one in by_image
         ]
 
-    def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
+    def _queries(self, gallery: Gallery, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES captions or images that have a match, with their hits."""
         seen = {f"image {row}": pixels_of(pixels) for row, pixels in sorted(gallery.pixels.items())}
         images = [
@@ -139,7 +142,7 @@ class RetrievalReport(TaskReport):
         ]
         texts = [
             Example(where=f"text {row}", images={}, text=dataset.captions[row])
-            for row in gallery.kept
+            for row in gallery.caption_numbers
         ]
         asking, others = (texts, images) if by_text else (images, texts)
         side = gallery.relevance.images_of_text if by_text else gallery.relevance.texts_of_image
@@ -175,7 +178,7 @@ def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> floa
 
 def best_candidates(
     task: Retrieval,
-    gallery: RetrievalSet,
+    gallery: Gallery,
     queries: Sequence[int],
     num_reranked: int,
     *,
