@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,30 +12,46 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
+@dataclass
+class Share:
+    """A part of a tensor, with its first index on each axis."""
+
+    offset: list[int]
+    values: Tensor
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where it lies in the whole."""
+        sizes = self.values.shape
+        return tuple(
+            slice(start, start + size) for start, size in zip(self.offset, sizes, strict=True)
+        )
+
+
 def whole_tensors(folder: Path) -> dict[str, Tensor]:
-    """Weights and optimiser state of a checkpoint, by name of their file and their own."""
-    found: dict[str, list[tuple[list[int], Tensor]]] = {}
+    """Return weights and optimiser state of a checkpoint, by name of their file and their own."""
+    shares: dict[str, list[Share]] = {}
     for path in folder.glob("*.safetensors"):
-        if not path.stem.startswith("rng"):
-            with safe_open(path, "pt") as file:
-                places = json.loads((file.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
-            for name, tensor in load_file(path).items():
-                place = places[name]["saved_offsets"] if places else [0] * tensor.ndim
-                found.setdefault(f"{re.sub(r'_[0-9]+$', '', path.stem)}.{name}", []).append(
-                    (place, tensor)
-                )
-    whole = {}
-    for name, shares in found.items():
-        shape = [
-            max(ends)
-            for ends in zip(
-                *([i + n for i, n in zip(at, x.shape, strict=True)] for at, x in shares),
-                strict=True,
-            )
-        ]
-        whole[name] = torch.full(shape, torch.nan).to(shares[0][1].dtype)
-        for place, tensor in shares:
-            whole[name][
-                tuple(slice(i, i + n) for i, n in zip(place, tensor.shape, strict=True))
-            ] = tensor
+        if path.stem.startswith("rng"):
+            continue
+        file_name = re.sub(r"_[0-9]+$", "", path.stem)
+        offsets = read_offsets(path)
+        for name, values in load_file(path).items():
+            offset = offsets[name]["saved_offsets"] if offsets else [0] * values.ndim
+            shares.setdefault(f"{file_name}.{name}", []).append(Share(offset, values))
+    return {name: joined(tensor_shares) for name, tensor_shares in shares.items()}
+
+
+def read_offsets(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return json.loads(metadata.get("DCP_SHARDING_INFO", "{}"))
+
+
+def joined(shares: Sequence[Share]) -> Tensor:
+    ends = [[side.stop for side in share.place] for share in shares]
+    shape = [max(axis_ends) for axis_ends in zip(*ends, strict=True)]
+    whole = torch.full(shape, torch.nan).to(shares[0].values.dtype)
+    for share in shares:
+        whole[share.place] = share.values
     return whole

@@ -13,9 +13,9 @@ from torch import Tensor
 from eve_vl.tasks.contrast.negatives import CrossBatchMemory
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers import tiny_tasks as tiny
+from helpers.resumed_runs import assert_resumes_to_the_same
 from helpers.twins import tiny_config
 from tests.test_objectives import slow_contrastive, slow_supcon
-from tests.train.test_resume import assert_resumes_to_the_same
 
 ITC: dict[str, Any] = {"itm_weight": 0.0, "rerank": 0, "projection_dim": 8}
 
