@@ -226,7 +226,7 @@ def test_finished_run_can_be_lengthened(eve, tmp_path: Path):
         assert done.returncode == 0, done.stderr
     after = load_file(checkpoint)
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert list(validations(run, "loss")) == [4, 6, 8]
+    assert list(validations(run, "mlm_acc")) == [4, 6, 8]
 
     rows = read_log(run)
     notes = [row["text"] for row in rows if row["kind"] == "note"]
