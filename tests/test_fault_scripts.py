@@ -1,6 +1,7 @@
 """The fault campaigns work in a folder of their own, never in one with other files."""
 
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def test_each_start_makes_a_new_temporary_folder(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, first, stop)
-    monkeypatch.setattr(script.multiprocessing, "get_context", stop)
+    monkeypatch.setattr(multiprocessing, "get_context", stop)
     for number in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             script.main()
