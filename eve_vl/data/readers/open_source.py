@@ -1,6 +1,8 @@
 """`open_source`: from the path of some data to its rows, with the columns that their kind needs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ from eve_vl.data.remote_path import RemotePath
 from eve_vl.data.source_names import AnyPath, absolute, expand, explain_missing, parse_spec
 from eve_vl.data.table import RowColumns, Table
 from eve_vl.utils.errors import UserError, nearest
+
+OPEN_BY_FORMAT: dict[str, Callable[[Path], Table]] = {
+    "folder": FolderTable,
+    "jsonl": JsonlTable,
+    "text": TextTable,
+    "csv": CsvTable,
+    "tsv": partial(CsvTable, delimiter="\t"),
+}
+"""The tables of formats that are one file or folder."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def _open_table(
         return _open_shards(files, format, text_field, by_shards)
     _require_one_path(path, files, format)
     refuse_split(path, split)
-    return _open_one_path(path, format)
+    return OPEN_BY_FORMAT[format](path)
 
 
 def _external_format(path: Path, format: str) -> type[Table] | None:  # noqa: A002
@@ -154,21 +165,6 @@ def _require_one_path(path: Path, files: list[Path], format: str) -> None:  # no
     if path.is_dir() != (format == "folder"):
         actual = "folder" if path.is_dir() else "file"
         raise UserError(f"{path}: is a {actual}, which cannot have the format '{format}'")
-
-
-def _open_one_path(path: Path, format: str) -> Table:  # noqa: A002
-    match format:
-        case "folder":
-            return FolderTable(path)
-        case "jsonl":
-            return JsonlTable(path)
-        case "text":
-            return TextTable(path)
-        case "csv":
-            return CsvTable(path)
-        case "tsv":
-            return CsvTable(path, delimiter="\t")
-    raise AssertionError(format)
 
 
 def _open_shards(

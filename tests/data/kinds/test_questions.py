@@ -49,22 +49,6 @@ def test_answers_and_ids_of_json_lines(root: Path):
     assert guess_kind(root / "t.jsonl") == "questions"
 
 
-@pytest.mark.parametrize(
-    ("fields", "answers"),
-    [
-        ({"question_id": 9000, "answer": ["cup"] * 9 + ["mug"]}, ("cup",) * 9 + ("mug",)),
-        ({"answer": "on the table", "dataset": "vg"}, ("on the table",)),
-        ({"question_id": 9000, "dataset": "vqa"}, ()),
-    ],
-)
-def test_albef_lists(root: Path, fields: dict[str, object], answers: tuple[str, ...]):
-    rows = [ask("red", **fields), ask("lime", **fields)]
-    source = questions(write_json(root / "vqa_train.json", rows))
-    assert values_of(source, "answers") == [answers] * 2
-    assert source[1].question_id == (9000 if "question_id" in fields else 1)
-    assert source[1].where == "vqa_train.json row 2"
-
-
 @pytest.mark.parametrize(("name", "delimiter"), [("t.csv", ","), ("t.tsv", "\t")])
 def test_csv(root: Path, name: str, delimiter: str):
     with (root / name).open("w", newline="") as file:

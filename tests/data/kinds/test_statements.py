@@ -13,7 +13,7 @@ from eve_vl.data.kinds.statements import ImagesStatement
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
 from helpers.color_cards import COLORS, encoded_card, guess_kind
-from helpers.source_files import assert_refused, reasons, values_of, write_json, write_jsonl
+from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 PAIR = ["images/red.png", "images/lime.png"]
 
@@ -59,16 +59,6 @@ def test_labels_in_any_writing(root: Path):
     assert values_of(source, "label") == [True] * 6 + [False] * 5 + [None] * 3
 
 
-def test_albef_lists(root: Path):
-    row = {"sentence": "Two dogs run.", "images": PAIR}
-    path = write_json(root / "t.json", [row | {"label": label} for label in ("True", "False")])
-    source = statements(path)
-    assert values_of(source, "label") == [True, False]
-    assert values_of(source, "identifier") == ["0", "1"]
-    assert values_of(source, "group") == ["Two dogs run."] * 2
-    assert source[1].where == "t.json row 2"
-
-
 def test_identifiers_and_groups(root: Path):
     ids = [{"identifier": f"dev-850-{pair}-2"} for pair in (0, 1)]
     ids += [{"id": 7}, {"id": "a-b"}, {}]
@@ -76,12 +66,6 @@ def test_identifiers_and_groups(root: Path):
     source = statements(write_jsonl(root / "t.jsonl", rows))
     assert values_of(source, "identifier") == ["dev-850-0-2", "dev-850-1-2", "7", "a-b", "4"]
     assert values_of(source, "group") == ["dev-850-2", "dev-850-2", "x", "x", "x"]
-
-
-def test_csv(root: Path):
-    images = ",".join(PAIR)
-    (root / "t.csv").write_text(f"left,right,sentence,label\n{images},one,True\n{images},two,0\n")
-    assert values_of(statements(root / "t.csv"), "label") == [True, False]
 
 
 @pytest.mark.parametrize("is_list", [True, False])

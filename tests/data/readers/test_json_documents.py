@@ -34,15 +34,6 @@ def test_albef_test_has_a_row_for_each_image(root: Path):
     assert guess_kind(root / "coco_test.json") == "captions"
 
 
-def test_a_list_may_mix_both_and_absolute_paths(root: Path):
-    rows = [
-        {"image": str(root / "images" / "red.png"), "caption": "a red card"},
-        {"image": "images/lime.png", "caption": ["a lime card", "a green card"]},
-    ]
-    source = open_source(write_json(root / "cc3m.json", rows))
-    assert values_of(source, "captions") == [("a red card",), ("a lime card", "a green card")]
-
-
 def test_vilt_pairs(root: Path):
     pairs = [[f"images/{color}.png", f"a {color} card"] for color in COLORS]
     path = write_json(root / "train_annot.json", pairs)
