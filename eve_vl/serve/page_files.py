@@ -26,6 +26,6 @@ def page_files() -> dict[str, Path]:
     paths = {f"/{path.name}": path for path in sorted((package / "serve" / "page").iterdir())}
     return {
         "/": paths.pop("/index.html"),
-        "/report.css": package / "report" / "templates" / "style.css",
+        "/report.css": package / "pages" / "templates" / "style.css",
         **paths,
     }
