@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from eve_vl.data.batches import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader  # noqa: E402
 from eve_vl.data.opening import open_sources  # noqa: E402
-from eve_vl.metrics import retrieval as metrics  # noqa: E402
+from eve_vl.metrics.topk import top_candidates  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.run.loading import build_task, load_run  # noqa: E402
 from eve_vl.run.run_tokenizer import train_tokenizer  # noqa: E402
@@ -97,8 +97,8 @@ def main() -> None:
     assert isinstance(task, Retrieval)
     loader = eval_loader(evaluator_of(task).dataset(sources, config, tokenizer), rank=0, world=1)
     gallery = gather_gallery(task, loader)
-    texts_IK = metrics.top_candidates(gallery.image_Id, gallery.caption_Td, args.k)[0]
-    images_TK = metrics.top_candidates(gallery.caption_Td, gallery.image_Id, args.k)[0]
+    texts_IK = top_candidates(gallery.image_Id, gallery.caption_Td, args.k)[0]
+    images_TK = top_candidates(gallery.caption_Td, gallery.image_Id, args.k)[0]
     times: dict[str, list[float]] = {"loop": [], "ours": []}
     scores = {}
     for _ in range(args.repeats):

@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from eve_vl.metrics import retrieval
+from eve_vl.metrics.matches import Relevance
+from eve_vl.metrics.ranks import Ranks, best_ranks
 
 VARIANTS = ("sorting", "ours")
 
@@ -30,14 +32,12 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
     text_Td = F.normalize(
         image_Id[image_T] + 0.3 * torch.randn(args.texts, args.width, generator=generator), dim=1
     )
-    relevance = retrieval.Relevance.from_pairs(
-        image_T, torch.arange(args.texts), args.images, args.texts
-    )
+    relevance = Relevance.from_pairs(image_T, torch.arange(args.texts), args.images, args.texts)
     before, start = peak(), time.perf_counter()
     if name == "ours":
         ranks = (
-            retrieval.best_ranks(image_Id, text_Td, relevance.texts_of_image),
-            retrieval.best_ranks(text_Td, image_Id, relevance.images_of_text),
+            best_ranks(image_Id, text_Td, relevance.texts_of_image),
+            best_ranks(text_Td, image_Id, relevance.images_of_text),
         )
     else:
         scores_IT = image_Id @ text_Td.T
@@ -49,9 +49,7 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
         places_TI = scores_IT.T.argsort(dim=1, descending=True, stable=True).argsort(1)
         places = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
         ranks = [
-            retrieval.Ranks(
-                better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each)
-            )
+            Ranks(better_Q=each, tied_Q=torch.ones_like(each), true_Q=torch.ones_like(each))
             for each in places
         ]
     seconds = time.perf_counter() - start

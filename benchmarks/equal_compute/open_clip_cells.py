@@ -24,6 +24,8 @@ from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.row_hashes import row_name
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.matches import Relevance
+from eve_vl.metrics.ranks import best_ranks
 from eve_vl.tasks.retrieval.evaluation import first_hits
 from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.train.devices import pick_dtype
@@ -145,10 +147,10 @@ def numbers_of(
     """
     image_P = [image for image, texts in enumerate(search.captions_of) for _ in texts]
     text_P = [text for texts in search.captions_of for text in texts]
-    relevance = metrics.Relevance.from_pairs(image_P, text_P, len(images_ID), len(texts_TD))
+    relevance = Relevance.from_pairs(image_P, text_P, len(images_ID), len(texts_TD))
     images, texts = torch.from_numpy(images_ID), torch.from_numpy(texts_TD)
-    ranks_I = metrics.best_ranks(images, texts, relevance.texts_of_image)
-    ranks_T = metrics.best_ranks(texts, images, relevance.images_of_text)
+    ranks_I = best_ranks(images, texts, relevance.texts_of_image)
+    ranks_T = best_ranks(texts, images, relevance.images_of_text)
     names = [row_name(image.source[image.row]) for image in search.images]
     return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(
         names, relevance, ranks_I, ranks_T

@@ -132,7 +132,7 @@ def ablated_metrics(
         ours, theirs = whole.row_scores, found.row_scores
         if ours and ours.keys() == theirs.keys() and score_name in whole.numbers:
             gain_R = np.array([ours[row] - theirs[row] for row in ours]) / len(ours)
-            intervals.over(
+            intervals.with_difference(
                 whole.numbers[score_name],
                 f"{score_name}_{how}",
                 gain_R,

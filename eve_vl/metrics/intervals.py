@@ -1,8 +1,9 @@
 """95 % intervals of metrics, with n and the number of independent groups.
 
-Rows that belong together, such as questions about one image, count as one group: the variance is that of group sums
-(linearisation for clustered samples, with G / (G − 1)). Shares have Wilson's interval (Wilson 1927) at the effective n (Franco
-et al. 2019), which stays open when all rows agree. Other means have Student's interval.
+Rows that belong together, such as questions about one image, count as one group: the variance is
+that of group sums (linearisation for clustered samples, with G / (G − 1)). Shares have Wilson's
+interval (Wilson 1927) at the effective n (Franco et al. 2019), which stays open when all rows agree.
+Other means have Student's interval.
 
 Letters: R rows, G groups.
 """
@@ -23,9 +24,10 @@ GROUP = " | "  # in a row's name, before the name of its group
 class MeasuredValue(float):
     """A float with its 95 % interval.
 
-    n: number of values in the mean, such as rows or masked tokens. groups: number of independent groups, by default n.
-    low, high: the interval. method: wilson, t or paired t. versus: by the name of another number of the same rows, both ends
-    of the 95 % interval of the difference, this minus that.
+    n: number of values in the mean, such as rows or masked tokens. groups: number of independent
+    groups, by default n. low, high: the interval. method: wilson, t or paired t. versus: by the name
+    of another number of the same rows, both ends of the 95 % interval of the difference, this minus
+    that.
     """
 
     n: int
@@ -48,11 +50,14 @@ class MeasuredValue(float):
     ) -> "MeasuredValue":
         """Create the number."""
         self = super().__new__(cls, value)
-        self.n, self.low, self.high, self.method = int(n), float(low), float(high), method
+        self.n = int(n)
+        self.low = float(low)
+        self.high = float(high)
+        self.method = method
         self.groups = int(groups or n)
-        self.versus = {
-            other: [float(low), float(high)] for other, (low, high) in (versus or {}).items()
-        }
+        self.versus = {}
+        for name, (difference_low, difference_high) in (versus or {}).items():
+            self.versus[name] = [float(difference_low), float(difference_high)]
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
@@ -79,29 +84,9 @@ def share(num_right: float, n: int) -> MeasuredValue:
 
     It has Wilson's interval. Raises ZeroDivisionError for n = 0.
     """
-    low, high = wilson(value := num_right / n, n, Z)
+    value = num_right / n
+    low, high = wilson(value, n, Z)
     return MeasuredValue(value, n=n, low=low, high=high, method="wilson")
-
-
-def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's interval of a share.
-
-    It holds the shares at most `quantile` standard deviations of n rows from `value`.
-    """
-    square = quantile * quantile
-    middle = (value + square / (2 * n)) / (1 + square / n)
-    half = quantile / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
-    return min(value, max(0.0, middle - half)), max(value, min(1.0, middle + half))
-
-
-def student(freedom: int) -> float:
-    """Return the 0.975 quantile of Student's t (Wallace 1959).
-
-    It is 4 % too high for 2 degrees of freedom, 1 % for 3.
-    """
-    return math.sqrt(
-        freedom * math.expm1((Z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom)
-    )
 
 
 def mean(
@@ -112,8 +97,8 @@ def mean(
 ) -> float:
     """Return a mean with its interval; n is the number of values.
 
-    groups: group of each value, such as the image of a question. is_share: all values lie in [0, 1]; implied by 0s and 1s.
-    Raises ZeroDivisionError without a value.
+    groups: group of each value, such as the image of a question. is_share: all values lie in [0, 1];
+    implied by 0s and 1s. Raises ZeroDivisionError without a value.
     """
     return ratio(np.asarray(values, np.float64), np.ones(len(values)), groups, is_share=is_share)
 
@@ -131,10 +116,11 @@ def ratio(
     """
     count = math.fsum(count_R)
     value = math.fsum(sum_R) / count
-    is_share = is_share or bool(((sum_R % 1 == 0) & (sum_R >= 0) & (sum_R <= count_R)).all())
-    return linear(
-        value, (sum_R - value * count_R) / count, groups, n=round(count), is_share=is_share
-    )
+    if not is_share:
+        is_whole_R = sum_R % 1 == 0
+        is_share = bool((is_whole_R & (sum_R >= 0) & (sum_R <= count_R)).all())
+    influence_R = (sum_R - value * count_R) / count
+    return linear(value, influence_R, groups, n=round(count), is_share=is_share)
 
 
 def linear(
@@ -147,23 +133,27 @@ def linear(
 ) -> float:
     """Return any smooth statistic with its interval.
 
-    influence_R: its derivative by the weight of each row. n: by default the number of rows. A single group that is no share
-    gives a plain float.
+    influence_R: its derivative by the weight of each row. n: by default the number of rows. A single
+    group that is no share gives a plain float.
     """
-    influence_G, n = together(influence_R, groups), n or len(influence_R)
+    influence_G = group_sums(influence_R, groups)
+    n = n or len(influence_R)
     G = len(influence_G)
     if G < 2 and not is_share:
         return value
+
     variance = math.fsum(np.square(influence_G)) * G / max(G - 1, 1)
-    if is_share:
-        of_a_row = value * (1 - value) * n / max(n - 1, 1)
-        effective = (
-            min(n, of_a_row / variance) if variance > 1e-12 * of_a_row > 0 else G
-        )  # at 0 or 1 all rows agree
-        low, high = wilson(value, effective, Z if G in (1, n) else student(G - 1))
-        return MeasuredValue(value, n=n, low=low, high=high, method="wilson", groups=G)
-    half = student(G - 1) * math.sqrt(variance)
-    return MeasuredValue(value, n=n, low=value - half, high=value + half, method="t", groups=G)
+    if not is_share:
+        half = student(G - 1) * math.sqrt(variance)
+        return MeasuredValue(value, n=n, low=value - half, high=value + half, method="t", groups=G)
+
+    variance_of_a_row = value * (1 - value) * n / max(n - 1, 1)
+    effective_n = G  # at 0 or 1 all rows agree
+    if variance > 1e-12 * variance_of_a_row > 0:
+        effective_n = min(n, variance_of_a_row / variance)
+    quantile = Z if G in (1, n) else student(G - 1)
+    low, high = wilson(value, effective_n, quantile)
+    return MeasuredValue(value, n=n, low=low, high=high, method="wilson", groups=G)
 
 
 def difference(
@@ -171,55 +161,92 @@ def difference(
 ) -> float:
     """Return the difference of two numbers of the same rows with its interval.
 
-    gain_R: contribution of each row. is_share: both are shares; then one pseudo-group of average weight per side keeps the
-    interval open when a few rows all agree (after Agresti & Min 2005). A single group gives a plain float.
+    gain_R: contribution of each row. is_share: both are shares; then one pseudo-group of average
+    weight per side keeps the interval open when a few rows all agree (after Agresti & Min 2005). A
+    single group gives a plain float.
     """
-    gain_G = together(gain_R, groups)
-    G, value = len(gain_G), math.fsum(gain_R)
+    gain_G = group_sums(gain_R, groups)
+    G = len(gain_G)
+    value = math.fsum(gain_R)
     if G < 2:
         return value
-    each_G = np.append(G * gain_G, [1.0, -1.0] * is_share)
-    middle, half = (
-        each_G.mean().item(),
-        student(len(each_G) - 1) * each_G.std(ddof=1).item() / math.sqrt(len(each_G)),
-    )
-    low, high = min(value, middle - half), max(value, middle + half)
+
+    term_G = G * gain_G
+    if is_share:
+        term_G = np.append(term_G, [1.0, -1.0])
+    middle = term_G.mean().item()
+    half = student(len(term_G) - 1) * term_G.std(ddof=1).item() / math.sqrt(len(term_G))
+    low = min(value, middle - half)
+    high = max(value, middle + half)
     return MeasuredValue(value, n=len(gain_R), low=low, high=high, method="paired t", groups=G)
 
 
-def of_several(difference: float, num: int) -> tuple[float, float]:
-    """Return the interval of a difference whose one side is the best of `num`.
+def with_difference(
+    number: float, name: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None
+) -> float:
+    """Add to a number the interval of its difference from another of the same rows; return it.
+
+    name: of the other number. gain_R: as in `difference`.
+    """
+    is_share = getattr(number, "method", "") == "wilson"
+    gain = difference(gain_R, groups, is_share=is_share)
+    if isinstance(number, MeasuredValue) and isinstance(gain, MeasuredValue):
+        number.versus[name] = [gain.low, gain.high]
+    return number
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Return the mean of a − b over the rows that both have, with its interval.
+
+    Two runs on the same rows can differ significantly although their own intervals overlap. Raises
+    ZeroDivisionError without common rows.
+    """
+    rows = sorted(a.keys() & b.keys())
+    gain_R = np.array([a[row] - b[row] for row in rows]) * (1 / len(rows))
+    return difference(gain_R, [group_of(row) for row in rows], is_share=True)
+
+
+def interval_of_best(difference: float, num_tries: int) -> tuple[float, float]:
+    """Return the interval of a difference whose one side is the best of some tries.
 
     95 % hold for all tries together (Bonferroni). A plain float gives an open interval.
     """
     if not isinstance(difference, MeasuredValue):
         return -math.inf, math.inf
-    middle, half = (difference.low + difference.high) / 2, (difference.high - difference.low) / 2
-    half *= NormalDist().inv_cdf(1 - 0.025 / max(num, 1)) / Z
+    middle = (difference.low + difference.high) / 2
+    half = (difference.high - difference.low) / 2
+    half *= NormalDist().inv_cdf(1 - 0.025 / max(num_tries, 1)) / Z
     return middle - half, middle + half
 
 
-def over(
-    number: float, other: str, gain_R: np.ndarray, groups: Sequence[Hashable] | None = None
-) -> float:
-    """Add to a number the interval of its difference from another of the same rows.
+def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share.
 
-    gain_R: as in `difference`.
+    It holds the shares at most `quantile` standard deviations of n rows from `value`.
     """
-    found = difference(gain_R, groups, is_share=getattr(number, "method", "") == "wilson")
-    if isinstance(number, MeasuredValue) and isinstance(found, MeasuredValue):
-        number.versus[other] = [found.low, found.high]
-    return number
+    square = quantile * quantile
+    middle = (value + square / (2 * n)) / (1 + square / n)
+    deviation = math.sqrt(value * (1 - value) / n + square / (4 * n * n))
+    half = quantile / (1 + square / n) * deviation
+    return min(value, max(0.0, middle - half)), max(value, min(1.0, middle + half))
 
 
-def together(value_R: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+def student(freedom: int) -> float:
+    """Return the 0.975 quantile of Student's t (Wallace 1959).
+
+    It is 4 % too high for 2 degrees of freedom, 1 % for 3.
+    """
+    scaled_z = Z * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(scaled_z**2 / freedom))
+
+
+def group_sums(value_R: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     """Return the sums over each group of rows, (G,)."""
-    index: dict[Hashable, int] = {}
-    return (
-        value_R
-        if groups is None
-        else np.bincount([index.setdefault(group, len(index)) for group in groups], value_R)
-    )
+    if groups is None:
+        return value_R
+    number_of_group: dict[Hashable, int] = {}
+    group_R = [number_of_group.setdefault(group, len(number_of_group)) for group in groups]
+    return np.bincount(group_R, value_R)
 
 
 def group_of(row: str) -> str:
@@ -227,32 +254,26 @@ def group_of(row: str) -> str:
     return row.rpartition(GROUP)[2]
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Return the mean of a − b over the rows that both have, with its interval.
-
-    Two runs on the same rows can differ significantly although their own intervals overlap. Raises ZeroDivisionError without
-    common rows.
-    """
-    rows = sorted(a.keys() & b.keys())
-    gain_R = np.array([a[row] - b[row] for row in rows]) * (1 / len(rows))
-    return difference(gain_R, [*map(group_of, rows)], is_share=True)
-
-
 def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return numbers for JSON, with their intervals under `certainty`."""
-    found = {
+    values = dict(numbers)
+    certainty = {
         name: value.certainty()
         for name, value in numbers.items()
         if isinstance(value, MeasuredValue)
     }
-    return {**numbers, CERTAINTY: found} if found else {**numbers}
+    if certainty:
+        values[CERTAINTY] = certainty
+    return values
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of `to_json`'s result; invalid intervals are ignored."""
-    numbers = {**values}
-    known = numbers.pop(CERTAINTY, None)
-    for name, fields in known.items() if isinstance(known, dict) else ():
+    numbers = dict(values)
+    certainty = numbers.pop(CERTAINTY, None)
+    if not isinstance(certainty, dict):
+        return numbers
+    for name, fields in certainty.items():
         with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
             numbers[name] = MeasuredValue(numbers[name], **fields)
     return numbers

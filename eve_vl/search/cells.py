@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search.checksums import crc32
 from eve_vl.search.database import Database
 from eve_vl.search.index_files import CELLS, index_errors
-from eve_vl.search.nearest import topk_exact
 from eve_vl.search.schema import CELLS_FACT
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import DamagedError
@@ -60,7 +60,7 @@ class Cells:
         self._cells: Any = None
 
     def topk(self, query_Qd: np.ndarray, k: int, num: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return nearly the result of `topk_exact` over all images; None if it must do it.
+        """Return nearly the result of `top_candidates_of_blocks` over all images; None if it must do it.
 
         That is without cells or faiss, for a large k, or if the probed cells hold fewer than k
         images. Raises DamagedError.
@@ -166,7 +166,7 @@ def _choose_num_probed(
     """Set the number of probed cells to the least with enough recall; return the recall."""
     query_Qd = _sample_queries(database, np.flatnonzero(is_used), rng)
     blocks = database.images.first(len(is_used))
-    exact_QK, _ = topk_exact(blocks, query_Qd, TOP, is_used)
+    exact_QK, _ = top_candidates_of_blocks(blocks, query_Qd, TOP, is_used)
     cells.nprobe = 4
     recall = 0.0
     while recall < LEAST_RECALL and cells.nprobe < cells.nlist:

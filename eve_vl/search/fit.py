@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search.database import Database
 from eve_vl.search.fusion import Ranked
 from eve_vl.search.index_files import index_errors
-from eve_vl.search.nearest import topk_exact
 from eve_vl.search.query_vectors import Target, encode_texts, known_ids
 from eve_vl.utils.errors import UserError
 
@@ -76,7 +76,7 @@ def _text_background(
     query_Qd, known_Q = encode_texts(encoder, texts)
     mean_d = query_Qd.mean(0)
     blocks = database.images.first(len(is_used_N))
-    _, score_Q1 = topk_exact(blocks, query_Qd - mean_d, 1, is_used_N)
+    _, score_Q1 = top_candidates_of_blocks(blocks, query_Qd - mean_d, 1, is_used_N)
     score_Q = score_Q1[:, 0]
     score_spread = _spread(score_Q)
     known_spread = _spread(known_Q)

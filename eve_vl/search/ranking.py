@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search.cells import Cells
 from eve_vl.search.database import Database
 from eve_vl.search.filters import CAPTIONED, slots_that_pass
 from eve_vl.search.fusion import DEPTH, Nearest, Ranked, fuse
-from eve_vl.search.nearest import topk_exact
 from eve_vl.search.query import Query
 from eve_vl.search.query_vectors import Target
 from eve_vl.search.search_options import SearchOptions
@@ -104,7 +104,9 @@ class Ranking:
         if searches_all_images:
             best = self.cells.topk(query_Qd, num, len(is_searched_N))
         if best is None:
-            best = topk_exact(vectors.first(len(is_searched_N)), query_Qd, num, is_searched_N)
+            best = top_candidates_of_blocks(
+                vectors.first(len(is_searched_N)), query_Qd, num, is_searched_N
+            )
         slot_QK, score_QK = best
         return {
             row: Nearest(slots_K, scores_K)

@@ -108,7 +108,7 @@ class BestWeights:
         num_better = sum(highest.rows[row] > now.rows[row] for row in shared_rows)
         num_worse = sum(highest.rows[row] < now.rows[row] for row in shared_rows)
         difference = intervals.paired(highest.rows, now.rows)
-        low, high = intervals.of_several(difference, num_earlier)
+        low, high = intervals.interval_of_best(difference, num_earlier)
         detail = (
             f"{values}; better on {num_better:,} of {len(shared_rows):,} validation rows, "
             f"worse on {num_worse:,}, difference {difference:.3f} ({low:.3f} to {high:.3f})"

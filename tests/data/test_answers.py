@@ -11,7 +11,7 @@ from eve_vl.cli import main
 from eve_vl.data.answer_list import NUM_SHOWN, closed_vocabulary, drop_unanswerable, read_answers
 from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.records import usable_rows
-from eve_vl.metrics.vqa import normalize
+from eve_vl.metrics.answer_form import normalize
 from eve_vl.synthetic.scenes.questions import answers_of
 from eve_vl.synthetic.scenes.rows import SceneQuestions
 from eve_vl.tasks.vqa.config import VQAConfig

@@ -13,6 +13,9 @@ from eve_vl.data.row_dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
+from eve_vl.metrics.matches import Relevance
+from eve_vl.metrics.ranks import best_ranks
+from eve_vl.metrics.topk import top_candidates
 from eve_vl.model.positions import resize_positions
 from eve_vl.model.tokens import index_tokens
 from eve_vl.tasks.retrieval.gallery import Gallery
@@ -165,15 +168,13 @@ def test_search_and_reranking(tiny):
             lengths=(~is_padding).sum(1).tolist(),
             owner_I=torch.zeros(num_images, dtype=torch.int64),
             pixels=dict(enumerate(images)),
-            relevance=metrics.Relevance.from_pairs(
-                owners, list(range(num_texts)), num_images, num_texts
-            ),
+            relevance=Relevance.from_pairs(owners, list(range(num_texts)), num_images, num_texts),
         )
         torch.testing.assert_close(
             gallery.image_Id @ gallery.caption_Td.T, tensors["sims_i2t"], rtol=0, atol=2e-5
         )
-        best_IK = metrics.top_candidates(gallery.image_Id, gallery.caption_Td, k)[0]
-        best_TK = metrics.top_candidates(gallery.caption_Td, gallery.image_Id, k)[0]
+        best_IK = top_candidates(gallery.image_Id, gallery.caption_Td, k)[0]
+        best_TK = top_candidates(gallery.caption_Td, gallery.image_Id, k)[0]
         scores_IK, scores_TK = rerank_scores(task, gallery, best_IK, best_TK)
     for best, scores, wanted in (
         (best_IK, scores_IK, tensors["rerank_i2t"]),
@@ -204,10 +205,10 @@ def test_recalls_of_random_scores():
         tensors["random_scores_i2t"],
         [notes["txt2img"][str(text)] for text in range(13)],
     )
-    relevance = metrics.Relevance.from_pairs(owners, list(range(13)), 6, 13)
+    relevance = Relevance.from_pairs(owners, list(range(13)), 6, 13)
     found = metrics.summary(
-        metrics.best_ranks(torch.eye(6), scores.T, relevance.texts_of_image),
-        metrics.best_ranks(torch.eye(13), scores, relevance.images_of_text),
+        best_ranks(torch.eye(6), scores.T, relevance.texts_of_image),
+        best_ranks(torch.eye(13), scores, relevance.images_of_text),
     )
     wanted = notes["metrics"]["random_scores"]
     for ours, theirs in (("tr", "txt_r"), ("ir", "img_r")):

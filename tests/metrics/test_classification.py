@@ -7,6 +7,8 @@ import pytest
 
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics import intervals
+from eve_vl.metrics.average_precision import average_precision, ranking_summary
+from eve_vl.metrics.same_items import same_item_summary
 
 
 def test_shares_of_a_hand_made_table():
@@ -50,7 +52,7 @@ def test_a_true_label_outside_the_list_is_wrong_and_has_no_row():
 
 def test_nothing_to_count_gives_no_mean():
     assert metrics.summary([], []) == {"num_rows": 0, "num_classes": 0}
-    assert metrics.ranking_summary(np.zeros((2, 3)), np.zeros((2, 3), dtype=bool)) == {
+    assert ranking_summary(np.zeros((2, 3)), np.zeros((2, 3), dtype=bool)) == {
         "num_rows": 2,
         "num_classes": 0,
     }
@@ -72,13 +74,13 @@ def test_average_precision_is_that_of_the_definition(seed):
     rng = random.Random(seed)
     scores = [rng.choice((0.1, 0.2, 0.5, rng.random())) for _ in range(30)]  # with ties
     is_true = [rng.random() < 0.3 for _ in range(29)] + [True]
-    found = metrics.average_precision(np.array(scores), np.array(is_true))[0]
+    found = average_precision(np.array(scores), np.array(is_true))[0]
     assert found == pytest.approx(slow_average_precision(scores, is_true))
 
 
 def test_average_precision_of_the_textbook():
     """scikit-learn's example: y_true 0 0 1 1, scores 0.1 0.4 0.35 0.8 → 0.83."""
-    found = metrics.average_precision(
+    found = average_precision(
         np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])
     )[0]
     assert found == pytest.approx(0.8333333333)
@@ -86,7 +88,7 @@ def test_average_precision_of_the_textbook():
 
 def test_a_constant_score_has_the_share_of_the_class_whatever_the_order():
     is_true = np.array([True, False, False, True, False])
-    assert metrics.average_precision(np.full(5, 0.3), is_true)[0] == pytest.approx(0.4)
+    assert average_precision(np.full(5, 0.3), is_true)[0] == pytest.approx(0.4)
 
 
 def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
@@ -94,7 +96,7 @@ def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
     for seed in range(30):
         drawn_RC = np.random.default_rng(seed).random((500, 3))
         is_true_RC = drawn_RC < 0.1 + 0.01 * seed
-        found = metrics.ranking_summary(is_true_RC + drawn_RC / 2, is_true_RC)
+        found = ranking_summary(is_true_RC + drawn_RC / 2, is_true_RC)
         num_rows, mean_ap = len(is_true_RC), found["mean_ap"]
         assert isinstance(mean_ap, intervals.MeasuredValue)
         assert mean_ap == 1.0 == mean_ap.high
@@ -104,7 +106,7 @@ def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
 def test_the_mean_is_over_classes_that_occur():
     score_RC = np.array([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5], [0.1, 0.7, 0.5]])
     is_true_RC = np.array([[True, False, False], [True, True, False], [False, False, False]])
-    numbers = metrics.ranking_summary(score_RC, is_true_RC)
+    numbers = ranking_summary(score_RC, is_true_RC)
     expected = [
         slow_average_precision(score_RC[:, c].tolist(), is_true_RC[:, c].tolist()) for c in (0, 1)
     ]
@@ -174,10 +176,10 @@ def test_mean_average_precision_is_compared_with_a_constant_score():
     score_RC = is_true_RC + 1.5 * rng.normal(size=(300, 3))
 
     def gain(rows: np.ndarray) -> float:
-        found = metrics.ranking_summary(score_RC[rows], is_true_RC[rows])
+        found = ranking_summary(score_RC[rows], is_true_RC[rows])
         return found["mean_ap"] - found["mean_ap_chance"]
 
-    found, expected = metrics.ranking_summary(score_RC, is_true_RC), resampled(gain, 300)
+    found, expected = ranking_summary(score_RC, is_true_RC), resampled(gain, 300)
     low, high = versus(found["mean_ap"], "mean_ap_chance")
     assert (low, high) == pytest.approx(expected, abs=0.2 * (high - low))
     assert low < found["mean_ap"] - found["mean_ap_chance"] < high
@@ -192,7 +194,7 @@ def test_pairs_of_items_by_hand():
     """Of seven pairs two have no label; the others are ranked same, other, same, other, other."""
     labels = [True, None, False, True, False, False, None]
     scores = [0.9, 0.95, 0.8, 0.7, 0.2, 0.1, 0.3]
-    found = metrics.same_item_summary({"pr_auc": scores, "pr_auc_text": [0.5] * 7}, labels)
+    found = same_item_summary({"pr_auc": scores, "pr_auc_text": [0.5] * 7}, labels)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {"pair_acc": 4 / 5, "pr_auc": (1 + 2 / 3) / 2, "pr_auc_text": 2 / 5, "pr_auc_chance": 2 / 5}
         | {"num_pairs": 7, "num_unlabelled": 2}
@@ -204,13 +206,13 @@ def test_pairs_of_items_by_hand():
 
 
 def test_half_is_no_guess_that_two_items_are_the_same():
-    assert metrics.same_item_summary({"pr_auc": [0.5, 0.51]}, [True, True]) == {
+    assert same_item_summary({"pr_auc": [0.5, 0.51]}, [True, True]) == {
         "pair_acc": 0.5,
         "num_pairs": 2,
         "num_unlabelled": 0,
     }
-    assert metrics.same_item_summary({"pr_auc": [0.5]}, [False])["pair_acc"] == 1
-    assert metrics.same_item_summary({"pr_auc": [0.5]}, [None]) == {
+    assert same_item_summary({"pr_auc": [0.5]}, [False])["pair_acc"] == 1
+    assert same_item_summary({"pr_auc": [0.5]}, [None]) == {
         "num_pairs": 1,
         "num_unlabelled": 1,
     }
@@ -226,7 +228,7 @@ def test_areas_are_compared_with_chance_and_with_other_scores():
 
     def areas(rows: np.ndarray) -> dict[str, float]:
         drawn = {name: each[rows].tolist() for name, each in scores.items()}
-        return metrics.same_item_summary(drawn, is_same[rows].tolist())
+        return same_item_summary(drawn, is_same[rows].tolist())
 
     found = areas(np.arange(300))
     for other in ("pr_auc_chance", "pr_auc_text"):

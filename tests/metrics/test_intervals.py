@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from eve_vl.metrics import classification, intervals, retrieval, vqa
+from eve_vl.metrics.average_precision import average_precision, ranking_summary
 from eve_vl.metrics.intervals import MeasuredValue, from_json, linear, mean, paired, share, to_json
+from eve_vl.metrics.nlvr2 import nlvr2_summary
+from eve_vl.metrics.ranks import Ranks
 from eve_vl.metrics.retrieval import mean_of_folds
 from eve_vl.tasks.masked_signal.evaluation import Sums
 
 
-def certain(place_Q: torch.Tensor) -> retrieval.Ranks:
+def certain(place_Q: torch.Tensor) -> Ranks:
     """Ranks without ties."""
-    return retrieval.Ranks(
-        better_Q=place_Q, tied_Q=torch.ones_like(place_Q), true_Q=torch.ones_like(place_Q)
-    )
+    return Ranks(better_Q=place_Q, tied_Q=torch.ones_like(place_Q), true_Q=torch.ones_like(place_Q))
 
 
 @pytest.mark.parametrize(
@@ -294,18 +295,20 @@ def test_rounding_leaves_a_difference_inside_its_interval():
 def test_a_comparison_is_written_to_numbers_that_have_an_interval():
     gain_R = np.array([0.1, 0.0, 0.2, 0.1])
     for number, is_share in ((share(3, 4), True), (mean([0.1, 0.5, 0.7]), False)):
-        assert intervals.over(number, "other", gain_R) is number and isinstance(
+        assert intervals.with_difference(number, "other", gain_R) is number and isinstance(
             number, MeasuredValue
         )
         assert number.versus == {"other": [*ends(intervals.difference(gain_R, is_share=is_share))]}
         assert number.certainty()["versus"] == number.versus
-    grouped = intervals.over(share(3, 4), "other", gain_R, list("aabb"))
+    grouped = intervals.with_difference(share(3, 4), "other", gain_R, list("aabb"))
     assert grouped.versus["other"] == [
         *ends(intervals.difference(gain_R, list("aabb"), is_share=True))
     ]  # pyright: ignore
-    assert intervals.over(0.5, "other", gain_R) == 0.5
+    assert intervals.with_difference(0.5, "other", gain_R) == 0.5
     alone = share(3, 4)
-    assert intervals.over(alone, "other", gain_R, ["a"] * 4) is alone and not alone.versus
+    assert (
+        intervals.with_difference(alone, "other", gain_R, ["a"] * 4) is alone and not alone.versus
+    )
     assert "versus" not in alone.certainty()
 
 
@@ -406,14 +409,12 @@ def test_what_a_row_adds_to_average_precision_is_its_derivative():
         rng.integers(0, 6, size=12).astype(float),
         rng.random(12) < 0.4,
     )  # with ties
-    value, influence_R = classification.average_precision(score_R, is_true_R)
+    value, influence_R = average_precision(score_R, is_true_R)
     assert len(set(influence_R.round(6))) > 3
     for row in range(12):
         weights = np.full(12, fold)
         weights[row] += 1
-        more = classification.average_precision(
-            np.repeat(score_R, weights), np.repeat(is_true_R, weights)
-        )[0]
+        more = average_precision(np.repeat(score_R, weights), np.repeat(is_true_R, weights))[0]
         assert fold * (more - value) == pytest.approx(influence_R[row], abs=2e-3)
 
 
@@ -421,12 +422,12 @@ def test_mean_average_precision_and_balanced_accuracy_against_a_slow_loop():
     rng = np.random.default_rng(0)
     is_true_RC = rng.random((300, 4)) < (0.4, 0.2, 0.5, 0.3)
     score_RC = is_true_RC + rng.normal(size=(300, 4))
-    found = classification.ranking_summary(score_RC, is_true_RC)
+    found = ranking_summary(score_RC, is_true_RC)
     assert isinstance(found["mean_ap"], MeasuredValue)
     assert found["mean_ap"].n == 300
 
     def mean_ap(drawn: list[int]) -> float:
-        return float(classification.ranking_summary(score_RC[drawn], is_true_RC[drawn])["mean_ap"])
+        return float(ranking_summary(score_RC[drawn], is_true_RC[drawn])["mean_ap"])
 
     assert_like(found["mean_ap"], slow_interval(300, mean_ap, 300), 0.25)
 
@@ -497,9 +498,7 @@ def test_every_share_of_the_other_metrics_knows_its_n():
         "vqa_acc/other": 1,
         "vqa_acc/yes/no": 1,
     }
-    statements = classification.nlvr2_summary(
-        [True, True, False], [True, False, None], ["a", "b", "b"]
-    )
+    statements = nlvr2_summary([True, True, False], [True, False, None], ["a", "b", "b"])
     assert {
         name: value.n for name, value in statements.items() if isinstance(value, MeasuredValue)
     } == {
@@ -541,8 +540,8 @@ def test_the_best_of_several_tries_has_a_wider_interval():
     """1.959964 and 2.575829 are the 97.5 % and 99.5 % quantiles of the normal distribution."""
     found = intervals.paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.5})
     assert isinstance(found, intervals.MeasuredValue)
-    assert intervals.of_several(found, 1) == pytest.approx((found.low, found.high))
-    low, high = intervals.of_several(found, 5)
+    assert intervals.interval_of_best(found, 1) == pytest.approx((found.low, found.high))
+    low, high = intervals.interval_of_best(found, 5)
     assert (high - low) / (found.high - found.low) == pytest.approx(2.575829 / 1.959964, rel=1e-6)
     assert low + high == pytest.approx(found.low + found.high)
-    assert intervals.of_several(0.5, 1) == (-math.inf, math.inf)
+    assert intervals.interval_of_best(0.5, 1) == (-math.inf, math.inf)

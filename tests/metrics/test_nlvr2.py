@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eve_vl.metrics import classification
+from eve_vl.metrics.nlvr2 import nlvr2_summary
 
 
 def test_as_worked_out_by_hand():
@@ -20,33 +20,31 @@ def test_as_worked_out_by_hand():
     ]
     groups, predicted, labels = zip(*table, strict=True)
     # Of six labelled pairs one is wrong; a and c are right throughout, b is not, d cannot be judged.
-    assert classification.nlvr2_summary(predicted, labels, groups) == pytest.approx(
+    assert nlvr2_summary(predicted, labels, groups) == pytest.approx(
         {"nlvr2_acc": 5 / 6, "nlvr2_consistency": 2 / 3, "num_pairs": 8, "num_unlabelled": 2}
     )
 
 
 def test_pairs_of_one_statement_count_as_one_group_of_the_interval():
-    found = classification.nlvr2_summary(
-        [True] * 6, [True, False, True, True, None, True], list("aabbbc")
-    )
+    found = nlvr2_summary([True] * 6, [True, False, True, True, None, True], list("aabbbc"))
     known = found["nlvr2_acc"], found["nlvr2_consistency"]
     assert [(each.n, each.groups) for each in known] == [(5, 3), (3, 3)]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_without_groups_there_is_no_consistency():
-    numbers = classification.nlvr2_summary([True, False], [True, True], ["", ""])
+    numbers = nlvr2_summary([True, False], [True, True], ["", ""])
     assert numbers == {"nlvr2_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}
     assert numbers["nlvr2_acc"].groups == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_without_labels_there_is_nothing_to_score():
-    assert classification.nlvr2_summary([True], [None], ["a"]) == {
+    assert nlvr2_summary([True], [None], ["a"]) == {
         "num_pairs": 1,
         "num_unlabelled": 1,
     }
-    assert classification.nlvr2_summary([], [], []) == {"num_pairs": 0, "num_unlabelled": 0}
+    assert nlvr2_summary([], [], []) == {"num_pairs": 0, "num_unlabelled": 0}
     with pytest.raises(ValueError):
-        classification.nlvr2_summary([True], [True, False], ["a", "a"])
+        nlvr2_summary([True], [True, False], ["a", "a"])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -65,7 +63,7 @@ def test_equals_its_slow_twin(seed: int):
     right = [i for i in labelled if rows[i][0] is rows[i][1]]
     judged = {groups[i] for i in labelled}
     spoilt = {groups[i] for i in labelled if i not in right}
-    assert classification.nlvr2_summary(
+    assert nlvr2_summary(
         [row[0] for row in rows], [row[1] for row in rows], groups
     ) == pytest.approx(
         {

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.metrics import intervals, retrieval
-from eve_vl.metrics.retrieval import NO_MATCH, Matches, Ranks, Relevance
+from eve_vl.metrics.matches import Matches, Relevance
+from eve_vl.metrics.ranks import NO_MATCH, Ranks, best_ranks, reranked_ranks
+from eve_vl.metrics.topk import QUERIES_AT_ONCE, rank_by_score, top_candidates
 
 
 def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
@@ -47,7 +49,7 @@ def hits_of(ranks: Ranks) -> list[list[float] | None]:
     """At 1, 5 and 10 of each query, None of one that has no match."""
     hits = torch.stack([ranks.hits(k) for k in (1, 5, 10)], dim=1).tolist()
     return [
-        hit if asked else None for hit, asked in zip(hits, ranks.is_asked_Q.tolist(), strict=True)
+        hit if asked else None for hit, asked in zip(hits, ranks.has_match_Q.tolist(), strict=True)
     ]
 
 
@@ -103,13 +105,13 @@ def test_ranking_puts_the_lower_index_first_among_equals():
     scores_QC = torch.tensor(
         [[1.0, 3, 2, 3, 1], [0, 0, 0, 0, 0], [-torch.inf, -torch.inf, 5, -torch.inf, torch.inf]]
     )
-    assert retrieval.rank_by_score(scores_QC, 2).tolist() == [[1, 3], [0, 1], [4, 2]]
-    assert retrieval.rank_by_score(scores_QC, 4).tolist() == [
+    assert rank_by_score(scores_QC, 2).tolist() == [[1, 3], [0, 1], [4, 2]]
+    assert rank_by_score(scores_QC, 4).tolist() == [
         [1, 3, 2, 0],
         [0, 1, 2, 3],
         [4, 2, 0, 1],
     ]
-    assert retrieval.rank_by_score(scores_QC, 99).tolist() == [
+    assert rank_by_score(scores_QC, 99).tolist() == [
         [1, 3, 2, 0, 4],
         [0, 1, 2, 3, 4],
         [4, 2, 0, 1, 3],
@@ -121,7 +123,7 @@ def test_ranks_and_recalls_by_hand():
         [[1.0, 0, 2, 0, 3], [2, 3, 0, 1, 0], [0, 2, 1, 4, 3], [3, 2, 1, 0, 0], [3, 2, 1, 0, 0]]
     )
     matches = matches_of([[0, 2], [1], [0, 2], [], [2, 2]], 5)
-    ranks_Q = retrieval.best_ranks(torch.eye(5), scores_QC.T, matches)
+    ranks_Q = best_ranks(torch.eye(5), scores_QC.T, matches)
     assert ranks_Q.better_Q.dtype == torch.int64
     assert ranks_Q.better_Q.tolist() == [1, 0, 3, NO_MATCH, 2]
     assert (summed := retrieval.summary(ranks_Q, ranks_Q))["tr1"] == 1 / 4 and summed["ir5"] == 1
@@ -135,9 +137,12 @@ def test_reranking_by_hand():
         certain(2, 1, 2, 4),
         torch.tensor([[3.0, 2, 1]] * 4),
     )
-    assert retrieval.reranked_ranks(
-        topk_QK, first_QK, scores_QK, matches, before
-    ).better_Q.tolist() == [0, 1, 2, 4]
+    assert reranked_ranks(topk_QK, first_QK, scores_QK, matches, before).better_Q.tolist() == [
+        0,
+        1,
+        2,
+        4,
+    ]
 
 
 def test_a_constant_scorer_gets_chance():
@@ -145,18 +150,18 @@ def test_a_constant_scorer_gets_chance():
     ones_ID, ones_TD = torch.ones(6, 2), torch.ones(12, 2)
     for wanted in ([[image] for image in range(6)], [[0], [0, 1], [0, 1, 2], [3], [4], [0, 5, 9]]):
         matches = matches_of(wanted, 12)
-        ranks = retrieval.best_ranks(ones_ID, ones_TD, matches)
+        ranks = best_ranks(ones_ID, ones_TD, matches)
         for k in (1, 5, 10):
             chance = [1 - math.comb(12 - len(each), k) / math.comb(12, k) for each in wanted]
             assert ranks.hits(k).tolist() == pytest.approx(chance)
-    top_QK, first_QK = retrieval.top_candidates(ones_ID, ones_TD, 4)
+    top_QK, first_QK = top_candidates(ones_ID, ones_TD, 4)
     matches = matches_of([[image] for image in range(6)], 12)
-    both = retrieval.reranked_ranks(
+    both = reranked_ranks(
         top_QK,
         first_QK,
         torch.zeros(6, 4),
         matches,
-        retrieval.best_ranks(ones_ID, ones_TD, matches),
+        best_ranks(ones_ID, ones_TD, matches),
     )
     assert both.hits(1).tolist() == [1 / 4] * 4 + [
         0,
@@ -251,7 +256,7 @@ def test_intervals_of_recalls_group_the_texts_of_an_image_and_compare_with_the_r
         for value, old in zip(rows, olds, strict=True)
     ]
     expected = intervals.linear(sum(map(sum, sums[:2])), np.array(influence), groups[0] + groups[1])
-    intervals.over(expected, "r_mean_itc_only", np.array(gain), groups[0] + groups[1])
+    intervals.with_difference(expected, "r_mean_itc_only", np.array(gain), groups[0] + groups[1])
     ends, wanted = (each.certainty() for each in (found["r_mean"], expected))  # pyright: ignore[reportAttributeAccessIssue]
     assert found["r_mean"] == pytest.approx(expected)
     assert ends.pop("versus")["r_mean_itc_only"] == pytest.approx(
@@ -287,11 +292,9 @@ def test_scores_that_are_no_numbers_are_refused():
     bad_12 = torch.tensor([[0.0, torch.nan]])
     matches = matches_of([[0]], 2)
     calls = (
-        lambda: retrieval.reranked_ranks(
-            torch.tensor([[0, 1]]), bad_12, bad_12, matches, certain(0)
-        ),
-        lambda: retrieval.top_candidates(bad_12, torch.ones(2, 2), 1),
-        lambda: retrieval.best_ranks(bad_12, torch.ones(2, 2), matches),
+        lambda: reranked_ranks(torch.tensor([[0, 1]]), bad_12, bad_12, matches, certain(0)),
+        lambda: top_candidates(bad_12, torch.ones(2, 2), 1),
+        lambda: best_ranks(bad_12, torch.ones(2, 2), matches),
     )
     for call in calls:
         with pytest.raises(ValueError, match="NaN"):
@@ -311,18 +314,15 @@ def test_everything_equals_its_slow_twin(num_queries: int, num_candidates: int):
     matches = matches_of(wanted, num_candidates)
     scores = slow_scores(query_QD, candidate_CD)
     orders = [slow_order(row) for row in scores]
-    assert hits_of(retrieval.best_ranks(query_QD, candidate_CD, matches)) == slow_hits(
-        scores, wanted
-    )
+    assert hits_of(best_ranks(query_QD, candidate_CD, matches)) == slow_hits(scores, wanted)
     for k in (1, 2, 10, 1000):
-        topk_QK, first_QK = retrieval.top_candidates(query_QD, candidate_CD, k)
+        topk_QK, first_QK = top_candidates(query_QD, candidate_CD, k)
         assert topk_QK.tolist() == [order[:k] for order in orders]
         assert first_QK.tolist() == [
             [row[each] for each in order[:k]] for row, order in zip(scores, orders, strict=True)
         ]
         assert (
-            topk_QK.tolist()
-            == retrieval.rank_by_score(torch.tensor(scores, dtype=torch.float32), k).tolist()
+            topk_QK.tolist() == rank_by_score(torch.tensor(scores, dtype=torch.float32), k).tolist()
         )
         second_QK = torch.tensor([[random_.randint(0, 3) / 4 for _ in row] for row in topk_QK])
         keys = [
@@ -331,10 +331,10 @@ def test_everything_equals_its_slow_twin(num_queries: int, num_candidates: int):
         for query, (order, second) in enumerate(zip(orders, second_QK.tolist(), strict=True)):
             for candidate, score in zip(order[:k], second, strict=True):
                 keys[query][candidate] = 1, score, scores[query][candidate]
-        before = retrieval.best_ranks(query_QD, candidate_CD, matches)
-        assert hits_of(
-            retrieval.reranked_ranks(topk_QK, first_QK, second_QK, matches, before)
-        ) == slow_hits(keys, wanted)
+        before = best_ranks(query_QD, candidate_CD, matches)
+        assert hits_of(reranked_ranks(topk_QK, first_QK, second_QK, matches, before)) == slow_hits(
+            keys, wanted
+        )
 
 
 def test_recalls_equal_counting():
@@ -390,8 +390,8 @@ def test_folds_equal_five_small_evaluations():
     def numbers(images, texts, fold):
         images_ID, texts_TD = image_ID[images], text_TD[texts]
         return retrieval.summary(
-            retrieval.best_ranks(images_ID, texts_TD, fold.texts_of_image),
-            retrieval.best_ranks(texts_TD, images_ID, fold.images_of_text),
+            best_ranks(images_ID, texts_TD, fold.texts_of_image),
+            best_ranks(texts_TD, images_ID, fold.images_of_text),
         )
 
     found = retrieval.folds_1k(relevance, numbers, fold_size=size)
@@ -409,27 +409,22 @@ def test_order_and_company_of_queries_do_not_matter():
         40
     ].clone()  # equal candidates must get equal scores wherever they stand
     matches = matches_of([[110] if query % 2 else [40] for query in range(300)], 111)
-    topk_QK = retrieval.top_candidates(query_QD, candidate_CD, 20)[0]
-    ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
+    topk_QK = top_candidates(query_QD, candidate_CD, 20)[0]
+    ranks = best_ranks(query_QD, candidate_CD, matches)
     assert (ranks.tied_Q == 4).all() and (ranks.true_Q == 1).all()
     turn = torch.randperm(300, generator=generator)
     turned = matches_of([[110] if query % 2 else [40] for query in turn.tolist()], 111)
-    assert torch.equal(retrieval.top_candidates(query_QD[turn], candidate_CD, 20)[0], topk_QK[turn])
+    assert torch.equal(top_candidates(query_QD[turn], candidate_CD, 20)[0], topk_QK[turn])
     assert torch.equal(
-        retrieval.best_ranks(query_QD[turn], candidate_CD, turned).better_Q, ranks.better_Q[turn]
+        best_ranks(query_QD[turn], candidate_CD, turned).better_Q, ranks.better_Q[turn]
     )
     for query in (0, 1, 255, 256, 299):
         alone_1D, only = (
             query_QD[query : query + 1],
             matches_of([[110] if query % 2 else [40]], 111),
         )
-        assert torch.equal(
-            retrieval.top_candidates(alone_1D, candidate_CD, 20)[0][0], topk_QK[query]
-        )
-        assert (
-            retrieval.best_ranks(alone_1D, candidate_CD, only).better_Q.item()
-            == ranks.better_Q[query]
-        )
+        assert torch.equal(top_candidates(alone_1D, candidate_CD, 20)[0][0], topk_QK[query])
+        assert best_ranks(alone_1D, candidate_CD, only).better_Q.item() == ranks.better_Q[query]
 
 
 def test_autocast_does_not_coarsen_scores():
@@ -441,15 +436,17 @@ def test_autocast_does_not_coarsen_scores():
     matches = matches_of([[query] for query in range(50)], 2000)
     scores_QC = query_QD.double() @ candidate_CD.double().T
     with torch.autocast("cpu", torch.bfloat16):
-        ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
+        ranks = best_ranks(query_QD, candidate_CD, matches)
     assert torch.equal(ranks.better_Q, (scores_QC > scores_QC.diagonal()[:, None]).sum(1))
 
 
 def test_features_may_carry_gradients():
     query_QD = torch.eye(3, requires_grad=True)
-    assert retrieval.best_ranks(
-        query_QD, torch.eye(3), matches_of([[0], [1], [2]], 3)
-    ).better_Q.tolist() == [0, 0, 0]
+    assert best_ranks(query_QD, torch.eye(3), matches_of([[0], [1], [2]], 3)).better_Q.tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 # Size
@@ -476,9 +473,9 @@ def test_coco_5k_both_ways_in_little_memory():
         (image_ID, text_TD, relevance.texts_of_image),
         (text_TD, image_ID, relevance.images_of_text),
     ):
-        ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
-        num_ranked = 5 * retrieval.QUERIES_AT_ONCE
-        topk_QK = retrieval.top_candidates(query_QD[:num_ranked], candidate_CD, 128)[0]
+        ranks = best_ranks(query_QD, candidate_CD, matches)
+        num_ranked = 5 * QUERIES_AT_ONCE
+        topk_QK = top_candidates(query_QD[:num_ranked], candidate_CD, 128)[0]
         assert (
             0.02 < retrieval.summary(ranks, ranks)["tr1"] < 0.98
         )  # neither blind nor without effort

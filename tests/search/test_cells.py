@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
+from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search import cells
 from eve_vl.search.cells import Cells
 from eve_vl.search.index import Index
 from eve_vl.search.index_files import CELLS
-from eve_vl.search.nearest import topk_exact
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
 from helpers.indices import write_image, write_images
@@ -39,7 +39,9 @@ def recall(index: Index, num: int) -> float:
     best = Cells(index.database).topk(queries, 10, num)
     assert best is not None
     every_slot = np.ones(num, dtype=bool)
-    exact_slots, _ = topk_exact(index.database.images.first(num), queries, 10, every_slot)
+    exact_slots, _ = top_candidates_of_blocks(
+        index.database.images.first(num), queries, 10, every_slot
+    )
     num_common = 0
     for slots, exact in zip(best[0].tolist(), exact_slots.tolist(), strict=True):
         num_common += len(set(slots) & set(exact))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search import vector_file
-from eve_vl.search.nearest import topk_exact
 from eve_vl.search.vector_file import VectorFile
 from eve_vl.utils.errors import UserError
 
@@ -44,7 +44,7 @@ def test_topk_equals_a_full_sort(vectors, features, k):
     rng = np.random.default_rng(2)
     is_wanted = rng.random(330) < 0.7
     query = rng.normal(size=(2, 6)).astype(np.float32)
-    slots, scores = topk_exact(vectors.first(330), query, k, is_wanted)
+    slots, scores = top_candidates_of_blocks(vectors.first(330), query, k, is_wanted)
     products = features[:330].astype(np.float64) @ query.T
     products[~is_wanted] = -np.inf
     expected = (-products).argsort(0)[: min(k, is_wanted.sum())].T

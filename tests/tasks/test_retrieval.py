@@ -17,7 +17,7 @@ from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.metrics.retrieval import Relevance
+from eve_vl.metrics.matches import Relevance
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrast.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig

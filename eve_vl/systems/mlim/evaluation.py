@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.metrics import classification as metrics
+from eve_vl.metrics.same_items import PR_AUC, same_item_summary
 from eve_vl.systems.mlim.config import MlimConfig, PairConfig
 from eve_vl.systems.mlim.item_rows import ItemBatch
 from eve_vl.systems.mlim.task import ItemPairs, Mlim
@@ -60,7 +60,7 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     """
 
     section = PairConfig
-    main_metric, score_name = metrics.PR_AUC, "pair_acc"
+    main_metric, score_name = PR_AUC, "pair_acc"
     baselines = (
         Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
         Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),
@@ -81,7 +81,7 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification`."""
         probabilities = {name: [getattr(each, name) for each in predictions] for name in SHOWN}
-        return metrics.same_item_summary(probabilities, [each.label for each in predictions])
+        return same_item_summary(probabilities, [each.label for each in predictions])
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the verdict on each labelled pair is right."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from eve_vl.data.kinds.labels import LabelBatch
 from eve_vl.metrics import classification as classification_metrics
+from eve_vl.metrics.average_precision import ranking_summary
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.classification.task import Classification
@@ -77,10 +78,7 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
             [[label in each.labels for label in self.task.sizes.labels] for each in known]
         )
         return (
-            classification_metrics.ranking_summary(
-                np.stack([each.probability_C for each in known]), is_true_RC
-            )
-            | numbers
+            ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
         )
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:

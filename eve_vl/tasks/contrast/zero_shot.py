@@ -27,6 +27,7 @@ from eve_vl.data.sample_set import SampleSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics import intervals
+from eve_vl.metrics.average_precision import ranking_summary
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classification.config import ClassificationConfig
@@ -204,7 +205,7 @@ class ZeroShot:
         is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
         right_R = (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
         if several:
-            return metrics.ranking_summary(score_RC, is_true_RC), right_R
+            return ranking_summary(score_RC, is_true_RC), right_R
         right, true = right_R.tolist(), [given[0] for given in labels]
         numbers = (
             metrics.summary(right, true)
@@ -264,7 +265,9 @@ def zero_shot(
     given = [*labels.values()]
     numbers, right_R = scorer.metrics(score_RC, given, several=several)
     of_noise, of_noise_R = scorer.metrics(of_noise_RC, given, several=several)
-    intervals.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
+    intervals.with_difference(
+        numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given)
+    )
     numbers |= {
         f"{name}_noise": of_noise[name]
         for name in ("acc", "balanced_acc", "mean_ap")

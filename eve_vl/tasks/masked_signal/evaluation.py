@@ -122,7 +122,7 @@ class Sums:
             for other in by_row:
                 if other.startswith(f"{name}_") and by_row[other].keys() == found.keys():
                     gain_R = sum_R - np.array([each[0] for each in by_row[other].values()])
-                    numbers[name] = intervals.over(
+                    numbers[name] = intervals.with_difference(
                         numbers[name], other, gain_R / count_R.sum(), groups
                     )
         return numbers

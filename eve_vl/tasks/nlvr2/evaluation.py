@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from eve_vl.data.kinds.statements import StatementBatch
-from eve_vl.metrics import classification as classification_metrics
 from eve_vl.metrics.intervals import GROUP
+from eve_vl.metrics.nlvr2 import nlvr2_summary
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ClassifierEvaluator, Prediction
 from eve_vl.tasks.nlvr2.config import NLVR2Config
@@ -39,7 +39,7 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification`."""
-        return classification_metrics.nlvr2_summary(*_columns(predictions, "is_true label group"))
+        return nlvr2_summary(*_columns(predictions, "is_true label group"))
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether each labelled pair is judged right.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from eve_vl.metrics.retrieval import Relevance
+from eve_vl.metrics.matches import Relevance
 
 
 @dataclass(kw_only=True, slots=True)

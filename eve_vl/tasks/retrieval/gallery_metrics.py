@@ -12,6 +12,8 @@ from torch import Tensor
 
 from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.matches import Relevance
+from eve_vl.metrics.ranks import best_ranks
 from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.reranking import pair_numbers, score_pair_numbers
 from eve_vl.tasks.retrieval.task import Retrieval
@@ -30,10 +32,10 @@ def merged_recalls(gallery: Gallery) -> dict[str, float]:
         return {}
     num_images = len(gallery.image_Id)
     image_P, caption_P = gallery.relevance.texts_of_image.rows(0, num_images)
-    relevance = metrics.Relevance.from_pairs(image_P, text_T[caption_P], num_images, len(texts))
+    relevance = Relevance.from_pairs(image_P, text_T[caption_P], num_images, len(texts))
     text_Nd = gallery.text_Nd[texts.to(gallery.text_Nd.device)]
-    ranks_I = metrics.best_ranks(gallery.image_Id, text_Nd, relevance.texts_of_image)
-    ranks_T = metrics.best_ranks(text_Nd, gallery.image_Id, relevance.images_of_text)
+    ranks_I = best_ranks(gallery.image_Id, text_Nd, relevance.texts_of_image)
+    ranks_T = best_ranks(text_Nd, gallery.image_Id, relevance.images_of_text)
     numbers = {}
     for name, value in metrics.summary(ranks_I, ranks_T, relevance.image_T).items():
         if not name.startswith(("num", "rsum")):
@@ -86,7 +88,9 @@ def _precisions(way: str, queries: LabeledSide, candidates: LabeledSide) -> dict
     for k, precision_Q in zip(metrics.PRECISIONS, precision_QK.T.numpy(), strict=True):
         precision = intervals.mean(precision_Q, groups, is_share=True)
         gain_Q = (precision_Q - chance_Q.numpy()) / len(precision_Q)
-        numbers[f"precision_{way}{k}"] = intervals.over(precision, chance_name, gain_Q, groups)
+        numbers[f"precision_{way}{k}"] = intervals.with_difference(
+            precision, chance_name, gain_Q, groups
+        )
     numbers[chance_name] = float(chance_Q.mean())
     return numbers
 
@@ -112,7 +116,7 @@ def tag_precision(gallery: Gallery) -> tuple[dict[str, float], dict[str, float]]
     gain_L = (precision_L - chance_L.numpy()) / num_tags
     mean = intervals.mean(precision_L, is_share=True)
     numbers = {
-        "tag_p5": intervals.over(mean, "tag_p5_chance", gain_L),
+        "tag_p5": intervals.with_difference(mean, "tag_p5_chance", gain_L),
         "tag_p5_chance": float(chance_L.mean()),
     }
     shares = {}
@@ -157,7 +161,7 @@ def hard_caption_accuracy(task: Retrieval, gallery: Gallery, num_reranked: int) 
     if len(images) > 1:
         wrong_hit_G = _first_is_best(wrong_score_P, sizes)
         gain_G = (hit_G - wrong_hit_G) / len(images)
-        intervals.over(numbers["tr1_hard"], HARD_ABLATED, gain_G)
+        intervals.with_difference(numbers["tr1_hard"], HARD_ABLATED, gain_G)
         numbers[HARD_ABLATED] = intervals.mean(wrong_hit_G, is_share=True)
     return numbers
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.data.caption_tags import TAG_ROWS
-from eve_vl.metrics.retrieval import Relevance
+from eve_vl.metrics.matches import Relevance
 from eve_vl.tasks.contrast.task import AnyContrastTask
 from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.reranking import score_every_pair

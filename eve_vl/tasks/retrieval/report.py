@@ -11,6 +11,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.topk import top_candidates
 from eve_vl.pages.drawing import Loss, Section
 from eve_vl.tasks.classifier.report import heatmaps, pixels_of
 from eve_vl.tasks.contrast.report import CONTRAST_LOSSES
@@ -190,9 +191,7 @@ def best_candidates(
     """
     query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides
-    order_QK = metrics.top_candidates(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS))[
-        0
-    ].cpu()
+    order_QK = top_candidates(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS))[0].cpu()
     if num_reranked:
         first_QK = order_QK[:, :num_reranked]
         asked_QK = query_Q[:, None].expand_as(first_QK)

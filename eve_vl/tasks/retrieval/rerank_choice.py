@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.matches import Matches
+from eve_vl.metrics.ranks import Ranks, best_ranks, reranked_ranks
+from eve_vl.metrics.topk import top_candidates
 from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.reranking import rerank_scores
 from eve_vl.tasks.retrieval.task import Retrieval
@@ -21,9 +24,9 @@ class SearchResult:
     """Recalls of a search in both directions, and the ranks behind them."""
 
     numbers: dict[str, float]
-    ranks_I: metrics.Ranks
+    ranks_I: Ranks
     """Of images' captions."""
-    ranks_T: metrics.Ranks
+    ranks_T: Ranks
     """Of captions' images."""
 
 
@@ -33,13 +36,13 @@ class Direction:
 
     query_Qd: Tensor
     candidate_Cd: Tensor
-    matches: metrics.Matches
-    ranks_Q: metrics.Ranks
+    matches: Matches
+    ranks_Q: Ranks
     """By contrast only."""
 
-    def reranked(self, top_QK: Tensor, product_QK: Tensor, score_QK: Tensor) -> metrics.Ranks:
+    def reranked(self, top_QK: Tensor, product_QK: Tensor, score_QK: Tensor) -> Ranks:
         """Return the ranks after the top K of each query are ordered by score."""
-        return metrics.reranked_ranks(top_QK, product_QK, score_QK, self.matches, self.ranks_Q)
+        return reranked_ranks(top_QK, product_QK, score_QK, self.matches, self.ranks_Q)
 
 
 def search_gallery(
@@ -80,8 +83,8 @@ def search_gallery(
     return SearchResult(numbers, results[best_k].ranks_I, results[best_k].ranks_T)
 
 
-def _direction(query_Qd: Tensor, candidate_Cd: Tensor, matches: metrics.Matches) -> Direction:
-    ranks_Q = metrics.best_ranks(query_Qd, candidate_Cd, matches)
+def _direction(query_Qd: Tensor, candidate_Cd: Tensor, matches: Matches) -> Direction:
+    ranks_Q = best_ranks(query_Qd, candidate_Cd, matches)
     return Direction(query_Qd, candidate_Cd, matches, ranks_Q)
 
 
@@ -94,10 +97,8 @@ def _rerank(
 ) -> dict[int, SearchResult]:
     """Return the result by the number of re-ranked candidates; each pair is scored once."""
     most = max(numbers_of_candidates)
-    caption_IK, product_IK = metrics.top_candidates(
-        to_captions.query_Qd, to_captions.candidate_Cd, most
-    )
-    image_TK, product_TK = metrics.top_candidates(to_images.query_Qd, to_images.candidate_Cd, most)
+    caption_IK, product_IK = top_candidates(to_captions.query_Qd, to_captions.candidate_Cd, most)
+    image_TK, product_TK = top_candidates(to_images.query_Qd, to_images.candidate_Cd, most)
     score_IK, score_TK = rerank_scores(task, gallery, caption_IK.cpu(), image_TK.cpu())
     results = {}
     for k in numbers_of_candidates:

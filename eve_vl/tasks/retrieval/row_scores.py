@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from eve_vl.data.row_hashes import hash_of
-from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP
+from eve_vl.metrics.matches import Relevance
+from eve_vl.metrics.ranks import Ranks
 
 
 def first_hits(
     names: Sequence[str],
-    relevance: metrics.Relevance,
-    ranks_I: metrics.Ranks,
-    ranks_T: metrics.Ranks,
+    relevance: Relevance,
+    ranks_I: Ranks,
+    ranks_T: Ranks,
     recalls: Sequence[int] = (1,),
 ) -> dict[str, float]:
     """Return a score for each query by its name: whether its first hit is true.
@@ -42,13 +43,13 @@ def first_hits(
     return scores
 
 
-def _scores(ranks_Q: metrics.Ranks, recalls: Sequence[int]) -> list[float | None]:
+def _scores(ranks_Q: Ranks, recalls: Sequence[int]) -> list[float | None]:
     """Return the mean hit rate over some numbers of first hits; None for a query without match."""
     total_Q = sum((ranks_Q.hits(k) for k in recalls), torch.zeros(()))
     assert isinstance(total_Q, Tensor)
     scores: list[float | None] = []
     for has_match, score in zip(
-        ranks_Q.is_asked_Q.tolist(), (total_Q / len(recalls)).tolist(), strict=True
+        ranks_Q.has_match_Q.tolist(), (total_Q / len(recalls)).tolist(), strict=True
     ):
         scores.append(score if has_match else None)
     return scores

@@ -13,6 +13,8 @@ from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import usable_rows
 from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as vqa_metrics
+from eve_vl.metrics.answer_form import normalize
+from eve_vl.metrics.blind_answers import answers_by_question, answers_by_words
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ABLATIONS, ClassifierEvaluator, Prediction
@@ -77,7 +79,7 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         numbers = vqa_metrics.summary(
             *_columns(predictions, "answer answers answer_type image_id content_type group")
         )
-        known = (map(vqa_metrics.normalize, each.answers) for each in predictions if each.answers)
+        known = (map(normalize, each.answers) for each in predictions if each.answers)
         outside = sum(self.task.answer_ids.keys().isdisjoint(given) for given in known)
         return numbers | ({"num_outside_list": outside} if outside else {})
 
@@ -113,10 +115,10 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         own, scores = self.metrics(predictions)["vqa_acc"], self.per_row_scores(predictions)
         (questions,) = _columns(predictions, "question")
         guesses = {
-            "vqa_acc_blind": vqa_metrics.answers_by_question(train, questions),
-            "vqa_acc_words": vqa_metrics.answers_by_words(train, questions),
+            "vqa_acc_blind": answers_by_question(train, questions),
+            "vqa_acc_words": answers_by_words(train, questions),
             # as if all questions were equal
-            "vqa_acc_majority": vqa_metrics.answers_by_question(
+            "vqa_acc_majority": answers_by_question(
                 [("", given) for _, given in train], [""] * len(questions)
             ),
         }
@@ -134,7 +136,9 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             gain_R = np.subtract(
                 [*scores.values()], [*self.per_row_scores(guessed).values()]
             ) / len(scores)
-            found["vqa_acc"] = intervals.over(own, name, gain_R, [*map(intervals.group_of, scores)])
+            found["vqa_acc"] = intervals.with_difference(
+                own, name, gain_R, [*map(intervals.group_of, scores)]
+            )
         return found
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eve_vl.metrics.vqa import normalize as normalize_answer
+from eve_vl.metrics.answer_form import normalize as normalize_answer
 from eve_vl.predict.heatmap import Evidence
 from eve_vl.predict.inputs import (
     GivenImage,

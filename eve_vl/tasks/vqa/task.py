@@ -11,6 +11,7 @@ from eve_vl.data.answer_list import closed_vocabulary, drop_unanswerable, read_a
 from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.metrics import vqa as metrics
+from eve_vl.metrics.answer_form import normalize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.classifier.task import Classifier
 from eve_vl.tasks.task import Prepared
@@ -35,7 +36,7 @@ class VQA(Classifier[VQAConfig]):
         self.answers = self.sizes.labels
         self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
-            self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
+            self.answer_ids.setdefault(normalize(answer), []).append(index)
         self.answer_head = MLPHead(
             self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers)
         )
@@ -51,7 +52,7 @@ class VQA(Classifier[VQAConfig]):
         answers = labels or _answer_list(config, sources)
         is_built = not labels and cast(VQAConfig, config.task).answers is None
         advice = " (--task.min-answer-count 1 keeps all)" if is_built else ""
-        answerable, notes = drop_unanswerable(sources, answers, metrics.normalize, advice)
+        answerable, notes = drop_unanswerable(sources, answers, normalize, advice)
         return Prepared(sources=answerable, labels=tuple(answers), notes=notes)
 
     def targets(self, batch: QuestionBatch) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from eve_vl.data.batches import normalize
 from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.metrics.same_items import same_item_summary
 from eve_vl.predict.inputs import Inputs
 from eve_vl.systems.mlim.config import PairConfig
 from eve_vl.systems.mlim.item_rows import ItemBatch, ItemPair, ItemRows
@@ -222,7 +222,7 @@ def test_the_area_of_a_hand_made_table():
     """Ranked: same, not, {same, not} at one probability, not: 1/2 · 1 + 1/2 · 2/4."""
     labels = [True, False, True, False, None, False]
     scores = {"pr_auc": [0.9, 0.8, 0.4, 0.4, 1.0, 0.1], "pr_auc_texts": [0.5] * 6}
-    numbers = metrics.same_item_summary(scores, labels)
+    numbers = same_item_summary(scores, labels)
     assert numbers == {
         "pair_acc": 3 / 5,
         "pr_auc": 0.75,
@@ -234,4 +234,4 @@ def test_the_area_of_a_hand_made_table():
     area = numbers["pr_auc"]
     assert isinstance(area, MeasuredValue) and area.low < 0.75 < area.high
     assert area.versus["pr_auc_chance"] == area.versus["pr_auc_texts"]
-    assert metrics.same_item_summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}
+    assert same_item_summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}
