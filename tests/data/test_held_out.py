@@ -1,33 +1,51 @@
 """The held-out split: the same rows wherever the data lies, none of them in training."""
 
 import io
+import json
 import os
 import tarfile
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from eve_vl.config import Config
 from eve_vl.data.held_out import lowest
 from eve_vl.data.opening import open_splits, open_train_and_val
+from eve_vl.data.records import Source
+from eve_vl.data.splits import Splits
 from eve_vl.data.table import Table
+from eve_vl.run.startup_summary import data_lines
 from eve_vl.utils.errors import UserError
 from helpers.twins import tiny_config
 
-CONFIG = tiny_config()
+
+def config_of(*sources: Path, **data: object) -> Config:
+    return tiny_config(data={"train": tuple(map(str, sources)), "val": ("held-out",)} | data)
+
+
+def splits_of(*sources: Path, kind: str = "captions", **data: object) -> Splits:
+    return open_splits(config_of(*sources, **data), kind)
+
+
+def rows_in(sources: Sequence[Source[Any]]) -> list[Any]:
+    return [source[row] for source in sources for row in range(len(source))]
+
+
+def names_in(sources: Sequence[Source[Any]]) -> set[str]:
+    return {row.where for row in rows_in(sources)}
+
+
+def image_names_in(sources: Sequence[Source[Any]]) -> set[str]:
+    return {image.path.name for row in rows_in(sources) for image in row.images}
 
 
 def held_out(source: Path, **data: object) -> tuple[set[str], set[str]]:
-    """The names of training and of validation rows."""
-    config = replace(
-        CONFIG, data=replace(CONFIG.data, train=(str(source),), val=("held-out",), **data)
-    )
-    train, val = open_train_and_val(config)
-    return (
-        {train[0][row].where for row in range(len(train[0]))},
-        {val[0][row].where for row in range(len(val[0]))},
-    )
+    """Return the names of training and of validation rows."""
+    splits = splits_of(source, **data)
+    return names_in(splits.train), names_in(splits.val)
 
 
 def write_pairs(folder: Path, numbers: Iterable[int]) -> Path:
@@ -38,10 +56,10 @@ def write_pairs(folder: Path, numbers: Iterable[int]) -> Path:
     return folder
 
 
-def write_shard(folder: Path, num: int) -> Path:
+def write_shard(folder: Path, num_rows: int) -> Path:
     folder.mkdir()
     with tarfile.open(folder / "pairs.tar", "w") as tar:
-        for number in range(num):
+        for number in range(num_rows):
             for suffix, content in (("jpg", b"image"), ("txt", b"caption")):
                 member = tarfile.TarInfo(f"{number}.{suffix}")
                 member.size = len(content)
@@ -49,138 +67,182 @@ def write_shard(folder: Path, num: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("num", "held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
-def test_tiny_sources_hold_out_two_places_if_that_leaves_as_many(num, held):
-    places = [*range(num), *range(num), None]
-    is_held = lowest(places, 0.0)
-    assert is_held.tolist() == [place is not None and place < held for place in places]
+def write_lines(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_images(folder: Path, num: int) -> None:
+    for number in range(num):
+        Image.new("RGB", (4, 4), (number, 255 - number, 100)).save(folder / f"{number}.png")
+
+
+# The rule
+
+
+@pytest.mark.parametrize(("num", "num_held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
+def test_tiny_sources_hold_out_two_keys_if_that_leaves_as_many(num, num_held):
+    keys = [*range(num), *range(num), None]
+    expected = [key is not None and key < num_held for key in keys]
+    assert lowest(keys, 0.0).tolist() == expected
 
 
 def test_the_lowest_share_of_all_hashes_is_held_out():
-    places = [-(2**63), -(2**62) - 1, -(2**62), -(2**62) + 1, 0, 2**63 - 1]
-    assert lowest(places, 0.25).tolist() == [True, True, False, False, False, False]
-    assert lowest(places, 0.5).tolist() == [True, True, True, True, False, False]
+    keys = [-(2**63), -(2**62) - 1, -(2**62), -(2**62) + 1, 0, 2**63 - 1]
+    assert lowest(keys, 0.25).tolist() == [True, True, False, False, False, False]
+    assert lowest(keys, 0.5).tolist() == [True, True, True, True, False, False]
 
 
-def test_a_split_takes_names_that_are_no_text(tmp_path):
-    folder = write_pairs(tmp_path / "pairs", range(20))
-    for suffix in (b"png", b"txt"):
-        (folder / os.fsdecode(b"\xff." + suffix)).write_text("a caption")
-    assert sum(map(len, held_out(folder, val_fraction=0.5))) == 21
-
-
-def test_a_split_needs_rows_on_both_sides(tmp_path):
-    folder = write_pairs(tmp_path / "one", [1])
-    with pytest.raises(
-        UserError,
-        match=rf"^{folder}: has too few images or texts for a held-out split; name other data",
-    ):
-        held_out(folder)
-
-
-def test_rows_that_show_a_held_out_image_leave_every_source(tmp_path):
-    """The second source names images of the first, whose places differ there."""
-    (tmp_path / "0.png").touch()
-    tables = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
-    for table, first in zip(tables, (0, 50), strict=True):
-        table.write_text(
-            "".join(
-                f'{{"image": "{number}.png", "caption": "x"}}\n'
-                for number in range(first, first + 100)
-            )
-        )
-    (tmp_path / "50.png").touch()
-    data = replace(CONFIG.data, train=tuple(map(str, tables)), val=("held-out",), val_fraction=0.3)
-    train, val = open_train_and_val(replace(CONFIG, data=data))
-    shown = [
-        {source[row].image.path.name for source in sources for row in range(len(source))}
-        for sources in (train, val)
-    ]  # pyright: ignore
-    assert not shown[0] & shown[1] and len(shown[0] | shown[1]) == 150
-    assert [len(source) for source in val] == [
-        sum(f"{number}.png" in shown[1] for number in range(first, first + 100))
-        for first in (0, 50)
-    ]
+# Splits of data
 
 
 def test_held_out_rows_leave_training(tmp_path):
     (tmp_path / "0.png").touch()  # a reader looks whether the first images are there
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(
-            f'{{"image": "{number}.png", "caption": "number {number}"}}\n' for number in range(1000)
-        )
-    )
-    config = replace(CONFIG, data=replace(CONFIG.data, train=(str(rows),), val=("held-out",)))
-    train, val = open_train_and_val(config)
-    assert 10 <= len(val[0]) <= 32  # 20 are expected; a threshold on hashes gives 20 ± 4.4
-    kept, held = (
-        {source[row].where for row in range(len(source))} for source in (train[0], val[0])
-    )
-    assert not kept & held
-    assert len(kept | held) == 1000
+    rows = [{"image": f"{number}.png", "caption": f"number {number}"} for number in range(1000)]
+    train, val = held_out(write_lines(tmp_path / "rows.jsonl", rows))
+    assert 10 <= len(val) <= 32  # 20 are expected; a threshold on hashes gives 20 ± 4.4
+    assert not train & val
+    assert len(train | val) == 1000
+
+
+def test_names_that_are_no_text_are_split(tmp_path):
+    folder = write_pairs(tmp_path / "pairs", range(20))
+    for suffix in (b"png", b"txt"):
+        (folder / os.fsdecode(b"\xff." + suffix)).write_text("a caption")
+    train, val = held_out(folder, val_fraction=0.5)
+    assert len(train) + len(val) == 21
+
+
+def test_a_source_with_rows_on_one_side_only_is_refused(tmp_path):
+    folder = write_pairs(tmp_path / "one", [1])
+    message = rf"^{folder}: has too few images or texts for a held-out split; name other data"
+    with pytest.raises(UserError, match=message):
+        held_out(folder)
 
 
 def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
-    """The test rows are those of a smaller held-out split, so validation and test do not depend on each other's share."""
+    """The test rows are those of a smaller held-out split.
+
+    So validation and test do not depend on each other's share.
+    """
     source = write_pairs(tmp_path / "pairs", range(400))
-    data = replace(
-        CONFIG.data, train=(str(source),), val=("held-out",), val_fraction=0.2, test_fraction=0.1
-    )
-    config = replace(CONFIG, data=data)
-    splits = open_splits(config, "captions")
-    train, val, test = (
-        {source[row].where for row in range(len(source))}
-        for (source,) in (splits.train, splits.val, splits.test)
-    )
-    assert not train & val and not train & test and not val & test
+    splits = splits_of(source, val_fraction=0.2, test_fraction=0.1)
+    train, val, test = (names_in(part) for part in (splits.train, splits.val, splits.test))
+    assert not train & val
+    assert not train & test
+    assert not val & test
     assert len(train | val | test) == 400
-    assert 50 < len(val) < 110 and 20 < len(test) < 60
+    assert 50 < len(val) < 110
+    assert 20 < len(test) < 60
     assert test == held_out(source, val_fraction=0.1)[1]
     assert test | val == held_out(source, val_fraction=0.3)[1]
-    own = replace(config, data=replace(data, val=(str(source),), val_fraction=0.02))
-    splits = open_splits(own, "captions")
-    lengths = [len(source) for (source,) in (splits.train, splits.val, splits.test)]
-    assert lengths == [400 - len(test), 400, len(test)]
-    assert open_train_and_val(own)[1][0][0].where == "0.png"
+
+    with_named_val = splits_of(source, val=(str(source),), test_fraction=0.1)
+    assert names_in(with_named_val.test) == test
+    assert len(names_in(with_named_val.train)) == 400 - len(test)
+    assert len(names_in(with_named_val.val)) == 400
+    assert with_named_val.val_names == [str(source)]
 
 
-def test_the_held_out_split_moves_with_its_folder(tmp_path):
-    """A row's membership depends on its place within the source: not on the folder's place, nor on other rows."""
+def test_a_row_stays_in_its_part_when_data_move_or_rows_are_added(tmp_path):
     share = {"val_fraction": 0.2}
-    kept, held = held_out(write_pairs(tmp_path / "a", range(300)), **share)
-    assert 30 < len(held) < 90 and len(kept) + len(held) == 300
+    train, val = held_out(write_pairs(tmp_path / "a", range(300)), **share)
+    assert 30 < len(val) < 90
     (tmp_path / "a").rename(tmp_path / "b")
-    assert held_out(tmp_path / "b", **share) == (kept, held)
-    some_kept, some_held = held_out(write_pairs(tmp_path / "some", range(0, 300, 2)), **share)
-    assert some_kept <= kept and some_held <= held
+    assert held_out(tmp_path / "b", **share) == (train, val)
+    half_train, half_val = held_out(write_pairs(tmp_path / "half", range(0, 300, 2)), **share)
+    assert half_train <= train
+    assert half_val <= val
+
     shard = write_shard(tmp_path / "shards", 100)
-    _, held = held_out(shard, **share)
-    shard.rename(tmp_path / "moved")
-    assert held_out(tmp_path / "moved", **share)[1] == held
-    table = tmp_path / "b" / "rows.jsonl"
-    table.write_text(
-        "".join(f'{{"image": "{number}.png", "caption": "x"}}\n' for number in range(300))
-    )
-    _, held = held_out(table, **share)
+    before = held_out(shard, **share)
+    assert held_out(shard.rename(tmp_path / "moved"), **share) == before
+
+    rows = [{"image": f"{number}.png", "caption": "x"} for number in range(300)]
+    before = held_out(write_lines(tmp_path / "b" / "rows.jsonl", rows), **share)
     (tmp_path / "b").rename(tmp_path / "c")
-    assert held_out(tmp_path / "c" / "rows.jsonl", **share)[1] == held
+    assert held_out(tmp_path / "c" / "rows.jsonl", **share) == before
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda folder: write_pairs(folder, range(200)), lambda folder: write_shard(folder, 200)],
-)
-def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, write):
-    source = write(tmp_path / "data")
-    read = []
+@pytest.mark.parametrize("form", ["folder", "shard"])
+def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, form):
+    data = tmp_path / "data"
+    source = write_pairs(data, range(200)) if form == "folder" else write_shard(data, 200)
+    rows_read = []
     original = Table.__getitem__
-    monkeypatch.setattr(
-        Table, "__getitem__", lambda self, index: read.append(index) or original(self, index)
-    )
-    config = replace(
-        CONFIG, data=replace(CONFIG.data, train=(str(source),), val=("held-out",), val_fraction=0.2)
-    )
-    train, val = open_train_and_val(config)
+
+    def counting(self: Table, index: int) -> Any:
+        rows_read.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Table, "__getitem__", counting)
+    train, val = open_train_and_val(config_of(source, val_fraction=0.2))
     assert len(train[0]) + len(val[0]) == 200
-    assert read == [0]  # the probe of every reader
+    assert rows_read == [0]  # the probe of every reader
+
+
+# Rows that share an image or a text
+
+
+def test_rows_of_any_source_that_show_a_held_out_image_leave_training(tmp_path):
+    """The second table names images of the first, whose places differ there."""
+    tables = []
+    for name, first in (("a", 0), ("b", 50)):
+        (tmp_path / f"{first}.png").touch()
+        rows = [{"image": f"{number}.png", "caption": "x"} for number in range(first, first + 100)]
+        tables.append(write_lines(tmp_path / f"{name}.jsonl", rows))
+    splits = splits_of(*tables, val_fraction=0.3)
+    train, val = image_names_in(splits.train), image_names_in(splits.val)
+    assert not train & val
+    assert len(train | val) == 150
+    for source, first in zip(splits.val, (0, 50), strict=True):
+        expected = {f"{number}.png" for number in range(first, first + 100)} & val
+        assert image_names_in([source]) == expected
+
+
+def test_all_questions_about_a_held_out_image_leave_training(tmp_path):
+    write_images(tmp_path, 60)
+    rows = [
+        {"image": f"{n}.png", "question": "what is it", "answer": "a colour"} for n in range(60)
+    ]
+    rows += [row | {"question": "is it red"} for row in rows[::-1]]
+    splits = splits_of(write_lines(tmp_path / "rows.jsonl", rows), kind="questions")
+    assert (len(splits.train[0]), len(splits.val[0])) == (116, 4)
+    train, val = image_names_in(splits.train), image_names_in(splits.val)
+    assert (len(train), len(val)) == (58, 2)
+    assert not train & val
+
+
+def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path):
+    """Images come in sets of four; each statement shows two of a set, as in NLVR2."""
+    write_images(tmp_path, 120)
+    rows = []
+    for first in range(0, 120, 4):
+        for left, right in ((0, 1), (2, 3), (1, 2)):
+            images = [f"{first + left}.png", f"{first + right}.png"]
+            rows.append({"images": images, "statement": "they differ", "label": True})
+    table = write_lines(tmp_path / "rows.jsonl", rows)
+    splits = splits_of(table, kind="statements")
+    assert not image_names_in(splits.train) & image_names_in(splits.val)
+    num_val = len(splits.val[0])
+    assert 2 <= num_val <= 6  # of 90 first images
+    num_in_no_part = 90 - len(splits.train[0]) - num_val
+    assert 1 <= num_in_no_part <= 2 * num_val  # rows that share an image with validation
+    lines = data_lines(config_of(table), splits.train, splits.val)
+    assert f"; left out: {num_in_no_part} row" in lines[1]
+
+
+def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path):
+    lines = [f"text number {number}" for number in range(500)]
+    (tmp_path / "a.txt").write_text("\n".join(lines + lines[:100]))  # some twice
+    (tmp_path / "b.txt").write_text("\n".join(lines[::-1]))
+    splits = splits_of(tmp_path / "a.txt", tmp_path / "b.txt", kind="texts")
+    train = {row.text for row in rows_in(splits.train)}
+    val = {row.text for row in rows_in(splits.val)}
+    assert not train & val
+    assert 3 <= len(val) <= 20  # 10 are expected
+    assert train | val == set(lines)
+    assert len(rows_in(splits.train)) + len(rows_in(splits.val)) == 1100
+    (tmp_path / "a.txt").write_text("one\none\n")
+    with pytest.raises(UserError, match="has too few images or texts for a held-out split"):
+        splits_of(tmp_path / "a.txt", kind="texts")

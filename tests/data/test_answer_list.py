@@ -1,0 +1,230 @@
+"""Answer lists: their forms, their errors, and questions outside the list."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eve_vl.cli import main
+from eve_vl.data.answer_list import (
+    NUM_SHOWN,
+    closed_vocabulary,
+    drop_unanswerable,
+    read_answers,
+)
+from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.metrics.vqa import normalize
+from eve_vl.synthetic.scenes.questions import answers_of
+from eve_vl.synthetic.scenes.rows import SceneQuestions
+from eve_vl.tasks.vqa.config import VQAConfig
+from eve_vl.tasks.vqa.task import VQA
+from eve_vl.utils.errors import UserError
+from helpers.twins import ListSource, noise, questions, tiny_config
+
+ANSWERS = answers_of("train")
+LIST = ["yes", "two dogs", "café au lait"]
+ORDERED_LABELS = "".join(
+    f'{{"answer": "{answer}", "label": {label}}}\n' for label, answer in enumerate(LIST)
+)
+REVERSED_LABELS = "".join(reversed(ORDERED_LABELS.splitlines(keepends=True)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(LIST),
+        "\n " + json.dumps(LIST, ensure_ascii=False, indent=1),
+        "yes\ntwo dogs\n\ncafé au lait\n",
+        "\ufeffyes\r\n  two dogs \r\ncafé au lait",
+        ORDERED_LABELS,
+        REVERSED_LABELS,
+    ],
+)
+def test_answers_are_read_in_order_from_every_form(tmp_path: Path, text: str):
+    path = tmp_path / "answers"
+    path.write_text(text, encoding="utf-8")
+    assert read_answers(path) == LIST
+
+
+NOT_TEXTS = "holds at least one text and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", NOT_TEXTS),
+        (b"[]", NOT_TEXTS),
+        (b'["yes", 2]', NOT_TEXTS),
+        (b'{"answer": 3, "label": 0}\n', NOT_TEXTS),
+        (b'["yes", "\\ud800"]', NOT_TEXTS),
+        (b'["yes", "no", "yes"]', "the answer 'yes' is listed 2 times"),
+        (b"yes\nno\nno\nno\n", "the answer 'no' is listed 3 times"),
+        (b'["yes", ', "not an answer list (ValueError: not valid JSON (Expecting value"),
+        (b'{"answer": "yes"}\n', "not an answer list (KeyError: 'label')"),
+        (b'{"answer": "yes", "label": 0}\n[1]\n', "not an answer list (TypeError"),
+        (b"[" * 99_999, "not valid JSON (nested too deeply)"),
+        (b"\xff\xfe\x00", "cannot be read (not UTF-8 text"),
+        (None, "cannot be read (No such file"),
+    ],
+)
+def test_a_wrong_list_is_one_line(tmp_path: Path, content: bytes | None, problem: str):
+    path = tmp_path / "answers.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_answers(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert problem in message
+    assert "\n" not in message
+
+
+def test_a_command_writes_the_answers_of_several_sources(tmp_path: Path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    out = tmp_path / "answers.json"
+    sources = []
+    for name, answers in (
+        ("a.jsonl", ["No", "yes", "yes!"]),
+        ("b.jsonl", ["yes", "two dogs", "no"]),
+    ):
+        lines = []
+        for answer in answers:
+            lines.append(json.dumps({"image": "x.png", "question": "what", "answer": answer}))
+        (tmp_path / name).write_text("\n".join(lines))
+        sources.append(str(tmp_path / name))
+    main(["data", "answers", *sources, "--out", str(out)])
+    assert json.loads(out.read_text()) == ["yes", "no", "2 dogs"]
+    assert capsys.readouterr().out.endswith("answers.json: 3 answers\n")
+
+    (tmp_path / "without.jsonl").write_text('{"image": "x.png", "question": "what"}')
+    with pytest.raises(SystemExit):
+        main(["data", "answers", str(tmp_path / "without.jsonl"), "--out", str(out)])
+    assert "no question has an answer" in capsys.readouterr().err
+    assert read_answers(out) == ["yes", "no", "2 dogs"]
+
+
+# Questions that a list cannot answer
+
+
+def asked(answers_of_rows: Sequence[Sequence[str] | None]) -> ListSource[ImageQuestion]:
+    """Return questions with these answers; None is an unusable row."""
+    rows: list[ImageQuestion | None] = []
+    for row, answers in enumerate(answers_of_rows):
+        if answers is None:
+            rows.append(None)
+            continue
+        question = ImageQuestion(
+            image=noise(row),
+            question="what",
+            answers=tuple(answers),
+            question_id=row,
+            answer_type="",
+            where=f"q:{row}",
+        )
+        rows.append(question)
+    return ListSource(rows, "q")
+
+
+def test_scenes_have_a_closed_list_and_no_row_is_read(monkeypatch):
+    scenes = [SceneQuestions(split="val"), SceneQuestions(split="train")]
+    answers = closed_vocabulary(scenes)
+    assert answers == list(ANSWERS)
+    hard = answers_of("hard_val")
+    hard_only = [answer for answer in hard if answer not in ANSWERS]
+    with_hard = closed_vocabulary([*scenes, SceneQuestions(split="hard_val")])
+    assert with_hard == [*ANSWERS, *hard_only]
+    assert {"eight", "brown", "bar"} <= set(hard_only)
+    assert closed_vocabulary([scenes[0], questions(3)]) is None
+
+    monkeypatch.setattr(SceneQuestions, "__getitem__", None)
+    sources, notes = drop_unanswerable(scenes, answers, normalize)
+    assert notes == ()
+    assert all(a is b for a, b in zip(sources, scenes, strict=True))
+
+
+def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
+    scenes = SceneQuestions(split="val", num_rows=60)
+    without_yes = [answer for answer in ANSWERS if answer != "yes"]
+    (source,), (note,) = drop_unanswerable([scenes], without_yes, normalize)
+    expected = [row for row in range(60) if scenes[row].answers != ("yes",)]
+    ids = [source[row].question_id for row in range(len(source))]
+    assert ids == expected
+    assert {type(question_id) for question_id in ids} == {int}  # as files of predictions need it
+    num_dropped = 60 - len(expected)
+    assert num_dropped > 0
+    start = f"the answer list lacks the answers of {num_dropped} of 60 training questions ("
+    assert note.startswith(start)
+    assert note.endswith("; first 1: yes")
+
+
+def test_questions_stay_if_any_answer_is_listed_in_normal_form_and_unusable_rows_stay():
+    first = asked([["Yes!"], ["no", "a dog"], ["cat"], [], None, ["no"]])
+    second = asked([["two"], ["2"], ["yes"]])
+    (subset, whole), notes = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
+    assert subset.indices.tolist() == [0, 1, 4]  # pyright: ignore[reportAttributeAccessIssue]
+    assert whole is second
+    assert notes == (
+        "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left "
+        "out; first 2: cat, no",
+    )
+
+
+def test_the_ten_most_frequent_missing_answers_are_named():
+    rows = [["yes"]]
+    for number in range(13):
+        rows += [[f"answer {number}"]] * (number + 1)
+    _, (note,) = drop_unanswerable([asked(rows)], ["yes"], normalize)
+    names = ", ".join(f"answer {number}" for number in range(12, 12 - NUM_SHOWN, -1))
+    assert note.endswith(f"; first {NUM_SHOWN}: {names}")
+    assert f" of {len(rows) - 1} of {len(rows)} " in note
+
+
+@pytest.mark.parametrize(
+    ("sources", "problem"),
+    [
+        ([[["cat"], ["dog"]]], "q:0 and all after it: .* none of these 2 training questions"),
+        # weights of sources, --data.train-weights, would no longer belong to them
+        ([[["yes"]], [["cat"], ["dog"]]], "q:0 and all after it: .* none of these 2 training"),
+        # unusable rows answer nothing either
+        ([[None, ["cat"], None, ["dog"]]], "q:1 and all after it: .* none of these 2 training"),
+    ],
+)
+def test_a_source_without_an_answerable_question_is_refused(sources, problem):
+    with pytest.raises(UserError, match=problem):
+        drop_unanswerable([asked(rows) for rows in sources], ["yes", "no"], normalize)
+
+
+def test_a_source_of_unusable_rows_only_is_left_to_training():
+    source = asked([None, None])
+    sources, notes = drop_unanswerable([source], ["yes"], normalize)
+    assert sources == [source]
+    assert notes == ()
+
+
+ADVICE = " (--task.min-answer-count 1 keeps all)"
+
+
+def test_only_the_note_on_a_built_list_says_what_would_have_kept_all(tmp_path: Path):
+    rows = asked([["yes"]] * 9 + [["no"]] * 8)
+    (tmp_path / "answers.txt").write_text("yes\n")
+    for task, is_built in (
+        (VQAConfig(), True),
+        (VQAConfig(answers=tmp_path / "answers.txt"), False),
+    ):
+        prepared = VQA.prepare(tiny_config(task=task), [rows], None)
+        assert prepared.labels == ("yes",)
+        (note,) = prepared.notes
+        assert note.endswith(ADVICE) == is_built
+    prepared = VQA.prepare(tiny_config(task=VQAConfig(min_answer_count=1)), [rows], None)
+    assert prepared.notes == ()
+    assert len(prepared.sources[0]) == 17
+
+
+def test_no_advice_promises_an_answer_that_is_empty_in_its_normal_form():
+    rows = asked([["yes"], ["no"], ["?!"]])
+    _, (note,) = drop_unanswerable([rows], ["yes"], normalize, ADVICE)
+    assert note.endswith("first 2: no, ?!")
+    _, (note,) = drop_unanswerable([asked([["yes"], ["no"]])], ["yes"], normalize, ADVICE)
+    assert note.endswith("first 1: no" + ADVICE)

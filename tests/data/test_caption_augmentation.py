@@ -1,0 +1,120 @@
+"""Augmented captions: their distribution, what they depend on, and what stays whole."""
+
+from collections import Counter
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eve_vl.config import DataConfig
+from eve_vl.data.caption_augmentation import augmented_caption
+from eve_vl.data.kinds.captions import CaptionedImages, ImageText
+from eve_vl.data.row_dataset import RowDataset
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+CONTRASTIVE = [
+    RetrievalConfig(dedup_captions=True),
+    ContrastMatchConfig(itc_targets="same_text"),
+]
+TASKS = [*CONTRASTIVE, MaskedSignalConfig()]
+CAPTION = "red cat; on the mat"
+
+
+def frequencies(caption: str, how: str) -> dict[str, float]:
+    """Return how often each text comes out."""
+    rng = np.random.default_rng(0)
+    times = 6000
+    counts = Counter(augmented_caption(caption, how, rng) for _ in range(times))
+    return {text: count / times for text, count in counts.items()}
+
+
+def close_to(expected: dict[str, float]) -> Any:
+    return pytest.approx(expected, abs=0.025)
+
+
+def test_words_are_left_out_and_shuffled():
+    both = 0.8**2
+    one = 0.8 * 0.2 + 0.2**2 / 2  # of two lost words one stays
+    expected = {"red cat": both * 0.75, "cat red": both * 0.25, "red": one, "cat": one}
+    assert frequencies("red cat", "words") == close_to(expected)
+    assert frequencies("cat", "words") == {"cat": 1}
+
+    num_words = 0
+    share_in_order = 0
+    for text, share in frequencies("a b c d e f", "words").items():
+        words = text.split()
+        num_words += share * len(words)
+        share_in_order += share * (words == sorted(words))
+    assert num_words == pytest.approx(6 * 0.8, abs=0.05)
+    assert share_in_order == pytest.approx(0.5, abs=0.05)
+
+
+def test_phrases_are_chosen_or_shuffled():
+    single = dict.fromkeys(("map", "folded at 10:30", "1,000 sheets"), 1 / 6)
+    whole = {", ".join(order): 1 / 12 for order in permutations(single)}
+    caption = "map: folded at 10:30;1,000 sheets, "
+    assert frequencies(caption, "phrases") == close_to(single | whole)
+    for caption in ("a red cat", "10:30", "1,000", ",;"):
+        assert frequencies(caption, "phrases") == {caption: 1}
+
+
+def dataset_of(
+    task: Any, how: str, *, training: bool = True, seed: int = 0, caption: str = CAPTION
+) -> RowDataset:
+    """Return a dataset of two sources of four rows with one caption."""
+    rows = []
+    for row in range(4):
+        rows.append(ImageText(image=noise(row), captions=(caption,), where=f"row {row}"))
+    kind = CaptionedImages if isinstance(task, RetrievalConfig) else MaskedPairs
+    config = tiny_config(
+        task=task, data={"caption_augment": how}, train={"seed": seed}, input={"text_length": 40}
+    )
+    return kind([ListSource(rows), ListSource(rows)], config, TOKENIZER, training=training)
+
+
+@pytest.mark.parametrize("how", ["words", "phrases"])
+@pytest.mark.parametrize("task", TASKS)
+def test_captions_depend_on_seed_epoch_source_and_row_only(task, how):
+    positions = [
+        (epoch, source, row) for epoch in range(3) for source in range(2) for row in range(4)
+    ]
+
+    def texts(seed: int) -> list[str]:
+        dataset = dataset_of(task, how, seed=seed)
+        return [TOKENIZER.decode(dataset[position].ids_T) for position in positions]
+
+    first = texts(0)
+    assert texts(0) == first
+    assert texts(1) != first
+    for same_epoch_or_row_or_source in (first[:8], first[::8], first[:4] + first[8:12]):
+        assert len(set(same_epoch_or_row_or_source)) > 1
+
+
+@pytest.mark.parametrize("task", CONTRASTIVE)
+def test_equal_captions_stay_positives_whatever_is_shown(task):
+    plain = dataset_of(task, "none")
+    dataset = dataset_of(task, "words")
+    samples = [dataset[epoch, 0, row] for epoch in range(4) for row in range(4)]
+    assert {sample.caption for sample in samples} == {plain[0, 0, 0].caption}
+    assert len({sample.ids_T.tobytes() for sample in samples}) > 5
+
+
+@pytest.mark.parametrize("how", ["words", "phrases"])
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_shows_whole_captions(task, how):
+    dataset = dataset_of(task, how, training=False, caption="cat; red")
+    for row in range(4):
+        sample = RowDataset.load(dataset, 0, 0, row)
+        assert sample.ids_T.tolist() == TOKENIZER.encode("cat; red", 40)[0].tolist()
+
+
+def test_rows_of_one_modality_have_no_captions_to_augment():
+    for modality in ("text", "image"):
+        assert "caption_augment" in DataConfig(modality=modality).unused_fields()
+    assert "caption_augment" not in DataConfig().unused_fields()
