@@ -15,7 +15,7 @@ from eve_vl.data.answer_list import (
     read_answers,
 )
 from eve_vl.data.kinds.questions import ImageQuestion
-from eve_vl.metrics.vqa import normalize
+from eve_vl.metrics.answer_form import normalize
 from eve_vl.synthetic.scenes.questions import answers_of
 from eve_vl.synthetic.scenes.rows import SceneQuestions
 from eve_vl.tasks.vqa.config import VQAConfig
