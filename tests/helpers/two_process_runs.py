@@ -32,37 +32,38 @@ from helpers.forked import CONTEXT, PRELOAD
 from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from helpers.twins import ListSource, pairs, tiny_config
 
-NUM_ROWS, BATCH, STEPS, SAVED, KILLED = 24, 8, 20, 10, 13
+NUM_ROWS = 24
+BATCH = 8
+STEPS = 20
+SAVED = 10  # the step of the checkpoint before the kill
+KILLED = 13
 UPDATES = 200
-FLAGS = (
-    *(
-        "--train.steps",
-        "8",
-        "--train.log-every",
-        "1",
-        "--train.val-every",
-        "4",
-        "--train.batch-size",
-        "16",
-    ),
-    *(
-        "--model.dropout",
-        "0",
-        "--train.dtype",
-        "float32",
-        "--train.threads",
-        "1",
-        "--model.balance-weight",
-        "0.5",
-    ),
-    *("--train.accumulation", "2"),  # a step of one micro-batch: two_processes.py
-    *(
-        "--data.train",
-        "scenes:val",
-        "--data.val-samples",
-        "32",
-    ),  # of all its rows both make a tokenizer (tests/helpers/shortcuts.py)
-)
+# of all rows of scenes both would make a tokenizer (tests/helpers/shortcuts.py); a step of one
+# micro-batch: two_processes.py
+FLAGS = [
+    "--train.steps",
+    "8",
+    "--train.log-every",
+    "1",
+    "--train.val-every",
+    "4",
+    "--train.batch-size",
+    "16",
+    "--train.accumulation",
+    "2",
+    "--train.dtype",
+    "float32",
+    "--train.threads",
+    "1",
+    "--model.dropout",
+    "0",
+    "--model.balance-weight",
+    "0.5",
+    "--data.train",
+    "scenes:val",
+    "--data.val-samples",
+    "32",
+]
 
 
 def train(run: Path, *, dies: bool) -> None:

@@ -2,29 +2,17 @@
 
 import json
 import signal
-from collections.abc import Iterator
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from eve_vl.tasks.task import task_class
-from eve_vl.train import processes
-from eve_vl.train.data_parallel import without_gradient_averaging
 from eve_vl.train.meter import TIMING
-from eve_vl.utils.console import is_main
-from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
-from helpers.twins import pairs, tiny_config
+from helpers.number_task import step_folder
 from helpers.two_process_runs import FLAGS, SAVED, STEPS, torchrun
 from helpers.two_processes import (
     EVALUATED,
@@ -40,7 +28,8 @@ from helpers.two_processes import (
     running_mean_at_validation,
     systems_step,
 )
-from tests.systems.mlim.test_pair import items
+
+RANKS = range(WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -49,226 +38,180 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run").mkdir()
     stderr = torchrun(folder)
-    # the launcher names the process that it sees end first: the killed one, or the other, whose connection has ended
-    assert f"exitcode: -{signal.SIGKILL.value}" in stderr or "by peer" in stderr, (
-        stderr
-    )  # closed or reset
+    # the launcher names the process that it sees end first: the killed one, or the other, whose
+    # connection has been closed or reset
+    assert f"exitcode: -{signal.SIGKILL.value}" in stderr or "by peer" in stderr, stderr
     return folder
+
+
+@dataclass
+class ProcessResults:
+    """What a process computed."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, dict[str, float]]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin with a prefix, without it."""
+        tensors = {}
+        for name, value in self.tensors.items():
+            if name.startswith(prefix):
+                tensors[name.removeprefix(prefix)] = value
+        return tensors
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> list[ProcessResults]:
+    all_results = []
+    for rank in RANKS:
+        tensors = load_file(folder / f"{rank}.safetensors")
+        numbers = json.loads((folder / f"{rank}.json").read_text())
+        all_results.append(ProcessResults(tensors, numbers))
+    return all_results
+
+
+def rows_without_timing(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row if name not in TIMING} for row in rows]
+
+
+def assert_close(value: object, expected: object) -> None:
+    """Compare nested objects whose numbers differ by rounding."""
+    if isinstance(expected, dict):
+        assert isinstance(value, dict)
+        assert value.keys() == expected.keys()
+        for name in expected:
+            assert_close(value[name], expected[name])
+    elif isinstance(expected, list):
+        assert isinstance(value, list)
+        assert value == pytest.approx(expected, rel=2e-4, abs=2e-5)
+    elif isinstance(expected, float):
+        assert value == pytest.approx(expected, rel=2e-4, abs=2e-5)
+    else:
+        assert value == expected
 
 
 def test_two_processes_give_the_single_process_curve(eve, folder: Path, tmp_path: Path):
     """On the command line, at the same global batch."""
-    assert eve("pretrain", "tiny", "--out", "one", *FLAGS).returncode == 0
-    one, two = (
-        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        for run in (tmp_path / "one", folder / "two")
-    )
-    for a, b in zip(one, two, strict=True):
-        for timing in TIMING:
-            a.pop(timing, None)
-            b.pop(timing, None)
-        assert (a.pop("kind"), a.pop("text", None)) == (b.pop("kind"), b.pop("text", None))
-        sure_a, sure_b = (row.pop("certainty", {}) for row in (a, b))
-        assert sure_a.keys() == sure_b.keys()
-        for name, certain in sure_a.items():
-            assert certain.pop("method") == sure_b[name].pop("method")
-            differences, others = certain.pop("versus", {}), sure_b[name].pop("versus", {})
-            assert certain == pytest.approx(sure_b[name], rel=2e-4, abs=2e-5)
-            assert differences == {
-                other: pytest.approx(ends, rel=2e-4, abs=2e-5) for other, ends in others.items()
-            }
-        assert a == pytest.approx(b, rel=2e-4, abs=2e-5)
+    assert eve("pretrain", "tiny", "--out", "single", *FLAGS).returncode == 0
+    rows = rows_without_timing(folder / "two")
+    expected_rows = rows_without_timing(tmp_path / "single")
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert_close(row, expected)
 
 
-def rows(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if name not in TIMING} for row in found]
-
-
-def test_a_killed_run_goes_on_bit_for_bit(folder: Path):
-    assert sorted(path.name for path in (folder / "killed/checkpoints").iterdir()) == [
-        "step_00000010",
-        "step_00000020",
-    ]
+def test_killed_run_of_two_processes_resumes_bit_for_bit(folder: Path):
+    killed = folder / "killed"
+    whole = folder / "whole"
+    names = ["model"]
+    for rank in RANKS:
+        names += [f"live_{rank}", f"optimizer_{rank}", f"rng_{rank}"]
+    folders = sorted((killed / "checkpoints").iterdir())
+    assert folders == [step_folder(killed, SAVED), step_folder(killed, STEPS)]
     for step in (SAVED, STEPS):
-        for name in (
-            "model",
-            *(f"{part}_{rank}" for part in ("live", "optimizer", "rng") for rank in range(WORLD)),
-        ):
-            one, two = (
-                load_file(folder / run / f"checkpoints/step_{step:08d}/{name}.safetensors")
-                for run in ("whole", "killed")
-            )
-            assert one.keys() == two.keys()
-            for key, value in one.items():
-                assert torch.equal(value, two[key]) or key in ("python_gauss", "meter./counts"), (
-                    step,
-                    name,
-                    key,
-                )
-    assert rows(folder / "whole") == rows(folder / "killed")
+        for name in names:
+            tensors = load_file(step_folder(killed, step) / f"{name}.safetensors")
+            expected = load_file(step_folder(whole, step) / f"{name}.safetensors")
+            assert tensors.keys() == expected.keys()
+            for key in expected.keys() - {"python_gauss", "meter./counts"}:
+                assert torch.equal(tensors[key], expected[key]), (step, name, key)
+    assert rows_without_timing(killed) == rows_without_timing(whole)
 
 
-def test_all_processes_are_equal_and_as_their_checkpoint(folder: Path):
-    one, two = (load_file(folder / f"whole/rank_{rank}.safetensors") for rank in range(2))
-    saved = load_file(folder / f"whole/checkpoints/step_{STEPS:08d}/model.safetensors")
-    assert one["compare_head.norm.running_mean"].abs().max() > 0.01
-    for name, value in one.items():
-        assert torch.equal(value, two[name]) and torch.equal(value, saved[name]), name
+def test_processes_and_their_checkpoint_have_the_same_weights(folder: Path):
+    saved = load_file(step_folder(folder / "whole", STEPS) / "model.safetensors")
+    for rank in RANKS:
+        weights = load_file(folder / f"whole/rank_{rank}.safetensors")
+        assert weights["compare_head.norm.running_mean"].abs().max() > 0.01
+        for name, value in weights.items():
+            assert torch.equal(value, saved[name]), name
 
 
-def test_many_small_updates_give_the_true_average(folder: Path):
-    for rank in range(2):
-        found = load_file(folder / f"updates_{rank}.safetensors")
-        torch.testing.assert_close(
-            found, {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}, rtol=1e-5, atol=0
-        )
+def test_many_small_updates_of_running_averages_give_the_true_mean(folder: Path):
+    expected = {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}
+    for rank in RANKS:
+        averages = load_file(folder / f"updates_{rank}.safetensors")
+        torch.testing.assert_close(averages, expected, rtol=1e-5, atol=0)
 
 
 def test_rows_of_other_processes_arrive_whole_or_as_wanted(folder: Path):
     first = torch.arange(4.0).view(2, 2)
-    for rank in range(2):
-        found = load_file(folder / f"rows_{rank}.safetensors")
-        assert torch.equal(found["rows"], torch.cat([first, first + 10]))
-        assert torch.equal(found["fetched"], found["rows"][found["wanted"]])
-        assert found["gradient"].tolist() == [
-            [3 * (1 + 2 * rank)] * 2,
-            [3 * (2 + 2 * rank)] * 2,
-        ]  # weights 1 and 2
+    for rank in RANKS:
+        tensors = load_file(folder / f"rows_{rank}.safetensors")
+        assert torch.equal(tensors["rows"], torch.cat([first, first + 10]))
+        assert torch.equal(tensors["fetched"], tensors["rows"][tensors["wanted"]])
+        # processes weigh them by 1 and 2
+        gradient = [[3 * (1 + 2 * rank)] * 2, [3 * (2 + 2 * rank)] * 2]
+        assert tensors["gradient"].tolist() == gradient
 
 
-def test_a_step_may_leave_parameters_without_a_gradient(folder: Path):
-    one, two = (load_file(folder / f"texts_{rank}.safetensors") for rank in range(2))
-    assert any(one[name].any() for name in one if "text" in name)
-    for name, gradient in one.items():
-        assert torch.equal(gradient, two[name]), name
+def test_step_may_leave_parameters_without_a_gradient(folder: Path):
+    first, second = (load_file(folder / f"texts_{rank}.safetensors") for rank in RANKS)
+    assert any(first[name].any() for name in first if "text" in name)
+    for name, gradient in first.items():
+        assert torch.equal(gradient, second[name]), name
 
 
-def test_a_bad_row_of_one_process_is_one_line_in_all(folder: Path):
-    one, two = ((folder / f"bad_{rank}.txt").read_text() for rank in range(2))
-    assert one == two
-    assert one.startswith("a row to evaluate on cannot be used, list:5: ")
-    assert "\n" not in one
+def test_bad_row_of_one_process_is_one_line_in_all(folder: Path):
+    first, second = ((folder / f"bad_{rank}.txt").read_text() for rank in RANKS)
+    assert first == second
+    assert first.startswith("a row to evaluate on cannot be used, list:5: ")
+    assert "\n" not in first
 
 
-def test_an_error_of_one_process_is_one_line_in_all_and_keeps_the_weights(folder: Path):
+def test_error_of_one_process_is_one_line_in_all_and_keeps_the_weights(folder: Path):
     """The first process has reached the sums over all, whatever ends the second one's data."""
-    one, two = ((folder / f"partner_{rank}.txt").read_text() for rank in range(2))
-    assert one == two
-    assert one.startswith(
-        "list:17: none of the 18 validation pairs is usable and has another caption"
-    )
-    assert (folder / "partner/checkpoints/step_00000001/state.json").is_file()
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A group of one process."""
-    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("name", "device_id", "backend"),
-    [("cpu", None, "gloo"), ("cuda:1", torch.device("cuda:1"), "cpu:gloo,cuda:nccl")],
-)
-def test_a_lost_process_is_noticed_and_a_gpu_belongs_to_its_process(
-    name, device_id, backend, monkeypatch
-):
-    calls = []
-    monkeypatch.setattr(
-        dist, "init_process_group", lambda *args, **options: calls.append((args, options))
-    )
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    processes.setup(torch.device(name))
-    assert calls == [((backend,), {"timeout": timedelta(minutes=30), "device_id": device_id})]
-
-
-@pytest.mark.parametrize("may_be_unused", [True, False])
-def test_gradients_wait_for_the_last_micro_batch_unless_parameters_may_be_unused(
-    group, may_be_unused
-):
-    """DDP averages none of a parameter that the last pass leaves out: after earlier passes, processes would drift apart."""
-    model = DistributedDataParallel(torch.nn.Linear(2, 1), find_unused_parameters=may_be_unused)
-    with without_gradient_averaging(model):
-        assert model.require_backward_grad_sync == may_be_unused
-
-
-def test_the_first_process_of_a_group_is_the_main_one(group, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    assert is_main()
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[tuple[dict[str, Tensor], dict[str, dict[str, float]]]]:
-    """Tensors and numbers of each of two processes."""
-    return [
-        (
-            load_file(folder / f"{rank}.safetensors"),
-            json.loads((folder / f"{rank}.json").read_text()),
-        )
-        for rank in range(WORLD)
-    ]
-
-
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+    first, second = ((folder / f"partner_{rank}.txt").read_text() for rank in RANKS)
+    assert first == second
+    problem = "none of the 18 validation pairs is usable and has another caption"
+    assert first.startswith(f"list:17: {problem}")
+    assert (step_folder(folder / "partner", 1) / "state.json").is_file()
 
 
 def whole_batch_contrast() -> dict[str, Tensor]:
-    """The formula over all rows at once, by plain autograd."""
+    """Return loss and gradients of the formula over all rows at once, by plain autograd."""
     rng = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(NUM_ROWS, 6, generator=rng).requires_grad_() for _ in range(2))
+    image_BD, text_BD = (torch.randn(NUM_ROWS, 6, generator=rng).requires_grad_() for _ in range(2))
     temperature = torch.tensor(0.3, requires_grad=True)
-    source_image = torch.tensor(IMAGES)
-    target = (source_image[:, None] == source_image).float()
-    target = target / target.sum(1, keepdim=True)
-    scores = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T / temperature
-    loss = -((target * scores.log_softmax(1)).sum() + (target * scores.log_softmax(0)).sum()) / (
-        2 * NUM_ROWS
-    )
-    loss.backward()
-    gradients = {"temperature": temperature.grad, "image": image.grad, "text": text.grad}
-    return {"loss": loss.detach()} | {
-        name: value for name, value in gradients.items() if value is not None
-    }
+    image_B = torch.tensor(IMAGES)
+    target_BB = (image_B[:, None] == image_B).float()
+    target_BB = target_BB / target_BB.sum(1, keepdim=True)
+    scores_BB = F.normalize(image_BD, dim=1) @ F.normalize(text_BD, dim=1).T / temperature
+    text_loss = -(target_BB * scores_BB.log_softmax(1)).sum() / NUM_ROWS
+    image_loss = -(target_BB * scores_BB.log_softmax(0)).sum() / NUM_ROWS
+    loss = (text_loss + image_loss) / 2
+    gradients = torch.autograd.grad(loss, (temperature, image_BD, text_BD))
+    names = ("temperature", "image", "text")
+    return {"loss": loss.detach(), **dict(zip(names, gradients, strict=True))}
 
 
-def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
+def test_contrast_of_two_processes_is_that_of_the_whole_batch(results):
     expected = whole_batch_contrast()
-    assert set(expected) == {"loss", "temperature", "image", "text"}
-    for tensors, _ in found:
-        torch.testing.assert_close(part(tensors, "features."), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        contrast_of_features(), expected, rtol=1e-5, atol=1e-6
-    )  # one process, no group
+    for process in results:
+        contrast = process.part("features.")
+        torch.testing.assert_close(contrast, expected, rtol=1e-5, atol=1e-6)
+    without_group = contrast_of_features()
+    torch.testing.assert_close(without_group, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [gradients_of_a_step, systems_step, memory_step, mlim_step])
-def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
+def test_step_of_two_processes_has_the_gradients_of_one(step, results):
     expected = step()
-    for tensors, _ in found:
-        gradients = part(tensors, f"{step.__name__}.")
+    assert all(gradient.any() for gradient in expected.values())
+    for process in results:
+        gradients = process.part(f"{step.__name__}.")
         assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
-    assert all(gradient.any() for gradient in expected.values())
 
 
 @pytest.mark.parametrize("routing", ["dropless", "reference-dropless"])
-def test_experts_can_be_split_over_processes_that_exchange_rows(routing, found):
+def test_experts_can_be_split_over_processes_that_exchange_rows(routing, results):
     """`Experts` is a module of its own so that another one can replace it (tests/helpers/shared_experts.py)."""
-    for tensors, _ in found:
-        whole, alone, split = (
-            part(tensors, f"experts.{routing}.{kind}.") for kind in ("whole", "alone", "split")
-        )
+    for process in results:
+        whole = process.part(f"experts.{routing}.whole.")
+        alone = process.part(f"experts.{routing}.alone.")
+        split = process.part(f"experts.{routing}.split.")
         assert whole.keys() == alone.keys() == split.keys()
         assert sum(".experts." in name for name in whole) == 8
         torch.testing.assert_close(whole["loss"], split["loss"], rtol=1e-6, atol=0)
@@ -277,63 +220,43 @@ def test_experts_can_be_split_over_processes_that_exchange_rows(routing, found):
             assert (value - split[name]).abs().max() <= 1e-5 * value.abs().max(), name
 
 
-@pytest.mark.parametrize("policy", ["modality", "shared", "moe"])
-@pytest.mark.parametrize("name", ["words", "pixels", "pair", *SECTIONS])
-def test_parameters_without_a_gradient_are_announced(name, policy):
-    """DistributedDataParallel waits for them otherwise, and fails at the second step."""
-    model = {"deep_ffn": policy, "balance_weight": 0.0}
-    if name in SECTIONS:
-        config = config_of(name, model=model)
-        dataset = train_set(config, NUM_ROWS)
-    elif name == "pair":
-        config = tiny_config(task=PairConfig(modality_dropout=False), model=model)
-        dataset = task_class(PairConfig).dataset(
-            [items(NUM_ROWS)], config, TOKENIZER, training=True
-        )
-    else:
-        weights = {"mim_weight": float(name == "pixels"), "mlm_weight": float(name == "words")}
-        settings = replace(MaskedSignalConfig(decoder_depth=1), **weights)
-        config = tiny_config(task=settings, model=model)
-        dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
-    task = build(config).train()
-    task(dataset.collate([dataset[0, 0, row] for row in range(NUM_ROWS)])).loss.backward()
-    unused = [name for name, parameter in task.named_parameters() if parameter.grad is None]
-    assert task.find_unused_parameters or not unused
-
-
-def test_two_processes_draw_the_negatives_of_one(found):
-    expected, own = drawn_negatives(), torch.arange(NUM_ROWS)
-    for tensors, _ in found:
-        drawn = part(tensors, "drawn_negatives.")
+def test_two_processes_draw_the_negatives_of_one(results):
+    expected = drawn_negatives()
+    for process in results:
+        drawn = process.part("drawn_negatives.")
         assert drawn.keys() == expected.keys()
         assert all(torch.equal(drawn[name], rows) for name, rows in expected.items())
-    is_foreign = expected["images"] // (NUM_ROWS // WORLD) != own // (NUM_ROWS // WORLD)
-    assert is_foreign.any() and not is_foreign.all()
-    assert (expected["images"] != own).all() and len(expected["images"].unique(dim=0)) > 1
+    row_B = torch.arange(NUM_ROWS)
+    rows_per_process = NUM_ROWS // WORLD
+    negative_EB = expected["images"]
+    assert (negative_EB != row_B).all()
+    assert len(negative_EB.unique(dim=0)) > 1
+    is_of_other_process_EB = negative_EB // rows_per_process != row_B // rows_per_process
+    assert is_of_other_process_EB.any()
+    assert not is_of_other_process_EB.all()
 
 
-def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path):
+def test_two_processes_evaluate_with_the_running_averages_of_all_rows(results, tmp_path):
     expected = running_mean_at_validation(tmp_path)
     assert expected.abs().max() > 0.01
-    for tensors, _ in found:
-        torch.testing.assert_close(tensors["running_mean"], expected, rtol=1e-3, atol=1e-6)
+    for process in results:
+        mean = process.tensors["running_mean"]
+        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_evaluation_of_two_processes_counts_everything_once(found):
+def test_evaluation_of_two_processes_counts_everything_once(results):
     expected = evaluation()
-    assert set(expected) == {*EVALUATED, "masked_signal", "pair", "one image"}
-    for _, numbers in found:
+    assert expected.keys() == {*EVALUATED, "masked_signal", "pair", "one image"}
+    for process in results:
         for name, values in expected.items():
-            assert numbers[name] == pytest.approx(values, rel=1e-6, abs=1e-9), name
-    for name, number in (
-        ("vqa", "vqa_acc"),
-        ("nlvr2", "nlvr2_acc"),
-        ("retrieval", "r_mean"),
-        ("masked_signal", "mim_mse"),
-    ):
-        assert (
-            expected[name][f"{number} low"]
-            < expected[name][number]
-            < expected[name][f"{number} high"]
-        )
+            assert process.numbers[name] == pytest.approx(values, rel=1e-6, abs=1e-9), name
+    main_metrics = {
+        "vqa": "vqa_acc",
+        "nlvr2": "nlvr2_acc",
+        "retrieval": "r_mean",
+        "masked_signal": "mim_mse",
+    }
+    for name, metric in main_metrics.items():
+        numbers = expected[name]
+        assert numbers[f"{metric} low"] < numbers[metric] < numbers[f"{metric} high"]
     assert expected["vqa"]["num_questions"] == expected["nlvr2"]["num_pairs"] == 23
