@@ -25,7 +25,8 @@ from eve_vl.config import (
 from eve_vl.config.json_form import from_dict
 from eve_vl.recipes import get_finetune_recipe, get_recipe, recipes
 from eve_vl.recipes.settings import layer_decay
-from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
+from eve_vl.systems.mlim.pretraining.config import MlimConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig

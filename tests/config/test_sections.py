@@ -18,7 +18,7 @@ from eve_vl.config.generated_sources import generated
 from eve_vl.config.json_form import from_dict
 from eve_vl.config.kinds import all_kinds, kinds_of
 from eve_vl.recipes import get_recipe
-from eve_vl.systems.mlim.config import MlimConfig
+from eve_vl.systems.mlim.pretraining.config import MlimConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig

@@ -22,7 +22,7 @@ from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to
 from eve_vl.metrics.names import meaning
 from eve_vl.run.leaks import leaks
 from eve_vl.run.loading import load_run
-from eve_vl.systems.mlim.evaluation import MlimEvaluator
+from eve_vl.systems.mlim.pretraining.evaluation import MlimEvaluator
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from eve_vl.config import Config
 from eve_vl.data.loader import eval_loader
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import task_class

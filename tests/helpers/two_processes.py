@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eve_vl import objectives
 from eve_vl.data.loader import eval_loader
 from eve_vl.metrics.intervals import to_json
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs

@@ -29,7 +29,7 @@ from eve_vl.interop.published import export_published
 from eve_vl.model.reference_moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
 from eve_vl.run.loading import build_task, load_run
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.heads import Graph, Heads
 from eve_vl.tasks.task import Task

@@ -8,7 +8,7 @@ import pytest
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics import intervals
 from eve_vl.metrics.average_precision import average_precision, ranking_summary
-from eve_vl.metrics.same_items import same_item_summary
+from eve_vl.systems.mlim.pair.metrics import same_item_summary
 
 
 def test_shares_of_a_hand_made_table():

@@ -22,7 +22,7 @@ from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.model.tower import Tower
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.heads import heads_of

@@ -21,8 +21,8 @@ from eve_vl.run.startup_summary import (
     run_lines,
 )
 from eve_vl.run.text_lengths import check_lines, cut_texts
-from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.systems.mlim.item_rows import ItemPair
+from eve_vl.systems.mlim.pair.config import PairConfig
+from eve_vl.systems.mlim.pair.item_rows import ItemPair
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace

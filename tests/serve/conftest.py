@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.serving import png, serving
 from helpers.tiny_runs import TEXTS, tiny_run, write_run

@@ -21,7 +21,7 @@ from eve_vl.search.index import Index
 from eve_vl.serve.application import application
 from eve_vl.serve.server import Server, listening, settings
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 

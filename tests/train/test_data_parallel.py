@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from eve_vl.systems.mlim.config import PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.task import task_class

@@ -12,7 +12,8 @@ from eve_vl.config import (
     TrainConfig,
 )
 from eve_vl.recipes.settings import QUICK, SCENES, SMALL, finetuned, starts_from
-from eve_vl.systems.mlim.config import MlimConfig, PairConfig
+from eve_vl.systems.mlim.pair.config import PairConfig
+from eve_vl.systems.mlim.pretraining.config import MlimConfig
 
 BLOCKS = EveModelConfig(
     stem="patch_conv", shallow_ffn="shared", num_deep_blocks=0, activation="gelu", drop_path=0.0
@@ -51,19 +52,20 @@ def mlim_tiny() -> Config:
 
     eve pretrain mlim_tiny
     """
+    model = replace(
+        BLOCKS,
+        embed_dim=192,
+        depth=4,
+        num_heads=3,
+        mlp_ratio=2.0,
+        pos_embed_init_std=0.3,
+        **SMALL,
+    )
     return Config(
         recipe="mlim_tiny",
         out=Path("runs/mlim_tiny"),
         input=InputConfig(image_size=48, patch_size=16, text_length=32),
-        model=replace(
-            BLOCKS,
-            embed_dim=192,
-            depth=4,
-            num_heads=3,
-            mlp_ratio=2.0,
-            pos_embed_init_std=0.3,
-            **SMALL,
-        ),
+        model=model,
         task=MlimConfig(),
         data=replace(SCENES, val_samples=1000),
         tokenizer=TokenizerConfig(vocab_size=512),
@@ -81,14 +83,17 @@ def mlim_pairs(init: Config) -> Config:
 
     eve finetune mlim_pairs --init runs/mlim_tiny
     """
-    train = {
-        "steps": 500,
-        "batch_size": 64,
-        "optimizer": "muon",
-        "lr": 1e-3,
-        "head_lr_multiplier": 3,
-        "warmup": 0.1,
-    }
     return finetuned(
-        init, "mlim_pairs", PairConfig(), SCENES, **train, val_every=250, save_every=250
+        init,
+        "mlim_pairs",
+        PairConfig(),
+        SCENES,
+        steps=500,
+        batch_size=64,
+        optimizer="muon",
+        lr=1e-3,
+        head_lr_multiplier=3,
+        warmup=0.1,
+        val_every=250,
+        save_every=250,
     )

@@ -19,8 +19,10 @@ from eve_vl.model.stems import PatchConvStem
 from eve_vl.model.text_embedding import TextEmbed
 from eve_vl.model.tokens import Tokens
 from eve_vl.run import bench
-from eve_vl.systems.mlim.config import MlimConfig
-from eve_vl.systems.mlim.task import AwareMasks, BatchByMask, ConvDecoder, Mlim
+from eve_vl.systems.mlim.pretraining.config import MlimConfig
+from eve_vl.systems.mlim.pretraining.dataset import AwareMasks, BatchByMask
+from eve_vl.systems.mlim.pretraining.decoder import ConvDecoder
+from eve_vl.systems.mlim.pretraining.task import Mlim
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError

@@ -12,13 +12,13 @@ from eve_vl.data.batches import normalize
 from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.metrics.same_items import same_item_summary
 from eve_vl.predict.inputs import Inputs
-from eve_vl.systems.mlim.config import PairConfig
-from eve_vl.systems.mlim.item_rows import ItemBatch, ItemPair, ItemRows
-from eve_vl.systems.mlim.predictor import PairPredictor
-from eve_vl.systems.mlim.scene_items import SHARE_SAME, sample_items
-from eve_vl.systems.mlim.task import ItemPairs
+from eve_vl.systems.mlim.pair.config import PairConfig
+from eve_vl.systems.mlim.pair.item_rows import ItemBatch, ItemPair, ItemRows
+from eve_vl.systems.mlim.pair.metrics import same_item_summary
+from eve_vl.systems.mlim.pair.predictor import PairPredictor
+from eve_vl.systems.mlim.pair.scene_items import SHARE_SAME, sample_items
+from eve_vl.systems.mlim.pair.task import ItemPairs
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError

@@ -36,7 +36,7 @@ def _rows(files: Sequence[Path]) -> Iterator[Row]:
             except ValueError as error:
                 yield where, str(error)
                 continue
-            yield where, fields | {"question_id": question_id}
+            yield where, {**fields, "question_id": question_id}
             question_id += 1
 
 

@@ -71,16 +71,16 @@ def _parse(names: dict[str, str], _where: str, row: object) -> Fields:
 
 def _parse_slake(language: str, where: str, row: object) -> Fields | None:
     """Return the fields of a question, None if it is in another language. Raises ValueError."""
-    row = require_type(row, dict)
-    row_language = row.get("q_lang")
+    question = require_type(row, dict)
+    row_language = question.get("q_lang")
     languages = [name for name in LANGUAGES.values() if name]
     if language and row_language in languages and row_language != language:
         return None
-    require_fields(row, *SLAKE_NAMES.values(), "question", "answer", "answer_type", "q_lang")
-    fields = _parse(SLAKE_NAMES, where, row)
+    require_fields(question, *SLAKE_NAMES.values(), "question", "answer", "answer_type", "q_lang")
+    fields = _parse(SLAKE_NAMES, where, question)
     if row_language not in languages:
         raise ValueError(f"q_lang is {row_language!r}, expected en or zh")
-    if row_language == "en" and CHINESE.search(f"{row['question']} {fields['answers'][0]}"):
+    if row_language == "en" and CHINESE.search(f"{question['question']} {question['answer']}"):
         raise ValueError("q_lang is en, but question or answer is in Chinese")
     return fields
 

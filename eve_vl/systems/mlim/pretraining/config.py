@@ -1,4 +1,4 @@
-"""Sections of MLIM's tasks."""
+"""The section of MLIM's pre-training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -6,9 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from eve_vl.config import DualEncoderConfig, EveModelConfig
+from eve_vl.config import EveModelConfig
 from eve_vl.config.sections import InnerShare, UnusedFields
-from eve_vl.config.task import TaskConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 
 
@@ -22,8 +21,9 @@ class MlimConfig(MaskedSignalConfig):
         UnusedFields(when="task.masking", equals="light", fields="heavy_mask_ratio"),
     )
     masking: Literal["aware", "light"] = "aware"
-    """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens masked with the whole image,
-    or few of both (MLIM's modality-aware masking). light: always the last."""
+    """aware: one of three per pair and epoch: most patches masked with the whole text, most tokens
+    masked with the whole image, or few of both (MLIM's modality-aware masking). light: always the
+    last."""
     image_mask_ratio: InnerShare = 0.15
     """Share of masked patches where few are masked."""
     text_mask_ratio: InnerShare = 0.15
@@ -39,9 +39,11 @@ class MlimConfig(MaskedSignalConfig):
 
     def hidden_shares(self) -> dict[str, tuple[float, float]]:
         """Return the masked shares of patches and of tokens, by what they are of."""
-        both = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
-        heavy = {"image": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
-        return heavy | both if self.masking == "aware" else both
+        few = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
+        if self.masking == "light":
+            return few
+        most = {"image": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
+        return most | few
 
     def problems_with_model(self, model: Any) -> list[str]:
         """Return the problems of a model whose stem the decoder cannot mirror."""
@@ -55,21 +57,3 @@ class MlimConfig(MaskedSignalConfig):
         if self.mim_weight and self.mlm_weight:
             return []
         return ["mim_weight and mlm_weight must both be above 0 in MLIM"]
-
-
-class PairConfig(TaskConfig):
-    """Whether two items, each an image with a text, are the same (MLIM)."""
-
-    name: ClassVar[str] = "pair"
-    title: ClassVar[str] = "pairs of items"
-    recipe: ClassVar[str] = "mlim_pairs"
-    modality_dropout: bool = True
-    """In training show both images only, both texts only, or both items whole, each for a third of the pairs (MLIM)."""
-
-    def problems_with_model(self, model: Any) -> list[str]:
-        """Return the problem of states with other widths for pairs than for one modality."""
-        if not isinstance(model, DualEncoderConfig):
-            return []
-        return [
-            "name pair compares whole items and single modalities, whose states have different widths in two towers"
-        ]

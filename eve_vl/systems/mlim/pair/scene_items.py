@@ -16,7 +16,7 @@ from eve_vl.synthetic.random_choices import pick, pick_distinct, pick_weighted, 
 from eve_vl.synthetic.scenes.rows import SceneRows
 from eve_vl.synthetic.scenes.sampling import compose, sample_looks
 from eve_vl.synthetic.scenes.world import WORLDS, Look, Scene, article, pairs_of
-from eve_vl.systems.mlim.item_rows import ItemPair
+from eve_vl.systems.mlim.pair.item_rows import ItemPair
 
 SHARE_SAME = 0.3
 SHARE_TWO_SHAPES = 0.4
