@@ -42,7 +42,7 @@ def table(
     file: str,
     content: bytes,
     task: TaskConfig | None = None,
-    others: Files = IMAGES,
+    other_files: Files = IMAGES,
     part: str = "",
     **fields: Any,
 ) -> Reader:
@@ -53,7 +53,7 @@ def table(
     spec = file + part
     actions = {"check": check(spec), "train": train_on(spec, task)}
     defaults = {"targets": (file,), "actions": actions}
-    return Reader(files={file: content, **others}, **(defaults | fields))
+    return Reader(files={file: content, **other_files}, **(defaults | fields))
 
 
 def image_readers(base: Path) -> dict[str, Reader]:
@@ -132,7 +132,7 @@ def table_readers() -> dict[str, Reader]:
         "json list": table("rows.json", json.dumps(CAPTIONED).encode()),
         "json pairs": table("rows.json", json.dumps(pairs).encode()),
         "parquet": table("rows.parquet", parquet_of(CAPTIONED)),
-        "parquet bytes": table("rows.parquet", parquet_of(embedded), others={}),
+        "parquet bytes": table("rows.parquet", parquet_of(embedded), other_files={}),
         "parquet types": table("rows.parquet", b"", **odd_types),
         "labels": table("rows.jsonl", lines(labelled), actions=of_labels),
         "names": odd_names,
@@ -192,9 +192,9 @@ def shard_readers() -> dict[str, Reader]:
     pax = tar_of(long_names, tarfile.PAX_FORMAT)
     index_only = {"afterwards": damage_index, "damage": leave_alone}
     return {
-        "tar": table("a.tar", tar, others={}, weight=2),
-        "tar pax": table("a.tar", pax, others={}),
-        "tar index": table("a.tar", tar, others={}, **index_only),
+        "tar": table("a.tar", tar, other_files={}, weight=2),
+        "tar pax": table("a.tar", pax, other_files={}),
+        "tar index": table("a.tar", tar, other_files={}, **index_only),
     }
 
 
@@ -214,11 +214,11 @@ def text_readers() -> dict[str, Reader]:
     of_tokenizer = {"load": use_tokenizer("tokenizer.json")}
     of_vocab = {"load": use_tokenizer("vocab.txt")}
     return {
-        "txt": table("rows.txt", texts, others={}, actions=of_texts),
-        "answers json": table("answers.json", answers_json, others={}, actions=of_json),
-        "answers txt": table("a.txt", answers_txt, others={}, actions=of_txt),
+        "txt": table("rows.txt", texts, other_files={}, actions=of_texts),
+        "answers json": table("answers.json", answers_json, other_files={}, actions=of_json),
+        "answers txt": table("a.txt", answers_txt, other_files={}, actions=of_txt),
         "tokenizer.json": table(
-            "tokenizer.json", tokenizer, others={}, actions=of_tokenizer, weight=2
+            "tokenizer.json", tokenizer, other_files={}, actions=of_tokenizer, weight=2
         ),
-        "vocab.txt": table("vocab.txt", vocab, others={}, actions=of_vocab),
+        "vocab.txt": table("vocab.txt", vocab, other_files={}, actions=of_vocab),
     }

@@ -116,8 +116,8 @@ def _stated_rows(path: Path) -> int:
     return UNKNOWN
 
 
-def _in_threads(read: Callable[[Any], Result], paths: Sequence[Path], what: str) -> list[Result]:
-    """Return what a function reads about each shard, the `what` of it."""
-    print_once(f"reading the {what} of {pluralize(len(paths), 'shard')} in {paths[0].parent}")
+def _in_threads(read: Callable[[Any], Result], paths: Sequence[Path], facts: str) -> list[Result]:
+    """Return what a function reads about each shard; facts: what messages call it."""
+    print_once(f"reading the {facts} of {pluralize(len(paths), 'shard')} in {paths[0].parent}")
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(progress(pool.map(read, paths), what, len(paths)))
+        return list(progress(pool.map(read, paths), facts, len(paths)))
