@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from eve_vl import objectives
 from eve_vl.config import Config
 from eve_vl.data.kinds.captions import CaptionBatch
-from eve_vl.interop import published
-from eve_vl.interop.convert import Plan, computed, config_for, sources
-from eve_vl.interop.published import key_table, to_published
+from eve_vl.interop import eve_checkpoints
+from eve_vl.interop.convert import Conversion, config_for
+from eve_vl.interop.eve_checkpoints import key_table, to_published
+from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.model.reference_moe import Assignment, ReferenceMoE
 from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import build_untrained
@@ -89,7 +90,7 @@ class Fixture:
         """Return a task with the recorded weights (evaluation mode, all states computed) and its key table."""
         tensors = self.backbone | self.heads[name]
         manifest, derived = self.manifest, self.manifest["derived"]
-        sizes, model, section = published.infer(
+        sizes, model, section = eve_checkpoints.infer(
             tensors, name, manifest["vlmo_config"]["num_attention_heads"]
         )
         expected = HEADS[name]
@@ -100,15 +101,17 @@ class Fixture:
         model = replace(
             model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"]
         )
-        plan = Plan(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+        plan = Conversion(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
         config: Config = config_for(plan, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(tensors.get("output.3.bias", ()))))
         task = build_untrained(
-            config, Sizes(vocab_size=len(tensors[published.WORDS]), labels=labels)
+            config, Sizes(vocab_size=len(tensors[eve_checkpoints.WORDS]), labels=labels)
         )
         own = task.state_dict()
-        table = sources(key_table(model, section), own)
-        ours = {key: computed(key, made, tensors, own[key], name) for key, made in table.items()}
+        table = resolve(key_table(model, section), own)
+        ours = {
+            key: convert_tensor(key, made, tensors, own[key], name) for key, made in table.items()
+        }
         for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
         task.load_state_dict(ours)
@@ -337,7 +340,7 @@ def check_gradients(
         for key, grad in zip(parameters, grads, strict=True)
     }
     theirs = to_published(
-        full, sources(key_table(task.config.model, task.settings), full), task.config.input
+        full, resolve(key_table(task.config.model, task.settings), full), task.config.input
     )
     is_used = {other: used[key] for key, others in table.items() for other in others}
     norms, recorded = [], check.recorded[f"{tag}.grad_norms"]

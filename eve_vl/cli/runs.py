@@ -28,7 +28,7 @@ from eve_vl.cli.train import early_flags, refuse_unused
 from eve_vl.config import HELD_OUT_TEST, Config, DataConfig, TaskConfig, flat, to_dict
 from eve_vl.config.kinds import all_kinds, find_kind
 from eve_vl.config.plugins import installed, load_installed
-from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.recipes import get_recipe
 from eve_vl.recipes.registry import EITHER, find_recipe, is_recipe, start_of
 from eve_vl.utils.console import print_line
@@ -505,19 +505,21 @@ def run_export(args: ExportArgs) -> None:
 
 def run_convert(args: ConvertArgs) -> None:
     """Turn published weights into a run folder, or a run back: eve convert SRC DST."""
-    from eve_vl.interop.clip import FAMILY, is_published, read_folder
-    from eve_vl.interop.convert import import_weights, read_tensors
-    from eve_vl.interop.published import EVE, export_published
+    from eve_vl.interop.clip import CLIP, read_folder
+    from eve_vl.interop.clip_settings import is_published
+    from eve_vl.interop.convert import import_weights
+    from eve_vl.interop.eve_checkpoints import EVE, export_published
+    from eve_vl.interop.foreign_weights import read_tensors
+    from eve_vl.interop.image_encoders import IMAGE_ENCODERS
     from eve_vl.interop.run_names import path_of
-    from eve_vl.interop.vision import IMAGE_ENCODERS
     from eve_vl.train import checkpoint_folders
 
     families, folder = (
-        [FAMILY, IMAGE_ENCODERS, EVE],
+        [CLIP, IMAGE_ENCODERS, EVE],
         path_of(args.source),
     )  # EVE takes all and says what is missing
     if is_published(folder):
-        print_line(f"{args.target}: {import_weights([FAMILY], read_folder(folder), args)}")
+        print_line(f"{args.target}: {import_weights([CLIP], read_folder(folder), args)}")
         return
     if folder.is_dir():
         checkpoint_folders.chosen_checkpoint(folder)  # first, since any folder may have been named

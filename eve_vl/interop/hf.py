@@ -102,16 +102,16 @@ def portable(section: Section) -> dict[str, Any]:
     }
 
 
-class Given(dict[str, Tensor]):
+class ModelInputs(dict[str, Tensor]):
     """Inputs by our names; a missing one is the caller's mistake."""
 
     def __missing__(self, name: str) -> Tensor:
-        inputs = {
+        arguments = {
             "pixels": "pixel_values",
             "right": "pixel_values_right",
             "right_ids": "input_ids_right",
         }
-        raise UserError(f"{inputs.get(name, 'input_ids')} is missing")
+        raise UserError(f"{arguments.get(name, 'input_ids')} is missing")
 
 
 class EvePreTrainedModel(PreTrainedModel):
@@ -137,7 +137,8 @@ class EvePreTrainedModel(PreTrainedModel):
         if not isinstance(config.run.task, section):
             config.task = to_dict(section())
         self.task = self._build()
-        if (missing := heads_of(self.task).missing) is not None:
+        missing = heads_of(self.task).missing
+        if missing is not None:
             raise UserError(f"{type(self).__name__} needs {missing}")
         self.post_init()
 
@@ -148,21 +149,17 @@ class EvePreTrainedModel(PreTrainedModel):
         Never loads a pickle, which can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises
         UserError for another dtype, OSError for a missing file.
         """
-        if kwargs.get("dtype", kwargs.get("torch_dtype")) not in (
-            None,
-            "auto",
-            "float32",
-            torch.float32,
-        ):
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if dtype not in (None, "auto", "float32", torch.float32):
             raise UserError(
                 "the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True"
             )
-        found = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
-        model = found[0] if isinstance(found, tuple) else found
+        loaded = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()
-        return found
+        return loaded
 
     def init_weights(self) -> None:
         """Do nothing: the task has initialised its weights."""
@@ -176,9 +173,11 @@ class EvePreTrainedModel(PreTrainedModel):
             for name, tensor in tensors.items()
             if not getattr(tensor, "_is_hf_initialized", False)
         ]
-        new = self._build().state_dict() if lacking else {}
+        if not lacking:
+            return
+        initial_tensors = self._build().state_dict()
         for name in lacking:
-            tensors[name].copy_(new[name])
+            tensors[name].copy_(initial_tensors[name])
 
     def forward(
         self,
@@ -197,69 +196,65 @@ class EvePreTrainedModel(PreTrainedModel):
         """
         if pixel_values_right is not None and "right" not in getattr(self.task, "reads", ()):
             raise UserError(f"{type(self).__name__} reads one image; leave out pixel_values_right")
-        tensors = self._given(
+        inputs = self._inputs(
             input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right
         )
-        of_right = self._given(input_ids_right, attention_mask_right)
-        tensors |= {f"right_{name}": tensor for name, tensor in of_right.items()}
-        output = self.output_type(**heads_of(self.task).outputs(tensors, labels))
-        return (
-            output
-            if (self.config.return_dict if return_dict is None else return_dict)
-            else output.to_tuple()
-        )
+        right_texts = self._inputs(input_ids_right, attention_mask_right)
+        for name, tensor in right_texts.items():
+            inputs[f"right_{name}"] = tensor
+        output = self.output_type(**heads_of(self.task).outputs(inputs, labels))
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """Return the features of `Eve.encode_image` as `pooler_output`, float32 (B, d)."""
-        return BaseModelOutputWithPooling(
-            pooler_output=self.task.image_features(**self._given(images_BCHW=pixel_values))
-        )
+        inputs = self._inputs(images_BCHW=pixel_values)
+        return BaseModelOutputWithPooling(pooler_output=self.task.image_features(**inputs))
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> BaseModelOutputWithPooling:
         """Return the features of `Eve.encode_text` as `pooler_output`, float32 (B, d)."""
-        given = self._given(input_ids, attention_mask)
-        return BaseModelOutputWithPooling(
-            pooler_output=self.task.text_features(given["ids"], given["is_padding"])
-        )
+        inputs = self._inputs(input_ids, attention_mask)
+        features = self.task.text_features(inputs["ids"], inputs["is_padding"])
+        return BaseModelOutputWithPooling(pooler_output=features)
 
-    def _given(
+    def _inputs(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        **pixels: Tensor | None,
-    ) -> Given:
+        **images: Tensor | None,
+    ) -> ModelInputs:
         """Return inputs by our names. Raises UserError for images that do not fit."""
-        tensors, size = Given(), self.task.config.input.image_size
-        for name, given in pixels.items():
-            if given is None:
+        inputs = ModelInputs()
+        size = self.task.config.input.image_size
+        for name, pixels in images.items():
+            if pixels is None:
                 continue
-            if (
-                given.ndim != 4
-                or given.shape[1:] != (3, size, size)
-                or not given.is_floating_point()
-            ):
-                found = f"{given.dtype} {tuple(given.shape)}"
+            is_image = pixels.ndim == 4 and pixels.shape[1:] == (3, size, size)
+            if not is_image or not pixels.is_floating_point():
                 raise UserError(
-                    f"pixel_values are {found}, expected float (B, 3, {size}, {size}) from EveImageProcessor"
+                    f"pixel_values are {pixels.dtype} {tuple(pixels.shape)}, "
+                    f"expected float (B, 3, {size}, {size}) from EveImageProcessor"
                 )
-            tensors[name] = given
+            inputs[name] = pixels
         if input_ids is not None:
-            is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            tensors |= {"ids": input_ids, "is_padding": is_real == 0}
-        return tensors
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            inputs["ids"] = input_ids
+            inputs["is_padding"] = attention_mask == 0
+        return inputs
 
     def _build(self) -> Task[Any]:
-        config, run = self.config, self.config.run
+        config = self.config
+        run = config.run
         assert config.id2label is not None
-        has_labels = task_class(type(run.task)).labels_file is not None
-        labels = (
-            tuple(str(label) for _, label in sorted(config.id2label.items())) if has_labels else ()
-        )
-        return build_untrained(
-            run, Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels)
-        )
+        labels: tuple[str, ...] = ()
+        if task_class(type(run.task)).labels_file is not None:
+            labels = tuple(str(label) for _, label in sorted(config.id2label.items()))
+        sizes = Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels)
+        return build_untrained(run, sizes)
 
 
 @dataclass
@@ -333,7 +328,7 @@ class EveForNLVR2(EvePreTrainedModel):
 
 
 NAMED: dict[str, type[EvePreTrainedModel]] = {
-    each.kind: each for each in EvePreTrainedModel.__subclasses__()
+    model.kind: model for model in EvePreTrainedModel.__subclasses__()
 }
 
 
@@ -348,13 +343,14 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
     parent: Any = section.__base__
     base = model_class(parent) if "name" in vars(parent) else EvePreTrainedModel
     name = "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))
-    words = (
-        f"{section.title[0].upper()}{section.title[1:]}.\n\n{heads_class(section).outputs.__doc__}"
-    )
-    globals()[name] = kind = type(
-        name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words}
-    )
-    return kind  # pyright: ignore[reportReturnType]
+    title = f"{section.title[0].upper()}{section.title[1:]}."
+    members = {
+        "kind": section.name,
+        "__module__": __name__,
+        "__doc__": f"{title}\n\n{heads_class(section).outputs.__doc__}",
+    }
+    globals()[name] = model = type(name, (base,), members)
+    return model  # pyright: ignore[reportReturnType]
 
 
 def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
@@ -364,25 +360,30 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     gives retrieval or, without contrast and matching, its encoder. Raises UserError.
     """
     run = load_run(run_path(path))
-    found = (
-        run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
-    )
-    task, kind = (
-        (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
-    )
+    task, kind = _portable_task(run.task)
     labels = task.sizes.labels or heads_of(task).class_names
-    given: dict[str, Any] = {
-        "input": to_dict(run.config.input),
-        "model": portable(run.config.model),
-    }
-    given |= {"vocab_size": run.tokenizer.vocab_size, "mask_token_id": run.tokenizer.mask_id}
     config = EveConfig(
-        task=portable(task.settings), id2label=dict(enumerate(labels)) if labels else None, **given
+        input=to_dict(run.config.input),
+        model=portable(run.config.model),
+        task=portable(task.settings),
+        vocab_size=run.tokenizer.vocab_size,
+        mask_token_id=run.tokenizer.mask_id,
+        id2label=dict(enumerate(labels)) if labels else None,
     )
     model = kind(config).eval()
     tensors = task.state_dict()
     model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})
     return model, EveProcessor.from_eve(run.tokenizer, run.config.input)
+
+
+def _portable_task(task: Task[Any]) -> tuple[Task[Any], type[EvePreTrainedModel]]:
+    """Return a task, or one of its heads as another task, and the class that holds it."""
+    if heads_of(task).missing is None:
+        return task, model_class(type(task.settings))
+    retrieval = task.as_task(RetrievalConfig.name)
+    if retrieval is not None:
+        return retrieval, model_class(type(retrieval.settings))
+    return task, EveModel
 
 
 def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path) -> Path:
@@ -405,8 +406,9 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
 def __getattr__(name: str) -> Any:
     """Return the class of another kind of task."""
     for section in all_kinds(TaskConfig, "tasks").values():
-        if (kind := model_class(section)).__name__ == name:
-            return kind
+        model = model_class(section)
+        if model.__name__ == name:
+            return model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

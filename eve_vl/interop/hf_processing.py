@@ -39,7 +39,8 @@ class EveImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.form, self.interpolation = form, interpolation
+        self.form = form
+        self.interpolation = interpolation
         side = InputConfig.image_size
         self.size = size or {"height": side, "width": side}
         if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
@@ -84,17 +85,16 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
             "mask": tokenizer.mask_id,
             "eos": tokenizer.end_id,
         }
-        names: Any = {
-            f"{kind}_token": tokenizer.backend.id_to_token(id_)
-            for kind, id_ in ids.items()
-            if id_ is not None
+        special_tokens: Any = {
+            f"{kind}_token": tokenizer.backend.id_to_token(token_id)
+            for kind, token_id in ids.items()
+            if token_id is not None
         }
-        longest = sizes.max_text_tokens
         return cls(
             tokenizer_object=tokenizer.backend,
-            model_max_length=longest,
+            model_max_length=sizes.max_text_tokens,
             split_special_tokens=True,
-            **names,
+            **special_tokens,
         )
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,30 +113,38 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         """
         if text_pair is not None:
             raise UserError("pairs of texts are not supported: give one text in each row")
-        backend, is_one = self.backend_tokenizer, isinstance(text, str)
-        texts = [text] if is_one else list(text)
-        if split_special_tokens is False:
-            own = Tokenizer(backend, "tokenizer", ends=self.eos_token is not None)
-            rows: list[Any] = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in texts]
-        else:
-            backend.encode_special_tokens = True
-            rows = [each.ids for each in backend.encode_batch(texts)]
+        is_single = isinstance(text, str)
+        texts = [text] if is_single else list(text)
+        rows: list[Any] = self._ids(texts, has_masks=split_special_tokens is False)
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
-            end = (
-                [] if self.eos_token_id is None else [self.eos_token_id]
-            )  # which a text that is cut keeps
-            longest = max_length or WHOLE
-            rows = [row if len(row) <= longest else row[: longest - len(end)] + end for row in rows]
-        padding: dict[str, Any] = {
-            name: kwargs.get(name)
-            for name in ("pad_to_multiple_of", "padding_side", "return_tensors")
-        }
-        found = self.pad(
-            {"input_ids": rows}, kwargs.get("padding_strategy", False), max_length, **padding
+            rows = [self._cut(row, max_length or WHOLE) for row in rows]
+        batch = self.pad(
+            {"input_ids": rows},
+            kwargs.get("padding_strategy", False),
+            max_length,
+            pad_to_multiple_of=kwargs.get("pad_to_multiple_of"),
+            padding_side=kwargs.get("padding_side"),
+            return_tensors=kwargs.get("return_tensors"),
         )
-        if not is_one or padding["return_tensors"] is not None:
-            return found
-        return BatchEncoding({name: row for name, (row,) in found.items()})
+        if not is_single or kwargs.get("return_tensors") is not None:
+            return batch
+        return BatchEncoding({name: row for name, (row,) in batch.items()})
+
+    def _ids(self, texts: Sequence[str], has_masks: bool) -> list[list[int]]:
+        """Return the ids of whole texts. has_masks: "[MASK]" in a text is a masked token."""
+        backend = self.backend_tokenizer
+        if has_masks:
+            tokenizer = Tokenizer(backend, "tokenizer", ends=self.eos_token is not None)
+            return [tokenizer.encode_with_masks(text, WHOLE)[0].tolist() for text in texts]
+        backend.encode_special_tokens = True
+        return [encoding.ids for encoding in backend.encode_batch(texts)]
+
+    def _cut(self, row: list[int], longest: int) -> list[int]:
+        """Return the ids of a text of at most `longest` tokens; a text that is cut keeps its end token."""
+        if len(row) <= longest:
+            return row
+        end = [] if self.eos_token_id is None else [self.eos_token_id]
+        return row[: longest - len(end)] + end
 
 
 class EveProcessor(ProcessorMixin):
@@ -179,25 +187,27 @@ class EveProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise UserError("give images, text or both")
-        found: dict[str, Any] = {}
         options = {
             "padding": self.padding,
             "truncation": True,
             "return_tensors": return_tensors,
         } | kwargs
-        for pixels, given, ending in ((images, text, ""), (images_right, text_right, "_right")):
+        inputs: dict[str, Any] = {}
+        for pixels, texts, ending in ((images, text, ""), (images_right, text_right, "_right")):
             if pixels is not None:
-                found[f"pixel_values{ending}"] = self.image_processor(pixels, return_tensors)[
-                    "pixel_values"
-                ]
-            if given is None:
-                continue
-            texts = [given] if isinstance(given, str) else list(listed(given) or ())
-            if not texts or not all(isinstance(each, str) for each in texts):
-                raise UserError(
-                    f"text is {str(given)[:80]!r}, expected a text or a list of texts, which may be empty"
-                )
-            found |= {
-                f"{name}{ending}": each for name, each in self.tokenizer(texts, **options).items()
-            }
-        return BatchFeature(found)
+                processed = self.image_processor(pixels, return_tensors)
+                inputs[f"pixel_values{ending}"] = processed["pixel_values"]
+            if texts is not None:
+                for name, values in self.tokenizer(_listed_texts(texts), **options).items():
+                    inputs[f"{name}{ending}"] = values
+        return BatchFeature(inputs)
+
+
+def _listed_texts(texts: Any) -> list[str]:
+    """Return one or several texts as a list. Raises UserError for anything else."""
+    texts_list = [texts] if isinstance(texts, str) else list(listed(texts) or ())
+    if not texts_list or not all(isinstance(text, str) for text in texts_list):
+        raise UserError(
+            f"text is {str(texts)[:80]!r}, expected a text or a list of texts, which may be empty"
+        )
+    return texts_list

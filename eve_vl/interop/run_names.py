@@ -6,7 +6,7 @@ The command line, `Eve.load`, `hf.from_run` and `eve learn` call `run_path`. Eve
 from pathlib import Path
 
 from eve_vl.builtin.names import existing_folder, folder_of, is_hub_name
-from eve_vl.interop.clip import download_as_run
+from eve_vl.interop.hub_models import download_as_run
 from eve_vl.utils.file_io import expand_user
 
 

@@ -21,7 +21,7 @@ from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, Serv
 from eve_vl.cli.train import AverageArgs, TrainArgs
 from eve_vl.config import TaskConfig
 from eve_vl.config.kinds import all_kinds
-from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes
 from eve_vl.tasks.predictor import predictor_class
 from helpers.verb_flags import flags_of

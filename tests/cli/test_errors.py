@@ -18,7 +18,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.config import TaskConfig
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.config.kinds import all_kinds
-from eve_vl.interop import ConvertArgs
+from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.tasks.predictor import predictor_class
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes
 from eve_vl.utils.file_io import write_file

@@ -17,7 +17,7 @@ from torch import Tensor
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.eve import Eve
-from eve_vl.interop.published import export_published
+from eve_vl.interop.eve_checkpoints import export_published
 from eve_vl.report.page import write_report
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config

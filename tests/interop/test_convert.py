@@ -17,11 +17,15 @@ from torch import Tensor
 from eve_vl.config import EveModelConfig, config_to_json
 from eve_vl.config.model import FFNPolicy
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop import ConvertArgs, convert, published, vision
-from eve_vl.interop.convert import sources
-from eve_vl.interop.published import key_table, to_published
+from eve_vl.interop import eve_checkpoints, image_encoders
+from eve_vl.interop.convert import Conversion, config_for
+from eve_vl.interop.convert_args import ConvertArgs
+from eve_vl.interop.eve_checkpoints import key_table, to_published
+from eve_vl.interop.foreign_weights import read_tensors
+from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.model.block import Block
 from eve_vl.run.loading import build_task, build_untrained, load_run
+from eve_vl.run.writing import write_run
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -89,7 +93,7 @@ def test_there_and_back_is_exact(eve, tmp_path, words, answers, head, suffix):
     )
     done = eve("convert", "run", f"back{suffix}")
     assert done.returncode == 0, done.stderr
-    back = convert.read_tensors(tmp_path / f"back{suffix}")
+    back = read_tensors(tmp_path / f"back{suffix}")
     assert back.keys() == tensors.keys()
     assert all(
         torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype
@@ -333,18 +337,14 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
 )
 def test_heads_that_were_not_published_are_named(eve, tmp_path, task, message):
     config = tiny_config(task=task)
-    convert.write_run(
-        tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer())
-    )
+    write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
     done = eve("convert", "run", "eve.pth")
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
     config = tiny_config()
-    convert.write_run(
-        tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer())
-    )
+    write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
     done = eve("convert", "run", "eve.pth")
     assert (
         done.returncode == 0
@@ -449,7 +449,7 @@ def test_the_key_table_covers_every_key(name, size):
     models = json.loads((GOLDEN / "official_base_state_dict.json").read_text())["models"]
     shapes = models[name]["state_dict"]
     tensors = meta(shapes if size == "base" else large(shapes))
-    sizes, model, section = published.infer(tensors, name)
+    sizes, model, section = eve_checkpoints.infer(tensors, name)
     wanted = (12, 768, 12, 2) if size == "base" else (24, 1024, 16, 3)
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
     assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (
@@ -461,19 +461,19 @@ def test_the_key_table_covers_every_key(name, size):
     assert section == HEADS.get(
         name, RetrievalConfig(final_norm=False, projection_dim=model.embed_dim)
     )
-    plan = convert.Plan(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
-    config = convert.config_for(plan, Path("run"), name)
+    plan = Conversion(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+    config = config_for(plan, Path("run"), name)
     with torch.device("meta"):
         task = build_untrained(
             config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128)))
         )
     own = task.state_dict()
-    made = sources(key_table(model, section), own)
+    made = resolve(key_table(model, section), own)
     assert made.keys() == own.keys()
     assert sorted(
-        [key for each in made.values() for key in each.sources] + [*published.BUFFERS]
+        [key for each in made.values() for key in each.sources] + [*eve_checkpoints.BUFFERS]
     ) == sorted(tensors)  # each once
-    ours = {key: convert.computed(key, each, tensors, own[key], name) for key, each in made.items()}
+    ours = {key: convert_tensor(key, each, tensors, own[key], name) for key, each in made.items()}
     assert {key: tensor.shape for key, tensor in own.items()} == {
         key: t.shape for key, t in ours.items()
     }
@@ -500,7 +500,7 @@ def names_of_block(policy: FFNPolicy, **changes: Any) -> tuple[EveModelConfig, d
 @pytest.mark.parametrize("policy", ["modality", "modality_vl", "moe"])
 def test_each_tensor_of_a_block_has_a_published_name(policy, modality_routing, routing):
     config, own = names_of_block(policy, modality_routing=modality_routing, routing=routing)
-    made = sources(key_table(config, HeadlessConfig()), own)
+    made = resolve(key_table(config, HeadlessConfig()), own)
     assert made.keys() == own.keys()
     theirs = [name for each in made.values() for name in each.sources]
     assert len(theirs) == len(set(theirs))
@@ -518,7 +518,7 @@ def test_each_tensor_of_a_block_has_a_published_name(policy, modality_routing, r
 def test_copies_are_all_tensors_that_an_image_encoder_has(policy, copies):
     config, own = names_of_block(policy)
     args = ConvertArgs(source=Path("image.pth"), target=Path("run"), copy=copies)
-    made = sources(vision.key_table({}, config, args), own)
+    made = resolve(image_encoders.key_table({}, config, args), own)
     assert made.keys() <= own.keys()
     experts, text = (
         {name for name in own if any(part in name for part in new)}

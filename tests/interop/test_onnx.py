@@ -23,11 +23,13 @@ from eve_vl.config import DualEncoderConfig, TaskConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.eve import Eve
-from eve_vl.interop import convert, hf, onnx
-from eve_vl.interop.onnx import TraceableMoE, export_run
-from eve_vl.interop.published import export_published
+from eve_vl.interop import hf, onnx
+from eve_vl.interop.eve_checkpoints import export_published
+from eve_vl.interop.onnx import export_run
+from eve_vl.interop.traceable_moe import TraceableMoE
 from eve_vl.model.reference_moe import ReferenceMoE
 from eve_vl.predict.inputs import Inputs, given_images
+from eve_vl.run import writing
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
@@ -396,7 +398,7 @@ def test_a_task_from_outside_the_package(tmp_path):
     with torch.no_grad():
         for parameter in task.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    convert.write_run(tmp_path / "run", config, tiny_tokenizer(), task.eval())
+    writing.write_run(tmp_path / "run", config, tiny_tokenizer(), task.eval())
     images = pixels(noise(0), noise(1))
     with torch.no_grad():
         assert isinstance(task, MainColour)

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 
 import eve_vl
 from eve_vl.eve import Eve
-from eve_vl.interop import ConvertArgs
-from eve_vl.interop.convert import import_weights, read_tensors
-from eve_vl.interop.published import EVE, export_published
-from eve_vl.interop.vision import IMAGE_ENCODERS
+from eve_vl.interop.convert import import_weights
+from eve_vl.interop.convert_args import ConvertArgs
+from eve_vl.interop.eve_checkpoints import EVE, export_published
+from eve_vl.interop.foreign_weights import read_tensors
+from eve_vl.interop.image_encoders import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.pages.drawing import Curves
 from eve_vl.run.flops import inspect_run

@@ -20,9 +20,17 @@ from typing import Any
 from torch import Tensor
 
 from eve_vl.config import InputConfig, TaskConfig
-from eve_vl.interop import ConvertArgs, convert
-from eve_vl.interop.convert import Family, Made, Plan, Table, token_head, under
-from eve_vl.interop.published import BLOCK
+from eve_vl.interop.checkpoint_shapes import (
+    HEAD_WIDTH,
+    count_numbered,
+    patches_per_side,
+    patches_per_side_of_table,
+)
+from eve_vl.interop.convert import Conversion, Family
+from eve_vl.interop.convert_args import ConvertArgs
+from eve_vl.interop.eve_checkpoints import BLOCK
+from eve_vl.interop.foreign_weights import checked_tensors
+from eve_vl.interop.weight_table import Computed, WeightTable, token_head, with_prefixes
 from eve_vl.recipes import get_recipe
 from eve_vl.systems.vlmo.config import VlmoModelConfig
 from eve_vl.systems.vlmo.recipes import TASKS
@@ -59,26 +67,26 @@ HEADS: dict[str, TaskConfig] = {
     "itc_": RetrievalConfig(itm_weight=0.0, rerank=0),
 }
 """Tasks by the prefix of their head; the first match counts."""
-BODY: Table = {
-    "encoder.image.proj.weight": Made(lambda conv: conv.flatten(1), (PATCHES,)),
+BODY: WeightTable = {
+    "encoder.image.proj.weight": Computed(lambda conv: conv.flatten(1), (PATCHES,)),
     "encoder.image.proj.bias": "transformer.patch_embed.proj.bias",
-    "encoder.image.cls": Made(lambda cls: cls.flatten(), ("transformer.cls_token",)),
-    "encoder.image.type_embed": Made(itemgetter(1), (TYPES,)),
-    "encoder.image.positions": Made(
+    "encoder.image.cls": Computed(lambda cls: cls.flatten(), ("transformer.cls_token",)),
+    "encoder.image.type_embed": Computed(itemgetter(1), (TYPES,)),
+    "encoder.image.positions": Computed(
         lambda positions: positions.flatten(0, 1), ("transformer.pos_embed",)
     ),
-    "encoder.text.words.weight": Made(
+    "encoder.text.words.weight": Computed(
         lambda words, segments: words + segments[0], (WORDS, SEGMENTS)
     ),
-    "encoder.text.type_embed": Made(itemgetter(0), (TYPES,)),
+    "encoder.text.type_embed": Computed(itemgetter(0), (TYPES,)),
     "encoder.text.positions": PLACES,
     "encoder.text.norm": "text_embeddings.LayerNorm",
     "encoder.norm": "transformer.norm",
     "encoder.pooler": "pooler.dense",
-    "encoder.relative.image_bias": Made(lambda table: table[: -ENDS - TEXTS], (TABLE,)),
-    "encoder.relative.cross_bias": Made(lambda table: table[-ENDS - TEXTS : -TEXTS], (TABLE,)),
-    "encoder.relative.text_bias": Made(lambda table: table[-TEXTS:], (TABLE,)),
-    "right_bias": Made(lambda types: types[2] - types[1], (TYPES,)),
+    "encoder.relative.image_bias": Computed(lambda table: table[: -ENDS - TEXTS], (TABLE,)),
+    "encoder.relative.cross_bias": Computed(lambda table: table[-ENDS - TEXTS : -TEXTS], (TABLE,)),
+    "encoder.relative.text_bias": Computed(lambda table: table[-TEXTS:], (TABLE,)),
+    "right_bias": Computed(lambda types: types[2] - types[1], (TYPES,)),
     "answer_head": "vqa_classifier",
     "concat_head": "nlvr2_classifier",
     "contrast.match_head": "itm_score.fc",
@@ -87,7 +95,7 @@ BODY: Table = {
 """All of our tensors outside the blocks that some checkpoint has."""
 
 
-def key_table(tensors: Mapping[str, Tensor]) -> Table:
+def key_table(tensors: Mapping[str, Tensor]) -> WeightTable:
     """Return the source of each of our tensors."""
     block = {
         ours: theirs
@@ -96,12 +104,14 @@ def key_table(tensors: Mapping[str, Tensor]) -> Table:
     }
     if f"{BLOCKS}gamma_1".replace("*", "0") not in tensors:
         block |= {"scale1": 1.0, "scale2": 1.0}
-    table = {**BODY, **under("encoder.blocks.*.", BLOCKS, block)}
+    table = {**BODY, **with_prefixes("encoder.blocks.*.", BLOCKS, block)}
     for ours, theirs, scale in (
         ("features", "itc", "logit_scale"),
         ("more_features.0", "itc_vl", "logit_vl_scale"),
     ):
-        table[f"contrast.{ours}.temperature"] = Made(lambda log_scale: (-log_scale).exp(), (scale,))
+        table[f"contrast.{ours}.temperature"] = Computed(
+            lambda log_scale: (-log_scale).exp(), (scale,)
+        )
         table |= {
             f"contrast.{ours}.{side}.weight": f"{theirs}_{side}_proj.fc.weight"
             for side in ("image", "text")
@@ -109,12 +119,12 @@ def key_table(tensors: Mapping[str, Tensor]) -> Table:
     return table
 
 
-def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversion:
     """Return the plan of a published VLMo. Raises UserError.
 
     num_heads 0: as the table of relative positions says, else those of the published size.
     """
-    tensors = convert.without(tensors, args.drop, where)
+    tensors = checked_tensors(tensors, args.drop, where)
     sizes, model, section, start = infer(tensors, where, args.num_heads)
     is_partial, length = (
         is_of_texts(tensors),
@@ -122,16 +132,16 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
     )
     more: dict[str, Any] = {
         "recipe": start,
-        "prefix": "vlmo_",
+        "finetune_prefix": "vlmo_",
         "table": key_table(tensors),
-        "words": WORDS,
+        "token_embedding": WORDS,
     }
     more |= {
         "unused": f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED,
         "text_length": length,
     }
     notes = "; networks for pairs are random, which text-only checkpoints lack" * is_partial
-    return Plan(
+    return Conversion(
         tensors=tensors,
         sizes=sizes,
         model=model,
@@ -165,19 +175,17 @@ def infer(
     width, _, patch_size, _ = tensors[PATCHES].shape
     if is_relative := TABLE in tensors:
         rows, columns = tensors[TABLE].shape
-        side, text_length = convert.relative_side_of(rows, 3 + ENDS + TEXTS, where), LONGEST
+        side, text_length = patches_per_side_of_table(rows, 3 + ENDS + TEXTS, where), LONGEST
     else:
-        side = convert.side_of(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
+        side = patches_per_side(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
         text_length, columns = len(tensors[PLACES]), 0
-    depth = convert.count(BLOCKS, tensors)
+    depth = count_numbered(BLOCKS, tensors)
     start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
     like = get_recipe(start).model
     assert isinstance(like, VlmoModelConfig)
-    heads = (
-        num_heads or columns // depth or NUM_HEADS.get(width) or max(width // convert.HEAD_WIDTH, 1)
-    )
+    heads = num_heads or columns // depth or NUM_HEADS.get(width) or max(width // HEAD_WIDTH, 1)
     ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
-    deep = convert.count(BLOCKS, [name for name in tensors if TOP in name]) or min(
+    deep = count_numbered(BLOCKS, [name for name in tensors if TOP in name]) or min(
         like.num_deep_blocks, depth
     )
     how: dict[str, Any] = {

@@ -18,7 +18,8 @@ from transformers import RobertaConfig, RobertaModel
 
 from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.interop.convert import Plan, computed, config_for, sources
+from eve_vl.interop.convert import Conversion, config_for
+from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.medical.m3ae import convert as m3ae
 from eve_vl.tasks.task import Sizes
@@ -432,23 +433,23 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     assert (sizes.image_size, sizes.text_length, model.num_heads) == (patch * side, 512, 12)
     assert isinstance(m3ae.BASE.model, DualEncoderConfig)
     assert model == replace(m3ae.BASE.model, towers="clip_roberta")
-    plan = Plan(
+    plan = Conversion(
         tensors=tensors,
         sizes=sizes,
         model=model,
         section=section,
         recipe="m3ae_base",
-        prefix="m3ae_",
+        finetune_prefix="m3ae_",
         unused="",
     )
     config = config_for(plan, Path("run"), "file")
     assert config.task.name == HEADS_OF[head]
     with torch.device("meta"):
         own = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS)).state_dict()
-        made = sources(m3ae.key_table(section), own)
+        made = resolve(m3ae.key_table(section), own)
         assert made.keys() == own.keys()
         for name, each in made.items():
-            assert computed(name, each, tensors, own[name], "file").shape == own[name].shape
+            assert convert_tensor(name, each, tensors, own[name], "file").shape == own[name].shape
     unused = {name for name in tensors if re.match(m3ae.UNUSED, name)}
     unused |= {name for name in tensors if head == "irtr" and name.startswith("itm_head.")}
     assert {name for each in made.values() for name in each.sources} == tensors.keys() - unused

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.interop.convert import Plan, computed, config_for, sources
+from eve_vl.interop.convert import Conversion, config_for
+from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.vlmo import convert as vlmo
 from eve_vl.tasks.task import Sizes
@@ -458,21 +459,21 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
         16 * shapes["side"],
     )
     assert sizes.text_length == (40 if size == "base_plus" else 196)
-    plan = Plan(
+    plan = Conversion(
         tensors=tensors,
         sizes=sizes,
         model=model,
         section=section,
         recipe=start,
-        prefix="vlmo_",
+        finetune_prefix="vlmo_",
         unused="",
     )
     config = config_for(plan, Path("run"), "file")
     with torch.device("meta"):
         own = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS)).state_dict()
-        made = sources(vlmo.key_table(tensors), own)
+        made = resolve(vlmo.key_table(tensors), own)
         for name, each in made.items():
-            assert computed(name, each, tensors, own[name], "file").shape == own[name].shape
+            assert convert_tensor(name, each, tensors, own[name], "file").shape == own[name].shape
     assert made.keys() == {
         name for name in own if head != "texts" or (".vl." not in name and "norm_vl" not in name)
     }

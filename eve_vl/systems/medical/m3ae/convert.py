@@ -23,8 +23,24 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import DualEncoderConfig, InputConfig, TaskConfig
-from eve_vl.interop import ConvertArgs, convert
-from eve_vl.interop.convert import CLIP_MEAN, CLIP_STD, Family, Made, Plan, Table, token_head, under
+from eve_vl.interop.checkpoint_shapes import HEAD_WIDTH, count_numbered, patches_per_side
+from eve_vl.interop.convert import Conversion, Family
+from eve_vl.interop.convert_args import ConvertArgs
+from eve_vl.interop.foreign_weights import checked_tensors
+from eve_vl.interop.pixel_scale import (
+    CLIP_MEAN,
+    CLIP_STD,
+    bias_of_our_pixels,
+    projection_of_our_pixels,
+)
+from eve_vl.interop.weight_table import (
+    MULTIHEAD,
+    Computed,
+    WeightTable,
+    concatenate,
+    token_head,
+    with_prefixes,
+)
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.systems.medical.m3ae.recipes import m3ae_base
 from eve_vl.tasks.headless.config import HeadlessConfig
@@ -46,8 +62,8 @@ UNUSED = (
 """Tensors to leave out."""
 PRETRAINED_MATCHING = r"itm_head\."
 """The matching head, which a retrieval run does not use."""
-CLIP: Table = {
-    **under("attn.", "attn.", convert.MULTIHEAD),
+CLIP: WeightTable = {
+    **with_prefixes("attn.", "attn.", MULTIHEAD),
     "ffn.fc1": "mlp.c_fc",
     "ffn.fc2": "mlp.c_proj",
     "norm1": "ln_1",
@@ -56,9 +72,9 @@ CLIP: Table = {
     "scale2": 1.0,
 }
 """A block of the image tower."""
-ATTENTION: Table = {
-    "qkv.weight": Made(
-        convert.joined, ("self.query.weight", "self.key.weight", "self.value.weight")
+ATTENTION: WeightTable = {
+    "qkv.weight": Computed(
+        concatenate, ("self.query.weight", "self.key.weight", "self.value.weight")
     ),
     "q_bias": "self.query.bias",
     "v_bias": "self.value.bias",
@@ -74,24 +90,24 @@ HEADS: dict[str, TaskConfig] = {
 """Tasks by the prefix of their head; the first match counts."""
 
 
-def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Plan:
+def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversion:
     """Return the plan of a published M3AE. Raises UserError."""
-    tensors = convert.without(tensors, args.drop, where)
+    tensors = checked_tensors(tensors, args.drop, where)
     sizes, model, section = infer(tensors, where, args.num_heads)
     has_decoder = any(name.startswith("mim_head.") for name in tensors)
     length = sizes.text_length
-    return Plan(
+    return Conversion(
         tensors=tensors,
         sizes=sizes,
         model=model,
         section=section,
         table=key_table(section),
         recipe="m3ae_base",
-        prefix="m3ae_",
+        finetune_prefix="m3ae_",
         unused=f"{UNUSED}|{PRETRAINED_MATCHING}"
         if isinstance(section, RetrievalConfig)
         else UNUSED,
-        words=WORDS,
+        token_embedding=WORDS,
         text_length=min(args.text_tokens or length, length),
         notes="; left out the decoder of pixels" if has_decoder else "",
     )
@@ -110,9 +126,10 @@ def infer(
 ) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
     width, _, patch_size, _ = tensors[PATCHES].shape
-    image_size = convert.side_of(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
+    image_size = patches_per_side(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
     depths = [
-        convert.count(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
+        count_numbered(prefix, tensors)
+        for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
     ]
     assert isinstance(BASE.model, DualEncoderConfig)
     hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
@@ -121,7 +138,7 @@ def infer(
     )
     shape |= {
         "embed_dim": width,
-        "num_heads": num_heads or max(width // convert.HEAD_WIDTH, 1),
+        "num_heads": num_heads or max(width // HEAD_WIDTH, 1),
         "mlp_ratio": hidden / width,
     }
     model = replace(
@@ -139,33 +156,33 @@ def infer(
     return sizes, model, next(found, HeadlessConfig())
 
 
-def key_table(section: TaskConfig) -> Table:
+def key_table(section: TaskConfig) -> WeightTable:
     """Return the source of each of our tensors."""
     bert = {
         "norm1": "attention.output.LayerNorm",
         "ffn.fc1": "intermediate.dense",
         "ffn.fc2": "output.dense",
     }
-    bert = under("attn.", "attention.", ATTENTION) | bert
+    bert = with_prefixes("attn.", "attention.", ATTENTION) | bert
     roberta = bert | {"norm2": "output.LayerNorm"}
-    joint = bert | under("cross.", "crossattention.", ATTENTION)
+    joint = bert | with_prefixes("cross.", "crossattention.", ATTENTION)
     joint |= {"norm2": "crossattention.output.LayerNorm", "norm3": "output.LayerNorm"}
     table = {
         "encoder.image.embed.cls": f"{VISUAL}class_embedding",
         "encoder.image.embed.positions": f"{VISUAL}positional_embedding",
-        "encoder.image.embed.proj.weight": Made(
-            lambda conv: convert.of_our_pixels(conv, CLIP_STD).flatten(1), (PATCHES,)
+        "encoder.image.embed.proj.weight": Computed(
+            lambda conv: projection_of_our_pixels(conv, CLIP_STD).flatten(1), (PATCHES,)
         ),
-        "encoder.image.embed.proj.bias": Made(
-            partial(convert.bias_of_our_pixels, mean=CLIP_MEAN, std=CLIP_STD), (PATCHES,)
+        "encoder.image.embed.proj.bias": Computed(
+            partial(bias_of_our_pixels, mean=CLIP_MEAN, std=CLIP_STD), (PATCHES,)
         ),
         "encoder.image.norm_pre": f"{VISUAL}ln_pre",
         "encoder.image.norm": f"{VISUAL}ln_post",
-        "encoder.text.embed.words.weight": Made(torch.add, (WORDS, SEGMENTS)),
-        "encoder.text.embed.positions": Made(lambda places: places[FIRST_PLACE:], (PLACES,)),
+        "encoder.text.embed.words.weight": Computed(torch.add, (WORDS, SEGMENTS)),
+        "encoder.text.embed.positions": Computed(lambda places: places[FIRST_PLACE:], (PLACES,)),
         "encoder.text.embed.norm": f"{ROBERTA}embeddings.LayerNorm",
-        **under("encoder.image.blocks.*.", BLOCKS, CLIP),
-        **under("encoder.text.blocks.*.", LAYERS, roberta),
+        **with_prefixes("encoder.image.blocks.*.", BLOCKS, CLIP),
+        **with_prefixes("encoder.text.blocks.*.", LAYERS, roberta),
         "answer_head": "vqa_head",
         "class_head": "cls_head",
         "contrast.match_head": "irtr_head"
@@ -175,12 +192,14 @@ def key_table(section: TaskConfig) -> Table:
     }
     for kind, (ours, theirs) in enumerate(SIDES.items()):
         proj = f"{FUSION}{theirs}_proj"
-        table |= under(f"encoder.fusion.blocks.*.{ours}.", f"{FUSION}{theirs}_layers.*.", joint)
+        table |= with_prefixes(
+            f"encoder.fusion.blocks.*.{ours}.", f"{FUSION}{theirs}_layers.*.", joint
+        )
         table |= {
             f"encoder.{ours}.embed.type_embed": 0.0,
             f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense",
             f"encoder.fusion.{ours}_proj.weight": f"{proj}.weight",
-            f"encoder.fusion.{ours}_proj.bias": Made(
+            f"encoder.fusion.{ours}_proj.bias": Computed(
                 lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", KINDS)
             ),
         }
