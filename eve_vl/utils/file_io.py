@@ -22,10 +22,16 @@ from eve_vl.utils.errors import UserError
 
 Value = TypeVar("Value")
 SURROGATE = re.compile("[\\ud800-\\udfff]")
-TOO_LARGE = 2**63  # JSON has larger integers than floats, tensors or file offsets take
-LEFT_BEHIND = 86_400  # seconds after which a temporary file counts as that of a killed process
-TRIES = 10  # to replace a folder that other processes replace, too
-NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+MAX_INTEGER = 2**63  # JSON has larger ones than floats, tensors or file offsets take
+MAX_AGE = 86_400  # seconds after which a temporary file counts as that of a killed process
+NUM_TRIES = 10  # to replace a folder that other processes replace, too
+JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 def expand_user(path: str | Path) -> Path:
@@ -102,38 +108,40 @@ def require_type(value: object, kind: type[Value]) -> Value:
 
     Raises ValueError whose message is the reason.
     """
-    kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or (
-        isinstance(value, bool) and kind is not bool
-    ):  # in Python, a bool is an int
-        raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
-    if isinstance(value, int) and abs(value) >= TOO_LARGE:
+    is_kind = isinstance(value, (int, float) if kind is float else kind)
+    is_unexpected_bool = isinstance(value, bool) and kind is not bool  # in Python, a bool is an int
+    if not is_kind or is_unexpected_bool:
+        expected = JSON_NAMES.get(kind, kind.__name__)
+        raise ValueError(f"JSON {type(value).__name__}, expected {expected}")
+    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
         raise ValueError("a whole number of too many digits")
     return value  # pyright: ignore[reportReturnType]
 
 
 def has_fields(value: object, /, **kinds: type) -> bool:
     """Return whether a JSON value is an object with these keys and types of values."""
+    if not isinstance(value, dict):
+        return False
     try:
-        return isinstance(value, dict) and all(
-            require_type(value[name], kind) is not None for name, kind in kinds.items()
-        )
+        for name, kind in kinds.items():
+            require_type(value[name], kind)
     except (KeyError, ValueError):
         return False
+    return True
 
 
 @contextlib.contextmanager
-def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Turn read errors into a UserError that names the path.
-
-    others: further exception types.
-    """
+def reading(path: Path, *further_errors: type[Exception]) -> Iterator[None]:
+    """Turn OSError, ValueError and further errors into a UserError that names the path."""
     try:
         yield
-    except (OSError, ValueError, *others) as error:
-        raise UserError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from None
+    except (OSError, ValueError, *further_errors) as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> object:
+    """Return the system's words for an error, else its own."""
+    return getattr(error, "strerror", None) or error
 
 
 def read_text(path: Path) -> str:
@@ -150,15 +158,13 @@ def read_json(path: Path, kind: type[Value]) -> Value:
 
 @contextlib.contextmanager
 def reporting_write_errors(
-    path: Path, *others: type[Exception], advice: str = ""
+    path: Path, *further_errors: type[Exception], advice: str = ""
 ) -> Iterator[None]:
-    """Turn write errors into a UserError that names the path and ends with advice."""
+    """Turn OSError and further errors into a UserError that names the path and ends with advice."""
     try:
         yield
-    except (OSError, *others) as error:
-        raise UserError(
-            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}"
-        ) from None
+    except (OSError, *further_errors) as error:
+        raise UserError(f"{path}: cannot be written ({_reason(error)}){advice}") from None
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -173,7 +179,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     At the end it replaces `path`; after an error it is deleted. Of several writers the last one counts.
     """
-    with _workplace(path) as temporary:
+    with _temporary_path(path) as temporary:
         yield temporary
         sync(temporary)
         temporary.replace(path)
@@ -187,7 +193,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     At the end it replaces `folder`; after an error it is deleted. Of several writers the last one counts.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _workplace(folder) as temporary:
+    with _temporary_path(folder) as temporary:
         temporary.mkdir()
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
@@ -196,7 +202,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _workplace(path: Path) -> Iterator[Path]:
+def _temporary_path(path: Path) -> Iterator[Path]:
     """Yield a path in a new hidden folder next to `path`.
 
     No other writer uses it, and no other user may enter it.
@@ -211,7 +217,7 @@ def _workplace(path: Path) -> Iterator[Path]:
 @functools.cache
 def _clean_up(folder: Path) -> None:
     """Delete old temporary folders, once per process: listing may be slow."""
-    delete_temporary(folder, age=LEFT_BEHIND)
+    delete_temporary(folder, age=MAX_AGE)
 
 
 def delete_temporary(folder: Path, name: str = "*", age: float = float("-inf")) -> None:
@@ -219,16 +225,16 @@ def delete_temporary(folder: Path, name: str = "*", age: float = float("-inf")) 
 
     name: of the files or folders that they were for, a pattern. age: least age in seconds.
     """
-    for left in folder.glob(f".{name}.eve-*.tmp"):
+    for temporary in folder.glob(f".{name}.eve-*.tmp"):
         with contextlib.suppress(OSError):  # deleted meanwhile
-            if time.time() - left.lstat().st_mtime > age:
-                shutil.rmtree(left)
+            if time.time() - temporary.lstat().st_mtime > age:
+                shutil.rmtree(temporary)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     old = _sibling(folder, "old")
     recover(folder)
-    for tries_left in reversed(range(TRIES)):
+    for num_tries in range(1, NUM_TRIES + 1):
         shutil.rmtree(old, ignore_errors=True)
         try:
             if folder.exists():
@@ -237,7 +243,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             break
         except OSError:
             recover(folder)
-            if not tries_left:
+            if num_tries == NUM_TRIES:
                 raise
             # another process may have replaced the folder, or recovered the old one: try again
     sync(folder.parent)

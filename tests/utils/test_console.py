@@ -18,7 +18,7 @@ from eve_vl.utils import console
 from helpers import shortcuts
 
 
-def test_the_first_of_several_processes_prints(monkeypatch, capsys):
+def test_only_the_first_of_several_processes_prints(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
@@ -27,7 +27,7 @@ def test_the_first_of_several_processes_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == "[bold]rank 0\n"
 
 
-def test_a_rank_without_torchrun_silences_nothing(monkeypatch, capsys):
+def test_rank_without_torchrun_silences_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     console.print_line("alone")
     assert capsys.readouterr().out == "alone\n"
@@ -62,17 +62,15 @@ class Terminal(io.TextIOWrapper):
     ("encoding", "kind"),
     [("ascii", io.TextIOWrapper), ("latin-1", io.TextIOWrapper), ("utf-8", Terminal)],
 )
-def test_any_console_shows_help_and_mistakes(monkeypatch, encoding, kind):
+def test_help_and_errors_are_printed_in_any_encoding(monkeypatch, encoding, kind):
     """Help has dots, boxes and dashes; a mistake is the same plain line everywhere."""
     monkeypatch.setenv("TERM", "xterm")
 
     def run(
         *words: str, encoding: str = encoding, kind: type[io.TextIOWrapper] = kind
     ) -> tuple[str, str]:
-        out, err = (
-            kind(io.BytesIO(), encoding),
-            io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace"),
-        )
+        out = kind(io.BytesIO(), encoding)
+        err = io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace")
         with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
@@ -90,7 +88,7 @@ def test_any_console_shows_help_and_mistakes(monkeypatch, encoding, kind):
         assert expected[1].removesuffix("\n").isprintable()
 
 
-def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):
+def test_closed_terminal_does_not_stop_a_run(monkeypatch):
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError("Input/output error")
@@ -100,7 +98,7 @@ def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):
 
 
 @pytest.mark.parametrize(("total", "tail"), [(6, " of 6"), (None, "")])
-def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
+def test_slow_loop_prints_its_progress(monkeypatch, capsys, total, tail):
     """Each item takes 4 seconds of a made-up clock."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -117,21 +115,21 @@ def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
     [(5000, 0, False), (60, 0.25, True), (3, 0.25, False), (4, 5, True)],
 )
 @pytest.mark.parametrize("is_total_known", [True, False])
-def test_on_a_terminal_a_slow_loop_is_a_bar_that_goes_away(
-    monkeypatch, count, seconds, is_shown, is_total_known
-):
+def test_slow_loop_on_a_terminal_shows_a_bar(monkeypatch, count, seconds, is_shown, is_total_known):
     """However few items there are; inside of another bar, as validation is."""
-    screen, clock = io.StringIO(), [0.0]
+    screen = io.StringIO()
+    clock = [0.0]
     monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    total, seen = count if is_total_known else None, []
+    total = count if is_total_known else None
+    items = []
     with Progress(console=console.CONSOLE):
         for item in console.progress(range(count), "reading [/a].csv", total):
-            seen.append(item)
+            items.append(item)
             clock[0] += seconds
-        is_left_early = next(console.progress(range(count), "reading", total)) == 0
-        assert [is_left_early, *console.progress(range(2), "again", None)] == [True, 0, 1]
-    assert seen == list(range(count))
+        assert next(console.progress(range(count), "reading", total)) == 0  # ended early
+        assert [*console.progress(range(2), "again", None)] == [0, 1]
+    assert items == list(range(count))
     assert ("reading [/a].csv" in screen.getvalue()) == is_shown
 
 
@@ -158,7 +156,7 @@ main(sys.argv[1:])
         ("finetune demo_vqa --init a --out x", "eve finetune demo_vqa: starts from a\n"),
     ],
 )
-def test_the_first_line_comes_before_torch(tmp_path: Path, command, line):
+def test_first_line_is_printed_before_torch_is_imported(tmp_path: Path, command, line):
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH, *command.split()],
         cwd=tmp_path,
@@ -173,18 +171,9 @@ def with_all_lines() -> None:
     training.run_lines = shortcuts.RUN_LINES
 
 
-def test_a_run_says_what_it_will_do_before_it_does_it(eve_fork):
-    process = eve_fork(
-        "pretrain",
-        "tiny",
-        "--out",
-        "run",
-        "--train.steps",
-        6,
-        "--data.val-samples",
-        32,
-        before=with_all_lines,
-    )
+def test_lines_of_a_run(eve_fork):
+    flags = ["--out", "run", "--train.steps", "6", "--data.val-samples", "32"]
+    process = eve_fork("pretrain", "tiny", *flags, before=with_all_lines)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     expected = [

@@ -31,7 +31,7 @@ def replace(folder: Path, text: str) -> None:
         (temporary / text).write_text("")
 
 
-def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
+def test_file_is_replaced_or_stays_as_it_is(tmp_path: Path):
     path = tmp_path / "file"
     write_file(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -46,7 +46,7 @@ def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
         write_file(tmp_path / "nowhere/file", "text")
 
 
-def test_a_planted_link_is_not_followed(tmp_path: Path):
+def test_planted_link_is_not_followed(tmp_path: Path):
     """A temporary file lies where no other user of a shared folder can put one."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".file.tmp").symlink_to("victim")
@@ -60,7 +60,8 @@ def test_a_planted_link_is_not_followed(tmp_path: Path):
 
 
 def test_the_last_of_several_writers_counts(tmp_path: Path):
-    path, folder = tmp_path / "file", tmp_path / "folder"
+    path = tmp_path / "file"
+    folder = tmp_path / "folder"
     with atomic_file(path) as first, atomic_file(path) as second, atomic_file(path) as third:
         for number, temporary in enumerate((third, first, second)):
             temporary.write_text(f"{number}" * 5)
@@ -72,7 +73,7 @@ def test_the_last_of_several_writers_counts(tmp_path: Path):
     assert {*tmp_path.iterdir()} == {path, folder}
 
 
-def test_folders_replaced_at_once_are_whole(tmp_path: Path):
+def test_folders_replaced_by_several_threads_are_whole(tmp_path: Path):
     folder = tmp_path / "folder"
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda text: replace(folder, text), "bcd" * 8)) == [None] * 24
@@ -80,7 +81,7 @@ def test_folders_replaced_at_once_are_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path: Path):
+def test_next_writer_deletes_old_temporary_folders(tmp_path: Path):
     """That is a folder more than a day old; a younger one may belong to a writer that is alive."""
     for name in (".file.eve-old.tmp", ".file.eve-new.tmp", ".cache.old.tmp"):
         (tmp_path / name).mkdir()
@@ -100,7 +101,7 @@ def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path: Path):
     }  # that is a user's own
 
 
-def test_a_folder_is_replaced_or_left_alone(tmp_path: Path):
+def test_folder_is_replaced_or_stays_as_it_is(tmp_path: Path):
     folder = tmp_path / "parent/folder"
     replace(folder, "old")
     with pytest.raises(Killed), atomic_folder(folder) as temporary:
@@ -113,10 +114,9 @@ def test_a_folder_is_replaced_or_left_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("num_renames", [0, 1])
-def test_a_crash_between_the_renames_leaves_the_old_folder(
-    tmp_path: Path, monkeypatch, num_renames
-):
-    folder, rename = tmp_path / "folder", Path.rename
+def test_crash_between_the_renames_leaves_the_old_folder(tmp_path: Path, monkeypatch, num_renames):
+    folder = tmp_path / "folder"
+    rename = Path.rename
     replace(folder, "old")
     done = []
 
@@ -138,8 +138,9 @@ def test_a_crash_between_the_renames_leaves_the_old_folder(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_reader_that_takes_the_old_folder_back_meanwhile_is_no_harm(tmp_path: Path, monkeypatch):
-    folder, rename = tmp_path / "folder", Path.rename
+def test_reader_that_recovers_the_old_folder_does_not_stop_a_writer(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "folder"
+    rename = Path.rename
     replace(folder, "old")
     looks = []
 
@@ -156,7 +157,7 @@ def test_a_reader_that_takes_the_old_folder_back_meanwhile_is_no_harm(tmp_path: 
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_permissions_are_those_of_any_new_file(tmp_path: Path):
+def test_permissions_are_those_of_the_umask(tmp_path: Path):
     before = os.umask(0o027)
     try:
         write_file(tmp_path / "file", "text")
@@ -167,15 +168,15 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path):
     assert modes == {"file": 0o640, "folder": 0o750, "a": 0o640, "new": 0o640}
 
 
-def test_what_cannot_be_written_is_one_sentence_about_the_file_that_was_named(tmp_path: Path):
+def test_write_error_is_one_line_that_names_the_path(tmp_path: Path):
     """Not about the temporary one; of errors without a reason of the system's, their own words; bugs stay bugs."""
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "page.html"
-    with pytest.raises(UserError) as found, reporting_write_errors(path, advice="; go elsewhere"):
+    with pytest.raises(UserError) as caught, reporting_write_errors(path, advice="; go elsewhere"):
         write_file(path, "text")
-    assert str(found.value) == f"{path}: cannot be written (Not a directory); go elsewhere"
-    with pytest.raises(UserError) as found, reporting_write_errors(path, KeyError):
+    assert str(caught.value) == f"{path}: cannot be written (Not a directory); go elsewhere"
+    with pytest.raises(UserError) as caught, reporting_write_errors(path, KeyError):
         raise KeyError("no room")
-    assert str(found.value) == f"{path}: cannot be written ('no room')"
+    assert str(caught.value) == f"{path}: cannot be written ('no room')"
     with pytest.raises(KeyError), reporting_write_errors(path):
         raise KeyError("a bug")
