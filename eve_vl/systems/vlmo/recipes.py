@@ -1,8 +1,9 @@
-"""VLMo (Bao et al. 2022, arXiv 2111.02358).
+"""Recipes of VLMo (Bao et al. 2022, arXiv 2111.02358).
 
-It is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains in three stages, each the
---init of the next: images; texts with frozen attention; pairs with ITC, ITM and MLM. The paper's first stage
-is a published BEiT, which also learnt from labels; ours reconstructs pixels.
+VLMo is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains in
+three stages, each the --init of the next: images; texts with frozen attention; pairs with ITC, ITM
+and MLM. The paper's first stage is a published BEiT, which also learnt from labels; ours reconstructs
+pixels.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from eve_vl.config import (
     Config,
     DataConfig,
+    EveModelConfig,
     InputConfig,
     TokenizerConfig,
     TrainConfig,
@@ -27,13 +29,12 @@ from eve_vl.tasks.vqa.config import VQAConfig
 
 Kind = Literal["image", "text", "image_text"]
 FROZEN_WITH_TEXTS = (
-    *(
-        "encoder.blocks.*.attn.*",
-        "encoder.blocks.*.norm1.*",
-        "encoder.blocks.*.scale?",
-        "encoder.blocks.*.ffn.*image*",
-    ),
-    *("encoder.image.proj.*", "encoder.image.cls"),
+    "encoder.blocks.*.attn.*",
+    "encoder.blocks.*.norm1.*",
+    "encoder.blocks.*.scale?",
+    "encoder.blocks.*.ffn.*image*",
+    "encoder.image.proj.*",
+    "encoder.image.cls",
 )
 """Parameters of the image stage that the text stage keeps."""
 VLMO = VlmoModelConfig()
@@ -42,8 +43,12 @@ TINY = replace(
 )
 LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
 PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale_init=1.0)
-MASKED: dict[str, Any] = {"whole_word_masking": True, "text_mask_ratio": 0.15}
-MASKED |= {"mask_replace_prob": 0.2, "mask_replace_source": "vocabulary"}
+MASKED: dict[str, Any] = {
+    "whole_word_masking": True,
+    "text_mask_ratio": 0.15,
+    "mask_replace_prob": 0.2,
+    "mask_replace_source": "vocabulary",
+}
 TASKS: dict[str, MaskedSignalConfig] = {
     "image": MaskedSignalConfig(mlm_weight=0.0),
     "text": MaskedSignalConfig(mim_weight=0.0, **MASKED),
@@ -175,13 +180,17 @@ def vlmo_vqa(init: Config) -> Config:
 
     eve finetune vlmo_vqa --init runs/vlmo_base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
-    more = {
-        "steps": 34_000,
-        "batch_size": 128,
-        "lr": _sized(init, 3e-5, 3e-5, 1.5e-5),
-        "head_lr_multiplier": 20,
-    }
-    return _finetuned(init, "vlmo_vqa", VQAConfig(), 480, 0.15, **more)
+    return _finetuned(
+        init,
+        "vlmo_vqa",
+        VQAConfig(),
+        image_size=480,
+        drop_path=0.15,
+        steps=34_000,
+        batch_size=128,
+        lr=_by_size(init, base=3e-5, plus=3e-5, large=1.5e-5),
+        head_lr_multiplier=20,
+    )
 
 
 @starts_from("vlmo_base")
@@ -192,9 +201,16 @@ def vlmo_nlvr2(init: Config) -> Config:
 
     eve finetune vlmo_nlvr2 --init runs/vlmo_base --data.train train.json --data.val dev.json
     """
-    task, drop_path = NLVR2Config(second_image_type_embedding=True), _sized(init, 0.1, 0.2, 0.15)
-    more = {"steps": 6750, "batch_size": 128, "lr": _sized(init, 5e-5, 3e-5, 3e-5)}
-    return _finetuned(init, "vlmo_nlvr2", task, 384, drop_path, **more)
+    return _finetuned(
+        init,
+        "vlmo_nlvr2",
+        NLVR2Config(second_image_type_embedding=True),
+        image_size=384,
+        drop_path=_by_size(init, base=0.1, plus=0.2, large=0.15),
+        steps=6750,
+        batch_size=128,
+        lr=_by_size(init, base=5e-5, plus=3e-5, large=3e-5),
+    )
 
 
 @starts_from("vlmo_base")
@@ -205,18 +221,37 @@ def vlmo_retrieval(init: Config) -> Config:
 
     eve finetune vlmo_retrieval --init runs/vlmo_base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
-    more = {"steps": 3000, "batch_size": 3072, "lr": _sized(init, 3e-5, 3e-5, 2e-5)}
     return _finetuned(
-        init, "vlmo_retrieval", RetrievalConfig(itm_weight=0.0, rerank=0), 384, 0.2, **more
+        init,
+        "vlmo_retrieval",
+        RetrievalConfig(itm_weight=0.0, rerank=0),
+        image_size=384,
+        drop_path=0.2,
+        steps=3000,
+        batch_size=3072,
+        lr=_by_size(init, base=3e-5, plus=3e-5, large=2e-5),
     )
 
 
 def _tiny(name: str, modality: Kind, *, steps: int) -> Config:
     """Return a stage on built-in scenes."""
-    train = {"steps": steps, "batch_size": 32, "optimizer": "muon", "lr": 1.2e-3, "warmup": 0.1}
-    train |= dict.fromkeys(("val_every", "save_every"), steps)
-    sizes = InputConfig(image_size=48, patch_size=8, text_length=32)
-    return _run(name, sizes, TINY, replace(SCENES, modality=modality), 512, **train)
+    train = TrainConfig(
+        steps=steps,
+        batch_size=32,
+        optimizer="muon",
+        lr=1.2e-3,
+        warmup=0.1,
+        val_every=steps,
+        save_every=steps,
+    )
+    return _pretraining(
+        name,
+        InputConfig(image_size=48, patch_size=8, text_length=32),
+        TINY,
+        replace(SCENES, modality=modality),
+        TokenizerConfig(vocab_size=512),
+        train,
+    )
 
 
 def _stage(name: str, model: VlmoModelConfig, modality: Kind, *, lr: float) -> Config:
@@ -225,29 +260,38 @@ def _stage(name: str, model: VlmoModelConfig, modality: Kind, *, lr: float) -> C
     Texts have 196 tokens with relative positions, captions 40.
     """
     is_short = modality == "image_text" or model.positions == "learned"
-    train = {
-        "steps": 200_000,
-        "batch_size": 1024,
-        "accumulation": 4 if model is VLMO else 8,
-        "lr": lr,
-        "warmup": 0.0125,
-    }
-    train |= {"schedule": "linear", "clip_norm": 0.0, "val_every": 5000, "save_every": 5000}
-    data = DataConfig(modality=modality, augment="rand", num_workers=8)
-    return _run(
-        name, InputConfig(text_length=40 if is_short else 196), model, data, 30_522, **train
+    train = TrainConfig(
+        steps=200_000,
+        batch_size=1024,
+        accumulation=4 if model is VLMO else 8,
+        lr=lr,
+        warmup=0.0125,
+        schedule="linear",
+        clip_norm=0.0,
+        val_every=5000,
+        save_every=5000,
+    )
+    return _pretraining(
+        name,
+        InputConfig(text_length=40 if is_short else 196),
+        model,
+        DataConfig(modality=modality, augment="rand", num_workers=8),
+        TokenizerConfig(vocab_size=30_522),
+        train,
     )
 
 
-def _run(
+def _pretraining(
     name: str,
     sizes: InputConfig,
     model: VlmoModelConfig,
     data: DataConfig,
-    vocab_size: int,
-    **train: Any,
+    tokenizer: TokenizerConfig,
+    train: TrainConfig,
 ) -> Config:
-    freeze = FROZEN_WITH_TEXTS if data.modality == "text" else ()
+    """Return the run of a stage; that of texts freezes what images taught."""
+    if data.modality == "text":
+        train = replace(train, freeze=FROZEN_WITH_TEXTS)
     return Config(
         recipe=name,
         out=Path("runs") / name,
@@ -255,27 +299,29 @@ def _run(
         model=model,
         task=TASKS[data.modality],
         data=data,
-        tokenizer=TokenizerConfig(vocab_size=vocab_size),
-        train=TrainConfig(freeze=freeze, **train),
+        tokenizer=tokenizer,
+        train=train,
     )
 
 
-def _sized(init: Config, base: float, plus: float, large: float) -> float:
+def _by_size(init: Config, *, base: float, plus: float, large: float) -> float:
     """Return the value for the size of the run to start from."""
-    return {PLUS.embed_dim: plus, LARGE.embed_dim: large}.get(init.model.embed_dim, base)
+    if init.model.embed_dim == PLUS.embed_dim:
+        return plus
+    if init.model.embed_dim == LARGE.embed_dim:
+        return large
+    return base
 
 
 def _finetuned(
-    init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any
+    init: Config, name: str, task: TaskConfig, *, image_size: int, drop_path: float, **train: Any
 ) -> Config:
     """Return a run at the paper's scale.
 
     By default new parameters learn as fast as others.
     """
+    model = init.model
+    if isinstance(model, EveModelConfig):
+        model = replace(model, drop_path=drop_path)
     train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
-    model = (
-        replace(init.model, drop_path=drop_path)
-        if isinstance(init.model, VlmoModelConfig)
-        else init.model
-    )
     return at_paper_scale(replace(init, model=model), name, task, image_size, "rand", **train)

@@ -1,7 +1,7 @@
-"""M3AE, the medical one (Chen et al. 2022, MICCAI).
+"""Recipes of M3AE, the medical one (Chen et al. 2022, MICCAI).
 
-Towers with co-attention learn by masked tokens, masked pixels and matching. The small recipes run on phantoms, which prove
-nothing about medicine.
+Towers with co-attention learn by masked tokens, masked pixels and matching. The small recipes run on
+phantoms, which prove nothing about medicine.
 """
 
 from dataclasses import replace
@@ -46,25 +46,33 @@ def m3ae_base() -> Config:
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
     """
-    sources = {"train": ("roco#train", "medicat#train"), "val": ("roco#val",)}
-    steps: dict[str, Any] = {
-        "steps": 100_000,
-        "batch_size": 256,
-        "accumulation": 4,
-        "val_every": 5000,
-        "save_every": 5000,
-    }
+    data = DataConfig(
+        train=("roco#train", "medicat#train"),
+        val=("roco#val",),
+        crop_scale=(1.0, 1.0),
+        flip=False,
+        num_workers=8,
+    )
+    train = TrainConfig(
+        steps=100_000,
+        batch_size=256,
+        accumulation=4,
+        val_every=5000,
+        save_every=5000,
+        lr=1e-5,
+        lr_multipliers=WITH_HEADS,
+        warmup=0.1,
+        schedule="linear",
+    )
     return Config(
         recipe="m3ae_base",
         out=Path("runs/m3ae_base"),
         input=InputConfig(image_size=288, text_length=64),
         model=DualEncoderConfig(image_depth=11, layer_scale_init=1.0),
         task=TASK,
-        data=DataConfig(**sources, crop_scale=(1.0, 1.0), flip=False, num_workers=8),
+        data=data,
         tokenizer=TokenizerConfig(vocab_size=50_265),
-        train=TrainConfig(
-            **steps, lr=1e-5, lr_multipliers=WITH_HEADS, warmup=0.1, schedule="linear"
-        ),
+        train=train,
     )
 
 
@@ -75,17 +83,26 @@ def m3ae_tiny() -> Config:
 
     eve pretrain m3ae_tiny
     """
-    depths = {"image_depth": 2, "text_depth": 2, "fusion_depth": 2, "pixel_layer": 1}
+    model = DualEncoderConfig(
+        embed_dim=96,
+        image_depth=2,
+        text_depth=2,
+        fusion_depth=2,
+        pixel_layer=1,
+        num_heads=3,
+        mlp_ratio=2.0,
+        pos_embed_init_std=0.3,
+        **SMALL,
+    )
+    task = replace(
+        TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False
+    )
     return Config(
         recipe="m3ae_tiny",
         out=Path("runs/m3ae_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=DualEncoderConfig(
-            embed_dim=96, **depths, num_heads=3, mlp_ratio=2.0, pos_embed_init_std=0.3, **SMALL
-        ),
-        task=replace(
-            TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False
-        ),
+        model=model,
+        task=task,
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
@@ -102,9 +119,8 @@ def m3ae_vqa(init: Config) -> Config:
 
     eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
     """
-    config = _medical(
-        init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64
-    )
+    task = VQAConfig(min_answer_count=1)
+    config = _medical(init, "m3ae_vqa", task, head_lr_multiplier=50, steps=2400, batch_size=64)
     return replace(config, data=replace(config.data, crop_scale=(1.0, 1.0)))
 
 
@@ -116,13 +132,9 @@ def m3ae_classification(init: Config) -> Config:
 
     eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
     """
+    task = ClassificationConfig(inputs="both")
     return _medical(
-        init,
-        "m3ae_classification",
-        ClassificationConfig(inputs="both"),
-        heads=10,
-        steps=5400,
-        batch_size=16,
+        init, "m3ae_classification", task, head_lr_multiplier=10, steps=5400, batch_size=16
     )
 
 
@@ -134,11 +146,16 @@ def m3ae_retrieval(init: Config) -> Config:
     """
     task = replace(RANKING, captions_per_image=1)
     config = _medical(
-        init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8
+        init,
+        "m3ae_retrieval",
+        task,
+        head_lr_multiplier=1,
+        steps=2600,
+        batch_size=256,
+        accumulation=8,
     )
-    return replace(
-        config, train=replace(config.train, lr_multipliers=WITH_HEADS)
-    )  # its head comes from pre-training
+    # its head comes from pre-training
+    return replace(config, train=replace(config.train, lr_multipliers=WITH_HEADS))
 
 
 @starts_from("m3ae_tiny")
@@ -160,9 +177,8 @@ def m3ae_tiny_classification(init: Config) -> Config:
 
     eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
     """
-    return _phantoms(
-        init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True)
-    )
+    task = ClassificationConfig(inputs="both", multilabel=True)
+    return _phantoms(init, "m3ae_tiny_classification", task)
 
 
 @starts_from("m3ae_tiny")
@@ -173,42 +189,51 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
-    config = _phantoms(
-        init, "m3ae_tiny_retrieval", replace(RANKING, dedup_captions=True), batch_size=16, steps=300
-    )
+    task = replace(RANKING, dedup_captions=True)
+    config = _phantoms(init, "m3ae_tiny_retrieval", task, batch_size=16, steps=300)
     return replace(config, data=replace(PHANTOMS, val_samples=100))
 
 
-def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
-    """Return a run on images of the published size, for a small model its own.
+def _medical(
+    init: Config, recipe: str, task: TaskConfig, *, head_lr_multiplier: float, **train: Any
+) -> Config:
+    """Return a run on images of the published size; for a small model, of its own size.
 
     The towers learn slowest. Texts keep the length that the towers have positions for.
     """
-    data = replace(PAPER_DATA, crop_scale=(0.9, 1.0), flip=False)
-    train |= {
-        "lr": 5e-6,
-        "lr_multipliers": FUSION,
-        "head_lr_multiplier": heads,
-        "warmup": 0.1,
-        "schedule": "linear",
-    }
-    config = finetuned(init, recipe, task, data, **train)
-    return (
-        replace(config, input=replace(init.input, image_size=384))
-        if init.input.image_size >= 224
-        else config
+    config = finetuned(
+        init,
+        recipe,
+        task,
+        replace(PAPER_DATA, crop_scale=(0.9, 1.0), flip=False),
+        lr=5e-6,
+        lr_multipliers=FUSION,
+        head_lr_multiplier=head_lr_multiplier,
+        warmup=0.1,
+        schedule="linear",
+        **train,
     )
+    if init.input.image_size < 224:
+        return config
+    return replace(config, input=replace(init.input, image_size=384))
 
 
-def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
-    train = {
-        "steps": 400,
-        "batch_size": 32,
-        "optimizer": "muon",
-        "lr": 6e-4,
-        "head_lr_multiplier": 10,
-        "warmup": 0.1,
-    } | train
+def _phantoms(
+    init: Config, recipe: str, task: TaskConfig, *, steps: int = 400, batch_size: int = 32
+) -> Config:
+    """Return a short run on phantoms."""
     return finetuned(
-        init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200
+        init,
+        recipe,
+        task,
+        PHANTOMS,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer="muon",
+        lr=6e-4,
+        head_lr_multiplier=10,
+        warmup=0.1,
+        log_every=50,
+        val_every=200,
+        save_every=200,
     )

@@ -1,11 +1,10 @@
-"""MedFLIP (arXiv 2403.04626): contrast of two towers.
+"""Recipes of MedFLIP (arXiv 2403.04626): contrast of two towers.
 
 The images have half of their patches dropped.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from eve_vl.config import (
     Config,
@@ -18,12 +17,6 @@ from eve_vl.config import (
 from eve_vl.recipes.settings import QUICK, SMALL
 from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-
-CONTRAST: dict[str, Any] = {
-    "itc_masked_image": True,
-    "itc_targets": "same_text",
-    "svd_form": "sigma1",
-}
 
 
 def medflip_base() -> Config:
@@ -39,7 +32,13 @@ def medflip_base() -> Config:
         input=InputConfig(text_length=77),
         model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, layer_scale_init=1.0),
         task=ContrastMatchConfig(
-            mlm_weight=0.0, itm_weight=0.0, projection_dim=512, image_mask_ratio=0.5, **CONTRAST
+            mlm_weight=0.0,
+            itm_weight=0.0,
+            projection_dim=512,
+            image_mask_ratio=0.5,
+            itc_masked_image=True,
+            itc_targets="same_text",
+            svd_form="sigma1",
         ),
         data=DataConfig(
             train=("reports.jsonl",),
@@ -64,26 +63,28 @@ def medflip_base() -> Config:
 def medflip_tiny() -> Config:
     """MedFLIP on phantoms: two and a half minutes on one core; mean AP 0.59.
 
-    That is by prompts, and 0.20 by chance. --task.itc-targets semantic gives its contrast MedCLIP's soft targets, from findings
-    that reports state or deny.
+    That is by prompts, and 0.20 by chance. --task.itc-targets semantic gives its contrast MedCLIP's
+    soft targets, from findings that reports state or deny.
 
     eve pretrain medflip_tiny
     """
     base = medflip_base()
-    sizes = {
-        "embed_dim": 96,
-        "image_depth": 3,
-        "text_depth": 3,
-        "num_heads": 3,
-        "mlp_ratio": 2.0,
-        "pos_embed_init_std": 0.3,
-    }
+    model = replace(
+        base.model,
+        embed_dim=96,
+        image_depth=3,
+        text_depth=3,
+        num_heads=3,
+        mlp_ratio=2.0,
+        pos_embed_init_std=0.3,
+        **SMALL,
+    )
     return replace(
         base,
         recipe="medflip_tiny",
         out=Path("runs/medflip_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=replace(base.model, **sizes, **SMALL),
+        model=model,
         task=replace(base.task, projection_dim=0),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
