@@ -1,7 +1,8 @@
 """Losses: tensors in, scalar out, without a model or a process group.
 
-Letters: B batch, P patches, M masked patches or tokens, X values in a patch, E experts, V vocabulary,
-A answers, L labels, D width of features, C candidates over all processes, R singular values.
+Letters: B batch, P patches, M masked patches or tokens, X values in a patch, E experts, V
+vocabulary, A answers, L labels, D width of features, C candidates over all processes, R singular
+values.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,8 @@ Matrix = Tensor | LazyRows
 
 def slices(num_rows: int, num_candidates: int) -> list[slice]:
     """Return slices of all rows with at most AT_ONCE numbers, but one row at least."""
-    at_once = max(1, AT_ONCE // num_candidates)
-    return [slice(start, min(start + at_once, num_rows)) for start in range(0, num_rows, at_once)]
+    size = max(1, AT_ONCE // num_candidates)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 class _SumOverSlices(torch.autograd.Function):
@@ -47,27 +48,27 @@ class _SumOverSlices(torch.autograd.Function):
         ctx: Any,
         loss_of: Callable[..., Tensor],
         parts: Sequence[slice],
-        own_BD: Tensor,
-        *others: Tensor,
+        row_BD: Tensor,
+        *shared: Tensor,
     ) -> Tensor:
-        total, gradients = (
-            own_BD.new_zeros(()),
-            [torch.zeros_like(each) for each in (own_BD, *others)],
-        )
-        with torch.enable_grad(), torch.autocast(own_BD.device.type, enabled=False):
+        total = row_BD.new_zeros(())
+        row_gradient_BD = torch.zeros_like(row_BD)
+        shared_gradients = [torch.zeros_like(tensor) for tensor in shared]
+        with torch.enable_grad(), torch.autocast(row_BD.device.type, enabled=False):
             for rows in parts:
-                given = [each.detach().requires_grad_() for each in (own_BD[rows], *others)]
-                loss = loss_of(rows, *given)
+                inputs = [tensor.detach().requires_grad_() for tensor in (row_BD[rows], *shared)]
+                loss = loss_of(rows, *inputs)
                 total += loss.detach()
-                sums = (gradients[0][rows], *gradients[1:])
-                for into, gradient in zip(sums, torch.autograd.grad(loss, given), strict=True):
-                    into += gradient
-        ctx.save_for_backward(*gradients)
+                sums = (row_gradient_BD[rows], *shared_gradients)
+                gradients = torch.autograd.grad(loss, inputs)
+                for gradient_sum, gradient in zip(sums, gradients, strict=True):
+                    gradient_sum += gradient
+        ctx.save_for_backward(row_gradient_BD, *shared_gradients)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, *(grad * each for each in ctx.saved_tensors)
+        return None, None, *(grad * gradient for gradient in ctx.saved_tensors)
 
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
@@ -83,7 +84,8 @@ def masked_pixels(predicted_BMX: Tensor, target_BMX: Tensor) -> Tensor:
 def balance(first_E: Tensor, gate_E: Tensor, num_tokens: Tensor) -> Tensor:
     """Return the load-balancing loss N · Σ f_i · p_i, 1 when even.
 
-    first_E, gate_E: first choices and summed gates over num_tokens tokens. Leading axes are kept: (…, E) and (…) give (…).
+    first_E, gate_E: first choices and summed gates over num_tokens tokens. Leading axes are kept:
+    (…, E) and (…) give (…).
     """
     return first_E.shape[-1] * (first_E * gate_E).sum(-1) / num_tokens.square()
 
@@ -105,27 +107,25 @@ def even_targets(is_match_BC: Tensor) -> Tensor:
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
     """Return contrastive targets by labels (MedCLIP), float32 (B, C).
 
-    They are the softmax over all candidates of products of label vectors: 1 present, -1 absent, 0 unknown.
+    They are the softmax over all candidates of products of label vectors: 1 present, -1 absent, 0
+    unknown.
     """
-    return (state_BL.float() @ state_CL.float().T).softmax(
-        1, dtype=torch.float32
-    )  # autocast rounds shares, not whole numbers
+    product_BC = state_BL.float() @ state_CL.float().T
+    return product_BC.softmax(1, dtype=torch.float32)  # autocast rounds shares, not whole numbers
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
     """Return the products of features over the temperature, (B, C), at least float32."""
-    with torch.autocast(
-        image_BD.device.type, enabled=False
-    ):  # a small temperature magnifies bfloat16's rounding
-        image_BD, text_CD = (
-            each.to(torch.promote_types(each.dtype, torch.float32)) for each in (image_BD, text_CD)
-        )
+    # a small temperature magnifies bfloat16's rounding
+    with torch.autocast(image_BD.device.type, enabled=False):
+        image_BD = image_BD.to(torch.promote_types(image_BD.dtype, torch.float32))
+        text_CD = text_CD.to(torch.promote_types(text_CD.dtype, torch.float32))
         return image_BD @ text_CD.T / temperature
 
 
 def summed_cross_entropy(
-    own_BD: Tensor,
-    other_CD: Tensor,
+    row_BD: Tensor,
+    candidate_CD: Tensor,
     target_BC: Matrix,
     temperature: Tensor,
     is_ignored_BC: Matrix | None = None,
@@ -135,16 +135,16 @@ def summed_cross_entropy(
     See `contrastive`. A loss of one slice is plain autograd.
     """
 
-    def loss_of(rows: slice, own_RD: Tensor, other_CD: Tensor, temperature: Tensor) -> Tensor:
-        similarity_RC = similarities(own_RD, other_CD, temperature)
+    def loss_of(rows: slice, row_RD: Tensor, candidate_CD: Tensor, temperature: Tensor) -> Tensor:
+        similarity_RC = similarities(row_RD, candidate_CD, temperature)
         if is_ignored_BC is not None:
             similarity_RC = similarity_RC.masked_fill(is_ignored_BC[rows], LOWEST)
         return F.cross_entropy(similarity_RC, target_BC[rows], reduction="sum")
 
-    parts = slices(len(own_BD), len(other_CD))
+    parts = slices(len(row_BD), len(candidate_CD))
     if len(parts) == 1:
-        return loss_of(parts[0], own_BD, other_CD, temperature)
-    return cast(Tensor, _SumOverSlices.apply(loss_of, parts, own_BD, other_CD, temperature))
+        return loss_of(parts[0], row_BD, candidate_CD, temperature)
+    return cast(Tensor, _SumOverSlices.apply(loss_of, parts, row_BD, candidate_CD, temperature))
 
 
 def contrastive(
@@ -158,15 +158,14 @@ def contrastive(
 ) -> Tensor:
     """Return the image–text contrastive loss (ITC).
 
-    It is the mean over both directions of the cross-entropy over all C candidates. Features have length 1. target_BC: share of
-    each candidate in a row's target, equal for an image and its text. is_ignored_BC: bool, candidates that do not count, whose
-    share is 0; None: all count.
+    It is the mean over both directions of the cross-entropy over all C candidates. Features have
+    length 1. target_BC: share of each candidate in a row's target, equal for an image and its text.
+    is_ignored_BC: bool, candidates that do not count, whose share is 0; None: all count.
     """
-    losses = [
-        summed_cross_entropy(own_BD, other_CD, target_BC, temperature, is_ignored_BC) / len(own_BD)
-        for own_BD, other_CD in ((image_BD, text_CD), (text_BD, image_CD))
-    ]
-    return (losses[0] + losses[1]) / 2
+    B = len(image_BD)
+    of_images = summed_cross_entropy(image_BD, text_CD, target_BC, temperature, is_ignored_BC) / B
+    of_texts = summed_cross_entropy(text_BD, image_CD, target_BC, temperature, is_ignored_BC) / B
+    return (of_images + of_texts) / 2
 
 
 def image_image(
@@ -179,35 +178,35 @@ def image_image(
 ) -> Tensor:
     """Return the contrastive loss of images with images of the same class.
 
-    This is SupCon (Khosla et al. 2020, Eq. 2): the cross-entropy over all candidates but those of is_own_BC, with even targets
-    over those of is_positive_BC (both bool). The sum over the rows with a positive is divided by num_rows. Features have
-    length 1.
+    This is SupCon (Khosla et al. 2020, Eq. 2): the cross-entropy over all candidates but those of
+    is_own_BC, with even targets over those of is_positive_BC (both bool). The sum over the rows
+    with a positive is divided by num_rows. Features have length 1.
     """
 
     def targets(rows: slice) -> Tensor:
-        return is_positive_BC[rows] / is_positive_BC[rows].sum(1, keepdim=True).clamp(min=1)
+        is_positive_RC = is_positive_BC[rows]
+        return is_positive_RC / is_positive_RC.sum(1, keepdim=True).clamp(min=1)
 
-    return (
-        summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC)
-        / num_rows
-    )
+    total = summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC)
+    return total / num_rows
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
     """Return the singular values of similarities I Tᵀ, float32 (min(C, D),).
 
-    I and T are all images and texts; the largest comes first. The gradient of each is u vᵀ of its singular vectors. These are
-    computed without a gradient, in the smaller space of rows or features. It is not unique for equal values.
+    I and T are all images and texts; the largest comes first. The gradient of each is u vᵀ of its
+    singular vectors. These are computed without a gradient, in the smaller space of rows or
+    features. It is not unique for equal values.
     """
     with torch.autocast(image_CD.device.type, enabled=False):
-        image_CD, text_CD = image_CD.float(), text_CD.float()
+        image_CD = image_CD.float()
+        text_CD = text_CD.float()
         with torch.no_grad():
-            (image_CR, image_RD), (text_CR, text_RD) = (
-                torch.linalg.qr(image_CD),
-                torch.linalg.qr(text_CD),
-            )
+            image_CR, image_RD = torch.linalg.qr(image_CD)
+            text_CR, text_RD = torch.linalg.qr(text_CD)
             left_RR, _, right_RR = torch.linalg.svd(image_RD @ text_RD.T)
-            left_CR, right_CR = image_CR @ left_RR, text_CR @ right_RR.T
+            left_CR = image_CR @ left_RR
+            right_CR = text_CR @ right_RR.T
         return ((left_CR.T @ image_CD) * (right_CR.T @ text_CD)).sum(1)
 
 
@@ -225,21 +224,23 @@ def hard_negatives(
 ) -> Tensor:
     """Sample one column without a match for each row, by softmax (ALBEF): int64 (B,).
 
-    draw_B: random numbers in [0, 1) that choose the column; None: torch's generator does. own_B: int64, the column of a row
-    without a negative; None: the row's number.
+    draw_B: random numbers in [0, 1) that choose the column; None: torch's generator does. own_B:
+    int64, the column of a row without a negative; None: the row's number.
     """
     weights_BC = negative_weights(similarity_BC, is_match_BC)
     B, C = weights_BC.shape
     column_C = torch.arange(C, device=weights_BC.device)
-    is_own_BC = (column_C[:B] if own_B is None else own_B)[:, None] == column_C
+    if own_B is None:
+        own_B = column_C[:B]
+    is_own_BC = own_B[:, None] == column_C
     weights_BC = torch.where(is_match_BC.all(1, keepdim=True), is_own_BC, weights_BC)
     if draw_B is None:
         return weights_BC.multinomial(1).squeeze(1)
+
     sum_BC = weights_BC.double().cumsum(1)
-    at_B1 = (
-        sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]
-    )  # rounding must not lead beyond the last weight
-    return torch.searchsorted(sum_BC, at_B1, right=True).squeeze(1)
+    # rounding must not lead beyond the last weight
+    draw_B1 = draw_B.double().clamp(max=1 - 1e-12)[:, None]
+    return torch.searchsorted(sum_BC, sum_BC[:, -1:] * draw_B1, right=True).squeeze(1)
 
 
 def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
@@ -257,9 +258,11 @@ def listwise_ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
 
     Other true candidates (is_true_BC, bool) do not count.
     """
-    is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
-    own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
-    return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
+    B, C = score_BC.shape
+    is_after_first_C = torch.arange(C, device=score_BC.device) > 0
+    score_BC = score_BC.float().masked_fill(is_true_BC & is_after_first_C, -torch.inf)
+    first_B = torch.zeros(B, dtype=torch.long, device=score_BC.device)
+    return F.cross_entropy(score_BC, first_B)
 
 
 def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
@@ -267,6 +270,5 @@ def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
 
     It is summed over answers, and the mean over questions.
     """
-    return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(
-        logits_BA
-    )
+    total = F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum")
+    return total / len(logits_BA)

@@ -36,9 +36,9 @@ def answers_by_words(
 ) -> list[str]:
     """Return, without the images, the likeliest answer to each question by its words.
 
-    Naive Bayes over the words of a question, with one added to each count and the full prior of each
-    answer; it answers new wordings too. train: question and answers of each training row, which
-    counts for its most frequent answer. The answer is "" if no row has one.
+    Naive Bayes over the words of a question, with one added to each count and the full prior of
+    each answer; it answers new wordings too. train: question and answers of each training row,
+    which counts for its most frequent answer. The answer is "" if no row has one.
     """
     rows = []
     all_words = set[str]()

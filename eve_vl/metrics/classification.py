@@ -37,8 +37,8 @@ def guess_shares(score_RC: np.ndarray) -> np.ndarray:
 def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarray:
     """Return the score of each class, (R, C), by the mean or max over its prompts.
 
-    class_P: int, class of each prompt, 0 to C - 1; each class has a prompt. A row's scores depend on
-    no other row, and equal scores tie for any number of prompts.
+    class_P: int, class of each prompt, 0 to C - 1; each class has a prompt. A row's scores depend
+    on no other row, and equal scores tie for any number of prompts.
     """
     score_RP = score_RP.astype(np.float64)  # in which the mean of equal float32 is exact
     combine = {"mean": np.mean, "max": np.max}[by]
@@ -52,10 +52,10 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
     """Return the metrics of rows with one label each.
 
     right_R: whether the guess is right; the probability, for ties. acc: share of rows that are
-    labelled right. balanced_acc: mean of that share over the true classes, so that rare classes count
-    as much as frequent ones (chance: one over the number of classes). acc_majority: accuracy of the
-    most frequent label of these rows. num_rows, num_classes: of these rows. Without rows, means are
-    left out.
+    labelled right. balanced_acc: mean of that share over the true classes, so that rare classes
+    count as much as frequent ones (chance: one over the number of classes). acc_majority: accuracy
+    of the most frequent label of these rows. num_rows, num_classes: of these rows. Without rows,
+    means are left out.
     """
     num_rows = len(true)
     right = _right_of_class(right_R, true)

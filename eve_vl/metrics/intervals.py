@@ -2,8 +2,8 @@
 
 Rows that belong together, such as questions about one image, count as one group: the variance is
 that of group sums (linearisation for clustered samples, with G / (G − 1)). Shares have Wilson's
-interval (Wilson 1927) at the effective n (Franco et al. 2019), which stays open when all rows agree.
-Other means have Student's interval.
+interval (Wilson 1927) at the effective n (Franco et al. 2019), which stays open when all rows
+agree. Other means have Student's interval.
 
 Letters: R rows, G groups.
 """
@@ -25,9 +25,9 @@ class MeasuredValue(float):
     """A float with its 95 % interval.
 
     n: number of values in the mean, such as rows or masked tokens. groups: number of independent
-    groups, by default n. low, high: the interval. method: wilson, t or paired t. versus: by the name
-    of another number of the same rows, both ends of the 95 % interval of the difference, this minus
-    that.
+    groups, by default n. low, high: the interval. method: wilson, t or paired t. versus: by the
+    name of another number of the same rows, both ends of the 95 % interval of the difference, this
+    minus that.
     """
 
     n: int
@@ -97,8 +97,8 @@ def mean(
 ) -> float:
     """Return a mean with its interval; n is the number of values.
 
-    groups: group of each value, such as the image of a question. is_share: all values lie in [0, 1];
-    implied by 0s and 1s. Raises ZeroDivisionError without a value.
+    groups: group of each value, such as the image of a question. is_share: all values lie in [0,
+    1]; implied by 0s and 1s. Raises ZeroDivisionError without a value.
     """
     return ratio(np.asarray(values, np.float64), np.ones(len(values)), groups, is_share=is_share)
 
@@ -133,8 +133,8 @@ def linear(
 ) -> float:
     """Return any smooth statistic with its interval.
 
-    influence_R: its derivative by the weight of each row. n: by default the number of rows. A single
-    group that is no share gives a plain float.
+    influence_R: its derivative by the weight of each row. n: by default the number of rows. A
+    single group that is no share gives a plain float.
     """
     influence_G = group_sums(influence_R, groups)
     n = n or len(influence_R)

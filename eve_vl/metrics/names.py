@@ -26,17 +26,27 @@ ENDINGS = {  # others say what they are
     "_hard": "among false captions that differ in one place",
     "_1k": "mean of five folds",
 }
-WAYS = {"tr": "find the caption", "ir": "find the image"}
+DIRECTIONS = {"tr": "find the caption", "ir": "find the image"}
+RANKED = re.compile(r"(?P<precision>precision_)?(?P<direction>tr|ir)(?P<k>\d*)")
 
 
 def meaning(name: str) -> str:
     """Return a metric in words, such as `find the caption, R@1`; else nothing."""
     stem, _, part = name.partition("/")
-    if found := next((ending for ending in ENDINGS if stem.endswith(ending)), None):
-        base = meaning(stem.removesuffix(found))
-        return f"{base}, {ENDINGS[found]}" if base else ""
-    if ranked := re.fullmatch(r"(precision_)?(tr|ir)(\d*)", stem):
-        first = f"first {ranked[3]} of the right class" if ranked[1] else f"R@{ranked[3]}"
-        return f"{WAYS[ranked[2]]}, {first if ranked[3] else 'right class'}"
+    for ending, words in ENDINGS.items():
+        if stem.endswith(ending):
+            base = meaning(stem.removesuffix(ending))
+            return f"{base}, {words}" if base else ""
+
+    ranked = RANKED.fullmatch(stem)
+    if ranked:
+        direction = DIRECTIONS[ranked["direction"]]
+        k = ranked["k"]
+        if not k:
+            return f"{direction}, right class"
+        if ranked["precision"]:
+            return f"{direction}, first {k} of the right class"
+        return f"{direction}, R@{k}"
+
     base = BASES.get(stem, "")
     return f"{base}, {part}" if base and part else base

@@ -11,8 +11,8 @@ def nlvr2_summary(
     """Return the metrics of NLVR2's pairs, by metrics.py of its distribution.
 
     All sequences run over the pairs. Labels may be None, groups "" if unknown. nlvr2_acc: share of
-    labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs
-    are all judged right; groups without a labelled pair do not count. num_pairs: all pairs.
+    labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled
+    pairs are all judged right; groups without a labelled pair do not count. num_pairs: all pairs.
     num_unlabelled: pairs without a label, which are not scored. Without labels both shares are left
     out, without groups the second. Groups also group the intervals.
     """

@@ -36,8 +36,8 @@ class Ranks:
     def hits(self, k: int) -> Tensor:
         """Return the probability of a match in the first k candidates, float64 (Q,).
 
-        Ties stand in random order. Without ties it is 0 or 1, for a constant score exactly chance, so
-        that the order of files does not matter.
+        Ties stand in random order. Without ties it is 0 or 1, for a constant score exactly chance,
+        so that the order of files does not matter.
         """
         missed_Q = torch.ones(len(self.better_Q), dtype=torch.float64)
         for place in range(k):  # of the ties, the first k - better count
@@ -80,10 +80,10 @@ def reranked_ranks(
 ) -> Ranks:
     """Return the rank of each query's best match after re-ranking its top K.
 
-    topk_QK: candidates by the first score, first_QK, best first. second_QK: the score to re-rank by;
-    the first breaks its ties. before: ranks by the first score, which candidates behind the top K
-    keep. (Officially these score -100, with equal recalls at K or below.) Candidates that tie with
-    the last of the top K stand behind them. Raises ValueError for NaN.
+    topk_QK: candidates by the first score, first_QK, best first. second_QK: the score to re-rank
+    by; the first breaks its ties. before: ranks by the first score, which candidates behind the top
+    K keep. (Officially these score -100, with equal recalls at K or below.) Candidates that tie
+    with the last of the top K stand behind them. Raises ValueError for NaN.
     """
     check_no_nan(second_QK)
     first_QK = first_QK.cpu()

@@ -30,12 +30,11 @@ def summary(
 ) -> dict[str, float]:
     """Return the metrics of image→text (ranks_I) and text→image ranks.
 
-    tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: mean of the six.
-    rsum: their sum in per cent, at most 600. num_queries_without_match: images and texts without a
-    match; recalls leave them out. image_T: an image of each text; it groups texts and, for r_mean,
-    the image itself. itc_only: ranks with ITC only; r_mean then has the interval of its difference
-    from `r_mean_itc_only`.
-    Raises ValueError if no image or no text has a match.
+    tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: mean of the
+    six. rsum: their sum in per cent, at most 600. num_queries_without_match: images and texts
+    without a match; recalls leave them out. image_T: an image of each text; it groups texts and,
+    for r_mean, the image itself. itc_only: ranks with ITC only; r_mean then has the interval of its
+    difference from `r_mean_itc_only`. Raises ValueError if no image or no text has a match.
     """
     image_I = torch.arange(len(ranks_I.better_Q))
     if image_T is None:

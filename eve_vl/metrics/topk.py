@@ -94,8 +94,8 @@ def _first_of_ties(scores_oC: Tensor, kth_o1: Tensor, k: int) -> Tensor:
 def scores_in_chunks(query_QD: Tensor, candidate_CD: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield each chunk of queries: first index and products with all candidates.
 
-    Zero rows pad each chunk to one size: matrix libraries sum in another order for few rows, and the
-    last digits would depend on the batch. Raises ValueError for NaN.
+    Zero rows pad each chunk to one size: matrix libraries sum in another order for few rows, and
+    the last digits would depend on the batch. Raises ValueError for NaN.
     """
     candidate_DC = candidate_CD.detach().float().T
     for start in range(0, len(query_QD), QUERIES_AT_ONCE):

@@ -1,7 +1,7 @@
 """VQA: official accuracy, training targets, and the list of answers.
 
-Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, since scores must match
-the official server.
+Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, since scores must
+match the official server.
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ def accuracy_of(prediction: str, answers: Sequence[str]) -> float:
     Each annotator in turn is left out, and the prediction earns a third, at most 1, for each of the
     others who agrees with it. The accuracy is the mean. With ten annotators, 1, 2, 3 and 4 in
     agreement give 0.3, 0.6, 0.9 and 1. The rule holds for any number from 2, so that two annotators
-    allow at most 1/3, and three 2/3. Both sides are normalised, unless the annotators are unanimous,
-    as officially. A single answer has no others: 1 if both are equal once normalised, otherwise 0.
-    Raises ValueError if there is no answer.
+    allow at most 1/3, and three 2/3. Both sides are normalised, unless the annotators are
+    unanimous, as officially. A single answer has no others: 1 if both are equal once normalised,
+    otherwise 0. Raises ValueError if there is no answer.
     """
     if not answers:
         raise ValueError("a question without answers cannot be scored")
@@ -57,8 +57,8 @@ def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[
     """Return the answer vocabulary, most frequent first, ties in alphabetical order.
 
     all_answers: the annotators' answers of each training question. A question counts for its most
-    frequent normalised answer, the first among ties. Answers with fewer than min_count questions are
-    left out.
+    frequent normalised answer, the first among ties. Answers with fewer than min_count questions
+    are left out.
     """
     counts = Counter[str]()
     for answers in all_answers:
@@ -79,11 +79,11 @@ def summary(
 ) -> dict[str, float]:
     """Return the metrics of a set of questions; all sequences run over the questions.
 
-    vqa_acc: mean accuracy in [0, 1]; vqa_acc/<type> for each answer type that is not "", as open and
-    closed; vqa_acc_about/<type> for each content type. vqa_acc_pair: share of minimal pairs (groups
-    of two questions) with both right. num_questions: all questions. num_unanswered: questions without
-    answers, which are not scored. Means over no question are left out. images: image of each
-    question; it groups questions for the intervals.
+    vqa_acc: mean accuracy in [0, 1]; vqa_acc/<type> for each answer type that is not "", as open
+    and closed; vqa_acc_about/<type> for each content type. vqa_acc_pair: share of minimal pairs
+    (groups of two questions) with both right. num_questions: all questions. num_unanswered:
+    questions without answers, which are not scored. Means over no question are left out. images:
+    image of each question; it groups questions for the intervals.
     """
     num_questions = len(answers)
     images = images or range(num_questions)

@@ -128,9 +128,9 @@ def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Ten
 def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) -> Tensor:
     """Return softmax attention, (B, H, N, d).
 
-    It is torch's fused kernel, but explicit for training in bfloat16 on CPU: there the fused backward
-    is slow. The explicit form is 1.2 to 2.7 times faster, forward and backward together, most on
-    short sequences (LOG.md).
+    It is torch's fused kernel, but explicit for training in bfloat16 on CPU: there the fused
+    backward is slow. The explicit form is 1.2 to 2.7 times faster, forward and backward together,
+    most on short sequences (LOG.md).
     """
     if q_BHNd.device.type == "cpu" and q_BHNd.dtype == torch.bfloat16 and q_BHNd.requires_grad:
         return attention_weights(q_BHNd, k_BHMd, mask) @ v_BHMd

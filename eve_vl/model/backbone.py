@@ -145,6 +145,6 @@ class Backbone(nn.Module):
     def image_attention(self, *, at_pair: bool) -> tuple[list[str], int]:
         """Return the names of attention modules from text to image, and a row.
 
-        First to last; the row is that of the text's [CLS]. Without at_pair: those of images only, and
-        the row of the image's [CLS].
+        First to last; the row is that of the text's [CLS]. Without at_pair: those of images only,
+        and the row of the image's [CLS].
         """

@@ -135,8 +135,8 @@ class Encoder(Backbone):
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the states before the final norm, and statistics of `moe` blocks.
 
-        States are of all rows, or of those that are read. The last block computes only rows that are
-        read, but its router sees all that count in the balance loss.
+        States are of all rows, or of those that are read. The last block computes only rows that
+        are read, but its router sees all that count in the balance loss.
         """
         x_SD = self.norm_pre(rows.pack(tokens.x_BND))
         return self.run(self.blocks_with_biases(tokens), x_SD, rows, read)

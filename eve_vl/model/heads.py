@@ -44,8 +44,8 @@ class ITMHead(nn.Linear):
     standardize: batch normalisation without weights comes first, in float32, as in MAE's linear
     probes. Most of a [CLS] state is equal for all inputs, and an untrained head makes the encoder
     increase that share (LOG.md). Each process normalises by its own rows, evaluation by running
-    averages. ranks: only a match has a logit, a score to rank the texts of an image; that of no match
-    is 0.
+    averages. ranks: only a match has a logit, a score to rank the texts of an image; that of no
+    match is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):

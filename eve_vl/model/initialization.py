@@ -21,8 +21,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     | LayerScale | `layer_scale` |
     | temperature | 0.07 |
 
-    The published code cuts at one standard deviation, which leaves an effective std of 0.011; we keep
-    BEiT's usual cut.
+    The published code cuts at one standard deviation, which leaves an effective std of 0.011; we
+    keep BEiT's usual cut.
     """
     for submodule in module.modules():
         for name, parameter in submodule.named_parameters(recurse=False):

@@ -31,7 +31,8 @@ from eve_vl.model.tokens import Tokens
 from eve_vl.utils.frozen import Frozen
 
 TILE = 32
-"""Text rows are padded to a multiple of this, because oneDNN prepares each product of a new shape."""
+"""Text rows are padded to a multiple of this, because oneDNN prepares each product of a new
+shape."""
 
 
 class ReadPositions(Frozen):

@@ -1,8 +1,8 @@
 """The mixture of experts of the published code, for weights trained with it (docs/fidelity.md).
 
-Unlike in `MoE`, experts also see the modality embedding; padding is routed and counted; the boundary
-of image and text is fixed. With `reference` routing the second expert is sampled, and experts have a
-capacity. A token's result then depends on its batch, in evaluation too.
+Unlike in `MoE`, experts also see the modality embedding; padding is routed and counted; the
+boundary of image and text is fixed. With `reference` routing the second expert is sampled, and
+experts have a capacity. A token's result then depends on its batch, in evaluation too.
 
 Letters: S tokens of a batch, D width, E experts, R = 2·S choices.
 """

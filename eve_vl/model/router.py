@@ -53,10 +53,10 @@ def router_stats(
 ) -> Tensor:
     """Return sums over the real tokens of a `moe` block, float32 (2, 4·E).
 
-    They are by modality (image, text), for all experts: tokens with the expert as first choice; gate
-    probability (with gradient); terms of the gate's entropy in nats; tokens with it among the K
-    choices. Passes and processes can be added. First choices count even if their expert has no room.
-    is_modality_2S: as `PackedTokens.is_modality_2S`. A matrix product needs no GPU sync.
+    They are by modality (image, text), for all experts: tokens with the expert as first choice;
+    gate probability (with gradient); terms of the gate's entropy in nats; tokens with it among the
+    K choices. Passes and processes can be added. First choices count even if their expert has no
+    room. is_modality_2S: as `PackedTokens.is_modality_2S`. A matrix product needs no GPU sync.
     """
     zeros_SE = torch.zeros_like(gates_SE.detach())
     is_first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)

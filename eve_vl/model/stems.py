@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PATCH_CONV_WIDTHS = (16, 32, 64, 64, 96, 32)
-"""Channels of a PatchConvStem's layers before the last; 196,080 parameters at seven layers and width
-1024."""
+"""Channels of a PatchConvStem's layers before the last; 196,080 parameters at seven layers and
+width 1024."""
 
 
 class ViewNorm(nn.Module):

@@ -69,9 +69,9 @@ def can_upcycle(moe: MoE, dense: Mapping[str, Tensor]) -> bool:
 def upcycled(moe: MoE, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights with which a block computes as one without experts.
 
-    dense: norm and network of each modality there. Names are of the block. Half of the experts start
-    from each network: as copies or, if they are narrower, as its parts, all of which a token must
-    reach. The router sends tokens by their modality.
+    dense: norm and network of each modality there. Names are of the block. Half of the experts
+    start from each network: as copies or, if they are narrower, as its parts, all of which a token
+    must reach. The router sends tokens by their modality.
     """
     E, expert_dim, D = moe.experts.fc1_weight.shape
     num_parts = len(dense["image.fc1.bias"]) // expert_dim
