@@ -1,4 +1,4 @@
-"""The files of the page and its command; test_page.py tests them in a browser."""
+"""The files of the page and its command; tests/serve/page tests them in a browser."""
 
 import queue
 import re
