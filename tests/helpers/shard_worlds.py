@@ -34,10 +34,9 @@ from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import UserError
 from helpers.forked import CONTEXT, PRELOAD
+from helpers.mlim import item_pairs, mlim_config
 from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from helpers.twins import pairs, tiny_config
-from tests.systems.mlim.test_mlim import config_of as mlim_config
-from tests.systems.mlim.test_pair import items
 
 CPU = torch.device("cpu")
 NUM_ROWS = 8
@@ -120,7 +119,9 @@ def in_world(world: int, folder: Path, job: Callable[[Path], None], **env: str) 
 def rows_of(config: Config) -> Any:
     """Rows to train a task on."""
     if isinstance(config.task, PairConfig):
-        return task_class(PairConfig).dataset([items(NUM_ROWS)], config, TOKENIZER, training=True)
+        return task_class(PairConfig).dataset(
+            [item_pairs(NUM_ROWS)], config, TOKENIZER, training=True
+        )
     if config.task.name in ("vqa", "nlvr2", "retrieval"):
         return train_set(config, NUM_ROWS)
     return task_class(type(config.task)).dataset(

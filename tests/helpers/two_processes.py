@@ -27,6 +27,7 @@ from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from helpers import shared_experts
+from helpers.mlim import build_mlim, item_pairs, mlim_config, mlim_rows
 from helpers.tiny_tasks import (
     TOKENIZER,
     build,
@@ -37,10 +38,6 @@ from helpers.tiny_tasks import (
     train_set,
 )
 from helpers.twins import ListSource, pairs, tiny_config
-from tests.systems.mlim.test_mlim import build as build_mlim
-from tests.systems.mlim.test_mlim import config_of as mlim_config
-from tests.systems.mlim.test_mlim import rows_of as mlim_rows
-from tests.systems.mlim.test_pair import items
 
 NUM_ROWS, WORLD = 8, 2
 IMAGES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one image in both processes
@@ -209,7 +206,7 @@ def evaluation() -> dict[str, dict[str, float]]:
     task = build(tiny_config(task=PairConfig()))
     found["pair"] = numbers_of(
         task,
-        evaluator_of(task).dataset([items(23)], task.config, TOKENIZER),
+        evaluator_of(task).dataset([item_pairs(23)], task.config, TOKENIZER),
         5,
         rank=rank,
         world=world,

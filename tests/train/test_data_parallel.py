@@ -16,9 +16,9 @@ from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
 from eve_vl.train.data_parallel import without_gradient_averaging
 from eve_vl.utils.console import is_main
+from helpers.mlim import item_pairs
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
 from helpers.twins import pairs, tiny_config
-from tests.systems.mlim.test_pair import items
 
 NUM_ROWS = 8
 
@@ -73,7 +73,7 @@ def test_parameters_without_a_gradient_are_announced(name, policy):
         dataset = train_set(config, NUM_ROWS)
     elif name == "pair":
         config = tiny_config(task=PairConfig(modality_dropout=False), model=model)
-        sources = [items(NUM_ROWS)]
+        sources = [item_pairs(NUM_ROWS)]
         dataset = task_class(PairConfig).dataset(sources, config, TOKENIZER, training=True)
     else:
         section = MaskedSignalConfig(decoder_depth=1)

@@ -24,11 +24,11 @@ from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import task_class
 from eve_vl.train.trainer import Trainer
+from helpers.mlim import mlim_config
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
 from helpers.twins import pairs, tiny_config
 from helpers.vlmo import tiny_vlmo
 from tests.model.test_dual_encoder import small as small_towers
-from tests.systems.mlim.test_mlim import config_of as tiny_mlim
 
 PACKAGE = Path(eve_vl.__file__).parent
 ATEN = torch.ops.aten
@@ -156,7 +156,7 @@ RUNS: dict[str, Config] = {
         task=ContrastMatchConfig(**DECODER),
         model=tiny_vlmo(),
     ),
-    "MLIM": tiny_mlim(),
+    "MLIM": mlim_config(),
     "M3AE": small_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
     "MedFLIP": small_towers(
         ContrastMatchConfig(

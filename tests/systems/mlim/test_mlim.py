@@ -20,35 +20,12 @@ from eve_vl.model.text_embedding import TextEmbed
 from eve_vl.model.tokens import Tokens
 from eve_vl.run import bench
 from eve_vl.systems.mlim.pretraining.config import MlimConfig
-from eve_vl.systems.mlim.pretraining.dataset import AwareMasks, BatchByMask
+from eve_vl.systems.mlim.pretraining.dataset import BatchByMask
 from eve_vl.systems.mlim.pretraining.decoder import ConvDecoder
 from eve_vl.systems.mlim.pretraining.task import Mlim
 from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
-from helpers.twins import pairs, randomize, tiny_config, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)
-
-
-def config_of(task: MlimConfig | None = None, **model: Any) -> Config:
-    """Nine patches of 16 × 16 pixels and texts of up to twelve tokens."""
-    model = {"stem": "patch_conv", "shallow_ffn": "shared", "num_deep_blocks": 0} | model
-    shape = {"image_size": 48, "patch_size": 16}
-    return tiny_config(
-        input=shape,
-        model=model,
-        task=task or MlimConfig(),
-        data={"flip": False, "crop_scale": (1.0, 1.0)},
-    )
-
-
-def build(config: Config) -> Mlim:
-    """A task in evaluation mode whose every weight matters."""
-    task = Mlim(config, SIZES)
-    randomize(task, 1, std=0.3)
-    return task.eval()
+from helpers.mlim import SIZES, build_mlim, mlim_config, mlim_rows
 
 
 def place_of(embed: ImageEmbed | TextEmbed, number: int) -> Tensor:
@@ -61,12 +38,8 @@ def encoder_of(task: Mlim) -> Encoder:
     return task.encoder
 
 
-def rows_of(config: Config, *, training: bool = True, count: int = 60) -> AwareMasks:
-    return AwareMasks([pairs(count, captions=1)], config, TOKENIZER, training=training)
-
-
 def batch_of(config: Config, num: int = 9) -> BatchByMask:
-    rows = rows_of(config)
+    rows = mlim_rows(config)
     batch = rows.collate([rows[0, 0, row] for row in range(num)])
     assert isinstance(batch, BatchByMask) and len(batch.parts) == 3
     return batch
@@ -86,7 +59,7 @@ def test_embedder_and_decoder_have_the_counted_parameters(module, count):
 
 def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothing():
     """MLIM's own idea: hiding a token hides exactly a square of pixels, from everything."""
-    task = build(config_of())
+    task = build_mlim(mlim_config())
     encoder, pixels = encoder_of(task), torch.randn(1, 3, 48, 48, requires_grad=True)
     for k in range(9):
         word = torch.randn(1, 1, 16)
@@ -99,7 +72,7 @@ def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothi
 
 
 def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
-    task = build(config_of())
+    task = build_mlim(mlim_config())
     encoder, part = encoder_of(task), batch_of(task.config).both
     assert part is not None
     image, text = task.embed(part, keep=True, mask=True)
@@ -116,7 +89,7 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
 
 def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
     """What is not hidden is shown whole: beside most of an image hidden all words, beside most words hidden all patches."""
-    rows = rows_of(config_of(), count=240)
+    rows = mlim_rows(mlim_config(), count=240)
     shares = {"image": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
     found = Counter()
     for row in range(240):
@@ -131,9 +104,11 @@ def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
         )
     assert all(60 <= found[hides] <= 100 for hides in shares)
     assert len({rows[epoch, 0, 0].hides for epoch in range(9)}) > 1  # drawn anew in each epoch
-    light = rows_of(config_of(MlimConfig(masking="light")))
+    light = mlim_rows(mlim_config(MlimConfig(masking="light")))
     assert {light[0, 0, row].hides for row in range(20)} == {"both"}
-    assert {rows_of(config_of(), training=False)[0, 0, row].hides for row in range(20)} == {"both"}
+    assert {mlim_rows(mlim_config(), training=False)[0, 0, row].hides for row in range(20)} == {
+        "both"
+    }
 
 
 def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
@@ -172,8 +147,8 @@ def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
 
 
 def test_losses_are_those_of_rows_one_by_one():
-    config = config_of()
-    task, batch = build(config), batch_of(config, 7)
+    config = mlim_config()
+    task, batch = build_mlim(config), batch_of(config, 7)
     with torch.no_grad():
         output, (mlm, recon) = task(batch), slow_losses(task, batch)
     assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
@@ -183,8 +158,8 @@ def test_losses_are_those_of_rows_one_by_one():
 
 def test_two_micro_batches_are_one_batch():
     """Masked tokens and patches are counted over the whole step; where no token is hidden there is no loss of them."""
-    config = config_of()
-    task, rows = build(config), rows_of(config)
+    config = mlim_config()
+    task, rows = build_mlim(config), mlim_rows(config)
     samples = [rows[0, 0, row] for row in range(12)]
     of_texts = [sample for sample in samples if sample.hides == "text"]
     others = [sample for sample in samples if sample.hides != "text"]
@@ -205,8 +180,8 @@ def test_two_micro_batches_are_one_batch():
 @pytest.mark.parametrize("hides", ["image", "text", "both"])
 def test_every_weight_is_trained_by_any_rows(hides):
     """Or processes that got other rows would wait for its gradient for ever."""
-    config = config_of()
-    task, rows = build(config), rows_of(config)
+    config = mlim_config()
+    task, rows = build_mlim(config), mlim_rows(config)
     task(
         rows.collate([sample for row in range(12) if (sample := rows[0, 0, row]).hides == hides])
     ).loss.backward()
@@ -214,8 +189,8 @@ def test_every_weight_is_trained_by_any_rows(hides):
 
 
 def test_evaluation_measures_both_checks():
-    config = config_of()
-    task, rows = build(config), rows_of(config, training=False)
+    config = mlim_config()
+    task, rows = build_mlim(config), mlim_rows(config, training=False)
     batch = rows.collate([rows[0, 0, row] for row in range(8)])
     assert isinstance(batch, PairBatch) and batch.wrong is not None
     numbers, painter = evaluator_of(task).evaluate_with_rows([batch]).numbers, task.build_decoder()
@@ -239,7 +214,7 @@ def test_evaluation_measures_both_checks():
 
 
 def test_bench_counts_the_tokens_that_a_step_shows():
-    config = config_of()
+    config = mlim_config()
     batch = batch_of(config)
     lengths = [int(length) for part in batch.parts for length in (~part.is_padding_BT).sum(1)]
     found = bench._count_tokens([batch], config)
@@ -248,14 +223,14 @@ def test_bench_counts_the_tokens_that_a_step_shows():
 
 def test_configs_that_cannot_be():
     with pytest.raises(UserError, match=r"model\.stem patch_conv"):
-        Mlim(config_of(stem="linear"), SIZES)
+        Mlim(mlim_config(stem="linear"), SIZES)
     with pytest.raises(
         UserError, match=r"needs an input\.patch_size that is a power of 2 \(value given: 12\)"
     ):
-        replace(config_of(), input=replace(config_of().input, patch_size=12))
+        replace(mlim_config(), input=replace(mlim_config().input, patch_size=12))
     with pytest.raises(UserError, match=r"from 2 to 128 \(value given: 256\)"):
-        replace(config_of(), input=replace(config_of().input, image_size=512, patch_size=256))
+        replace(mlim_config(), input=replace(mlim_config().input, image_size=512, patch_size=256))
     with pytest.raises(UserError, match=r"task\.heavy_mask_ratio 1\.0 is not in \(0, 1\)"):
-        config_of(MlimConfig(heavy_mask_ratio=1.0))
+        mlim_config(MlimConfig(heavy_mask_ratio=1.0))
     with pytest.raises(UserError, match=r"no key|unknown key"):
         from_dict(MlimConfig, {"normalize_targets": True}, "config.json")  # fixed in MLIM

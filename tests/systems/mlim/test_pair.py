@@ -23,9 +23,9 @@ from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import guess_kind, reason, write_images
-from helpers.twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_tokenizer
+from helpers.mlim import TOKENIZER, item_pairs
+from helpers.twins import randomize, tiny_config
 
-TOKENIZER = tiny_tokenizer()
 LOOKS = {"images": ["images/red.png", "images/lime.png"], "captions": ["a red card", "a lime one"]}
 
 
@@ -123,23 +123,6 @@ def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_
 # The task
 
 
-def items(count: int) -> ListSource[ItemPair]:
-    rows = [
-        ItemPair(
-            left=noise(row, 0),
-            right=noise(row, 1),
-            captions=(
-                f"{row} {CAPTIONS[row % 6]}",
-                CAPTIONS[(row + 1) % 6],
-            ),  # some are cut at twelve tokens
-            label=None if row % 7 == 6 else row % 3 == 0,
-            where=f"items:{row}",
-        )
-        for row in range(count)
-    ]
-    return ListSource(rows)
-
-
 @pytest.fixture(scope="module")
 def task() -> ItemPairs:
     task = ItemPairs(
@@ -151,7 +134,7 @@ def task() -> ItemPairs:
 
 
 def rows_of(task: ItemPairs, *, training: bool = False) -> ItemRows:
-    return ItemRows([items(60)], task.config, TOKENIZER, training=training)
+    return ItemRows([item_pairs(60)], task.config, TOKENIZER, training=training)
 
 
 def batch_of(task: ItemPairs, shown: tuple[str, ...]) -> ItemBatch:
@@ -172,10 +155,10 @@ def test_training_shows_images_texts_or_both_of_a_pair_in_a_third_each(task):
     assert all(50 <= found[shown] <= 90 for shown in ("image_text", "image", "text"))
     assert {rows_of(task)[0, 0, row].shown for row in range(20)} == {"image_text"}
     without = tiny_config(task=PairConfig(modality_dropout=False))
-    kept = ItemRows([items(60)], without, TOKENIZER, training=True)
+    kept = ItemRows([item_pairs(60)], without, TOKENIZER, training=True)
     assert {kept[0, 0, row].shown for row in range(20)} == {"image_text"}
     with pytest.raises(BadSampleError, match="no label to train on"):
-        ItemRows.require(items(7)[6], task.config, training=True)
+        ItemRows.require(item_pairs(7)[6], task.config, training=True)
 
 
 @torch.no_grad()
@@ -206,7 +189,7 @@ def test_numbers_of_a_run_and_its_call(task):
     assert (numbers["num_pairs"], numbers["num_unlabelled"]) == (14, 2)
     assert numbers["pr_auc_chance"] == pytest.approx(4 / 12)
     calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
-    asked = [items(3)[row] for row in range(3)]
+    asked = [item_pairs(3)[row] for row in range(3)]
     left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
     found = calls.call("same")(
         [each.left for each in asked], left_texts, [each.right for each in asked], right_texts
