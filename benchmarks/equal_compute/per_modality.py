@@ -56,7 +56,7 @@ class PerModalityAttention(Attention):
         del self.qkv, self.q_bias, self.v_bias
         self.image, self.text = Projection(embed_dim), Projection(embed_dim)
 
-    def project(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
+    def project_qkv(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
         """Return queries, keys and values of rows, (S, 3·D)."""
         parts = x_SD.split([rows.num_image, x_SD.shape[0] - rows.num_image])
         found = [

@@ -18,8 +18,8 @@ from eve_vl.model.feed_forward import ModalityFeedForward
 from eve_vl.model.tokens import join
 from eve_vl.run.flops import inspect_config
 from eve_vl.tasks.task import build_backbone
+from helpers.tiny_encoder import SIZES, VOCAB, encoder, inputs_of, slow_norm, text_batch
 from helpers.twins import randomize, slow_ffn, tiny_config
-from tests.model.test_encoder import SIZES, VOCAB, encoder, inputs_of, slow_norm, text_batch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 per_modality = importlib.import_module("equal_compute.per_modality")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 
@@ -17,6 +17,7 @@ from eve_vl.model import attention as module
 from eve_vl.model.attention import Attention, attend
 from eve_vl.model.packing import PackedTokens, ReadPositions, SequenceOrder
 from eve_vl.model.tokens import Tokens
+from helpers.tiny_encoder import torch_twin
 from helpers.twins import randomize
 
 B, N, M, D, H = 3, 5, 7, 16, 2
@@ -62,19 +63,6 @@ def random_attention() -> Attention:
     attention = Attention(D, H)
     randomize(attention, 1, std=0.4)
     return attention
-
-
-def torch_twin(attention: Attention) -> nn.MultiheadAttention:
-    """torch's, with the same weights; its bias on k is 0."""
-    twin = nn.MultiheadAttention(D, H, batch_first=True)
-    weights = {
-        "in_proj_weight": attention.qkv.weight,
-        "in_proj_bias": torch.cat([attention.q_bias, torch.zeros(D), attention.v_bias]),
-        "out_proj.weight": attention.proj.weight,
-        "out_proj.bias": attention.proj.bias,
-    }
-    twin.load_state_dict({name: weight.detach() for name, weight in weights.items()})
-    return twin
 
 
 def gradients(attention: Attention) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.router import chosen_ME
 from eve_vl.model.tokens import Tokens, index_tokens, join
+from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
 from helpers.twins import randomize, router_sums
-from tests.model.test_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
 
 B, NUM_IMAGE = 3, 17
 POLICIES = [("modality", "moe"), ("shared", "shared"), ("moe", "modality")]

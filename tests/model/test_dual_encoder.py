@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import Config, DualEncoderConfig, TaskConfig
+from eve_vl.config import DualEncoderConfig, TaskConfig
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.model.dual_encoder import DualEncoder
@@ -33,9 +33,10 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
+from helpers.tiny_encoder import torch_twin
 from helpers.tiny_runs import ANSWERS, TEXT, noise
+from helpers.tiny_towers import tiny_towers
 from helpers.twins import CAPTIONS, randomize, tiny_config
-from tests.model.test_attention import torch_twin
 
 VOCAB, NUM_IMAGE = 300, 17
 LENGTHS = (6, 2, 4)
@@ -47,22 +48,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def small(task: TaskConfig, **model: Any) -> Config:
-    """16 patches of 4×4, at most 12 tokens, width 16."""
-    usual = {
-        "embed_dim": 16,
-        "num_heads": 2,
-        "mlp_ratio": 2.0,
-        "image_depth": 2,
-        "text_depth": 1,
-        "fusion_depth": 2,
-    }
-    section = DualEncoderConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)  # pyright: ignore[reportArgumentType]
-    return replace(tiny_config(task=task), model=section)
-
-
 def towers(**model: Any) -> DualEncoder:
-    config = small(ClassificationConfig(), **model)
+    config = tiny_towers(ClassificationConfig(), **model)
     assert isinstance(config.model, DualEncoderConfig)
     encoder = DualEncoder(config.model, config.input, VOCAB).eval()
     randomize(encoder, 1, std=0.4)
@@ -180,7 +167,7 @@ def pixel_states(tap: int, task: MaskedSignalTask, wrong: bool = False) -> Tenso
 @pytest.mark.parametrize("tap", [0, 1, 2])
 def test_words_reach_pixels_through_co_attention_below_the_tap_alone(tap):
     """At tap 0 the caption changes no bit; layers from the tap on get no gradient."""
-    config = small(MaskedSignalConfig(**DECODER), pixel_layer=tap)  # pyright: ignore[reportArgumentType]
+    config = tiny_towers(MaskedSignalConfig(**DECODER), pixel_layer=tap)  # pyright: ignore[reportArgumentType]
     task = build_untrained(config, Sizes(vocab_size=VOCAB))
     assert isinstance(task, MaskedSignalTask)
     right, wrong = pixel_states(tap, task), pixel_states(tap, task, wrong=True)
@@ -265,16 +252,16 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         with pytest.raises(UserError, match=rf"^model\.{message}$"):
             replace(tiny_config(), model=section)
     with pytest.raises(UserError, match="pair compares whole items and single modalities"):
-        small(PairConfig())
+        tiny_towers(PairConfig())
     with pytest.raises(UserError, match="joint_masking masks both modalities"):
-        small(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
+        tiny_towers(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
     encoder, (pixels, ids, is_padding) = towers(fusion_depth=0, pixel_layer=0), batch()
     with pytest.raises(UserError, match="give one of the two"):
         encoder.encode(encoder.image(pixels), encoder.text(ids, is_padding))
 
 
 def run(task: TaskConfig) -> LoadedRun:
-    config, tokenizer = small(task), Tokenizer.train(CAPTIONS * 3, 500)
+    config, tokenizer = tiny_towers(task), Tokenizer.train(CAPTIONS * 3, 500)
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
     return LoadedRun(

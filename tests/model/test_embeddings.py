@@ -13,7 +13,7 @@ from eve_vl.model.patches import gather_patches, patchify, unpatchify
 from eve_vl.model.positions import resize_positions
 from eve_vl.model.stems import ConvStem
 from eve_vl.utils.errors import UserError
-from tests.model.test_encoder import encoder, pixels, text_batch
+from helpers.tiny_encoder import encoder, pixels, text_batch
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.reference_moe import ReferenceMoE
+from helpers.tiny_encoder import SIZES, VOCAB, model_config, slow_norm
 from helpers.twins import in_rows, randomize, slow_ffn, slow_moe
-from tests.model.test_encoder import SIZES, VOCAB, model_config, slow_norm
 
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])
 DECODER: dict[str, Any] = {"decoder_depth": 2, "decoder_dim": 16, "decoder_num_heads": 2}

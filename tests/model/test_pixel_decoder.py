@@ -10,8 +10,8 @@ from eve_vl.config import EveModelConfig
 from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
 from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
+from helpers.tiny_encoder import LENGTHS, text_batch
 from helpers.twins import in_rows, randomize, tiny_config
-from tests.model.test_encoder import LENGTHS, text_batch
 
 
 @pytest.fixture(autouse=True)

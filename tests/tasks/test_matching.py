@@ -22,9 +22,9 @@ from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
+from helpers.slow_ranking import slow_hit
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
 from helpers.twins import tiny_config
-from tests.metrics.test_retrieval import slow_hit
 from tests.tasks.test_retrieval import caption_batch, match_logits, pieces
 
 

@@ -33,9 +33,9 @@ from eve_vl.tasks.retrieval.rerank_choice import search_gallery
 from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
+from helpers.slow_ranking import hits_of, slow_hit
 from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable
 from helpers.twins import ListSource, pairs, tiny_config
-from tests.metrics.test_retrieval import hits_of, slow_hit
 from tests.test_objectives import slow_contrastive
 
 

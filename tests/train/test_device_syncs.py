@@ -26,9 +26,9 @@ from eve_vl.tasks.task import task_class
 from eve_vl.train.trainer import Trainer
 from helpers.mlim import mlim_config
 from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
+from helpers.tiny_towers import tiny_towers
 from helpers.twins import pairs, tiny_config
 from helpers.vlmo import tiny_vlmo
-from tests.model.test_dual_encoder import small as small_towers
 
 PACKAGE = Path(eve_vl.__file__).parent
 ATEN = torch.ops.aten
@@ -157,8 +157,8 @@ RUNS: dict[str, Config] = {
         model=tiny_vlmo(),
     ),
     "MLIM": mlim_config(),
-    "M3AE": small_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
-    "MedFLIP": small_towers(
+    "M3AE": tiny_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
+    "MedFLIP": tiny_towers(
         ContrastMatchConfig(
             mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"
         ),

@@ -44,7 +44,7 @@ from eve_vl.systems.medical.phantoms.world import (
     variants,
 )
 from eve_vl.utils.errors import UserError
-from tests.metrics.test_retrieval import slow_hit
+from helpers.slow_ranking import slow_hit
 
 LEAST_PIXELS = 12  # that each finding changes, each by 3 sigma
 GOLDEN_REPORT = (

@@ -15,9 +15,7 @@ from eve_vl.model.feed_forward import PairFeedForward
 from eve_vl.model.tokens import Tokens, index_tokens, join
 from eve_vl.systems.vlmo.encoder import VlmoEncoder
 from eve_vl.systems.vlmo.relative_positions import geometric_places, resize_distances, spline
-from helpers.twins import randomize
-from helpers.vlmo import slow_row, tiny_vlmo
-from tests.model.test_encoder import (
+from helpers.tiny_encoder import (
     LENGTHS,
     SIZES,
     VOCAB,
@@ -26,6 +24,8 @@ from tests.model.test_encoder import (
     slow_encode,
     text_batch,
 )
+from helpers.twins import randomize
+from helpers.vlmo import slow_row, tiny_vlmo
 
 G, LONGEST = 4, 12  # patches per side, tokens of the longest text in tiny_config
 KINDS = ["image", "text", "pair", "kept patches", "pair of kept patches", "picked pairs"]
