@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from helpers.tiny_tasks import TOKENIZER, build, config_of, rows_of, train_set
 from helpers.twins import pairs, tiny_config
 
 NOISE = {"dropout": 0.2, "drop_path": 0.5}
-FORGETFUL = TrainConfig(checkpoint_activations=True)
+CHECKPOINTED = TrainConfig(checkpoint_activations=True)
 CASES: dict[str, Callable[[], Config]] = {
     "nlvr2": lambda: config_of("nlvr2_compare", model=NOISE),
     "official": lambda: config_of("nlvr2_compare", model=NOISE | {"routing": "reference"}),
@@ -33,76 +34,84 @@ def rows(config: Config) -> Any:
     )
 
 
-def step(config: Config, train: TrainConfig) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Terms, gradients and bytes kept for the backward pass of one step."""
+@dataclass
+class StepResult:
+    """Terms, gradients and bytes saved for the backward pass of one step."""
+
+    terms: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    saved_bytes: int
+
+
+def step(config: Config, train: TrainConfig) -> StepResult:
     torch.manual_seed(2)  # with official routing, `build` draws
     task = build(config).train()
     wrap_blocks(task, train)
-    kept: dict[int, int] = {}
+    bytes_by_storage: dict[int, int] = {}
 
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+    def note_storage(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        bytes_by_storage[storage.data_ptr()] = storage.nbytes()
         return x
 
     torch.manual_seed(3)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(note_storage, lambda x: x):
         output = task(rows(config))
     after = torch.rand(1)
     output.loss.backward()
     gradients = {
         name: value.grad for name, value in task.named_parameters() if value.grad is not None
     }
-    return (
-        {"loss": output.loss.detach(), "after": after, **output.terms},
-        gradients,
-        sum(kept.values()),
-    )
+    terms = {"loss": output.loss.detach(), "after": after, **output.terms}
+    return StepResult(terms, gradients, sum(bytes_by_storage.values()))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_computed_anew_is_the_same_to_the_bit(case):
+def test_recomputed_activations_give_the_same_bits_in_less_memory(case):
     config = CASES[case]()
-    (terms, gradients, kept), (other_terms, other_gradients, other_kept) = (
-        step(config, each) for each in (TrainConfig(), FORGETFUL)
-    )
-    assert "balance" in terms
-    assert terms.keys() == other_terms.keys()
-    assert gradients.keys() == other_gradients.keys()
-    for name, value in (terms | gradients).items():
-        assert torch.equal(value, (other_terms | other_gradients)[name]), name
-    assert other_kept < kept / 2
+    plain = step(config, TrainConfig())
+    checkpointed = step(config, CHECKPOINTED)
+    assert "balance" in plain.terms
+    assert_equal(checkpointed.terms, plain.terms)
+    assert_equal(checkpointed.gradients, plain.gradients)
+    assert checkpointed.saved_bytes < plain.saved_bytes / 2
+
+
+def assert_equal(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(tensors[name], value), name
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
-def test_compiled_blocks_train_alike(monkeypatch):
+def test_compiled_blocks_give_the_same_gradients(monkeypatch):
     """What is traced is run as it is: making C++ of it takes a minute. Experts are left out of what is traced."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setenv("CXX", sys.executable)  # any program
     config = config_of("nlvr2_compare", model={"depth": 1, "num_deep_blocks": 1})
-    (terms, gradients, _), (other_terms, other_gradients, _) = (
-        step(config, TrainConfig(compile=on)) for on in (False, True)
-    )
+    plain = step(config, TrainConfig())
+    compiled = step(config, TrainConfig(compile=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    torch.testing.assert_close(other_terms, terms, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.terms, plain.terms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled.gradients, plain.gradients, rtol=1e-4, atol=1e-5)
 
 
 def numbers(task: Any, batch: Any) -> Tensor:
     return task.predict(batch)[0]
 
 
-def test_evaluation_stays_as_it_is():
+def test_wrapping_does_not_change_evaluation():
     task = build(config_of("nlvr2_compare"))
     batch = rows(task.config)
     with torch.no_grad():
         before = numbers(task, batch)
-        wrap_blocks(task, FORGETFUL)
+        wrap_blocks(task, CHECKPOINTED)
         assert torch.equal(numbers(task, batch), before)
 
 
-def test_a_model_without_blocks_is_refused():
+def test_model_without_blocks_is_refused():
     with pytest.raises(UserError, match="this model has none"):
-        wrap_blocks(nn.Linear(2, 2), FORGETFUL)
+        wrap_blocks(nn.Linear(2, 2), CHECKPOINTED)
 
 
 def test_compiling_needs_a_compiler(monkeypatch):

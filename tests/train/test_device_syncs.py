@@ -73,17 +73,17 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.places: set[str] = set()
 
     def note(self) -> None:
         frame = sys._getframe()
         while frame is not None and not frame.f_code.co_filename.startswith(str(PACKAGE)):
             if frame.f_code.co_name == "_engine_run_backward":
-                self.found.add("backward")
+                self.places.add("backward")
                 return
             frame = frame.f_back
         assert frame is not None
-        self.found.add(
+        self.places.add(
             f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_code.co_name}"
         )
 
@@ -168,7 +168,7 @@ RUNS: dict[str, Config] = {
 }
 
 
-def step(config: Config, optimizer: str, run: Path) -> Callable[[], object]:
+def step_of(config: Config, run: Path) -> Callable[[], object]:
     """A step of two micro-batches that begins on the device and leaves everything there, as on a GPU."""
     if config.task.name == "classification":
         task, batch = labelled.build(config), labelled.batch_of(config, 6)
@@ -180,28 +180,29 @@ def step(config: Config, optimizer: str, run: Path) -> Callable[[], object]:
     else:
         task, batch = build(config), rows_of(train_set(config, 6), 6)
     train = TrainConfig(
-        steps=9, batch_size=12, accumulation=2, optimizer=optimizer, ema_decay=0.9, dtype="float32"
-    )  # pyright: ignore
+        steps=9, batch_size=12, accumulation=2, optimizer="muon", ema_decay=0.9, dtype="float32"
+    )
     trainer = Trainer(train, run, task, device=torch.device("cpu"), texts={})
     trainer.finite_check.is_delayed = True  # as on a GPU
     return lambda: trainer.train_step([batch, batch])
 
 
 def waiting(watch: Watch, name: str, run: Path) -> set[str]:
-    one = step(RUNS[name], "muon", run)
-    one()  # in which the optimiser makes its state
+    """Return the places where a step of a run waits."""
+    train_step = step_of(RUNS[name], run)
+    train_step()  # in which the optimiser makes its state
     with watch:
-        watch.found.clear()
-        one()
-    return watch.found
+        watch.places.clear()
+        train_step()
+    return watch.places
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_step_waits_for_nothing(name, watch: Watch, tmp_path: Path):
+def test_step_waits_in_listed_places_only(name, watch: Watch, tmp_path: Path):
     assert waiting(watch, name, tmp_path) <= set(WAITING)
 
 
-def test_what_no_longer_waits_is_no_longer_listed(watch: Watch, tmp_path: Path):
+def test_list_names_no_place_that_no_longer_waits(watch: Watch, tmp_path: Path):
     assert set(WAITING) == set.union(*(waiting(watch, name, tmp_path) | set() for name in RUNS))
 
 
@@ -237,12 +238,12 @@ def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Pa
         lambda x: x.numpy(),
     ],
 )
-def test_it_would_be_noticed(wait, watch: Watch):
+def test_each_kind_of_wait_is_noticed(wait, watch: Watch):
     class Waiting(torch.nn.Module):
         def forward(self, x: Tensor) -> Any:
             return wait(x)
 
-    watch.note = lambda: watch.found.add("it")
+    watch.note = lambda: watch.places.add("it")
     with watch:
         Waiting()(torch.randn(5))
-    assert watch.found
+    assert watch.places

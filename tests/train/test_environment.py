@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from eve_vl.train import environment
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 TICKS = 0.02  # the system counts user and system time of processes that have ended in hundredths of seconds
 
 
-def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
+def test_each_start_adds_an_entry(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["/somewhere/eve_vl/__main__.py", "pretrain", "tiny", "--out", "with space"]
     )
@@ -27,17 +28,24 @@ def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     environment.record_environment(tmp_path, CPU)
     first, second = environment.read_environment(tmp_path)
     assert first["command"] == "eve pretrain tiny --out 'with space'"
-    assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
+    assert first["torch"] == torch.__version__
+    assert first["python"] == platform.python_version()
     assert first["started"] <= second["started"]
-    assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
-    for damaged in ("[", "{}", '["text", 1, null]'):
-        (tmp_path / environment.ENVIRONMENT).write_text(damaged)
-        assert environment.read_environment(tmp_path) == []
-        environment.record_environment(tmp_path, CPU)
-        assert len(json.loads((tmp_path / environment.ENVIRONMENT).read_text())) == 1
+    assert first["memory_gib"] > 0.5
+    assert first["cores"] >= 1
+    assert first["processor"]
 
 
-def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("content", ["[", "{}", '["text", 1, null]'])
+def test_damage_costs_only_the_damaged_entries(tmp_path: Path, content):
+    path = tmp_path / environment.ENVIRONMENT
+    path.write_text(content)
+    assert environment.read_environment(tmp_path) == []
+    environment.record_environment(tmp_path, CPU)
+    assert len(json.loads(path.read_text())) == 1
+
+
+def test_commit_is_that_of_the_packages_own_working_tree(tmp_path: Path, monkeypatch):
     package = tmp_path / "eve_vl"
     package.mkdir()
     monkeypatch.setattr(environment, "PACKAGE", package)
@@ -62,41 +70,40 @@ def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeyp
 
 
 def work(link) -> None:
-    """Say how long this process has worked, by its own clock, after some work each time that it is asked."""
+    """Send the processor time of this process, after some work, each time that it is asked."""
     while link.recv():
         sum(range(10**6))
         link.send(time.process_time())
 
 
+def ended_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_core_seconds_count_workers_alive_and_ended():
-    """Between what the clocks of both processes say just before and just after, however fast they are."""
-    link, other = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(other,))
-
-    def said() -> float:
-        link.send(True)
-        return link.recv() + time.process_time() + ended
-
-    def of_ended() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
+    """Compared with the clocks of both processes just before and just after."""
+    link, worker_link = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(worker_link,))
     worker.start()
-    ended = of_ended()
-    first, counted, second = said(), core_seconds(), said()
+    earlier_children = ended_children()
+
+    def clocks_of_both() -> float:
+        link.send(True)
+        return link.recv() + time.process_time() + earlier_children
+
+    before = clocks_of_both()
+    counted = core_seconds()
+    after = clocks_of_both()
     link.send(False)
     if sys.platform == "linux":
+        assert before - TICKS <= counted <= after + TICKS
         os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
-        assert core_seconds() >= counted - TICKS, (
-            "a worker that has ended, and for which nobody has waited yet, is lost"
-        )
+        # a worker that has ended, and for which nobody has waited yet, is not lost
+        assert core_seconds() >= counted - TICKS
     worker.join()
-    third, after, fourth = (
-        time.process_time() + of_ended(),
-        core_seconds(),
-        time.process_time() + of_ended(),
-    )
-    if sys.platform == "linux":
-        assert first - TICKS <= counted <= second + TICKS
-    assert third - TICKS <= after <= fourth + TICKS
-    assert first < second <= fourth
+    before_end = time.process_time() + ended_children()
+    counted = core_seconds()
+    after_end = time.process_time() + ended_children()
+    assert before_end - TICKS <= counted <= after_end + TICKS
+    assert before < after <= after_end

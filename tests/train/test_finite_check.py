@@ -185,7 +185,8 @@ def test_non_finite_loss_with_finite_gradients_stops_too(tmp_path: Path, is_dela
 @pytest.mark.parametrize("due", ["log_every", "save_every", "val_every"])
 def test_delayed_check_comes_before_anything_is_logged_or_saved(tmp_path: Path, due):
     run = tmp_path / "run"
-    trainer = new_trainer(run, is_delayed=True, **{due: BAD_STEP + 1})
+    changes: dict[str, Any] = {due: BAD_STEP + 1}
+    trainer = new_trainer(run, is_delayed=True, **changes)
     with pytest.raises(SharedError, match=f"^loss is not finite at step {BAD_STEP}"):
         trainer.fit(batches(NAN), [], no_bad_samples(run))
     assert (run / "log.jsonl").read_text() == ""
