@@ -211,7 +211,7 @@ def main() -> None:
         )
         untrained_run(folder / "statements", "demo_nlvr2", [])
         runs = (str(folder / name) for name in ("search", "questions", "statements"))
-        command = [sys.executable, "-m", "eve_vl", "serve", *runs]
+        command = [sys.executable, "-m", "eve_vl", "serve", "--no-page", *runs]
         command += ["--index", str(folder / "index"), "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None

@@ -528,7 +528,7 @@ def serving(
         path.write_bytes(png(number))
         path.with_suffix(".txt").write_text(TEXTS[number % 3])
     Eve.load(paths[0]).index(folder / "photos", folder / "index")
-    command = [sys.executable, "-m", "eve_vl", "serve", *map(str, paths)]
+    command = [sys.executable, "-m", "eve_vl", "serve", "--no-page", *map(str, paths)]
     command += ["--index", str(folder / "index"), "--port", "0", "--token", TOKEN, *flags]
     log = folder / "log"
     with (

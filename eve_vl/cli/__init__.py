@@ -27,7 +27,7 @@ DISK = {
     errno.EPIPE,
 }  # EPIPE: the reader of a pipe has gone
 FILES = {
-    "search": ("try", "index", "features", "search", "serve", "app"),
+    "search": ("try", "index", "features", "search", "serve"),
     "learn": ("learn",),
     "train": ("demo", "pretrain", "finetune", "average"),
     "compare": ("runs",),

@@ -1,4 +1,4 @@
-"""Verbs that find images and serve runs: try, index, features, search, serve, app."""
+"""Verbs that find images and serve runs: try, index, features, search, serve."""
 
 import contextlib
 import dataclasses
@@ -120,13 +120,10 @@ class ServeArgs(DeviceArgs, Limits):
     """Port to listen on, 0: any free one; default: 8000, or the next free port."""
     token: str | None = None
     """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
-
-
-class AppArgs(ServeArgs):
-    """Flags of `eve app`."""
-
+    page: bool = True
+    """Serve a web page next to the JSON."""
     browser: bool = True
-    """Open the page in the browser."""
+    """Open the page in the browser, if there is a screen."""
 
 
 def run_try(args: TryArgs) -> None:
@@ -134,7 +131,7 @@ def run_try(args: TryArgs) -> None:
     print_line(
         "indexing the icons of the package" + " and your images" * bool(args.sources)
     )  # torch takes seconds
-    check_server(AppArgs(port=args.port))
+    check_server(ServeArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.index import Index
     from eve_vl.search.index_files import DATABASE
@@ -157,8 +154,8 @@ def run_try(args: TryArgs) -> None:
         )
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     others = [name for name in bundled_names() if name != ICON_RUN]
-    run_app(
-        AppArgs(
+    run_serve(
+        ServeArgs(
             runs=tuple(map(Path, (ICON_RUN, *others))),
             index=folder,
             port=args.port,
@@ -312,12 +309,11 @@ def _write_page(path: Path, title: str, index: Any, hits: Sequence[Any]) -> Path
 
 
 def run_serve(args: ServeArgs) -> None:
-    """Serve runs and an index as JSON over HTTP: eve serve RUN … --index INDEX."""
+    """Search images and try runs on a page, or over HTTP: eve serve RUN … --index INDEX."""
     token = check_server(args)
     from eve_vl.serve.server import serve
 
     runs, index = load_served(args.runs, args.index, args.device)
-    is_app = isinstance(args, AppArgs)
     serve(
         runs,
         index,
@@ -325,14 +321,9 @@ def run_serve(args: ServeArgs) -> None:
         host=args.host,
         port=args.port,
         token=token,
-        with_page=is_app,
-        opened=open_browser if is_app and args.browser else lambda _: None,
+        with_page=args.page,
+        opened=open_browser if args.page and args.browser else lambda _: None,
     )
-
-
-def run_app(args: AppArgs) -> None:
-    """Search images and try runs on a page: eve app RUN … --index INDEX."""
-    run_serve(args)
 
 
 def check_server(args: ServeArgs) -> str | None:

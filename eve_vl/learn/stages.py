@@ -542,7 +542,7 @@ def app(learner: Learner) -> str:
     return shlex.join(
         [
             "eve",
-            "app",
+            "serve",
             *(["--index", str(learner.out / INDEX)] if learner.name == "search" else [run]),
         ]
     )

@@ -25,7 +25,7 @@ from eve_vl.utils.errors import UserError
 
 WELCOME = (
     "EVE answers JSON requests: /openapi.json describes them, /v1/runs lists the runs. "
-    "eve app serves a page here.\n"
+    "Without --no-page, eve serve also serves a page here.\n"
 )
 BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}

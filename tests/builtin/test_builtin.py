@@ -105,7 +105,7 @@ def few(tmp_path, monkeypatch) -> list[str]:
 
 def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, monkeypatch):
     opened = []
-    monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
+    monkeypatch.setattr("eve_vl.cli.search.run_serve", opened.append)
     (tmp_path / "mine").mkdir()
     with Image.open(unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
@@ -156,7 +156,6 @@ def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
         port = taken.getsockname()[1]
         for words in (
             ("try", "--out", "tried"),
-            ("app", "builtin:drawings"),
             ("serve", "builtin:drawings"),
         ):
             assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))

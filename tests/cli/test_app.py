@@ -66,21 +66,22 @@ def test_texts_never_become_html(path):
     )
 
 
-def test_eve_app_says_where_and_opens_the_browser(eve, tmp_path: Path, monkeypatch):
+def test_eve_serve_prints_its_address_and_opens_the_browser(eve, tmp_path: Path, monkeypatch):
     write_run(tiny_run("vqa"), tmp_path / "run")
     opened: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(webbrowser, "open", opened.put)
     monkeypatch.setattr(server.Server, "run", lambda *_, **__: None)
     monkeypatch.setenv("DISPLAY", ":0")
-    done = eve("app", "run", "--port", 0)
+    done = eve("serve", "run", "--port", 0)
     assert done.returncode == 0, done.stderr
     (address,) = re.findall(
         r"^serving on (http://127\.0\.0\.1:\d+) \(Ctrl-C stops\)$", done.stdout, re.MULTILINE
     )
     assert opened.get(timeout=30) == address
-    eve("app", "run", "--port", 0, "--no-browser")
+    eve("serve", "run", "--port", 0, "--no-browser")
+    eve("serve", "run", "--port", 0, "--no-page")
     monkeypatch.delenv("DISPLAY")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    eve("app", "run", "--port", 0)
+    eve("serve", "run", "--port", 0)
     assert opened.empty(), "not where nobody would see it"

@@ -17,7 +17,7 @@ from eve_vl.cli.runs import (
     ZeroShotArgs,
     with_own,
 )
-from eve_vl.cli.search import AppArgs, FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
+from eve_vl.cli.search import FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
 from eve_vl.cli.train import AverageArgs, TrainArgs
 from eve_vl.config import TaskConfig
 from eve_vl.config.kinds import all_kinds
@@ -82,6 +82,7 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 SERVE = """
     --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --device --index --host --port --token
+    --page --browser
 """
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
@@ -91,7 +92,6 @@ FLAGS = {
     LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
     SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
     ServeArgs: SERVE,
-    AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --seed",
     CheckArgs: f"{SOURCE} --json --kind --recipe --init",
     AnswersArgs: f"{SOURCE} --out",
@@ -144,7 +144,7 @@ TRAINING = {
 
 def test_verbs():
     assert list(VERBS) == [
-        *("try", "index", "features", "search", "serve", "app"),
+        *("try", "index", "features", "search", "serve"),
         *("learn", "demo", "pretrain", "finetune", "average", "runs", "bench", "plan"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),

@@ -180,7 +180,7 @@ evaluate retrieval nowhere
 evaluate retrieval builtin:drawings --data nowhere
 index nowhere --run builtin:drawings
 search nowhere mail
-app --index nowhere
+serve --index nowhere
 answer nowhere 0.png what
 data check nowhere"""
     done = subprocess.run(

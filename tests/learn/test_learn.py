@@ -233,7 +233,7 @@ def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
         in (tmp_path / "out/learn.sh").read_text()
     )
     out = capfd.readouterr().out
-    assert "open the page: eve app --index " in out
+    assert "open the page: eve serve --index " in out
     assert re.search(
         r"kept: bundled, as it is, \+.* over the final run on the validation rows", out
     )
@@ -290,7 +290,7 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(
         patch.setattr(Trainer, "train_step", interrupted_at(2, stop))
         assert learn(*command) == 130
     assert json.loads((out / "plan.json").read_text())["result"]["run"] == "bundled"
-    assert "open the page: eve app" in capfd.readouterr().out
+    assert "open the page: eve serve" in capfd.readouterr().out
     assert (
         (out / "report.html").is_file()
         and (out / "learn.sh").is_file()
@@ -645,7 +645,7 @@ def test_other_tasks_start_from_both_weights(job, table, tmp_path, monkeypatch, 
     assert list(found["stages"]) == ["bundled", "random", "final"]
     run = json.loads((out / "plan.json").read_text())["result"]["run"]
     assert (
-        f"eve app {out / ('final' if run == 'final' else f'pilots/{run}')}\n"
+        f"eve serve {out / ('final' if run == 'final' else f'pilots/{run}')}\n"
         in capfd.readouterr().out
     )
     assert not (out / "index").exists()
