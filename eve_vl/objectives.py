@@ -168,29 +168,6 @@ def contrastive(
     return (of_images + of_texts) / 2
 
 
-def image_image(
-    image_BD: Tensor,
-    image_CD: Tensor,
-    is_positive_BC: Matrix,
-    is_own_BC: Matrix,
-    temperature: Tensor,
-    num_rows: Tensor,
-) -> Tensor:
-    """Return the contrastive loss of images with images of the same class.
-
-    This is SupCon (Khosla et al. 2020, Eq. 2): the cross-entropy over all candidates but those of
-    is_own_BC, with even targets over those of is_positive_BC (both bool). The sum over the rows
-    with a positive is divided by num_rows. Features have length 1.
-    """
-
-    def targets(rows: slice) -> Tensor:
-        is_positive_RC = is_positive_BC[rows]
-        return is_positive_RC / is_positive_RC.sum(1, keepdim=True).clamp(min=1)
-
-    total = summed_cross_entropy(image_BD, image_CD, LazyRows(targets), temperature, is_own_BC)
-    return total / num_rows
-
-
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
     """Return the singular values of similarities I Tᵀ, float32 (min(C, D),).
 

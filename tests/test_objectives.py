@@ -163,47 +163,6 @@ def test_contrast_against_a_loop_with_candidates_that_do_not_count():
     )
 
 
-def slow_supcon(
-    images: list[list[float]], image_id: list[int], caption: list[int], temperature: float
-) -> float:
-    """Each image with a partner, one after the other, by Khosla et al. 2020, Eq. 2."""
-    losses = []
-    for row, own in enumerate(images):
-        others = [other for other in range(len(images)) if image_id[other] != image_id[row]]
-        positives = [other for other in others if caption[other] == caption[row]]
-        scores = {
-            other: sum(x * y for x, y in zip(own, images[other], strict=True)) / temperature
-            for other in others
-        }
-        log_sum = math.log(sum(map(math.exp, scores.values()))) if others else 0.0
-        if positives:
-            losses.append(-sum(scores[other] - log_sum for other in positives) / len(positives))
-    return sum(losses) / max(len(losses), 1)
-
-
-@pytest.mark.parametrize(
-    ("image_id", "caption"),
-    [
-        ([0, 1, 2, 3, 4, 5], [7, 8, 7, 7, 9, 8]),
-        ([0, 1, 0, 2, 1, 3], [7, 7, 7, 8, 9, 9]),  # an image twice is no partner of itself
-        ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]),  # no partner at all
-        ([0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 2]),  # nothing to compare with
-    ],
-)
-def test_contrast_of_images_against_a_loop(image_id, caption):
-    images = features(6).double().requires_grad_()
-    is_own = torch.tensor(image_id)[:, None] == torch.tensor(image_id)
-    is_positive = (torch.tensor(caption)[:, None] == torch.tensor(caption)) & ~is_own
-    num_rows, temperature = is_positive.any(1).sum().clamp(min=1), torch.tensor(0.2)
-    found = objectives.image_image(images, images, is_positive, is_own, temperature, num_rows)
-    assert found.item() == pytest.approx(
-        slow_supcon(images.tolist(), image_id, caption, 0.2), rel=1e-5
-    )
-    found.backward()
-    assert images.grad is not None and images.grad.isfinite().all()
-    assert images.grad.any() == is_positive.any()
-
-
 def test_contrast_on_paper():
     one_hot, matches = torch.eye(4), torch.eye(4, dtype=torch.bool)
     matches = objectives.even_targets(matches)

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from equal_compute.data import FAMILIES
-from equal_compute.per_modality import PerModalityConfig
-from eve_vl.config import EveModelConfig, TaskConfig
+from eve_vl.config import TaskConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
 
@@ -21,8 +20,6 @@ class Stage:
     """Command line flags."""
     task: type[TaskConfig] | None = None
     """Task that replaces the recipe's own; fields that both have keep their values."""
-    model: type[EveModelConfig] | None = None
-    """Model section that replaces the recipe's own, with its values."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +78,22 @@ def start(
     flags: str = "",
     task: type[TaskConfig] | None = None,
     share: float | None = None,
-    model: type[EveModelConfig] | None = None,
 ) -> Stage:
     """Return the pre-training stage of a family's shared encoder.
 
     share: of the budget; by default the family's usual share.
     """
     recipe, own = STARTS[family]
-    return Stage(
-        recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task, model
-    )
+    return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task)
 
 
 def pretrained(
     flags: str = "",
     task: type[TaskConfig] | None = None,
     *families: str,
-    model: type[EveModelConfig] | None = None,
 ) -> dict[str, Arm]:
     """Return an arm that pre-trains the shared encoder."""
-    return {
-        family: Arm((start(family, flags, task, model=model),)) for family in families or FAMILIES
-    }
+    return {family: Arm((start(family, flags, task),)) for family in families or FAMILIES}
 
 
 def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> dict[str, Arm]:
@@ -132,7 +123,6 @@ GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
     "words": pretrained(),
     "words+pixels": pretrained(PIXELS),
-    "words+pixels, norms and qkv per modality": pretrained(PIXELS, model=PerModalityConfig),
     "words+experts": pretrained(EXPERTS),
     "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
     "words, then experts": upcycled("scenes", "phantoms", "emoji"),

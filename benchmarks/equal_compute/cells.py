@@ -98,8 +98,6 @@ def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
             if name in stage.task.__dataclass_fields__
         }
         config = replace(config, task=stage.task(**values))
-    if stage.model is not None:
-        config = replace(config, model=stage.model(**vars(config.model)))
     if stage.flags:
         config = parse(
             TrainArgs,

@@ -22,6 +22,7 @@ REMOVED_FIELDS: dict[str, object] = {
     "data.pair_captions": False,
     "model.positions": "learned",
     "model.pooler": False,
+    "task.image_image_weight": 0.0,
 }
 """Fields that only earlier versions have, and the values at which their runs still load."""
 

@@ -41,7 +41,7 @@ TOWERS = """
     --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
     --model.text-dim --model.text-num-heads --model.text-mlp-ratio --model.activation --model.dropout
 """
-CONTRAST = "--task.memory-batches --task.image-image-weight"
+CONTRAST = "--task.memory-batches"
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
     --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets

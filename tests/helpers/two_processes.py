@@ -142,10 +142,8 @@ def drawn_negatives() -> dict[str, Tensor]:
 
 
 def memory_step() -> dict[str, Tensor]:
-    """Gradients of a step with features of the step before it, and with images of equal captions."""
-    settings = RetrievalConfig(
-        itm_weight=0.0, rerank=0, projection_dim=8, memory_batches=1, image_image_weight=0.5
-    )
+    """Gradients of a step with features of the step before it."""
+    settings = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, memory_batches=1)
     task: Any = build(tiny_config(task=settings, model={"balance_weight": 0.0})).train()
     model = DistributedDataParallel(task) if processes.world_size() > 1 else task
     dataset = type(task).dataset([pairs(2 * NUM_ROWS)], task.config, TOKENIZER, training=True)

@@ -522,7 +522,7 @@ def test_options_without_a_use_are_known():
     words = {"text_mask_ratio", "whole_word_masking", "mask_replace_prob", "mask_replace_source"}
     assert idle(**ALONE) == pixels | words | {"image_mask_ratio", "itm_negatives", "svd_weight"}
     contrast = {"projection_dim", "itc_masked_image", "itc_targets", "svd_form", "svd_weight"}
-    contrast |= {"memory_batches", "image_image_weight"}
+    contrast |= {"memory_batches"}
     assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {
         "mask_replace_source"
     }

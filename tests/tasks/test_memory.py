@@ -15,7 +15,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers import tiny_tasks as tiny
 from helpers.resumed_runs import assert_resumes_to_the_same
 from helpers.twins import tiny_config
-from tests.test_objectives import slow_contrastive, slow_supcon
+from tests.test_objectives import slow_contrastive
 
 ITC: dict[str, Any] = {"itm_weight": 0.0, "rerank": 0, "projection_dim": 8}
 
@@ -90,25 +90,9 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
     assert len(task.memory["keys"]) == 8
 
 
-@torch.no_grad()
-def test_the_loss_of_images_is_that_of_a_loop():
-    task, captions = build(image_image_weight=0.5), {1: 0, 3: 2, 5: 0}
-    batch = batch_of(task, range(6), captions)
-    output, images = task(batch), task.contrast.unimodal(task.encoder, batch)[2][:, 0]
-    temperature = task.contrast.features.temperature.item()
-    expected = slow_supcon(
-        images.tolist(), [*range(6)], [captions.get(row, row) for row in range(6)], temperature
-    )
-    assert output.terms["image_image"].item() == pytest.approx(expected, rel=1e-4)
-    assert output.loss.item() == pytest.approx(
-        output.terms["itc"].item() + 0.5 * expected, rel=1e-4
-    )
-    assert "image_image" not in build()(batch).terms
-
-
 def gradients(num_micro_batches: int) -> dict[str, Tensor]:
     """Of a step after another one, whose features it knows."""
-    task = build(memory_batches=1, image_image_weight=0.5)
+    task = build(memory_batches=1)
     for rows in (range(12), range(8, 20)):
         task.zero_grad()
         size = 12 // num_micro_batches
@@ -179,8 +163,6 @@ def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, no_re
         *(
             "--task.memory-batches",
             3,
-            "--task.image-image-weight",
-            0.5,
             "--train.keep-checkpoints",
             9,
         ),

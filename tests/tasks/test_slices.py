@@ -76,21 +76,6 @@ def test_contrast_by_slices_is_its_twin_in_float64(at_once, monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
-def test_contrast_of_images_by_slices_is_the_whole_one(monkeypatch):
-    images = features(CANDIDATES)
-    is_own = torch.eye(CANDIDATES).bool()
-    is_positive = (torch.arange(CANDIDATES)[:, None] % 7 == torch.arange(CANDIDATES) % 7) & ~is_own
-    found = []
-    for at_once in (10**6, CANDIDATES * 4):
-        monkeypatch.setattr(objectives, "AT_ONCE", at_once)
-        loss = objectives.image_image(
-            images, images, is_positive, is_own, torch.tensor(0.2), torch.tensor(30)
-        )
-        found.append([loss, *torch.autograd.grad(loss, images)])
-    for whole, sliced in zip(*found, strict=True):
-        torch.testing.assert_close(sliced, whole, rtol=1e-6, atol=1e-9)  # targets are float32
-
-
 def test_autocast_does_not_coarsen_gradients_of_slices(monkeypatch):
     """With accumulation they are computed inside it."""
     given = [features(ROWS, torch.float32) for _ in range(2)]
@@ -108,12 +93,11 @@ def test_autocast_does_not_coarsen_gradients_of_slices(monkeypatch):
 
 
 CASES = {
-    "memory and images": RetrievalConfig(
+    "memory": RetrievalConfig(
         itm_weight=0.0,
         rerank=0,
         projection_dim=8,
         memory_batches=1,
-        image_image_weight=0.5,
         dedup_captions=True,
     ),
     "diagonal": ContrastMatchConfig(

@@ -25,7 +25,7 @@ from eve_vl.tasks.contrast.negatives import CrossBatchMemory, shares_key
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Routers
-from eve_vl.train.processes import gather_rows, sum_over_processes, world_size
+from eve_vl.train.processes import gather_rows
 from eve_vl.train.random_state import get_rng_state, set_rng_state
 from eve_vl.train.running_averages import running_averages_restored
 from eve_vl.utils.frozen import Frozen
@@ -56,28 +56,6 @@ def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
     ]
     state_BL = zeros[0].scatter_(1, column_BL, label_BL.sign().float())
     return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
-
-
-def image_image(
-    image_Bd: Tensor, image_Cd: Tensor, batches: Sequence[CaptionBatch], temperature: Tensor
-) -> Tensor:
-    """Return the contrast of images with other images that have the same caption."""
-    keys_B2 = torch.cat(
-        [torch.stack([batch.image_id_B, batch.caption_B], dim=1) for batch in batches]
-    )
-    keys_C2 = gather_rows(keys_B2)
-    is_own_BC = LazyRows(lambda rows: shares_key(keys_B2[rows, :1], keys_C2[:, :1]))
-    is_positive_BC = LazyRows(
-        lambda rows: shares_key(keys_B2[rows, 1:], keys_C2[:, 1:]) & ~is_own_BC[rows]
-    )
-    parts = objectives.slices(len(keys_B2), len(keys_C2))
-    num_rows = sum_over_processes(
-        torch.stack([is_positive_BC[rows].any(1).sum() for rows in parts]).sum()
-    )
-    num_rows = num_rows.clamp(min=1) / world_size()
-    return objectives.image_image(
-        image_Bd, image_Cd, is_positive_BC, is_own_BC, temperature, num_rows
-    )
 
 
 class CachedContrast(Frozen):
@@ -129,10 +107,7 @@ class Contrast(nn.Module):
         self.dedup_captions = (
             retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
         )
-        self.memory, self.compares_images = (
-            CrossBatchMemory(task.memory_batches),
-            task.image_image_weight > 0,
-        )
+        self.memory = CrossBatchMemory(task.memory_batches)
         self.num_ranked = (
             retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
         )
@@ -339,10 +314,6 @@ class Contrast(nn.Module):
             )
         ]
         losses, terms = {"itc": torch.stack(itc).mean()}, {}
-        if self.compares_images:
-            losses["image_image"] = image_image(
-                image_BXd[:, 0], image_CXd[:, 0], batches, temperatures[0].detach()
-            )
         if self.settings.svd_form != "off":
             value_R = objectives.singular_values(image_CXd[:, 0], text_CXd[:, 0])
             sigma1 = value_R[0] / len(image_CXd)
