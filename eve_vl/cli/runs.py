@@ -290,7 +290,8 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     from eve_vl.run.leaks import leaks
     from eve_vl.run.loading import load_run
     from eve_vl.tasks.baseline import comparison_of
-    from eve_vl.tasks.contrast.zero_shot import BASELINES, read_prompts, zero_shot
+    from eve_vl.tasks.contrast.prompts import read_prompts
+    from eve_vl.tasks.contrast.zero_shot import BASELINES, zero_shot
     from eve_vl.train.devices import pick_device
 
     read_prompts(args.prompts)  # fail before loading the run

@@ -1,1 +1,1 @@
-"""."""
+"""Evaluation of a run on any data."""

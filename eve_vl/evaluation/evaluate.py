@@ -1,11 +1,11 @@
 """Evaluation of a loaded run on any data.
 
-Metrics, baselines, ablations, prediction files, and rows that it was trained on.
+Metrics, baselines, ablations and prediction files.
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from eve_vl.data import fingerprint
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
-from eve_vl.data.row_dataset import RowDataset
+from eve_vl.data.sample_set import SampleSet
 from eve_vl.metrics import intervals
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.evaluator import AnyTask, Evaluated, Evaluator, evaluator_of
@@ -39,60 +39,57 @@ def evaluated(
 ) -> Evaluated:
     """Evaluate a run on sources, by default its own validation sources.
 
-    The row scores of two runs suit `intervals.paired`.
-    Computed in float32, so that no metric depends on the batch size; deterministic. Means know their n and interval
-    (`MeasuredValue`). Baselines that need the run's training data are added if it can be read.
+    The row scores of two runs suit `intervals.paired`. Computed in float32, so that no metric depends
+    on the batch size; deterministic. Means know their n and interval (`MeasuredValue`). Baselines
+    that need the run's training data are added if it can be read.
 
-    flags: values of the run's task section to evaluate with instead, such as `rerank`. predictions: where to write the file
-    that the official server takes. skip_invalid: leave out unusable rows and count them as `num_skipped`; otherwise they raise
-    UserError. ablations: also evaluate without image or text (`Evaluator.ablations`), each as long as the evaluation itself.
+    flags: values of the run's task section to evaluate with instead, such as `rerank`. predictions:
+    where to write the file that the official server takes. skip_invalid: leave out unusable rows and
+    count them as `num_skipped`; otherwise they raise UserError. ablations: also evaluate without
+    image or text (`Evaluator.ablations`), each as long as the evaluation itself.
     """
-    flags = flags or {}
-    data = dataclasses.replace(
-        run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid
-    )
-    settings = dataclasses.replace(run.config.task, **flags)
-    if problems := settings.validate():
-        raise UserError(
-            f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}"
-        )
-    config, task = (
-        dataclasses.replace(run.config, data=data, task=settings),
-        with_settings(run.task, settings),
-    )
-    evaluator = evaluator_of(task)
+    settings = changed_settings(run.config.task, flags or {})
+    data = replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
+    config = replace(run.config, data=data, task=settings)
+    evaluator = evaluator_of(with_settings(run.task, settings))
     if sources is None:
-        sources = open_train_and_val(config, task.dataset.kind_of(config))[1]
-    num_rows = sum(map(len, sources))
-    if predictions is not None and type(evaluator).prediction_file is Evaluator.prediction_file:
-        those = "those that answer, verify, compare or classify have one; --json FILE writes the numbers"
-        raise UserError(f"--predictions: a {settings.name} run has no prediction file, {those}")
-    if predictions is not None and num_samples < num_rows:
-        raise UserError(
-            f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out"
-        )
+        _, sources = open_train_and_val(config, evaluator.task.dataset.kind_of(config))
+    num_rows = sum(len(source) for source in sources)
+    if predictions is not None:
+        require_prediction_file(evaluator, num_rows, num_samples)
+
     dataset = evaluator.dataset(sources, config, run.tokenizer)
     skipped = [] if skip_invalid else None
-    with evaluation_batches(
-        task, eval_loader(dataset, rank=0, world=1), run.device, torch.float32, skipped
-    ) as batches:
-        found = evaluator.evaluate_with_rows(batches)
+    result = evaluate_rows(evaluator, dataset, run.device, skipped)
     if predictions is not None:
         if skipped:
-            lacks = f"the file holds all {num_rows} rows, but {len(skipped)} cannot be used, the first: {skipped[0]}"
             raise UserError(
-                f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out"
+                f"--predictions: the file holds all {num_rows} rows, but {len(skipped)} cannot be "
+                f"used, the first: {skipped[0]}; repair such rows (eve data check lists them), "
+                "or leave it out"
             )
         predictions.parent.mkdir(parents=True, exist_ok=True)
-        write_file(predictions, evaluator.prediction_file(found.examples))
-    numbers = found.numbers | evaluator.data_baselines(found.examples) | num_skipped(skipped)
-    data = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
-    found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes(), data=data)
+        write_file(predictions, evaluator.prediction_file(result.examples))
+
+    numbers = result.numbers | evaluator.data_baselines(result.examples) | num_skipped(skipped)
+    data_id = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
+    result = replace(result, numbers=numbers, notes=dataset.notes(), data=data_id)
     if ablations:
-        numbers.update(
-            ablated_metrics(evaluator, dataset, found, run.device, skip_invalid=skip_invalid)
-        )
-    return found
+        for how in evaluator.ablations:
+            rows = AblatedRows(dataset, how)
+            ablated = evaluate_rows(evaluator, rows, run.device, [] if skip_invalid else None)
+            numbers.update(ablated_metrics(evaluator, how, result, ablated))
+    return result
+
+
+def changed_settings(settings: TaskConfig, flags: Mapping[str, int | bool]) -> TaskConfig:
+    """Return a task section with other values. Raises UserError."""
+    settings = replace(settings, **flags)
+    problems = settings.validate()
+    if problems:
+        names = ", ".join(f"--{name}" for name in flags).replace("_", "-")
+        raise UserError(f"{names}: {'; '.join(problems)}")
+    return settings
 
 
 def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
@@ -102,40 +99,52 @@ def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
     return twin
 
 
-def ablated_metrics(
-    evaluator: Evaluator[Any],
-    rows: RowDataset,
-    whole: Evaluated,
-    device: torch.device,
-    *,
-    skip_invalid: bool,
-) -> dict[str, float]:
-    """Return the main metrics with a part of each row taken away.
+def require_prediction_file(evaluator: Evaluator[Any], num_rows: int, num_samples: int) -> None:
+    """Raise UserError if a task has no prediction file, or if not all rows are evaluated."""
+    if type(evaluator).prediction_file is Evaluator.prediction_file:
+        raise UserError(
+            f"--predictions: a {evaluator.task.settings.name} run has no prediction file, those that "
+            "answer, verify, compare or classify have one; --json FILE writes the numbers"
+        )
+    if num_samples < num_rows:
+        raise UserError(
+            f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; "
+            "leave it out"
+        )
 
-    They are named NAME_noise, and so on for all `Evaluator.ablations`. The metrics of whole rows get their differences from
-    these.
+
+def evaluate_rows(
+    evaluator: Evaluator[Any],
+    rows: SampleSet,
+    device: torch.device,
+    skipped: list[Any] | None,
+) -> Evaluated:
+    """Evaluate rows in float32. skipped: see `evaluation_batches`."""
+    loader = eval_loader(rows, rank=0, world=1)
+    with evaluation_batches(evaluator.task, loader, device, torch.float32, skipped) as batches:
+        return evaluator.evaluate_with_rows(batches)
+
+
+def ablated_metrics(
+    evaluator: Evaluator[Any], how: str, whole: Evaluated, ablated: Evaluated
+) -> dict[str, float]:
+    """Return the main metrics with a part of each row taken away, named NAME_noise and so on.
+
+    The metrics of whole rows get their differences from these.
     """
-    numbers: dict[str, float] = {}
-    main, score_name = (
-        evaluator.main_metric or "",
-        evaluator.score_name or evaluator.main_metric or "",
-    )
-    for how in evaluator.ablations:
-        loader = eval_loader(AblatedRows(rows, how), rank=0, world=1)
-        with evaluation_batches(
-            evaluator.task, loader, device, torch.float32, [] if skip_invalid else None
-        ) as batches:
-            found = evaluator.evaluate_with_rows(batches)
-        for name, value in found.numbers.items():
-            if (stem := name.partition("/")[0]) in (main, score_name):
-                numbers[f"{stem}_{how}{name[len(stem) :]}"] = value
-        ours, theirs = whole.row_scores, found.row_scores
-        if ours and ours.keys() == theirs.keys() and score_name in whole.numbers:
-            gain_R = np.array([ours[row] - theirs[row] for row in ours]) / len(ours)
-            intervals.with_difference(
-                whole.numbers[score_name],
-                f"{score_name}_{how}",
-                gain_R,
-                [*map(intervals.group_of, ours)],
-            )
+    main_metric = evaluator.main_metric or ""
+    score_name = evaluator.score_name or main_metric
+    numbers = {}
+    for name, value in ablated.numbers.items():
+        stem, slash, part = name.partition("/")
+        if stem in (main_metric, score_name):
+            numbers[f"{stem}_{how}{slash}{part}"] = value
+
+    scores = whole.row_scores
+    has_same_rows = bool(scores) and scores.keys() == ablated.row_scores.keys()
+    if has_same_rows and score_name in whole.numbers:
+        gains = [scores[row] - ablated.row_scores[row] for row in scores]
+        groups = [intervals.group_of(row) for row in scores]
+        score = whole.numbers[score_name]
+        intervals.with_difference(score, f"{score_name}_{how}", np.array(gains) / len(scores), groups)
     return numbers

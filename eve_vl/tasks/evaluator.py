@@ -1,6 +1,6 @@
 """Metrics of a task, its baselines, and the predictions behind them.
 
-The evaluator of the task `name` is in `eve_vl.evaluation.<name>` or `classifiers`; your own code defines its own.
+The evaluator of a task is in the file evaluation.py of its folder; your own code defines its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,8 @@ from eve_vl.tasks.task import Task, task_class
 from eve_vl.utils.frozen import Frozen
 
 How = Literal["noise", "wrong_image", "image_only"]
-
-
+"""What evaluation takes away from a row; see `ablated_rows.AblatedRows`."""
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
-
-
 NO_BASELINE = "without a baseline to compare it with"
 
 
@@ -65,31 +62,22 @@ class Evaluator(Generic[AnyTask]):
         return task_class(type(config.task)).dataset(sources, config, tokenizer, training=False)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the metrics of validation over the batches of all processes.
-
-        Deterministic.
-        """
+        """Return the metrics of validation over the batches of all processes; deterministic."""
         return self.validate(loader)[0]
 
     def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
         """Return the metrics of validation, and the row scores that `train.best` uses."""
-        found = self.evaluate_with_rows(loader)
-        return found.numbers, found.row_scores
+        evaluated = self.evaluate_with_rows(loader)
+        return evaluated.numbers, evaluated.row_scores
 
     def evaluate_with_rows(self, loader: Iterable[Any]) -> Evaluated:
-        """Return the metrics and rows over the batches of all processes.
-
-        Deterministic.
-        """
+        """Return the metrics and rows over the batches of all processes; deterministic."""
         predictions = self.predict_all(loader)
         scores = self.per_row_scores(predictions)
         return Evaluated(numbers=self.metrics(predictions), examples=predictions, row_scores=scores)
 
     def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
-        """Return the predictions for the rows of all processes.
-
-        Their order does not depend on batches.
-        """
+        """Return the predictions for the rows of all processes, in an order without batches."""
         raise NotImplementedError
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
@@ -114,18 +102,21 @@ class Evaluator(Generic[AnyTask]):
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         """Return sentences on how to read metrics."""
-        skipped = numbers.get("num_skipped")
-        return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
+        num_skipped = numbers.get("num_skipped")
+        if not num_skipped:
+            return []
+        return [f"rows left out, as they cannot be used: {num_skipped:,}"]
 
     def comparison(self, numbers: Mapping[str, float]) -> str:
         """Return a sentence that compares metrics with their baselines.
 
         Metrics know their intervals. The sentence is empty if there are no baselines.
         """
-        text, ours = comparison_of(numbers, self.baselines), numbers.get(self.main_metric or "")
-        if not text and isinstance(ours, MeasuredValue):
-            return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
-        return text
+        sentence = comparison_of(numbers, self.baselines)
+        value = numbers.get(self.main_metric or "")
+        if not sentence and isinstance(value, MeasuredValue):
+            return f"{self.main_metric} {value:.3f} ({value.margin}), {NO_BASELINE}"
+        return sentence
 
     def selected_settings(self, numbers: Mapping[str, float]) -> TaskConfig:
         """Return the task's section with the values that validation selected.
@@ -155,9 +146,10 @@ def evaluator_of(task: Task[Any]) -> Evaluator[Any]:
 
 def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
     """Return the usable rows at `eval_positions`."""
-    positions = eval_positions([len(source) for source in sources], num_samples)
-    by_source = (
-        (source, [row for _, at, row in positions if at == number])
-        for number, source in enumerate(sources)
-    )
-    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]
+    rows_of_source: list[list[int]] = [[] for _ in sources]
+    for _, number, row in eval_positions([len(source) for source in sources], num_samples):
+        rows_of_source[number].append(row)
+    rows = []
+    for source, row_numbers in zip(sources, rows_of_source, strict=True):
+        rows.extend(row for _, row in usable_rows(source, row_numbers))
+    return rows

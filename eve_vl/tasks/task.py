@@ -2,19 +2,18 @@
 
 Trainer, evaluation, predictors and interop reach a task through it and never ask which one it is.
 
-Letters: B batch, T text tokens, D width, d width of features, H height, W width, L blocks with experts, P passes, E experts;
-2 modalities, 4 kinds of sums.
+Letters: B batch, T text tokens, D width, d width of features, H height, W width.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl import objectives
 from eve_vl.config import Config, TaskConfig
 from eve_vl.config.kinds import load_part, subclasses
 from eve_vl.data.batches import normalize
@@ -23,19 +22,15 @@ from eve_vl.data.row_dataset import RowDataset
 from eve_vl.model.initialization import initialize
 from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.backbones import build_backbone
-from eve_vl.train.processes import sum_over_processes
+from eve_vl.tasks.routing import Routers, routing_terms
 from eve_vl.train.step import StepOutput
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.frozen import Frozen
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 
-
-Routers = list[list[Tensor]]
-"""Per pass, the statistics of each block with experts; see `model.router.router_stats`."""
-
-
 PAIR = ("pixels", "ids", "is_padding")
+"""The names of an image–text pair's tensors, for other programs."""
 
 
 class Sizes(Frozen):
@@ -57,10 +52,26 @@ class Prepared(Frozen):
     """Sentences for the log."""
 
 
+@dataclass
+class Losses:
+    """Losses by name, before their weights, and what the passes behind them tell."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Further scalars for the log."""
+    routers: Routers = field(default_factory=list)
+
+    def add(self, more: "Losses") -> None:
+        """Add the losses of further passes."""
+        self.losses.update(more.losses)
+        self.terms.update(more.terms)
+        self.routers = [*self.routers, *more.routers]
+
+
 class Task(nn.Module, Generic[Settings]):
     """A backbone with the heads and losses of one job.
 
-    Subclasses build heads in their `__init__` and then call `model.encoder.initialize`.
+    Subclasses build heads in `build`; the initial values of all weights follow.
     """
 
     section: ClassVar[type[TaskConfig]]
@@ -70,7 +81,8 @@ class Task(nn.Module, Generic[Settings]):
     labels_file: ClassVar[str | None] = None
     """The file of a run folder that stores `labels`, for classifiers."""
     heads: ClassVar[Any] = None
-    """Its heads for other programs (`tasks.heads.Heads`), unless a file heads.py beside it has them."""
+    """Its heads for other programs (`tasks.heads.Heads`), unless a file heads.py beside it has
+    them."""
     is_comparable: bool = False
     """Whether features of images and of texts compare with each other."""
     label_layer: ClassVar[str | None] = None
@@ -79,10 +91,12 @@ class Task(nn.Module, Generic[Settings]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__()
         assert isinstance(config.task, self.section)
-        self.config, self.sizes = config, sizes
+        self.config = config
+        self.sizes = sizes
         self.settings: Settings = config.task  # pyright: ignore[reportAttributeAccessIssue]
         self.encoder = build_backbone(config.model, config.input, sizes.vocab_size)
-        # passed to DDP: whether a step leaves parameters without a gradient, such as text weights when training on images only
+        # passed to DDP: whether a step leaves parameters without a gradient, such as text weights
+        # when training on images only
         self.find_unused_parameters = self.encoder.find_unused_parameters
         self.build()
         initialize(self, config.model)
@@ -110,16 +124,16 @@ class Task(nn.Module, Generic[Settings]):
     def output(self, losses: Mapping[str, Tensor], routers: Routers, **terms: Tensor) -> StepOutput:
         """Return the weighted sum of the losses plus the weighted balance loss.
 
-        A loss has the weight `task.<name>_weight`, if there is one, else 1. terms: further scalars for the log.
+        A loss has the weight `task.<name>_weight`, if there is one, else 1. terms: further scalars
+        for the log.
         """
+        total = torch.zeros(())
+        for name, loss in losses.items():
+            total = total + getattr(self.settings, f"{name}_weight", 1.0) * loss
         routing = routing_terms(routers)
-        weighted = [
-            getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()
-        ]
-        weighted += [self.encoder.balance_weight * routing["balance"]] if routing else []
-        return StepOutput(
-            loss=sum(weighted, start=torch.zeros(())), terms={**losses, **terms, **routing}
-        )
+        if routing:
+            total = total + self.encoder.balance_weight * routing["balance"]
+        return StepOutput(loss=total, terms={**losses, **terms, **routing})
 
     def init_weights_from(
         self, tensors: Mapping[str, Tensor], labels: Sequence[str]
@@ -128,22 +142,13 @@ class Task(nn.Module, Generic[Settings]):
 
         labels: of that run.
         """
-        unfit = (
-            f"{self.label_layer}."
-            if self.label_layer and tuple(labels) != self.sizes.labels
-            else None
-        )
-        return {
-            name: tensor
-            for name, tensor in tensors.items()
-            if not (unfit and name.startswith(unfit))
-        }
+        if self.label_layer is None or tuple(labels) == self.sizes.labels:
+            return dict(tensors)
+        prefix = f"{self.label_layer}."
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
 
     def as_task(self, name: str) -> "Task[Any] | None":
-        """Return these weights as another task whose heads they have.
-
-        None if they lack them.
-        """
+        """Return these weights as another task whose heads they have; None if they lack them."""
         return None
 
     def routers(self, batch: Any) -> Routers:
@@ -155,11 +160,13 @@ class Task(nn.Module, Generic[Settings]):
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Return features of length 1, float32 (B, d), of uint8 images."""
-        return F.normalize(self._state(self.encoder.image(normalize(images_BCHW)), None), dim=1)
+        image = self.encoder.image(normalize(images_BCHW))
+        return F.normalize(self._state(image, None), dim=1)
 
     def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
         """Return features of length 1, float32 (B, d), of token ids."""
-        return F.normalize(self._state(None, self.encoder.text(ids_BT, is_padding_BT)), dim=1)
+        text = self.encoder.text(ids_BT, is_padding_BT)
+        return F.normalize(self._state(None, text), dim=1)
 
     def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
         """Return the state that represents an image or a text, (B, D)."""
@@ -172,39 +179,10 @@ class Task(nn.Module, Generic[Settings]):
 
 
 def label_files(task: Task[Any]) -> dict[str, str]:
-    """Return the text of a task's `labels_file` by its name.
-
-    Empty for a task without labels.
-    """
-    return (
-        {}
-        if task.labels_file is None
-        else {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
-    )
-
-
-def routing_terms(routers: Routers) -> dict[str, Tensor]:
-    """Return the balance loss, and each block's load and entropy, as log terms.
-
-    Load is that of the busiest expert; entropy is that of the gate. The loss is the mean over blocks and passes; all terms are
-    over the tokens of all processes. Empty without `moe` blocks. routers: per pass through the encoder, the statistics of each
-    `moe` block.
-    """
-    if not routers or not routers[0]:
+    """Return the text of a task's `labels_file` by its name; empty for a task without labels."""
+    if task.labels_file is None:
         return {}
-    sums_LP24E = torch.stack([torch.stack(block) for block in zip(*routers, strict=True)])
-    sums_LP4E = sum_over_processes(sums_LP24E).sum(2).unflatten(2, (4, -1))  # one exchange for all
-    gate_LPE = sums_LP4E[:, :, 1]
-    first_LPE, _, entropy_LPE, _ = sums_LP4E.detach().unbind(2)
-    balance_LP = objectives.balance(first_LPE, gate_LPE, first_LPE.sum(2))
-    total_L, first_LE = first_LPE.sum((1, 2)), first_LPE.sum(1)
-    values = {"max_load": first_LE.amax(1) / total_L, "entropy": entropy_LPE.sum((1, 2)) / total_L}
-    logged = {
-        f"{name}/{number}": value_L[number]
-        for number in range(len(total_L))
-        for name, value_L in values.items()
-    }
-    return {"balance": balance_LP.mean(), **logged}
+    return {task.labels_file: json.dumps(task.sizes.labels, indent=1)}
 
 
 def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
@@ -213,4 +191,4 @@ def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
     for task in subclasses(Task):
         if vars(task).get("section") is section:
             return task
-    raise UserError(f"{section.__name__}: no task has this section; load_part one in the same file")
+    raise UserError(f"{section.__name__}: no task has this section; define one in the same file")

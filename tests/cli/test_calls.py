@@ -12,7 +12,7 @@ from eve_vl.cli import VERBS
 from eve_vl.cli.predict import call_verbs
 from eve_vl.eve import Eve
 from eve_vl.tasks.classification.predictor import ScoredLabel
-from eve_vl.tasks.contrast.zero_shot import ClassScore
+from eve_vl.tasks.contrast.prompt_scorer import ClassScore
 from eve_vl.tasks.vqa.predictor import ScoredAnswer
 from eve_vl.train.run_log import RunLog
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run

@@ -25,7 +25,8 @@ from eve_vl.run.loading import load_run
 from eve_vl.systems.mlim.pretraining.evaluation import MlimEvaluator
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums
+from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator
+from eve_vl.tasks.masked_signal.sums import Sums
 from eve_vl.tasks.nlvr2.evaluation import NLVR2Evaluator
 from eve_vl.tasks.retrieval.evaluation import RetrievalEvaluator
 from eve_vl.tasks.retrieval.search_set import SearchSet

@@ -22,7 +22,9 @@ from eve_vl.systems.medical.phantoms.sampling import sample_phantom
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.contrast import pair_scores
-from eve_vl.tasks.contrast.zero_shot import ZeroShot, read_prompts, zero_shot
+from eve_vl.tasks.contrast.prompt_scorer import PromptScorer
+from eve_vl.tasks.contrast.prompts import read_prompts
+from eve_vl.tasks.contrast.zero_shot import zero_shot
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
@@ -184,7 +186,7 @@ def test_all_rows_tell_whether_they_are_ranked():
 
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
-    scorer = ZeroShot(
+    scorer = PromptScorer(
         run.task,
         run.tokenizer,
         {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)},
@@ -198,7 +200,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     """Towers are most of the work; joining is done for every pair, some at a time."""
     run, seen, joined = tiny_run("retrieval"), {"image": 0, "text": 0}, []
     run.task.is_comparable = False
-    scorer, encoder = ZeroShot(run.task, run.tokenizer, PROMPTS), run.task.encoder
+    scorer, encoder = PromptScorer(run.task, run.tokenizer, PROMPTS), run.task.encoder
     for side in seen:
         module = getattr(encoder, side)
 

@@ -123,11 +123,14 @@ def drawn_negatives() -> dict[str, Tensor]:
         batch = dataset.collate(
             [dataset[(epoch, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
         )
-        features, temperature = (
-            task.contrast.unimodal(task.encoder, batch)[2:4],
+        features = task.contrast.unimodal(task.encoder, batch)
+        (wrong,) = task.contrast.fetch_negatives(
+            task.encoder,
+            [batch],
+            features.image_BXd,
+            features.text_BXd,
             task.contrast.features.temperature,
         )
-        (wrong,) = task.contrast._fetched(task.encoder, [batch], *features, temperature)
         shown = [
             (wrong.partners.images_BCHW, of_all.images_BCHW),
             (wrong.partners.ids_BT, of_all.ids_BT),

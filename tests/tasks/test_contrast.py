@@ -77,7 +77,7 @@ def test_with_dropout_the_second_look_is_the_first(monkeypatch):
 
     def watch(*args):
         result = features(*args)
-        seen.append((result[2].detach(), result[3].detach()))
+        seen.append((result.image_BXd.detach(), result.text_BXd.detach()))
         return result
 
     monkeypatch.setattr(task.contrast, "unimodal", watch)
@@ -88,7 +88,7 @@ def test_with_dropout_the_second_look_is_the_first(monkeypatch):
         assert torch.equal(first[0], second[0])
         assert torch.equal(first[1], second[1])
     assert not torch.equal(
-        seen[0][0], features(task.encoder, batches[0])[2]
+        seen[0][0], features(task.encoder, batches[0]).image_BXd
     )  # for dropout does something here
 
 

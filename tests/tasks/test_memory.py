@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eve_vl.tasks.contrast.negatives import CrossBatchMemory
+from eve_vl.tasks.contrast.memory import CrossBatchMemory
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers import tiny_tasks as tiny
 from helpers.resumed_runs import assert_resumes_to_the_same
@@ -44,10 +44,10 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
     steps = [range(4), range(4, 8), range(8, 12), range(6, 14, 2)]  # rows 6, 8 and 10 again
     captions = {12: 9, 10: 5}
     batches = [batch_of(task, rows, captions) for rows in steps]
-    features = [
-        [each[:, 0] for each in task.contrast.unimodal(task.encoder, batch)[2:4]]
-        for batch in batches
-    ]
+    features = []
+    for batch in batches:
+        unimodal = task.contrast.unimodal(task.encoder, batch)
+        features.append((unimodal.image_BXd[:, 0], unimodal.text_BXd[:, 0]))
     temperature = task.contrast.features.temperature.item()
 
     def as_now(side: int, past: int, now: int) -> Tensor:

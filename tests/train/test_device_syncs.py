@@ -49,7 +49,7 @@ WAITING = {
     "train/finite_check.py:finish": "reads whether the step before was finite, which a GPU has worked out by then",
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
     "train/random_state.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/contrast/negatives.py:gather_hard_negatives": "waits for the lengths of texts from other micro-batches or processes",
+    "tasks/contrast/global_negatives.py:_batch_of": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }
 WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone

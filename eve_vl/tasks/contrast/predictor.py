@@ -15,10 +15,10 @@ from eve_vl.predict.inputs import (
     in_batches,
     listed,
 )
+from eve_vl.tasks.contrast.prompt_scorer import ClassScore, PromptScorer
+from eve_vl.tasks.contrast.prompts import read_prompts
 from eve_vl.tasks.contrast.requests import Match, ZeroShot
 from eve_vl.tasks.contrast.task import ContrastTask
-from eve_vl.tasks.contrast.zero_shot import ClassScore, read_prompts
-from eve_vl.tasks.contrast.zero_shot import ZeroShot as PromptScorer
 from eve_vl.tasks.predictor import Predictor
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 

@@ -8,7 +8,8 @@ import torch
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator, Sums
+from eve_vl.tasks.masked_signal.evaluation import MaskedSignalEvaluator
+from eve_vl.tasks.masked_signal.sums import Sums
 
 
 class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
@@ -22,26 +23,36 @@ class ContrastMatchEvaluator(MaskedSignalEvaluator[Any]):
     )
 
     def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:
-        """Add a batch: masked signals, `itc_acc` and `itm_acc`; chance is 0.5 for both.
-
-        `itc_acc` is the share of images and texts that are more similar to their own partner than to a wrong one, `itm_acc` the
-        share of true and of wrong pairs that the matching head recognises.
-        """
+        """Add a batch: masked signals, `itc_acc` and `itm_acc`; chance is 0.5 for both."""
         super().add_batch(sums, batch, names)
-        task = self.task
         assert isinstance(batch, PairBatch) and batch.wrong is not None
-        rows = torch.arange(len(batch.where))
-        if task.is_comparable:
-            image_Bd, text_Bd = (
-                task.image_features(batch.images_BCHW),
-                task.text_features(batch.ids_BT, batch.is_padding_BT),
-            )
-            wrong_image_Bd = task.image_features(batch.wrong.images_BCHW)
-            wrong_text_Bd = task.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
-            own_B = (image_Bd * text_Bd).sum(1)
-            for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
-                sums.add("itc_acc", names, rows, own_B > other_B)
-        if task.contrast.match_head is not None:
-            for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
-                logits_B2, _ = task.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
-                sums.add("itm_acc", names, rows, logits_B2.argmax(1) == int(is_match))
+        if self.task.is_comparable:
+            self._add_comparisons(sums, batch, batch.wrong, names)
+        if self.task.contrast.match_head is not None:
+            self._add_matches(sums, batch, batch.wrong, names)
+
+    def _add_comparisons(
+        self, sums: Sums, batch: PairBatch, wrong: PairBatch, names: Sequence[str]
+    ) -> None:
+        """Add whether images and texts are more similar to their partner than to a wrong one."""
+        task = self.task
+        image_Bd = task.image_features(batch.images_BCHW)
+        text_Bd = task.text_features(batch.ids_BT, batch.is_padding_BT)
+        wrong_image_Bd = task.image_features(wrong.images_BCHW)
+        wrong_text_Bd = task.text_features(wrong.ids_BT, wrong.is_padding_BT)
+        row_B = torch.arange(len(batch.where))
+        product_B = (image_Bd * text_Bd).sum(1)
+        for wrong_product_B in (
+            (wrong_image_Bd * text_Bd).sum(1),
+            (image_Bd * wrong_text_Bd).sum(1),
+        ):
+            sums.add("itc_acc", names, row_B, product_B > wrong_product_B)
+
+    def _add_matches(
+        self, sums: Sums, batch: PairBatch, wrong: PairBatch, names: Sequence[str]
+    ) -> None:
+        """Add whether the matching head recognises true and wrong pairs."""
+        row_B = torch.arange(len(batch.where))
+        for pairs, is_match in ((batch, True), (batch.with_text_of(wrong), False)):
+            logits_B2, _ = self.task.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
+            sums.add("itm_acc", names, row_B, logits_B2.argmax(1) == int(is_match))

@@ -11,7 +11,8 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignalTask
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.task import Retrieval
-from eve_vl.tasks.task import Routers, Task
+from eve_vl.tasks.routing import Routers
+from eve_vl.tasks.task import Task
 from eve_vl.train.step import StepOutput
 
 
@@ -25,28 +26,26 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
         Weights: task.…_weight, the model's balance weight.
         """
-        losses, terms, routers = self.masked_losses(batch)
-        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
-        return self.output(
-            losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms
-        )
+        losses = self.masked_losses(batch)
+        losses.add(self.contrast(self.encoder, batch))
+        return self.output(losses.losses, losses.routers, **losses.terms)
 
     def as_task(self, name: str) -> Task[Any] | None:
         """Return these weights as retrieval without any fine-tuning."""
-        if name != Retrieval.section.name or not (
-            self.is_comparable or self.contrast.match_head is not None
-        ):
+        searches = self.is_comparable or self.contrast.match_head is not None
+        if name != Retrieval.section.name or not searches:
             return None
-        weights = {
-            weight: getattr(self.settings, weight)
-            for weight in ("itc_weight", "itm_weight", "projection_dim")
-        }
         settings = RetrievalConfig(
-            **weights, rerank=0
-        )  # no validation has shown that re-ranking helps; --rerank sets it
+            itc_weight=self.settings.itc_weight,
+            itm_weight=self.settings.itm_weight,
+            projection_dim=self.settings.projection_dim,
+            rerank=0,  # no validation has shown that re-ranking helps; --rerank sets it
+        )
         with torch.device("meta"):
             task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
-        task.encoder, task.contrast, task.is_validated = self.encoder, self.contrast, False
+        task.encoder = self.encoder
+        task.contrast = self.contrast
+        task.is_validated = False
         return task.eval()
 
     def routers(self, batch: Any) -> Routers:
@@ -54,7 +53,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
         Matching is without wrong pairs.
         """
-        masks = self.settings.mim_weight or self.settings.mlm_weight
-        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(
-            self, batch
-        )
+        routers: Routers = []
+        if self.settings.mim_weight or self.settings.mlm_weight:
+            routers += MaskedSignalTask.routers(self, batch)
+        return routers + ContrastTask.routers(self, batch)

@@ -1,11 +1,11 @@
 """Pre-training by masked signal modelling.
 
-Masked pixels or tokens are reconstructed from the rest and the other modality. Source: the paper's "Pre-training Task"; masking
-ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows of images only or of texts only (`data.modality`)
-train one of the two, for pre-training in stages.
+Masked pixels or tokens are reconstructed from the rest and the other modality. Source: the paper's
+"Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows
+of images only or of texts only (`data.modality`) train one of the two, for pre-training in stages.
 
-Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all tokens, D width, X values
-in a patch, V vocabulary.
+Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all
+tokens, D width, X values in a patch, V vocabulary.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from eve_vl.model.pixel_decoder import PixelDecoder
 from eve_vl.model.tokens import Tokens
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from eve_vl.tasks.task import Routers, Task
+from eve_vl.tasks.routing import Routers
+from eve_vl.tasks.task import Losses, Task
 from eve_vl.train.processes import sum_over_processes, world_size
 from eve_vl.train.step import StepOutput
 
@@ -44,24 +45,23 @@ class MaskedSignalTask(Task[Settings]):
 
     def build(self) -> None:
         """Build the token head and the pixel decoder."""
-        task, model = self.settings, self.config.model
+        model = self.config.model
         self.find_unused_parameters |= self.config.data.modality != "image_text"
-        if task.mlm_weight:
+        if self.settings.mlm_weight:
             self.token_head = TokenHead(model.embed_dim, self.sizes.vocab_size, model.text_norm_eps)
-        if task.mim_weight:
+        if self.settings.mim_weight:
             self.pixel_decoder = self.build_decoder()
         super().build()
 
     def build_decoder(self) -> Any:
         """Return the untrained decoder from states to pixels."""
-        config, task = self.config, self.settings
-        shape = {
-            "depth": task.decoder_depth,
-            "dim": task.decoder_dim,
-            "num_heads": task.decoder_num_heads,
-        }
         return PixelDecoder(
-            config.model.embed_dim, config.input.patch_dim, config.model.block, **shape
+            self.config.model.embed_dim,
+            self.config.input.patch_dim,
+            self.config.model.block,
+            depth=self.settings.decoder_depth,
+            dim=self.settings.decoder_dim,
+            num_heads=self.settings.decoder_num_heads,
         )
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
@@ -73,43 +73,58 @@ class MaskedSignalTask(Task[Settings]):
             ]
         return super().before_step(micro_batches)
 
-    def masked_losses(
-        self, batch: MaskedBatch
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+    # losses
+
+    def masked_losses(self, batch: MaskedBatch) -> Losses:
         """Return the losses `mim` and `mlm`, scalars for the log, and routers.
 
         A loss without a weight, or without rows for it, is left out.
         """
-        task, losses, terms, routers = self.settings, {}, {}, []
-        joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
-        if task.mim_weight and isinstance(batch, MaskedImages):
-            shown = (
-                batch
-                if joint or not self.training
-                else batch.first(math.ceil(task.mim_share * len(batch.hidden_BM)))
-            )
-            encoded = joint or self.encode_for_pixels(shown)
-            routers += encoded.routers
-            target_BMX = gather_patches(self.targets(self.patches(shown)), shown.hidden_BM)
-            losses["mim"] = objectives.masked_pixels(
-                self.predict_pixels(encoded, shown), target_BMX
-            )
-        if task.mlm_weight and isinstance(batch, MaskedTexts):
-            if joint is None:
-                image, text = self.embed(batch, mask=True)
-                states_MD, text_routers = self.encoder.for_tokens(image, text, batch.places())
-                logits_MV, routers = self.token_head(states_MD), routers + text_routers
-            else:
-                logits_MV = self.predict_tokens(joint, batch)
-            targets_M = batch.targets()
-            num_targets = mean_masked([batch]) if batch.num_targets is None else batch.num_targets
-            losses["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
-            terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
-        return losses, terms, routers
+        joint = None
+        if self.settings.joint_masking:
+            joint = self.encode(batch, keep=True, mask=True)
+        losses = Losses()
+        if self.settings.mim_weight and isinstance(batch, MaskedImages):
+            losses.add(self.pixel_losses(batch, joint))
+        if self.settings.mlm_weight and isinstance(batch, MaskedTexts):
+            losses.add(self.token_losses(batch, joint))
+        return losses
 
-    def patches(self, batch: MaskedImages) -> Tensor:
-        """Return the patches of the images (B, P, X), in [-1, 1]."""
-        return patchify(batch.pixels(), self.config.input.patch_size)
+    def pixel_losses(self, batch: MaskedImages, joint: Encoded | None) -> Losses:
+        """Return the loss of masked patches (`mim`).
+
+        joint: states that masked both modalities; None: the text is visible, and in training only
+        task.mim_share of the rows count.
+        """
+        if joint is None and self.training:
+            batch = batch.first(math.ceil(self.settings.mim_share * len(batch.hidden_BM)))
+        encoded = joint or self.encode_for_pixels(batch)
+        target_BMX = gather_patches(self.targets(self.patches(batch)), batch.hidden_BM)
+        loss = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
+        return Losses({"mim": loss}, routers=encoded.routers)
+
+    def token_losses(self, batch: MaskedTexts, joint: Encoded | None) -> Losses:
+        """Return the loss of masked tokens (`mlm`) and the share of right guesses.
+
+        joint: states that masked both modalities, whose routers count for `mim`; None: the image is
+        visible.
+        """
+        routers: Routers = []
+        if joint is None:
+            image, text = self.embed(batch, mask=True)
+            states_MD, routers = self.encoder.for_tokens(image, text, batch.places())
+            logits_MV = self.token_head(states_MD)
+        else:
+            logits_MV = self.predict_tokens(joint, batch)
+        targets_M = batch.targets()
+        num_targets = batch.num_targets
+        if num_targets is None:
+            num_targets = mean_masked([batch])
+        loss = objectives.masked_tokens(logits_MV, targets_M, num_targets)
+        accuracy = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
+        return Losses({"mlm": loss}, {"mlm_acc": accuracy}, routers)
+
+    # passes
 
     def embed(
         self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False
@@ -118,7 +133,8 @@ class MaskedSignalTask(Task[Settings]):
 
         `keep`: only the kept patches. `mask`: [MASK] for masked tokens.
         """
-        image = text = None
+        image = None
+        text = None
         if isinstance(batch, MaskedImages):
             image = self.embed_images(batch) if keep else self.encoder.image(batch.pixels())
         if isinstance(batch, MaskedTexts):
@@ -132,7 +148,8 @@ class MaskedSignalTask(Task[Settings]):
 
     def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
         """Embed and encode a batch; see `embed`."""
-        return self.encoder.encode(*self.embed(batch, keep=keep, mask=mask))
+        image, text = self.embed(batch, keep=keep, mask=mask)
+        return self.encoder.encode(image, text)
 
     def encode_for_pixels(self, batch: MaskedBatch) -> Encoded:
         """Return the states that masked patches are predicted from."""
@@ -143,21 +160,21 @@ class MaskedSignalTask(Task[Settings]):
     def with_masked_tokens(self, batch: MaskedTexts) -> Tensor:
         """Return the ids (B, T) with [MASK] for masked tokens.
 
-        In training a share of task.mask_replace_prob keeps its token or gets a wrong one, half of the share each.
+        In training a share of task.mask_replace_prob keeps its token or gets a wrong one, half of the
+        share each.
         """
         share = self.settings.mask_replace_prob if self.training else 0.0
         if not share:
             return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
-        own_M = batch.targets()
-        draw_M = torch.rand(own_M.shape, device=own_M.device)
+        true_M = batch.targets()
+        draw_M = torch.rand(true_M.shape, device=true_M.device)
         if self.settings.mask_replace_source == "batch":
-            wrong_M = own_M[torch.randperm(len(own_M), device=own_M.device)]
+            wrong_M = true_M[torch.randperm(len(true_M), device=true_M.device)]
         else:
-            wrong_M = torch.randint(self.sizes.vocab_size, own_M.shape, device=own_M.device)
-        word_M = own_M.where(draw_M < share / 2, wrong_M)
-        return batch.ids_BT.masked_scatter(
-            batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id)
-        )
+            wrong_M = torch.randint(self.sizes.vocab_size, true_M.shape, device=true_M.device)
+        token_M = true_M.where(draw_M < share / 2, wrong_M)
+        token_M = token_M.masked_fill(draw_M >= share, self.sizes.mask_id)
+        return batch.ids_BT.masked_scatter(batch.is_masked_BT, token_M)
 
     def predict_pixels(self, encoded: Encoded, batch: MaskedImages) -> Tensor:
         """Return the masked patches (B, M, X) in the space of the targets."""
@@ -165,17 +182,48 @@ class MaskedSignalTask(Task[Settings]):
 
     def predict_tokens(self, encoded: Encoded, batch: MaskedTexts) -> Tensor:
         """Return logits (M, V) of the masked tokens, in the order of batch.is_masked_BT."""
-        return self.token_head(encoded.text_BTD.flatten(0, 1).index_select(0, batch.places()))
+        states_MD = encoded.text_BTD.flatten(0, 1).index_select(0, batch.places())
+        return self.token_head(states_MD)
+
+    def routers(self, batch: MaskedBatch) -> Routers:
+        """Return the routers' statistics of each pass that masks.
+
+        If training masks nothing, they are of one pass over the whole rows.
+        """
+        if self.settings.joint_masking:
+            return self.encode(batch, keep=True, mask=True).routers
+        masks_image = bool(self.settings.mim_weight) and isinstance(batch, MaskedImages)
+        masks_text = bool(self.settings.mlm_weight) and isinstance(batch, MaskedTexts)
+        routers: Routers = []
+        if masks_image:
+            routers += self.encode(batch, keep=True).routers
+        if masks_text:
+            routers += self.encode(batch, mask=True).routers
+        if not masks_image and not masks_text:
+            routers += self.encode(batch).routers
+        return routers
+
+    # pixels
+
+    def patches(self, batch: MaskedImages) -> Tensor:
+        """Return the patches of the images (B, P, X), in [-1, 1]."""
+        return patchify(batch.pixels(), self.config.input.patch_size)
+
+    def targets(self, patches_BPX: Tensor) -> Tensor:
+        """Return the target of each patch: its pixels, raw or normalised per patch."""
+        if not self.settings.normalize_targets:
+            return patches_BPX
+        mean, std = objectives.patch_statistics(patches_BPX)
+        return (patches_BPX - mean) / std
 
     def reconstruct(self, batch: MaskedImages) -> Tensor:
         """Return the patches (B, P, X) with the masked ones predicted.
 
-        If targets are normalised per patch, predictions are scaled back with the masked patches' true mean and standard
-        deviation, as in the figures of MAE.
+        If targets are normalised per patch, predictions are scaled back with the masked patches' true
+        mean and standard deviation, as in the figures of MAE.
         """
         patches_BPX = self.patches(batch)
-        encoded = self.encode_for_pixels(batch)
-        predicted_BMX = self.predict_pixels(encoded, batch)
+        predicted_BMX = self.predict_pixels(self.encode_for_pixels(batch), batch)
         if self.settings.normalize_targets:
             mean, std = objectives.patch_statistics(gather_patches(patches_BPX, batch.hidden_BM))
             predicted_BMX = predicted_BMX * std + mean
@@ -187,38 +235,12 @@ class MaskedSignalTask(Task[Settings]):
         All are uint8 (H, W, 3).
         """
         patches_BPX = self.patches(batch)
-        shown = {
-            "original": patches_BPX,
-            "masked": gray_out(patches_BPX, batch.hidden_BM),
-            "reconstructed": self.reconstruct(batch),
-        }
+        patch_size = self.config.input.patch_size
         return {
-            name: to_images(each_BPX, self.config.input.patch_size)
-            for name, each_BPX in shown.items()
+            "original": to_images(patches_BPX, patch_size),
+            "masked": to_images(gray_out(patches_BPX, batch.hidden_BM), patch_size),
+            "reconstructed": to_images(self.reconstruct(batch), patch_size),
         }
-
-    def targets(self, patches_BPX: Tensor) -> Tensor:
-        """Return the target of each patch: its pixels, raw or normalised per patch."""
-        if not self.settings.normalize_targets:
-            return patches_BPX
-        mean, std = objectives.patch_statistics(patches_BPX)
-        return (patches_BPX - mean) / std
-
-    def routers(self, batch: MaskedBatch) -> Routers:
-        """Return the routers' statistics of each pass that masks.
-
-        If training masks nothing, they are of one pass over the whole rows.
-        """
-        task = self.settings
-        has_images, has_texts = isinstance(batch, MaskedImages), isinstance(batch, MaskedTexts)
-        passes = [(True, False)] if task.mim_weight and has_images else []
-        passes += [(False, True)] if task.mlm_weight and has_texts else []
-        passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
-        return [
-            routers
-            for keep, mask in passes
-            for routers in self.encode(batch, keep=keep, mask=mask).routers
-        ]
 
 
 class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
@@ -231,18 +253,18 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
 
         Weights: task.mim_weight, task.mlm_weight, the model's balance weight.
         """
-        losses, terms, routers = self.masked_losses(batch)
-        return self.output(losses, routers, **terms)
+        masked = self.masked_losses(batch)
+        return self.output(masked.losses, masked.routers, **masked.terms)
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:
     """Return the mean number of masked tokens per micro-batch, float32 scalar.
 
-    The mean is over all processes, and the total is at least 1. Losses are divided by it. Gradients averaged over micro-batches
-    and processes are then those of the whole batch.
+    The mean is over all processes, and the total is at least 1. Losses are divided by it. Gradients
+    averaged over micro-batches and processes are then those of the whole batch.
     """
-    count = torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum()
-    return mean_count(count, len(micro_batches))
+    counts = torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches])
+    return mean_count(counts.sum(), len(micro_batches))
 
 
 def mean_count(count: Tensor, num_micro_batches: int) -> Tensor:

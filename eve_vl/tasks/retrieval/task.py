@@ -25,20 +25,17 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
         Ranking scores start as its match logit.
         """
-        kept = super().init_weights_from(tensors, labels)
-        for name in (
-            ("contrast.match_head.weight", "contrast.match_head.bias")
-            if self.contrast.num_ranked
-            else ()
-        ):
-            if name in kept:
-                kept[name] = kept[name][-1:]
-        return kept
+        weights = super().init_weights_from(tensors, labels)
+        if self.contrast.num_ranked:
+            for name in ("contrast.match_head.weight", "contrast.match_head.bias"):
+                if name in weights:
+                    weights[name] = weights[name][-1:]
+        return weights
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
         """Return the weighted sum of the losses.
 
         Weights: task.…_weight, the model's balance weight.
         """
-        losses, terms, routers = self.contrast(self.encoder, batch)
-        return self.output(losses, routers, **terms)
+        contrast = self.contrast(self.encoder, batch)
+        return self.output(contrast.losses, contrast.routers, **contrast.terms)

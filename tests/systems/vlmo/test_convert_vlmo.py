@@ -306,7 +306,8 @@ def test_what_pairs_taught_gives_the_numbers_of_its_own_code(eve, tmp_path, voca
     image, text = task.encoder.image(pixels), task.encoder.text(ids, is_padding)
     encoded = task.encoder.encode(image, text)
     match = task.match(images, ids, is_padding)[0]
-    features = task.contrast.unimodal(task.encoder, FakeBatch(pixels, ids, is_padding))[2:4]
+    unimodal = task.contrast.unimodal(task.encoder, FakeBatch(pixels, ids, is_padding))
+    features = (unimodal.image_BXd, unimodal.text_BXd)
     for row in range(2):
         real = ids[row][~is_padding[row]]
         expected, T = slow.pair(real, pixels[row]), len(real)
