@@ -146,5 +146,7 @@ def ablated_metrics(
         gains = [scores[row] - ablated.row_scores[row] for row in scores]
         groups = [intervals.group_of(row) for row in scores]
         score = whole.numbers[score_name]
-        intervals.with_difference(score, f"{score_name}_{how}", np.array(gains) / len(scores), groups)
+        intervals.with_difference(
+            score, f"{score_name}_{how}", np.array(gains) / len(scores), groups
+        )
     return numbers

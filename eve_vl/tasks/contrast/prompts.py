@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config.training import generator_names
+from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.generated import find_generator
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user, read_json
