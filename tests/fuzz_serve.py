@@ -437,7 +437,8 @@ async def send_until(
 
 
 async def compare(port: int, seconds: float) -> list[float]:
-    """Return and print the 99th percentiles of a client's seconds, without and with two hostile clients."""
+    """Return and print the 99th percentiles of a client's seconds, without and with two hostile
+    clients."""
     statuses: Counter[Any] = Counter()
     usual = usual_requests()
     hostile = hostile_requests()

@@ -22,7 +22,8 @@ from eve_vl.utils.errors import DamagedError
 from eve_vl.utils.file_io import atomic_file
 
 MOST_EXACT = 1_000_000  # images that are compared one by one
-# results from cells, as many as runs re-rank: recall falls beyond, and faiss allocates memory for all
+# results from cells, as many as runs re-rank: recall falls beyond, and faiss allocates memory for
+# all of them
 MOST_RESULTS = 128
 ROWS_PER_CELL = 64  # that the cells are trained on
 ROWS_AT_ONCE = 65_536  # that are added to the cells
@@ -60,7 +61,7 @@ class Cells:
         self._cells: Any = None
 
     def topk(self, query_Qd: np.ndarray, k: int, num: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return nearly the result of `top_candidates_of_blocks` over all images; None if it must do it.
+        """Return nearly the k best of all images; None if the exact search must find them.
 
         That is without cells or faiss, for a large k, or if the probed cells hold fewer than k
         images. Raises DamagedError.

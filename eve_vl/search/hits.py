@@ -53,26 +53,29 @@ class Hit(Frozen):
     """One result: an image or, if captions were searched, a caption."""
 
     id: int
-    """The image's number in the index; the first one's if several have the same bytes or the caption."""
+    """The image's number in the index; the first one's if several have the same bytes or the
+    caption."""
     name: str
     """The image's path, or the row of a source that holds it; the caption."""
     score: float | None
     """The cosine between its features and the query's; None by words alone."""
     by: str = ""
-    """How it was found: by `words`, by `vectors` or by `both`; empty: it only is the nearest, and does not fit."""
+    """How it was found: by `words`, by `vectors` or by `both`; empty: it only is the nearest, and
+    does not fit."""
     words: tuple[str, ...] = ()
     """Words and phrases of the query in its captions, its file names and its columns."""
     is_literal: bool = False
     """Whether the query stands word by word in a caption or a file name."""
     fit: float | None = None
-    """Share of background scores below its own, or below that of a hit with a lower cosine; None for captions, or without its
-    vector."""
+    """Share of background scores below its own, or below that of a hit with a lower cosine; None
+    for captions, or without its vector."""
     match: float | None = None
     """The matching head's score, by which it was re-ranked."""
     captions: tuple[str, ...] = ()
     """An image's captions, at most MOST_LISTED."""
     images: tuple[str, ...] = ()
-    """Images with the very same bytes, or with the caption: those that pass the filter first, at most MOST_LISTED."""
+    """Images with the very same bytes, or with the caption: those that pass the filter first, at
+    most MOST_LISTED."""
     near: str | None = None
     """The first image of the index of which this one is a near-duplicate."""
 

@@ -54,7 +54,8 @@ class Index:
         self.changes = Changes()
         """The changes that the update found, if this object comes from one."""
         self.most_reranked = sys.maxsize
-        """Bound on the run's own number of candidates; a server keeps other requests from waiting."""
+        """Bound on the run's own number of candidates; a server keeps other requests from
+        waiting."""
         self._images = StoredImages(database)
         self._ranking = Ranking(database)
         self._mask = functools.lru_cache(maxsize=MOST_MASKS)(
@@ -242,13 +243,9 @@ class Index:
         ranked = self._ranking.rank(parsed, targets, is_wanted_N, num, search_options)
         ranked_queries = list(map(RankedQuery, parsed, targets, ranked))
         hits_of_queries = read_hits(self.database, ranked_queries, wanted, search_options)
-        notes = [
-            self._note(query, target, is_wanted_N, search_options)
-            for query, target in zip(parsed, targets, strict=True)
-        ]
-
         results = []
         for row, hits in enumerate(hits_of_queries):
+            note = self._note(parsed[row], targets[row], is_wanted_N, search_options)
             if nums_reranked[row]:
                 image = images[row]
                 hits = rerank(
@@ -259,7 +256,7 @@ class Index:
                     self.image,
                     captions=search_options.captions,
                 )
-            results.append(Hits(hits[: search_options.top], notes[row]))
+            results.append(Hits(hits[: search_options.top], note))
         return results
 
     def num_reranked(

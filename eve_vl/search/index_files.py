@@ -15,10 +15,14 @@ CHECKSUMS = "checksums.json"
 CELLS = "images.faiss"
 
 ADVICE = {
-    "locked": "another process uses it: run the same command again later, nothing in the index is lost",
-    "full|No space|quota|disk I/O": "nothing in the index is lost: free some space and run the same command again",
-    "unable to open": "nothing in the index is lost: make it readable and writable, or free some space or inodes",
-    "readonly": "nothing in the index is lost: make it writable, because an interrupted update must be undone first",
+    "locked": "another process uses it: run the same command again later, "
+    "nothing in the index is lost",
+    "full|No space|quota|disk I/O": "nothing in the index is lost: "
+    "free some space and run the same command again",
+    "unable to open": "nothing in the index is lost: "
+    "make it readable and writable, or free some space or inodes",
+    "readonly": "nothing in the index is lost: "
+    "make it writable, because an interrupted update must be undone first",
     "malformed|not a database|no such table|vtable|fts5: ": "{recreate}",
     "no such module": "the SQLite of this Python lacks full-text search; use another Python",
 }

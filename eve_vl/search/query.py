@@ -78,7 +78,10 @@ class _Part(Frozen):
 
     @classmethod
     def from_match(cls, match: re.Match[str]) -> "_Part":
-        """Return a part; without a word to search for, as in `16:9`, `-` or `5"`, all of it is text."""
+        """Return a part of a query.
+
+        Without a word to search for, as in `16:9`, `-` or `5"`, all of it is text.
+        """
         minus, weight, phrase, word = match.groups()
         text = (word or phrase or "").strip()
         has_word = any(map(str.isalnum, text)) if phrase else text[:1].isalpha()

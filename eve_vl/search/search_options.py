@@ -13,7 +13,8 @@ class SearchOptions(Frozen):
     """Options of a search. Raises UserError for a number that is too small."""
 
     by: str = "both"
-    """How to search for a text: by the `words` of captions, file names and columns, by `vectors`, or by `both`."""
+    """How to search for a text: by the `words` of captions, file names and columns, by `vectors`,
+    or by `both`."""
     min_score: float = 0.0
     """Least `fit` of an image without the query's words, 0 to 1."""
     captions: bool = False
@@ -21,8 +22,8 @@ class SearchOptions(Frozen):
     top: int = 20
     """Number of hits."""
     rerank: int | None = None
-    """Candidates that the matching head orders again, for a text that searches images or an image that searches captions; 0:
-    none; default: as validation chose for the run."""
+    """Candidates that the matching head orders again, for a text that searches images or an image
+    that searches captions; 0: none; default: as validation chose for the run."""
     folder: str | Path | None = None
     """Only images in this folder."""
     where: Mapping[str, str] | None = None

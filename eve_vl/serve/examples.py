@@ -15,7 +15,7 @@ from eve_vl.tasks.masked_signal.requests import FillMask
 from eve_vl.utils.errors import BadSampleError, UserError
 
 NUM_EXAMPLES = 5
-SIDE = 144  # pixels: people look at these images, too, so they are larger than the inputs of small runs
+SIDE = 144  # pixels: people look at these images, so they are larger than inputs of small runs
 
 
 class ExampleRow(NamedTuple):

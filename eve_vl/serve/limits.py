@@ -22,11 +22,13 @@ class Limits(Frozen):
     """
 
     queue: int = 256
-    """Requests that wait or are computed; the server answers further ones with 503 and Retry-After."""
+    """Requests that wait or are computed; the server answers further ones with 503 and
+    Retry-After."""
     batch: int = 64
     """Images or texts to compute at a time, from requests that wait for the same call."""
     memory_mb: int = 256
-    """Megabytes that bodies, decoded images and results of all requests may hold together; further requests get 503."""
+    """Megabytes that bodies, decoded images and results of all requests may hold together; further
+    requests get 503."""
     body_mb: int = 16
     """Megabytes of a request's body."""
     items: int = 64

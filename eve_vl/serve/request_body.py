@@ -71,7 +71,8 @@ def _body_type(field: RequestField, limits: Limits, bounds: tuple[int, int]) -> 
         hint = Annotated[dict[str, texts], Field(max_length=limits.items)]
     if given.several:
         most = 2 if given.is_shown else limits.items
-        hint = Union[hint, Annotated[list[hint], Field(max_length=most)]]  # noqa: UP007 (| lacks bounds)
+        list_hint = Annotated[list[hint], Field(max_length=most)]
+        hint = Union[hint, list_hint]  # noqa: UP007 (| lacks bounds)
     if field.default is None:
         hint = Union[hint, None]  # noqa: UP007
     return hint

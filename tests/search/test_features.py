@@ -1,4 +1,5 @@
-"""`eve features`: Parquet parts that equal `encode_image` and the index, however many processes write them and die."""
+"""`eve features`: Parquet parts that equal `encode_image` and the index, however many processes
+write them and die."""
 
 import hashlib
 import json

@@ -72,7 +72,8 @@ def test_image_of_two_folders_is_named_by_the_one_that_is_searched(index, model,
 
 
 def test_one_row_about_an_image_must_have_all_values(eve, run, model, photos, tmp_path):
-    """As in tables with a row per caption. Columns that the first row lacks count, and True is stored as true."""
+    """As in tables with a row per caption. Columns that the first row lacks count, and True is
+    stored as true."""
     size = 'größe "1\\'
     rows: list[dict[str, Any]] = []
     for number in range(6):

@@ -49,7 +49,8 @@ def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable
 
 
 def test_killed_and_resumed_index_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
-    """Eight kills at random calls; each update resumes from the files as they were at that moment."""
+    """Eight kills at random calls; each update resumes from the files as they were at that
+    moment."""
     write_images(photos / "many", range(100, 400))
     (photos / "many" / "200.png").write_bytes(b"x")
     command = ("index", "photos", "--run", run, "--batch-size", 16, "--out")

@@ -1,4 +1,5 @@
-"""Near-duplicates: copies of an image in another size or format, not images that only resemble it."""
+"""Near-duplicates: copies of an image in another size or format, not images that only resemble
+it."""
 
 import itertools
 from pathlib import Path

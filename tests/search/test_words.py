@@ -160,7 +160,8 @@ def test_excluded_words_are_left_out(index):
 
 @pytest.mark.parametrize("kind", ["masked", "retrieval"])
 def test_words_need_no_vectors(photos, tmp_path, kind):
-    """Runs without contrast find by words, and so do queries whose letters the tokenizer does not know."""
+    """Runs without contrast find by words, and so do queries whose letters the tokenizer does not
+    know."""
     model = Eve.load(write_run(tiny_run(kind), tmp_path / "run"))
     (photos / "old" / "00.txt").write_text("красный круг")
     index = model.index(photos, tmp_path / "index")

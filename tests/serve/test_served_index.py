@@ -68,7 +68,8 @@ def test_runs_list_the_facts_of_the_index(client, index, runs):
 
 
 def test_server_bounds_how_many_hits_are_reranked(client, index, monkeypatch):
-    """Though validation chose more for the run. Rows that cannot be re-ranked may come with others."""
+    """Though validation chose more for the run. Rows that cannot be re-ranked may come with
+    others."""
     assert index.encoder.run.config.task.rerank > 2
     assert index.most_reranked == 100
     monkeypatch.setattr(index, "most_reranked", 2)
