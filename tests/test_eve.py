@@ -378,11 +378,7 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
 
 def test_towers_that_never_meet_need_another_model_to_match():
     run = run_of("contrast_alone")
-    eve = Eve(
-        replace(
-            run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))
-        )
-    )
+    eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig())))
     with pytest.raises(
         UserError,
         match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs",

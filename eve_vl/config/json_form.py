@@ -23,6 +23,8 @@ REMOVED_FIELDS: dict[str, object] = {
     "model.positions": "learned",
     "model.pooler": False,
     "task.image_image_weight": 0.0,
+    "model.fusion_depth": 0,
+    "model.pixel_layer": 0,
 }
 """Fields that only earlier versions have, and the values at which their runs still load."""
 

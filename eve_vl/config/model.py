@@ -215,9 +215,11 @@ class EveModelConfig(ModelConfig):
 
 
 class DualEncoderConfig(ModelConfig):
-    """An image tower, a text tower and, above them, layers of co-attention or none."""
+    """An image tower and a text tower."""
 
     name: ClassVar[str] = "dual_encoder"
+    joins_towers: ClassVar[bool] = False
+    """Whether pairs have states of their own."""
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch. conv: overlapping convolutions with batch normalisation, which
     see masked patches as grey. patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
@@ -229,13 +231,7 @@ class DualEncoderConfig(ModelConfig):
     """Blocks of both towers. eve: EVE's. clip_roberta: CLIP's for images, with quick_gelu, and RoBERTa's for texts, with
     LayerNorm after each branch and after the positions. Its epsilon is 1e-5 in both, 1e-12 in co-attention and the token head.
     Classifiers of pairs are half as wide. clip: CLIP's, whose texts are causal and represented by their last token. siglip:
-    SigLIP's, without an image [CLS]: attention pools the patches, and padding counts as text. clip and siglip have no layers
-    of co-attention."""
-    fusion_depth: Annotated[int, "[0, 1000]"] = 6
-    """Layers in which each modality attends to itself, then to the other; 0: pairs have no states of their own."""
-    pixel_layer: int = 3
-    """Layers of co-attention before the states that reconstruct masked pixels; later ones are not computed then. 0: no layer,
-    so no word reaches the pixels."""
+    SigLIP's, without an image [CLS]: attention pools the patches, and padding counts as text."""
     num_heads: Width = 12
     """Attention heads per block and layer."""
     mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0
@@ -282,6 +278,11 @@ class DualEncoderConfig(ModelConfig):
         return BERT_EPS if self.towers == "clip_roberta" else NORM_EPS
 
     @property
+    def num_image_layers(self) -> int:
+        """Layers that an image goes through."""
+        return self.image_depth
+
+    @property
     def block(self) -> EveModelConfig:
         """Shape of the image blocks, and of EVE's text blocks."""
         activation = "quick_gelu" if self.towers == "clip_roberta" else self.activation
@@ -291,7 +292,7 @@ class DualEncoderConfig(ModelConfig):
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             activation=activation,
-            depth=self.image_depth + self.fusion_depth,
+            depth=self.num_image_layers,
             deep_ffn="shared",
             shallow_ffn="shared",
         )
@@ -305,32 +306,20 @@ class DualEncoderConfig(ModelConfig):
             problems.append(
                 f"text_dim {self.text_width} is not divisible by text_num_heads {text_heads}"
             )
-        if self.reads_text_end and self.fusion_depth:
-            problems.append(
-                f"fusion_depth {self.fusion_depth} with towers {self.towers}, which have no "
-                "co-attention: set it to 0"
-            )
-        if has_text_shape and self.fusion_depth:
-            problems.append("text_dim, text_num_heads and text_mlp_ratio need fusion_depth 0")
         if self.embed_dim % self.num_heads:
             problems.append(
                 f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}"
-            )
-        if not 0 <= self.pixel_layer <= self.fusion_depth:
-            problems.append(
-                f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth "
-                f"{self.fusion_depth}"
             )
         return problems
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """Return the problems of a task with the towers, one sentence each."""
         problems = super().problems_with(task, rows)
-        if not self.fusion_depth and rows == "image_text":
+        if not self.joins_towers and rows == "image_text":
             for name in task.reads_pairs():
                 problems.append(
                     f"{name} {getattr(task, name)} needs states of pairs, which "
-                    "model.fusion_depth 0 does not give"
+                    f"model {self.name} does not give"
                 )
         pixel_weight = getattr(task, "mim_weight", 0)
         if self.towers == "siglip" and pixel_weight:
@@ -352,12 +341,7 @@ class DualEncoderConfig(ModelConfig):
         """
         if type(self) is not type(other) or not isinstance(other, DualEncoderConfig):
             return ["name"]
-        fields = []
-        if self.stem != other.stem:
-            fields.append("stem")
-        if bool(self.fusion_depth) != bool(other.fusion_depth):
-            fields.append("fusion_depth")
-        return fields
+        return [] if self.stem == other.stem else ["stem"]
 
     def __str__(self) -> str:
         """Return the shape in one line."""
@@ -369,7 +353,4 @@ class DualEncoderConfig(ModelConfig):
             )
             if shape not in shapes:
                 shapes.append(shape)
-        return (
-            f"towers of {self.image_depth} and {self.text_depth} blocks, "
-            f"{self.fusion_depth} layers of co-attention, {' and '.join(shapes)}"
-        )
+        return f"towers of {self.image_depth} and {self.text_depth} blocks, {' and '.join(shapes)}"

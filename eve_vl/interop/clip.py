@@ -172,8 +172,6 @@ def _model(
     names: dict[str, Any] = {"towers": settings.towers, "activation": settings.activation}
     return DualEncoderConfig(
         **names,
-        fusion_depth=0,
-        pixel_layer=0,
         dropout=0.0,
         num_heads=num_heads or settings.num_heads,
         text_num_heads=settings.text_num_heads,

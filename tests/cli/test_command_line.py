@@ -38,7 +38,7 @@ MODEL = """
 """
 TOWERS = """
     --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
-    --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
+    --model.text-depth --model.towers --model.num-heads --model.mlp-ratio
     --model.text-dim --model.text-num-heads --model.text-mlp-ratio --model.activation --model.dropout
 """
 CONTRAST = "--task.memory-batches"
@@ -182,8 +182,11 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
-    vlmo = f"{MODEL} --model.positions --model.pooler"
-    model = {"eve": MODEL, "vlmo": vlmo, "dual_encoder": TOWERS}[config.model.name]
+    with_positions = MODEL.replace("--model.stem", "--model.positions --model.stem")
+    vlmo = f"{with_positions} --model.pooler"
+    m3ae = f"{TOWERS} --model.fusion-depth --model.pixel-layer"
+    models = {"eve": MODEL, "vlmo": vlmo, "dual_encoder": TOWERS, "m3ae": m3ae}
+    model = models[config.model.name]
     run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]

@@ -50,8 +50,7 @@ def printed(eve, tmp_path: Path):
     ("recipe", "start", "model", "differ"),
     [
         (EVE, MLIM, {}, BLOCKS),
-        (MEDFLIP, "m3ae_tiny", {}, "model.fusion_depth 2 instead of 0"),
-        (MEDFLIP, "m3ae_tiny", {"fusion_depth": 1}, "model.fusion_depth 1 instead of 0"),
+        (MEDFLIP, "m3ae_tiny", {}, "model.name m3ae instead of dual_encoder"),
         ("vlmo_base", "vlmo_tiny", {}, "model.stem conv instead of linear"),
         (EVE, EVE, {"deep_ffn": "shared"}, "model.deep_ffn shared instead of moe"),
         (EVE, EVE, {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2"),
@@ -60,8 +59,8 @@ def printed(eve, tmp_path: Path):
             "model.stem conv instead of patch_conv, model.shallow_ffn modality instead of shared, "
             "model.num_deep_blocks 2 instead of 0",
         ),
-        ("m3ae_tiny", MEDFLIP, {}, "model.fusion_depth 0 instead of 2"),
-        ("m3ae_tiny", EVE, {}, "model.name eve instead of dual_encoder"),
+        ("m3ae_tiny", MEDFLIP, {}, "model.name dual_encoder instead of m3ae"),
+        ("m3ae_tiny", EVE, {}, "model.name eve instead of m3ae"),
     ],
 )
 def test_a_run_of_another_system_is_refused(printed, recipe, start, model, differ):
@@ -87,7 +86,7 @@ def test_a_run_of_another_system_is_refused(printed, recipe, start, model, diffe
             "m3ae_tiny",
             "m3ae_tiny",
             {"image_depth": 3},
-            "towers of 3 and 2 blocks, 2 layers of co-attention, width ",
+            "towers of 3 and 2 blocks, width ",
         ),
         ("icons", "demo_words", {}, ", 48² pixels in patches of 16"),
     ],

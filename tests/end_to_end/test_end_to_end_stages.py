@@ -123,7 +123,7 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
         ("tiny", f": another system than tiny ({differ}); {own}"),
         (
             "m3ae_tiny",
-            f": another system than m3ae_tiny (model.name vlmo instead of dual_encoder); {own}",
+            f": another system than m3ae_tiny (model.name vlmo instead of m3ae); {own}",
         ),
     ):
         done = eve("pretrain", recipe, "--init", "two", "--out", "wrong", *FEW)

@@ -1,15 +1,16 @@
-"""A tiny dual encoder's config."""
+"""Tiny towers with co-attention."""
 
 from dataclasses import replace
 from typing import Any
 
-from eve_vl.config import Config, DualEncoderConfig, TaskConfig
+from eve_vl.config import Config, TaskConfig
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from helpers.twins import tiny_config
 
 
 def tiny_towers(task: TaskConfig, **model: Any) -> Config:
-    """16 patches of 4×4, at most 12 tokens, width 16."""
-    sizes: dict[str, Any] = {
+    """16 patches of 4×4, at most 12 tokens, width 16. model: changed fields of the section."""
+    fields: dict[str, Any] = {
         "embed_dim": 16,
         "num_heads": 2,
         "mlp_ratio": 2.0,
@@ -19,4 +20,5 @@ def tiny_towers(task: TaskConfig, **model: Any) -> Config:
         "pixel_layer": 1,
         "dropout": 0.0,
     }
-    return replace(tiny_config(task=task), model=DualEncoderConfig(**(sizes | model)))
+    section = M3aeModelConfig(**(fields | model))
+    return replace(tiny_config(task=task), model=section)

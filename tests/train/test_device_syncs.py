@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eve_vl
 import tests.tasks.test_classification as labelled
-from eve_vl.config import Config, TrainConfig
+from eve_vl.config import Config, DualEncoderConfig, TrainConfig
 from eve_vl.model import attention, experts
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
@@ -158,12 +158,13 @@ RUNS: dict[str, Config] = {
     ),
     "MLIM": mlim_config(),
     "M3AE": tiny_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
-    "MedFLIP": tiny_towers(
-        ContrastMatchConfig(
+    "MedFLIP": tiny_config(
+        task=ContrastMatchConfig(
             mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"
         ),
-        fusion_depth=0,
-        pixel_layer=0,
+        model=DualEncoderConfig(
+            embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=2, text_depth=1
+        ),
     ),
 }
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import RobertaConfig, RobertaModel
 
-from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
 from eve_vl.interop.convert import Conversion, config_for
 from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.systems.medical.m3ae import convert as m3ae
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.tasks.task import Sizes
 from helpers.twins import Shapes
 
@@ -431,7 +431,7 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     sizes, model, section = m3ae.infer(tensors, "file")
     assert (sizes.image_size, sizes.text_length, model.num_heads) == (patch * side, 512, 12)
-    assert isinstance(m3ae.BASE.model, DualEncoderConfig)
+    assert isinstance(m3ae.BASE.model, M3aeModelConfig)
     assert model == replace(m3ae.BASE.model, towers="clip_roberta")
     plan = Conversion(
         tensors=tensors,

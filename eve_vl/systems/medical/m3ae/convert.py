@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import DualEncoderConfig, InputConfig, TaskConfig
+from eve_vl.config import InputConfig, TaskConfig
 from eve_vl.interop.checkpoint_shapes import HEAD_WIDTH, count_numbered, patches_per_side
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
@@ -42,6 +42,7 @@ from eve_vl.interop.weight_table import (
     with_prefixes,
 )
 from eve_vl.recipes import get_finetune_recipe
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.systems.medical.m3ae.recipes import m3ae_base
 from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -123,7 +124,7 @@ FAMILY = Family("an M3AE checkpoint", ("text_tokens",), is_m3ae, plan)
 
 def infer(
     tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
-) -> tuple[InputConfig, DualEncoderConfig, TaskConfig]:
+) -> tuple[InputConfig, M3aeModelConfig, TaskConfig]:
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
     width, _, patch_size, _ = tensors[PATCHES].shape
     image_size = patches_per_side(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
@@ -131,7 +132,7 @@ def infer(
         count_numbered(prefix, tensors)
         for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
     ]
-    assert isinstance(BASE.model, DualEncoderConfig)
+    assert isinstance(BASE.model, M3aeModelConfig)
     hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
     shape: dict[str, Any] = dict(
         zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)

@@ -11,13 +11,13 @@ from typing import Any
 from eve_vl.config import (
     Config,
     DataConfig,
-    DualEncoderConfig,
     InputConfig,
     TokenizerConfig,
     TrainConfig,
 )
 from eve_vl.config.task import TaskConfig
 from eve_vl.recipes.settings import PAPER_DATA, QUICK, SMALL, finetuned, starts_from
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.systems.medical.phantoms.data_config import PHANTOMS
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
@@ -68,7 +68,7 @@ def m3ae_base() -> Config:
         recipe="m3ae_base",
         out=Path("runs/m3ae_base"),
         input=InputConfig(image_size=288, text_length=64),
-        model=DualEncoderConfig(image_depth=11, layer_scale_init=1.0),
+        model=M3aeModelConfig(image_depth=11, layer_scale_init=1.0),
         task=TASK,
         data=data,
         tokenizer=TokenizerConfig(vocab_size=50_265),
@@ -83,7 +83,7 @@ def m3ae_tiny() -> Config:
 
     eve pretrain m3ae_tiny
     """
-    model = DualEncoderConfig(
+    model = M3aeModelConfig(
         embed_dim=96,
         image_depth=2,
         text_depth=2,

@@ -30,7 +30,7 @@ def medflip_base() -> Config:
         recipe="medflip_base",
         out=Path("runs/medflip_base"),
         input=InputConfig(text_length=77),
-        model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, layer_scale_init=1.0),
+        model=DualEncoderConfig(layer_scale_init=1.0),
         task=ContrastMatchConfig(
             mlm_weight=0.0,
             itm_weight=0.0,

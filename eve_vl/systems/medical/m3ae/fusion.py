@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import DualEncoderConfig
 from eve_vl.model.attention import Attention
 from eve_vl.model.feed_forward import FeedForward
 from eve_vl.model.norm import layer_norm
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 
 Reads = Literal["all", "cls", "text"]
 """States to compute in the last layer."""
@@ -26,7 +26,7 @@ class CoAttention(nn.Module):
     Self-attention, attention to the other modality, feed-forward network.
     """
 
-    def __init__(self, config: DualEncoderConfig):
+    def __init__(self, config: M3aeModelConfig):
         super().__init__()
         D = config.embed_dim
         eps = config.text_norm_eps
@@ -62,7 +62,7 @@ class CoAttention(nn.Module):
 class FusionBlock(nn.Module):
     """A layer of both modalities; each attends to the other's states before it."""
 
-    def __init__(self, config: DualEncoderConfig):
+    def __init__(self, config: M3aeModelConfig):
         super().__init__()
         self.image = CoAttention(config)
         self.text = CoAttention(config)
@@ -92,7 +92,7 @@ class Fusion(nn.Module):
     The projection's bias is the type embedding.
     """
 
-    def __init__(self, config: DualEncoderConfig):
+    def __init__(self, config: M3aeModelConfig):
         super().__init__()
         D = config.embed_dim
         self.image_proj = nn.Linear(D, D)

@@ -16,12 +16,14 @@ from eve_vl.config import DualEncoderConfig, TaskConfig
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.model.dual_encoder import DualEncoder
-from eve_vl.model.fusion import CoAttention
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.model.tower import Tower
 from eve_vl.recipes import get_recipe
 from eve_vl.run.loading import LoadedRun, build_task, build_untrained
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
+from eve_vl.systems.medical.m3ae.encoder import FusedDualEncoder
+from eve_vl.systems.medical.m3ae.fusion import CoAttention
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
@@ -48,10 +50,10 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def towers(**model: Any) -> DualEncoder:
+def towers(**model: Any) -> FusedDualEncoder:
     config = tiny_towers(ClassificationConfig(), **model)
-    assert isinstance(config.model, DualEncoderConfig)
-    encoder = DualEncoder(config.model, config.input, VOCAB).eval()
+    assert isinstance(config.model, M3aeModelConfig)
+    encoder = FusedDualEncoder(config.model, config.input, VOCAB).eval()
     randomize(encoder, 1, std=0.4)
     return encoder
 
@@ -206,7 +208,7 @@ def test_the_recipe_has_the_published_sizes():
         (
             MaskedSignalConfig(),
             "image_text",
-            r"task\.mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0",
+            r"task\.mlm_weight 1\.0 needs states of pairs, which model dual_encoder",
         ),
         (ContrastMatchConfig(mlm_weight=0.0), "image_text", r"task\.itm_weight 1\.0 needs"),
         (RetrievalConfig(), "image_text", r"task\.itm_weight 1\.0 needs"),
@@ -221,7 +223,7 @@ def test_the_recipe_has_the_published_sizes():
     ],
 )
 def test_towers_that_nothing_joins_refuse_what_needs_pairs(task, rows, message):
-    config, section = tiny_config(), DualEncoderConfig(fusion_depth=0, pixel_layer=0)
+    config, section = tiny_config(), DualEncoderConfig()
 
     def made():
         return replace(config, task=task, model=section, data=replace(config.data, modality=rows))
@@ -241,21 +243,23 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         ({"towers": "bert"}, "towers 'bert' is not one of eve, clip_roberta, clip, siglip"),
         (
             {"towers": "clip"},
-            "fusion_depth 6 with towers clip, which have no co-attention: set it to 0",
+            "towers clip have no co-attention: take model dual_encoder",
         ),
         (
-            {"text_dim": 100, "fusion_depth": 0, "pixel_layer": 0},
-            r"text_dim 100 is not divisible by text_num_heads 12; task\.mlm_weight .*",
+            {"text_dim": 120},
+            "text_dim, text_num_heads and text_mlp_ratio have no effect with co-attention, .*",
         ),
     ):
-        section = replace(DualEncoderConfig(), **values)
+        section = replace(M3aeModelConfig(), **values)
         with pytest.raises(UserError, match=rf"^model\.{message}$"):
             replace(tiny_config(), model=section)
     with pytest.raises(UserError, match="pair compares whole items and single modalities"):
         tiny_towers(PairConfig())
     with pytest.raises(UserError, match="joint_masking masks both modalities"):
         tiny_towers(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
-    encoder, (pixels, ids, is_padding) = towers(fusion_depth=0, pixel_layer=0), batch()
+    config = tiny_towers(ClassificationConfig())
+    bare = DualEncoderConfig(embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=1, text_depth=1)
+    encoder, (pixels, ids, is_padding) = DualEncoder(bare, config.input, VOCAB), batch()
     with pytest.raises(UserError, match="give one of the two"):
         encoder.encode(encoder.image(pixels), encoder.text(ids, is_padding))
 
