@@ -78,8 +78,8 @@ def test_every_position_is_as_likely_as_any_other():
 def slow_shares(sizes: list[int], num_masked: int) -> tuple[int, list[float]]:
     """Return how many tokens are masked, and how often each word.
 
-    Over all orders: of the sets of words that come nearest to the share, first from below and then from above, the one
-    with the earliest words.
+    Over all orders: of the sets of words that come nearest to the share, first from below and then
+    from above, the one with the earliest words.
     """
     words = range(len(sizes))
     sets = []

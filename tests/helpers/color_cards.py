@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,23 +32,26 @@ def write_images(folder: Path) -> None:
 
 
 def guess_kind(path: str | Path) -> str:
-    """The kind as which a source is opened if none is named."""
+    """Return the kind as which a source is opened if none is named."""
     columns = vars(open_source(path, kind="auto", must_be_usable=False))["columns"]
-    return next(name for name, own in row_kinds().items() if type(columns) is own)
+    names = {columns_class: name for name, columns_class in row_kinds().items()}
+    return names[type(columns)]
 
 
 def rows_of(source: Source) -> list[ImageText]:
     return [source[index] for index in range(len(source))]
 
 
-def assert_colors(source: Source, captions: list[tuple[str, ...]] | None = None) -> None:
+def assert_colors(source: Source, captions: Sequence[tuple[str, ...]] | None = None) -> None:
     """Row i shows COLORS[i] and says so, also after a trip to another process."""
+    if captions is None:
+        captions = [(f"a {color} card",) for color in COLORS]
     copy = pickle.loads(pickle.dumps(source))
     assert len(source) == len(COLORS)
-    for index, color in reversed(list(enumerate(COLORS))):
+    for index in reversed(range(len(COLORS))):
         row = copy[index]
-        assert row.captions == (captions[index] if captions else (f"a {color} card",))
-        expected = Image.new("RGB", (1, 1), color).getpixel((0, 0))
+        assert row.captions == captions[index]
+        expected = Image.new("RGB", (1, 1), COLORS[index]).getpixel((0, 0))
         assert tuple(decode(row.image, row.where)[:, 8, 8].tolist()) == expected
     assert copy[-1].where == copy[len(COLORS) - 1].where
     with pytest.raises(IndexError):
@@ -55,6 +59,7 @@ def assert_colors(source: Source, captions: list[tuple[str, ...]] | None = None)
 
 
 def reason(source: Source, index: int) -> str:
+    """Return why a row is unusable, with its name."""
     with pytest.raises(BadSampleError) as error:
         source[index]
     return str(error.value)

@@ -20,7 +20,7 @@ from eve_vl.systems.medical.phantoms.layouts import FIVE, LAYOUTS
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs, PhantomQuestions
 from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import BadSampleError, UserError
-from helpers.broken_rows import LANGUAGE, MISSING, WAYS, break_rows
+from helpers.broken_rows import FAULTS, LANGUAGE, MISSING, break_rows
 from helpers.color_cards import guess_kind
 from helpers.medical_layouts import PANEL_KINDS, PANEL_LABELS, sample_panel
 
@@ -416,14 +416,14 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
                 "lost column": ("no field", "fields", "tabs"),
                 "empty text": "is empty",
                 LANGUAGE: "in Chinese",
-            }[listed[where].how]
+            }[listed[where].fault]
             assert any(word in reason for word in ([words] if isinstance(words, str) else words)), (
                 where,
                 reason,
             )
-            found[listed[where].how] += 1
+            found[listed[where].fault] += 1
     assert max(names.values()) == 1  # a name says the split too
-    expected = {*WAYS, *([LANGUAGE] if layout == "slake" else [])} - (
+    expected = {*FAULTS, *([LANGUAGE] if layout == "slake" else [])} - (
         {"empty text"} if layout == "chexpert" else set()
     )
     assert set(found) == expected
