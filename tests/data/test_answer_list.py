@@ -130,6 +130,7 @@ def asked(answers_of_rows: Sequence[Sequence[str] | None]) -> ListSource[ImageQu
 def test_scenes_have_a_closed_list_and_no_row_is_read(monkeypatch):
     scenes = [SceneQuestions(split="val"), SceneQuestions(split="train")]
     answers = closed_vocabulary(scenes)
+    assert answers is not None
     assert answers == list(ANSWERS)
     hard = answers_of("hard_val")
     hard_only = [answer for answer in hard if answer not in ANSWERS]

@@ -104,7 +104,7 @@ def test_16_bit_gray_is_scaled_and_not_clipped(form: str):
 
 
 def deep_png(deep: np.ndarray) -> bytes:
-    """Return a PNG of uint16 (height, width, 3), written by hand: Pillow writes no 16-bit colour."""
+    """Return a PNG of uint16 (height, width, 3); Pillow writes no 16-bit colour."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + body))

@@ -32,7 +32,7 @@ FORMS = ("train", "rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "a.tar"
 
 
 def write_forms(folder: Path) -> None:
-    """Write the same rows in every form; the images of tables are in files, in shards and in cells."""
+    """Write the same rows in every form; images are in files, in shards and in cells."""
     write_data(folder)
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     (folder / "rows.json").write_text(json.dumps(rows))

@@ -42,7 +42,7 @@ def image_names_in(sources: Sequence[Source[Any]]) -> set[str]:
     return {image.path.name for row in rows_in(sources) for image in row.images}
 
 
-def held_out(source: Path, **data: object) -> tuple[set[str], set[str]]:
+def held_out(source: Path, **data: Any) -> tuple[set[str], set[str]]:
     """Return the names of training and of validation rows."""
     splits = splits_of(source, **data)
     return names_in(splits.train), names_in(splits.val)

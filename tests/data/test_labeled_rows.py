@@ -39,7 +39,8 @@ def labelled(
 def dataset_of(
     source: ListSource[LabeledExample], inputs: str, *, training: bool, **data: object
 ) -> LabeledRows:
-    config = tiny_config(task=ClassificationConfig(inputs=inputs), data=data)  # pyright: ignore[reportArgumentType]
+    task = ClassificationConfig(inputs=inputs)  # pyright: ignore[reportArgumentType]
+    config = tiny_config(task=task, data=data)
     return LabeledRows([source], config, TOKENIZER, training=training)
 
 

@@ -64,7 +64,7 @@ def config_of(**train: object) -> Config:
 
 
 def merged(shares: Sequence[list[Row]], size: int) -> list[Row]:
-    """Return the samples of all processes in the order of one, which takes `size` of each in turn."""
+    """Return the samples of all processes in the order of one: `size` of each in turn."""
     rows = []
     for start in range(0, len(shares[0]), size):
         for share in shares:

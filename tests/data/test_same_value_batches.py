@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -219,8 +220,8 @@ def test_values_of_broken_rows_and_of_subsets(tmp_path):
     assert hashes[0] == hashes[2]
     assert hashes[3] == hashes[4]
     assert len(set(hashes)) == 5
-    subset = Subset(Subset(source, [2, 4, 6]), [1, 0])  # pyright: ignore[reportArgumentType]
-    assert hashes_of([subset], "set").tolist() == [hashes[4], hashes[2]]  # pyright: ignore[reportArgumentType]
+    subset: Any = Subset(Subset(source, [2, 4, 6]), [1, 0])  # pyright: ignore[reportArgumentType]
+    assert hashes_of([subset], "set").tolist() == [hashes[4], hashes[2]]
 
 
 def test_rows_without_a_value_differ_from_those_of_other_sources(tmp_path):

@@ -5,6 +5,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def splits_of(*paths: Path, split: Path, kind: str = "captions", **data: object)
     return open_splits(tiny_config(data=fields | data), kind)
 
 
-def parts_of(path: Path, split: Path, **data: object) -> list[list[tuple[str, tuple[str, ...]]]]:
+def parts_of(path: Path, split: Path, **data: Any) -> list[list[tuple[str, tuple[str, ...]]]]:
     """Return images and captions of training, validation and test."""
     splits = splits_of(path, split=split, **data)
     parts = []
@@ -130,7 +131,7 @@ def write_split_of(
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> tuple[list[Path], Path]:
-    """Two tables and a split that leaves the first no row to train on, and the second none to test."""
+    """Two tables and a split: the first has no row to train on, the second none to test on."""
     tables = [
         write_table(tmp_path / "tiny.jsonl", things(range(2))),
         write_table(tmp_path / "big.jsonl", things(range(2, 30))),

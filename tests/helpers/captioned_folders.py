@@ -18,7 +18,7 @@ def write_image(path: Path, seed: int) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Write train and val, folders of captioned images, and rows.jsonl about the images of train."""
+    """Write the folders train and val of captioned images, and rows.jsonl about train."""
     for part, first_seed in (("train", 0), ("val", 100)):
         for number in range(ROWS):
             write_image(folder / part / f"{number:02}.png", first_seed + number)

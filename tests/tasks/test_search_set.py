@@ -193,7 +193,7 @@ def test_unusable_rows_are_named():
     message = r"^a row to evaluate on cannot be used, list:3: made to be broken; .* --skip-invalid"
     with pytest.raises(UserError, match=message):
         search_set(pairs(5, bad=[3]))
-    broken = replace(FIRST.rows[1], image=ImageBytes(data=b"no image"))  # pyright: ignore[reportArgumentType]
+    broken = replace(FIRST[1], image=ImageBytes(data=b"no image"))
     dataset = search_set(ListSource([FIRST.rows[0], broken]))
     skipped = [error.where for batch in batches(dataset, 3) for error in batch.skipped]
     assert skipped == ["a:1"]
