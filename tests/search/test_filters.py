@@ -108,16 +108,3 @@ def test_one_row_about_an_image_must_have_all_values(eve, run, model, photos, tm
     assert search({"who": "2"}) == ["00.png"]
     output = eve("search", "index", "red", "--where", "who=0", f"{size}=1").stdout
     assert len(output.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (("who=1", "who=2"), "--where: 'who=1 who=2' was given, expected COLUMN=VALUE"),
-        (("who=1", "--where", "x=2"), "--where: given 2 times; give it once, with all its values"),
-    ],
-)
-def test_where_takes_each_column_once(eve, values, message):
-    done = eve("search", "index", "red", "--where", *values)
-    assert done.returncode == 2
-    assert message in done.stderr

@@ -78,6 +78,7 @@ SEARCHES = [
     ("index", ("red", "--where", "a=\udcff"), "not valid UTF-8"),
     ("index", ("red", "--folder", "\udcff"), "not valid UTF-8"),
     ("index", ("red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
+    ("index", ("red", "--where", "a=1", "a=2"), "--where: 'a=1 a=2' was given, expected COLUMN="),
     ("index", ("red", *OTHER), "or make another index with another --out"),
     ("index", ("--image", "gone.png"), "no such file: gone.png"),
     (

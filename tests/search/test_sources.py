@@ -27,13 +27,6 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def test_one_source_needs_no_list(model, photos, tmp_path):
-    for kind in (str, Path):
-        model.index(kind(photos / "old"), tmp_path / "index")
-        index = model.index(kind(photos / "new"), tmp_path / "index", drop=kind(photos / "old"))
-        assert list(index.sources()) == [str(photos / "new")]
-
-
 def test_rows_about_one_image_are_one_image(model, photos, tmp_path):
     """With the captions of all rows; shards may lack captions."""
     images = [f"photos/old/{number % 4:02}.png" for number in range(8)]

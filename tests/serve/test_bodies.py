@@ -68,7 +68,6 @@ def test_body_has_the_fields_of_the_request():
     ("name", "value"),
     [
         ("images", ["x"] * 3),
-        ("names", [1]),
         ("size", 1.5),
         ("size", True),
         ("size", 2**63),
@@ -108,7 +107,6 @@ def with_file(data: bytes) -> dict[str, Any]:
 
 BAD: list[tuple[str, bytes | list | dict[str, Any], str]] = [
     (VQA, b"{", "the body: invalid JSON"),
-    (VQA, b"", "the body: invalid JSON"),
     (VQA, [], "the body: input should be an object"),
     (VQA, b'{"question": "\xff"}', "the body: invalid JSON"),
     (VQA, b'{"question": "\\ud800"}', "the body: invalid JSON"),
@@ -116,7 +114,6 @@ BAD: list[tuple[str, bytes | list | dict[str, Any], str]] = [
     (VQA, b"[" * 40_000, "recursion"),
     (VQA, b'{"question": [' + b"[]," * 50_000 + b"1]}", "more than 50,000 commas"),
     (RECONSTRUCT, b'{"image": "x", "text": "a", "share": NaN}', "share"),
-    (RECONSTRUCT, b'{"image": "x", "text": "a", "share": 1e999}', "share"),
     (RECONSTRUCT, {"image": ONE_TEXT, "text": "a", "seed": -1}, "seed -1"),
     (VQA, question(top=2**63), "top: input should be less than"),
     (VQA, question(top=0), "top 0 is not positive"),
