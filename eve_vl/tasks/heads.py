@@ -29,10 +29,7 @@ class Graph(NamedTuple):
 
 
 class Heads:
-    """Heads of one task, none by default.
-
-    A subclass belongs to the tasks of its `section`.
-    """
+    """Heads of one task, none by default. A subclass belongs to the tasks of its `section`."""
 
     section: ClassVar[type[TaskConfig]]
     missing: str | None = None
@@ -47,7 +44,8 @@ class Heads:
         """Return the graphs to export, by the name of the file."""
         task = self.task
         meaning = "of length 1; their dot product says how alike two are"
-        meaning += "" if task.is_comparable else "; an image and a text do not compare"
+        if not task.is_comparable:
+            meaning += "; an image and a text do not compare"
         return {
             "image_encoder": Graph(PAIR[:1], "features", meaning, task.image_features),
             "text_encoder": Graph(PAIR[1:], "features", meaning, task.text_features),
@@ -68,10 +66,13 @@ class Heads:
         if not tensors:
             raise UserError("give pixel_values, input_ids or both")
         encoder = self.task.encoder
-        image = encoder.image(tensors["pixels"]) if "pixels" in tensors else None
-        return encoder.encode(
-            image, encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None
-        )
+        image = None
+        if "pixels" in tensors:
+            image = encoder.image(tensors["pixels"])
+        text = None
+        if "ids" in tensors:
+            text = encoder.text(tensors["ids"], tensors["is_padding"])
+        return encoder.encode(image, text)
 
 
 def heads_class(section: type[TaskConfig]) -> type[Heads]:

@@ -1,4 +1,7 @@
-"""Metrics and prediction files of classification."""
+"""Metrics and prediction files of classification.
+
+Letters: B rows of a batch, R rows with labels, C classes.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +22,12 @@ from eve_vl.tasks.classifier.evaluation import (
 )
 
 
+def _baseline(metric: str, baseline: str, than: str) -> Baseline:
+    """Return a baseline of a metric, next to its ablations."""
+    others = {f"{metric}_{how}": description for how, description in ABLATED.items()}
+    return Baseline(metric, "row", baseline, than, others=others)
+
+
 class ClassificationEvaluator(ClassifierEvaluator[Classification]):
     """Accuracy or average precision.
 
@@ -27,18 +36,9 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
 
     section = ClassificationConfig
     score_name = "acc"
-    baselines = tuple(
-        Baseline(
-            metric,
-            "row",
-            baseline,
-            than,
-            others={f"{metric}_{how}": words for how, words in ABLATED.items()},
-        )
-        for metric, baseline, than in (
-            ("acc", "acc_majority", "always giving the most frequent label"),
-            ("mean_ap", "mean_ap_chance", "a constant score"),
-        )
+    baselines = (
+        _baseline("acc", "acc_majority", "always giving the most frequent label"),
+        _baseline("mean_ap", "mean_ap_chance", "a constant score"),
     )
 
     def __init__(self, task: Classification):
@@ -48,71 +48,83 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
 
     def predict_batch(self, batch: LabelBatch) -> list[Prediction]:
         """Return the labels of the rows of a batch."""
-        probability_BC = self.task.probabilities(self.task.predict(batch)[0]).cpu().numpy()
-        return [
-            # a view would keep its whole batch in memory
-            Prediction(
-                probability_C=each_C.copy(),
-                label=self.task.sizes.labels[int(each_C.argmax())],
+        logits_BC, _ = self.task.predict(batch)
+        probability_BC = self.task.probabilities(logits_BC).cpu().numpy()
+        predictions = []
+        for row, probability_C in zip(batch.rows(), probability_BC, strict=True):
+            prediction = Prediction(
+                probability_C=probability_C.copy(),  # a view would keep its whole batch in memory
+                label=self.task.sizes.labels[int(probability_C.argmax())],
                 **row,
             )
-            for row, each_C in zip(batch.rows(), probability_BC, strict=True)
-        ]
+            predictions.append(prediction)
+        return predictions
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of `metrics.classification` over the rows that have labels."""
-        known = [each for each in predictions if each.labels]
-        if not known:
+        labelled = [prediction for prediction in predictions if prediction.labels]
+        if not labelled:
             return {"num_rows": 0}
-        unknown = sum(self.task.class_ids.keys().isdisjoint(each.labels) for each in known)
-        numbers = {"num_unknown": unknown} if unknown else {}
-        if not self.task.settings.multilabel:
-            true = [each.labels[0] for each in known]
-            return (
-                classification_metrics.summary(
-                    [each.label == each.labels[0] for each in known], true
-                )
-                | numbers
-            )
-        is_true_RC = np.array(
-            [[label in each.labels for label in self.task.sizes.labels] for each in known]
-        )
-        return (
-            ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
-        )
+        if self.task.settings.multilabel:
+            numbers = self._ranking_metrics(labelled)
+        else:
+            true = [prediction.labels[0] for prediction in labelled]
+            right = [prediction.label == prediction.labels[0] for prediction in labelled]
+            numbers = classification_metrics.summary(right, true)
+
+        num_unknown = 0
+        for prediction in labelled:
+            if self.task.class_ids.keys().isdisjoint(prediction.labels):
+                num_unknown += 1
+        if num_unknown:
+            numbers["num_unknown"] = num_unknown
+        return numbers
+
+    def _ranking_metrics(self, labelled: Sequence[Prediction]) -> dict[str, float]:
+        """Return the metrics of rows with several labels each."""
+        is_true = []
+        for prediction in labelled:
+            is_true.append([label in prediction.labels for label in self.task.sizes.labels])
+        probability_RC = np.stack([prediction.probability_C for prediction in labelled])
+        return ranking_summary(probability_RC, np.array(is_true))
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether the most probable label of each row is one of its labels.
 
         Rows without labels are left out.
         """
-        return {each.name: float(each.label in each.labels) for each in predictions if each.labels}
+        scores = {}
+        for prediction in predictions:
+            if prediction.labels:
+                scores[prediction.name] = float(prediction.label in prediction.labels)
+        return scores
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return a JSON line for each row: label and probability.
 
         With several labels, all of probability 0.5 or more.
         """
+        return json_lines(predictions, self._prediction_line)
 
-        def line(each: Prediction) -> dict[str, object]:
-            named = zip(self.task.sizes.labels, each.probability_C.tolist(), strict=True)
-            likely: dict[str, object] = {
-                "labels": {label: value for label, value in named if value >= 0.5}
-            }
-            most: dict[str, object] = {
-                "label": each.label,
-                "probability": float(each.probability_C.max()),
-            }
-            return most | likely if self.task.settings.multilabel else most
-
-        return json_lines(predictions, line)
+    def _prediction_line(self, prediction: Prediction) -> dict[str, object]:
+        line: dict[str, object] = {
+            "label": prediction.label,
+            "probability": float(prediction.probability_C.max()),
+        }
+        if self.task.settings.multilabel:
+            probabilities = zip(
+                self.task.sizes.labels, prediction.probability_C.tolist(), strict=True
+            )
+            line["labels"] = {label: value for label, value in probabilities if value >= 0.5}
+        return line
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         """Add a sentence about labels that the run does not know."""
-        found = super().warnings(numbers)
-        if unknown := numbers.get("num_unknown"):
-            of_rows = f"of {numbers['num_rows']} rows, {unknown}"
-            found.append(
-                f"{of_rows} have no label that the run knows ({self.task.labels_file}): always wrong"
+        sentences = super().warnings(numbers)
+        num_unknown = numbers.get("num_unknown")
+        if num_unknown:
+            sentences.append(
+                f"of {numbers['num_rows']} rows, {num_unknown} have no label that the run knows "
+                f"({self.task.labels_file}): always wrong"
             )
-        return found
+        return sentences

@@ -1,6 +1,8 @@
-"""Classification of images, texts or both."""
+"""Classification of images, texts or both.
 
-import itertools
+Letters: B rows of a batch, C classes, D width.
+"""
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +21,12 @@ from eve_vl.utils.errors import UserError, nearest
 
 MAX_CLASSES = 10_000  # a column with more distinct values hardly holds labels
 
-
 READS = {
     "image": ("pixels",),
     "text": ("ids", "is_padding"),
     "both": ("pixels", "ids", "is_padding"),
 }
+"""The arguments of `logits` by task.inputs."""
 
 
 class Classification(Classifier[ClassificationConfig]):
@@ -40,14 +42,16 @@ class Classification(Classifier[ClassificationConfig]):
 
     def build(self) -> None:
         """Build the head."""
-        inputs, model, labels = self.settings.inputs, self.config.model, self.sizes.labels
-        self.is_multilabel, self.reads = self.settings.multilabel, READS[inputs]
+        inputs = self.settings.inputs
+        self.is_multilabel = self.settings.multilabel
+        self.reads = READS[inputs]
         self.find_unused_parameters |= inputs != "both"
-        self.class_ids = {label: c for c, label in enumerate(labels)}
-        D = model.text_width if inputs == "text" else model.embed_dim
-        self.class_head = MLPHead(
-            self.encoder.pair_dim if inputs == "both" else D, 2 * D, len(labels)
-        )
+        self.class_ids = {label: number for number, label in enumerate(self.sizes.labels)}
+        D = self.config.model.embed_dim
+        if inputs == "text":
+            D = self.config.model.text_width
+        in_dim = self.encoder.pair_dim if inputs == "both" else D
+        self.class_head = MLPHead(in_dim, 2 * D, len(self.sizes.labels))
 
     @classmethod
     def prepare(
@@ -58,33 +62,35 @@ class Classification(Classifier[ClassificationConfig]):
         Raises UserError if there are none, or too many.
         """
         assert isinstance(config.task, ClassificationConfig)
-        given = [row.labels for source in sources for _, row in usable_rows(source)]
-        used, listed, where = (
-            set(itertools.chain(*given)),
-            config.task.classes,
-            f"data.train {' '.join(config.data.train)}",
-        )
-        labels = labels or (read_answers(listed) if listed is not None else sorted(used))
-        if not 1 < len(labels) <= MAX_CLASSES:
-            such_as = f", such as {labels[0]!r}" if labels else ""
-            fix = "if these are not labels, name their column with --data.label-column"
+        used: set[str] = set()
+        most_labels = 0
+        for source in sources:
+            for _, row in usable_rows(source):
+                used.update(row.labels)
+                most_labels = max(most_labels, len(row.labels))
+        classes_file = config.task.classes
+        if not labels:
+            labels = sorted(used) if classes_file is None else read_answers(classes_file)
+
+        where = f"data.train {' '.join(config.data.train)}"
+        require_number_of_classes(labels, where)
+        unknown = used.difference(labels)
+        if classes_file is not None and unknown:
             raise UserError(
-                f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; {fix}"
+                f"{where}: {len(unknown)} labels are not in {classes_file}, "
+                f"such as {nearest(min(unknown), labels)}"
             )
-        if listed is not None and (unknown := used.difference(labels)):
+        if most_labels > 1 and not config.task.multilabel:
             raise UserError(
-                f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}"
+                f"{where}: a row has {most_labels} labels; give --task.multilabel for more than one"
             )
-        most = max(map(len, given), default=0)
-        if most > 1 and not config.task.multilabel:
-            raise UserError(
-                f"{where}: a row has {most} labels; give --task.multilabel for more than one"
+        notes = []
+        if most_labels < 2 and config.task.multilabel:
+            notes.append(
+                "no row has several labels, but each is learnt as its own yes or no; "
+                "--task.no-multilabel learns one label per row"
             )
-        note = "no row has several labels, but each is learnt as its own yes or no"
-        notes = (f"{note}; --task.no-multilabel learns one label per row",) * (
-            most < 2 and config.task.multilabel
-        )
-        return Prepared(sources=sources, labels=tuple(labels), notes=notes)
+        return Prepared(sources=sources, labels=tuple(labels), notes=tuple(notes))
 
     def targets(self, batch: LabelBatch) -> Tensor:
         """Return 1 for each label of a row and 0 elsewhere, float32 (B, C), on the CPU.
@@ -95,8 +101,18 @@ class Classification(Classifier[ClassificationConfig]):
         for row, labels in enumerate(batch.labels):
             for label in labels:
                 if label not in self.class_ids:
-                    raise UserError(
-                        f"{batch.where[row]}: the label {nearest(label, self.class_ids)}"
-                    )
+                    problem = f"the label {nearest(label, self.class_ids)}"
+                    raise UserError(f"{batch.where[row]}: {problem}")
                 target_BC[row, self.class_ids[label]] = 1
         return target_BC
+
+
+def require_number_of_classes(labels: Sequence[str], where: str) -> None:
+    """Raise UserError for too few classes, or too many to be labels."""
+    if 1 < len(labels) <= MAX_CLASSES:
+        return
+    example = f", such as {labels[0]!r}" if labels else ""
+    raise UserError(
+        f"{where}: {len(labels)} different labels{example}, expected 2 to {MAX_CLASSES}; "
+        "if these are not labels, name their column with --data.label-column"
+    )

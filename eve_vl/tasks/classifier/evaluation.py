@@ -1,6 +1,5 @@
 """What evaluations of classifiers share: predictions, ablations, prediction files."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
@@ -14,14 +13,12 @@ from eve_vl.train.processes import gather_objects
 
 AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
 
-
 ABLATED = {
     "noise": "looking at noise",
     "wrong_image": "looking at a wrong image",
     "image_only": "not reading the text",
 }
-
-
+"""Descriptions of ablations, after `better than …`."""
 ABLATIONS: dict[str, tuple[How, ...]] = {
     "image": ("noise",),
     "text": (),
@@ -54,21 +51,24 @@ class ClassifierEvaluator(Evaluator[AnyClassifier]):
     @torch.no_grad()
     def predict_all(self, loader: Iterable[Any]) -> list[Any]:
         """Return the predictions for the rows of all processes, sorted by `order`."""
-        own = [prediction for batch in loader for prediction in self.predict_batch(batch)]
-        return sorted(itertools.chain(*gather_objects(own)), key=self.order)
+        predictions = []
+        for batch in loader:
+            predictions.extend(self.predict_batch(batch))
+        of_all_processes = []
+        for part in gather_objects(predictions):
+            of_all_processes.extend(part)
+        return sorted(of_all_processes, key=self.order)
 
 
 def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
     """Return a JSON line for each prediction.
 
-    Lines are in the order of the sources and their rows. Each holds the number of its source and the row's position there, both
-    from 0, before the values of `line`.
+    Lines are in the order of the sources and their rows. Each holds the number of its source and the
+    row's position there, both from 0, before the values of `line`.
     """
-    rows = sorted(predictions, key=lambda each: each.position)
-    named = (
-        {"source": each.position[0], "position": each.position[1], "row": each.where}
-        for each in rows
-    )
-    return "".join(
-        json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True)
-    )
+    lines = []
+    for prediction in sorted(predictions, key=lambda prediction: prediction.position):
+        source, position = prediction.position
+        names = {"source": source, "position": position, "row": prediction.where}
+        lines.append(json.dumps({**names, **line(prediction)}) + "\n")
+    return "".join(lines)

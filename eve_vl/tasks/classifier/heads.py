@@ -1,4 +1,7 @@
-"""Logits over labels for other programs."""
+"""Logits over labels for other programs.
+
+Letters: B batch, C classes.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -23,16 +26,18 @@ class ClassifierHeads(Heads):
     def graphs(self) -> dict[str, Graph]:
         """Return the graphs of the encoders and of the classifier."""
         task = self.task
-        multilabel = self.has_sigmoids or getattr(task.settings, "multilabel", False)
-        logits = (
-            f"one per label of {task.labels_file}"
-            if task.labels_file
-            else ", ".join(self.class_names).lower()
+        logits = ", ".join(self.class_names).lower()
+        if task.labels_file:
+            logits = f"one per label of {task.labels_file}"
+        probability = "their softmax is the"
+        if self.has_sigmoids or getattr(task.settings, "multilabel", False):
+            probability = "the sigmoid of each is its"
+        meaning = f"{logits}; {probability} probability"
+        graphs = super().graphs()
+        graphs[self.name] = Graph(
+            task.reads, "logits", meaning, lambda *tensors: task.logits(*tensors)[0]
         )
-        meaning = f"{logits}; {'the sigmoid of each is its' if multilabel else 'their softmax is the'} probability"
-        return super().graphs() | {
-            self.name: Graph(task.reads, "logits", meaning, lambda *given: task.logits(*given)[0])
-        }
+        return graphs
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, C) and with labels the `loss`.
@@ -40,12 +45,9 @@ class ClassifierHeads(Heads):
         Labels are those that the task's `loss` takes. `pixels` may be those of the left image.
         """
         task = self.task
-        logits_BC, routers = task.logits(
-            *(tensors["pixels" if name == "left" else name] for name in task.reads)
-        )
+        inputs = [tensors["pixels" if name == "left" else name] for name in task.reads]
+        logits_BC, routers = task.logits(*inputs)
         if labels is None:
             return {"logits": logits_BC}
-        return {
-            "loss": task.output({task.section.name: task.loss(logits_BC, labels)}, routers).loss,
-            "logits": logits_BC,
-        }
+        losses = {task.section.name: task.loss(logits_BC, labels)}
+        return {"loss": task.output(losses, routers).loss, "logits": logits_BC}

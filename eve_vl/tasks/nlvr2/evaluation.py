@@ -12,7 +12,6 @@ from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ClassifierEvaluator, Prediction
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.nlvr2.task import NLVR2
-from eve_vl.tasks.vqa.evaluation import _columns
 
 
 class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
@@ -27,30 +26,37 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
 
     def predict_batch(self, batch: StatementBatch) -> list[Prediction]:
         """Return whether the statements of a batch are true."""
-        probability_B = self.task.probabilities(self.task.predict(batch)[0])[:, 1]
-        return [
-            Prediction(is_true=probability > 0.5, probability=probability, **row)
-            for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
-        ]
+        logits_B2, _ = self.task.predict(batch)
+        probability_B = self.task.probabilities(logits_B2)[:, 1]
+        predictions = []
+        for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True):
+            is_true = probability > 0.5
+            predictions.append(Prediction(is_true=is_true, probability=probability, **row))
+        return predictions
 
     def order(self, prediction: Prediction) -> Any:
         """Sort by identifier."""
         return prediction.identifier, prediction.where
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the metrics of `metrics.classification`."""
-        return nlvr2_summary(*_columns(predictions, "is_true label group"))
+        """Return the metrics of `metrics.nlvr2`."""
+        return nlvr2_summary(
+            [prediction.is_true for prediction in predictions],
+            [prediction.label for prediction in predictions],
+            [prediction.group for prediction in predictions],
+        )
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return whether each labelled pair is judged right.
 
         Pairs of one statement belong together.
         """
-        known = [each for each in predictions if each.label is not None]
-        return {
-            f"{each.name}{GROUP}{each.group or each.name}": float(each.is_true == each.label)
-            for each in known
-        }
+        scores = {}
+        for prediction in predictions:
+            if prediction.label is not None:
+                name = f"{prediction.name}{GROUP}{prediction.group or prediction.name}"
+                scores[name] = float(prediction.is_true == prediction.label)
+        return scores
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the CSV that NLVR2's evaluation takes.
@@ -58,7 +64,7 @@ class NLVR2Evaluator(ClassifierEvaluator[NLVR2]):
         Each line holds the identifier and True or False. There is no header.
         """
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            (each.identifier, each.is_true) for each in predictions
-        )
+        writer = csv.writer(text, lineterminator="\n")
+        for prediction in predictions:
+            writer.writerow((prediction.identifier, prediction.is_true))
         return text.getvalue()

@@ -1,4 +1,7 @@
-"""Metrics, baselines and prediction files of questions."""
+"""Metrics, baselines and prediction files of questions.
+
+Letters: B questions of a batch, R all questions.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,12 +25,8 @@ from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 
-GENERATED_ROWS = 10_000  # the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
-
-
-def _columns(predictions: Sequence[Prediction], names: str) -> list[list[Any]]:
-    """Return the values of each named attribute of predictions."""
-    return [[getattr(each, name) for each in predictions] for name in names.split()]
+# the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
+GENERATED_ROWS = 10_000
 
 
 class VQAEvaluator(ClassifierEvaluator[VQA]):
@@ -37,13 +36,11 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
     main_metric = "vqa_acc"
     baselines = (
         Baseline(
-            *(
-                "vqa_acc",
-                "question",
-                "vqa_acc_blind",
-                "answering without the image",
-                "uses the image",
-            ),
+            "vqa_acc",
+            "question",
+            "vqa_acc_blind",
+            "answering without the image",
+            "uses the image",
             others={
                 "vqa_acc_words": "guessing from the question's words",
                 "vqa_acc_noise": "looking at noise instead of the image",
@@ -59,13 +56,15 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
 
     def predict_batch(self, batch: QuestionBatch) -> list[Prediction]:
         """Return the answers to the questions of a batch."""
-        probability_B, best_B = self.task.probabilities(self.task.predict(batch)[0]).max(1)
-        return [
-            Prediction(answer=self.task.answers[best], probability=probability, **row)
-            for row, probability, best in zip(
-                batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True
-            )
-        ]
+        logits_BA, _ = self.task.predict(batch)
+        probability_B, best_B = self.task.probabilities(logits_BA).max(1)
+        predictions = []
+        for row, probability, best in zip(
+            batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True
+        ):
+            answer = self.task.answers[best]
+            predictions.append(Prediction(answer=answer, probability=probability, **row))
+        return predictions
 
     def order(self, prediction: Prediction) -> Any:
         """Sort by question id, numbers before words."""
@@ -77,32 +76,45 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         The latter counts the questions without an answer in the list.
         """
         numbers = vqa_metrics.summary(
-            *_columns(predictions, "answer answers answer_type image_id content_type group")
+            [prediction.answer for prediction in predictions],
+            [prediction.answers for prediction in predictions],
+            [prediction.answer_type for prediction in predictions],
+            [prediction.image_id for prediction in predictions],
+            [prediction.content_type for prediction in predictions],
+            [prediction.group for prediction in predictions],
         )
-        known = (map(normalize, each.answers) for each in predictions if each.answers)
-        outside = sum(self.task.answer_ids.keys().isdisjoint(given) for given in known)
-        return numbers | ({"num_outside_list": outside} if outside else {})
+        num_outside = 0
+        for prediction in predictions:
+            if prediction.answers:
+                answers = [normalize(answer) for answer in prediction.answers]
+                num_outside += self.task.answer_ids.keys().isdisjoint(answers)
+        if num_outside:
+            numbers["num_outside_list"] = num_outside
+        return numbers
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
         """Add a sentence about answers that no run with this list can give."""
-        found = super().warnings(numbers)
-        if outside := numbers.get("num_outside_list"):
-            rows = f"of {numbers['num_questions'] - numbers['num_unanswered']:,} questions, {outside:,}"
-            found.append(
-                f"{rows} have an answer that is not among the run's {len(self.task.answers)} answers: always wrong"
+        sentences = super().warnings(numbers)
+        num_outside = numbers.get("num_outside_list")
+        if num_outside:
+            num_answered = numbers["num_questions"] - numbers["num_unanswered"]
+            sentences.append(
+                f"of {num_answered:,} questions, {num_outside:,} have an answer that is not among "
+                f"the run's {len(self.task.answers)} answers: always wrong"
             )
-        return found
+        return sentences
 
     def per_row_scores(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the accuracy of each question that has answers.
 
         Questions about one image belong together.
         """
-        known = [each for each in predictions if each.answers]
-        return {
-            f"{each.name}{GROUP}{each.image_id}": vqa_metrics.accuracy_of(each.answer, each.answers)
-            for each in known
-        }
+        scores = {}
+        for prediction in predictions:
+            if prediction.answers:
+                name = f"{prediction.name}{GROUP}{prediction.image_id}"
+                scores[name] = vqa_metrics.accuracy_of(prediction.answer, prediction.answers)
+        return scores
 
     def data_baselines(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return baselines that see no image.
@@ -110,46 +122,44 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         Empty if training or evaluation has no answers to compare.
         """
         train = training_questions(self.task.config)
-        if not train or not any(each.answers for each in predictions):
+        if not train or not any(prediction.answers for prediction in predictions):
             return {}
-        own, scores = self.metrics(predictions)["vqa_acc"], self.per_row_scores(predictions)
-        (questions,) = _columns(predictions, "question")
+        questions = [prediction.question for prediction in predictions]
+        # as if all questions were equal
+        equal_questions = [("", answers) for _, answers in train]
         guesses = {
             "vqa_acc_blind": answers_by_question(train, questions),
             "vqa_acc_words": answers_by_words(train, questions),
-            # as if all questions were equal
-            "vqa_acc_majority": answers_by_question(
-                [("", given) for _, given in train], [""] * len(questions)
-            ),
+            "vqa_acc_majority": answers_by_question(equal_questions, [""] * len(questions)),
         }
-        found: dict[str, float] = {}
+        accuracy = self.metrics(predictions)["vqa_acc"]
+        scores = self.per_row_scores(predictions)
+        groups = [intervals.group_of(row) for row in scores]
+        numbers: dict[str, float] = {}
         for name, answers in guesses.items():
-            guessed = [
-                Prediction(**vars(each) | {"answer": text})
-                for each, text in zip(predictions, answers, strict=True)
-            ]
-            found |= {
-                key.replace("vqa_acc", name): value
-                for key, value in self.metrics(guessed).items()
-                if "vqa_acc" in key
-            }
-            gain_R = np.subtract(
-                [*scores.values()], [*self.per_row_scores(guessed).values()]
-            ) / len(scores)
-            found["vqa_acc"] = intervals.with_difference(
-                own, name, gain_R, [*map(intervals.group_of, scores)]
-            )
-        return found
+            guessed = with_answers(predictions, answers)
+            for metric, value in self.metrics(guessed).items():
+                if "vqa_acc" in metric:
+                    numbers[metric.replace("vqa_acc", name)] = value
+            guessed_scores = self.per_row_scores(guessed)
+            gain_R = np.subtract([*scores.values()], [*guessed_scores.values()]) / len(scores)
+            numbers["vqa_acc"] = intervals.with_difference(accuracy, name, gain_R, groups)
+        return numbers
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
         """Return the JSON that the VQA server takes: a list of question_id and answer."""
-        return (
-            json.dumps(
-                [{"question_id": each.question_id, "answer": each.answer} for each in predictions],
-                indent=0,
-            )
-            + "\n"
-        )
+        rows = []
+        for prediction in predictions:
+            rows.append({"question_id": prediction.question_id, "answer": prediction.answer})
+        return json.dumps(rows, indent=0) + "\n"
+
+
+def with_answers(predictions: Sequence[Prediction], answers: Sequence[str]) -> list[Prediction]:
+    """Return predictions with other answers."""
+    changed = []
+    for prediction, answer in zip(predictions, answers, strict=True):
+        changed.append(Prediction(**vars(prediction) | {"answer": answer}))
+    return changed
 
 
 def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
@@ -158,14 +168,16 @@ def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
     Held-out rows are left out. Empty where the training data is out of reach.
     """
     try:
-        sources = open_train_and_val(config, QuestionRows.kind_of(config))[0]
+        sources, _ = open_train_and_val(config, QuestionRows.kind_of(config))
     except UserError:
         return []
     questions = []
     for name, source in zip(config.data.train, sources, strict=True):
-        count = min(len(source), GENERATED_ROWS) if generated(name) else len(source)
-        rows = usable_rows(
-            source, np.linspace(0, len(source), count, endpoint=False).astype(int).tolist()
-        )
-        questions += [(row.question, row.answers) for _, row in rows if row.answers]
+        num_rows = len(source)
+        if generated(name):
+            num_rows = min(num_rows, GENERATED_ROWS)
+        row_numbers = np.linspace(0, len(source), num_rows, endpoint=False).astype(int).tolist()
+        for _, row in usable_rows(source, row_numbers):
+            if row.answers:
+                questions.append((row.question, row.answers))
     return questions

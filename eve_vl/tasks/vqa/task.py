@@ -1,4 +1,9 @@
-"""Visual question answering as classification over an answer list."""
+"""Visual question answering as classification over an answer list.
+
+The head reads the text [CLS] of the pair.
+
+Letters: B questions of a batch, A answers.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,8 +23,6 @@ from eve_vl.tasks.task import Prepared
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
 
-# Visual question answering over an answer list: the head reads the text [CLS] of the pair
-
 
 class VQA(Classifier[VQAConfig]):
     """Encoder and answer head."""
@@ -34,12 +37,12 @@ class VQA(Classifier[VQAConfig]):
     def build(self) -> None:
         """Build the answer head."""
         self.answers = self.sizes.labels
-        self.answer_ids: dict[str, list[int]] = {}  # by normal form; a list may hold "2" and "two"
+        self.answer_ids: dict[str, list[int]] = {}
+        """Indices by normal form; a list may hold "2" and "two"."""
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(normalize(answer), []).append(index)
-        self.answer_head = MLPHead(
-            self.encoder.pair_dim, 2 * self.config.model.embed_dim, len(self.answers)
-        )
+        hidden_dim = 2 * self.config.model.embed_dim
+        self.answer_head = MLPHead(self.encoder.pair_dim, hidden_dim, len(self.answers))
 
     @classmethod
     def prepare(
@@ -49,9 +52,10 @@ class VQA(Classifier[VQAConfig]):
 
         Questions without an answer in it are left out.
         """
-        answers = labels or _answer_list(config, sources)
-        is_built = not labels and cast(VQAConfig, config.task).answers is None
-        advice = " (--task.min-answer-count 1 keeps all)" if is_built else ""
+        answers = labels or answer_list(config, sources)
+        advice = ""
+        if not labels and cast(VQAConfig, config.task).answers is None:
+            advice = " (--task.min-answer-count 1 keeps all)"
         answerable, notes = drop_unanswerable(sources, answers, normalize, advice)
         return Prepared(sources=answerable, labels=tuple(answers), notes=notes)
 
@@ -60,33 +64,38 @@ class VQA(Classifier[VQAConfig]):
 
         Answers outside the list train nothing.
         """
+        rows = []
+        columns = []
+        scores = []
+        for row, answers in enumerate(batch.answers):
+            for answer, score in metrics.soft_targets(answers).items():
+                for index in self.answer_ids.get(answer, ()):
+                    rows.append(row)
+                    columns.append(index)
+                    scores.append(score)
         target_BA = torch.zeros(len(batch.answers), len(self.answers))
-        given = [
-            (row, index, score)
-            for row, answers in enumerate(batch.answers)
-            for answer, score in metrics.soft_targets(answers).items()
-            for index in self.answer_ids.get(answer, ())
-        ]
-        if given:  # in one assignment: one per value took longer than computing the values
-            rows, indices, scores = zip(*given, strict=True)
-            target_BA[rows, indices] = torch.tensor(scores)
+        if scores:  # in one assignment: one per value took longer than computing the values
+            target_BA[rows, columns] = torch.tensor(scores)
         return target_BA
 
 
-def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
-    """Return the given answer list, else the frequent answers of the questions.
+def answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Return the answer list of the config, else the frequent answers of the questions.
 
     Raises UserError if there are none.
     """
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
-    if (closed := closed_vocabulary(sources)) is not None:
-        return closed
-    given = (row.answers for source in sources for _, row in usable_rows(source))
-    answers = metrics.build_answers(given, config.task.min_answer_count)
+    vocabulary = closed_vocabulary(sources)
+    if vocabulary is not None:
+        return vocabulary
+    answers_of_rows = (row.answers for source in sources for _, row in usable_rows(source))
+    answers = metrics.build_answers(answers_of_rows, config.task.min_answer_count)
     if not answers:
-        problem = f"no answer is given to {config.task.min_answer_count} training questions"
-        fix = "give a lower --task.min-answer-count or an answer list with --task.answers"
-        raise UserError(f"{' '.join(config.data.train)}: {problem}; {fix}")
+        raise UserError(
+            f"{' '.join(config.data.train)}: no answer is given to "
+            f"{config.task.min_answer_count} training questions; "
+            "give a lower --task.min-answer-count or an answer list with --task.answers"
+        )
     return answers
