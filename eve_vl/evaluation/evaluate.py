@@ -39,14 +39,14 @@ def evaluated(
 ) -> Evaluated:
     """Evaluate a run on sources, by default its own validation sources.
 
-    The row scores of two runs suit `intervals.paired`. Computed in float32, so that no metric depends
-    on the batch size; deterministic. Means know their n and interval (`MeasuredValue`). Baselines
-    that need the run's training data are added if it can be read.
+    The row scores of two runs suit `intervals.paired`. Computed in float32, so that no metric
+    depends on the batch size; deterministic. Means know their n and interval (`MeasuredValue`).
+    Baselines that need the run's training data are added if it can be read.
 
     flags: values of the run's task section to evaluate with instead, such as `rerank`. predictions:
-    where to write the file that the official server takes. skip_invalid: leave out unusable rows and
-    count them as `num_skipped`; otherwise they raise UserError. ablations: also evaluate without
-    image or text (`Evaluator.ablations`), each as long as the evaluation itself.
+    where to write the file that the official server takes. skip_invalid: leave out unusable rows
+    and count them as `num_skipped`; otherwise they raise UserError. ablations: also evaluate
+    without image or text (`Evaluator.ablations`), each as long as the evaluation itself.
     """
     settings = changed_settings(run.config.task, flags or {})
     data = replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)

@@ -114,7 +114,8 @@ class Baseline:
         return Difference(ours.low - base_high, ours.high - base_low, are_intervals=True)
 
     def _rows_needed(self, ours: MeasuredValue, base: float, difference: Difference) -> str:
-        """Return how many rows there are and how many a decision needs; empty if there are enough."""
+        """Return how many rows there are and how many a decision needs; empty if there are
+        enough."""
         wide = WIDE * (base if self.lower else 1)
         width = difference.high - difference.low
         is_vague = not difference.excludes_zero and width > wide
@@ -171,8 +172,8 @@ def distinct_texts(numbers: Sequence[float]) -> list[str]:
 def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -> str:
     """Return a sentence that compares metrics with their baselines.
 
-    It is empty if no baseline is known. A metric that fails a baseline is compared no further, nor is
-    any metric `after` it.
+    It is empty if no baseline is known. A metric that fails a baseline is compared no further, nor
+    is any metric `after` it.
     """
     sentences = []
     failed: set[str] = set()

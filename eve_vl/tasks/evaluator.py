@@ -29,7 +29,8 @@ class Evaluated(Frozen):
     numbers: dict[str, float]
     examples: Sequence[Any] = ()
     row_scores: Mapping[str, float] = field(default_factory=dict)
-    """The share of each row in the main metric, by the row's name; see `Evaluator.per_row_scores`."""
+    """The share of each row in the main metric, by the row's name; see
+    `Evaluator.per_row_scores`."""
     choice_scores: Mapping[str, float] = field(default_factory=dict)
     """Row scores that `eve learn` chooses between runs by; empty: row_scores."""
     notes: Sequence[str] = ()
@@ -43,7 +44,8 @@ class Evaluator(Generic[AnyTask]):
 
     section: ClassVar[type[TaskConfig]]
     main_metric: str | None = None
-    """The metric that may choose earlier weights (`train.best`), higher is better; None: the last weights count."""
+    """The metric that may choose earlier weights (`train.best`), higher is better; None: the last
+    weights count."""
     main_loss: str | None = None
     """Without a main metric, the loss that early stopping watches, lower is better."""
     score_name: ClassVar[str] = ""
@@ -87,9 +89,10 @@ class Evaluator(Generic[AnyTask]):
     def per_row_scores(self, predictions: Sequence[Any]) -> dict[str, float]:
         """Return a score for each row by its name, higher is better.
 
-        Scores compare two runs row by row (`intervals.paired`). A label or a query's first hit scores 1 if it is right; a text
-        scores the share of masked tokens guessed right. Rows without a truth are left out. A name is that of `row_name`, with
-        all that changes the score, then GROUP and the name of the rows that belong together.
+        Scores compare two runs row by row (`intervals.paired`). A label or a query's first hit
+        scores 1 if it is right; a text scores the share of masked tokens guessed right. Rows
+        without a truth are left out. A name is that of `row_name`, with all that changes the score,
+        then GROUP and the name of the rows that belong together.
         """
         return {}
 
@@ -133,7 +136,8 @@ class Evaluator(Generic[AnyTask]):
 def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
     """Return the evaluator of a section.
 
-    Without one of its own, it is that of the section that it refines, else one that knows no metrics.
+    Without one of its own, it is that of the section that it refines, else one that knows no
+    metrics.
     """
     load_part(section, "evaluation")
     return class_for(Evaluator, section) or Evaluator

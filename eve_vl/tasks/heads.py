@@ -1,6 +1,7 @@
 """Heads of each task for other programs: ONNX graphs, transformers outputs.
 
-Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, V vocabulary, D width, d width of features.
+Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, V vocabulary, D
+width, d width of features.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +22,8 @@ class Graph(NamedTuple):
     """A function of tensors that a run exports, for programs without torch."""
 
     inputs: tuple[str, ...]
-    """The arguments of `compute` in order: pixels, left, right (uint8, (B, 3, H, W)), ids (int64, (B, T)), is_padding (bool,
-    (B, T)), right_ids and right_is_padding."""
+    """The arguments of `compute` in order: pixels, left, right (uint8, (B, 3, H, W)), ids (int64,
+    (B, T)), is_padding (bool, (B, T)), right_ids and right_is_padding."""
     output: str
     meaning: str
     compute: Callable[..., Tensor]
@@ -54,7 +55,8 @@ class Heads:
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return the outputs by transformers' names, with labels also the `loss`.
 
-        tensors: the given ones of pixels, right (float, (B, 3, H, W), in [-1, 1]), ids and is_padding. Raises UserError.
+        tensors: the given ones of pixels, right (float, (B, 3, H, W), in [-1, 1]), ids and
+        is_padding. Raises UserError.
         """
         raise UserError(f"the task {self.task.section.name} has no head")
 
@@ -78,7 +80,8 @@ class Heads:
 def heads_class(section: type[TaskConfig]) -> type[Heads]:
     """Return the heads of a section.
 
-    Without heads of its own, it has those of the section that it refines, else those of its kind of task.
+    Without heads of its own, it has those of the section that it refines, else those of its kind of
+    task.
     """
     load_part(section, "heads")
     return class_for(Heads, section) or task_class(section).heads or Heads

@@ -16,9 +16,9 @@ Routers = list[list[Tensor]]
 def routing_terms(routers: Routers) -> dict[str, Tensor]:
     """Return the balance loss, and each block's load and entropy, as log terms.
 
-    Load is that of the busiest expert; entropy is that of the gate. The loss is the mean over blocks
-    and passes; all terms are over the tokens of all processes. Empty without `moe` blocks. routers:
-    per pass through the encoder, the statistics of each `moe` block.
+    Load is that of the busiest expert; entropy is that of the gate. The loss is the mean over
+    blocks and passes; all terms are over the tokens of all processes. Empty without `moe` blocks.
+    routers: per pass through the encoder, the statistics of each `moe` block.
     """
     if not routers or not routers[0]:
         return {}

@@ -30,7 +30,7 @@ from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.gallery_metrics import hard_caption_accuracy
 from eve_vl.tasks.retrieval.gathering import gather_gallery
 from eve_vl.tasks.retrieval.rerank_choice import search_gallery
-from eve_vl.tasks.retrieval.search_set import SearchSet
+from eve_vl.tasks.retrieval.search_set import SearchImages, SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers.slow_ranking import hits_of, slow_hit
@@ -361,6 +361,27 @@ def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
         expected = match_logits(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
         assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert len(reranking.match_scores(task, index, images[:0], texts[:0])) == 0
+
+
+class DeviceTensor(Tensor):
+    """A tensor that tells copies on the host from itself, without a GPU."""
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return a plain tensor."""
+        return self.as_subclass(Tensor).clone()
+
+
+@torch.no_grad()
+def test_gallery_keeps_pixels_on_the_host():
+    task = retrieval()
+    batches = []
+    for batch in eval_loader(eval_set(task.config), batch_size=4, rank=0, world=1):
+        if isinstance(batch, SearchImages):
+            batch = replace(batch, images_BCHW=batch.images_BCHW.as_subclass(DeviceTensor))
+        batches.append(batch)
+    gallery = gather_gallery(task, batches)
+    assert {type(pixels) for pixels in gallery.pixels.values()} == {Tensor}
+    assert {pixels.dtype for pixels in gallery.pixels.values()} == {torch.uint8}
 
 
 @torch.no_grad()

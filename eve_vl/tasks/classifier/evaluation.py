@@ -63,8 +63,8 @@ class ClassifierEvaluator(Evaluator[AnyClassifier]):
 def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
     """Return a JSON line for each prediction.
 
-    Lines are in the order of the sources and their rows. Each holds the number of its source and the
-    row's position there, both from 0, before the values of `line`.
+    Lines are in the order of the sources and their rows. Each holds the number of its source and
+    the row's position there, both from 0, before the values of `line`.
     """
     lines = []
     for prediction in sorted(predictions, key=lambda prediction: prediction.position):

@@ -100,8 +100,8 @@ class Classifier(Task[Settings]):
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of the rows.
 
-        If they have several labels, it is the sum of binary ones over labels. labels: int64 (B,), or
-        `targets`.
+        If they have several labels, it is the sum of binary ones over labels. labels: int64 (B,),
+        or `targets`.
         """
         if self.is_multilabel:
             return objectives.answer_bce(logits_BC, labels.float())

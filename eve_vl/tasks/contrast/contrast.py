@@ -1,7 +1,7 @@
 """Image–text contrast (ITC) and matching (ITM): heads and losses.
 
-Letters: B pairs of a batch, C pairs of all processes, A those and remembered ones, K kept patches or
-kinds of keys, N all tokens, D width, d width of features, X contrasts, R singular values.
+Letters: B pairs of a batch, C pairs of all processes, A those and remembered ones, K kept patches
+or kinds of keys, N all tokens, D width, d width of features, X contrasts, R singular values.
 """
 
 from collections.abc import Sequence
@@ -261,8 +261,8 @@ class Contrast(nn.Module):
     def after_step(self, progress: float) -> None:
         """Bound the temperatures, and remember the features of a step.
 
-        progress: share of the steps done. Within `forward` the bounds would not reach a parameter in
-        shards.
+        progress: share of the steps done. Within `forward` the bounds would not reach a parameter
+        in shards.
         """
         for temperature in self.temperatures:
             temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
@@ -279,8 +279,8 @@ class Contrast(nn.Module):
     ) -> Losses:
         """Return the matching loss, the share of right pairs, and routers.
 
-        features: of contrast, None without it. partners: negatives of the whole step; None: those of
-        the batch are sampled.
+        features: of contrast, None without it. partners: negatives of the whole step; None: those
+        of the batch are sampled.
         """
         if partners is not None:
             image, text, is_match = add_negatives(encoder, batch, partners)

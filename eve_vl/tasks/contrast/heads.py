@@ -14,10 +14,13 @@ class ContrastHeads(Heads):
             return super().graphs()
         order = "the second alone"
         if task.orders_by_sum:
-            order = f"the second less the first plus the features' dot product over {task.contrast.features.temperature:.6g}"
+            order = (
+                "the second less the first plus the features' dot product over "
+                f"{task.contrast.features.temperature:.6g}"
+            )
         meaning = (
             f"no match, match; their softmax is the probability; {order} puts candidates in order"
         )
-        return super().graphs() | {
-            "matcher": Graph(PAIR, "logits", meaning, lambda *pair: task.match(*pair)[0])
-        }
+        graphs = super().graphs()
+        graphs["matcher"] = Graph(PAIR, "logits", meaning, lambda *pair: task.match(*pair)[0])
+        return graphs

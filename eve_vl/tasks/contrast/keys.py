@@ -22,7 +22,8 @@ def global_row_index(x: Tensor) -> Tensor:
 def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
     """Return label vectors over all labels of the second rows.
 
-    1 is present, -1 absent, 0 unknown; see `PairBatch.label_BL`. The first rows are among the second.
+    1 is present, -1 absent, 0 unknown; see `PairBatch.label_BL`. The first rows are among the
+    second.
     """
     hashes, column_CL = label_CL.abs().unique(return_inverse=True)
     column_BL = torch.searchsorted(hashes, label_BL.abs())

@@ -2,8 +2,8 @@
 
 This is XBM (Wang et al. 2020) with negatives only, and with the normalisation of XBN.
 
-Letters: B pairs of a process, C pairs of all processes, M remembered pairs, A both together, K kinds
-of keys, X contrasts, d width of features.
+Letters: B pairs of a process, C pairs of all processes, M remembered pairs, A both together, K
+kinds of keys, X contrasts, d width of features.
 """
 
 import torch
@@ -82,8 +82,8 @@ class CrossBatchMemory:
     def add_step(self, progress: float) -> None:
         """Remember the present step and forget the oldest.
 
-        progress: share of the steps done. More steps, given on resuming, change it, so that a memory
-        that has begun stays.
+        progress: share of the steps done. More steps, given on resuming, change it, so that a
+        memory that has begun stays.
         """
         if progress < START and not self.rows:
             return

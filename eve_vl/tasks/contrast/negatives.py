@@ -65,7 +65,8 @@ def random_half(keys_BK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_texts(keys_BK: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return image rows and text rows of each image with its own text and num - 1 random ones (M3AE).
+    """Return image rows and text rows of each image with its own text and num - 1 random ones
+    (M3AE).
 
     Texts that are true of it come last. The order is all images with their own texts, then all
     images with their second text, and so on.

@@ -21,8 +21,8 @@ Prompts = Mapping[str, tuple[str, ...]]
 def read_prompts(source: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
     """Return the texts of each class, and the name of their origin.
 
-    The origin is a JSON file, a generator with prompts such as phantoms, or a mapping. A class has a
-    list of texts, or lists of parts by name, whose combinations are the texts:
+    The origin is a JSON file, a generator with prompts such as phantoms, or a mapping. A class has
+    a list of texts, or lists of parts by name, whose combinations are the texts:
     `{"Edema": {"severity": ["mild", "severe"], "what": ["edema"]}}`. A part may be "". Raises
     UserError.
     """

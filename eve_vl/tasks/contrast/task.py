@@ -1,7 +1,7 @@
 """The base of tasks with comparable features and a matching head.
 
-Letters: B batch, I images, N texts, C pairs of images and texts, K kinds of keys, D width, d width of
-features, X contrasts.
+Letters: B batch, I images, N texts, C pairs of images and texts, K kinds of keys, D width, d width
+of features, X contrasts.
 """
 
 import math

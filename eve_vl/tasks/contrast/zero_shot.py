@@ -59,9 +59,9 @@ def zero_shot(
 
     They stand next to chance, class priors and images of noise. In float32; deterministic. prompts:
     see `read_prompts`; of built-in prompts only the classes of the data are used. data: name of the
-    sources in messages. Rows without labels are left out and counted. The classes, and whether a row
-    may have several, follow from all rows, for any num_samples. Raises UserError, also if prompts and
-    data differ in classes.
+    sources in messages. Rows without labels are left out and counted. The classes, and whether a
+    row may have several, follow from all rows, for any num_samples. Raises UserError, also if
+    prompts and data differ in classes.
     """
     label_sets = {row.labels for source in sources for _, row in usable_rows(source)}
     several = any(len(labels) > 1 for labels in label_sets)

@@ -17,8 +17,8 @@ class HeadlessHeads(Heads):
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `last_hidden_state` (B, N, D) after the final norm.
 
-        It holds the image's [CLS] and patches, then the text. Also `pooler_output` (B, D), the state of the text [CLS], of the
-        image's where there is no text.
+        It holds the image's [CLS] and patches, then the text. Also `pooler_output` (B, D), the
+        state of the text [CLS], of the image's where there is no text.
         """
         if labels is not None:
             raise UserError("an encoder without heads has no loss: leave out labels")

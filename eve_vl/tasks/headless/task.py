@@ -14,7 +14,8 @@ class NoRows(RowDataset):
     def kind_of(cls, config: Config) -> str:
         """Raise UserError: there is nothing to train or to measure."""
         raise UserError(
-            "the task headless has no losses and no numbers: start another run from this one with --init"
+            "the task headless has no losses and no numbers: "
+            "start another run from this one with --init"
         )
 
 

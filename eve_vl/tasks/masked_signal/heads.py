@@ -1,4 +1,7 @@
-"""The token head for other programs."""
+"""The token head for other programs.
+
+Letters: B batch, T text tokens, D width, V vocabulary.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +21,14 @@ class MaskedSignalHeads(Heads):
 
     def __init__(self, task: Any):
         super().__init__(task)
-        self.missing = (
-            None if task.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
-        )
+        if not task.settings.mlm_weight:
+            self.missing = "the head for tokens, but task.mlm_weight is 0"
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, T, V) of texts with [MASK] and whole images.
 
-        labels: int64 (B, T), the masked tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
+        labels: int64 (B, T), the masked tokens, -100 elsewhere; the loss is their mean
+        cross-entropy in nats.
         """
         encoded = self.encode({name: tensors[name] for name in PAIR})
         logits_BTV = self.task.token_head(encoded.text_BTD)

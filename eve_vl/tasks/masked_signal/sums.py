@@ -107,16 +107,14 @@ class Sums:
     def result(self) -> dict[str, float]:
         """Return the metrics.
 
-        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right image and,
-        for pairs, with another.
-        mlm_acc_unigram: the same for the most frequent of these tokens. mlm_loss: cross-entropy in
-        nats.
-        mim_mse, mim_mse_wrong_caption: mean squared error of masked patches, with the right and with
-        another caption.
-        mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible
-        adjacent ones, and of all visible patches. Errors are in the space of the model's targets:
-        pixels in [-1, 1], or normalised per patch. There the two guesses are the patch's own mean,
-        because nearly flat patches would blow up the error of any other colour.
+        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right image
+        and, for pairs, with another. mlm_acc_unigram: the same for the most frequent of these
+        tokens. mlm_loss: cross-entropy in nats. mim_mse, mim_mse_wrong_caption: mean squared error
+        of masked patches, with the right and with another caption. mim_mse_mean_baseline,
+        mim_mse_image_mean: the same for the mean of each patch's visible adjacent ones, and of all
+        visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or
+        normalised per patch. There the two guesses are the patch's own mean, because nearly flat
+        patches would blow up the error of any other colour.
         """
         totals_of_metric = {}
         for name in self.rows:

@@ -1,8 +1,9 @@
 """Pre-training by masked signal modelling.
 
 Masked pixels or tokens are reconstructed from the rest and the other modality. Source: the paper's
-"Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows
-of images only or of texts only (`data.modality`) train one of the two, for pre-training in stages.
+"Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5.
+Rows of images only or of texts only (`data.modality`) train one of the two, for pre-training in
+stages.
 
 Letters: B batch, P patches, K kept patches, M masked patches or masked tokens, T text tokens, N all
 tokens, D width, X values in a patch, V vocabulary.
@@ -160,8 +161,8 @@ class MaskedSignalTask(Task[Settings]):
     def with_masked_tokens(self, batch: MaskedTexts) -> Tensor:
         """Return the ids (B, T) with [MASK] for masked tokens.
 
-        In training a share of task.mask_replace_prob keeps its token or gets a wrong one, half of the
-        share each.
+        In training a share of task.mask_replace_prob keeps its token or gets a wrong one, half of
+        the share each.
         """
         share = self.settings.mask_replace_prob if self.training else 0.0
         if not share:
@@ -219,8 +220,8 @@ class MaskedSignalTask(Task[Settings]):
     def reconstruct(self, batch: MaskedImages) -> Tensor:
         """Return the patches (B, P, X) with the masked ones predicted.
 
-        If targets are normalised per patch, predictions are scaled back with the masked patches' true
-        mean and standard deviation, as in the figures of MAE.
+        If targets are normalised per patch, predictions are scaled back with the masked patches'
+        true mean and standard deviation, as in the figures of MAE.
         """
         patches_BPX = self.patches(batch)
         predicted_BMX = self.predict_pixels(self.encode_for_pixels(batch), batch)

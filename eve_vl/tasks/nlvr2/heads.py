@@ -7,4 +7,5 @@ from eve_vl.tasks.nlvr2.config import NLVR2Config
 class NLVR2Heads(ClassifierHeads):
     """Head for the truth of a statement."""
 
-    section, name = NLVR2Config, "verify"
+    section = NLVR2Config
+    name = "verify"

@@ -17,7 +17,8 @@ class Gallery:
     """The images and captions of all processes, in order of index.
 
     A search compares the products of image_Id and text_Nd. These are features or, without contrast,
-    each image's match logits with all texts (d = N) and unit vectors, whose products are the logits.
+    each image's match logits with all texts (d = N) and unit vectors, whose products are the
+    logits.
     """
 
     image_Id: Tensor

@@ -57,8 +57,8 @@ class LabeledSide:
 def class_precisions(gallery: Gallery) -> dict[str, float]:
     """Return precision_tr1 … precision_ir10 and their chance.
 
-    Each is the share of first hits with a class of the query. By contrast only, or by matching only;
-    empty if images have no classes. A hit need not be the query's own.
+    Each is the share of first hits with a class of the query. By contrast only, or by matching
+    only; empty if images have no classes. A hit need not be the query's own.
     """
     names = sorted({name for labels in gallery.labels for name in labels})
     if not names:
@@ -98,8 +98,8 @@ def _precisions(way: str, queries: LabeledSide, candidates: LabeledSide) -> dict
 def tag_precision(gallery: Gallery) -> tuple[dict[str, float], dict[str, float]]:
     """Return tag_p5 with its chance, and the share of each tag.
 
-    tag_p5 is the share of the first five hits of a tag that have it. By contrast only; empty without
-    tags (`common_tags`).
+    tag_p5 is the share of the first five hits of a tag that have it. By contrast only; empty
+    without tags (`common_tags`).
     """
     if not gallery.tags:
         return {}, {}

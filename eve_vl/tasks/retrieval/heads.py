@@ -26,7 +26,8 @@ class RetrievalHeads(ContrastHeads):
         `logits_per_text`; with a matching head and I = C also `match_logits` (B, 2), row by row.
 
         labels: int64 (B,) of true pairs in order, equal where two pairs show the same image, which
-        makes them no negatives of each other. In training mode with labels, only the loss is computed.
+        makes them no negatives of each other. In training mode with labels, only the loss is
+        computed.
         """
         task = self.task
         images, ids, is_padding = (tensors.get(name) for name in PAIR)

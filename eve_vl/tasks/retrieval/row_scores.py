@@ -23,8 +23,8 @@ def first_hits(
 
     recalls: instead the share of these numbers of first hits with a true one.
 
-    If several hits tie, it is the share of true ones. An image is named by its row, a caption by its
-    number there, both with a hash of the set that is searched; the captions of an image belong
+    If several hits tie, it is the share of true ones. An image is named by its row, a caption by
+    its number there, both with a hash of the set that is searched; the captions of an image belong
     together.
     """
     sides = relevance.texts_of_image

@@ -7,4 +7,6 @@ from eve_vl.tasks.vqa.config import VQAConfig
 class VQAHeads(ClassifierHeads):
     """Answer head."""
 
-    section, name, has_sigmoids = VQAConfig, "answerer", True
+    section = VQAConfig
+    name = "answerer"
+    has_sigmoids = True
