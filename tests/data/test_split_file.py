@@ -72,6 +72,28 @@ def test_rows_that_share_a_caption_or_an_image_are_in_one_part(tmp_path):
     assert with_named_val[2] == parts[2]
 
 
+def things(numbers: range) -> Rows:
+    return [(number, [f"thing {number}"]) for number in numbers]
+
+
+def test_the_rows_of_several_sources_are_in_one_part_each(tmp_path):
+    tables = [
+        write_table(tmp_path / "a.jsonl", things(range(30))),
+        write_table(tmp_path / "b.jsonl", things(range(30, 50))),
+    ]
+    split = tmp_path / "split.json"
+    assert write_split(split, [open_source(table) for table in tables], 10, 15)
+    splits = splits_of(*tables, split=split)
+    names = []
+    for sources, num in ((splits.train, 25), (splits.val, 10), (splits.test, 15)):
+        rows = [source[row] for source in sources for row in range(len(source))]
+        assert len(rows) == num
+        names += [row.where for row in rows]
+    expected = [f"a.jsonl:{line}" for line in range(1, 31)]
+    expected += [f"b.jsonl:{line}" for line in range(1, 21)]
+    assert sorted(names) == sorted(expected)
+
+
 def test_a_caption_of_very_many_rows_links_none(tmp_path):
     rows: Rows = []
     for image in range(100):
@@ -88,10 +110,6 @@ def test_tags_that_link_most_rows_give_no_split(tmp_path):
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert not write_split(tmp_path / "split.json", [open_source(path)], 10, 10)
     assert not (tmp_path / "split.json").exists()
-
-
-def things(numbers: range) -> Rows:
-    return [(number, [f"thing {number}"]) for number in numbers]
 
 
 def test_a_split_of_other_rows_or_of_another_kind_is_refused(tmp_path):
