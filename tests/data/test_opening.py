@@ -1,6 +1,5 @@
 """Opening the sources of a run by their names."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,3 @@ def test_a_path_named_like_built_in_data_is_refused_until_it_is_clear(tmp_path, 
         with pytest.raises(UserError, match=r"^scenes: is both a path and built-in data"):
             read("scenes")
         assert read("./scenes")
-
-
-def test_validation_data_of_their_own_are_opened_as_they_are(tmp_path):
-    config = tiny_config()
-    config = replace(config, data=replace(config.data, train=("scenes:val",), val=("scenes:test",)))
-    (train,), (val,) = open_train_and_val(config)
-    assert train[0].where == "scenes:val[0]"
-    assert val[0].where == "scenes:test[0]"

@@ -112,13 +112,6 @@ def test_sources_without_weight_or_rows_give_none(lengths, weights, expected):
     )
 
 
-def test_the_order_is_a_fair_shuffle():
-    counts = np.zeros((6, 6))
-    for epoch in range(1200):
-        counts[np.arange(6), epoch_order([6], (), 1, epoch)[:, 1]] += 1
-    np.testing.assert_allclose(counts / 1200, 1 / 6, atol=5 * np.sqrt(5 / 36 / 1200))
-
-
 # Keyed permutations
 
 
