@@ -42,6 +42,7 @@ from eve_vl.interop.weight_table import (
     with_prefixes,
 )
 from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.frozen import Frozen
 
 HEADS_OF_WIDE_ENCODERS = 16  # wider than 1024
 DEEP_BLOCKS = 2
@@ -112,6 +113,36 @@ RELATIVE_HINT = (
 )
 
 
+class Architecture(Frozen):
+    """The model that an image encoder is a start for, and how its positions enter.
+
+    A related system registers one as an entry point of the group `eve_vl.architectures`.
+    """
+
+    model: EveModelConfig
+    """Not yet of the encoder's sizes."""
+    text_length: int = InputConfig.text_length
+    """Tokens of the longest text."""
+    default_copy: str = "all"
+    """Default of --copy."""
+    unused: str = ""
+    """Pattern of more tensors to leave out."""
+
+    def check_positions(
+        self, tensors: Mapping[str, Tensor], side: int, args: ConvertArgs, where: str
+    ) -> None:
+        """Raise UserError for positions of another kind than the model has.
+
+        side: patches per side as the positions tell, 0 without any.
+        """
+        if any(RELATIVE in name for name in tensors):
+            raise UserError(where + RELATIVE_HINT)
+
+    def position_table(self, depth: int) -> WeightTable:
+        """Return the sources of positions other than those that are added to patches."""
+        return {}
+
+
 def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether tensors are those of an image encoder."""
     names = {timm_name(name) for name in tensors}
@@ -136,24 +167,26 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
             f"{where}: has no positions, so the image size is unknown; give --image-size"
         )
     depth = count_numbered("blocks.*", tensors)
-    model, text_length = _architecture(args, depth)
-    _check_positions(tensors, model, side, args, where)
+    architecture = _architecture(args, depth)
+    architecture.check_positions(tensors, side, args, where)
+    if not args.copy:
+        args = replace(args, copy=architecture.default_copy)
     model = replace(
-        model,
+        architecture.model,
         embed_dim=width,
         depth=depth,
         num_heads=args.num_heads or _num_heads(width),
         mlp_ratio=mlp_ratio,
     )
-    unused = UNUSED
-    if model.positions == "relative":
-        unused += rf"|.*{RELATIVE}_index$"
+    unused = "|".join(filter(None, (UNUSED, architecture.unused)))
     next_command = f"eve pretrain RECIPE --init {args.target}"
     return Conversion(
         tensors=tensors,
-        sizes=InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length),
+        sizes=InputConfig(
+            image_size=image_size, patch_size=patch_size, text_length=architecture.text_length
+        ),
         model=model,
-        table=key_table(tensors, model, args),
+        table=key_table(tensors, model, args) | architecture.position_table(depth),
         recipe_name="vision",
         unused=unused,
         is_partial=True,
@@ -181,25 +214,8 @@ def _patches_per_side(tensors: Mapping[str, Tensor], where: str) -> int:
     return patches_per_side_of_table(tables[0].shape[:1].numel(), 3, where)
 
 
-def _check_positions(
-    tensors: Mapping[str, Tensor], model: EveModelConfig, side: int, args: ConvertArgs, where: str
-) -> None:
-    """Raise UserError for positions of another kind than the model has."""
-    if model.positions == "relative":
-        if not side or "pos_embed" in tensors or args.image_size:
-            problem = f"--architecture {args.architecture} takes relative positions only, which later runs resize"
-            raise UserError(
-                f"{where}: {problem}: leave out --image-size, and take --architecture eve for absolute ones"
-            )
-    elif any(RELATIVE in name for name in tensors):
-        raise UserError(where + RELATIVE_HINT)
-
-
-def _architecture(args: ConvertArgs, depth: int) -> tuple[EveModelConfig, int]:
-    """Return the model, not yet of the encoder's sizes, and the longest text.
-
-    Raises UserError.
-    """
+def _architecture(args: ConvertArgs, depth: int) -> Architecture:
+    """Return the architecture that --architecture names. Raises UserError."""
     num_deep_blocks = args.num_deep_blocks
     if num_deep_blocks is None:
         num_deep_blocks = DEEP_BLOCKS_OF_LARGE if depth >= 24 else DEEP_BLOCKS
@@ -214,16 +230,15 @@ def _architecture(args: ConvertArgs, depth: int) -> tuple[EveModelConfig, int]:
         )
         if args.architecture == "source":
             model = replace(model, activation="gelu", norm_pre=False)
-        return model, InputConfig.text_length
-    recipe = load_installed("architectures", args.architecture)
-    if recipe is None:
+        return Architecture(model=model)
+    architecture = load_installed("architectures", args.architecture)
+    if architecture is None:
         names = ["eve", "source", *installed("architectures")]
         raise UserError(f"{args.source}: no --architecture {nearest(args.architecture, names)}")
     if args.num_experts is not None:
         problem = f"--num-experts has no effect with --architecture {args.architecture}"
         raise UserError(f"{args.source}: {problem}, without experts; leave it out")
-    config = recipe()
-    return replace(config.model, num_deep_blocks=num_deep_blocks), config.input.text_length
+    return replace(architecture, model=replace(architecture.model, num_deep_blocks=num_deep_blocks))
 
 
 def key_table(
@@ -241,13 +256,6 @@ def key_table(
         table["encoder.image.positions"] = Computed(
             lambda positions: positions.flatten(0, 1), ("pos_embed",)
         )
-    if model.positions == "relative":
-        bias_tables = tuple(
-            f"blocks.{index}.attn.{RELATIVE}_bias_table" for index in range(model.depth)
-        )
-        table["encoder.relative.image_bias"] = Computed(
-            lambda *tables: torch.cat(tables, dim=1), bias_tables
-        )
     if args.architecture == "source":
         table["encoder.image.type_embed"] = 0.0
     block = _block_table(tensors, model, args)
@@ -261,7 +269,7 @@ def _block_table(
     block: dict[str, Any] = {
         name: _first_present(sources, tensors) for name, sources in BLOCK.items()
     }
-    copies = args.copy or ("none" if model.positions == "relative" else "all")
+    copies = args.copy or "all"
     networks = ["image"]
     if copies in ("text", "all"):
         networks.append("text")
