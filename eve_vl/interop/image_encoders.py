@@ -186,7 +186,7 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
             image_size=image_size, patch_size=patch_size, text_length=architecture.text_length
         ),
         model=model,
-        table=key_table(tensors, model, args) | architecture.position_table(depth),
+        table={**key_table(tensors, model, args), **architecture.position_table(depth)},
         recipe_name="vision",
         unused=unused,
         is_partial=True,

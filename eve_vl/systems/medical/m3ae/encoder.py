@@ -20,7 +20,7 @@ from eve_vl.systems.medical.m3ae.fusion import Fusion, Reads
 class FusedDualEncoder(DualEncoder):
     """Two towers with co-attention, which gives pairs states of their own."""
 
-    parts: ClassVar[Mapping[str, str]] = DualEncoder.parts | {"fusion": "co-attention"}
+    parts: ClassVar[Mapping[str, str]] = {**DualEncoder.parts, "fusion": "co-attention"}
 
     def __init__(self, config: M3aeModelConfig, sizes: InputConfig, vocab_size: int):
         super().__init__(config, sizes, vocab_size)
