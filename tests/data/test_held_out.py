@@ -181,6 +181,13 @@ def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, form):
     assert rows_read == [0]  # the probe of every reader
 
 
+def test_a_source_of_one_shard_is_split_by_rows_also_in_an_order_by_shards(tmp_path):
+    shard = write_shard(tmp_path / "shards", 100)
+    train, val = held_out(shard, val_fraction=0.2)
+    assert 0 < len(val) < len(train)
+    assert held_out(shard, val_fraction=0.2, order="shards") == (train, val)
+
+
 # Rows that share an image or a text
 
 
