@@ -1,11 +1,15 @@
 """Hits of queries in plain Python, with ties in random order."""
 
 import math
+import operator
+import random
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from eve_vl.metrics.matches import Matches
 from eve_vl.metrics.ranks import Ranks
 
 RECALLS = (1, 5, 10)
@@ -36,3 +40,25 @@ def certain_ranks(*places: int) -> Ranks:
     """Return ranks without ties."""
     ones_Q = torch.ones(len(places), dtype=torch.int64)
     return Ranks(better_Q=torch.tensor(places), tied_Q=ones_Q, true_Q=ones_Q)
+
+
+def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
+    """Return matches from the matching candidates of each query."""
+    pairs = [(query, candidate) for query, row in enumerate(wanted) for candidate in row]
+    pair_P2 = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    return Matches.from_pairs(pair_P2[:, 0], pair_P2[:, 1], len(wanted), num_candidates)
+
+
+def slow_scores(query_QD: Tensor, candidate_CD: Tensor) -> list[list[int]]:
+    """Return inner products of whole numbers."""
+    candidates = candidate_CD.int().tolist()
+    scores = []
+    for query in query_QD.int().tolist():
+        scores.append([sum(map(operator.mul, query, candidate)) for candidate in candidates])
+    return scores
+
+
+def whole_numbers(generator: random.Random, num_rows: int, width: int) -> Tensor:
+    """Return whole numbers from -2 to 2, as float32."""
+    rows = [[generator.randint(-2, 2) for _ in range(width)] for _ in range(num_rows)]
+    return torch.tensor(rows, dtype=torch.float32)
