@@ -299,10 +299,11 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     objectives.hard_negatives, objectives.matching = recorded_negatives, seen_matching
     try:
         with watching(encoder, check, tag):
-            losses, _, routers = contrast(encoder, pairs)
+            result = contrast(encoder, pairs)
     finally:
         objectives.hard_negatives, objectives.matching = drawn, matching
-    gate = encoder.balance_weight * routing_terms(routers)["balance"]
+    losses = result.losses
+    gate = encoder.balance_weight * routing_terms(result.routers)["balance"]
     check("logits", f"{tag}.itm_logits", seen["logits"])
     check("losses", f"{tag}.itc_loss", losses["itc"])
     check("losses", f"{tag}.itm_loss", losses["itm"])
