@@ -1,0 +1,89 @@
+"""Average precision against its definition, and its mean over labels.
+
+Letters: R rows, C classes.
+"""
+
+import random
+
+import numpy as np
+import pytest
+
+from eve_vl.metrics import intervals
+from eve_vl.metrics.average_precision import average_precision, ranking_summary
+from helpers.measured import measured, resampled_ends
+
+
+def slow_average_precision(scores: list[float], is_true: list[bool]) -> float:
+    """Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds (scikit-learn's documentation)."""
+    total, last_recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        labels = [label for score, label in zip(scores, is_true, strict=True) if score >= threshold]
+        recall = sum(labels) / sum(is_true)
+        total += (recall - last_recall) * sum(labels) / len(labels)
+        last_recall = recall
+    return total
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_is_that_of_the_definition(seed):
+    generator = random.Random(seed)
+    scores = [generator.choice((0.1, 0.2, 0.5, generator.random())) for _ in range(30)]
+    is_true = [generator.random() < 0.3 for _ in range(29)] + [True]
+    value, _ = average_precision(np.array(scores), np.array(is_true))
+    assert value == pytest.approx(slow_average_precision(scores, is_true))
+
+
+def test_average_precision_is_that_of_scikit_learns_example():
+    is_true_R = np.array([False, False, True, True])
+    value, _ = average_precision(np.array([0.1, 0.4, 0.35, 0.8]), is_true_R)
+    assert value == pytest.approx(0.8333333333)
+
+
+def test_a_constant_score_has_the_share_of_the_class_in_any_order():
+    is_true_R = np.array([True, False, False, True, False])
+    assert average_precision(np.full(5, 0.3), is_true_R)[0] == pytest.approx(0.4)
+
+
+def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
+    """Sums of thirds and sevenths that round to almost 1 or 0 raise no error."""
+    num_rows = 500
+    for seed in range(30):
+        draw_RC = np.random.default_rng(seed).random((num_rows, 3))
+        is_true_RC = draw_RC < 0.1 + 0.01 * seed
+        mean_ap = measured(ranking_summary(is_true_RC + draw_RC / 2, is_true_RC)["mean_ap"])
+        assert mean_ap == 1.0 == mean_ap.high
+        assert mean_ap.low == pytest.approx(intervals.share(num_rows, num_rows).low)
+
+
+def test_the_mean_is_over_classes_that_occur():
+    score_RC = np.array([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5], [0.1, 0.7, 0.5]])
+    is_true_RC = np.array([[True, False, False], [True, True, False], [False, False, False]])
+    values = []
+    for column in (0, 1):
+        scores, is_true = score_RC[:, column].tolist(), is_true_RC[:, column].tolist()
+        values.append(slow_average_precision(scores, is_true))
+    assert ranking_summary(score_RC, is_true_RC) == {
+        "num_rows": 3,
+        "num_classes": 2,
+        "mean_ap": pytest.approx(sum(values) / 2),
+        "mean_ap_chance": pytest.approx((2 / 3 + 1 / 3) / 2),
+    }
+    none = ranking_summary(np.zeros((2, 3)), np.zeros((2, 3), dtype=bool))
+    assert none == {"num_rows": 2, "num_classes": 0}
+
+
+def test_mean_average_precision_is_compared_with_a_constant_score():
+    rng = np.random.default_rng(0)
+    is_true_RC = rng.random((300, 3)) < (0.4, 0.2, 0.5)
+    score_RC = is_true_RC + 1.5 * rng.normal(size=(300, 3))
+
+    def gain(rows: np.ndarray) -> float:
+        numbers = ranking_summary(score_RC[rows], is_true_RC[rows])
+        return numbers["mean_ap"] - numbers["mean_ap_chance"]
+
+    numbers = ranking_summary(score_RC, is_true_RC)
+    low, high = measured(numbers["mean_ap"]).versus["mean_ap_chance"]
+    assert (low, high) == pytest.approx(resampled_ends(gain, 300), abs=0.2 * (high - low))
+    assert low < gain(np.arange(300)) < high
+    chance = measured(numbers["mean_ap_chance"])
+    assert (chance.n, chance.groups) == (300, 300)
