@@ -1,10 +1,15 @@
-"""Losses against slow loops and hand-computed numbers."""
+"""Losses against slow loops and hand-computed numbers.
+
+Letters: B batch, C candidates, D width of features, V vocabulary.
+"""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from eve_vl import objectives
 
@@ -14,74 +19,62 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_masked_tokens_is_the_cross_entropy_over_any_number_of_targets():
+def softmax(scores: list[float]) -> list[float]:
+    total = sum(math.exp(score) for score in scores)
+    return [math.exp(score) / total for score in scores]
+
+
+# Masked signal
+
+
+@pytest.mark.parametrize("num_targets", [5.0, torch.tensor(2.5)])
+def test_loss_of_masked_tokens_is_the_cross_entropy_over_the_number_of_targets(num_targets):
     logits, targets = torch.randn(5, 7), torch.tensor([0, 6, 3, 3, 1])
     total = 0.0
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
-        total -= math.log(math.exp(row[target]) / sum(math.exp(logit) for logit in row))
-    assert objectives.masked_tokens(logits, targets, 5.0).item() == pytest.approx(
-        total / 5, rel=1e-5
-    )
-    assert objectives.masked_tokens(logits, targets, torch.tensor(2.5)).item() == pytest.approx(
-        total / 2.5, rel=1e-5
-    )
-    uniform = objectives.masked_tokens(torch.zeros(3, 64_000), torch.tensor([0, 1, 2]), 3.0)
-    assert uniform.item() == pytest.approx(math.log(64_000), rel=1e-5)
+        total -= math.log(softmax(row)[target])
+    loss = objectives.masked_tokens(logits, targets, num_targets)
+    assert loss.item() == pytest.approx(total / float(num_targets), rel=1e-5)
 
 
-def test_masked_pixels_is_the_mean_squared_error():
+def test_loss_of_masked_pixels_is_the_mean_squared_error():
     predicted, target = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    total = sum(
-        (a - b) ** 2
-        for a, b in zip(predicted.flatten().tolist(), target.flatten().tolist(), strict=True)
-    )
-    assert objectives.masked_pixels(predicted, target).item() == pytest.approx(total / 24, rel=1e-5)
+    expected = np.mean((predicted.double().numpy() - target.double().numpy()) ** 2)
+    loss = objectives.masked_pixels(predicted, target)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("loss", "shape"), [(objectives.masked_pixels, (2, 3, 4)), (None, (6, 9))])
-def test_half_precision_is_summed_in_float32(loss, shape):
-    x = torch.randn(shape).bfloat16()
-    if loss is None:
-        loss, target, args = objectives.masked_tokens, torch.randint(9, (6,)), (6.0,)
-    else:
-        target, args = torch.randn(shape).bfloat16(), ()
-    assert loss(x, target, *args).dtype == torch.float32
-    assert torch.equal(
-        loss(x, target, *args),
-        loss(x.float(), target if target.dtype == torch.long else target.float(), *args),
-    )
-
-
-@pytest.mark.parametrize(
-    ("first", "gate", "expected"),
-    [
-        ([5, 5, 5, 5], [5, 5, 5, 5], 1.0),  # even
-        ([20, 0, 0, 0], [20, 0, 0, 0], 4.0),  # all to one: N
-        ([20, 0, 0, 0], [5, 5, 5, 5], 1.0),  # even gates
-        ([10, 10, 0, 0], [8, 8, 2, 2], 1.6),  # 4 · 2 · 0.5 · 0.4
-        ([8], [8], 1.0),
-    ],
-)
-def test_balance_on_paper(first, gate, expected):
-    num_tokens = torch.tensor(float(sum(first)))
-    found = objectives.balance(
-        torch.tensor(first, dtype=torch.float32),
-        torch.tensor(gate, dtype=torch.float32),
-        num_tokens,
-    )
-    assert found.item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_balance_against_a_loop():
-    gates = torch.randn(11, 5).softmax(-1)
-    total = 0.0
-    for expert in range(5):
-        f = sum(int(row.argmax() == expert) for row in gates) / 11
-        total += f * sum(row[expert].item() for row in gates) / 11
-    first = torch.bincount(gates.argmax(-1), minlength=5).float()
-    assert objectives.balance(first, gates.sum(0), torch.tensor(11.0)).item() == pytest.approx(
-        5 * total, rel=1e-5
-    )
+def test_losses_of_half_precision_are_those_of_float32():
+    pixels, target_pixels = torch.randn(2, 2, 3, 4).bfloat16()
+    logits, targets = torch.randn(6, 9).bfloat16(), torch.randint(9, (6,))
+    answers, answer_targets = torch.randn(3, 4).bfloat16(), torch.rand(3, 4)
+    pair_logits, is_match = torch.randn(3, 2).bfloat16(), torch.tensor([True, False, True])
+    scores, is_true = torch.randn(3, 5).bfloat16(), torch.rand(3, 5) < 0.5
+    losses = [
+        (
+            objectives.masked_pixels(pixels, target_pixels),
+            objectives.masked_pixels(pixels.float(), target_pixels.float()),
+        ),
+        (
+            objectives.masked_tokens(logits, targets, 6.0),
+            objectives.masked_tokens(logits.float(), targets, 6.0),
+        ),
+        (
+            objectives.answer_bce(answers, answer_targets),
+            objectives.answer_bce(answers.float(), answer_targets),
+        ),
+        (
+            objectives.matching(pair_logits, is_match),
+            objectives.matching(pair_logits.float(), is_match),
+        ),
+        (
+            objectives.listwise_ranking(scores, is_true),
+            objectives.listwise_ranking(scores.float(), is_true),
+        ),
+    ]
+    for loss, expected in losses:
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, expected)
 
 
 def test_patch_statistics_equal_numpys_with_one_degree_of_freedom_less():
@@ -94,85 +87,155 @@ def test_patch_statistics_equal_numpys_with_one_degree_of_freedom_less():
     np.testing.assert_allclose(mean.squeeze(2), array.mean(2), rtol=1e-5)
     np.testing.assert_allclose(std.squeeze(2), np.sqrt(array.var(2, ddof=1) + 1e-6), rtol=1e-5)
     assert std[0, 0].item() == pytest.approx(1e-3)
+    half_mean, half_std = objectives.patch_statistics(patches.bfloat16())
+    assert half_mean.dtype == half_std.dtype == torch.float32
 
 
-# Contrast, matching, answers
+# Balance
 
 
-def slow_contrastive(image, text, all_images, all_texts, is_match, temperature) -> float:
-    """One query after the other: minus the mean log-probability of its matches among all candidates."""
+@pytest.mark.parametrize(
+    ("first", "gate", "expected"),
+    [
+        ([5, 5, 5, 5], [5, 5, 5, 5], 1.0),  # even
+        ([20, 0, 0, 0], [20, 0, 0, 0], 4.0),  # all to one: N
+        ([20, 0, 0, 0], [5, 5, 5, 5], 1.0),  # even gates
+        ([10, 10, 0, 0], [8, 8, 2, 2], 1.6),  # 4 · 2 · 0.5 · 0.4
+        ([8], [8], 1.0),
+    ],
+)
+def test_balance_is_the_one_worked_out_by_hand(first, gate, expected):
+    num_tokens = torch.tensor(float(sum(first)))
+    loss = objectives.balance(torch.tensor(first).float(), torch.tensor(gate).float(), num_tokens)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_balance_keeps_leading_axes():
+    first, gate = torch.rand(3, 4), torch.rand(3, 4)
+    num_tokens = torch.tensor([2.0, 3.0, 4.0])
+    losses = objectives.balance(first, gate, num_tokens)
+    for row in range(3):
+        assert losses[row] == pytest.approx(
+            objectives.balance(first[row], gate[row], num_tokens[row]).item()
+        )
+
+
+# Contrast
+
+
+def features(count: int) -> Tensor:
+    return F.normalize(torch.randn(count, 6), dim=1)
+
+
+def slow_contrastive(
+    image: Tensor,
+    text: Tensor,
+    all_images: Tensor,
+    all_texts: Tensor,
+    is_match: Tensor,
+    temperature: float,
+) -> float:
+    """One query after the other: minus the mean log-probability of its matches."""
     total = 0.0
     for queries, candidates in ((image, all_texts), (text, all_images)):
-        for query, matches in zip(queries.tolist(), is_match.tolist(), strict=True):
-            scores = [
-                sum(x * y for x, y in zip(query, candidate, strict=True)) / temperature
-                for candidate in candidates.tolist()
-            ]
-            log_sum = math.log(sum(math.exp(score) for score in scores))
-            right = [
-                score - log_sum for score, is_right in zip(scores, matches, strict=True) if is_right
-            ]
-            total -= sum(right) / len(right)
+        for query, matches in zip(queries, is_match.tolist(), strict=True):
+            probabilities = softmax((candidates @ query / temperature).tolist())
+            logs = [math.log(p) for p, right in zip(probabilities, matches, strict=True) if right]
+            total -= sum(logs) / len(logs)
     return total / (2 * len(image))
 
 
-def features(count: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(count, 6), dim=1)
-
-
 @pytest.mark.parametrize("images", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
-def test_contrast_against_a_loop_with_several_captions_of_one_image(images):
-    all_images, all_texts, image = features(5), features(5), torch.tensor(images)
-    is_match = image[:3, None] == image  # three rows of this process, two of another
-    found = objectives.contrastive(
-        all_images[:3],
-        all_texts[:3],
-        all_images,
-        all_texts,
-        objectives.even_targets(is_match),
-        torch.tensor(0.2),
-    )
-    assert found.item() == pytest.approx(
-        slow_contrastive(all_images[:3], all_texts[:3], all_images, all_texts, is_match, 0.2),
-        rel=1e-5,
-    )
+def test_contrast_with_several_captions_of_an_image_equals_a_loop(images):
+    all_images, all_texts, image_C = features(5), features(5), torch.tensor(images)
+    image, text = all_images[:3], all_texts[:3]  # of this process; two are of another
+    is_match = image_C[:3, None] == image_C
+    target = objectives.even_targets(is_match)
+    loss = objectives.contrastive(image, text, all_images, all_texts, target, torch.tensor(0.2))
+    expected = slow_contrastive(image, text, all_images, all_texts, is_match, 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_contrast_against_a_loop_with_candidates_that_do_not_count():
-    """Each query looks only at those that do."""
-    images, texts, image_id = features(9), features(9), torch.tensor([0, 1, 0, 3, 0, 5, 1, 7, 8])
-    is_match = image_id[:4, None] == image_id
+def test_contrast_leaves_out_ignored_candidates():
+    images, texts = features(9), features(9)
+    image_C = torch.tensor([0, 1, 0, 3, 0, 5, 1, 7, 8])
+    is_match = image_C[:4, None] == image_C
     is_ignored = is_match & (torch.arange(9) >= 4)
     target = objectives.even_targets(is_match & ~is_ignored)
-    image, text = (each[:4].clone().requires_grad_() for each in (images, texts))
-    found = objectives.contrastive(
-        image, text, images, texts, target, torch.tensor(0.01), is_ignored
-    )
+    image = images[:4].clone().requires_grad_()
+    text = texts[:4].clone().requires_grad_()
+    temperature = torch.tensor(0.01)
+    loss = objectives.contrastive(image, text, images, texts, target, temperature, is_ignored)
+
     total = 0.0
     for row in range(4):
-        kept = ~is_ignored[row]
-        query = slice(row, row + 1)
+        query, counts = slice(row, row + 1), ~is_ignored[row]
         total += slow_contrastive(
-            images[query], texts[query], images[kept], texts[kept], is_match[query, kept], 0.01
+            images[query],
+            texts[query],
+            images[counts],
+            texts[counts],
+            is_match[query, counts],
+            0.01,
         )
-    assert found.item() == pytest.approx(total / 4, rel=1e-4)
-    found.backward()
-    assert all(
-        each.grad is not None and each.grad.isfinite().all() and each.grad.any()
-        for each in (image, text)
-    )
+    assert loss.item() == pytest.approx(total / 4, rel=1e-4)
+    loss.backward()
+    for gradient in (image.grad, text.grad):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+        assert gradient.any()
 
 
-def test_contrast_on_paper():
-    one_hot, matches = torch.eye(4), torch.eye(4, dtype=torch.bool)
-    matches = objectives.even_targets(matches)
-    at_one = objectives.contrastive(one_hot, one_hot, one_hot, one_hot, matches, torch.tensor(1.0))
-    assert at_one.item() == pytest.approx(math.log(1 + 3 / math.e), rel=1e-5)
-    ones = torch.ones(4, 4)
-    blind = objectives.contrastive(
-        one_hot[:1], one_hot[:1], ones, ones, matches[:1], torch.tensor(0.07)
-    )
-    assert blind.item() == pytest.approx(math.log(4), rel=1e-5)
+def test_contrast_is_the_one_worked_out_by_hand():
+    one_hot, ones = torch.eye(4), torch.ones(4, 4)
+    target = objectives.even_targets(torch.eye(4, dtype=torch.bool))
+    temperature = torch.tensor(1.0)
+    loss = objectives.contrastive(one_hot, one_hot, one_hot, one_hot, target, temperature)
+    assert loss.item() == pytest.approx(math.log(1 + 3 / math.e), rel=1e-5)
+    equal = objectives.contrastive(one_hot[:1], one_hot[:1], ones, ones, target[:1], temperature)
+    assert equal.item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_autocast_and_half_precision_coarsen_neither_similarities_nor_singular_values():
+    image, text, temperature = features(5), features(5), torch.tensor(0.01)
+    similarity = objectives.similarities(image, text, temperature)
+    values = objectives.singular_values(image, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(objectives.similarities(image, text, temperature), similarity)
+        assert torch.equal(objectives.singular_values(image, text), values)
+    image, text = image.bfloat16(), text.bfloat16()
+    assert objectives.similarities(image, text, temperature).dtype == torch.float32
+    assert objectives.singular_values(image, text).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ([0.5, 0.25, 0.25], 2**1.5),
+        ([4.0, 2, 2, -1e-6], 2**1.5),  # rounding made it negative
+        ([0.01] * 7, 7),
+    ],
+)
+def test_effective_rank_of_known_shares(values, rank):
+    assert objectives.effective_rank(torch.tensor(values)).item() == pytest.approx(rank, rel=1e-5)
+
+
+# Hard negatives
+
+
+def slow_weights(scores: list[float], is_match: list[bool]) -> list[float]:
+    weights = [probability + 1e-5 for probability in softmax(scores)]
+    return [0.0 if match else weight for weight, match in zip(weights, is_match, strict=True)]
+
+
+def test_weights_of_negatives_are_softmax_without_matches():
+    similarity = torch.tensor([[0.5, -1.0, 2.0, -30.0]])
+    is_match = torch.tensor([[False, True, False, False]])
+    weights = objectives.negative_weights(similarity.bfloat16(), is_match)
+    assert weights.dtype == torch.float32
+    expected = slow_weights(similarity[0].tolist(), is_match[0].tolist())
+    assert weights[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert objectives.hard_negatives(similarity, is_match).shape == (1,)
 
 
 def test_hard_negatives_are_never_matches():
@@ -180,141 +243,90 @@ def test_hard_negatives_are_never_matches():
         similarity = torch.randn(6, 6) * 50
         is_match = torch.rand(6, 6) < 0.6
         is_match.fill_diagonal_(True)
-        drawn = objectives.hard_negatives(similarity, is_match)
-        assert drawn.dtype == torch.int64
-        for row, column in enumerate(drawn.tolist()):
+        columns = objectives.hard_negatives(similarity, is_match)
+        assert columns.dtype == torch.int64
+        for row, column in enumerate(columns.tolist()):
             if is_match[row].all():
                 assert column == row
             else:
                 assert not is_match[row, column]
 
 
-def test_where_everything_matches_a_row_gets_itself():
-    everything = torch.ones(5, 5, dtype=torch.bool)
-    assert objectives.hard_negatives(torch.randn(5, 5), everything).tolist() == [0, 1, 2, 3, 4]
-    everything[2, 4] = False  # however unlikely
+def test_a_row_that_matches_everything_gets_itself():
+    is_match = torch.ones(5, 5, dtype=torch.bool)
+    assert objectives.hard_negatives(torch.randn(5, 5), is_match).tolist() == [0, 1, 2, 3, 4]
+    is_match[2, 4] = False  # however unlikely
     similarity = torch.zeros(5, 5)
     similarity[2, 4] = -1e4
-    assert objectives.hard_negatives(similarity, everything).tolist() == [0, 1, 4, 3, 4]
+    assert objectives.hard_negatives(similarity, is_match).tolist() == [0, 1, 4, 3, 4]
 
 
 def test_hard_negatives_follow_the_softmax():
-    draws = 4000
+    num_samples = 4000
     scores = [3.0, 1.0, 0.0, 2.0, -1.0, 2.5]
-    matches = [True, False, False, False, False, True]
-    similarity = torch.tensor(scores).expand(6, 6)
-    drawn = torch.cat(
-        [
-            objectives.hard_negatives(similarity, torch.tensor(matches).expand(6, 6))
-            for _ in range(draws // 6)
-        ]
-    )
-    weights = [
-        0.0 if is_match else math.exp(score)
-        for score, is_match in zip(scores, matches, strict=True)
-    ]
+    is_match = [True, False, False, False, False, True]
+    similarity = torch.tensor(scores).expand(num_samples, 6)
+    is_match_BC = torch.tensor(is_match).expand(num_samples, 6)
+    own_B = torch.zeros(num_samples, dtype=torch.long)  # all rows have negatives
+    columns = objectives.hard_negatives(similarity, is_match_BC, own_B=own_B)
+    weights = slow_weights(scores, is_match)
     for column, weight in enumerate(weights):
         share = weight / sum(weights)
-        margin = 5 * math.sqrt(share * (1 - share) / draws) + 1e-3
-        assert (drawn == column).float().mean().item() == pytest.approx(share, abs=margin), column
-
-
-def slow_weights(scores: list[float], is_match: list[bool]) -> list[float]:
-    total = sum(math.exp(score) for score in scores)
-    return [
-        0.0 if match else math.exp(score) / total + 1e-5
-        for score, match in zip(scores, is_match, strict=True)
-    ]
+        margin = 5 * math.sqrt(share * (1 - share) / num_samples) + 1e-3
+        observed = (columns == column).float().mean().item()
+        assert observed == pytest.approx(share, abs=margin), column
 
 
 @pytest.mark.parametrize("own", [None, [5, 4, 3, 2]])
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.7, 1.0])
-def test_given_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_them(own, draw):
+def test_random_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_them(own, draw):
     similarity, is_match = torch.randn(4, 6) * 2, torch.rand(4, 6) < 0.3
-    is_match[:, [0, 5]], is_match[:, 2], is_match[3] = (
-        True,
-        False,
-        True,
-    )  # a match at both ends, and no negative of the last
+    is_match[:, [0, 5]] = True  # a match at both ends
+    is_match[:, 2] = False
+    is_match[3] = True  # no negative
     own_B = None if own is None else torch.tensor(own)
-    found = objectives.hard_negatives(similarity, is_match, torch.full((4,), draw), own_B)
-    for row, column in enumerate(found[:3].tolist()):
+    columns = objectives.hard_negatives(similarity, is_match, torch.full((4,), draw), own_B)
+    for row in range(3):
         weights = slow_weights(similarity[row].tolist(), is_match[row].tolist())
-        above = [each for each in range(6) if sum(weights[: each + 1]) > draw * sum(weights)]
-        assert column == (above or [each for each in range(6) if weights[each]][-1:])[0]
-    assert found[3] == (3 if own is None else 2)
-    alone = objectives.hard_negatives(similarity[:1], is_match[:1], torch.tensor([draw]))
-    assert alone.tolist() == found[:1].tolist()
+        cumulative = np.cumsum(weights)
+        above = np.flatnonzero(cumulative > draw * cumulative[-1])
+        last = np.flatnonzero(weights)[-1]
+        assert columns[row] == (above[0] if len(above) else last)
+    assert columns[3] == (3 if own is None else 2)
+    single = objectives.hard_negatives(similarity[:1], is_match[:1], torch.tensor([draw]))
+    assert single.tolist() == columns[:1].tolist()
 
 
-def test_weights_of_negatives_and_one_row_without_given_numbers():
-    similarity, is_match = (
-        torch.tensor([[0.5, -1.0, 2.0, -30.0]]),
-        torch.tensor([[False, True, False, False]]),
-    )
-    found = objectives.negative_weights(similarity.bfloat16(), is_match)
-    assert found.dtype == torch.float32
-    assert found[0].tolist() == pytest.approx(
-        slow_weights([0.5, -1, 2, -30], [False, True, False, False]), rel=1e-5
-    )
-    assert objectives.hard_negatives(similarity, is_match).shape == (1,)
+# Matching, ranking, answers
 
 
-def test_ranking_leaves_out_other_true_candidates():
-    scores, is_true = (
-        torch.randn(3, 5),
-        torch.tensor([[1, 0, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0]]).bool(),
-    )
+def test_matching_is_the_cross_entropy_of_two_classes():
+    logits, labels = torch.randn(5, 2), torch.tensor([True, False, False, True, True])
     total = 0.0
-    for row, others in zip(scores.tolist(), is_true.tolist(), strict=True):
-        counted = [score for place, score in enumerate(row) if place == 0 or not others[place]]
-        total -= math.log(math.exp(row[0]) / sum(map(math.exp, counted)))
-    assert objectives.listwise_ranking(scores, is_true).item() == pytest.approx(total / 3, rel=1e-5)
-    assert objectives.listwise_ranking(scores.bfloat16(), is_true).dtype == torch.float32
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        total -= math.log(softmax(row)[label])
+    assert objectives.matching(logits, labels).item() == pytest.approx(total / 5, rel=1e-5)
 
 
-def test_effective_rank_of_known_shares_and_of_a_value_that_rounding_made_negative():
-    assert objectives.effective_rank(torch.tensor([0.5, 0.25, 0.25])).item() == pytest.approx(
-        2**1.5
-    )
-    assert objectives.effective_rank(torch.tensor([4.0, 2, 2, -1e-6])).item() == pytest.approx(
-        2**1.5, rel=1e-5
-    )
-    assert objectives.effective_rank(torch.full((7,), 0.01)).item() == pytest.approx(7)
+def test_ranking_leaves_out_true_candidates_but_the_first():
+    scores = torch.randn(3, 5)
+    is_true = torch.tensor([[1, 0, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0]]).bool()
+    total = 0.0
+    for row, row_is_true in zip(scores.tolist(), is_true.tolist(), strict=True):
+        false = [score for score, right in zip(row[1:], row_is_true[1:], strict=True) if not right]
+        total -= math.log(softmax([row[0], *false])[0])
+    loss = objectives.listwise_ranking(scores, is_true)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
 
-def test_balance_keeps_leading_axes():
-    first, gate = torch.rand(3, 4), torch.rand(3, 4)
-    found = objectives.balance(first, gate, torch.tensor([2.0, 3.0, 4.0]))
-    each = [objectives.balance(first[i], gate[i], torch.tensor(2.0 + i)).item() for i in range(3)]
-    assert found.tolist() == pytest.approx(each)
-
-
-def test_autocast_coarsens_neither_similarities_nor_singular_values_nor_labels():
-    image, text = features(5), features(5)
-    wanted = (
-        objectives.similarities(image, text, torch.tensor(0.01)),
-        objectives.singular_values(image, text),
-    )
-    with torch.autocast("cpu", torch.bfloat16):
-        found = (
-            objectives.similarities(image, text, torch.tensor(0.01)),
-            objectives.singular_values(image, text),
-        )
-    for one, two in zip(found, wanted, strict=True):
-        assert one.dtype == torch.float32 and torch.equal(one, two)
-    half = objectives.similarities(image.bfloat16(), text.bfloat16(), torch.tensor(0.01))
-    assert (
-        half.dtype
-        == objectives.singular_values(image.bfloat16(), text.bfloat16()).dtype
-        == torch.float32
-    )
-    for statistic in objectives.patch_statistics(torch.randn(1, 2, 4).bfloat16()):
-        assert statistic.dtype == torch.float32
-    assert (
-        objectives.matching(torch.randn(3, 2).bfloat16(), torch.ones(3, dtype=torch.bool)).dtype
-        == torch.float32
-    )
+def test_loss_of_answers_is_the_entropy_summed_over_answers():
+    logits = torch.randn(3, 4) * 3
+    targets = torch.tensor([[0, 0.3, 1.0, 0], [0, 0, 0, 0], [0.9, 0.6, 0, 0.3]])
+    probability = 1 / (1 + np.exp(-logits.double().numpy()))
+    target = targets.double().numpy()
+    entropy = -(target * np.log(probability) + (1 - target) * np.log(1 - probability))
+    loss = objectives.answer_bce(logits, targets)
+    assert loss.item() == pytest.approx(entropy.sum() / 3, rel=1e-5)
 
 
 def test_new_tensors_are_on_the_device_of_the_inputs():
@@ -323,26 +335,3 @@ def test_new_tensors_are_on_the_device_of_the_inputs():
     with torch.device("meta"):
         assert objectives.hard_negatives(similarity, is_match, draw).device.type == "cpu"
         assert objectives.listwise_ranking(similarity, is_match).device.type == "cpu"
-
-
-def test_matching_is_the_cross_entropy_of_two_classes():
-    logits, labels = torch.randn(5, 2), torch.tensor([True, False, False, True, True])
-    total = 0.0
-    for (no, yes), label in zip(logits.tolist(), labels.tolist(), strict=True):
-        probability = math.exp(yes) / (math.exp(no) + math.exp(yes))
-        total -= math.log(probability if label else 1 - probability)
-    assert objectives.matching(logits, labels).item() == pytest.approx(total / 5, rel=1e-5)
-
-
-def test_answers_against_the_entropy_of_each_answer():
-    logits, targets = (
-        torch.randn(3, 4) * 3,
-        torch.tensor([[0, 0.3, 1.0, 0], [0, 0, 0, 0], [0.9, 0.6, 0, 0.3]]),
-    )
-    total = 0.0
-    for row, wanted in zip(logits.tolist(), targets.tolist(), strict=True):
-        for logit, target in zip(row, wanted, strict=True):
-            probability = 1 / (1 + math.exp(-logit))
-            total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
-    assert objectives.answer_bce(logits, targets).item() == pytest.approx(total / 3, rel=1e-5)
-    assert objectives.answer_bce(logits.bfloat16(), targets).dtype == torch.float32

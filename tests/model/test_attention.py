@@ -1,11 +1,10 @@
-"""The one attention, with a bias on the scores and keys from elsewhere, against torch's and slow loops.
+"""Attention of sequences and packed rows against torch's and slow loops.
 
-Letters: B batch, N queries, M keys, D width, H heads, d width of a head.
+Letters: B batch, N queries, M keys, S rows, D width, H heads, d width of a head.
 """
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 
-from eve_vl.model import attention as module
-from eve_vl.model.attention import Attention, attend
+from eve_vl.model import attention as attention_module
+from eve_vl.model.attention import Attention, attend, attention_mask
 from eve_vl.model.packing import PackedTokens, ReadPositions, SequenceOrder
 from eve_vl.model.tokens import Tokens
 from helpers.tiny_encoder import torch_twin
@@ -22,41 +21,12 @@ from helpers.twins import randomize
 
 B, N, M, D, H = 3, 5, 7, 16, 2
 LENGTHS = (7, 3, 4)
+IS_PADDING_BM = torch.arange(M) >= torch.tensor(LENGTHS)[:, None]
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_equals_a_loop_over_heads_and_queries(dtype):
-    """bfloat16 on CPU takes another path than torch's fused kernel when there is something to train."""
-    shape = (2, 2, 5, 4)
-    q, k, v = (torch.randn(shape, dtype=torch.float32).to(dtype).requires_grad_() for _ in range(3))
-    may_attend = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None, :]
-    expected = torch.zeros(shape)
-    for b in range(2):
-        for h in range(2):
-            for n in range(5):
-                scores = [q[b, h, n].float() @ k[b, h, m].float() / math.sqrt(4) for m in range(5)]
-                exponentials = [
-                    s.exp() if may_attend[b, 0, 0, m] else torch.zeros(())
-                    for m, s in enumerate(scores)
-                ]
-                weights = [e / torch.stack(exponentials).sum() for e in exponentials]
-                expected[b, h, n] = sum(w * v[b, h, m].float() for m, w in enumerate(weights))
-    tolerance = 1e-5 if dtype == torch.float32 else 0.03
-    output = attend(q, k, v, may_attend)
-    assert output.dtype == dtype
-    torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        torch.testing.assert_close(attend(q, k, v, may_attend), output)
-    upstream = torch.randn(shape)
-    found = torch.autograd.grad((output.float() * upstream).sum(), (q, k, v))
-    exact = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
-    for a, b in zip(found, exact, strict=True):
-        torch.testing.assert_close(a.float(), b.float(), rtol=2 * tolerance, atol=2 * tolerance)
 
 
 def random_attention() -> Attention:
@@ -65,8 +35,49 @@ def random_attention() -> Attention:
     return attention
 
 
-def gradients(attention: Attention) -> dict[str, Tensor]:
-    """By torch's names, without that of the bias on k."""
+@dataclass
+class Inputs:
+    """What attention reads; keys None: the tokens themselves."""
+
+    x_BND: Tensor
+    keys_BMD: Tensor | None
+    is_padding_BM: Tensor | None
+    bias: Tensor | None
+    """Added to the scores: (H, N, M) for all samples or (B, H, N, M)."""
+
+    @property
+    def source_BMD(self) -> Tensor:
+        return self.x_BND if self.keys_BMD is None else self.keys_BMD
+
+    @property
+    def bias_BHNM(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.expand(B, -1, -1, -1)
+
+    @property
+    def trained(self) -> list[Tensor]:
+        return [self.x_BND] if self.keys_BMD is None else [self.x_BND, self.keys_BMD]
+
+    def run(self, attention: Attention) -> Tensor:
+        if self.bias is None:
+            return attention(self.x_BND, self.is_padding_BM, keys_BMD=self.keys_BMD)
+        q, k, v = attention.split_heads(self.x_BND, self.keys_BMD)
+        mask = attention_mask(self.is_padding_BM, self.bias)
+        return attention.join_heads(attention.attend(q, k, v, mask))
+
+
+def random_inputs(*, keys: bool, padded: bool, bias: str | None) -> Inputs:
+    num_keys = M if keys else N
+    bias_shape = {"one": (H, N, num_keys), "each": (B, H, N, num_keys)}
+    return Inputs(
+        x_BND=torch.randn(B, N, D, requires_grad=True),
+        keys_BMD=torch.randn(B, M, D, requires_grad=True) if keys else None,
+        is_padding_BM=IS_PADDING_BM[:, :num_keys] if padded else None,
+        bias=2 * torch.randn(bias_shape[bias]) if bias else None,
+    )
+
+
+def torch_named_gradients(attention: Attention) -> dict[str, Tensor | None]:
+    """Return gradients by torch's names; that of the bias on k is 0."""
     assert attention.q_bias.grad is not None
     assert attention.v_bias.grad is not None
     return {
@@ -74,256 +85,250 @@ def gradients(attention: Attention) -> dict[str, Tensor]:
         "in_proj_bias": torch.cat([attention.q_bias.grad, torch.zeros(D), attention.v_bias.grad]),
         "out_proj.weight": attention.proj.weight.grad,
         "out_proj.bias": attention.proj.bias.grad,
-    }  # pyright: ignore[reportReturnType]
-
-
-def arguments(*, keys: bool, padded: bool, bias: str | None) -> dict[str, Tensor | None]:
-    """Queries; what they attend to; which of it is padding; what is added to the scores, for all samples alike or not."""
-    num_keys = M if keys else N
-    shape = {"alike": (H, N, num_keys), "each": (B, H, N, num_keys)}
-    return {
-        "x_BND": torch.randn(B, N, D, requires_grad=True),
-        "is_padding_BM": torch.arange(num_keys) >= torch.tensor(LENGTHS)[:, None]
-        if padded
-        else None,
-        "keys_BMD": torch.randn(B, M, D, requires_grad=True) if keys else None,
-        "bias_HNM": 2 * torch.randn(shape[bias]) if bias else None,
     }
 
 
-def attended(attention: Attention, *, bias_HNM: Tensor | None, **given: Any) -> Tensor:
-    """What attention makes of its arguments, with something added to the scores."""
-    if bias_HNM is None:
-        return attention(**given)
-    heads = attention.split_heads(given["x_BND"], given["keys_BMD"])
-    return attention.join_heads(
-        attention.attend(*heads, module.attention_mask(given["is_padding_BM"], bias_HNM))
-    )
+def slow_heads(q_Nd: Tensor, k_Md: Tensor, v_Md: Tensor, bias_NM: Tensor | None) -> Tensor:
+    """Attend with one head, query after query, key after key."""
+    outputs = []
+    for n, q_d in enumerate(q_Nd):
+        scores = [q_d @ k_d / math.sqrt(len(q_d)) for k_d in k_Md]
+        if bias_NM is not None:
+            scores = [score + bias_NM[n, m] for m, score in enumerate(scores)]
+        exponentials = [score.exp() for score in scores]
+        total = torch.stack(exponentials).sum()
+        weighted = [e / total * v_d for e, v_d in zip(exponentials, v_Md, strict=True)]
+        outputs.append(torch.stack(weighted).sum(0))
+    return torch.stack(outputs)
 
 
-def with_gradient(given: dict[str, Tensor | None]) -> list[Tensor]:
-    return [tensor for tensor in given.values() if tensor is not None and tensor.requires_grad]
+def slow_attention(attention: Attention, inputs: Inputs) -> Tensor:
+    """Attend sample by sample and head by head, padding cut off."""
+    w_q, w_k, w_v = attention.qkv.weight.split(D)
+    outputs = []
+    for b in range(B):
+        is_real = torch.ones(inputs.source_BMD.shape[1], dtype=torch.bool)
+        if inputs.is_padding_BM is not None:
+            is_real = ~inputs.is_padding_BM[b]
+        source_MD = inputs.source_BMD[b, is_real]
+        q_ND = inputs.x_BND[b] @ w_q.T + attention.q_bias
+        k_MD = source_MD @ w_k.T
+        v_MD = source_MD @ w_v.T + attention.v_bias
+        heads = []
+        for h in range(H):
+            part = slice(h * D // H, (h + 1) * D // H)
+            bias_NM = None
+            if inputs.bias_BHNM is not None:
+                bias_NM = inputs.bias_BHNM[b, h][:, is_real]
+            heads.append(slow_heads(q_ND[:, part], k_MD[:, part], v_MD[:, part], bias_NM))
+        joined_ND = torch.cat(heads, dim=1)
+        outputs.append(joined_ND @ attention.proj.weight.T + attention.proj.bias)
+    return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("bias", [None, "alike", "each"])
+@pytest.mark.parametrize("bias", [None, "one", "each"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("keys", [False, True])
 def test_forward_and_backward_equal_torchs(keys, padded, bias):
-    attention, given = random_attention(), arguments(keys=keys, padded=padded, bias=bias)
-    twin, x_BND, keys_BMD = torch_twin(attention), given["x_BND"], given["keys_BMD"]
-    assert x_BND is not None
-    source_BMD = x_BND if keys_BMD is None else keys_BMD
-    mask, bias_HNM = given["is_padding_BM"], given["bias_HNM"]
-    added = None if bias_HNM is None else bias_HNM.expand(B, -1, -1, -1).flatten(0, 1)
-    minus_infinity = (
-        None if mask is None else torch.zeros(mask.shape).masked_fill(mask, float("-inf"))
-    )
+    attention = random_attention()
+    inputs = random_inputs(keys=keys, padded=padded, bias=bias)
+    twin = torch_twin(attention)
+    mask = None
+    if inputs.is_padding_BM is not None:
+        mask = torch.zeros(inputs.is_padding_BM.shape).masked_fill(inputs.is_padding_BM, -torch.inf)
     expected, _ = twin(
-        x_BND,
-        source_BMD,
-        source_BMD,
-        key_padding_mask=minus_infinity,
-        attn_mask=added,
+        inputs.x_BND,
+        inputs.source_BMD,
+        inputs.source_BMD,
+        key_padding_mask=mask,
+        attn_mask=None if inputs.bias_BHNM is None else inputs.bias_BHNM.flatten(0, 1),
         need_weights=False,
     )
-    found = attended(attention, **given)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    output = inputs.run(attention)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
     upstream = torch.randn(B, N, D)
-    inputs = with_gradient(given)
     expected_gradients = torch.autograd.grad(
-        (expected * upstream).sum(), [*inputs, *twin.parameters()]
+        (expected * upstream).sum(), inputs.trained, retain_graph=True
     )
-    (found * upstream).sum().backward()
-    names = [name for name, _ in twin.named_parameters()]
-    for tensor, gradient in zip(inputs, expected_gradients, strict=False):
+    (expected * upstream).sum().backward(inputs=list(twin.parameters()))
+    (output * upstream).sum().backward()
+    for tensor, gradient in zip(inputs.trained, expected_gradients, strict=True):
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-4, atol=1e-5)
-    by_name = dict(zip(names, expected_gradients[len(inputs) :], strict=True))
-    for name, gradient in gradients(attention).items():
-        torch.testing.assert_close(
-            gradient, by_name[name], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    twin_gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    assert twin_gradients["in_proj_bias"] is not None
+    twin_gradients["in_proj_bias"][D : 2 * D] = 0  # that of k, which is 0 but for rounding
+    for name, gradient in torch_named_gradients(attention).items():
+        torch.testing.assert_close(gradient, twin_gradients[name], rtol=1e-4, atol=1e-4)
 
 
-def slow_attention(attention: Attention, given: dict[str, Tensor | None]) -> Tensor:
-    """Query after query, key after key, padding left out."""
-    x_BND, mask, keys_BMD, bias_HNM = (
-        given[name] for name in ("x_BND", "is_padding_BM", "keys_BMD", "bias_HNM")
-    )
-    assert x_BND is not None
-    source_BMD = x_BND if keys_BMD is None else keys_BMD
-    w_q, w_k, w_v = attention.qkv.weight.split(D)
-    rows = []
-    for b in range(B):
-        real = [m for m in range(source_BMD.shape[1]) if mask is None or not mask[b, m]]
-        for n in range(N):
-            heads = []
-            for h in range(H):
-                own = slice(h * D // H, (h + 1) * D // H)
-                q = (w_q @ x_BND[b, n] + attention.q_bias)[own]
-                scores = [q @ (w_k @ source_BMD[b, m])[own] / math.sqrt(D / H) for m in real]
-                if bias_HNM is not None:
-                    added = bias_HNM[b] if bias_HNM.ndim == 4 else bias_HNM
-                    scores = [score + added[h, n, m] for score, m in zip(scores, real, strict=True)]
-                exponentials = [score.exp() for score in scores]
-                values = [(w_v @ source_BMD[b, m] + attention.v_bias)[own] for m in real]
-                total = torch.stack(exponentials).sum()
-                heads.append(
-                    sum(e / total * value for e, value in zip(exponentials, values, strict=True))
-                )
-            rows.append(attention.proj.weight @ torch.cat(heads) + attention.proj.bias)
-    return torch.stack(rows).view(B, N, D)
-
-
-@pytest.mark.parametrize("bias", [None, "alike", "each"])
+@pytest.mark.parametrize("bias", [None, "one", "each"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("keys", [False, True])
 def test_bfloat16_stays_close_to_the_loop_forward_and_backward(keys, padded, bias, monkeypatch):
-    """On a CPU it goes by the explicit form where there is something to train, else by the fused kernel."""
-    calls, explicit = [], module.attention_weights
-    monkeypatch.setattr(
-        module, "attention_weights", lambda *given: calls.append(1) or explicit(*given)
-    )
-    attention, given = random_attention(), arguments(keys=keys, padded=padded, bias=bias)
-    expected = slow_attention(attention, given)
+    """On a CPU it takes the explicit form in training, else the fused kernel."""
+    num_explicit = 0
+    attention_weights = attention_module.attention_weights
+
+    def counted(*args: Tensor | None) -> Tensor:
+        nonlocal num_explicit
+        num_explicit += 1
+        return attention_weights(*args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(attention_module, "attention_weights", counted)
+    attention = random_attention()
+    inputs = random_inputs(keys=keys, padded=padded, bias=bias)
+    expected = slow_attention(attention, inputs)
+    atol = 0.03 * expected.abs().max().item()
     with torch.autocast("cpu", torch.bfloat16):
-        found = attended(attention, **given)
-    assert found.dtype == torch.bfloat16
-    assert calls == [1]
-    torch.testing.assert_close(
-        found.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item()
-    )
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fused = attended(attention, **given)
-    assert calls == [1]
-    torch.testing.assert_close(
-        fused.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item()
-    )
-    upstream, wanted = torch.randn(B, N, D), [*with_gradient(given), *attention.parameters()]
-    exact = torch.autograd.grad((expected * upstream).sum(), wanted)
-    for a, b in zip(
-        torch.autograd.grad((found.float() * upstream).sum(), wanted), exact, strict=True
-    ):
-        assert (a - b).norm() < 0.03 * b.norm()
+        output = inputs.run(attention)
+        assert num_explicit == 1
+        with torch.no_grad():
+            fused = inputs.run(attention)
+        assert num_explicit == 1
+    assert output.dtype == fused.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(fused.float(), expected, rtol=0, atol=atol)
+
+    upstream = torch.randn(B, N, D)
+    trained = [*inputs.trained, *attention.parameters()]
+    gradients = torch.autograd.grad((output.float() * upstream).sum(), trained)
+    exact = torch.autograd.grad((expected * upstream).sum(), trained)
+    for gradient, exact_gradient in zip(gradients, exact, strict=True):
+        assert (gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("bias", ["one", "each"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("keys", [False, True])
-def test_a_learned_bias_gets_its_gradient(keys, padded, dtype):
-    """Relative positions are learnt: what is added to a score has the gradient of the score, and none at padding."""
+def test_a_learned_bias_gets_the_gradient_of_its_score(keys, padded, bias, dtype, tolerance):
+    """Relative positions are learned: a bias has the gradient of its score, none at padding."""
     attention = random_attention()
-    for kind in ("alike", "each"):
-        given = arguments(keys=keys, padded=padded, bias=kind)
-        bias_HNM = given["bias_HNM"]
-        assert bias_HNM is not None
-        bias_HNM.requires_grad_()
-        upstream = torch.randn(B, N, D)
-        (exact,) = torch.autograd.grad(
-            (slow_attention(attention, given) * upstream).sum(), bias_HNM
-        )
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = attended(attention, **given)
-        (gradient,) = torch.autograd.grad((found.float() * upstream).sum(), bias_HNM)
-        assert (gradient - exact).norm() < (1e-4 if dtype == torch.float32 else 0.03) * exact.norm()
-        mask = given["is_padding_BM"]
-        if mask is not None and kind == "each":
-            assert not gradient.masked_select(mask[:, None, None, :]).any()
+    inputs = random_inputs(keys=keys, padded=padded, bias=bias)
+    assert inputs.bias is not None
+    inputs.bias.requires_grad_()
+    upstream = torch.randn(B, N, D)
+    expected = (slow_attention(attention, inputs) * upstream).sum()
+    (exact,) = torch.autograd.grad(expected, inputs.bias)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output = inputs.run(attention)
+    (gradient,) = torch.autograd.grad((output.float() * upstream).sum(), inputs.bias)
+    assert (gradient - exact).norm() < tolerance * exact.norm()
+    if inputs.is_padding_BM is not None and bias == "each":
+        assert not gradient.masked_select(inputs.is_padding_BM[:, None, None, :]).any()
 
 
-def test_a_float32_bias_goes_with_bfloat16_weights():
+def test_a_float32_bias_works_with_bfloat16_weights():
     """As in a model that is held in bfloat16: both forms return its type."""
-    attention, given = (
-        random_attention().bfloat16(),
-        arguments(keys=False, padded=False, bias="alike"),
-    )
-    given["x_BND"] = torch.randn(B, N, D).bfloat16()
-    explicit = attended(attention, **given)
+    attention = random_attention().bfloat16()
+    inputs = random_inputs(keys=False, padded=False, bias="one")
+    inputs.x_BND = torch.randn(B, N, D).bfloat16()
+    explicit = inputs.run(attention)
     with torch.no_grad():
-        fused = attended(attention, **given)
+        fused = inputs.run(attention)
     assert explicit.dtype == fused.dtype == torch.bfloat16
     assert (explicit - fused).norm() < 0.03 * fused.norm()
 
 
 @torch.no_grad()
-def test_what_padding_holds_changes_nothing():
-    attention, given = random_attention(), arguments(keys=True, padded=True, bias="alike")
-    keys_BMD, mask = given["keys_BMD"], given["is_padding_BM"]
-    assert keys_BMD is not None
-    assert mask is not None
-    other = given | {
-        "keys_BMD": torch.where(mask[:, :, None], torch.full_like(keys_BMD, 1e3), keys_BMD)
-    }
-    torch.testing.assert_close(attended(attention, **given), attended(attention, **other))
+def test_contents_of_padding_change_nothing():
+    attention = random_attention()
+    inputs = random_inputs(keys=True, padded=True, bias="one")
+    assert inputs.keys_BMD is not None
+    changed_BMD = inputs.keys_BMD.masked_fill(IS_PADDING_BM[:, :, None], 1e3)
+    changed = replace(inputs, keys_BMD=changed_BMD)
+    torch.testing.assert_close(inputs.run(attention), changed.run(attention))
+
+
+def test_attention_returns_the_type_of_its_inputs_also_under_autocast():
+    q, k, v = torch.randn(3, 2, H, N, D // H).bfloat16().requires_grad_()
+    output = attend(q, k, v, None)
+    assert output.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(attend(q, k, v, None), output)
 
 
 # By lengths, as on a GPU
 
 
+def packed_rows(*, packs: bool) -> tuple[Tensor, PackedTokens]:
+    x_BMD = torch.randn(B, M, D)
+    tokens = Tokens(x_BND=x_BMD, num_image=2, is_padding_BN=IS_PADDING_BM)
+    return x_BMD, PackedTokens.of(tokens, H, packs=packs)
+
+
 def slow_varlen(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, longest: int, most: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    key_starts: Tensor,
+    longest: int,
+    longest_keys: int,
 ) -> Tensor:
-    """torch's `varlen_attn`, whose kernel is of CUDA: a loop over sequences, of which some may be empty."""
-    assert (
-        starts.dtype == torch.int32 and starts is ends and starts[0] == 0 and starts[-1] == len(q)
-    )
-    assert longest == most and starts.diff().min() >= 0 and starts.diff().max() <= longest
-    parts = [(x.split(starts.diff().tolist()) for x in (q, k, v))]
-    out = [
-        (torch.einsum("nhd,mhd->hnm", a, b) / math.sqrt(a.shape[2])).softmax(-1) @ c.transpose(0, 1)
-        for of_kind in parts
-        for a, b, c in zip(*of_kind, strict=True)
-    ]
-    return torch.cat([x.transpose(0, 1) for x in out])
+    """torch's `varlen_attn`, a CUDA kernel, as a loop over sequences; some may be empty."""
+    assert starts is key_starts
+    assert starts.dtype == torch.int32
+    assert (starts[0], starts[-1]) == (0, len(q))
+    lengths = starts.diff().tolist()
+    assert longest == longest_keys
+    assert min(lengths) >= 0
+    assert max(lengths) <= longest
+    outputs = []
+    parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    for q_NHd, k_NHd, v_NHd in parts:
+        scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHd, k_NHd) / math.sqrt(q.shape[2])
+        out_HNd = scores_HNN.softmax(-1) @ v_NHd.transpose(0, 1)
+        outputs.append(out_HNd.transpose(0, 1))
+    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("packs", [True, False], ids=["few rows of padding", "all padding"])
 @pytest.mark.parametrize("reads", [None, torch.tensor([0, 4, 9])], ids=["all rows", "some rows"])
-def test_attention_by_lengths_equals_that_by_a_mask(packs, reads, monkeypatch):
-    attention, x_BMD = random_attention(), torch.randn(B, M, D)
-    is_padding_BM = torch.arange(M) >= torch.tensor(LENGTHS)[:, None]
-    rows = PackedTokens.of(
-        Tokens(x_BND=x_BMD, num_image=2, is_padding_BN=is_padding_BM), H, packs=packs
-    )
-    read = None if reads is None else ReadPositions(row_M=reads, is_image=False)
-    is_real = (
-        torch.ones(len(rows.token_S), dtype=torch.bool)
-        if rows.is_real_S is None
-        else rows.is_real_S
-    )
-    is_read = is_real if reads is None else is_real[reads]
-    upstream, found = torch.randn(len(is_read), D) * is_read[:, None], {}
+def test_attention_by_lengths_equals_attention_by_a_mask(packs, reads, monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", slow_varlen)
-    for by_lengths in (True, False):
-        monkeypatch.setattr(module, "can_use_varlen", lambda *_, by_lengths=by_lengths: by_lengths)
+    attention = random_attention()
+    x_BMD, rows = packed_rows(packs=packs)
+    read = None if reads is None else ReadPositions(row_M=reads, is_image=False)
+    is_real = torch.ones(len(rows.token_S), dtype=torch.bool)
+    if rows.is_real_S is not None:
+        is_real = rows.is_real_S
+    if reads is not None:
+        is_real = is_real[reads]
+    upstream = torch.randn(len(is_real), D) * is_real[:, None]
+
+    def run(*, by_lengths: bool) -> dict[str, Tensor | None]:
+        monkeypatch.setattr(attention_module, "can_use_varlen", lambda *_: by_lengths)
         x_SD = rows.pack(x_BMD).requires_grad_()
-        out = attention.forward_packed(x_SD, rows, read)
+        output = attention.forward_packed(x_SD, rows, read)
         attention.zero_grad()
-        (out * upstream).sum().backward()
-        found[by_lengths] = {"out": out[is_read], "x": x_SD.grad, **gradients(attention)}
-    for name, by_lengths in found[True].items():
-        torch.testing.assert_close(by_lengths, found[False][name], rtol=1e-5, atol=1e-5, msg=name)
+        (output * upstream).sum().backward()
+        gradients = torch_named_gradients(attention)
+        return {"output": output[is_real], "x": x_SD.grad, **gradients}
+
+    expected = run(by_lengths=False)
+    for name, value in run(by_lengths=True).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_on_cuda_attention_by_lengths_is_flash_of_halves(monkeypatch):
+def test_on_cuda_attention_by_lengths_is_flash_in_half_precision(monkeypatch):
     """On a pretended GPU, whose tensors have no values."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    is_padding_BM, S = torch.arange(M) >= torch.tensor(LENGTHS)[:, None], B * M
-    rows = PackedTokens.of(
-        Tokens(x_BND=torch.randn(B, M, D), num_image=2, is_padding_BN=is_padding_BM), H, packs=False
-    )
+    _, rows = packed_rows(packs=False)
+    S = B * M
     with FakeTensorMode():
-        order_S, starts = (
-            torch.empty(n, dtype=kind, device="cuda")
-            for n, kind in ((S, torch.long), (2 * B + 1, torch.int32))
-        )
-        vars(rows)["by_sequence"] = SequenceOrder(row_S=order_S, place_S=order_S, start=starts)
+        row_S = torch.empty(S, dtype=torch.long, device="cuda")
+        start = torch.empty(2 * B + 1, dtype=torch.int32, device="cuda")
+        order = SequenceOrder(row_S=row_S, place_S=row_S, start=start)
+        vars(rows)["by_sequence"] = order
         qkv_SX = torch.empty(S, 3 * D, device="cuda", dtype=torch.bfloat16)
-        out = module.varlen_attention(qkv_SX, rows, H)
-        assert (out.shape, out.dtype, out.device.type) == ((S, D), torch.bfloat16, "cuda")
-        assert module.can_use_varlen(qkv_SX, rows, H)
-        for given in (
-            (qkv_SX.float(), rows, H),
-            (qkv_SX, rows, 2 * H),
-            (qkv_SX, replace(rows, is_padding_BN=None), H),
-        ):
-            assert not module.can_use_varlen(*given)  # in float32, of heads of 4, without padding
+        output = attention_module.varlen_attention(qkv_SX, rows, H)
+        assert (output.shape, output.dtype) == ((S, D), torch.bfloat16)
+        assert output.device.type == "cuda"
+        assert attention_module.can_use_varlen(qkv_SX, rows, H)
+        assert not attention_module.can_use_varlen(qkv_SX.float(), rows, H)
+        heads_of_4 = 2 * H
+        assert not attention_module.can_use_varlen(qkv_SX, rows, heads_of_4)
+        unpadded = replace(rows, is_padding_BN=None)
+        assert not attention_module.can_use_varlen(qkv_SX, unpadded, H)
