@@ -1,9 +1,10 @@
-"""The [CLS] of a last block that computes no other states, and split batches.
+"""States that are read alone equal those of a whole pass; batches that are split equal their parts.
 
-Letters: B batch, N all tokens, D width.
+Letters: B batch, M tokens that are read, N all tokens, D width.
 """
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def official(routing: str) -> Encoder:
+def published(routing: str) -> Encoder:
     module = Encoder(model_config(routing=routing, num_experts=8), SIZES, VOCAB)
     randomize(module, 0, std=0.4)
     return module.eval()
@@ -34,214 +35,240 @@ def official(routing: str) -> Encoder:
 
 def inputs_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
     ids, is_padding = text_batch()
-    image = model.image(pixels()) if kind != "text" else None
-    return image, model.text(
-        ids, is_padding if kind != "pair without padding" else None
-    ) if kind != "image" else None
+    image = None if kind == "text" else model.image(pixels())
+    if kind == "image":
+        return image, None
+    if kind == "pair without padding":
+        return image, model.text(ids, None)
+    return image, model.text(ids, is_padding)
 
 
-def counts(routers: list[list[Tensor]]) -> list[list[float]]:
-    """Tokens that each router of each pass saw."""
-    return [[router_sums(stats).num_tokens.item() for stats in one] for one in routers]
+def pair_of(model: Encoder, kind: str = "pair") -> tuple[Tokens, Tokens]:
+    image, text = inputs_of(model, kind)
+    assert image is not None
+    assert text is not None
+    return image, text
+
+
+def token_counts(routers: list[list[Tensor]]) -> list[list[float]]:
+    """Return the number of tokens that each router of each pass saw."""
+    counts = []
+    for pass_stats in routers:
+        counts.append([router_sums(stats).num_tokens.item() for stats in pass_stats])
+    return counts
+
+
+def gradients(model: Encoder) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_gradients_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Check gradients; networks that a whole pass runs for nothing may have none."""
+    for name, gradient in expected.items():
+        partial = actual.get(name, torch.zeros_like(gradient))
+        torch.testing.assert_close(partial, gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+# States that are read alone
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shallow", "deep"), POLICIES)
 @torch.no_grad()
-def test_in_evaluation_it_is_what_encode_gives_from_less(kind, shallow, deep):
+def test_in_evaluation_cls_equals_that_of_encode_from_fewer_states(kind, shallow, deep):
     model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2)
     inputs = inputs_of(model, kind)
     cls_BD, routers = model.cls(*inputs)
     encoded = model.encode(*inputs)
-    assert torch.equal(encoded.cls_BD, encoded.x_BND[:, NUM_IMAGE if "pair" in kind else 0])
+    position = NUM_IMAGE if "pair" in kind else 0
+    assert torch.equal(encoded.cls_BD, encoded.x_BND[:, position])
     torch.testing.assert_close(cls_BD, encoded.cls_BD, rtol=1e-4, atol=1e-5)
-    if deep == "moe":  # the last router saw one token of each sample
-        assert [found[-1] for found in counts(routers)] == [B]
-        assert (
-            counts(encoded.routers)[0][0]
-            == counts(encoded.routers)[0][-1]
-            == counts(routers)[0][0]
-            > B
-        )
-    before, _ = model.cls(*inputs, final_norm=False)
-    torch.testing.assert_close(model.norm(before), cls_BD)
-    assert not torch.allclose(before, cls_BD)
+    if deep == "moe":
+        (first, last) = token_counts(routers)[0]
+        assert last == B  # one token of each sample
+        assert token_counts(encoded.routers) == [[first, first]]
+        assert first > B
+
+    before_norm, _ = model.cls(*inputs, final_norm=False)
+    torch.testing.assert_close(model.norm(before_norm), cls_BD)
+    assert not torch.allclose(before_norm, cls_BD)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("looks_inside", [False, True])
-def test_in_training_and_for_those_who_look_inside_routers_see_all(kind, looks_inside):
-    """All tokens count in the balance loss, and any state may be looked at."""
-    model = encoder().train(not looks_inside)
-    model.computes_all = looks_inside
+@pytest.mark.parametrize("computes_all", [False, True], ids=["training", "inspection"])
+def test_in_training_and_for_inspection_routers_see_all_tokens(kind, computes_all):
+    """All tokens count in the balance loss, and any state may be inspected."""
+    model = encoder().train(not computes_all)
+    model.computes_all = computes_all
     inputs = inputs_of(model, kind)
     cls_BD, routers = model.cls(*inputs)
     encoded = model.encode(*inputs)
-    torch.testing.assert_close(
-        cls_BD, encoded.cls_BD
-    )  # the norm of fewer rows rounds otherwise on some processors
-    assert counts(routers) == counts(encoded.routers)
-    for found, expected in zip(*routers, *encoded.routers, strict=True):
-        torch.testing.assert_close(router_sums(found).gate_E, router_sums(expected).gate_E)
-        assert torch.equal(chosen_ME(found), chosen_ME(expected))
+    # the norm of fewer rows rounds otherwise on some processors
+    torch.testing.assert_close(cls_BD, encoded.cls_BD)
+    assert token_counts(routers) == token_counts(encoded.routers)
+    for stats, expected in zip(*routers, *encoded.routers, strict=True):
+        torch.testing.assert_close(router_sums(stats).gate_E, router_sums(expected).gate_E)
+        assert torch.equal(chosen_ME(stats), chosen_ME(expected))
 
 
-def test_the_gradient_of_one_state_is_the_same_either_way():
+def test_the_gradient_of_cls_equals_that_of_a_whole_pass():
     model = encoder()
-    gradients = []
-    for compute in (
-        lambda *given: model.cls(*given)[0],
-        lambda *given: model.encode(*given).cls_BD,
-    ):
+
+    def gradients_of(cls: Callable[[Tokens, Tokens], Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(1)
         model.zero_grad()
-        compute(*inputs_of(model, "pair")).sin().sum().backward()
-        gradients.append(
-            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        )
-    alone, among_all = gradients
-    for name, gradient in among_all.items():
-        torch.testing.assert_close(
-            alone.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-3, atol=1e-4
-        )
+        cls(*pair_of(model)).sin().sum().backward()
+        return gradients(model)
+
+    alone = gradients_of(lambda image, text: model.cls(image, text)[0])
+    whole = gradients_of(lambda image, text: model.encode(image, text).cls_BD)
+    assert_gradients_close(alone, whole)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("shallow", "deep"), POLICIES)
-def test_tokens_that_are_read_alone_are_what_they_are_among_all(shallow, deep, training):
-    """With their gradients; in training the routers see the same."""
+def test_text_tokens_that_are_read_alone_equal_those_of_a_whole_pass(shallow, deep, training):
+    """States, gradients, and the tokens that routers see."""
     model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train(training)
     token_M = torch.tensor([1, 7, 8, 13])  # of three texts of six tokens
-    found = []
-    for some in (model.for_tokens, partial(Backbone.for_tokens, model)):
+
+    def run(for_tokens) -> tuple[Tensor, list[list[float]], dict[str, Tensor]]:
         model.zero_grad()
         torch.manual_seed(1)
-        image, text = inputs_of(model, "pair")
-        assert text is not None
-        states_MD, routers = some(image, text, token_M)
+        states_MD, routers = for_tokens(model, *pair_of(model), token_M)
         states_MD.sin().sum().backward()
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        found.append((states_MD.detach(), counts(routers), gradients))
-    (alone, seen, gradients), (among_all, all_seen, expected) = found
-    torch.testing.assert_close(alone, among_all, rtol=1e-4, atol=1e-5)
-    assert seen == all_seen
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            gradients.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-3, atol=1e-4
-        )
+        return states_MD.detach(), token_counts(routers), gradients(model)
+
+    states, counts, actual = run(Encoder.for_tokens)
+    whole_states, whole_counts, expected = run(Backbone.for_tokens)
+    torch.testing.assert_close(states, whole_states, rtol=1e-4, atol=1e-5)
+    assert counts == whole_counts
+    assert_gradients_close(actual, expected)
+
+
+# Padding
+
+
+@dataclass
+class Pass:
+    """What a batch gives: states of its real tokens, sums of all routers, gradients."""
+
+    states: Tensor
+    router_sums: Tensor
+    gradients: dict[str, Tensor]
+
+
+def run_in_groups(model: Encoder, kind: str, images: Tensor, groups: list[list[int]]) -> Pass:
+    """Encode groups of three texts, each as long as its longest text."""
+    torch.manual_seed(2)
+    ids, is_padding = text_batch()
+    lengths = (~is_padding).sum(1)
+    model.zero_grad()
+    states = []
+    sums = torch.zeros(2, 4 * 4)
+    for group in groups:
+        T = int(lengths[group].max())
+        text_padding = is_padding[group, :T] if len(group) > 1 else None
+        image = model.image(images[group]) if kind == "pair" else None
+        encoded = model.encode(image, model.text(ids[group, :T], text_padding))
+        for row, sample in enumerate(group):
+            states.append(encoded.x_BND[row, : encoded.num_image + lengths[sample]])
+        for stats in encoded.routers[0]:
+            sums = sums + stats.detach()
+    all_states = torch.cat(states)
+    all_states.sin().sum().backward()
+    return Pass(all_states.detach(), sums, gradients(model))
 
 
 @pytest.mark.parametrize("tile", [1, 4, 32])
 @pytest.mark.parametrize("kind", ["text", "pair"])
 @pytest.mark.parametrize(("shallow", "deep"), POLICIES)
-def test_a_sample_has_the_state_of_a_batch_without_padding(shallow, deep, kind, tile, monkeypatch):
-    """States, gradients and what the routers do: all samples at once, without padding, as one by one."""
+def test_a_batch_with_padding_equals_its_samples_one_by_one(shallow, deep, kind, tile, monkeypatch):
     monkeypatch.setattr("eve_vl.model.packing.TILE", tile)
     model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train()
-    ids, is_padding = text_batch()
-    images, found = pixels(), []
-    assert is_padding.any()
-    for groups in ([[0, 1, 2]], [[0], [1], [2]]):
-        model.zero_grad()
-        loss, states, sums = torch.zeros(()), [], []
-        for group in groups:
-            length = int((~is_padding[group]).sum(1).max())
-            image = model.image(images[group]) if kind == "pair" else None
-            text = model.text(
-                ids[group, :length], is_padding[group, :length] if len(group) > 1 else None
-            )
-            encoded = model.encode(image, text)
-            for row, b in enumerate(group):
-                real_ND = encoded.x_BND[row, : encoded.num_image + int((~is_padding[b]).sum())]
-                states.append(real_ND.detach())
-                loss = loss + real_ND.sin().sum()
-            sums.append(
-                torch.stack([torch.zeros(2, 16), *(stats.detach() for stats in encoded.routers[0])])
-            )
-        loss.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        found.append((torch.cat(states), torch.stack(sums).sum(0), gradients))
-    (states, sums, gradients), (alone, sums_alone, expected) = found
-    torch.testing.assert_close(states, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(sums, sums_alone, rtol=1e-4, atol=1e-4)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    images = pixels()
+    batch = run_in_groups(model, kind, images, [[0, 1, 2]])
+    single = run_in_groups(model, kind, images, [[0], [1], [2]])
+    torch.testing.assert_close(batch.states, single.states, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.router_sums, single.router_sums, rtol=1e-4, atol=1e-4)
+    assert batch.gradients.keys() == single.gradients.keys()
+    assert_gradients_close(batch.gradients, single.gradients)
 
 
 # Parts of a batch, one by one
 
 
-def test_only_where_tokens_compete_are_states_never_left_out():
-    assert official("reference").computes_all
-    assert not official("reference-dropless").computes_all
+def test_states_are_always_computed_only_where_tokens_compete():
+    assert published("reference").computes_all
+    assert not published("reference-dropless").computes_all
     assert not encoder().computes_all
 
 
 @pytest.mark.parametrize("routing", ["reference", "reference-dropless"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_official_parts_are_passes_of_their_own(kind, routing):
-    model = official(routing)
+def test_parts_of_a_batch_equal_separate_passes_of_published_routing(kind, routing):
+    model = published(routing)
     image, text = inputs_of(model, kind)
     torch.manual_seed(5)
     encoded = model.encode(image, text, num_passes=3)
-    torch.manual_seed(5)  # the draws of one pass follow on those of the one before
+
+    torch.manual_seed(5)  # the noise of one pass follows on that of the one before
     parts = []
     for b in range(B):
         row = torch.tensor([b])
-        parts.append(
-            model.encode(
-                *(None if tokens is None else index_tokens(tokens, row) for tokens in (image, text))
-            )
-        )
+        image_part = None if image is None else index_tokens(image, row)
+        text_part = None if text is None else index_tokens(text, row)
+        parts.append(model.encode(image_part, text_part))
     assert torch.equal(encoded.x_BND, torch.cat([part.x_BND for part in parts]))
-    assert encoded.num_image == join(image, text).num_image
-    padding = join(image, text).is_padding_BN
-    assert encoded.is_padding_BN is padding is None or torch.equal(encoded.is_padding_BN, padding)  # pyright: ignore
-    assert counts(encoded.routers) == [counts(part.routers)[0] for part in parts]
+    assert token_counts(encoded.routers) == [token_counts(part.routers)[0] for part in parts]
+    tokens = join(image, text)
+    assert encoded.num_image == tokens.num_image
+    if tokens.is_padding_BN is None:
+        assert encoded.is_padding_BN is None
+    else:
+        assert encoded.is_padding_BN is not None
+        assert torch.equal(encoded.is_padding_BN, tokens.is_padding_BN)
+
     torch.manual_seed(5)
     cls_BD, routers = model.cls(image, text, num_passes=3)
     torch.testing.assert_close(cls_BD, encoded.cls_BD, rtol=1e-4, atol=1e-5)
-    assert [len(one) for one in routers] == [2] * 3
     N = encoded.x_BND.shape[1]
-    assert counts(routers) == [[N, N if routing == "reference" else 1]] * 3
+    num_last = N if routing == "reference" else 1
+    assert token_counts(routers) == [[N, num_last]] * 3
 
 
 @torch.no_grad()
-def test_official_cls_before_the_final_norm_goes_by_passes_too():
-    model = official("reference-dropless")
+def test_cls_before_the_final_norm_is_computed_in_parts_too():
+    model = published("reference-dropless")
     inputs = inputs_of(model, "pair")
-    before, _ = model.cls(*inputs, num_passes=3, final_norm=False)
-    torch.testing.assert_close(model.norm(before), model.cls(*inputs, num_passes=3)[0])
+    before_norm, _ = model.cls(*inputs, num_passes=3, final_norm=False)
+    cls_BD, _ = model.cls(*inputs, num_passes=3)
+    torch.testing.assert_close(model.norm(before_norm), cls_BD)
 
 
-def clear_choices(model: Encoder) -> Tensor:
-    """States of a pair with itself, of one pass and of two, whose second choices are drawn alike."""
+@pytest.mark.parametrize(
+    ("routing", "is_equal"), [("reference", False), ("reference-dropless", True)]
+)
+@torch.no_grad()
+def test_the_number_of_passes_matters_only_where_tokens_are_dropped(routing, is_equal):
+    model = published(routing)
     for block in model.blocks[1:]:
-        block.ffn.noise = None  # pyright: ignore
-    image, text = inputs_of(model, "pair without padding")
-    assert image is not None
-    assert text is not None
+        block.ffn.noise = None  # pyright: ignore[reportAttributeAccessIssue]
+    image, text = pair_of(model, "pair without padding")
     rows = torch.tensor([0, 0, 1, 1])
-    both = index_tokens(image, rows), index_tokens(text, rows)
-    return torch.stack([model.encode(*both).x_BND, model.encode(*both, num_passes=2).x_BND])
+    twice = index_tokens(image, rows), index_tokens(text, rows)
+    single = model.encode(*twice).x_BND
+    split = model.encode(*twice, num_passes=2).x_BND
+    assert torch.allclose(single, split, rtol=1e-3, atol=1e-3) == is_equal
 
 
 @torch.no_grad()
-def test_passes_matter_only_where_tokens_are_dropped():
-    one, two = clear_choices(official("reference"))
-    assert not torch.allclose(one, two, rtol=1e-3, atol=1e-3)
-    one, two = clear_choices(official("reference-dropless"))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_stable_routing_takes_all_parts_in_one_pass():
+def test_dropless_routing_takes_all_parts_in_one_pass():
     model = encoder()
     inputs = inputs_of(model, "pair")
-    one, three = model.encode(*inputs), model.encode(*inputs, num_passes=3)
-    assert torch.equal(one.x_BND, three.x_BND)
-    assert len(three.routers) == len(model.cls(*inputs, num_passes=3)[1]) == 1
+    single = model.encode(*inputs)
+    split = model.encode(*inputs, num_passes=3)
+    assert torch.equal(single.x_BND, split.x_BND)
+    assert len(split.routers) == 1
+    assert len(model.cls(*inputs, num_passes=3)[1]) == 1
