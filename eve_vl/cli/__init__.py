@@ -26,17 +26,31 @@ DISK = {
     errno.EIO,
     errno.EPIPE,
 }  # EPIPE: the reader of a pipe has gone
-FILES = {
-    "search": ("try", "index", "features", "search", "serve"),
-    "learn": ("learn",),
-    "train": ("demo", "pretrain", "finetune", "average"),
-    "compare": ("runs",),
-    "runs": ("bench", "plan", "evaluate", "inspect", "report", "export", "convert"),
-    "data": ("data check", "data answers", "data write", "tokenizer train"),
-    "predict": ("encode",),
-    "common": ("completion",),
+VERBS = {
+    "try": "search",
+    "index": "search",
+    "features": "features",
+    "search": "search",
+    "serve": "search",
+    "learn": "learn",
+    "demo": "train",
+    "pretrain": "train",
+    "finetune": "train",
+    "average": "train",
+    "runs": "compare",
+    "bench": "runs",
+    "plan": "runs",
+    "evaluate": "runs",
+    "inspect": "runs",
+    "report": "runs",
+    "export": "runs",
+    "convert": "runs",
+    "data check": "data",
+    "data answers": "data",
+    "data write": "data",
+    "tokenizer train": "data",
+    "completion": "common",
 }
-VERBS = {verb: file for file, verbs in FILES.items() for verb in verbs}
 """Verb → file of this folder with its function, `run_data_check` for `data check`. Each call of a run is a verb too."""
 NOTE = """\
 eve help VERB and eve VERB --help describe a verb. --code FILE.py first loads tasks and readers of your own, with any verb."""

@@ -1,4 +1,4 @@
-"""Verbs that find images and serve runs: try, index, features, search, serve."""
+"""Verbs that find images and serve runs: try, index, search, serve."""
 
 import contextlib
 import dataclasses
@@ -61,21 +61,6 @@ class IndexArgs(SourceArgs, DeviceArgs):
     """Sources to forget."""
     batch_size: int = 64
     """Images or captions per batch."""
-
-
-class FeaturesArgs(SourceArgs, DeviceArgs):
-    """Flags of `eve features`."""
-
-    sources: Positional[tuple[str, ...]]
-    """Folders of images, tables or shards."""
-    run: Path
-    """Run folder, or one of its checkpoints, whose features of images and texts compare."""
-    out: Path = Path("features")
-    """Folder of the parts; parts that are there are kept."""
-    part_rows: int = 8192
-    """Rows of a source per part; processes share whole parts."""
-    batch_size: int = 64
-    """Images per batch."""
 
 
 class SearchArgs(JsonArgs, DeviceArgs):
@@ -219,18 +204,6 @@ def _print_changes(folder: Path, index: Any) -> None:
     print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}, {near}")
     if changes.broken:
         print_line(f"note: {pluralize(len(changes.broken), 'image')} could not be used")
-
-
-def run_features(args: FeaturesArgs) -> None:
-    """Write features as Parquet for other databases: eve features SOURCE … --run RUN."""
-    from eve_vl.eve import Eve
-    from eve_vl.search.parquet_features import write_features
-
-    options = {"part_rows": args.part_rows, "batch_size": args.batch_size} | args.reading()
-    counts = write_features(Eve.load(args.run, args.device), args.sources, args.out, **options)
-    print_line(
-        f"{args.out}: {', '.join(pluralize(number, what) for what, number in counts.items())}"
-    )
 
 
 def run_search(args: SearchArgs) -> None:

@@ -212,7 +212,7 @@ def test_unknown_names(eve):
         eve("evaluate", "retrieval", "builtin:drawings")
     )
     assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in complaint(
-        eve("encode", "drawings", "--texts", "home")
+        eve("features", "--run", "drawings", "--texts", "home")
     )
 
 

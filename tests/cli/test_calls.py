@@ -18,7 +18,7 @@ from eve_vl.train.run_log import RunLog
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
 
 JSON = ("--json", "numbers.json")
-USES = ("answer", "match", "verify", "classify", "fill-mask", "reconstruct", "explain", "encode")
+USES = ("answer", "match", "verify", "classify", "fill-mask", "reconstruct", "explain")
 
 
 @pytest.fixture
@@ -149,10 +149,11 @@ def test_explain_two_images(eve, folder):
 
 def test_encode(eve, folder):
     done = eve(
-        "encode",
-        "retrieval",
+        "features",
         "1.png",
         "0.png",
+        "--run",
+        "retrieval",
         "--texts",
         TEXT,
         "a circle",
@@ -176,7 +177,7 @@ def test_encode(eve, folder):
         np.testing.assert_allclose(
             found["text_features"], run.encode_text([TEXT, "a circle", "a"]), atol=1e-5
         )
-    done = eve("encode", "vqa", "--texts", "a", "--out", "t.npz")
+    done = eve("features", "--run", "vqa", "--texts", "a", "--out", "t.npz")
     assert done.returncode == 0, done.stderr
     with np.load(folder / "t.npz") as found:
         assert sorted(found) == ["text_features", "texts"]
@@ -188,7 +189,7 @@ def test_a_file_of_features_is_as_large_as_what_is_in_it(eve, folder):
     (folder / "texts.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in texts)
     )
-    done = eve("encode", "retrieval", "--texts-of", "texts.jsonl", "--out", "f.npz")
+    done = eve("features", "--run", "retrieval", "--texts-of", "texts.jsonl", "--out", "f.npz")
     assert done.returncode == 0, done.stderr
     with np.load(folder / "f.npz", allow_pickle=False) as found:
         assert json.loads(found["texts"].item()) == texts
@@ -206,9 +207,10 @@ def test_encode_a_folder_and_a_table(eve, folder):
     (folder / "photos/broken.png").write_bytes(b"not an image")
     (folder / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
     done = eve(
-        "encode",
-        "retrieval",
+        "features",
         "photos",
+        "--run",
+        "retrieval",
         "--texts-of",
         "texts.csv",
         "--texts",
@@ -239,7 +241,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
     assert len(names["skipped"]) == 1
     for path in paths:
         path.write_bytes(b"")
-    done = eve("encode", "retrieval", "photos", "--out", "none.npz")
+    done = eve("features", "photos", "--run", "retrieval", "--out", "none.npz")
     assert (done.returncode, done.stdout.count("skipped: ")) == (1, 4)
     assert done.stderr == "eve: none.npz: not written, because no row could be used\n"
     assert not (folder / "none.npz").exists()
@@ -279,20 +281,21 @@ def test_encode_a_folder_and_a_table(eve, folder):
             ("explain", "vqa", "0.png", "a circle", "--wrd", "star"),
             "Unrecognized options: --wrd, star; did you mean '--word'?",
         ),
-        (("encode", "vqa"), "nothing to encode"),
-        *(
-            (
-                ("encode", "vqa", "0.png", "--out", name),
-                f"{name}: cannot write features with the ending {ending!r}; name it .npz",
-            )
-            for name, ending in (("f.csv", ".csv"), ("features", ""))
+        (("features", "--run", "vqa"), "nothing to encode"),
+        (
+            ("features", "0.png", "--run", "vqa", "--texts", "a"),
+            "--texts and --texts-of have no effect on Parquet parts",
         ),
         (
-            ("encode", "vqa", "0.png", "--format", "csv"),
+            ("features", "0.png", "--run", "vqa", "--out", "f.npz", "--part-rows", 9),
+            "--part-rows has no effect on a file (f.npz); leave it out",
+        ),
+        (
+            ("features", "0.png", "--run", "vqa", "--out", "f.npz", "--format", "csv"),
             "have no effect without a folder or table; name one",
         ),
         (
-            ("encode", "vqa", "0.png", "--device", "cuda:77"),
+            ("features", "0.png", "--run", "vqa", "--device", "cuda:77"),
             "device 'cuda:77': torch has no such device here",
         ),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "Unrecognized options: --rerank, 3"),
@@ -330,7 +333,10 @@ def test_encode_a_folder_and_a_table(eve, folder):
             ("evaluate", "retrieval", "retrieval", "--predictions", "a"),
             "no prediction file, those that answer, verify, ",
         ),
-        (("encode", "vqa", "--texts", "a", "--batch-size", 0), "batch_size 0 is not positive"),
+        (
+            ("features", "--run", "vqa", "--texts", "a", "--out", "f.npz", "--batch-size", 0),
+            "batch_size 0 is not positive",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(eve, folder, argv, message):

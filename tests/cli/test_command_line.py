@@ -5,8 +5,9 @@ import pytest
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.compare import RunsArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.features import FeaturesArgs
 from eve_vl.cli.learn import LearnArgs
-from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
+from eve_vl.cli.predict import call_flags, call_verbs
 from eve_vl.cli.runs import (
     BenchArgs,
     EvaluateArgs,
@@ -17,7 +18,7 @@ from eve_vl.cli.runs import (
     ZeroShotArgs,
     with_own,
 )
-from eve_vl.cli.search import FeaturesArgs, IndexArgs, SearchArgs, ServeArgs, TryArgs
+from eve_vl.cli.search import IndexArgs, SearchArgs, ServeArgs, TryArgs
 from eve_vl.cli.train import AverageArgs, TrainArgs
 from eve_vl.config import TaskConfig
 from eve_vl.config.kinds import all_kinds
@@ -85,10 +86,9 @@ SERVE = """
     --page --browser
 """
 FLAGS = {
-    EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     TryArgs: "--out --port --browser",
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
-    FeaturesArgs: f"--device {SOURCE} --run --out --part-rows --batch-size",
+    FeaturesArgs: f"--device {SOURCE} --run --out --texts --texts-of --part-rows --batch-size",
     LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
     SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
     ServeArgs: SERVE,
@@ -148,7 +148,7 @@ def test_verbs():
         *("learn", "demo", "pretrain", "finetune", "average", "runs", "bench", "plan"),
         *("evaluate", "inspect", "report", "export", "convert"),
         *("data check", "data answers", "data write", "tokenizer train"),
-        *("encode", "completion"),
+        "completion",
     ]
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.cli.test_bad_input import complaint, write_pairs
 from eve_vl.cli import VERBS, common
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
-from eve_vl.cli.predict import EncodeArgs, call_flags, call_verbs
+from eve_vl.cli.features import FeaturesArgs
+from eve_vl.cli.predict import call_flags, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, with_own
 from eve_vl.cli.train import TrainArgs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
@@ -305,7 +306,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
         for call, request in predictor_class(VQAConfig).requests().items()
     }
     known |= {
-        "encode run": EncodeArgs,
+        "features": FeaturesArgs,
         "data check": CheckArgs,
         "data answers": AnswersArgs,
         "data write": WriteArgs,

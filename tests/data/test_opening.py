@@ -102,7 +102,7 @@ def test_a_path_named_like_built_in_data_is_refused_until_it_is_clear(tmp_path, 
             opened(name)
     assert len(opened("./scenes")) == 3
     assert len(opened("scenes:train")) == 100_000
-    for read in (source_name, is_source):  # for eve index and eve encode
+    for read in (source_name, is_source):  # for eve index and eve features
         with pytest.raises(UserError, match=r"^scenes: is both a path and built-in data"):
             read("scenes")
         assert read("./scenes")

@@ -338,7 +338,7 @@ def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
 def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path, monkeypatch, eve):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    found = eve("encode", "hf:some/clip", "--texts", "a cat", "--out", "features.npz")
+    found = eve("features", "--run", "hf:some/clip", "--texts", "a cat", "--out", "features.npz")
     assert found.returncode == 2 and found.stderr.count("\n") == 1
     assert (
         "hf:some/clip: cannot be downloaded (" in found.stderr

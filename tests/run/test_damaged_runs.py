@@ -365,7 +365,7 @@ def test_a_bad_weight_is_named_when_a_run_is_used_or_started_from(
         tensors["encoder.norm.bias"] = edit(tensors["encoder.norm.bias"].clone())
         save_file(tensors, folder / "model.safetensors")
         for command in (
-            ("encode", folder, "a.png"),
+            ("features", "--run", folder, "--texts", "a", "--out", "f.npz"),
             ("finetune", "demo_vqa", "--init", folder, "--out", "tuned"),
         )[:num_commands]:
             done = eve(*command)

@@ -200,7 +200,7 @@ def test_mistakes_are_one_line(eve, run, photos, tmp_path):
     to_f = ("--run", run, "--out", "f")
     vqa = ("--run", "vqa", "--out", "g")
     mistakes: list[tuple[tuple[Any, ...], str]] = [
-        (("--run", run), "needs at least one path"),
+        (("--run", run), "nothing to encode: name images, folders or tables"),
         (("empty", *to_f), "no images in this folder"),
         (("scenes:", *to_f), "is generated data, which has no files"),
         (("photos", *vqa), "its features of images do not compare with those of texts"),

@@ -242,7 +242,7 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
         return capsys.readouterr().out
 
     assert "do not compare" in said(
-        "encode", run, image, "--texts", TEXT, "--out", tmp_path / "f.npz"
+        "features", image, "--run", run, "--texts", TEXT, "--out", tmp_path / "f.npz"
     )
     assert "finds only images by an image" in said(
         "index", image.parent, "--run", run, "--out", tmp_path / "index"
