@@ -7,7 +7,7 @@ experts drop tokens.
 Letters: n inputs, d width of features.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from eve_vl.config.generated_sources import generated
 from eve_vl.config.kinds import all_kinds, kinds_of
 from eve_vl.config.plugins import load_file
 from eve_vl.interop.run_names import run_path
-from eve_vl.predict.inputs import Images, Texts, chunked
+from eve_vl.predict.batching import chunked
 from eve_vl.predict.requests import Request
+from eve_vl.predict.user_images import Images
+from eve_vl.predict.user_texts import Texts
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
 from eve_vl.tasks.predictor import predictor_class, predictor_of
@@ -127,8 +129,14 @@ class Eve:
         Features of a run with contrast (retrieval, or pre-trained with it) compare with those of texts by dot product. Features
         of other runs are the normalised [CLS] state of the image without a text: compare them with images only.
         """
-        compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(self.run.device))  # noqa: E731
-        return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
+
+        def compute(pixels: list[Tensor]) -> Tensor:
+            return self.task.image_features(torch.stack(pixels).to(self.run.device))
+
+        skipped: list[BadSampleError] = []
+        data = DataConfig(**reading)
+        rows = self.inputs.stream_images(images, data, skipped=skipped, progress=progress)
+        return self._features(rows, compute, batch_size, skipped)
 
     def encode_text(
         self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any
@@ -137,28 +145,32 @@ class Eve:
 
         texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See `encode_image`.
         """
-        compute = lambda ids: self.task.text_features(*self.predictor.inputs.padded(ids))  # noqa: E731
-        return self._features("text", texts, compute, batch_size, progress, DataConfig(**reading))
+
+        def compute(ids: list[np.ndarray]) -> Tensor:
+            return self.task.text_features(*self.inputs.padded(ids))
+
+        skipped: list[BadSampleError] = []
+        data = DataConfig(**reading)
+        rows = self.inputs.stream_texts(texts, data, skipped=skipped, progress=progress)
+        return self._features(rows, compute, batch_size, skipped)
 
     @torch.no_grad()
     def _features(
         self,
-        what: str,
-        given: Any,
+        rows: Iterator[tuple[str, Any]],
         compute: Callable[[list[Any]], Tensor],
         batch_size: int,
-        progress: bool,
-        data: DataConfig,
+        skipped: list[BadSampleError],
     ) -> Features:
+        """Return the features of (name, value) rows; `skipped` fills while they are read."""
         names: list[str] = []
-        skipped: list[BadSampleError] = []
         parts = [np.zeros((0, self.task.feature_dim), np.float32)]
-        rows = self.predictor.inputs.stream(given, what, data, skipped=skipped, progress=progress)
         for chunk in chunked(rows, batch_size):
             names += [name for name, _ in chunk]
             parts.append(compute([value for _, value in chunk]).cpu().numpy())
         features = np.concatenate(parts).view(Features)
-        features.names, features.skipped = tuple(names), tuple(skipped)
+        features.names = tuple(names)
+        features.skipped = tuple(skipped)
         return features
 
     def index(

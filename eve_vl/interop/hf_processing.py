@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from eve_vl.config import InputConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.predict.inputs import Images, given_images, listed
+from eve_vl.predict.inputs import Images, user_images, as_several
 from eve_vl.utils.errors import UserError
 
 WHOLE = sys.maxsize  # tokens
@@ -58,7 +58,7 @@ class EveImageProcessor(BaseImageProcessor):
         sizes = InputConfig(
             image_size=self.size["height"], resize=self.form, interpolation=self.interpolation
         )
-        pixels = [image.pixels(sizes) for image in given_images(images)]
+        pixels = [image.pixels(sizes) for image in user_images(images)]
         if not pixels:
             raise UserError("images is an empty list")
         return BatchFeature(
@@ -205,7 +205,7 @@ class EveProcessor(ProcessorMixin):
 
 def _listed_texts(texts: Any) -> list[str]:
     """Return one or several texts as a list. Raises UserError for anything else."""
-    texts_list = [texts] if isinstance(texts, str) else list(listed(texts) or ())
+    texts_list = [texts] if isinstance(texts, str) else list(as_several(texts) or ())
     if not texts_list or not all(isinstance(text, str) for text in texts_list):
         raise UserError(
             f"text is {str(texts)[:80]!r}, expected a text or a list of texts, which may be empty"

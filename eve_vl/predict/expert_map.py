@@ -1,33 +1,23 @@
-"""Expert maps: the experts that each patch and token goes to."""
+"""Expert maps: the experts that each patch and token goes to.
 
-import colorsys
+Letters: N tokens of a sample, K experts of a token, S rows of a pass, D width.
+"""
+
 import copy
 from collections import Counter
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from eve_vl.data.batches import normalize
 from eve_vl.model.moe import MoE
 from eve_vl.model.submodules import replace_submodules
-from eve_vl.predict.inputs import GivenImage, Inputs
+from eve_vl.predict.expert_drawing import draw_block, expert_colors
+from eve_vl.predict.inputs import Inputs
+from eve_vl.predict.user_images import UserImage
 from eve_vl.utils.errors import printable
 from eve_vl.utils.frozen import Frozen
-
-SIDE = 336  # pixels, of the image of a block
-
-
-OPACITY = 0.55  # of an expert's colour over the image
-
-
-PAD, FONT_SIZE = 6, 13
-
-
-GOLDEN = (
-    0.618  # step on the colour circle from one expert to the next, so that adjacent numbers differ
-)
 
 
 class Block(Frozen):
@@ -54,124 +44,118 @@ class ExpertMap(Frozen):
     blocks: tuple[Block, ...]
 
     @property
-    def num_image(self) -> int:
+    def num_image_tokens(self) -> int:
         """Tokens of the image, its [CLS] first."""
-        return 0 if self.image is None else 1 + self.grid[0] * self.grid[1]
+        if self.image is None:
+            return 0
+        rows, columns = self.grid
+        return 1 + rows * columns
+
+    def experts_of_patches(self, block: Block) -> list[int]:
+        """Return the best expert of each patch, row by row."""
+        return block.experts[1 : self.num_image_tokens, 0].tolist()
+
+    def experts_of_words(self, block: Block) -> list[int]:
+        """Return the best expert of each token of the text."""
+        return block.experts[self.num_image_tokens :, 0].tolist()
 
     def __str__(self) -> str:
-        return "\n".join(
-            printable(f"block {block.number}: {self._shares(block)}") for block in self.blocks
-        )
+        lines = [f"block {block.number}: {self._in_words(block)}" for block in self.blocks]
+        return "\n".join(map(printable, lines))
 
-    def _shares(self, block: Block) -> str:
-        first = block.experts[:, 0].tolist()
-        patches = first[1 : self.num_image]
-        shares = ", ".join(
-            f"{count / len(patches):.0%} to {expert}"
-            for expert, count in Counter(patches).most_common()
-        )
-        words = ", ".join(
-            f"{word} to {expert}"
-            for word, expert in zip(self.words, first[self.num_image :], strict=True)
-        )
-        return "; ".join(
-            filter(None, (shares and f"patches: {shares}", words and f"words: {words}"))
-        )
+    def _in_words(self, block: Block) -> str:
+        """Return the shares of patches by expert, and the expert of each word."""
+        parts = []
+        patches = self.experts_of_patches(block)
+        if patches:
+            shares = []
+            for expert, count in Counter(patches).most_common():
+                shares.append(f"{count / len(patches):.0%} to {expert}")
+            parts.append(f"patches: {', '.join(shares)}")
+        if self.words:
+            pairs = zip(self.words, self.experts_of_words(block), strict=True)
+            words = ", ".join(f"{word} to {expert}" for word, expert in pairs)
+            parts.append(f"words: {words}")
+        return "; ".join(parts)
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
-        colors = [
-            [f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)]
-            for each in self.blocks
-        ]
-        blocks = [
-            {
-                "block": each.number,
-                "colors": color_E,
-                "experts": each.experts.tolist(),
-                "gates": each.gates.tolist(),
-            }
-            for each, color_E in zip(self.blocks, colors, strict=True)
-        ]
+        blocks = []
+        for block in self.blocks:
+            colors = expert_colors(block.num_experts)
+            blocks.append(
+                {
+                    "block": block.number,
+                    "colors": [f"#{bytes(color).hex()}" for color in colors],
+                    "experts": block.experts.tolist(),
+                    "gates": block.gates.tolist(),
+                }
+            )
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
-        """Return an image of each block, uint8 (H, SIDE, 3).
-
-        Patches, and tokens below, have the colour of their best expert.
-        """
-        return tuple(self._drawn(block) for block in self.blocks)
-
-    def _drawn(self, block: Block) -> np.ndarray:
-        font, colors = ImageFont.load_default(FONT_SIZE), expert_colors(block.num_experts)
-        first, line = block.experts[:, 0].tolist(), FONT_SIZE + 2 * PAD
-        top = line + (SIDE if self.image is not None else 0)
-        sheet = Image.new("RGB", (SIDE, top + line * len(self.words)), "white")
-        draw = ImageDraw.Draw(sheet)
-        draw.text((PAD, PAD), f"block {block.number}, {block.num_experts} experts", "black", font)
-        if self.image is not None:
-            (rows, columns), size = self.grid, (SIDE, SIDE)
-            patches = first[1 : self.num_image]
-            tints = Image.fromarray(
-                np.array([colors[expert] for expert in patches], np.uint8).reshape(rows, columns, 3)
+        """Return an image of each block, uint8 (H, W, 3): patches, and tokens below, in the colour of their best expert."""
+        drawings = []
+        for block in self.blocks:
+            drawing = draw_block(
+                f"block {block.number}, {block.num_experts} experts",
+                expert_colors(block.num_experts),
+                self.image,
+                self.grid,
+                self.experts_of_patches(block),
+                list(zip(self.words, self.experts_of_words(block), strict=True)),
             )
-            image, tints = (
-                each.resize(size, Image.Resampling.NEAREST)
-                for each in (Image.fromarray(self.image), tints)
-            )
-            sheet.paste(Image.blend(image, tints, OPACITY), (0, line))
-            for patch, expert in enumerate(patches):
-                center = (
-                    (patch % columns + 0.5) * SIDE / columns,
-                    line + (patch // columns + 0.5) * SIDE / rows,
-                )
-                draw.text(center, str(expert), "black", font, anchor="mm")
-        for number, (word, expert) in enumerate(
-            zip(self.words, first[self.num_image :], strict=True)
-        ):
-            y = top + number * line
-            draw.rectangle((0, y, SIDE, y + line), colors[expert])
-            draw.text((PAD, y + PAD - 1), f"{word} {expert}", "black", font)
-        return np.asarray(sheet)
+            drawings.append(drawing)
+        return tuple(drawings)
 
 
-def expert_colors(num_experts: int) -> list[tuple[int, int, int]]:
-    """Return a light colour for each expert."""
-    hues = (0.6 + GOLDEN * expert for expert in range(num_experts))
-    return [
-        tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue % 1, 0.7, 0.75)) for hue in hues
-    ]  # pyright: ignore
+def expert_map(task: Any, inputs: Inputs, image: UserImage | None, text: str) -> ExpertMap:
+    """Return which experts the tokens of an image, a text or a pair go to. Nothing is masked."""
+    pixels, image_tokens, side = None, None, 0
+    if image is not None:
+        pixels = inputs.images([image])
+        image_tokens = task.encoder.image(normalize(pixels))
+        side = round(task.config.input.num_patches**0.5)
+    text_tokens = None
+    ids_T = np.zeros(0, dtype=np.int64)
+    if text:
+        text_tokens = task.encoder.text(*inputs.texts([text]))
+        ids_T = inputs.tokens(text)[0]
 
+    routes: dict[str, Route] = {}
+    recorders = {}
+    for name, moe in mixtures(task.encoder).items():
+        recorders[name] = _recording(moe, name, routes)
+    replace_submodules(task.encoder, recorders).encode(image_tokens, text_tokens)
 
-def expert_map(task: Any, inputs: Inputs, image: GivenImage | None, text: str) -> ExpertMap:
-    """Return which experts the tokens of an image, a text or a pair go to.
-
-    Nothing is masked.
-    """
-    pixels = None if image is None else inputs.images([image])
-    image_tokens = None if pixels is None else task.encoder.image(normalize(pixels))
-    ids = inputs.tokens(text)[0] if text else np.zeros(0, dtype=np.int64)
-    text_tokens = task.encoder.text(*inputs.texts([text])) if text else None
-    side = round(task.config.input.num_patches**0.5) if image is not None else 0
-    N = (0 if image is None else 1 + side * side) + len(ids)  # without padding
-    known, seen = mixtures(task.encoder), dict[str, tuple[Tensor, Tensor]]()
-    twins = {name: _watched(moe, name, seen) for name, moe in known.items()}
-    replace_submodules(task.encoder, twins).encode(image_tokens, text_tokens)
-    blocks = tuple(
-        Block(
-            number=next(int(part) for part in name.split(".") if part.isdigit()),
-            num_experts=len(known[name].router.weight),
-            experts=experts_NK[:N].cpu().numpy(),
-            gates=gates_NK[:N].float().cpu().numpy(),
-        )
-        for name, (experts_NK, gates_NK) in seen.items()
-    )
+    num_image_tokens = 0 if image is None else 1 + side * side
+    num_tokens = num_image_tokens + len(ids_T)  # padding comes last
     return ExpertMap(
         image=None if pixels is None else pixels[0].permute(1, 2, 0).cpu().numpy(),
         grid=(side, side),
-        words=tuple(inputs.tokenizer.word(token) for token in ids.tolist()),
-        blocks=blocks,
+        words=tuple(inputs.tokenizer.word(token) for token in ids_T.tolist()),
+        blocks=tuple(route.block(name, num_tokens) for name, route in routes.items()),
     )
+
+
+class Route(Frozen):
+    """The experts and gates (S, K) of one sample's tokens in a mixture of experts."""
+
+    num_experts: int
+    experts_SK: Tensor
+    """int64, best first."""
+    gates_SK: Tensor
+    """They sum to 1 over experts with room; others (`reference` routing) have 0."""
+
+    def block(self, name: str, num_tokens: int) -> Block:
+        """Return the first tokens as a block; name: the mixture's in the encoder, such as `blocks.3.ffn`."""
+        numbers = [int(part) for part in name.split(".") if part.isdigit()]
+        return Block(
+            number=numbers[0],
+            num_experts=self.num_experts,
+            experts=self.experts_SK[:num_tokens].cpu().numpy(),
+            gates=self.gates_SK[:num_tokens].float().cpu().numpy(),
+        )
 
 
 def mixtures(encoder: nn.Module) -> dict[str, MoE]:
@@ -179,17 +163,15 @@ def mixtures(encoder: nn.Module) -> dict[str, MoE]:
     return {name: part for name, part in encoder.named_modules() if isinstance(part, MoE)}
 
 
-def _watched(moe: MoE, name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> MoE:
-    """Return a twin that records experts and gates (S, K) of one sample's tokens.
+def _recording(moe: MoE, name: str, routes: dict[str, Route]) -> MoE:
+    """Return a twin that records the routes of one sample's tokens."""
 
-    Padding comes last. Experts are int64, best first. Gates sum to 1 over experts with room; others (`reference` routing)
-    have 0.
-    """
-
-    def combined(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
-        seen[name] = experts_SK, gates_SK
+    def mix_and_record(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
+        routes[name] = Route(
+            num_experts=len(moe.router.weight), experts_SK=experts_SK, gates_SK=gates_SK
+        )
         return moe.mix(x_SD, gates_SK, experts_SK)
 
     twin = copy.copy(moe)
-    twin.mix = combined
+    twin.mix = mix_and_record
     return twin

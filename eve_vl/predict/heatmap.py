@@ -1,31 +1,28 @@
-"""Grad-CAM heatmaps over images."""
+"""Heatmaps: where in an image a run finds the evidence for its answer.
 
-import copy
+Letters: B images, N tokens, P patches, R rows of patches, W columns of patches, H height.
+"""
+
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import InputConfig
-from eve_vl.model.attention import Attention, attention_weights
-from eve_vl.model.submodules import Module, replace_submodules
-from eve_vl.predict.inputs import GivenImage, Inputs
+from eve_vl.predict.gradcam import Evidence, gradcam
+from eve_vl.predict.inputs import Inputs
+from eve_vl.predict.user_images import UserImage
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.frozen import Frozen
 
 CLS = "[CLS]"
-
-
-_COLORS = np.array(
+# blue, light blue, green, yellow, red
+HEAT_COLORS = np.array(
     [(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64
 )
-
-
-_OVERLAY = (0.3, 0.4)  # opacity at heat 0, and what heat 1 adds: cold parts stay visible
+OPACITY_AT_0 = 0.3  # cold parts stay visible
+OPACITY_ADDED_AT_1 = 0.4
 
 
 class Heatmap(Frozen):
@@ -47,160 +44,100 @@ class Heatmap(Frozen):
     """Block whose attention is shown, 0 for the first."""
 
     def __str__(self) -> str:
-        who = "all tokens" if self.word is None else f'"{self.word}"'
-        what, value = printable(self.score), self.probability
-        return f"Grad-CAM of {what} (probability {value:.4f}), attention of {who} in block {self.block}"
+        tokens = "all tokens" if self.word is None else f'"{self.word}"'
+        return (
+            f"Grad-CAM of {printable(self.score)} (probability {self.probability:.4f}), "
+            f"attention of {tokens} in block {self.block}"
+        )
 
     def values(self) -> dict[str, Any]:
         """Return all that is no image, as JSON values."""
-        grids = [grid.tolist() for grid in self.grids]
         return {
             "score": self.score,
             "probability": self.probability,
             "word": self.word,
             "block": self.block,
-            "grids": grids,
+            "grids": [grid.tolist() for grid in self.grids],
         }
 
     def overlays(self) -> tuple[np.ndarray, ...]:
         """Return the images under their heatmaps, blue to red, uint8 (H, W, 3)."""
-        return tuple(
-            overlay(image, heat) for image, heat in zip(self.images, self.heat, strict=True)
-        )
+        pairs = zip(self.images, self.heat, strict=True)
+        return tuple(overlay(image, heat_HW) for image, heat_HW in pairs)
 
 
 def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1].
-
-    Colours go from blue through green and yellow to red.
-    """
-    steps = np.linspace(0, 1, len(_COLORS))
-    colors = np.stack([np.interp(heat_HW, steps, channel) for channel in _COLORS.T], axis=-1)
-    share = (_OVERLAY[0] + _OVERLAY[1] * heat_HW)[:, :, None]
-    return ((1 - share) * image + share * colors).round().astype(np.uint8)
-
-
-def shown(image: GivenImage, sizes: InputConfig) -> np.ndarray:
-    """Return what a run sees of an image, uint8 (H, W, 3).
-
-    It is the whole image in its own form, or the middle.
-    """
-    return (
-        image.whole()
-        if sizes.resize == "squash"
-        else image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
-    )
-
-
-class Evidence(Frozen):
-    """Score that Grad-CAM differentiates: logits (R, C) and the class of each row."""
-
-    logits: Callable[[Any], Tensor]
-    """Computes them from the task or a twin of it."""
-    classes: Tensor | Sequence[int]
-    words: str
-    masks_word: bool = False
-    is_one_of_many: bool = True
-    """Whether the classes exclude each other; VQA's answers do not."""
-
-    def score(self, twin: Any) -> Tensor:
-        """Return the sum of the classes' logits, with all rows of the last block computed."""
-        twin.encoder.computes_all = True
-        return self._chosen(self.logits(twin)).sum()
-
-    @torch.no_grad()
-    def probability(self, task: Any) -> float:
-        """Return the probability that all rows have their classes."""
-        logits_RC = self.logits(task)
-        log_RC = logits_RC.log_softmax(1) if self.is_one_of_many else F.logsigmoid(logits_RC)
-        return self._chosen(log_RC).sum().exp().item()
-
-    def _chosen(self, value_RC: Tensor) -> Tensor:
-        return value_RC.gather(1, torch.as_tensor(self.classes, device=value_RC.device)[:, None])
+    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1], from blue through green and yellow to red."""
+    steps = np.linspace(0, 1, len(HEAT_COLORS))
+    channels = [np.interp(heat_HW, steps, channel) for channel in HEAT_COLORS.T]
+    colors_HW3 = np.stack(channels, axis=-1)
+    opacity_HW1 = (OPACITY_AT_0 + OPACITY_ADDED_AT_1 * heat_HW)[:, :, None]
+    mixed_HW3 = (1 - opacity_HW1) * image + opacity_HW1 * colors_HW3
+    return mixed_HW3.round().astype(np.uint8)
 
 
 def heatmap(
     task: Any,
     evidence: Evidence,
-    images: list[GivenImage],
+    images: list[UserImage],
     positions: list[int] | None,
     word: str | None,
     block: int | None,
 ) -> Heatmap:
     """Return where in the images the text tokens at `positions` find the evidence.
 
-    Raises UserError. positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the
-    first, -1 the last; None: the last for a masked word, else the last but one, which point best at the object (LOG.md).
+    positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the first, -1 the last;
+    None: the last for a masked word, else the last but one, which point best at the object (LOG.md). Raises UserError.
     """
-    names, start = task.encoder.image_attention(at_pair=positions is not None)
-    rows, P = [start + position for position in positions or [0]], task.config.input.num_patches
-    depth = len(names)
+    attention_names, first_text_row = task.encoder.image_attention(at_pair=positions is not None)
+    block = _chosen_block(block, len(attention_names), evidence.masks_word)
+    if positions is None:
+        positions = [0]
+    query_rows = [first_text_row + position for position in positions]
+    cam_BNN, has_effect_BN = gradcam(task, f"encoder.{attention_names[block]}", evidence.score)
+    if not has_effect_BN[:, query_rows].any():
+        raise UserError(
+            f'block {block}: the attention of "{word}" has no effect on {evidence.words}; '
+            "choose an earlier block"
+        )
+
+    has_image_cls = getattr(task.config.model, "towers", "") != "siglip"
+    first_patch = 1 if has_image_cls else 0
+    num_patches = task.config.input.num_patches
+    cam_BP = cam_BNN[:, query_rows, first_patch : first_patch + num_patches].sum(1)
+    grids_BRW = cam_BP.float().cpu().view(len(images), round(num_patches**0.5), -1)
+    source_images = tuple(image.as_seen(task.config.input) for image in images)
+    return Heatmap(
+        images=source_images,
+        heat=_scaled_heat(grids_BRW, source_images),
+        grids=tuple(grids_BRW.numpy()),
+        score=evidence.words,
+        probability=evidence.probability(task),
+        word=word,
+        block=block,
+    )
+
+
+def _chosen_block(block: int | None, depth: int, masks_word: bool) -> int:
+    """Return the number of a block, counted from 0. Raises UserError if there is no such block."""
     if block is None:
-        block = depth - 1 if evidence.masks_word else max(0, depth - 2)
+        return depth - 1 if masks_word else max(0, depth - 2)
     if not -depth <= block < depth:
         raise UserError(f"block {block}: this run has blocks 0 to {depth - 1}; choose one of them")
-    block %= depth
-    cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", evidence.score)
-    if not matters_BN[:, rows].any():
-        raise UserError(
-            f'block {block}: the attention of "{word}" has no effect on {evidence.words}; choose an earlier block'
+    return block % depth
+
+
+def _scaled_heat(grids_BRW: Tensor, images: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Return the grids in the sizes of the images, float32 (H, W), scaled so that 1 is the maximum over all."""
+    heat = []
+    for grid_RW, image in zip(grids_BRW, images, strict=True):
+        resized = F.interpolate(
+            grid_RW[None, None], size=image.shape[:2], mode="bilinear", align_corners=False
         )
-    first = int(getattr(task.config.model, "towers", "") != "siglip")  # after the image's [CLS]
-    grids_B1rc = (
-        cam_BNN[:, rows, first : first + P]
-        .sum(1)
-        .float()
-        .cpu()
-        .view(len(images), 1, round(P**0.5), -1)
-    )
-    source_images = tuple(shown(one, task.config.input) for one in images)
-    heat = [
-        F.interpolate(grid_1rc[None], size=image.shape[:2], mode="bilinear", align_corners=False)[
-            0, 0
-        ].numpy()
-        for grid_1rc, image in zip(grids_B1rc, source_images, strict=True)
-    ]
-    peak = max(np.finfo(np.float32).tiny, *(one.max() for one in heat))
-    drawn: dict[str, Any] = {
-        "heat": tuple(one / peak for one in heat),
-        "grids": tuple(grids_B1rc[:, 0].numpy()),
-    }
-    about: dict[str, Any] = {
-        "score": evidence.words,
-        "probability": evidence.probability(task),
-        "word": word,
-        "block": block,
-    }
-    return Heatmap(images=source_images, **drawn, **about)
-
-
-def gradcam(
-    module: Module, attention: str, score: Callable[[Module], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return Grad-CAM of an attention, (B, N, N), and rows with effect, bool (B, N).
-
-    It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
-    are queries, columns keys; padding keys have 0. attention: its name in the module. score: runs the twin that it gets once
-    over the batch, whole or in parts, and returns a scalar. The derivative moves one weight, without the others of its row.
-    """
-    original = module.get_submodule(attention)
-    assert isinstance(original, Attention)
-    passes: list[Tensor] = []  # the weights of each, (B, H, N, N)
-
-    def watched(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None) -> Tensor:
-        assert q_BHNd.shape[2] > 1, "all rows are wanted"
-        passes.append(attention_weights(q_BHNd, k_BHNd, mask).detach().requires_grad_())
-        return passes[-1] @ v_BHNd
-
-    twin = copy.copy(original)
-    twin.attend = watched
-    with torch.enable_grad():
-        value = score(replace_submodules(module, {attention: twin}))
-    assert passes, "the score goes through the encoder"
-    gradient_BHNN = torch.cat(torch.autograd.grad(value, passes))
-    return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(
-        3
-    ).any(1)
+        heat.append(resized[0, 0].numpy())
+    smallest = np.finfo(np.float32).tiny
+    peak = max(smallest, *(heat_HW.max() for heat_HW in heat))
+    return tuple(heat_HW / peak for heat_HW in heat)
 
 
 def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
@@ -209,18 +146,18 @@ def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
     "[CLS]" has [CLS]'s position; None has all positions. Raises UserError if the text lacks the word.
     """
     spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
-    if word is None or word == CLS:
-        return [0] if word else list(range(len(spans)))
-    place = (
-        re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE)
-        if word.strip()
-        else None
-    )
+    if word is None:
+        return list(range(len(spans)))
+    if word == CLS:
+        return [0]
+    pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+    place = re.search(pattern, text, re.IGNORECASE) if word.strip() else None
     if place is None:
         raise UserError(f'"{word}" is not a word of "{text}"; name one of its words')
-    positions = [
-        t for t, (start, end) in enumerate(spans) if start < place.end() and place.start() < end
-    ]
+    positions = []
+    for position, (start, end) in enumerate(spans):
+        if start < place.end() and place.start() < end:
+            positions.append(position)
     if not positions:
         raise UserError(
             f'"{word}" lies beyond the {len(spans)} tokens that this run reads; shorten the text'

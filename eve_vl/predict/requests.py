@@ -1,58 +1,25 @@
 """One dataclass per call of a run.
 
-Each defines the verb, HTTP body, Python signature, docs and page form of its call. To add a call, define a request here and a
-method of its `name` in a predictor. Imports no torch, because the command line lists all calls.
+Each defines the verb, HTTP body, Python signature, docs and page form of its call. A task's calls are in its folder. To add a
+call, define a request and a method of its `name` in a predictor. Imports no torch, because the command line lists all calls.
 """
 
 import dataclasses
-import functools
 import inspect
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from tyro.conf import Positional
 
+from eve_vl.config.kinds import kinds_of
+from eve_vl.predict.request_fields import FieldForm, ShownImage, Text
 from eve_vl.utils.frozen import Frozen
-
-FIELD = re.compile(
-    r'^\s+(\w+): .*\n\s+"""((?s:.*?))"""', re.MULTILINE
-)  # of a dataclass, with its docstring
-
-
-class Given(Frozen):
-    """A field that Python and HTTP take in other forms than the command line."""
-
-    kind: Literal["image", "text", "prompts"]
-    several: bool = False
-    """Whether a list is accepted."""
-    is_shown: bool = False
-    """Whether the result shows the image, so that the server keeps more than the run's square of it."""
-
-
-Images = Annotated[Path, Given(kind="image", several=True)]
-
-
-Texts = Annotated[str, Given(kind="text", several=True)]
-
-
-Text = Annotated[str, Given(kind="text")]
-
-
-ShownImage = Annotated[Path, Given(kind="image", is_shown=True)]
-
-
-Prompts = Annotated[str, Given(kind="prompts")]
 
 
 class Request(Frozen):
-    """Arguments of a call.
-
-    The docstring's first line is its help, fields are its flags.
-    """
+    """Arguments of a call. The docstring's first line is its help, fields are its flags."""
 
     name: ClassVar[str]
     """Name of the call in Python and over HTTP; the verb has dashes."""
@@ -77,18 +44,19 @@ class Request(Frozen):
     @classmethod
     def lines(cls, result: Any) -> str:
         """Return a result as lines for the terminal."""
-        return "\n".join(map(str, result)) if isinstance(result, list) else str(result)
+        rows = result if isinstance(result, list) else [result]
+        return "\n".join(map(str, rows))
 
     @classmethod
     def values(cls, result: Any) -> dict[str, Any]:
-        """Return a result as values for the file of `--json`.
-
-        Pixels of images are left out.
-        """
+        """Return a result as values for the file of `--json`. Pixels of images are left out."""
         if dataclasses.is_dataclass(result):
-            return result.values() if hasattr(result, "overlays") else dataclasses.asdict(result)  # pyright: ignore
-        rows = [dataclasses.asdict(each) for each in result] if isinstance(result, list) else result
-        return {cls.key or cls.name: rows}
+            if hasattr(result, "overlays"):
+                return result.values()  # pyright: ignore[reportAttributeAccessIssue]
+            return dataclasses.asdict(result)  # pyright: ignore[reportArgumentType]
+        if isinstance(result, list):
+            result = [dataclasses.asdict(row) for row in result]
+        return {cls.key or cls.name: result}
 
     @classmethod
     def shown_images(cls, result: Any) -> Sequence["np.ndarray"]:
@@ -104,8 +72,9 @@ class Explain(Request):
     attention matters there.
     """
 
-    name, image_file = "explain", "heatmap.png"
-    image: Positional[Annotated[Path, Given(kind="image", several=True, is_shown=True)]]
+    name = "explain"
+    image_file = "heatmap.png"
+    image: Positional[Annotated[Path, FieldForm(kind="image", several=True, is_shown=True)]]
     """Image; the left one for a statement."""
     text: Positional[str] = ""
     """Question, statement or caption; none for a run that reads images only."""
@@ -127,57 +96,17 @@ class Experts(Request):
     With model.routing reference, second choices are sampled.
     """
 
-    name, image_file = "experts", "experts.png"
+    name = "experts"
+    image_file = "experts.png"
     image: Positional[ShownImage | None] = None
     """Image."""
     text: Positional[Text] = ""
     """Text."""
 
 
-class Field(NamedTuple):
-    """A field of a request, for any interface."""
-
-    name: str
-    hint: Any
-    """Its type, without the marks of the command line."""
-    given: Given | None
-    default: Any
-    """dataclasses.MISSING: it is required."""
-    text: str
-    """Its docstring."""
-
-    @property
-    def is_required(self) -> bool:
-        """Whether it must be given."""
-        return self.default is dataclasses.MISSING
-
-
-@functools.cache
-def fields_of(request: type[Request]) -> dict[str, Field]:
-    """Return the fields of a request by name."""
-    marked, plain = (
-        typing.get_type_hints(request, include_extras=True),
-        typing.get_type_hints(request),
-    )
-    kinds = [cls for cls in reversed(request.__mro__) if dataclasses.is_dataclass(cls)]
-    texts = {
-        name: " ".join(text.split())
-        for cls in kinds
-        for name, text in FIELD.findall(inspect.getsource(cls))
-    }
-    return {
-        name: Field(
-            name, plain[name], next(_marks(marked[name]), None), each.default, texts.get(name, "")
-        )
-        for name, each in ((each.name, each) for each in dataclasses.fields(request))
-    }
-
-
-def _marks(hint: Any) -> Iterator[Given]:
-    """Yield the marks of a type.
-
-    Annotated may lie in a union that is annotated itself.
-    """
-    yield from (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Given))
-    for part in typing.get_args(hint):
-        yield from _marks(part)
+def known_requests() -> dict[str, type[Request]]:
+    """Return all requests that are imported, by name: the tasks' first, then those that every task may have."""
+    requests = kinds_of(Request)
+    for request in (Explain, Experts):
+        requests[request.name] = requests.pop(request.name)
+    return requests

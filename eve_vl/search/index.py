@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.predict.inputs import GivenImage, ImageLike
+from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import ImageLike
 from eve_vl.run.run_lock import locked
 from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
@@ -308,7 +309,7 @@ class Index:
         """Return the hashes of images by their numbers (`Hit.id`), if they still exist."""
         return self._images.digests(numbers)
 
-    def image(self, number: int) -> GivenImage:
+    def image(self, number: int) -> UserImage:
         """Return an image by its number (`Hit.id`).
 
         Raises BadSampleError if it is gone or its file has changed.

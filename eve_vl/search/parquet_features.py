@@ -22,7 +22,7 @@ import torch
 from eve_vl.data import fingerprint
 from eve_vl.data.crops import eval_crop
 from eve_vl.data.table import Table
-from eve_vl.predict.inputs import chunked
+from eve_vl.predict.batching import chunked
 from eve_vl.search.file_stamps import file_state
 from eve_vl.search.pending_images import PendingImage
 from eve_vl.search.prefetch import THREADS, prefetch

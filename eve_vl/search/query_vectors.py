@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.predict.inputs import ImageLike, chunked, given_image, given_text, is_source
+from eve_vl.predict.batching import chunked
+from eve_vl.predict.inputs import is_source, user_image, user_text
+from eve_vl.predict.user_images import ImageLike
 from eve_vl.search.query import Query
 from eve_vl.search.search_options import SearchOptions
 from eve_vl.utils.errors import UserError
@@ -146,12 +148,12 @@ def _add_images(encoder: Any, images: Sequence[ImageLike | None], vector_Qd: np.
     """Add the features of images to the vectors of queries. Raises UserError."""
     image_of_query = {row: image for row, image in enumerate(images) if image is not None}
     for row, image in image_of_query.items():
-        where = given_image(image, f"image {row}" if len(images) > 1 else "image").where
+        where = user_image(image, f"image {row}" if len(images) > 1 else "image").where
         if is_source(image):
             raise UserError(f"{where}: holds rows and is no image; name one image's file")
-    given_images = list(image_of_query.values())
+    user_images = list(image_of_query.values())
     # a single image is named without a number in messages
-    features = encoder.encode_image(given_images[0] if len(given_images) == 1 else given_images)
+    features = encoder.encode_image(user_images[0] if len(user_images) == 1 else user_images)
     vector_Qd[list(image_of_query)] += features
 
 
@@ -165,7 +167,7 @@ def encode_texts(encoder: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.nda
     shares = []
     for number, text in enumerate(texts):
         where = "text" if len(texts) == 1 else f"text {number}"
-        checked_text = given_text(text, where)
+        checked_text = user_text(text, where)
         max_tokens = encoder.inputs.config.max_text_tokens
         ids_T, share = known_ids(checked_text, encoder.tokenizer, max_tokens)
         ids_of_texts.append(ids_T)

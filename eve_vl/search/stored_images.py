@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from eve_vl.data.decoding import read_image
 from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
-from eve_vl.predict.inputs import GivenImage
+from eve_vl.predict.inputs import UserImage
 from eve_vl.search.database import Database
 from eve_vl.search.pending_images import digest_of
 from eve_vl.search.sources import OpenSource
@@ -45,7 +45,7 @@ class StoredImages:
         self._tables: dict[str, Table] = {}
         self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads
 
-    def read(self, number: int) -> GivenImage:
+    def read(self, number: int) -> UserImage:
         """Return an image by its number, not decoded yet.
 
         Raises BadSampleError if it is gone or its file has changed.
@@ -61,7 +61,7 @@ class StoredImages:
         data = read_image(ref, image.name)
         if digest_of(data) != image.digest:  # its file, shard or table has changed
             raise BadSampleError(image.name, "is not the image that was indexed; update the index")
-        return GivenImage(ref=ImageBytes(data=data), where=image.name)
+        return UserImage(ref=ImageBytes(data=data), where=image.name)
 
     def _ref(self, image: StoredImage) -> ImageRef:
         """Return the place of an image. Raises UserError or IndexError."""

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic_core import to_json
 
 from eve_vl.eve import ALWAYS, Eve
-from eve_vl.predict.requests import Request, fields_of
+from eve_vl.predict.request_fields import fields_of
+from eve_vl.predict.requests import Request
 from eve_vl.serve.computing_thread import Job
 from eve_vl.serve.limits import MOST_RESULTS, Limits
 from eve_vl.serve.refusals import RequestRefusedError
@@ -53,7 +54,7 @@ class Endpoint:
     def __post_init__(self):
         self.fields = fields_of(self.request)
         self.inputs = {
-            name: field.given for name, field in self.fields.items() if field.given is not None
+            name: field.form for name, field in self.fields.items() if field.form is not None
         }
         """The fields that are images, texts or prompts."""
         self.images = [name for name, given in self.inputs.items() if given.kind == "image"]

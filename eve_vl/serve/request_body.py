@@ -62,15 +62,15 @@ def body_model(request: type[Request], limits: Limits) -> type[BaseModel]:
 
 def _body_type(field: RequestField, limits: Limits, bounds: tuple[int, int]) -> Any:
     """Return the type of a field in the body."""
-    given = field.given
-    if given is None:
+    form = field.form
+    if form is None:
         return _bounded_type(field.hint, limits, bounds)
-    hint: Any = IMAGE if given.kind == "image" else TEXT
-    if given.kind == "prompts":
+    hint: Any = IMAGE if form.kind == "image" else TEXT
+    if form.kind == "prompts":
         texts = Annotated[list[TEXT], Field(max_length=limits.items)]
         hint = Annotated[dict[str, texts], Field(max_length=limits.items)]
-    if given.several:
-        most = 2 if given.is_shown else limits.items
+    if form.several:
+        most = 2 if form.is_shown else limits.items
         list_hint = Annotated[list[hint], Field(max_length=most)]
         hint = Union[hint, list_hint]  # noqa: UP007 (| lacks bounds)
     if field.default is None:

@@ -14,7 +14,7 @@ from PIL import Image
 from eve_vl.config import InputConfig
 from eve_vl.data.decoding import size_of
 from eve_vl.data.image_refs import ImageBytes, ImagePixels
-from eve_vl.predict.inputs import GivenImage
+from eve_vl.predict.inputs import UserImage
 from eve_vl.serve.limits import Limits
 from eve_vl.utils.errors import UserError
 
@@ -22,7 +22,7 @@ SHOWN_SIDE = 512  # pixels of images that are returned
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 
 
-def open_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int]:
+def open_image(text: str, where: str, limits: Limits) -> tuple[UserImage, int]:
     """Return an image that is not decoded yet, and the pixels that decoding it costs.
 
     Raises UserError.
@@ -44,15 +44,15 @@ def open_image(text: str, where: str, limits: Limits) -> tuple[GivenImage, int]:
         raise UserError(
             f"{where}: has {size}, at most {limits.pixels:,} are accepted; send it smaller"
         )
-    return GivenImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
+    return UserImage(ref=ImageBytes(data=data, is_upload=True), where=where), cost
 
 
-def decode_square(image: GivenImage, sizes: InputConfig) -> ImagePixels:
+def decode_square(image: UserImage, sizes: InputConfig) -> ImagePixels:
     """Return an image as the run's square. Raises UserError."""
     return ImagePixels(pixels=image.pixels(sizes).permute(1, 2, 0).contiguous().numpy())
 
 
-def decode_whole(image: GivenImage) -> ImagePixels:
+def decode_whole(image: UserImage) -> ImagePixels:
     """Return a whole image with at most SHOWN_SIDE pixels a side. Raises UserError."""
     return ImagePixels(pixels=image.whole(SHOWN_SIDE))
 

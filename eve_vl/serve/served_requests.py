@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from eve_vl.predict.requests import Images, Request, Texts
+from eve_vl.predict.request_fields import Images, Texts
+from eve_vl.predict.requests import Request
 from eve_vl.search.search_options import SearchOptions
 from eve_vl.serve.limits import MOST_HITS, MOST_RERANKED
 

@@ -17,7 +17,7 @@ from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.heads import MLPHead
-from eve_vl.predict.inputs import given_image
+from eve_vl.predict.inputs import user_image
 from eve_vl.predict.requests import Request, ShownImage
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import Evaluator
@@ -60,7 +60,7 @@ class CountPredictor(Predictor):
     @torch.no_grad()
     def count(self, asked: CountRequest) -> float:
         """Return the number of different things in an image."""
-        return self.task.counts(self.inputs.images([given_image(asked.image)]))[0].item()
+        return self.task.counts(self.inputs.images([user_image(asked.image)]))[0].item()
 
 
 class Count(Task[CountConfig]):

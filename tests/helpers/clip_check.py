@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from eve_vl.cli import main
 from eve_vl.data.batches import padded
-from eve_vl.predict.inputs import given_image
+from eve_vl.predict.inputs import user_image
 from eve_vl.run.loading import load_run
 
 CLIP, SIGLIP = (49_408, 77), (32_000, 64)
@@ -220,7 +220,7 @@ def compare_images(num: int = 200) -> None:
                 coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
                 image = coarse.resize((width, height), Image.Resampling.BICUBIC)
                 theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
-                ours = given_image(image).pixels(InputConfig(image_size=224, resize=resize))  # pyright: ignore[reportArgumentType]
+                ours = user_image(image).pixels(InputConfig(image_size=224, resize=resize))  # pyright: ignore[reportArgumentType]
                 difference = (theirs * 255 - ours).abs()
                 worst, means = (
                     max(worst, float(difference.max())),

@@ -24,7 +24,7 @@ from eve_vl.data.batches import normalize, padded
 from eve_vl.data.crops import eval_crop
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
-from eve_vl.predict.inputs import given_image
+from eve_vl.predict.inputs import user_image
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.utils.errors import UserError
 
@@ -181,7 +181,7 @@ def their_ids(run: LoadedRun, kind: str, texts: list[str]) -> dict[str, torch.Te
 def test_features_and_logits_equal_those_of_transformers(made, kind):
     model, folder, run = made[kind]
     own = pictures(4)
-    pixels = torch.stack([given_image(one).pixels(run.config.input) for one in own])
+    pixels = torch.stack([user_image(one).pixels(run.config.input) for one in own])
     mean, std = (MEAN, STD) if kind == "clip" else (torch.full((3,), 0.5), torch.full((3,), 0.5))
     theirs = {"pixel_values": (pixels / 255 - mean[:, None, None]) / std[:, None, None]}
     ids, is_padding = our_ids(run, TEXTS)
@@ -255,7 +255,7 @@ def test_images_are_prepared_as_by_transformers(made, kind):
                 processor(images=one, return_tensors="pt")["pixel_values"][0] * std[:, None, None]
                 + mean[:, None, None]
             )
-            ours = given_image(one).pixels(run.config.input)
+            ours = user_image(one).pixels(run.config.input)
             assert ((theirs * 255).round() - ours).abs().max() <= most, (backend, one.size)
 
 
@@ -481,7 +481,7 @@ def test_features_equal_those_of_open_clip(made, tmp_path, eve, is_siglip):
         ]
     )
     run = load_run(tmp_path / "run")
-    pixels = torch.stack([given_image(one).pixels(run.config.input) for one in pictures(3)])
+    pixels = torch.stack([user_image(one).pixels(run.config.input) for one in pictures(3)])
     mean, std = (torch.full((3,), 0.5),) * 2 if is_siglip else (MEAN, STD)
     image = model.encode_image(
         (pixels / 255 - mean[:, None, None]) / std[:, None, None], normalize=True

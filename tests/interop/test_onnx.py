@@ -28,7 +28,7 @@ from eve_vl.interop.eve_checkpoints import export_published
 from eve_vl.interop.onnx import export_run
 from eve_vl.interop.traceable_moe import TraceableMoE
 from eve_vl.model.reference_moe import ReferenceMoE
-from eve_vl.predict.inputs import Inputs, given_images
+from eve_vl.predict.inputs import Inputs, user_images
 from eve_vl.run import writing
 from eve_vl.run.loading import build_task, load_run
 from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
@@ -155,7 +155,7 @@ def test_answering(exported, numbers):
     files = exported["vqa"]
     images, texts = source_images(len(numbers)), [TEXTS[number] for number in numbers]
     batch = Inputs(files.eve.run.config.input, files.eve.tokenizer, torch.device("cpu")).pairs(
-        given_images(images), texts
+        user_images(images), texts
     )
     found = files.run("answerer", pixels=stacked(images), **files.texts(numbers))
     assert_close(found, files.eve.task.predict(batch)[0])

@@ -42,8 +42,11 @@ def test_tokens_go_where_the_router_sends_them(given, model):
     texts = encoder.text(ids_of(eve, TEXT), None) if text else None
     with torch.no_grad():
         encoded = encoder.encode(images, texts)
-    num_image, num_text = (1 + P) * bool(given != "text"), ids_of(eve, TEXT).shape[1] * bool(text)
-    is_text = torch.tensor([0] * num_image + [1] * num_text)
+    num_image_tokens, num_text = (
+        (1 + P) * bool(given != "text"),
+        ids_of(eve, TEXT).shape[1] * bool(text),
+    )
+    is_text = torch.tensor([0] * num_image_tokens + [1] * num_text)
     assert [block.number for block in found.blocks] == [1, 2]
     for block, stats in zip(found.blocks, encoded.routers[0], strict=True):
         router = encoder.blocks[block.number].ffn.router
@@ -55,11 +58,11 @@ def test_tokens_go_where_the_router_sends_them(given, model):
             np.testing.assert_allclose(
                 block.gates[row], gates_E[best] / gates_E[best].sum(), rtol=1e-4
             )
-        parts = block.experts[:num_image], block.experts[num_image:]
+        parts = block.experts[:num_image_tokens], block.experts[num_image_tokens:]
         counted_ME = np.array([np.bincount(part.flatten(), minlength=4) for part in parts])
         assert (counted_ME == chosen_ME(stats).numpy()).all(), "what training and the report count"
         assert block.num_experts == 4
-    assert found.grid == ((4, 4) if num_image else (0, 0))
+    assert found.grid == ((4, 4) if num_image_tokens else (0, 0))
     assert found.words == (("[CLS]", *TEXT.split()) if text else ())
     for block in json.loads(json.dumps(found.values()))["blocks"]:
         assert block["colors"] == [

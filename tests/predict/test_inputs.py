@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig
 from eve_vl.data.image_refs import ImagePixels
-from eve_vl.predict.inputs import Inputs, given_images, given_texts
+from eve_vl.predict.inputs import Inputs, user_images, user_texts
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 from helpers.encoded_images import encode, exif_of
@@ -29,12 +29,12 @@ GRAY = PIXELS[:, :, 0]
 
 def whole(image: Any) -> np.ndarray:
     """Return the pixels of one image."""
-    return given_images(image)[0].whole()
+    return user_images(image)[0].whole()
 
 
 def squares(images: Any) -> list[Tensor]:
     """Return the images as a run reads them."""
-    return [image.pixels(SIZES) for image in given_images(images)]
+    return [image.pixels(SIZES) for image in user_images(images)]
 
 
 def test_every_form_gives_the_same_pixels(tmp_path: Path):
@@ -58,7 +58,7 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
             tensor / 255,
             (tensor / 255).double().requires_grad_(),
         ]
-        images = given_images(forms)
+        images = user_images(forms)
         assert len(images) == len(forms)
         for image in images:
             np.testing.assert_array_equal(image.whole(), PIXELS)
@@ -75,7 +75,7 @@ def test_bfloat16_is_as_good_as_it_can_be():
 def test_gray_images_have_three_equal_channels():
     gray_image = Image.fromarray(GRAY)
     forms = [GRAY, GRAY / 255, torch.from_numpy(GRAY), gray_image, encode(gray_image, "PNG")]
-    for image in given_images(forms):
+    for image in user_images(forms):
         np.testing.assert_array_equal(image.whole(), np.stack([GRAY] * 3, axis=2))
 
 
@@ -165,13 +165,13 @@ def test_a_broken_file_is_named_by_its_path(tmp_path: Path):
     with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
         squares([PIXELS, path])
     with pytest.raises(UserError, match=r"image 0: cannot decode"), Image.open(path) as opened:
-        given_images([opened])
+        user_images([opened])
 
 
 def test_texts_lose_the_space_around_them():
-    assert given_texts("  a red circle\n") == ["a red circle"]
-    assert given_texts(("a", " b ")) == ["a", "b"]
-    assert given_texts([]) == []
+    assert user_texts("  a red circle\n") == ["a red circle"]
+    assert user_texts(("a", " b ")) == ["a", "b"]
+    assert user_texts([]) == []
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_texts_lose_the_space_around_them():
 )
 def test_a_value_that_is_no_text_is_named(texts, problem):
     with pytest.raises(UserError) as error:
-        given_texts(texts)
+        user_texts(texts)
     assert problem in str(error.value)
 
 

@@ -10,7 +10,8 @@ import pytest
 from tyro.conf import Positional
 
 from eve_vl.config import InputConfig
-from eve_vl.predict.requests import Images, Prompts, Request, ShownImage, Texts
+from eve_vl.predict.request_fields import Images, Prompts, ShownImage, Texts
+from eve_vl.predict.requests import Request
 from eve_vl.serve.endpoints import Endpoint
 from eve_vl.serve.limits import Limits
 from eve_vl.serve.refusals import RequestRefusedError

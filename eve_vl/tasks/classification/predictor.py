@@ -5,15 +5,12 @@ from typing import Any
 
 import torch
 
+from eve_vl.predict.batching import in_batches
 from eve_vl.predict.heatmap import CLS, Evidence, Heatmap, heatmap
-from eve_vl.predict.inputs import (
-    GivenImage,
-    given_image,
-    given_images,
-    given_texts,
-    in_batches,
-)
+from eve_vl.predict.inputs import UserImage, user_image
 from eve_vl.predict.requests import Explain
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.classification.requests import Classify
 from eve_vl.tasks.classification.task import Classification
@@ -53,7 +50,7 @@ class ClassificationPredictor(Predictor):
                 raise UserError(
                     f"classify: this run reads {reads}; {'give' if value is None else 'leave out'} the {what}"
                 )
-        given = (given_images, asked.image), (given_texts, asked.text)
+        given = (user_images, asked.image), (user_texts, asked.text)
 
         def best(*columns: Sequence[Any]) -> list[list[ScoredLabel]]:
             tensors = [self.inputs.images(columns[0])] if asked.image is not None else []
@@ -83,7 +80,7 @@ class ClassificationPredictor(Predictor):
             raise UserError("explain: this run reads images only; leave out text, word and right")
         image = asked.image
         images = [
-            given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)
+            user_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)
         ]
         block = -1 if asked.block is None else asked.block
         return heatmap(
@@ -96,7 +93,7 @@ class ClassificationPredictor(Predictor):
         )
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         labels, tensors = (
             self.task.sizes.labels,

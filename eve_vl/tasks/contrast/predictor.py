@@ -8,10 +8,10 @@ import torch
 from eve_vl.data.batches import normalize
 from eve_vl.predict.heatmap import Evidence
 from eve_vl.predict.inputs import (
-    GivenImage,
+    UserImage,
     chunked,
-    given_images,
-    given_texts,
+    user_images,
+    user_texts,
     in_batches,
     listed,
 )
@@ -44,7 +44,7 @@ class ContrastPredictor(Predictor):
         scorer = PromptScorer(
             self.task, self.inputs.tokenizer, read_prompts(asked.prompts)[0], asked.by
         )
-        given = given_images, asked.image
+        given = user_images, asked.image
         return in_batches(
             lambda images: scorer.best(self.inputs.images(images), asked.top), batch_size, given
         )
@@ -52,7 +52,7 @@ class ContrastPredictor(Predictor):
     @torch.no_grad()
     def match(self, asked: Match, batch_size: int = 64) -> float | np.ndarray:
         """Return the probability of each pair, float32 (n, m); each image is encoded once."""
-        images, texts = given_images(asked.image), given_texts(asked.text)
+        images, texts = user_images(asked.image), user_texts(asked.text)
         ids = [self.inputs.texts(chunk) for chunk in chunked(texts, batch_size)]
         rows = [np.zeros((0, len(texts)), np.float32)]
         for chunk in chunked(images, max(1, batch_size // max(len(texts), 1))):
@@ -66,7 +66,7 @@ class ContrastPredictor(Predictor):
         return float(rows[1][0, 0]) if is_one else np.vstack(rows)
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         batch = self.inputs.pairs(images, [text])
         pair = batch.images_BCHW, batch.ids_BT, batch.is_padding_BT

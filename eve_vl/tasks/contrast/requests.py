@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from eve_vl.predict.requests import Images, Prompts, Request, Texts
+from eve_vl.predict.request_fields import Images, Prompts, Texts
+from eve_vl.predict.requests import Request
 
 
 class Match(Request):

@@ -2,7 +2,7 @@
 
 from eve_vl.predict.heatmap import Evidence
 from eve_vl.predict.inputs import (
-    GivenImage,
+    UserImage,
 )
 from eve_vl.tasks.contrast.predictor import ContrastPredictor
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
@@ -23,7 +23,7 @@ class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
         )
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         masks_word = self.task.settings.mlm_weight and positions is not None
         kind = (

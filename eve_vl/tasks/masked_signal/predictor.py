@@ -10,15 +10,11 @@ import torch
 from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import generator
 from eve_vl.data.tokenizer import MASK_TEXT
+from eve_vl.predict.batching import in_batches
 from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import (
-    GivenImage,
-    given_image,
-    given_images,
-    given_text,
-    given_texts,
-    in_batches,
-)
+from eve_vl.predict.inputs import UserImage, user_image, user_text
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.requests import FillMask, Reconstruct
 from eve_vl.tasks.predictor import Predictor, best_classes
@@ -94,7 +90,7 @@ class MaskedSignalPredictor(Predictor):
     def fill_mask(self, asked: FillMask, batch_size: int = 64) -> FilledText | list[FilledText]:
         """Return the best tokens for each "[MASK]" of each row."""
 
-        def guessed(images: Sequence[GivenImage], texts: Sequence[str]) -> list[FilledText]:
+        def guessed(images: Sequence[UserImage], texts: Sequence[str]) -> list[FilledText]:
             ids, masks = zip(*map(self._with_masks, texts), strict=True)
             batch, word = (
                 self.inputs.masked_pairs(images, ids, masks=masks),
@@ -113,9 +109,7 @@ class MaskedSignalPredictor(Predictor):
                 for text, of_text in zip(filled, guesses, strict=True)
             ]
 
-        return in_batches(
-            guessed, batch_size, (given_images, asked.image), (given_texts, asked.text)
-        )
+        return in_batches(guessed, batch_size, (user_images, asked.image), (user_texts, asked.text))
 
     def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the token ids of a text and its mask.
@@ -157,21 +151,21 @@ class MaskedSignalPredictor(Predictor):
             raise UserError(
                 f"keep {asked.keep}: give at least one of the patches 0 to {P - 1}, and not all of them"
             )
-        ids_T, is_special_T = self.inputs.tokens(given_text(asked.text))
+        ids_T, is_special_T = self.inputs.tokens(user_text(asked.text))
         masks = (
             [mask_tokens(is_special_T, settings.text_mask_ratio, rng)]
             if settings.joint_masking
             else None
         )
         batch = self.inputs.masked_pairs(
-            [given_image(asked.image)], [ids_T], masks=masks, keep_K=keep_K
+            [user_image(asked.image)], [ids_T], masks=masks, keep_K=keep_K
         )
         return Reconstruction(
             **{name: images[0] for name, images in self.task.reconstructions(batch).items()}
         )
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         if positions is None:
             raise UserError(

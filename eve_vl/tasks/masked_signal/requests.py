@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from tyro.conf import Positional
 
-from eve_vl.predict.requests import Images, Request, ShownImage, Text, Texts
+from eve_vl.predict.request_fields import Images, ShownImage, Text, Texts
+from eve_vl.predict.requests import Request
 
 
 class FillMask(Request):

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 
+from eve_vl.predict.batching import in_batches
 from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import (
-    GivenImage,
-    given_images,
-    given_texts,
-    in_batches,
-)
+from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.nlvr2.requests import Verify
 from eve_vl.tasks.nlvr2.task import NLVR2
@@ -48,17 +46,17 @@ class NLVR2Predictor(Predictor):
                 for value in probability_B.tolist()
             ]
 
-        left, right = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
+        left, right = (partial(user_images, where=f"{side} image") for side in ("left", "right"))
         return in_batches(
             judged,
             batch_size,
             (left, asked.left),
             (right, asked.right),
-            (given_texts, asked.statement),
+            (user_texts, asked.statement),
         )
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         batch = self.inputs.statements(images[:1], images[1:], [text])
         return Evidence(

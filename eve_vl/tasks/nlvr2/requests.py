@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from eve_vl.predict.requests import Images, Request, Texts
+from eve_vl.predict.request_fields import Images, Texts
+from eve_vl.predict.requests import Request
 
 
 class Verify(Request):
