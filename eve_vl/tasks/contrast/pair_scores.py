@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eve_vl.predict.inputs import chunked
+from eve_vl.predict.batching import chunked
 
 PAIRS_AT_ONCE = 256  # per pass, however many images are matched with each text
 
