@@ -18,11 +18,11 @@ from torch import Tensor
 from eve_vl.builtin.names import is_name
 from eve_vl.config import DataConfig, TaskConfig
 from eve_vl.config.generated_sources import generated
-from eve_vl.config.kinds import all_kinds, kinds_of
+from eve_vl.config.kinds import all_kinds
 from eve_vl.config.plugins import load_file
 from eve_vl.interop.run_names import run_path
 from eve_vl.predict.batching import chunked
-from eve_vl.predict.requests import Request
+from eve_vl.predict.requests import known_requests
 from eve_vl.predict.user_images import Images
 from eve_vl.predict.user_texts import Texts
 from eve_vl.run.loading import LoadedRun, load_run
@@ -103,7 +103,7 @@ class Eve:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a call of the run. Raises UserError if the run's heads do not allow it."""
-        if name not in kinds_of(Request):
+        if name not in known_requests():
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.need(name)
         return self.predictor.call(name)

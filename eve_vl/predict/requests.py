@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from tyro.conf import Positional
 
-from eve_vl.config.kinds import kinds_of
+from eve_vl.config import TaskConfig
+from eve_vl.config.kinds import all_kinds, kinds_of
 from eve_vl.predict.request_fields import FieldForm, ShownImage, Text
 from eve_vl.utils.frozen import Frozen
 
@@ -105,7 +106,8 @@ class Experts(Request):
 
 
 def known_requests() -> dict[str, type[Request]]:
-    """Return all requests that are imported, by name: the tasks' first, then those that every task may have."""
+    """Return the requests of all tasks by name, then those that every task may have."""
+    all_kinds(TaskConfig, "tasks")  # imports the tasks' sections and requests
     requests = kinds_of(Request)
     for request in (Explain, Experts):
         requests[request.name] = requests.pop(request.name)
