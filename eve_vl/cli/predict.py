@@ -13,8 +13,7 @@ from eve_vl.cli.common import (
     print_line,
     write_json,
 )
-from eve_vl.config.kinds import kinds_of
-from eve_vl.predict.requests import Request
+from eve_vl.predict.requests import Request, known_requests
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
 from eve_vl.utils.frozen import Frozen
@@ -35,7 +34,7 @@ class ImageArgs(Frozen):
 
 def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
     """Return a verb for each request, by its typed name."""
-    return {name.replace("_", "-"): _verb(request) for name, request in kinds_of(Request).items()}
+    return {name.replace("_", "-"): _verb(request) for name, request in known_requests().items()}
 
 
 def call_flags(request: type[Request]) -> type[Any]:

@@ -12,7 +12,7 @@ import torch
 
 from eve_vl.config import InputConfig
 from eve_vl.data.image_refs import ImagePixels
-from eve_vl.predict.inputs import GivenImage, given_image
+from eve_vl.predict.inputs import UserImage, user_image
 from eve_vl.predict.user_images import ImageLike
 from eve_vl.search.hits import Hit
 from eve_vl.search.query import Query
@@ -22,14 +22,14 @@ from eve_vl.utils.errors import BadSampleError, UserError
 
 PAIRS_AT_ONCE = 64
 
-ReadImage = Callable[[int], GivenImage]
+ReadImage = Callable[[int], UserImage]
 """Returns an image by its number in the index."""
 
 
 class Pair(NamedTuple):
     """An image and a text that may belong together."""
 
-    image: GivenImage
+    image: UserImage
     text: str
     cosine: float
 
@@ -79,7 +79,7 @@ def rerank(
     searched captions, not a text that searched images.
     """
     sizes = encoder.run.config.input
-    query_image = shrunk(given_image(query), sizes) if captions else None
+    query_image = shrunk(user_image(query), sizes) if captions else None
     readable: list[Hit] = []
     unreadable: list[Hit] = []
 
@@ -105,10 +105,10 @@ def rerank(
     return [*matched, *unreadable, *hits[num:]]
 
 
-def shrunk(image: GivenImage, sizes: InputConfig) -> GivenImage:
+def shrunk(image: UserImage, sizes: InputConfig) -> UserImage:
     """Return an image as the run sees it, decoded. Raises UserError."""
     pixels_HWC = image.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
-    return GivenImage(ref=ImagePixels(pixels=pixels_HWC), where=image.where)
+    return UserImage(ref=ImagePixels(pixels=pixels_HWC), where=image.where)
 
 
 @torch.no_grad()

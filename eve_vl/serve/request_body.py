@@ -10,8 +10,9 @@ import starlette.requests
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from eve_vl.predict.requests import Field as RequestField
-from eve_vl.predict.requests import Request, fields_of
+from eve_vl.predict.request_fields import Field as RequestField
+from eve_vl.predict.request_fields import fields_of
+from eve_vl.predict.requests import Request
 from eve_vl.serve.limits import MAX_LENGTH, MAX_VALUES, MB, Limits
 from eve_vl.serve.refusals import RequestRefusedError
 from eve_vl.serve.reservations import Reservation

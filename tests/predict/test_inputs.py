@@ -15,7 +15,9 @@ from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig
 from eve_vl.data.image_refs import ImagePixels
-from eve_vl.predict.inputs import Inputs, user_images, user_texts
+from eve_vl.predict.inputs import Inputs
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 from helpers.encoded_images import encode, exif_of

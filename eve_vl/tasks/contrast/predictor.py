@@ -6,15 +6,11 @@ import numpy as np
 import torch
 
 from eve_vl.data.batches import normalize
+from eve_vl.predict.batching import chunked, in_batches
 from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import (
-    UserImage,
-    chunked,
-    user_images,
-    user_texts,
-    in_batches,
-    listed,
-)
+from eve_vl.predict.inputs import UserImage, as_several
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.contrast.prompt_scorer import ClassScore, PromptScorer
 from eve_vl.tasks.contrast.prompts import read_prompts
 from eve_vl.tasks.contrast.requests import Match, ZeroShot
@@ -62,7 +58,7 @@ class ContrastPredictor(Predictor):
                 for texts in ids
             ]
             rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *found]))
-        is_one = listed(asked.image) is None and listed(asked.text) is None
+        is_one = as_several(asked.image) is None and as_several(asked.text) is None
         return float(rows[1][0, 0]) if is_one else np.vstack(rows)
 
     def _evidence(

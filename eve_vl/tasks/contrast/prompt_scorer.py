@@ -16,7 +16,7 @@ from eve_vl.data.batches import normalize, padded
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.average_precision import ranking_summary
-from eve_vl.predict.inputs import chunked
+from eve_vl.predict.batching import chunked
 from eve_vl.tasks.contrast.prompts import Prompts
 from eve_vl.tasks.contrast.task import ContrastTask
 from eve_vl.tasks.task import Task

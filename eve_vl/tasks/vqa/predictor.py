@@ -7,7 +7,9 @@ import torch
 from eve_vl.metrics.answer_form import normalize as normalize_answer
 from eve_vl.predict.batching import in_batches
 from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import GivenImage, given_images, given_texts
+from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.predictor import Predictor, best_classes
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.requests import Answer
@@ -38,9 +40,7 @@ class VQAPredictor(Predictor):
     ) -> list[ScoredAnswer] | list[list[ScoredAnswer]]:
         """Return the best answers of each row."""
 
-        def best(
-            images: Sequence[GivenImage], questions: Sequence[str]
-        ) -> list[list[ScoredAnswer]]:
+        def best(images: Sequence[UserImage], questions: Sequence[str]) -> list[list[ScoredAnswer]]:
             probability_BA = self.task.probabilities(
                 self.task.predict(self.inputs.pairs(images, questions))[0]
             )
@@ -51,11 +51,11 @@ class VQAPredictor(Predictor):
             ]
 
         return in_batches(
-            best, batch_size, (given_images, asked.image), (given_texts, asked.question)
+            best, batch_size, (user_images, asked.image), (user_texts, asked.question)
         )
 
     def _evidence(
-        self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None
+        self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         batch, known = self.inputs.pairs(images, [text]), [None]
         if answer is not None and not (

@@ -6,7 +6,9 @@ from functools import partial
 import torch
 
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.inputs import GivenImage, given_images, given_texts
+from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_texts import user_texts
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.systems.mlim.pair.requests import Same
 from eve_vl.systems.mlim.pair.task import ItemPairs
@@ -35,22 +37,22 @@ class PairPredictor(Predictor):
     @torch.no_grad()
     def same(self, asked: Same, batch_size: int = 64) -> Comparison | list[Comparison]:
         """Return whether the two items of each row are the same."""
-        left_images = partial(given_images, where="left image")
-        right_images = partial(given_images, where="right image")
+        left_images = partial(user_images, where="left image")
+        right_images = partial(user_images, where="right image")
         return in_batches(
             self._compare,
             batch_size,
             (left_images, asked.left),
-            (given_texts, asked.left_text),
+            (user_texts, asked.left_text),
             (right_images, asked.right),
-            (given_texts, asked.right_text),
+            (user_texts, asked.right_text),
         )
 
     def _compare(
         self,
-        left_images: Sequence[GivenImage],
+        left_images: Sequence[UserImage],
         left_texts: Sequence[str],
-        right_images: Sequence[GivenImage],
+        right_images: Sequence[UserImage],
         right_texts: Sequence[str],
     ) -> list[Comparison]:
         """Compare the items of some rows."""
