@@ -15,9 +15,8 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from eve_vl.config import InputConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.predict.user_images import Images
 from eve_vl.predict.batching import as_several
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_images import Images, user_images
 from eve_vl.utils.errors import UserError
 
 WHOLE = sys.maxsize  # tokens
