@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eve_vl.model.block import Block, drop_path
 from eve_vl.model.encoder import Encoder
+from eve_vl.model.feed_forward import FeedForward
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config
 from helpers.twins import in_rows, randomize
 
@@ -57,6 +58,7 @@ def test_drop_path_is_sampled_for_each_branch_separately():
 def timm_names(block: Block) -> dict[str, Tensor]:
     """Return the weights of a block by timm's names, all but those of q, k and v's bias."""
     ffn = block.ffn
+    assert isinstance(ffn, FeedForward)
     return {
         "norm1.weight": block.norm1.weight,
         "norm1.bias": block.norm1.bias,
@@ -71,7 +73,7 @@ def timm_names(block: Block) -> dict[str, Tensor]:
         "mlp.fc2.weight": ffn.fc2.weight,
         "mlp.fc2.bias": ffn.fc2.bias,
         "ls2.gamma": block.scale2,
-    }  # pyright: ignore[reportReturnType]
+    }
 
 
 def timm_twin(block: Block) -> TimmBlock:

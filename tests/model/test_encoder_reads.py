@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
+from eve_vl.model.reference_moe import ReferenceMoE
 from eve_vl.model.router import chosen_ME
 from eve_vl.model.tokens import Tokens, index_tokens, join
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
@@ -254,7 +255,8 @@ def test_cls_before_the_final_norm_is_computed_in_parts_too():
 def test_the_number_of_passes_matters_only_where_tokens_are_dropped(routing, is_equal):
     model = published(routing)
     for block in model.blocks[1:]:
-        block.ffn.noise = None  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(block.ffn, ReferenceMoE)
+        block.ffn.noise = None
     image, text = pair_of(model, "pair without padding")
     rows = torch.tensor([0, 0, 1, 1])
     twice = index_tokens(image, rows), index_tokens(text, rows)

@@ -63,6 +63,7 @@ def test_sizes_of_the_router_reach_the_experts():
 def test_routing_decides_which_experts_are_built(routing, kind, drops):
     config = model_config(routing=routing, activation="gelu")
     ffn = Block(config, "moe", sizes=SIZES).ffn
+    assert isinstance(ffn, MoE)
     assert type(ffn) is kind
     assert ffn.experts.activation is nn.functional.gelu
     if isinstance(ffn, ReferenceMoE):
