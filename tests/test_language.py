@@ -1,4 +1,4 @@
-"""Plain language and small pieces in the package: avoided words, first lines of docstrings, sizes.
+"""Plain language in the package: words to avoid in names, docstrings, comments and messages.
 
 Each test lists all offenders with file and line. Files and folders in NOT_YET still fail; whoever cleans one removes it there.
 tests/test_docs.py does the same for README and docs.
@@ -22,8 +22,6 @@ PAGES = sorted([*PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.js")])
 NOT_YET: dict[str, tuple[str, ...]] = {
     "names": (),
     "prose": (),
-    "first lines of docstrings": (),
-    "sizes": (),
 }
 """Rule → files and folders that break it."""
 
@@ -75,7 +73,6 @@ ALLOWED = (  # words that stay although a rule names them
     r"double-blind",
 )
 PRINTS = ("print_line", "print_once", "warn", "fail")
-MAX_FIRST_LINE, MAX_FUNCTION, MAX_FILE = 80, 60, 400
 
 
 def place(path: Path, line: int) -> str:
@@ -183,20 +180,6 @@ def test_prose_uses_plain_words():
             if found := pattern.search(kept):
                 offenders.append(f"{place(path, line)}: {found[0]!r}; write {instead}")
     check("prose", sorted(set(offenders)))
-
-
-def test_first_lines_of_docstrings_are_short():
-    """Of the package, benchmarks and examples; attributes' docstrings are help texts of flags and may be longer."""
-    offenders, folders = [], (PACKAGE, ROOT / "benchmarks", ROOT / "examples")
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-                first = (ast.get_docstring(node) or "").partition("\n")[0]
-                if len(first) > MAX_FIRST_LINE:
-                    offenders.append(
-                        f"{place(path, getattr(node, 'lineno', 1))}: {len(first)} characters: {first}"
-                    )
-    check("first lines of docstrings", offenders)
 
 
 @pytest.mark.parametrize(

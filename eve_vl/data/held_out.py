@@ -87,7 +87,7 @@ class _SplitSource:
             actual_share = self.unit_sizes[is_held_out].sum() / self.unit_sizes.sum()
             if actual_share > 2 * share:
                 raise UserError(
-                    f"{self.name}: whole shards are held out (data.order shards), "
+                    f"{self.name}: held-out takes whole shards (data.order shards), "
                     f"{actual_share:.1%} of its rows instead of {share:.1%}; give --data.val, more "
                     "shards or a larger fraction"
                 )

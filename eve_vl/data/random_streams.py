@@ -1,6 +1,6 @@
 """Random streams, each a function of a key: a purpose, a seed and the place where it is used.
 
-Whatever is random about a sample or an order depends on its key only. The numbers of processes and
+The random parts of a sample or an order depend on its key only. The numbers of processes and
 workers and restarts therefore change nothing.
 """
 

@@ -13,23 +13,23 @@ from eve_vl.data.remote_requests import ByteRange
 GAP = 2**15  # bytes between two ranges that are rather read than requested separately
 
 
-class ReadAhead(NamedTuple):
-    """Bytes of a remote file that this process has read ahead."""
+class Prefetched(NamedTuple):
+    """Bytes of a remote file that this process has prefetched."""
 
     start: int
     content: bytes
 
 
-_read_ahead: defaultdict[Path, list[ReadAhead]] = defaultdict(list)
+_prefetched: defaultdict[Path, list[Prefetched]] = defaultdict(list)
 
 
 def fetch(ranges: Sequence[ByteRange]) -> None:
     """Read byte ranges at once, for `read_range`; earlier ones are dropped."""
-    _read_ahead.clear()
+    _prefetched.clear()
     if not ranges:
         return
     for byte_range, content in remote_requests.request_ranges(_merged(ranges)).items():
-        _read_ahead[byte_range.path].append(ReadAhead(byte_range.start, content))
+        _prefetched[byte_range.path].append(Prefetched(byte_range.start, content))
 
 
 def _merged(ranges: Sequence[ByteRange]) -> list[ByteRange]:
@@ -45,7 +45,7 @@ def _merged(ranges: Sequence[ByteRange]) -> list[ByteRange]:
 
 def read_range(path: Path, start: int, end: int) -> bytes:
     """Return bytes of a remote file. Raises StorageError."""
-    for part in _read_ahead.get(path, ()):
+    for part in _prefetched.get(path, ()):
         if part.start <= start and end <= part.start + len(part.content):
             return part.content[start - part.start : end - part.start]
     byte_range = ByteRange(path, start, end)

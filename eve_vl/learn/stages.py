@@ -358,7 +358,7 @@ class Learner(Plan):
         config = self.config(name)
         with self.output(config.out.relative_to(self.out)):
             sources = open_splits(config, self.job.rows).val
-            run = load_run(Path(self.run(name)), devices.pick_device(self.device))
+            run = load_run(folder_of(self.run(name)), devices.pick_device(self.device))
             found = evaluated(
                 run, config.data.val_samples, sources, ablations=False, skip_invalid=True
             )
@@ -434,7 +434,7 @@ def conclude(learner: Learner) -> str:
         tests = open_sources(learner.test, learner.data, config.input.image_size, learner.job.rows)
         tests = tests or open_splits(config, learner.job.rows).test
         runs = {
-            name: load_run(Path(learner.run(name)), devices.pick_device(learner.device))
+            name: load_run(folder_of(learner.run(name)), devices.pick_device(learner.device))
             for name in dict.fromkeys(both)
         }
         measured = {

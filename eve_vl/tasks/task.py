@@ -81,8 +81,8 @@ class Task(nn.Module, Generic[Settings]):
     labels_file: ClassVar[str | None] = None
     """The file of a run folder that stores `labels`, for classifiers."""
     heads: ClassVar[Any] = None
-    """Its heads for other programs (`tasks.heads.Heads`), unless a file heads.py beside it has
-    them."""
+    """Its heads for other programs (`tasks.heads.Heads`), unless the file heads.py of its
+    folder has them."""
     is_comparable: bool = False
     """Whether features of images and of texts compare with each other."""
     label_layer: ClassVar[str | None] = None

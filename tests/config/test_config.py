@@ -196,7 +196,8 @@ SECTIONS = {
 def test_each_mistake_is_named_as_it_is_typed(section, message):
     assert len(section.validate()) == 1
     with pytest.raises(UserError) as caught:
-        Config(recipe="x", out=Path("x"), **{SECTIONS[type(section)]: section})
+        sections = {"task": MaskedSignalConfig(), SECTIONS[type(section)]: section}
+        Config(recipe="x", out=Path("x"), **sections)
     assert str(caught.value).startswith(f"{SECTIONS[type(section)]}.{message}")
 
 
@@ -225,7 +226,10 @@ def test_every_field_is_documented_and_frozen():
     for section in (*SECTIONS, Config):
         assert section.__doc__
         with pytest.raises(dataclasses.FrozenInstanceError):
-            section(**({"recipe": "x", "out": Path("x")} if section is Config else {})).x = 1
+            values = {}
+            if section is Config:
+                values = {"recipe": "x", "out": Path("x"), "task": MaskedSignalConfig()}
+            section(**values).x = 1
         with pytest.raises(TypeError):
             section(1, 2)  # pyright: ignore[reportCallIssue]
 
@@ -332,7 +336,13 @@ def test_what_has_no_use_with_or_without_a_start_is_refused():
         with pytest.raises(
             UserError, match=r"init_allow_missing has no effect without weights from an --init run$"
         ):
-            Config(recipe="x", out=Path("x"), init_allow_missing=("encoder.norm.*",), **start)
+            Config(
+                task=MaskedSignalConfig(),
+                recipe="x",
+                out=Path("x"),
+                init_allow_missing=("encoder.norm.*",),
+                **start,
+            )
     Config(
         task=MaskedSignalConfig(),
         recipe="x",

@@ -75,7 +75,7 @@ def readings_of(spec: str) -> dict[str, Callable[[], Any]]:
     inputs = Inputs(config.input, CARD_TOKENIZER, torch.device("cpu"))
 
     def images() -> list[Any]:
-        stream = inputs.stream(spec, "image", config.data, skipped=[])
+        stream = inputs.stream_images(spec, config.data, skipped=[])
         return [pixels.tolist() for _, pixels in stream]
 
     return {

@@ -171,7 +171,7 @@ def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrain
     use = (
         "evaluate masked_signal init",
         "fill-mask init x.png text",
-        "encode init texts.txt -",
+        "features x.png --run init --out f.npz",
         "export init onnx",
         "report init",
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.cli import main
-from eve_vl.config import DualEncoderConfig, TaskConfig
+from eve_vl.config import TaskConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.eve import Eve
@@ -32,6 +32,7 @@ from eve_vl.predict.inputs import Inputs
 from eve_vl.predict.user_images import user_images
 from eve_vl.run import writing
 from eve_vl.run.loading import build_task, load_run
+from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.heads import Graph, Heads
@@ -180,7 +181,7 @@ def test_co_attention_is_exported(tmp_path: Path):
 
     Rows of texts only are the hardest: their number is a product of two sizes that are both free.
     """
-    towers = DualEncoderConfig(
+    towers = M3aeModelConfig(
         embed_dim=16,
         image_depth=1,
         text_depth=1,

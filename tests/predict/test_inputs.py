@@ -294,6 +294,6 @@ def test_the_bar_shows_the_name_of_a_folder_without_markup(tmp_path: Path, monke
     monkeypatch.setattr(console, "SOON", -1)
     skipped: list[Any] = []
     inputs = Inputs(InputConfig(image_size=16, patch_size=8), tiny_tokenizer(), torch.device("cpu"))
-    rows = list(inputs.stream(folder, "image", DataConfig(), skipped=skipped, progress=True))
+    rows = list(inputs.stream_images(folder, DataConfig(), skipped=skipped, progress=True))
     assert (len(rows), skipped) == (1, [])
     assert str(folder) in screen.getvalue()

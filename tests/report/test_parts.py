@@ -38,7 +38,6 @@ from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.masked_signal.report import MaskedToken, Piece, ShownPair, caption_pieces
 from eve_vl.tasks.report import TaskReport
 from eve_vl.tasks.retrieval.report import chance_recall
-from eve_vl.tasks.task import task_class
 from helpers.report_page import Page, assert_self_contained
 from helpers.tiny_runs import tiny_run, write_run
 
@@ -284,9 +283,10 @@ def test_chance_is_that_of_drawing_without_replacement():
         assert chance_recall(k, num, matches) == pytest.approx(sum(hits) / len(hits))
 
 
-def of_task(name: str, *, is_pretraining: bool = False) -> Any:
-    task = SimpleNamespace(name=name, is_pretraining=is_pretraining)
-    config = SimpleNamespace(task=task, data=SimpleNamespace(modality="image_text"))
+def run_of(section: type[TaskConfig]) -> Any:
+    """A run of a task, of which only the section is known."""
+    data = SimpleNamespace(modality="image_text")
+    config = SimpleNamespace(task=object.__new__(section), data=data)
     return SimpleNamespace(config=config, task=None)
 
 
@@ -294,17 +294,21 @@ def test_a_tasks_report_is_found_by_its_name():
     class OwnReport(TaskReport):
         name = "own"
 
-    for name, kind in all_kinds(TaskConfig, "tasks").items():
-        run = of_task(name, is_pretraining=kind.is_pretraining)
-        run.task = object.__new__(task_class(kind))  # a system's report lies next to its task
-        report = type(task_report(run))
-        assert (report is not TaskReport, report.__dict__.get("name")) == (
-            kind.has_numbers,
-            name if kind.has_numbers else None,
-        )
-    assert type(task_report(of_task("own"))) is OwnReport
-    for name in ("drawing", "nothing"):
-        assert type(task_report(of_task(name))) is TaskReport
+    class OwnSection(TaskConfig):
+        name = "own"
+
+    class SectionWithoutReport(TaskConfig):
+        name = "nothing"
+
+    for name, section in all_kinds(TaskConfig, "tasks").items():
+        report = type(task_report(run_of(section)))
+        if section.has_numbers:
+            assert report is not TaskReport
+            assert report.name == name
+        else:
+            assert report is TaskReport
+    assert type(task_report(run_of(OwnSection))) is OwnReport
+    assert type(task_report(run_of(SectionWithoutReport))) is TaskReport
 
 
 def test_what_all_pages_share_names_no_task():
@@ -312,9 +316,15 @@ def test_what_all_pages_share_names_no_task():
         section for section in all_kinds(TaskConfig, "tasks").values() if section.has_numbers
     ]
     names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
-    for file in ("page", "task", "drawing", "compare"):
-        text = Path(drawing.__file__).with_name(f"{file}.py").read_text()
-        assert [name for name in names if name in text] == []
+    package = Path(drawing.__file__).parents[1]
+    shared = [
+        *package.glob("pages/*.py"),
+        *package.glob("report/*.py"),
+        package / "tasks/report.py",
+    ]
+    for path in shared:
+        text = path.read_text()
+        assert [name for name in names if name in text] == [], path
 
 
 def test_an_encoder_without_numbers(tmp_path: Path):

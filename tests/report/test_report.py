@@ -214,7 +214,7 @@ def test_guesses_are_what_the_model_says(run: Path):
     page, loaded = Page(run / "report.html"), load_run(run)
     batch = one_batch(loaded, 8)
     assert batch.wrong is not None
-    pairs = MaskedSignalReport(loaded).compared(8)
+    pairs = MaskedSignalReport(loaded, evaluated).compared(8)
     for row, pair in enumerate(pairs):
         one = single(batch, row)
         ids, masked = one.ids_BT, one.is_masked_BT
@@ -282,7 +282,7 @@ def test_routing_shares(run: Path):
             counts, abs=2e-3
         )  # a token on the brink may tip over
     page = Page(run / "report.html")
-    report = MaskedSignalReport(fresh)
+    report = MaskedSignalReport(fresh, evaluated)
     whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN)))[0][3]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2" in page.text

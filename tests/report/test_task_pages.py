@@ -346,7 +346,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     assert isinstance(task, Retrieval)
     assert task.settings.rerank_by == "sum"
     with torch.enable_grad():
-        report = RetrievalReport(run)
+        report = RetrievalReport(run, evaluated)
         dataset = report.dataset(40, for_evaluation=True)
         by_text, by_image = report.searches(dataset, 2)
     rows = ScenePairs(split="val", image_size=32)
@@ -402,7 +402,7 @@ def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
 
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
-    report = RetrievalReport(load_run(runs["retrieval"]))
+    report = RetrievalReport(load_run(runs["retrieval"]), evaluated)
     by_text, by_image = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
     text = (runs["retrieval"] / "report.html").read_text()
     lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
@@ -523,7 +523,7 @@ def test_a_search_among_images_some_of_which_cannot_be_read(pretrained: Path, tm
     run = load_run(
         trained(finetuned(pretrained, "retrieval", tmp_path / "run", steps=1, data=data)).parent
     )
-    report = RetrievalReport(run)
+    report = RetrievalReport(run, evaluated)
     by_text, _ = report.searches(report.dataset(100, for_evaluation=True), 6)
     assert by_text
     for query in by_text:

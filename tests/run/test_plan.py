@@ -139,6 +139,6 @@ def test_a_plan_without_a_recipe_is_refused(words, capsys):
 
 
 def test_own_tasks_cannot_be_planned(monkeypatch):
-    monkeypatch.setattr("eve_vl.tasks.masked_signal.MaskedSignal.__module__", "own")
+    monkeypatch.setattr("eve_vl.tasks.masked_signal.task.MaskedSignal.__module__", "own")
     with pytest.raises(UserError, match="tiny: only tasks of this package"):
         plan(get_recipe("tiny"), 1, 8, 1)

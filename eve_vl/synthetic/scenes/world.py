@@ -48,7 +48,7 @@ these combinations."""
 
 
 def _seen_pairs(kinds: tuple[str, ...], colors: tuple[str, ...]) -> tuple[Pair, ...]:
-    """Return all pairs of kind and colour that are not held out."""
+    """Return all pairs of kind and colour outside the split of novel pairs."""
     pairs = [(kind, color) for kind in kinds for color in colors]
     return tuple(pair for pair in pairs if pair not in HELD_OUT)
 

@@ -17,7 +17,7 @@ from eve_vl.data.records import usable_rows
 from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.metrics.answer_form import normalize
-from eve_vl.metrics.blind_answers import answers_by_question, answers_by_words
+from eve_vl.metrics.answers_without_images import answers_by_question, answers_by_words
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ABLATIONS, ClassifierEvaluator, Prediction

@@ -23,8 +23,8 @@ class Comparison(Frozen):
     probability: float
 
     def __str__(self) -> str:
-        verdict = "the same" if self.same else "not the same"
-        return f"{verdict} (probability of being the same {self.probability:.4f})"
+        label = "the same" if self.same else "not the same"
+        return f"{label} (probability of being the same {self.probability:.4f})"
 
 
 class PairPredictor(Predictor):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eve_vl.metrics.blind_answers import answers_by_question, answers_by_words
+from eve_vl.metrics.answers_without_images import answers_by_question, answers_by_words
 
 
 def test_a_question_gets_its_most_frequent_answer_and_a_new_one_that_of_all():
