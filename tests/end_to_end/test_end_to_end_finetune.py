@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.cli.test_bad_input import complaint
@@ -168,6 +169,7 @@ def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrain
     with (tmp_path / "init/checkpoints/step_00000004/model.safetensors").open("r+b") as weights:
         weights.seek(-3, 2)
         weights.write(b"xyz")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     use = (
         "evaluate masked_signal init",
         "fill-mask init x.png text",

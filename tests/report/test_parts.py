@@ -291,15 +291,6 @@ def run_of(section: type[TaskConfig]) -> Any:
 
 
 def test_a_tasks_report_is_found_by_its_name():
-    class OwnReport(TaskReport):
-        name = "own"
-
-    class OwnSection(TaskConfig):
-        name = "own"
-
-    class SectionWithoutReport(TaskConfig):
-        name = "nothing"
-
     for name, section in all_kinds(TaskConfig, "tasks").items():
         report = type(task_report(run_of(section)))
         if section.has_numbers:
@@ -307,6 +298,20 @@ def test_a_tasks_report_is_found_by_its_name():
             assert report.name == name
         else:
             assert report is TaskReport
+
+
+def test_own_task_has_its_report_or_the_general_one():
+    class OwnSection(TaskConfig):
+        name = "own"
+        title = "a task with a report"
+
+    class OwnReport(TaskReport):
+        name = "own"
+
+    class SectionWithoutReport(TaskConfig):
+        name = "nothing"
+        title = "a task without a report"
+
     assert type(task_report(run_of(OwnSection))) is OwnReport
     assert type(task_report(run_of(SectionWithoutReport))) is TaskReport
 
