@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from image_decoding import made_up_photo
+from made_up_photos import made_up_photo
 from PIL import Image
+from search_speed import CAPTIONS, made_up_index, share_below, small_run
 from timing import Goal, machine
 
 from eve_vl.config import config_to_json
@@ -38,7 +39,6 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe
 from eve_vl.run.loading import build_task
 from eve_vl.train.best_folder import save_best
-from search import CAPTIONS, made_up_index, share_below, small_run
 
 RATIO = Goal(limit=3.0, at_least=True)
 LOST = Goal(limit=0.0, at_least=False)

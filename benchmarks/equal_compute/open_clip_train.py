@@ -327,12 +327,13 @@ def main() -> None:
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
         images = [
-            model.encode_image(part.float() / 127.5 - 1, normalize=True)
+            model.encode_image(part.float() / 127.5 - 1, normalize=True)  # pyright: ignore
             for part in pixels_NCHW.split(64)
-        ]  # pyright: ignore
+        ]
         encoded = [
-            model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)
-        ]  # pyright: ignore
+            model.encode_text(part, normalize=True)  # pyright: ignore
+            for part in tokenizer(read, context).split(64)
+        ]
     images_ND, texts_TD = (
         torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, encoded)
     )  # may have diverged

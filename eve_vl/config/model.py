@@ -152,8 +152,8 @@ class EveModelConfig(ModelConfig):
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
         """Feed-forward policy of each block, first to last."""
-        shallow = [self.shallow_ffn] * (self.depth - self.num_deep_blocks)
-        deep = [self.deep_ffn] * self.num_deep_blocks
+        shallow: list[FFNPolicy] = [self.shallow_ffn] * (self.depth - self.num_deep_blocks)
+        deep: list[FFNPolicy] = [self.deep_ffn] * self.num_deep_blocks
         return (*shallow, *deep)
 
     @property

@@ -144,8 +144,9 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         """Return the ids of a text of at most `longest` tokens; a text that is cut keeps its end token."""
         if len(row) <= longest:
             return row
-        end = [] if self.eos_token_id is None else [self.eos_token_id]
-        return row[: longest - len(end)] + end
+        if self.eos_token_id is None:
+            return row[:longest]
+        return [*row[: longest - 1], int(self.eos_token_id)]  # pyright: ignore[reportArgumentType]
 
 
 class EveProcessor(ProcessorMixin):

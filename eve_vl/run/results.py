@@ -87,7 +87,8 @@ def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tup
     ]
     names = [name for name in dict.fromkeys(candidates) if name and name in numbers]
     lower_is_better = {baseline.number for baseline in evaluator.baselines if baseline.lower}
-    lower_is_better.add(evaluator.main_loss)
+    if evaluator.main_loss:
+        lower_is_better.add(evaluator.main_loss)
     return names, bool(names) and names[0] in lower_is_better
 
 
@@ -177,7 +178,9 @@ def _parsed(values: dict[str, Any]) -> Result | None:
     for scores in (numbers, values["rows"]):
         if not has_fields(scores, **dict.fromkeys(scores, float)):
             return None
-    return Result(**{name: values[name] for name in names} | {"numbers": numbers})
+    fields: dict[str, Any] = {name: values[name] for name in names}
+    fields["numbers"] = numbers
+    return Result(**fields)
 
 
 def _weights_checksum(folder: Path) -> str:

@@ -1,14 +1,10 @@
 """Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny shapes."""
 
-import contextlib
 import importlib
-import io
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from eve_vl.run.flops import inspect_config
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import UserError
-from helpers.forked import Forked
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
@@ -240,7 +235,7 @@ def test_search_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["search.py", "--quick", "--json", str(tmp_path / "found.json")]
     )
-    importlib.import_module("search").main()
+    importlib.import_module("search_speed").main()
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     rows = {f"search photos 32, {number} re-ranked" for number in (0, 16)}
@@ -253,34 +248,3 @@ def test_search_is_measured(tmp_path, monkeypatch, capsys):
     assert "      500 images of 256 numbers: clock p50" in shown
     assert all(f"; share {how} " in shown for how in both)
     assert "        4 photos to 32², 16 re-ranked: clock p50" in shown
-
-
-def test_the_memory_of_indexing_is_measured(tmp_path, tmp_path_factory, monkeypatch, capsys):
-    """The commands are forks, which need no seconds to import torch."""
-
-    class Started(Forked, contextlib.AbstractContextManager):
-        def __init__(self, command: list[str], **_: object):
-            super().__init__(
-                tuple(command[3:]), tmp_path, tmp_path_factory.mktemp("console"), os.environ, int
-            )
-
-        def __exit__(self, *_: object) -> None:
-            self.communicate()
-
-        def poll(self) -> int | None:
-            return self.returncode
-
-        @property
-        def stdout(self) -> io.StringIO:
-            return io.StringIO(self.communicate()[0])
-
-    script = importlib.import_module("index_memory")
-    monkeypatch.setattr(script, "subprocess", SimpleNamespace(Popen=Started, PIPE=None))
-    monkeypatch.setattr(
-        sys, "argv", ["index_memory.py", "--quick", "--json", str(tmp_path / "found.json")]
-    )
-    script.main()
-    found = json.loads((tmp_path / "found.json").read_text())["found"]
-    assert [(each["images"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
-    assert all(2**26 < each["own"] < each["resident"] < 2**32 for each in found)
-    assert "8 images (nothing new)" in capsys.readouterr().out

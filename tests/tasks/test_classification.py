@@ -29,8 +29,8 @@ CLASSES = ("blue", "green", "red")
 READS = ("image", "text", "both")
 
 
-def config_of(reads: str = "image", *, several: bool = False, **fields) -> Config:
-    return tiny_config(task=ClassificationConfig(inputs=reads, multilabel=several, **fields))  # pyright: ignore
+def config_of(reads: Any = "image", *, several: bool = False, **fields) -> Config:
+    return tiny_config(task=ClassificationConfig(inputs=reads, multilabel=several, **fields))
 
 
 def build(config: Config, seed: int = 3) -> Classification:
@@ -60,10 +60,15 @@ def rows(count: int, *, several: bool = False) -> ListSource[LabeledExample]:
     )
 
 
+def is_multilabel(config: Config) -> bool:
+    assert isinstance(config.task, ClassificationConfig)
+    return config.task.multilabel
+
+
 def batch_of(config: Config, count: int, *, training: bool = True) -> Any:
     dataset = LabeledRows(
-        [rows(count, several=config.task.multilabel)], config, TOKENIZER, training=training
-    )  # pyright: ignore
+        [rows(count, several=is_multilabel(config))], config, TOKENIZER, training=training
+    )
     return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
 
 
@@ -82,9 +87,10 @@ def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
 
 
 def sample_of(config: Config, row: int):
-    return LabeledRows([rows(5, several=config.task.multilabel)], config, TOKENIZER, training=True)[
-        (0, 0, row)
-    ]  # pyright: ignore
+    dataset = LabeledRows(
+        [rows(5, several=is_multilabel(config))], config, TOKENIZER, training=True
+    )
+    return dataset[(0, 0, row)]  # pyright: ignore
 
 
 def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():

@@ -69,23 +69,23 @@ class ClassificationPredictor(Predictor):
 
         return in_batches(best, batch_size, *(one for one in given if one[1] is not None))
 
-    def explain(self, asked: Explain) -> Heatmap:
+    def explain(self, request: Explain) -> Heatmap:
         """Return where in the image the run finds evidence for a label.
 
         In a run that reads images only, the image's [CLS] attends, by default in the last block, after which the head reads it.
         """
         if self.task.settings.inputs == "both":
-            return super().explain(asked)
-        if asked.text or asked.word is not None or asked.right is not None:
+            return super().explain(request)
+        if request.text or request.word is not None or request.right is not None:
             raise UserError("explain: this run reads images only; leave out text, word and right")
-        image = asked.image
-        images = [
-            user_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)
-        ]
-        block = -1 if asked.block is None else asked.block
+        image = request.image
+        if isinstance(image, list | tuple) and len(image) == 1:
+            image = image[0]
+        images = [user_image(image)]
+        block = -1 if request.block is None else request.block
         return heatmap(
             self.task,
-            self._evidence(images, "", None, asked.answer),
+            self._evidence(images, "", None, request.answer),
             images,
             None,
             word=CLS,

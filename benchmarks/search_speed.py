@@ -1,6 +1,6 @@
 """Measure the latency of search and the rate of indexing.
 
-    python benchmarks/search.py [--images 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
+    python benchmarks/search_speed.py [--images 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
 
 Features are synthetic. A query is text, encoded by a small untrained encoder with features of `width` numbers; the time ends
 with the 20 best hits and their metadata. Images to index are synthetic photos of 640×480 pixels (quality 88, about 100 kB) in
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from image_decoding import made_up_photo
+from made_up_photos import made_up_photo
 from timing import Goal, machine
 
 from eve_vl.config import config_to_json
