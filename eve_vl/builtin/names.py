@@ -63,7 +63,8 @@ def name_of(folder: Path) -> str:
 
 
 def refuse_to_write(path: Path) -> None:
-    """Raise UserError if a file or folder to write belongs to the package or is a published model."""
+    """Raise UserError if a file or folder to write belongs to the package or is a published
+    model."""
     if is_hub_name(path):
         owner = "is a published model"
     elif is_name(path) or path.resolve().is_relative_to(FOLDER):

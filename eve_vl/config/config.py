@@ -1,6 +1,7 @@
 """A run as one frozen `Config` that validates itself.
 
-Each section lists its own problems. `Config` reports all of them at once, by their names on the command line.
+Each section lists its own problems. `Config` reports all of them at once, by their names on the
+command line.
 """
 
 from dataclasses import field
@@ -32,10 +33,11 @@ class Config(Frozen):
     init: Path | None = None
     """Run to start from: its encoder, its tokenizer, and the heads that the task shares with it."""
     init_allow_missing: tuple[str, ...] = ()
-    """Encoder parameters that the --init run may lack and that start at random, as name patterns, e.g.
-    `encoder.blocks.*.ffn.*`. New heads need no mention."""
+    """Encoder parameters that the --init run may lack and that start at random, as name patterns,
+    e.g. `encoder.blocks.*.ffn.*`. New heads need no mention."""
     scratch: bool = False
-    """Take only the shape and the tokenizer of --init; start from random weights, for comparison."""
+    """Take only the shape and the tokenizer of --init; start from random weights, for
+    comparison."""
     input: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=EveModelConfig)
     task: TaskConfig

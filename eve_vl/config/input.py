@@ -13,14 +13,15 @@ class InputConfig(Values):
     patch_size: Width = 16
     """Side of a patch, in pixels; images are embedded and masked by whole patches."""
     resize: Literal["squash", "crop"] = "squash"
-    """From a whole image to the square, where training takes no random crop. squash: the image becomes a square. crop: its
-    shorter side gets image_size, and the middle is cut out (CLIP)."""
+    """From a whole image to the square, where training takes no random crop. squash: the image
+    becomes a square. crop: its shorter side gets image_size, and the middle is cut out (CLIP)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation of resized images."""
     text_length: Annotated[int, "[2, 65536]"] = 40
     """Tokens of the longest text with its [CLS]; longer ones are cut."""
     padded_text_length: int = 0
-    """Tokens to cut and pad every text to; 0: cut at text_length, pad to the longest of the batch."""
+    """Tokens to cut and pad every text to; 0: cut at text_length, pad to the longest of the
+    batch."""
 
     @property
     def max_text_tokens(self) -> int:

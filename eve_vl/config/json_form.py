@@ -46,8 +46,8 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
             raise
         made_with = ", ".join(f"{name} ({version})" for name, version in code)
         raise UserError(
-            f"{where}: the {error.kind} needs {made_with}, which is not loaded: install the package; "
-            "a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
+            f"{where}: the {error.kind} needs {made_with}, which is not loaded: install the "
+            "package; a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
         ) from None
 
 
@@ -77,13 +77,15 @@ def to_dict(config: Any) -> Any:
 
 
 def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values of a config.json without its format. Raises UserError unless the format is FORMAT."""
+    """Return the values of a config.json without its format. Raises UserError unless the format is
+    FORMAT."""
     form = values.get("format", 1)
     if form != FORMAT:
         is_newer = type(form) is int and form > FORMAT
         fix = "update the package" if is_newer else "train the run again"
         raise UserError(
-            f"{where}: config format {shown(form)} is not supported, this version reads {FORMAT}; {fix}"
+            f"{where}: config format {shown(form)} is not supported, this version reads {FORMAT}; "
+            f"{fix}"
         )
     return {key: value for key, value in values.items() if key != "format"}
 
@@ -91,8 +93,8 @@ def check_format(values: dict[str, Any], where: str) -> dict[str, Any]:
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     """Return the config from `to_dict`; a missing key takes its default.
 
-    `where` names the file, `prefix` the section. Raises UserError for unknown keys, missing keys without a default and values
-    of another type.
+    `where` names the file, `prefix` the section. Raises UserError for unknown keys, missing keys
+    without a default and values of another type.
     """
     fields = [field for field in dataclasses.fields(cls) if field.init]
     types_of_fields = typing.get_type_hints(cls)
@@ -146,7 +148,8 @@ def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _require_json_type(hint: Any, origin: Any, value: Any, where: str, key: str) -> None:
-    """Raise UserError unless a value has the type in which JSON stores values of the field's type."""
+    """Raise UserError unless a value has the type in which JSON stores values of the field's
+    type."""
     json_types = {tuple: list, Path: str}
     json_type = dict if dataclasses.is_dataclass(hint) else json_types.get(origin, origin)
     try:
@@ -170,7 +173,8 @@ def _read_tuple(hints: tuple[Any, ...], value: list[Any], where: str, key: str) 
 
 
 def _read_section(section: type, value: dict[str, Any], where: str, key: str) -> Any:
-    """Return a JSON object as a section; one of several kinds has the `name` of its kind. Raises UserError."""
+    """Return a JSON object as a section; one of several kinds has the `name` of its kind. Raises
+    UserError."""
     if not issubclass(section, Section):
         return from_dict(section, value, where, f"{key}.")
     name = value.get("name")

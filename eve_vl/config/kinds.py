@@ -25,7 +25,8 @@ def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
 
 
 def all_kinds(base: type[Kind], group: str) -> dict[str, type[Kind]]:
-    """Return all kinds of a section or of another class, by name, after importing those of entry points `eve_vl.GROUP`."""
+    """Return all kinds of a section or of another class, by name, after importing those of entry
+    points `eve_vl.GROUP`."""
     for name in installed(group):
         load_installed(group, name)
     return kinds_of(base)
@@ -34,7 +35,8 @@ def all_kinds(base: type[Kind], group: str) -> dict[str, type[Kind]]:
 def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
     """Return a kind of a section or of another class by its name, None if nothing defines it.
 
-    Looks at what is imported, then into the files of EVE_CODE, then at entry points. Raises UserError for a missing file.
+    Looks at what is imported, then into the files of EVE_CODE, then at entry points. Raises
+    UserError for a missing file.
     """
     if name not in kinds_of(base):
         load_named()
@@ -44,7 +46,8 @@ def find_kind(base: type[Kind], group: str, name: str) -> type[Kind] | None:
 
 
 def class_for(base: type[Kind], section: type[Section]) -> type[Kind] | None:
-    """Return the subclass for a section, else for the nearest section that it refines; None without one."""
+    """Return the subclass for a section, else for the nearest section that it refines; None without
+    one."""
     by_section = {}
     for kind in subclasses(base):
         if "section" in vars(kind):
@@ -58,8 +61,8 @@ def class_for(base: type[Kind], section: type[Section]) -> type[Kind] | None:
 def load_part(section: type[Section], part: str) -> None:
     """Import a part of the kind of a section, and of those that it refines, if they have it.
 
-    A kind is a package with its section; a part, such as `evaluation`, is a file of that package. A kind in a single file
-    needs no import: its parts are known with the section.
+    A kind is a package with its section; a part, such as `evaluation`, is a file of that package. A
+    kind in a single file needs no import: its parts are known with the section.
     """
     for refined in section.__mro__:
         package = sys.modules[refined.__module__].__package__

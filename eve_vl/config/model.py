@@ -41,9 +41,11 @@ class ModelConfig(Section):
     layer_scale_init: Positive = 0.1
     """Initial value of LayerScale on both branches of a block."""
     init_std: Positive = 0.02
-    """Standard deviation of initial weights and embeddings; narrow models on short runs need more."""
+    """Standard deviation of initial weights and embeddings; narrow models on short runs need
+    more."""
     pos_embed_init_std: Positive = 0.02
-    """Standard deviation of initial positions; short runs need more, since positions grow slowly next to normed words."""
+    """Standard deviation of initial positions; short runs need more, since positions grow slowly
+    next to normed words."""
 
     @property
     def text_norm_eps(self) -> float:
@@ -96,9 +98,10 @@ class EveModelConfig(ModelConfig):
     positions: ClassVar[str] = "learned"
     """Positions are vectors that are added to patches and words; VLMo's may be relative."""
     stem: Stem = "linear"
-    """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping convolutions of stride 2
-    with batch normalisation (Xiao et al. 2021), which see masked patches as grey; small models learn sooner (LOG.md).
-    patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
+    """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping
+    convolutions of stride 2 with batch normalisation (Xiao et al. 2021), which see masked patches
+    as grey; small models learn sooner (LOG.md). patch_conv: 2 × 2 convolutions of stride 2 without
+    overlap."""
     depth: Depth = 12
     """Number of blocks."""
     num_heads: Width = 12
@@ -106,8 +109,9 @@ class EveModelConfig(ModelConfig):
     mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0
     """Width of every feed-forward network, as a multiple of embed_dim."""
     shallow_ffn: FFNPolicy = "modality"
-    """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality (hard router).
-    modality_vl: one per modality in unimodal passes, a third one for all tokens of a pair. moe: experts (soft router)."""
+    """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality
+    (hard router). modality_vl: one per modality in unimodal passes, a third one for all tokens of a
+    pair. moe: experts (soft router)."""
     deep_ffn: FFNPolicy = "moe"
     """Feed-forward part of the last num_deep_blocks blocks."""
     num_deep_blocks: int = 2
@@ -115,23 +119,25 @@ class EveModelConfig(ModelConfig):
     num_experts: Width = 32
     """Experts of each `moe` block."""
     expert_ratio: Annotated[float, "[0, 65536]"] = 0.0
-    """Width of every expert, as a multiple of embed_dim; 0: mlp_ratio. With mlp_ratio / top_k, the experts of a token cost as
-    much as one network (fine-grained experts, DeepSeekMoE)."""
+    """Width of every expert, as a multiple of embed_dim; 0: mlp_ratio. With mlp_ratio / top_k, the
+    experts of a token cost as much as one network (fine-grained experts, DeepSeekMoE)."""
     top_k: Width = 2
     """Experts per token."""
     modality_routing: bool = True
     """Add a learned modality embedding to the router's input ([paper] Eq. 6, Table 8)."""
     routing: Routing = "dropless"
-    """Routing of tokens to experts. dropless: each token to its top_k, independent of its batch. reference: the published
-    code's, with sampled second choices, dropped tokens over capacity and routed padding. reference-dropless: the same
-    arithmetic without noise and drops, for published weights (docs/fidelity.md)."""
+    """Routing of tokens to experts. dropless: each token to its top_k, independent of its batch.
+    reference: the published code's, with sampled second choices, dropped tokens over capacity and
+    routed padding. reference-dropless: the same arithmetic without noise and drops, for published
+    weights (docs/fidelity.md)."""
     activation: Activation = "quick_gelu"
     """Activation of every feed-forward network and expert; ViT and BEiT have gelu."""
     text_embedding: Literal["eve", "bert"] = "eve"
-    """Embedding of words. eve: LayerNorm, then the position. bert: the position, then LayerNorm with an epsilon of 1e-12, also
-    in the token head (BERT)."""
+    """Embedding of words. eve: LayerNorm, then the position. bert: the position, then LayerNorm
+    with an epsilon of 1e-12, also in the token head (BERT)."""
     norm_pre: bool = True
-    """LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
+    """LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT
+    have none."""
     balance_weight: Weight = 0.001
     """Weight of the load-balancing loss, averaged over the `moe` blocks."""
     drop_path: Share = 0.1
@@ -221,17 +227,19 @@ class DualEncoderConfig(ModelConfig):
     joins_towers: ClassVar[bool] = False
     """Whether pairs have states of their own."""
     stem: Stem = "linear"
-    """From pixels to patches. linear: one projection per patch. conv: overlapping convolutions with batch normalisation, which
-    see masked patches as grey. patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
+    """From pixels to patches. linear: one projection per patch. conv: overlapping convolutions with
+    batch normalisation, which see masked patches as grey. patch_conv: 2 × 2 convolutions of stride
+    2 without overlap."""
     image_depth: Depth = 12
     """Blocks of the image tower."""
     text_depth: Depth = 12
     """Blocks of the text tower."""
     towers: Literal["eve", "clip_roberta", "clip", "siglip"] = "eve"
-    """Blocks of both towers. eve: EVE's. clip_roberta: CLIP's for images, with quick_gelu, and RoBERTa's for texts, with
-    LayerNorm after each branch and after the positions. Its epsilon is 1e-5 in both, 1e-12 in co-attention and the token head.
-    Classifiers of pairs are half as wide. clip: CLIP's, whose texts are causal and represented by their last token. siglip:
-    SigLIP's, without an image [CLS]: attention pools the patches, and padding counts as text."""
+    """Blocks of both towers. eve: EVE's. clip_roberta: CLIP's for images, with quick_gelu, and
+    RoBERTa's for texts, with LayerNorm after each branch and after the positions. Its epsilon is
+    1e-5 in both, 1e-12 in co-attention and the token head. Classifiers of pairs are half as wide.
+    clip: CLIP's, whose texts are causal and represented by their last token. siglip: SigLIP's,
+    without an image [CLS]: attention pools the patches, and padding counts as text."""
     num_heads: Width = 12
     """Attention heads per block and layer."""
     mlp_ratio: Annotated[float, "(0, 65536]"] = 4.0

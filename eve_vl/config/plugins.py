@@ -1,8 +1,9 @@
 """Code that registers more kinds, recipes, readers and converters.
 
-Code comes from files that the user names, from entry points of installed packages, and from the entry_points.txt in the folders
-of EVE's tasks and of related systems. A file runs only if the user names it: as FILE.py:RECIPE, with --code or in the
-environment variable EVE_CODE. Code that a run's config.json mentions is shown and never run.
+Code comes from files that the user names, from entry points of installed packages, and from the
+entry_points.txt in the folders of EVE's tasks and of related systems. A file runs only if the user
+names it: as FILE.py:RECIPE, with --code or in the environment variable EVE_CODE. Code that a run's
+config.json mentions is shown and never run.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 def load_file(path: str | Path) -> ModuleType:
     """Import a user's file under its own name, as `python FILE.py` does.
 
-    The file can import files next to it, and loader workers find it by any start method. Raises UserError; errors of the code
-    itself keep their traceback for its author.
+    The file can import files next to it, and loader workers find it by any start method. Raises
+    UserError; errors of the code itself keep their traceback for its author.
     """
     path = expand_user(path).resolve()
     if not path.is_file():
@@ -57,7 +58,8 @@ def load_named() -> None:
 
 @cache
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
-    """Return the entry points `eve_vl.GROUP` by name: those of installed packages, then those of this package's folders."""
+    """Return the entry points `eve_vl.GROUP` by name: those of installed packages, then those of
+    this package's folders."""
     full_group = f"{PACKAGE_NAME}.{group}"
     entries = {entry.name: entry for entry in metadata.entry_points(group=full_group)}
     for file in sorted(PACKAGE_FOLDER.rglob("entry_points.txt")):
@@ -69,7 +71,8 @@ def installed(group: str) -> dict[str, metadata.EntryPoint]:
 
 @cache
 def load_installed(group: str, name: str) -> Any:
-    """Return the object of an entry point; None without one or, after a warning, if it cannot be loaded."""
+    """Return the object of an entry point; None without one or, after a warning, if it cannot be
+    loaded."""
     entry = installed(group).get(name)
     if entry is None:
         return None
@@ -88,7 +91,8 @@ def package_of(entry: metadata.EntryPoint) -> str:
 
 
 def origins(*codes: Any) -> dict[str, str]:
-    """Return where external classes and functions come from: packages with versions, files with checksums."""
+    """Return where external classes and functions come from: packages with versions, files with
+    checksums."""
     found: dict[str, str] = {}
     for code in codes:
         module = sys.modules[code.__module__]

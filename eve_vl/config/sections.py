@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from eve_vl.utils.frozen import Frozen
 
-# Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are damage, and building
+# Types of fields with the interval of their values. Sizes end somewhere: larger ones in a file are
+# damage, and building
 # them would take forever.
 Count = Annotated[int, "[1, inf)"]
 CountOrZero = Annotated[int, "[0, inf)"]
@@ -36,7 +37,8 @@ class Values(Frozen):
     """A section of a config."""
 
     unused: ClassVar[Sequence[UnusedFields]] = ()
-    """Rules about fields without effect. A subclass lists its own rules only; those of its bases stay."""
+    """Rules about fields without effect. A subclass lists its own rules only; those of its bases
+    stay."""
 
     def validate(self) -> list[str]:
         """Return the problems of these values, one sentence each.
@@ -46,11 +48,13 @@ class Values(Frozen):
         return self._out_of_range() or self.problems()
 
     def problems(self) -> list[str]:
-        """Return the problems of values that do not go together, one sentence each. Each value lies in its range."""
+        """Return the problems of values that do not go together, one sentence each. Each value lies
+        in its range."""
         return []
 
     def unused_fields(self) -> dict[str, str]:
-        """Return the fields without effect next to the other values, with the reason. Earlier rules win."""
+        """Return the fields without effect next to the other values, with the reason. Earlier rules
+        win."""
         reasons: dict[str, str] = {}
         for base in reversed(type(self).__mro__):
             for rule in vars(base).get("unused", ()):
@@ -77,7 +81,8 @@ class Values(Frozen):
 
 
 class Section(Values):
-    """A section of one of several kinds. A subclass with a `name` is a kind, known once it is defined."""
+    """A section of one of several kinds. A subclass with a `name` is a kind, known once it is
+    defined."""
 
     name: ClassVar[str]
     """Name of this kind in config.json."""
@@ -90,7 +95,8 @@ def _field_types(section: type) -> dict[str, Any]:
 
 
 def _is_in(interval: str, value: Any) -> bool:
-    """Tell whether a value lies in an interval such as `[0, 1)`. Each item of a tuple must. NaN lies in none."""
+    """Tell whether a value lies in an interval such as `[0, 1)`. Each item of a tuple must. NaN
+    lies in none."""
     if isinstance(value, tuple):
         return all(_is_in(interval, item) for item in value)
     low, high = map(float, interval[1:-1].split(","))

@@ -25,7 +25,8 @@ class TaskConfig(Section):
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Its flags of `eve evaluate`."""
     alone: ClassVar[Mapping[str, str]] = {}
-    """Modalities of rows besides pairs that it takes, each with the weight of the loss that they do not allow."""
+    """Modalities of rows besides pairs that it takes, each with the weight of the loss that they do
+    not allow."""
     augments_captions: ClassVar[bool] = False
     """Whether data.caption_augment applies: its texts are captions that it does not need whole."""
     of_pairs: ClassVar[tuple[str, ...]] = ()

@@ -1,7 +1,7 @@
 """Data that code generates, such as `scenes:train`: generators by name, the base of their sources.
 
-A generator is an entry point of the group `eve_vl.generators`. Rows that a system adds to a generator
-are entry points of the group `eve_vl.generated_rows`, called GENERATOR.KIND.
+A generator is an entry point of the group `eve_vl.generators`. Rows that a system adds to a
+generator are entry points of the group `eve_vl.generated_rows`, called GENERATOR.KIND.
 """
 
 from collections.abc import Callable, Mapping

@@ -57,7 +57,8 @@ class MaskedTexts(TextBatch):
     masked_M: Tensor | None = batch_field("is_masked_T", _masked_positions, default=None)
     """The result of `places`, computed by the loader to avoid a GPU sync; None: not computed."""
     num_targets: Tensor | None = None
-    """Denominator of the masked-token loss, float32 scalar; None: the masked tokens of this batch."""
+    """Denominator of the masked-token loss, float32 scalar; None: the masked tokens of this
+    batch."""
 
     def places(self) -> Tensor:
         """Return the positions of masked tokens among B·T, int64 (M,), in order."""

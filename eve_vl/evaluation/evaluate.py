@@ -103,8 +103,8 @@ def require_prediction_file(evaluator: Evaluator[Any], num_rows: int, num_sample
     """Raise UserError if a task has no prediction file, or if not all rows are evaluated."""
     if type(evaluator).prediction_file is Evaluator.prediction_file:
         raise UserError(
-            f"--predictions: a {evaluator.task.settings.name} run has no prediction file, those that "
-            "answer, verify, compare or classify have one; --json FILE writes the numbers"
+            f"--predictions: a {evaluator.task.settings.name} run has no prediction file, those "
+            "that answer, verify, compare or classify have one; --json FILE writes the numbers"
         )
     if num_samples < num_rows:
         raise UserError(

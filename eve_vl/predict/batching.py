@@ -22,7 +22,8 @@ def as_several(value: object) -> Iterable[Any] | None:
 
 
 def read_each(read: Callable[[Any, str], Item], value: object, where: str) -> list[Item]:
-    """Return what `read` makes of a value, or of each of several values, which messages name by their index."""
+    """Return what `read` makes of a value, or of each of several values, which messages name by
+    their index."""
     items = as_several(value)
     if items is None:
         return [read(value, where)]
@@ -30,7 +31,8 @@ def read_each(read: Callable[[Any, str], Item], value: object, where: str) -> li
 
 
 def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of `size` items, lazily; the last may be shorter. Raises UserError if `size` is not positive."""
+    """Yield lists of `size` items, lazily; the last may be shorter. Raises UserError if `size` is
+    not positive."""
     if size < 1:
         raise UserError(f"batch_size {size} is not positive")
     iterator = iter(items)
@@ -44,9 +46,9 @@ def in_batches(
 ) -> Any:
     """Compute results row by row, with at most `batch_size` rows at a time.
 
-    inputs: each value and, before it, the function that reads one or several of it. A value that is no list goes with every
-    row. Without any list, the single result is returned instead of a list of results. Raises UserError for lists of different
-    lengths.
+    inputs: each value and, before it, the function that reads one or several of it. A value that is
+    no list goes with every row. Without any list, the single result is returned instead of a list
+    of results. Raises UserError for lists of different lengths.
     """
     columns = []
     lengths = set()

@@ -33,7 +33,8 @@ def draw_block(
     experts_of_patches: list[int],
     words: list[tuple[str, int]],
 ) -> np.ndarray:
-    """Return a drawing of one block, uint8 (H, SIDE, 3): a title, the tinted image, a line for each word with its expert."""
+    """Return a drawing of one block, uint8 (H, SIDE, 3): a title, the tinted image, a line for each
+    word with its expert."""
     image_height = 0 if image is None else SIDE
     first_word_y = LINE_HEIGHT + image_height
     sheet = Image.new("RGB", (SIDE, first_word_y + LINE_HEIGHT * len(words)), "white")

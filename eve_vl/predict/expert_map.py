@@ -27,7 +27,8 @@ class Block(Frozen):
     """Number among all blocks, 0 for the first."""
     num_experts: int
     experts: np.ndarray
-    """int64 (N, K), best first, of the image's [CLS], its patches row by row, and the text's tokens."""
+    """int64 (N, K), best first, of the image's [CLS], its patches row by row, and the text's
+    tokens."""
     gates: np.ndarray
     """float32 (N, K), weights of these experts."""
 
@@ -94,7 +95,8 @@ class ExpertMap(Frozen):
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 
     def overlays(self) -> tuple[np.ndarray, ...]:
-        """Return an image of each block, uint8 (H, W, 3): patches, and tokens below, in the colour of their best expert."""
+        """Return an image of each block, uint8 (H, W, 3): patches, and tokens below, in the colour
+        of their best expert."""
         drawings = []
         for block in self.blocks:
             drawing = draw_block(
@@ -148,7 +150,8 @@ class Route(Frozen):
     """They sum to 1 over experts with room; others (`reference` routing) have 0."""
 
     def block(self, name: str, num_tokens: int) -> Block:
-        """Return the first tokens as a block; name: the mixture's in the encoder, such as `blocks.3.ffn`."""
+        """Return the first tokens as a block; name: the mixture's in the encoder, such as
+        `blocks.3.ffn`."""
         numbers = [int(part) for part in name.split(".") if part.isdigit()]
         return Block(
             number=numbers[0],

@@ -53,9 +53,10 @@ def gradcam(
 ) -> tuple[Tensor, Tensor]:
     """Return Grad-CAM of an attention, (B, N, N), and rows with effect, bool (B, N).
 
-    It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention as in ALBEF and EVE). Rows
-    are queries, columns keys; padding keys have 0. attention: its name in the module. score: runs the twin that it gets once
-    over the batch, whole or in parts, and returns a scalar. The derivative moves one weight, without the others of its row.
+    It is the mean over heads of relu(weight · ∂score/∂weight) (Selvaraju et al. 2017; on attention
+    as in ALBEF and EVE). Rows are queries, columns keys; padding keys have 0. attention: its name
+    in the module. score: runs the twin that it gets once over the batch, whole or in parts, and
+    returns a scalar. The derivative moves one weight, without the others of its row.
     """
     original = module.get_submodule(attention)
     assert isinstance(original, Attention)

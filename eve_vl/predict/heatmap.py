@@ -31,7 +31,8 @@ class Heatmap(Frozen):
     images: tuple[np.ndarray, ...]
     """uint8 (H, W, 3), in their original size."""
     heat: tuple[np.ndarray, ...]
-    """float32 (H, W) in [0, 1], one per image; 1 is the maximum over all images; all 0 without evidence."""
+    """float32 (H, W) in [0, 1], one per image; 1 is the maximum over all images; all 0 without
+    evidence."""
     grids: tuple[np.ndarray, ...]
     """Grad-CAM per patch, float32 (rows, columns), not negative, not scaled."""
     score: str
@@ -67,7 +68,8 @@ class Heatmap(Frozen):
 
 
 def overlay(image: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1], from blue through green and yellow to red."""
+    """Return a uint8 image (H, W, 3) under a heatmap in [0, 1], from blue through green and yellow
+    to red."""
     steps = np.linspace(0, 1, len(HEAT_COLORS))
     channels = [np.interp(heat_HW, steps, channel) for channel in HEAT_COLORS.T]
     colors_HW3 = np.stack(channels, axis=-1)
@@ -86,8 +88,9 @@ def heatmap(
 ) -> Heatmap:
     """Return where in the images the text tokens at `positions` find the evidence.
 
-    positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0 is the first, -1 the last;
-    None: the last for a masked word, else the last but one, which point best at the object (LOG.md). Raises UserError.
+    positions: None for the [CLS] of an image without a text. word: name of these tokens. block: 0
+    is the first, -1 the last; None: the last for a masked word, else the last but one, which point
+    best at the object (LOG.md). Raises UserError.
     """
     attention_names, first_text_row = task.encoder.image_attention(at_pair=positions is not None)
     block = _chosen_block(block, len(attention_names), evidence.masks_word)
@@ -128,7 +131,8 @@ def _chosen_block(block: int | None, depth: int, masks_word: bool) -> int:
 
 
 def _scaled_heat(grids_BRW: Tensor, images: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Return the grids in the sizes of the images, float32 (H, W), scaled so that 1 is the maximum over all."""
+    """Return the grids in the sizes of the images, float32 (H, W), scaled so that 1 is the maximum
+    over all."""
     heat = []
     for grid_RW, image in zip(grids_BRW, images, strict=True):
         resized = F.interpolate(
@@ -143,7 +147,8 @@ def _scaled_heat(grids_BRW: Tensor, images: tuple[np.ndarray, ...]) -> tuple[np.
 def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
     """Return the token positions of the first occurrence of a word or phrase.
 
-    "[CLS]" has [CLS]'s position; None has all positions. Raises UserError if the text lacks the word.
+    "[CLS]" has [CLS]'s position; None has all positions. Raises UserError if the text lacks the
+    word.
     """
     spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
     if word is None:

@@ -57,10 +57,11 @@ class Inputs:
         skipped: list[BadSampleError],
         progress: bool = False,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, pixels) of each image; pixels are uint8 (3, H, W). A source yields all its rows.
+        """Yield (name, pixels) of each image; pixels are uint8 (3, H, W). A source yields all its
+        rows.
 
-        data: options for sources. skipped: receives the errors of unusable rows of sources; other errors are raised.
-        progress: show it if it takes long.
+        data: options for sources. skipped: receives the errors of unusable rows of sources; other
+        errors are raised. progress: show it if it takes long.
         """
         for image, where in _with_names(images, "image"):
             if not is_source(image):
@@ -82,7 +83,8 @@ class Inputs:
         skipped: list[BadSampleError],
         progress: bool = False,
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (text, token ids) of each text; token ids are int64 (T,). A source, given as a Path, yields all its rows.
+        """Yield (text, token ids) of each text; token ids are int64 (T,). A source, given as a
+        Path, yields all its rows.
 
         The arguments are those of `stream_images`.
         """
@@ -171,8 +173,8 @@ class Inputs:
     ) -> PairBatch:
         """Return image–text pairs with masks.
 
-        masks: bool (T,) for each text, True for a masked token; None: no token. keep_K: sorted positions of the patches to
-        keep in all images; None: all.
+        masks: bool (T,) for each text, True for a masked token; None: no token. keep_K: sorted
+        positions of the patches to keep in all images; None: all.
         """
         all_P = np.arange(self.config.num_patches)
         if keep_K is None:

@@ -21,7 +21,8 @@ class FieldForm(Frozen):
     several: bool = False
     """Whether a list is accepted."""
     is_shown: bool = False
-    """Whether the result shows the image, so that the server keeps more than the run's square of it."""
+    """Whether the result shows the image, so that the server keeps more than the run's square of
+    it."""
 
 
 Images = Annotated[Path, FieldForm(kind="image", several=True)]

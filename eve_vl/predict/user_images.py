@@ -22,8 +22,8 @@ from eve_vl.utils.file_io import expand_user
 from eve_vl.utils.frozen import Frozen
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
-"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (H, W), of uint8 or of floats
-in [0, 1]."""
+"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (H,
+W), of uint8 or of floats in [0, 1]."""
 Images = ImageLike | Iterable[ImageLike]
 """One image, or several: a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W)."""
 
@@ -38,7 +38,8 @@ class UserImage(Frozen):
     where: str
 
     def whole(self, longest: int | None = None) -> np.ndarray:
-        """Return the whole image, uint8 (H, W, 3), its longer side reduced to at most `longest` pixels. Raises UserError."""
+        """Return the whole image, uint8 (H, W, 3), its longer side reduced to at most `longest`
+        pixels. Raises UserError."""
         pixels_CHW = decode(self.ref, self.where, longest=longest)
         pixels_HWC = pixels_CHW.permute(1, 2, 0).contiguous().numpy()
         if longest is None or max(pixels_HWC.shape[:2]) <= longest:
@@ -48,11 +49,13 @@ class UserImage(Frozen):
         return np.asarray(image)
 
     def pixels(self, sizes: InputConfig) -> Tensor:
-        """Return the square that evaluation uses, uint8 (3, image_size, image_size). Raises UserError."""
+        """Return the square that evaluation uses, uint8 (3, image_size, image_size). Raises
+        UserError."""
         return decode(self.ref, self.where, crop=eval_crop(sizes))
 
     def as_seen(self, sizes: InputConfig) -> np.ndarray:
-        """Return what a run sees of the image, uint8 (H, W, 3): the whole image in its own form, or the middle."""
+        """Return what a run sees of the image, uint8 (H, W, 3): the whole image in its own form, or
+        the middle."""
         if sizes.resize == "squash":
             return self.whole()
         return self.pixels(sizes).permute(1, 2, 0).contiguous().numpy()
@@ -61,7 +64,8 @@ class UserImage(Frozen):
 def user_images(images: Images, where: str = "image") -> list[UserImage]:
     """Return one or several images, in order; files are not opened yet.
 
-    where: name of an image that is no file. Raises UserError, which names the image by its path or its index.
+    where: name of an image that is no file. Raises UserError, which names the image by its path or
+    its index.
     """
     return read_each(user_image, images, where)
 
@@ -148,7 +152,8 @@ def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:
     is_color = image.ndim == 3 and image.shape[2] == 3
     if image.size == 0 or not (is_grey or is_color):
         raise UserError(
-            f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or (height, width)"
+            f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or "
+            "(height, width)"
         )
     if np.issubdtype(image.dtype, np.floating):
         low, high = float(image.min()), float(image.max())

@@ -1,8 +1,9 @@
 """How recipes are found: by name, as FILE.py:NAME, or as a run's config.json.
 
-A recipe is a function that returns a whole config; its docstring names command, time and score. A function without parameters
-is a pre-training recipe. A function of `init`, the config of the run to start from, is a fine-tuning recipe. Names come from
-entry points `eve_vl.recipes`: those of EVE's tasks, of related systems and of installed packages.
+A recipe is a function that returns a whole config; its docstring names command, time and score. A
+function without parameters is a pre-training recipe. A function of `init`, the config of the run to
+start from, is a fine-tuning recipe. Names come from entry points `eve_vl.recipes`: those of EVE's
+tasks, of related systems and of installed packages.
 """
 
 import functools
@@ -24,28 +25,33 @@ NUM_ARGUMENTS = {"pretrain": (0,), "finetune": (1,), EITHER: (0, 1)}
 
 
 def recipes(verb: str) -> dict[str, Recipe]:
-    """Return the recipes of a verb by name: EVE's, those of related systems and of other installed packages."""
+    """Return the recipes of a verb by name: EVE's, those of related systems and of other installed
+    packages."""
     every = {name: load_installed("recipes", name) for name in installed("recipes")}
     return {name: recipe for name, recipe in every.items() if _is_for(verb, recipe)}
 
 
 def is_recipe(verb: str, name: str) -> bool:
-    """Tell whether a verb has a recipe of this name. Other related systems and packages stay unloaded."""
+    """Tell whether a verb has a recipe of this name. Other related systems and packages stay
+    unloaded."""
     return _is_for(verb, load_installed("recipes", name))
 
 
 def get_recipe(name: str) -> Config:
-    """Return a pre-training recipe's config. Raises UserError for an unknown name, with the nearest one."""
+    """Return a pre-training recipe's config. Raises UserError for an unknown name, with the nearest
+    one."""
     return _recipe_by_name("pretrain", name)()
 
 
 def get_finetune_recipe(name: str, init: Config) -> Config:
-    """Return a fine-tuning recipe's config for a pre-trained run's. Raises UserError for an unknown name."""
+    """Return a fine-tuning recipe's config for a pre-trained run's. Raises UserError for an unknown
+    name."""
     return _recipe_by_name("finetune", name)(init)
 
 
 def find_recipe(verb: str, name: str) -> Recipe:
-    """Return a recipe of a verb (or of EITHER), given as a name, as FILE.py:NAME or as a run's config.json.
+    """Return a recipe of a verb (or of EITHER), given as a name, as FILE.py:NAME or as a run's
+    config.json.
 
     Imports FILE.py. Raises UserError.
     """
@@ -63,7 +69,8 @@ def find_recipe(verb: str, name: str) -> Recipe:
 
 
 def start_of(name: str, recipe: Recipe) -> str | None:
-    """Return the pre-training recipe that a recipe starts from, by default base; None for pre-training."""
+    """Return the pre-training recipe that a recipe starts from, by default base; None for
+    pre-training."""
     if name.endswith(".json") or not inspect.signature(recipe).parameters:
         return None
     return getattr(recipe, "start", "base")
@@ -116,7 +123,8 @@ def _named_recipe(verb: str, name: str, recipe: Any) -> Recipe:
 
 
 def _recipe_of_run(verb: str, path: Path) -> Recipe:
-    """Return the config of a run as a recipe. Without another --out, training resumes that run. Raises UserError."""
+    """Return the config of a run as a recipe. Without another --out, training resumes that run.
+    Raises UserError."""
     config = config_from_dict(read_json(path, dict), str(path))
     verb_of_run = "pretrain" if config.task.is_pretraining else "finetune"
     if verb not in (EITHER, verb_of_run):

@@ -38,7 +38,8 @@ SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 
 
 def starts_from(recipe: str) -> Callable[[Recipe], Recipe]:
-    """Mark a fine-tuning recipe with the pre-training recipe that it starts from; without a mark it is base."""
+    """Mark a fine-tuning recipe with the pre-training recipe that it starts from; without a mark it
+    is base."""
 
     def mark(function: Recipe) -> Recipe:
         function.start = recipe  # pyright: ignore[reportFunctionMemberAccess]
@@ -56,9 +57,11 @@ def changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
 
 
 def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
-    """Return train.lr_multipliers that shrink by `rate` per block from the top: BEiT's layer-wise decay.
+    """Return train.lr_multipliers that shrink by `rate` per block from the top: BEiT's layer-wise
+    decay.
 
-    Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have rate^(num_blocks + 1).
+    Heads and the last norm keep the full rate. The last block has `rate`; the embeddings have
+    rate^(num_blocks + 1).
     """
     rate_of_embeddings = rate ** (num_blocks + 1)
     multipliers = [
@@ -121,7 +124,8 @@ def at_small_scale(
 ) -> Config:
     """Return a run at the scale of the built-in data.
 
-    New parameters learn ten times as fast. At one rate the encoder forgets before the head has learnt to use it (LOG.md).
+    New parameters learn ten times as fast. At one rate the encoder forgets before the head has
+    learnt to use it (LOG.md).
     """
     steps_between = max(steps // validations, 1)
     usual = {

@@ -1,1 +1,2 @@
-"""Training: optimisers, weight averages, checkpoints, process group, layouts, and the only training loop."""
+"""Training: optimisers, weight averages, checkpoints, process group, layouts, and the only training
+loop."""

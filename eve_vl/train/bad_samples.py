@@ -42,7 +42,8 @@ class BadSamples:
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
         """List unusable rows.
 
-        Raises SharedError above max_share of the rows seen so far, counted as at least MIN_ROWS_SEEN.
+        Raises SharedError above max_share of the rows seen so far, counted as at least
+        MIN_ROWS_SEEN.
         """
         new = {}
         for error in errors:

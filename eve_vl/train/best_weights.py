@@ -29,8 +29,8 @@ class Comparison(Frozen):
 class BestWeights:
     """The choice of `best/`, with what it needs after a crash.
 
-    The step with the highest main metric so far competes with each later one, row by row. It waits in checkpoints/highest while
-    `best/` holds a later step.
+    The step with the highest main metric so far competes with each later one, row by row. It waits
+    in checkpoints/highest while `best/` holds a later step.
     """
 
     def __init__(self, run: Path, metric: str | None):
@@ -51,7 +51,8 @@ class BestWeights:
         self.highest = max(validated, key=self._value, default=None)
 
     def _restored(self, state: dict | None, last_step: int) -> ValidatedStep | None:
-        """Return a step of a folder's state; None if it lies after the last step or has no metric."""
+        """Return a step of a folder's state; None if it lies after the last step or has no
+        metric."""
         if state is None or state["step"] > last_step:
             return None
         validated = ValidatedStep(**state)
@@ -60,8 +61,9 @@ class BestWeights:
     def update(self, now: ValidatedStep, num_earlier: int, save_best: Callable[[], object]) -> None:
         """Choose between a validated step and the highest before it.
 
-        Every process must call this. num_earlier: validations so far, which the highest is the best of. save_best: writes the
-        present weights to best/, called by every process. An error of the main process is raised in all.
+        Every process must call this. num_earlier: validations so far, which the highest is the best
+        of. save_best: writes the present weights to best/, called by every process. An error of the
+        main process is raised in all.
         """
         if self._is_nan(now):
             self.reason = f"the last has no {self.metric}"

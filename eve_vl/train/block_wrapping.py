@@ -24,8 +24,8 @@ def transformer_blocks(task: nn.Module) -> list[nn.Module]:
 def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
     """Apply train.compile and train.checkpoint_activations to `…blocks.N`.
 
-    Evaluation stays as it is. A recomputed block draws the same dropout and drop-path. Raises UserError without a block or a
-    compiler.
+    Evaluation stays as it is. A recomputed block draws the same dropout and drop-path. Raises
+    UserError without a block or a compiler.
     """
     if not (config.compile or config.checkpoint_activations):
         return

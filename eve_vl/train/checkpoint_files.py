@@ -88,7 +88,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 def verify(folder: Path, *, to_resume: bool = True) -> dict[str, Any]:
     """Compare files of a checkpoint with their checksums; return state.json.
 
-    to_resume: all files; else those that decide an answer but config.json, which may be edited. Raises UserError.
+    to_resume: all files; else those that decide an answer but config.json, which may be edited.
+    Raises UserError.
     """
     state = read_state(folder)
     checksums = state.get("sha256", {})  # none in runs of earlier versions
@@ -138,7 +139,8 @@ def load_model(folder: Path, model: nn.Module) -> None:
     weights = {}
     for name, tensor in tensors.items():
         if is_meta:
-            # a copy in aligned memory: products of unaligned matrices of a mapped file differ in the last bit
+            # a copy in aligned memory: products of unaligned matrices of a mapped file differ in
+            # the last bit
             tensor = tensor.to(expected[name].dtype, copy=True)
         weights[name] = sharded_as(tensor, expected[name])
     model.load_state_dict(weights, assign=is_meta)

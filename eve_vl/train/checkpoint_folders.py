@@ -2,19 +2,24 @@
 
     checkpoints/step_00001000/
         model.safetensors       weights
-        live.safetensors        with train.ema_decay: the weights to continue from; model.safetensors has averages
+        live.safetensors        with train.ema_decay: the weights to continue from, next to the
+                                averages in model.safetensors
         memory.safetensors      with task.memory_batches: features of the last steps
-        optimizer.safetensors   moments by parameter name; of several processes, optimizer_N.safetensors and live_N.safetensors
-                                have the share of process N, see `tensor_shares`
+        optimizer.safetensors   moments by parameter name; of several processes,
+                                optimizer_N.safetensors and live_N.safetensors have the share of
+                                process N, see `tensor_shares`
         rng_0.safetensors …     random generators and the open log window, per process
         state.json              step, processes, threads, checksums of the other files; written last
-        config.json, tokenizer.json, and answers.json or classes.json for a task with a list of labels
+        config.json, tokenizer.json, and answers.json or classes.json for a task with labels
 
     best/                       the weights to use, for tasks with a main metric; see `best_weights`
-        model.safetensors, state.json (step, numbers, scores per row, checksums), config.json and the like, as above
-    checkpoints/highest/        the weights with the highest main metric, while best/ holds later ones that may be as good
+        model.safetensors, state.json (step, numbers, scores per row, checksums), config.json and
+        the like, as above
+    checkpoints/highest/        the weights with the highest main metric, while best/ holds later
+                                ones that may be as good
 
-A crash or a full disk leaves the previous checkpoint and the previous best weights intact. No pickle is read.
+A crash or a full disk leaves the previous checkpoint and the previous best weights intact. No
+pickle is read.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Writing of checkpoints by all processes, in threads while training continues.
 
-The main process writes whole weights, because all readers expect them. Each process writes its share of the optimiser state,
-and of the live weights of a run with averages. torch's own writer copies the whole state in every process and needs collectives
-outside the main thread.
+The main process writes whole weights, because all readers expect them. Each process writes its
+share of the optimiser state, and of the live weights of a run with averages. torch's own writer
+copies the whole state in every process and needs collectives outside the main thread.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ class WrittenFiles:
 class CheckpointWriter:
     """The writer of a run's checkpoints, one at a time.
 
-    in_background: training continues once tensors are copied, and a thread writes them. Every process must call each method.
+    in_background: training continues once tensors are copied, and a thread writes them. Every
+    process must call each method.
     """
 
     def __init__(self, run: Path, *, keep: int, in_background: bool):
@@ -62,8 +63,9 @@ class CheckpointWriter:
     ) -> None:
         """Copy tensors and begin to write a checkpoint, after `finish`.
 
-        unshared: of files of this process, by name; nothing else may change them. shared: of files that processes share, by
-        name. texts: further files of the main process. state: JSON values with the `step`. Raises UserError as `finish` does.
+        unshared: of files of this process, by name; nothing else may change them. shared: of files
+        that processes share, by name. texts: further files of the main process. state: JSON values
+        with the `step`. Raises UserError as `finish` does.
         """
         self.state = state
         self.folder = self.run / CHECKPOINTS / f"step_{state['step']:08d}"

@@ -30,7 +30,8 @@ def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate"
     warnings.filterwarnings("ignore", "Grad strides do not match")
     ddp_options = inspect.signature(DistributedDataParallel).parameters
     sync_buffers = next(name for name in SYNC_BUFFERS if name in ddp_options)
-    # without buffer sync: process 0's running averages would overwrite those of the others in each step
+    # without buffer sync: process 0's running averages would overwrite those of the others in each
+    # step
     without_buffer_sync: dict[str, Any] = {sync_buffers: False}
     return DistributedDataParallel(
         task,
@@ -44,7 +45,8 @@ def parallelize(task: nn.Module, device: torch.device, layout: str = "replicate"
 def without_gradient_averaging(model: Any) -> contextlib.AbstractContextManager[None]:
     """Return the context of a backward pass whose gradients are averaged later.
 
-    Where parameters may stay unused, DDP averages after each pass: it leaves out those unused in the last one.
+    Where parameters may stay unused, DDP averages after each pass: it leaves out those unused in
+    the last one.
     """
     if shard.is_sharded(model):
         return shard.within_machine(model)

@@ -10,7 +10,8 @@ from eve_vl.utils.launcher import is_under_torchrun, process_place
 def pick_device(name: str | torch.device) -> torch.device:
     """Return a torch device; auto is cuda if available.
 
-    Under torchrun, cuda is this process's own GPU. Raises UserError for a device that does not exist here.
+    Under torchrun, cuda is this process's own GPU. Raises UserError for a device that does not
+    exist here.
     """
     try:
         device = _existing_device(name)

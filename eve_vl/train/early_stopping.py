@@ -4,7 +4,8 @@ import math
 
 
 class EarlyStopping:
-    """Scores of validations so far, and whether the last `patience` of them brought no improvement."""
+    """Scores of validations so far, and whether the last `patience` of them brought no
+    improvement."""
 
     def __init__(self, patience: int, *, is_higher_better: bool):
         """patience: number of validations; 0 never stops."""

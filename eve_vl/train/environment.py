@@ -45,7 +45,8 @@ def read_environment(run: Path) -> list[dict[str, Any]]:
 def environment_facts(device: torch.device) -> dict[str, Any]:
     """Return machine, versions and command of this process.
 
-    commit: "" unless the package lies in its own git working tree; it ends in -dirty if that has changes.
+    commit: "" unless the package lies in its own git working tree; it ends in -dirty if that has
+    changes.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     is_cuda = device.type == "cuda"

@@ -16,14 +16,16 @@ class Evaluator(Protocol):
     """The metrics of a task, for validation."""
 
     main_metric: str | None
-    """The metric that may choose earlier weights, higher is better; None: the last weights count."""
+    """The metric that may choose earlier weights, higher is better; None: the last weights
+    count."""
     main_loss: str | None
     """Without a main metric, the loss that early stopping watches, lower is better."""
 
     def validate(self, loader: Iterable[Any]) -> tuple[dict[str, float], Mapping[str, float]]:
         """Return the metrics over the batches of all processes, and a score for each row.
 
-        The mean score is the main metric or stands for it; without scores the highest metric counts.
+        The mean score is the main metric or stands for it; without scores the highest metric
+        counts.
         """
         ...
 
@@ -46,8 +48,8 @@ def evaluation_batches(
 ) -> Iterator[Iterator[Any]]:
     """Yield the batches of a loader on the device, the task in evaluation mode.
 
-    skipped: list that takes the errors of unusable rows. None: the first raises UserError, because numbers of part of a set
-    compare with nothing.
+    skipped: list that takes the errors of unusable rows. None: the first raises UserError, because
+    numbers of part of a set compare with nothing.
     """
     was_training = task.training
     task.eval()

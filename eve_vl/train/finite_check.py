@@ -1,7 +1,8 @@
 """The check that losses and gradients are finite before they reach the weights.
 
-A CPU reads the values at once. Reading them on a GPU would wait for all its queued work in each step. There the update itself
-does nothing if the gradient norm is not finite (`found_inf` of the optimisers), and the host reads that a step later.
+A CPU reads the values at once. Reading them on a GPU would wait for all its queued work in each
+step. There the update itself does nothing if the gradient norm is not finite (`found_inf` of the
+optimisers), and the host reads that a step later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +57,8 @@ class FiniteCheck:
     def loss_gradient(self, loss: Tensor) -> Tensor | None:
         """Return the gradient that the backward pass starts from; None: 1.
 
-        In a delayed check it is NaN for a loss that is not finite. Averaged gradients and their norm then are NaN in all
-        processes, without a further exchange.
+        In a delayed check it is NaN for a loss that is not finite. Averaged gradients and their
+        norm then are NaN in all processes, without a further exchange.
         """
         if not self.is_delayed:
             return None

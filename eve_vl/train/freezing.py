@@ -11,8 +11,8 @@ from eve_vl.utils.errors import UserError, matching
 def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
     """Freeze parameters whose names match a pattern.
 
-    Returns the normalisations whose running averages freeze too. Those belong to heads without any parameter that trains.
-    Raises UserError if a pattern matches nothing, or all match.
+    Returns the normalisations whose running averages freeze too. Those belong to heads without any
+    parameter that trains. Raises UserError if a pattern matches nothing, or all match.
     """
     parameters = dict(task.named_parameters())
     for pattern in patterns:

@@ -26,8 +26,8 @@ def lr_scales(
 ) -> dict[str, float]:
     """Return each parameter's learning rate as a multiple of train.lr.
 
-    It is the product of all factors with a matching pattern and, for names in `new`, head_lr_multiplier. Raises UserError if a
-    pattern matches nothing.
+    It is the product of all factors with a matching pattern and, for names in `new`,
+    head_lr_multiplier. Raises UserError if a pattern matches nothing.
     """
     scales = {name: config.head_lr_multiplier if name in new else 1.0 for name in names}
     if not config.lr_multipliers:

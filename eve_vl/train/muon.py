@@ -27,10 +27,11 @@ def initial_momentum(
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for groups with `parts`, fused AdamW for the others.
 
-    Jordan et al. 2024; block_muon takes blocks of rows as MuonBP does (Khaled et al. 2025, arXiv 2510.16981), without its
-    periodic steps on whole matrices. Updates are scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982), as
-    torch.optim.Muon does with adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each part of each expert
-    of a stack is one.
+    Jordan et al. 2024; block_muon takes blocks of rows as MuonBP does (Khaled et al. 2025, arXiv
+    2510.16981), without its periodic steps on whole matrices. Updates are scaled to AdamW's size
+    (Liu et al. 2025, arXiv 2502.16982), as torch.optim.Muon does with
+    adjust_lr_fn="match_rms_adamw". That one takes single matrices; here each part of each expert of
+    a stack is one.
     """
 
     found_inf: Tensor | None = None

@@ -18,7 +18,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return fused AdamW or Muon, by train.optimizer.
 
-    products: type of Muon's matrix products. Raises UserError if a pattern of train.lr_multipliers matches nothing.
+    products: type of Muon's matrix products. Raises UserError if a pattern of train.lr_multipliers
+    matches nothing.
     """
     groups = parameter_groups(dict(named_parameters), config, new)
     if config.optimizer == "adamw":

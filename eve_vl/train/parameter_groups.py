@@ -9,7 +9,8 @@ from eve_vl.config import TrainConfig
 from eve_vl.train.learning_rate import lr_scales
 
 BLOCK_ROWS = 64
-"""Rows that block_muon makes orthogonal together: a third of the time of whole matrices in `demo` (LOG.md, 2026-11-30)."""
+"""Rows that block_muon makes orthogonal together: a third of the time of whole matrices in `demo`
+(LOG.md, 2026-11-30)."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -23,8 +24,9 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 def muon_parts(name: str, parameter: nn.Parameter, optimizer: str) -> int:
     """Return the number of parts of each matrix that train.optimizer makes orthogonal.
 
-    0 leaves the parameter to AdamW. In the Transformer's blocks, query, key and value are parts, and any other matrix is one.
-    With block_muon, a part has BLOCK_ROWS rows if these divide the rows of the matrix.
+    0 leaves the parameter to AdamW. In the Transformer's blocks, query, key and value are parts,
+    and any other matrix is one. With block_muon, a part has BLOCK_ROWS rows if these divide the
+    rows of the matrix.
     """
     is_block_matrix = ".blocks." in f".{name}" and is_decayed(name, parameter)
     if optimizer == "adamw" or not is_block_matrix or "router" in name:
@@ -40,7 +42,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the parameters that train, as groups for an optimiser of torch.
 
-    Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see `muon_parts`).
+    Groups differ by weight decay, by `lr_scale` (see `lr_scales`) and by `parts` (see
+    `muon_parts`).
     """
     scales = lr_scales(parameters, config, new)
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}

@@ -23,7 +23,8 @@ TIMEOUT = timedelta(minutes=30)
 class _Sum(torch.autograd.Function):
     """Sum over all processes with a gradient.
 
-    torch's own is deprecated, and its replacement has no gradient in torch 2.10; it has one in 2.13.
+    torch's own is deprecated, and its replacement has no gradient in torch 2.10; it has one in
+    2.13.
     """
 
     @staticmethod
@@ -40,7 +41,8 @@ class _Sum(torch.autograd.Function):
 def setup(device: torch.device) -> bool:
     """Join torchrun's process group, if any; return whether this call did.
 
-    nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for another one fails.
+    nccl is for CUDA tensors, gloo for CPU tensors. A process that waits longer than TIMEOUT for
+    another one fails.
     """
     if not is_under_torchrun() or dist.is_initialized():
         return False
@@ -113,7 +115,8 @@ def exchange(
 ) -> Tensor:
     """Send parts of x to the processes of a group; return the parts from all.
 
-    sent, received: number of rows to and from each process, in order of rank. group: all processes by default.
+    sent, received: number of rows to and from each process, in order of rank. group: all processes
+    by default.
     """
     parts = x.new_empty(sum(received), *x.shape[1:])
     dist.all_to_all_single(parts, x, received, sent, group=group)

@@ -24,8 +24,8 @@ DETAILS = ("core_seconds", "lr", "rsum", "rerank_k")  # numbers that the console
 def read_log(run: Path) -> list[dict]:
     """Return the whole rows of a run's log, oldest first. Raises UserError.
 
-    All have a `kind` and a `step`, notes a `text`. The other values of training and validation rows are numbers, MeasuredValue
-    where they have an interval.
+    All have a `kind` and a `step`, notes a `text`. The other values of training and validation rows
+    are numbers, MeasuredValue where they have an interval.
     """
     rows = []
     for json_row in read_json_lines(run / LOG, kind=str, step=int):

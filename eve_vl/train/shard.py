@@ -1,7 +1,8 @@
 """Weights, gradients and optimiser state in shards: train.layout shard.
 
-Only the files of shards know FSDP2, DeviceMesh and DTensor. Each process of a machine keeps an equal part of every tensor and
-gathers whole weights for a step. Machines hold copies of one another (HSDP), so that weights stay within a machine.
+Only the files of shards know FSDP2, DeviceMesh and DTensor. Each process of a machine keeps an
+equal part of every tensor and gathers whole weights for a step. Machines hold copies of one another
+(HSDP), so that weights stay within a machine.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ OLDEST_TORCH = (2, 13)
 def shard(task: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
     """Replace a task's parameters by this process's shards; return the task.
 
-    Shards, gathered weights and gradients are float32; autocast rounds as without shards. Scalars such as temperatures stay
-    whole in each process. Raises SharedError for a task that cannot.
+    Shards, gathered weights and gradients are float32; autocast rounds as without shards. Scalars
+    such as temperatures stay whole in each process. Raises SharedError for a task that cannot.
     """
     problem = _obstacle(task, blocks)
     if problem:

@@ -42,9 +42,10 @@ def compute_on_matrices(
 ) -> Sequence[Tensor]:
     """Return `compute` of the matrices (M, O, I) of each parameter, flat.
 
-    values: flat, the matrices of each parameter; with shards, this process's part. A process computes shards of complete
-    matrices itself. Each other parameter is computed by one process: one exchange hands out the shards, another hands back the
-    results. If no axis of a parameter divides evenly, every process computes the whole.
+    values: flat, the matrices of each parameter; with shards, this process's part. A process
+    computes shards of complete matrices itself. Each other parameter is computed by one process:
+    one exchange hands out the shards, another hands back the results. If no axis of a parameter
+    divides evenly, every process computes the whole.
     """
     sizes = [local_shard(parameter).numel() for parameter in parameters]
     if not isinstance(parameters[0], DTensor):
@@ -143,7 +144,8 @@ def _compute_assigned(
 ) -> Tensor:
     """Return the results of this process's parameters, in the layout of `received`.
 
-    received: a row from each process, which holds its shards of all these parameters one after another.
+    received: a row from each process, which holds its shards of all these parameters one after
+    another.
     """
     num_shards = len(received)
     wholes = []

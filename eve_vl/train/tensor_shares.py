@@ -1,7 +1,9 @@
-"""The share of a tensor that each process writes to a checkpoint, and reading tensors back from shares.
+"""The share of a tensor that each process writes to a checkpoint, and reading tensors back from
+shares.
 
-Each process writes its share of the optimiser state, and of the live weights of a run with averages: its shards, or an equal
-part of each whole tensor. These files have the safetensors format of torch.distributed.checkpoint.
+Each process writes its share of the optimiser state, and of the live weights of a run with
+averages: its shards, or an equal part of each whole tensor. These files have the safetensors format
+of torch.distributed.checkpoint.
 """
 
 import json
@@ -39,7 +41,8 @@ def part_of_process(tensor: Any) -> TensorPart:
 
 
 def share_to_write(tensor: Any) -> TensorPart:
-    """Return the share of a tensor that this process writes, where several processes hold the same part."""
+    """Return the share of a tensor that this process writes, where several processes hold the same
+    part."""
     part = part_of_process(tensor)
     copy, num_copies = _copy_number(tensor)
     if part.values.ndim == 0:

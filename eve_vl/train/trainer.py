@@ -80,8 +80,9 @@ class Trainer:
     ):
         """Set up optimiser, precision and process group.
 
-        evaluator: for validation; None: only `train_step` is used. texts: files of every checkpoint. new: parameters that train
-        with head_lr_multiplier. notes: lines for the log. skip_invalid: leave unusable rows out of validation.
+        evaluator: for validation; None: only `train_step` is used. texts: files of every
+        checkpoint. new: parameters that train with head_lr_multiplier. notes: lines for the log.
+        skip_invalid: leave unusable rows out of validation.
         """
         self.config = config
         self.run = run
@@ -203,8 +204,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Train to the last step; return the numbers of best/, else of the last step.
 
-        train_loader: endless micro-batches after `samples_consumed` samples.
-        Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
+        train_loader: endless micro-batches after `samples_consumed` samples. Raises StoppedError
+        after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=is_main())
         with contextlib.closing(log), stop_signals() as signals, garbage_collection_paused():
@@ -477,7 +478,8 @@ class Trainer:
         if self.main_metric not in numbers:
             raise SharedError(
                 f"validation gives no {self.main_metric} to choose the best weights by: its rows "
-                "have no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
+                "have no labels, or too few of each kind; give other rows, or more "
+                "(--data.val-samples)"
             )
 
         def save() -> None:

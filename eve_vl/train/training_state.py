@@ -26,8 +26,8 @@ def load_training_state(
 ) -> dict[str, Any]:
     """Load weights, optimiser and this process's random generators; return state.json.
 
-    Its `meter` holds this process's sums of the open log window. The main process verifies the files for all. Raises UserError
-    for a damaged or unfitting folder.
+    Its `meter` holds this process's sums of the open log window. The main process verifies the
+    files for all. Raises UserError for a damaged or unfitting folder.
     """
     state = processes.from_main(lambda: verify(folder))
     if not file_io.has_fields(state, num_processes=int) or state["num_processes"] < 1:

@@ -26,7 +26,8 @@ class WeightAverages:
     def update(self, step: int) -> None:
         """Add the weights after optimiser step `step` (0-based).
 
-        The decay starts low, to forget the random first weights: min(decay, (2 + step) / (11 + step)).
+        The decay starts low, to forget the random first weights: min(decay, (2 + step) / (11 +
+        step)).
         """
         if not self.values:
             return

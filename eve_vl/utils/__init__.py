@@ -1,1 +1,2 @@
-"""What every room needs: errors, console, files, JSON, threads, memory, seeds and signals of this process."""
+"""What every room needs: errors, console, files, JSON, threads, memory, seeds and signals of this
+process."""

@@ -107,8 +107,8 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
 def progress_line(text: Callable[[], str]) -> Iterator[None]:
     """Show a changing line while the block runs.
 
-    Other output of the block goes elsewhere. A terminal shows the line in place, other outputs a line every
-    3 · PATIENCE seconds.
+    Other output of the block goes elsewhere. A terminal shows the line in place, other outputs a
+    line every 3 · PATIENCE seconds.
     """
     if not is_main():
         yield

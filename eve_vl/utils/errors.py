@@ -13,7 +13,8 @@ WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
-"""Control characters, halves of surrogate pairs, line ends, and marks that reverse the text after them."""
+"""Control characters, halves of surrogate pairs, line ends, and marks that reverse the text after
+them."""
 
 
 def printable(text: str) -> str:
@@ -98,8 +99,8 @@ def explained(
 ) -> Iterator[None]:
     """Turn errors of a library, or MISSING_FIELDS, into a UserError.
 
-    problem: where and what. kind: BaseException catches panics of Rust code too. Rust prints them on stderr. Hiding that would
-    redirect the stderr of all threads.
+    problem: where and what. kind: BaseException catches panics of Rust code too. Rust prints them
+    on stderr. Hiding that would redirect the stderr of all threads.
     """
     try:
         yield

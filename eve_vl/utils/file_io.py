@@ -1,8 +1,8 @@
 """Safe reads of outside files, text and JSON; atomic writes of files and folders.
 
-A faulty byte becomes one clear error. Readers of a path that is being written see the old or the new content, never half of
-either. While a folder is replaced, its old content lies next to it as `.NAME.old`. After a crash at that moment, `recover`
-restores it.
+A faulty byte becomes one clear error. Readers of a path that is being written see the old or the
+new content, never half of either. While a folder is replaced, its old content lies next to it as
+`.NAME.old`. After a crash at that moment, `recover` restores it.
 """
 
 import contextlib
@@ -177,7 +177,8 @@ def write_file(path: Path, content: bytes | str) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file to write.
 
-    At the end it replaces `path`; after an error it is deleted. Of several writers the last one counts.
+    At the end it replaces `path`; after an error it is deleted. Of several writers the last one
+    counts.
     """
     with _temporary_path(path) as temporary:
         yield temporary
@@ -190,7 +191,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder.
 
-    At the end it replaces `folder`; after an error it is deleted. Of several writers the last one counts.
+    At the end it replaces `folder`; after an error it is deleted. Of several writers the last one
+    counts.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_path(folder) as temporary:

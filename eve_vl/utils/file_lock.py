@@ -20,8 +20,8 @@ class FileInUseError(Exception):
 def file_lock(path: Path, *, waits: bool = False) -> Iterator[None]:
     """Hold a lock file. Its folder must exist; the file is deleted at the end.
 
-    waits: wait for the holder to end; else raise FileInUseError. On a file system without locks, only threads are kept out.
-    Raises OSError if the file cannot be written, as on a full disk.
+    waits: wait for the holder to end; else raise FileInUseError. On a file system without locks,
+    only threads are kept out. Raises OSError if the file cannot be written, as on a full disk.
     """
     thread_lock = _THREAD_LOCKS.setdefault(os.path.realpath(path), threading.Lock())
     if not thread_lock.acquire(blocking=waits):

@@ -1,7 +1,8 @@
 """The place of this process among those that torchrun started, by its environment variables.
 
-This is the only file that reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Other launchers and old shells
-set some of them too, so they count only under torchrun, which sets LOCAL_RANK and WORLD_SIZE.
+This is the only file that reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Other launchers
+and old shells set some of them too, so they count only under torchrun, which sets LOCAL_RANK and
+WORLD_SIZE.
 """
 
 import os

@@ -19,8 +19,9 @@ M_ARENA_MAX = -8
 def keep_memory(arenas: int = 0) -> None:
     """Tell glibc to keep freed memory; each process must do so for itself.
 
-    Returning large tensors to the system costs more than the arithmetic on them: without this, activations of a
-    small model are 2–3 times slower. arenas: parts that threads share, each of which keeps its peak; 0: many.
+    Returning large tensors to the system costs more than the arithmetic on them: without this,
+    activations of a small model are 2–3 times slower. arenas: parts that threads share, each of
+    which keeps its peak; 0: many.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
@@ -53,8 +54,8 @@ def peak_memory() -> int:
 def garbage_collection_paused() -> Iterator[None]:
     """Collect garbage only where the block calls gc.collect().
 
-    A collection searches all objects of the imported libraries, in the middle of a step. Frozen objects are no
-    longer searched.
+    A collection searches all objects of the imported libraries, in the middle of a step. Frozen
+    objects are no longer searched.
     """
     was_enabled = gc.isenabled()
     gc.collect()

@@ -19,10 +19,10 @@ def stop_signals() -> Iterator[Collection[int]]:
 
     Signals that the process ignored from its start stay ignored.
 
-    The same SIGINT or SIGTERM acts as usual once REPEAT_SECONDS have passed. Within that time repeated signals count
-    as one: a key hit twice, a terminal and a parent process, a closed terminal and its shell. A pool of processes
-    sends SIGTERM to all whenever one has ended; that never ends a loader worker's parent early. Within another such
-    block both collect a signal.
+    The same SIGINT or SIGTERM acts as usual once REPEAT_SECONDS have passed. Within that time
+    repeated signals count as one: a key hit twice, a terminal and a parent process, a closed
+    terminal and its shell. A pool of processes sends SIGTERM to all whenever one has ended; that
+    never ends a loader worker's parent early. Within another such block both collect a signal.
     """
     first_times: dict[int, float] = {}
     previous: dict[int, Any] = {}

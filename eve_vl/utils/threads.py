@@ -9,9 +9,9 @@ from eve_vl.utils.launcher import process_place
 def yield_cores() -> None:
     """Let idle threads spin for microseconds, then sleep.
 
-    On shared cores, two threads that spin without limit can be 20 times slower than one; threads that never spin
-    gain nothing (LOG.md). It has an effect only before torch is imported, and child processes inherit it. A value
-    set by the user stays.
+    On shared cores, two threads that spin without limit can be 20 times slower than one; threads
+    that never spin gain nothing (LOG.md). It has an effect only before torch is imported, and child
+    processes inherit it. A value set by the user stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")

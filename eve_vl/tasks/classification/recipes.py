@@ -23,8 +23,8 @@ def demo_classification(init: Config) -> Config:
 
     Chance is 0.245; the time was not measured.
 
-    Measured on `scenes:val` from `scenes_words --train.steps 2000`. --data.train takes any labelled images; add
-    --task.no-multilabel if each has one label.
+    Measured on `scenes:val` from `scenes_words --train.steps 2000`. --data.train takes any labelled
+    images; add --task.no-multilabel if each has one label.
 
     eve finetune demo_classification --init runs/demo/pretrain
     """
@@ -37,8 +37,8 @@ def demo_classification(init: Config) -> Config:
 def labels_small(init: Config) -> Config:
     """One label for each image of your own, from a folder per class: minutes.
 
-    It is `demo_classification` with one label per row; --task.multilabel allows several. Its score depends on the images; on
-    built-in scenes with several labels, mean AP is 1.000.
+    It is `demo_classification` with one label per row; --task.multilabel allows several. Its score
+    depends on the images; on built-in scenes with several labels, mean AP is 1.000.
 
     eve finetune labels_small --init runs/pretrained --data.train labelled
     """

@@ -39,18 +39,22 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
     projection_dim: Annotated[int, "[0, 65536]"] = 0
     """Width of the contrastive features; 0: embed_dim."""
     itc_masked_image: bool = False
-    """In training, contrast sees only the patches that image_mask_ratio leaves (FLIP); in evaluation whole images."""
+    """In training, contrast sees only the patches that image_mask_ratio leaves (FLIP); in
+    evaluation whole images."""
     itc_targets: Literal["image", "diagonal", "same_text", "semantic"] = "image"
-    """Positives of contrast: images and texts that share this. image: the image. diagonal: the row, so other captions of the
-    image are negatives. same_text: the image or the text. semantic: labels, which every row needs; a text's share of the
-    target grows with their agreement (MedCLIP)."""
+    """Positives of contrast: images and texts that share this. image: the image. diagonal: the row,
+    so other captions of the image are negatives. same_text: the image or the text. semantic:
+    labels, which every row needs; a text's share of the target grows with their agreement
+    (MedCLIP)."""
     itm_negatives: Literal["local", "global", "random_half"] = "local"
-    """Negatives of matching. local: one per image and per text, sampled by contrastive similarity in the process's
-    micro-batch, three fusion passes (ALBEF). global: sampled from all processes and micro-batches of a step. random_half: half
-    of the pairs get any other image, one fusion pass."""
+    """Negatives of matching. local: one per image and per text, sampled by contrastive similarity
+    in the process's micro-batch, three fusion passes (ALBEF). global: sampled from all processes
+    and micro-batches of a step. random_half: half of the pairs get any other image, one fusion
+    pass."""
     svd_form: Literal["off", "sigma1", "sigma1_share"] = "off"
-    """Term of the largest singular value σ1 of the cosines of all images with all texts of a step. sigma1: σ1 over the number
-    of rows, in (0, 1]; sigma1_share: σ1 over the sum of all singular values; off: neither the term nor its numbers."""
+    """Term of the largest singular value σ1 of the cosines of all images with all texts of a step.
+    sigma1: σ1 over the number of rows, in (0, 1]; sigma1_share: σ1 over the sum of all singular
+    values; off: neither the term nor its numbers."""
     svd_weight: Annotated[float, "(-inf, inf)"] = 0.1
     """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs it."""
 
@@ -93,7 +97,7 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
             and getattr(model, "stem", "") == "conv"
         ):
             problems.append(
-                "itc_masked_image with model.stem conv, which must see whole images during training too: "
-                "set task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
+                "itc_masked_image with model.stem conv, which must see whole images during training "
+                "too: set task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
         return problems

@@ -1,4 +1,5 @@
-"""Recipes of the baselines of [paper] Table 1: pre-training by contrast, matching and masked tokens."""
+"""Recipes of the baselines of [paper] Table 1: pre-training by contrast, matching and masked
+tokens."""
 
 from dataclasses import replace
 from typing import Any
@@ -42,9 +43,11 @@ def base_mlm_itc_itm() -> Config:
 
     It takes 3.2 times the time ([paper] Table 1).
 
-    Contrast sees all 2,048 pairs of a step. Hard negatives of matching come from the micro-batch of a process.
+    Contrast sees all 2,048 pairs of a step. Hard negatives of matching come from the micro-batch of
+    a process.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm \\
+        --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     baseline = _baseline(base(), "base_mlm_itc_itm", mim_weight=0.0)
     return changed(

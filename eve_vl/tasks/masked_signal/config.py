@@ -26,7 +26,8 @@ class MaskedSignalConfig(TaskConfig):
         UnusedFields(
             when="task.mim_weight",
             equals=0,
-            fields="mim_share image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads",
+            fields="mim_share image_mask_ratio normalize_targets "
+            "decoder_depth decoder_dim decoder_num_heads",
         ),
         UnusedFields(
             when="task.mlm_weight",
@@ -43,14 +44,17 @@ class MaskedSignalConfig(TaskConfig):
     whole_word_masking: bool = False
     """Mask whole words with all their pieces instead of tokens, as later versions of BERT do."""
     mask_replace_prob: Annotated[float, "[0, 1]"] = 0.0
-    """Share of masked tokens that show a word instead of [MASK] in training: half of them their own, half another one
-    (BERT: 0.2). The model then learns whether the text is true of the image (LOG.md)."""
+    """Share of masked tokens that show a word instead of [MASK] in training: half of them their
+    own, half another one (BERT: 0.2). The model then learns whether the text is true of the image
+    (LOG.md)."""
     mask_replace_source: Literal["batch", "vocabulary"] = "batch"
-    """Source of the other words. batch: masked words of the batch, as frequent as true ones; vocabulary: all words (BERT)."""
+    """Source of the other words. batch: masked words of the batch, as frequent as true ones;
+    vocabulary: all words (BERT)."""
     mim_weight: Weight = 1.0
     """Weight of the masked-pixel loss; 0: no image pass."""
     mim_share: Annotated[float, "(0, 1]"] = 1.0
-    """Share of the rows of a micro-batch in the image pass in training, rounded up; 0.5 halves the cost of that pass."""
+    """Share of the rows of a micro-batch in the image pass in training, rounded up; 0.5 halves the
+    cost of that pass."""
     mlm_weight: Weight = 1.0
     """Weight of the masked-token loss; 0: no text pass."""
     joint_masking: bool = False

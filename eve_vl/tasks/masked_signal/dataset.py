@@ -28,8 +28,8 @@ KINDS = {"image_text": "captions", "image": "images", "text": "texts"}  # of row
 class MaskedPairs(RowDataset):
     """Pairs with masks or, by data.modality, images only or texts only.
 
-    Evaluation uses the first caption. There each pair comes with a wrong partner: the pair half the data away or, if
-    that shares a caption with it, a random one.
+    Evaluation uses the first caption. There each pair comes with a wrong partner: the pair half the
+    data away or, if that shares a caption with it, a random one.
     """
 
     @classmethod

@@ -39,8 +39,9 @@ def tiny() -> Config:
 def demo() -> Config:
     """EVE on built-in scenes: four to five minutes on one core; token accuracy 0.927.
 
-    The accuracy is 0.446 with a wrong image. Pixels are masked in a quarter of the rows, tokens in all. The second of its two
-    blocks has experts, and those of a token cost as much as one network. With 300 core-seconds, two blocks beat four (LOG.md).
+    The accuracy is 0.446 with a wrong image. Pixels are masked in a quarter of the rows, tokens in
+    all. The second of its two blocks has experts, and those of a token cost as much as one network.
+    With 300 core-seconds, two blocks beat four (LOG.md).
 
     It suits small image–caption data of your own; scenes and emoji derive from it.
 
@@ -79,7 +80,8 @@ def demo() -> Config:
 def demo_words() -> Config:
     """The demo without masked pixels and experts.
 
-    1,364 of its 1,600 steps take 163 core-seconds. Token accuracy is then 0.934, and 0.478 with a wrong image.
+    1,364 of its 1,600 steps take 163 core-seconds. Token accuracy is then 0.934, and 0.478 with a
+    wrong image.
 
     eve pretrain demo_words
     """
@@ -107,8 +109,8 @@ def scenes_words() -> Config:
 def emoji() -> Config:
     """Emoji and their names: three minutes on one core.
 
-    examples/emoji builds the data, 4,800 images. `search_small --train.lr 1e-3` then reaches R@1 0.24 and 0.28 on unseen
-    concepts, with 367 CPU core-seconds in all.
+    examples/emoji builds the data, 4,800 images. `search_small --train.lr 1e-3` then reaches R@1
+    0.24 and 0.28 on unseen concepts, with 367 CPU core-seconds in all.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -131,11 +133,12 @@ def emoji() -> Config:
 def icons() -> Config:
     """Icons and their names: minutes on one core.
 
-    It gives shape and tokenizer to `icons_search --scratch`, which is better than `icons_search` from these weights.
+    It gives shape and tokenizer to `icons_search --scratch`, which is better than `icons_search`
+    from these weights.
 
-    With equal core-seconds, patches of 16 and four blocks, that was R@1 0.43 and 0.44 against 0.41 and 0.42. With one
-    block, `icons_search` is ahead of four blocks up to 4,700 steps; with 6,600, four have 0.03 more R@1 and cost more (LOG.md).
-    examples/icons builds the data, 84,000 pairs.
+    With equal core-seconds, patches of 16 and four blocks, that was R@1 0.43 and 0.44 against 0.41
+    and 0.42. With one block, `icons_search` is ahead of four blocks up to 4,700 steps; with 6,600,
+    four have 0.03 more R@1 and cost more (LOG.md). examples/icons builds the data, 84,000 pairs.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
@@ -164,7 +167,8 @@ def icons() -> Config:
 def base() -> Config:
     """EVE-Base as in the paper: 4M images, 480k steps at batch 2048.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base \\
+        --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     return Config(
         task=MaskedSignalConfig(),
@@ -180,7 +184,8 @@ def base() -> Config:
 def large() -> Config:
     """EVE-Large as in the paper: 280k steps at batch 2048.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain large \\
+        --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     return changed(
         base(),

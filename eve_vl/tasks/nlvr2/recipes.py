@@ -39,7 +39,8 @@ def demo_nlvr2(init: Config) -> Config:
 def scenes_nlvr2(init: Config) -> Config:
     """Statements about two built-in scenes with more steps; accuracy 0.98.
 
-    The accuracy is that of a budget of 900 CPU core-seconds, `scenes_words` included, with steps that fitted it.
+    The accuracy is that of a budget of 900 CPU core-seconds, `scenes_words` included, with steps
+    that fitted it.
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """

@@ -14,13 +14,16 @@ class SearchFlags(EvaluationFlags):
     """Flags of `eve evaluate` for retrieval."""
 
     rerank: int | None = None
-    """Best candidates of each query to re-rank by the matching head; 0: none; default: chosen by validation."""
+    """Best candidates of each query to re-rank by the matching head; 0: none; default: chosen by
+    validation."""
     rerank_by: Literal["match", "sum"] | None = None
-    """Order of re-ranking: by the matching head only, or by its sum with the contrast; default: the run's own."""
+    """Order of re-ranking: by the matching head only, or by its sum with the contrast; default: the
+    run's own."""
     captions_per_image: int | None = None
     """Captions per image in the gallery; 0: all; default: the run's own."""
     dedup_captions: bool | None = None
-    """Equal captions count as one, true of every image that has it; COCO and Flickr30K: False; default: the run's own."""
+    """Equal captions count as one, true of every image that has it; COCO and Flickr30K: False;
+    default: the run's own."""
 
 
 class RetrievalConfig(TaskConfig, ContrastOptions):
@@ -43,38 +46,43 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
         UnusedFields(when="task.itm_loss", equals="pairs", fields="ranking_candidates"),
     )
     itc_weight: Weight = 1.0
-    """Weight of the contrastive loss. 0: no comparable features, random negatives of matching, and search by one fusion pass
-    per image–text pair; rerank must be 0 too."""
+    """Weight of the contrastive loss. 0: no comparable features, random negatives of matching, and
+    search by one fusion pass per image–text pair; rerank must be 0 too."""
     itm_weight: Weight = 1.0
     """Weight of the matching loss; 0: no matching head; rerank must be 0 too."""
     itm_loss: Literal["pairs", "ranking"] = "pairs"
-    """pairs: classify true and wrong pairs. ranking: find an image's own text among ranking_candidates, by a score that starts
-    as the --init run's match logit."""
+    """pairs: classify true and wrong pairs. ranking: find an image's own text among
+    ranking_candidates, by a score that starts as the --init run's match logit."""
     ranking_candidates: Annotated[int, "[2, inf)"] = 16
-    """Texts per image that ranking compares: its own and others of the micro-batch, one fusion pass each."""
+    """Texts per image that ranking compares: its own and others of the micro-batch, one fusion pass
+    each."""
     projection_dim: Annotated[int, "[0, 65536]"] = 0
     """Width of the features; 0: embed_dim."""
     itm_batchnorm: bool = False
     """Batch-normalise the matching head's input; small models learn to match sooner."""
     pooling: Literal["cls", "mean"] = "cls"
-    """Features from the [CLS] state, as in the paper, or from the mean of the states, which learns sooner (LOG.md)."""
+    """Features from the [CLS] state, as in the paper, or from the mean of the states, which learns
+    sooner (LOG.md)."""
     final_norm: bool = True
-    """Search by features after the encoder's final norm, as in training; the published code takes those before it."""
+    """Search by features after the encoder's final norm, as in training; the published code takes
+    those before it."""
     rerank: CountOrZero = 128
-    """Most candidates of each query to re-rank by the matching head (k_test); 0: none. Validation tries this number, its half,
-    its quarter and so on, and none; best/ keeps the best choice."""
+    """Most candidates of each query to re-rank by the matching head (k_test); 0: none. Validation
+    tries this number, its half, its quarter and so on, and none; best/ keeps the best choice."""
     rerank_by: Literal["match", "sum"] = "match"
-    """Order of re-ranking. match: by the matching head, as published. sum: by its log-odds plus the similarity over the
-    temperature. Training samples negatives by that similarity, so the head learns a correction of it."""
+    """Order of re-ranking. match: by the matching head, as published. sum: by its log-odds plus the
+    similarity over the temperature. Training samples negatives by that similarity, so the head
+    learns a correction of it."""
     captions_per_image: CountOrZero = 0
     """Captions per image in evaluation; 0: all."""
     dedup_captions: bool = False
-    """Equal captions count as one text, true of every image that has it, and are no negatives of each other in training. For
-    generated scenes, evaluation counts every image that the caption is true of. False: each caption is true of its image only,
-    as on COCO and Flickr30K."""
+    """Equal captions count as one text, true of every image that has it, and are no negatives of
+    each other in training. For generated scenes, evaluation counts every image that the caption is
+    true of. False: each caption is true of its image only, as on COCO and Flickr30K."""
 
     def starting_from(self, init: Any) -> TaskConfig:
-        """Return this section for a run that starts from another run: on towers such as CLIP's it keeps their heads."""
+        """Return this section for a run that starts from another run: on towers such as CLIP's it
+        keeps their heads."""
         if not isinstance(init.task, RetrievalConfig) or not init.model.reads_text_end:
             return self
         return replace(
@@ -111,7 +119,8 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
             )
         elif self.rerank and not self.itm_weight:
             problems.append(
-                f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too"
+                f"rerank {self.rerank} needs the matching head, but itm_weight is 0: "
+                "set it to 0 too"
             )
         if self.pooling == "mean" and not self.final_norm:
             problems.append(

@@ -193,7 +193,10 @@ def choice_sentence(rerank_k: int, tried: Mapping[int, float], itc_only: float) 
     """Return what validation chose of the numbers of candidates that it tried, and why."""
     best = rerank_k or max(tried, key=lambda k: tried[k])
     low, high = gain(tried[best])
-    worth = f"r_mean {tried[best]:.3f}, with ITC only {itc_only:.3f}, difference {low:.3f} to {high:.3f}"
+    worth = (
+        f"r_mean {tried[best]:.3f}, with ITC only {itc_only:.3f}, "
+        f"difference {low:.3f} to {high:.3f}"
+    )
     chosen = f"the best {rerank_k} ({worth})"
     if not rerank_k:
         chosen = f"none: not even the best {best} are surely worth it ({worth})"

@@ -24,7 +24,8 @@ def retrieval(init: Config) -> Config:
 
     The batch has 256 pairs. Flickr30K: lr 1e-5, batch 128.
 
-    eve finetune retrieval --init runs/base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
+    eve finetune retrieval --init runs/base \\
+        --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
     return at_paper_scale(
         init, "retrieval", RetrievalConfig(), 384, "color", steps=22_000, batch_size=256, lr=3e-5
@@ -35,7 +36,8 @@ def retrieval(init: Config) -> Config:
 def demo_retrieval(init: Config) -> Config:
     """Captions of built-in scenes: fifty seconds on one core; R@1 0.88 and 0.93.
 
-    It learns with ITC only and is part of `make demo`. With many more steps, --train.lr 1e-3 learns better.
+    It learns with ITC only and is part of `make demo`. With many more steps, --train.lr 1e-3 learns
+    better.
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
@@ -68,8 +70,9 @@ def scenes_retrieval(init: Config) -> Config:
 def icons_search(init: Config) -> Config:
     """Icons and names, ITC only: 20 to 50 minutes; R@1 0.57, 0.58 on unseen sets.
 
-    The scores are from icon to name and from name to icon, with this command and the 84,075 icons of examples/icons. Half of
-    the batches hold icons of one set, so the table needs a column `set`; other data: --data.batches-from COLUMN.
+    The scores are from icon to name and from name to icon, with this command and the 84,075 icons
+    of examples/icons. Half of the batches hold icons of one set, so the table needs a column `set`;
+    other data: --data.batches-from COLUMN.
 
     eve finetune icons_search --init runs/icons --scratch --train.lr-multipliers 'encoder.text.*' 3
     """
@@ -93,8 +96,9 @@ def icons_search(init: Config) -> Config:
 def search_small(init: Config) -> Config:
     """Search in a few thousand images of your own: minutes; R@1 0.71, 0.71 on icons.
 
-    ITC only, with random crops, mirrored images and moving averages of the weights. Both numbers are on 736 icons of unseen
-    names; builtin:drawings has 0.66, 0.66 there. From random weights, --train.lr 1e-3 learns faster.
+    ITC only, with random crops, mirrored images and moving averages of the weights. Both numbers
+    are on 736 icons of unseen names; builtin:drawings has 0.66, 0.66 there. From random weights,
+    --train.lr 1e-3 learns faster.
 
     eve finetune search_small --init builtin:drawings --data.train FOLDER
     """

@@ -17,7 +17,8 @@ class VQAConfig(TaskConfig):
     title: ClassVar[str] = "visual question answering"
     of_pairs: ClassVar[tuple[str, ...]] = ("name",)
     answers: Path | None = None
-    """Answer list: a JSON list, one answer a line, or BEiT-3's answer2label.txt; default: built from the training data."""
+    """Answer list: a JSON list, one answer a line, or BEiT-3's answer2label.txt; default: built
+    from the training data."""
     min_answer_count: Count = 9
     """Training questions that an answer of a built list needs."""
 

@@ -43,7 +43,8 @@ def demo_vqa(init: Config) -> Config:
 def scenes_vqa(init: Config) -> Config:
     """Questions about scenes: four minutes on one core; accuracy 0.97.
 
-    It has more steps than `demo_vqa`. The accuracy is from half of `scenes_words`, with --train.optimizer muon.
+    It has more steps than `demo_vqa`. The accuracy is from half of `scenes_words`, with
+    --train.optimizer muon.
 
     eve finetune scenes_vqa --init runs/scenes
     """
